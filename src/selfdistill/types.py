@@ -1,0 +1,135 @@
+"""The values that travel through a run: frozen, free of tensors, each with a worked example where it is not plain."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Literal, TypeAlias
+
+TokenIds: TypeAlias = tuple[int, ...]
+Role = Literal["system", "user", "assistant"]
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: Role
+    content: str
+
+
+class StopReason(StrEnum):
+    """Why a completion ended."""
+
+    END = "end"  # the model ended its turn
+    LENGTH = "length"  # the token limit cut it off: whatever follows was never said
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A question `x`, and what only the world knows about it.
+
+    `messages` is all that the student reads. `spec` belongs to the world (tests, answers) and is JSON.
+    `demonstration` and `document` are privileged texts that came with the data; empty means none.
+    """
+
+    id: str
+    messages: tuple[Message, ...]
+    spec: Mapping[str, Any] = field(default_factory=dict)
+    demonstration: str = ""
+    document: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """An answer `y` as sampled: `token_ids` [T] are never re-tokenised; `logprobs` [T] are nats under the weights,
+    temperature and support that sampled them. `uid` is unique in a run; worlds may seed choices with it."""
+
+    uid: str
+    text: str
+    token_ids: TokenIds = ()
+    logprobs: tuple[float, ...] = ()
+    stop: StopReason = StopReason.END
+    policy_version: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a world says of a completion: `reward` in [0, 1] decides who counts as a success, `feedback` is what a
+    teacher may read (empty: nothing to say), `details` are extra numbers or words for the records."""
+
+    reward: float
+    feedback: str = ""
+    details: Mapping[str, float | int | str | bool] = field(default_factory=dict)
+
+
+class Drop(StrEnum):
+    """Why a rollout takes no part in an update. Every dropped rollout is counted under one of these."""
+
+    WORLD_RAISED = "world_raised"  # the world's function raised an exception
+    WORLD_TIMEOUT = "world_timeout"  # the world's function did not come back in time
+    BAD_OUTCOME = "bad_outcome"  # the world returned NaN, a reward outside [0, 1] or the wrong type
+    EMPTY_COMPLETION = "empty_completion"  # nothing was sampled
+    LONE_SUCCESS = "lone_success"  # the only success of its group: never its own demonstration
+    NO_CONTEXT = "no_context"  # nothing was learned about it that the student did not know
+    CONTEXT_TOO_LONG = "context_too_long"  # even with the field cut, the teacher prompt does not fit
+    FLAT_GROUP = "flat_group"  # all rewards of the group are equal: no advantage
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """One attempt at a task. `outcome` is None exactly when the world could not judge it (`drop` says why)."""
+
+    task: Task
+    prompt_ids: TokenIds
+    completion: Completion
+    outcome: Outcome | None = None
+    drop: Drop | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutGroup:
+    """All attempts at one task that were sampled together (siblings)."""
+
+    task: Task
+    rollouts: tuple[Rollout, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """Privileged context `c`: what the teacher reads beside the question. `kind` names its rule for the records.
+
+    The texts fill the fields of the teacher prompt; an empty one leaves its section out.
+    """
+
+    kind: str
+    solution: str = ""
+    feedback: str = ""
+    demonstration: str = ""
+    document: str = ""
+    reply: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingSample:
+    """One completion, ready to be read by the student and by the teacher.
+
+    With x rendered as [5, 6], (x, c) rendered as [5, 9, 9, 6] and y sampled as [7, 8]:
+
+        student reads 5 6 7 8          teacher reads 5 9 9 6 7 8
+        the signal compares their next-token distributions before 7 and before 8.
+
+    `teacher_prompt_ids` is None when no distillation is asked for (`distil` is then 0). `advantage` scales the
+    policy gradient on the sampled tokens, `distil` the divergence from the teacher; a method fills in both.
+    """
+
+    uid: str
+    student_prompt_ids: TokenIds
+    teacher_prompt_ids: TokenIds | None
+    completion_ids: TokenIds
+    sampled_logprobs: tuple[float, ...]
+    advantage: float = 0.0
+    distil: float = 0.0
+    context_kind: str = "none"
+    policy_version: int = 0
