@@ -1,0 +1,146 @@
+"""Shapes: what a difference of opinion about a token is worth. One class per divergence; nothing else knows them.
+
+Legend: N positions, V outcomes (the vocabulary, or the buckets of a support); p student, q teacher.
+
+For every divergence D(p, q) with q held fixed, the gradient with respect to the student's logits z is
+
+    ∂D/∂z_v = −p_v (a_v − Σ_w p_w a_w)        a_v = h(u_v),  u_v = log q_v − log p_v  (the evidence)
+
+so a divergence is its value and its pointwise shape h, which acts as an advantage for every token of the vocabulary
+(Hübotter et al., arXiv 2601.20802v2, Prop. 2.1, for h(u) = u). To add one, derive from `Shape` here.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from selfdistill.signal.refusal import refusal
+
+_LARGEST_EVIDENCE = 80.0  # e^80 still fits float32; beyond it p < 1e-34 q, and the terms it enters are constant or 0
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What one term says of N positions: its value, and its flow F_v = p_v a_v.
+
+    Flows of several terms add up, and ∂L/∂z = p ΣF − F turns their sum into a gradient on the logits. The tensors are
+    fresh: whoever asked for them may overwrite them.
+    """
+
+    divergence_N: Tensor
+    flow_NV: Tensor
+
+
+class Shape(ABC):
+    """A divergence D(p, q) ≥ 0 and its shape h. Arguments are log-probabilities whose last axis sums to 1."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def advantage(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+        """a = h(u), entry by entry."""
+
+    @abstractmethod
+    def compare(self, log_p_NV: Tensor, log_q_NV: Tensor) -> Comparison:
+        """The value per position, and p · a without overflow where p is tiny. Both are exactly 0 when p is q."""
+
+    def divergence(self, log_p_NV: Tensor, log_q_NV: Tensor) -> Tensor:
+        """D(p, q) in nats, summed over the last axis."""
+        return self.compare(log_p_NV, log_q_NV).divergence_N
+
+
+@dataclass(frozen=True, slots=True)
+class ReverseKL(Shape):
+    """KL(p‖q) = Σ p (log p − log q), student first, mode seeking: h(u) = u. Unbounded where the teacher says "never".
+
+    Source: arXiv 2601.20802, Eq. 1.
+    """
+
+    def advantage(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+        """h(u) = u."""
+        return log_q - log_p
+
+    def compare(self, log_p_NV: Tensor, log_q_NV: Tensor) -> Comparison:
+        """Flow p·u; the value is minus its sum."""
+        flow_NV = log_p_NV.exp().mul_(log_q_NV - log_p_NV)
+        return Comparison(-flow_NV.sum(-1), flow_NV)
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardKL(Shape):
+    """KL(q‖p) = Σ q (log q − log p), teacher first, mass covering: h(u) = e^u − 1."""
+
+    def advantage(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+        """h(u) = e^u − 1; inf where q/p does not fit the number format."""
+        return torch.expm1(log_q - log_p)
+
+    def compare(self, log_p_NV: Tensor, log_q_NV: Tensor) -> Comparison:
+        """Flow p·(e^u − 1) = q − p."""
+        q_NV = log_q_NV.exp()
+        flow_NV = q_NV - log_p_NV.exp()
+        return Comparison(q_NV.mul_(log_q_NV - log_p_NV).sum(-1), flow_NV)
+
+
+@dataclass(frozen=True, slots=True)
+class JensenShannon(Shape):
+    """(1−α) KL(p‖m) + α KL(q‖m) with m = (1−α)p + αq: h(u) = (1−α) log((1−α) + α e^u). Bounded by H(α) ≤ log 2.
+
+    α is the teacher's share of the mixture m, strictly between 0 and 1. The scale depends on it: JSD_α/α → KL(q‖p)
+    as α → 0 and JSD_α/(1−α) → KL(p‖q) as α → 1, so changing α also changes the effective learning rate.
+
+    Source: Lin 1991; arXiv 2601.20802, §2, with α = 0.5.
+    """
+
+    alpha: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 < self.alpha < 1:
+            raise refusal(
+                "alpha of a Jensen-Shannon divergence must lie strictly between 0 and 1",
+                got=self.alpha,
+                why="at the ends the mixture is one of the two distributions and the divergence is 0",
+                do="use ForwardKL() or ReverseKL(), or divergence(alpha), which accepts the ends",
+            )
+
+    def _log_ratio(self, evidence: Tensor) -> Tensor:
+        """log(m/p) = log((1−α) + α e^u), exactly 0 at u = 0. Overwrites its argument."""
+        return evidence.expm1_().mul_(self.alpha).log1p_()
+
+    def advantage(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+        """h(u) = (1−α) log((1−α) + α e^u)."""
+        evidence = log_q - log_p
+        beyond = (evidence - _LARGEST_EVIDENCE).clamp(min=0)
+        return (1 - self.alpha) * (self._log_ratio(evidence.clamp(max=_LARGEST_EVIDENCE)) + beyond)
+
+    def compare(self, log_p_NV: Tensor, log_q_NV: Tensor) -> Comparison:
+        """Flow (1−α) p log(m/p); the value is Σ α q (u − log(m/p)) minus its sum."""
+        evidence_NV = (log_q_NV - log_p_NV).clamp_(max=_LARGEST_EVIDENCE)
+        log_ratio_NV = self._log_ratio(evidence_NV.clone())
+        teacher_N = log_q_NV.exp().mul_(evidence_NV.sub_(log_ratio_NV)).sum(-1)
+        flow_NV = log_ratio_NV.mul_(log_p_NV.exp()).mul_(1 - self.alpha)
+        return Comparison(self.alpha * teacher_N - flow_NV.sum(-1), flow_NV)
+
+
+def divergence(alpha: float) -> Shape:
+    """The paper's switch: 0 is KL(teacher‖student), 1 is KL(student‖teacher), between is the Jensen-Shannon
+    divergence whose mixture is (1−alpha)·student + alpha·teacher.
+
+    The switch is discontinuous in scale: as alpha goes to 0 the divergence goes to 0, but at 0 it is the full forward
+    KL (JSD_α ≈ α KL(q‖p)); at 1 likewise with the reverse KL. A sweep over alpha therefore also sweeps the effective
+    learning rate. Raises `ValueError` outside [0, 1]. Source: arXiv 2601.20802, released settings.
+    """
+    if not 0 <= alpha <= 1 or math.isnan(alpha):
+        raise refusal(
+            "alpha must lie in [0, 1]",
+            got=alpha,
+            why="it is the teacher's share of a mixture with the student",
+            do="0 for KL(teacher‖student), 1 for KL(student‖teacher), between for Jensen-Shannon",
+        )
+    if alpha in (0, 1):
+        return ReverseKL() if alpha else ForwardKL()
+    return JensenShannon(alpha)
