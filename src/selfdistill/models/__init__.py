@@ -1,0 +1,1 @@
+"""Language models: loading them, sampling from them, the teacher's weights, and checkpoints."""

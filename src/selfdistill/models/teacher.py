@@ -1,0 +1,216 @@
+"""Whose weights read the privileged context: the teacher's rule, and the weights it keeps.
+
+A rule says which weights speak (`views`) and how the kept ones follow the student. The kept weights, the *shadow*,
+are float32 copies of the trainable parameters alone: under LoRA that is the adapter, and a fresh adapter's shadow is
+the base model itself, at no further cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import ClassVar, Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from selfdistill.errors import ConfigError, RunError
+from selfdistill.models.policy import Policy
+from selfdistill.signal.head import Head
+
+Source: TypeAlias = Literal["shadow", "student"]
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """One reading of the teacher's prompt: with whose weights, and its exponent in the product of the views' opinions
+    (log-probabilities are averaged with these weights, which sum to 1)."""
+
+    weight: float
+    source: Source
+
+
+@dataclass(frozen=True, slots=True)
+class Frozen:
+    """The teacher is the student as it was at the start."""
+
+    kind: ClassVar[str] = "frozen"
+
+
+@dataclass(frozen=True, slots=True)
+class Ema:
+    """After every generation batch φ ← (1 − rate)·φ + rate·θ, φ the teacher and θ the student.
+
+    `rate` is the share of the *student* that the teacher takes in: 0.05 follows slowly, 0 never, 1 copies. (Elsewhere
+    the same teacher may be written as a decay of 0.95.) Raises `ConfigError`.
+    """
+
+    kind: ClassVar[str] = "ema"
+    rate: float = 0.05
+
+    def __post_init__(self) -> None:
+        _check_share(self.rate, "the rate of an EMA teacher")
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The teacher becomes a copy of the student after every `every`-th generation batch. Raises `ConfigError`."""
+
+    kind: ClassVar[str] = "snapshot"
+    every: int = 10
+
+    def __post_init__(self) -> None:
+        if isinstance(self.every, bool) or self.every < 1:
+            why = "it counts generation batches"
+            raise ConfigError(
+                "a snapshot teacher needs a whole number of at least 1", got=self.every, why=why, do="try 10"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class TrustRegion:
+    """q ∝ q_ref^(1 − rate) · q_θ^rate: the student at the start and the student now, both reading the context.
+
+    `rate` is the share of the *student*: 0 is `Frozen`, 1 is `Live`. Costs two forward passes. Raises `ConfigError`.
+    Source: Hübotter et al. 2026 (arXiv 2601.20802), app. A.2.
+    """
+
+    kind: ClassVar[str] = "trust_region"
+    rate: float = 0.05
+
+    def __post_init__(self) -> None:
+        _check_share(self.rate, "the rate of a trust-region teacher")
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """The teacher is the student itself, as it is now, reading the context."""
+
+    kind: ClassVar[str] = "live"
+
+
+TeacherRule: TypeAlias = Frozen | Ema | Snapshot | TrustRegion | Live
+
+
+def _check_share(rate: float, what: str) -> None:
+    if not 0 <= rate <= 1:
+        why = "it is the share of the student that the teacher takes in"
+        raise ConfigError(f"{what} must be between 0 and 1", got=rate, why=why, do="try 0.05")
+
+
+class Teacher:
+    """A rule at work on one policy: the shadow it keeps, and how many generation batches it has seen.
+
+        teacher = Teacher(Ema(0.05), policy)
+        for view in teacher.views():
+            with teacher.applied(policy, view):
+                hidden_ND = policy.answer_hidden(pairs)
+            head = teacher.head(policy, view)
+        ...                                             # all optimiser steps of the generation batch
+        teacher.update(policy)
+
+    The shadow starts as the student's own parameters. It is kept on `keep_on` (the policy's device by default;
+    "cpu" saves its memory there and costs a copy for every `applied`).
+    """
+
+    def __init__(self, rule: TeacherRule, policy: Policy, *, keep_on: str | torch.device | None = None) -> None:
+        self.rule = rule
+        self.batches = 0
+        self._applied = False
+        place = policy.device if keep_on is None else torch.device(keep_on)
+        kept = {} if isinstance(rule, Live) else policy.trainable()
+        self._shadow = {name: _float32_copy(value, place) for name, value in kept.items()}
+
+    def views(self) -> tuple[View, ...]:
+        """Which weights read the teacher's prompt, and how much each counts."""
+        if isinstance(self.rule, Live):
+            return (View(1.0, "student"),)
+        if isinstance(self.rule, TrustRegion):
+            return (View(1.0 - self.rule.rate, "shadow"), View(self.rule.rate, "student"))
+        return (View(1.0, "shadow"),)
+
+    @contextmanager
+    def applied(self, policy: Policy, view: View) -> Iterator[None]:
+        """Inside, the policy computes with the view's weights and without gradients.
+
+        The parameters are pointed at the shadow and back again, so that the student's bits are never touched, also
+        when the body raises. Cannot be nested.
+        """
+        assert not self._applied, "a teacher is already applied"
+        parameters = policy.trainable() if view.source == "shadow" else {}
+        student = {name: value.data for name, value in parameters.items()}
+        self._applied = True
+        try:
+            for name, value in parameters.items():
+                value.data = self._shadow[name].to(value.device, value.dtype)
+            with torch.no_grad():
+                yield
+        finally:
+            for name, value in parameters.items():
+                value.data = student[name]
+            self._applied = False
+
+    def head(self, policy: Policy, view: View) -> Head:
+        """The head that belongs to the view's hidden states, outside of `applied` too; never carries a gradient.
+
+        That of the student's own view looks at the live weights: use it before the next optimiser step.
+        """
+        head = policy.head()
+        if view.source == "student":
+            return head.detached()
+        names = {id(value): name for name, value in policy.trainable().items()}
+
+        def shadowed(value: Tensor) -> Tensor:
+            name = names.get(id(value))  # a head that is not trained, as under LoRA, has no shadow
+            return value.detach() if name is None else self._shadow[name].to(value.device, value.dtype)
+
+        bias_V = None if head.bias_V is None else shadowed(head.bias_V)
+        return Head(shadowed(head.weight_VD), bias_V, head.softcap, head.scale)
+
+    @torch.no_grad()
+    def update(self, policy: Policy) -> None:
+        """Follows the student. Call once per generation batch, after its last optimiser step."""
+        self.batches += 1
+        rate = self._rate()
+        if rate == 0:
+            return
+        for name, value in policy.trainable().items():
+            shadow = self._shadow[name]
+            shadow.lerp_(value.detach().to(shadow), rate)
+
+    def _rate(self) -> float:
+        """How much of the student the shadow takes in now."""
+        if isinstance(self.rule, Ema):
+            return self.rule.rate
+        if isinstance(self.rule, Snapshot):
+            return float(self.batches % self.rule.every == 0)
+        return 0.0
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The shadow, by parameter name, and the number of batches. Not a copy: write it before the next `update`."""
+        return {
+            "batches": torch.tensor(self.batches),
+            **{f"shadow.{name}": value for name, value in self._shadow.items()},
+        }
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Takes back what `state_dict` gave, to the bit. Raises `RunError` when it belongs to another model or rule."""
+        wanted = {f"shadow.{name}": tuple(value.shape) for name, value in self._shadow.items()}
+        found = {name: tuple(value.shape) for name, value in state.items() if name != "batches"}
+        if wanted != found or "batches" not in state:
+            differing = sorted(name for name in wanted | found if wanted.get(name) != found.get(name))
+            raise RunError(
+                "the saved teacher does not fit this model",
+                got=f"{len(found)} tensors",
+                why=f"{len(wanted)} were expected; first difference: {(differing or ['batches'])[0]}",
+                do="resume with the model, the LoRA options and the teacher that the run began with",
+            )
+        self.batches = int(state["batches"])
+        for name, value in self._shadow.items():
+            value.copy_(state[f"shadow.{name}"])
+
+
+def _float32_copy(value: nn.Parameter, place: torch.device) -> Tensor:
+    return value.detach().to(place, torch.float32, copy=True)
