@@ -1,0 +1,5 @@
+"""`python -m selfdistill` is the command `selfdistill`."""
+
+from selfdistill.cli import main
+
+main()

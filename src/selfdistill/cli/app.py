@@ -1,0 +1,221 @@
+"""The commands. What they call is imported when they run: torch takes seconds, and `--help` should not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from selfdistill.cli.display import RunDisplay
+from selfdistill.cli.guard import Guarded
+from selfdistill.cli.output import print_comparison, print_listing, print_settings, print_table
+from selfdistill.runs import read_run, saved_config
+from selfdistill.runs.environment import package_version
+from selfdistill.view.plots import overview
+
+app = typer.Typer(
+    name="selfdistill",
+    cls=Guarded,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Reinforcement learning via self-distillation: a language model that learns from more than a score.",
+)
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]...",
+        help="Any setting by its dotted key, as in optimiser.lr=1e-5 teacher.kind=ema. "
+        "`selfdistill train --list-settings` prints all of them.",
+        show_default=False,
+    ),
+]
+ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help="TOML file of settings.", show_default=False)]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        help="Directory or hub name of a causal LM; sapling is embedded. [default: sapling]", show_default=False
+    ),
+]
+MethodName = Annotated[
+    str | None, typer.Option(help="How to learn; see `selfdistill methods`. [default: sdpo]", show_default=False)
+]
+WorldName = Annotated[
+    str | None,
+    typer.Option(help="Who judges; see `selfdistill worlds`. [default: verbs; code with --data]", show_default=False),
+]
+Data = Annotated[
+    str | None, typer.Option(help="JSONL file of tasks. [default: the world's own tasks]", show_default=False)
+]
+Seed = Annotated[int | None, typer.Option(help="Decides every random choice. [default: 0]", show_default=False)]
+
+
+def main() -> None:
+    """Runs the command line."""
+    app()
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"selfdistill {package_version('selfdistill') or '(not installed)'}")
+        raise typer.Exit
+
+
+@app.callback()
+def selfdistill(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Reinforcement learning via self-distillation: a language model that learns from more than a score."""
+
+
+@app.command()
+def train(
+    overrides: Overrides = None,
+    config: ConfigFile = None,
+    model: Model = None,
+    method: MethodName = None,
+    world: WorldName = None,
+    data: Data = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Generation batches to train for. [default: 40]", show_default=False)
+    ] = None,
+    seed: Seed = None,
+    out: Annotated[
+        str | None,
+        typer.Option(help="Run directory. [default: runs/<method>-<world>-seed<seed>]", show_default=False),
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Run directory to go on with; its settings are kept.", show_default=False)
+    ] = None,
+    list_settings: Annotated[bool, typer.Option("--list-settings", help="Print every setting and exit.")] = False,
+) -> None:
+    """Train a model on the tasks of a world, and keep everything in a run directory.
+
+    Settings come from the defaults, then --config, then the options and KEY=VALUE pairs given here.
+    """
+    from selfdistill.config import load_config
+    from selfdistill.loops.train import train as run_training
+
+    flags = {"model": model, "method": method, "world": world, "data": data, "steps": steps, "seed": seed, "out": out}
+    flags |= {"out": str(resume)} if resume else {}
+    saved = saved_config(resume)["settings"] if resume else None
+    settings = load_config(config, [*_as_overrides(flags), *(overrides or ())], saved)
+    if list_settings:
+        print_settings(settings)
+        return
+    with RunDisplay() as display:
+        path = run_training(settings, display.reporter(settings.method.name), resume=resume is not None)
+    print_comparison([read_run(path)])
+
+
+@app.command(name="eval")
+def evaluate(
+    overrides: Overrides = None,
+    config: ConfigFile = None,
+    model: Model = None,
+    world: WorldName = None,
+    data: Data = None,
+    seed: Seed = None,
+    tasks: Annotated[int | None, typer.Option(help="Tasks to ask, at most. [default: 200]", show_default=False)] = None,
+    rollouts: Annotated[int | None, typer.Option(help="Answers per task. [default: 1]", show_default=False)] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="Sampling temperature; 0 is greedy. [default: 0]", show_default=False)
+    ] = None,
+    out: Annotated[
+        str | None,
+        typer.Option(help="Directory for the records of the answers. [default: nothing is kept]", show_default=False),
+    ] = None,
+) -> None:
+    """Measure a model on the tasks of a world, without training it."""
+    from selfdistill.config import load_config
+    from selfdistill.loops.measure import measure
+
+    flags: dict[str, object] = {"model": model, "world": world, "data": data, "seed": seed, "out": out}
+    flags |= {"evaluation.tasks": tasks, "evaluation.rollouts": rollouts, "evaluation.temperature": temperature}
+    settings = load_config(config, [*_as_overrides(flags), *(overrides or ())])
+    with RunDisplay() as display:
+        records = measure(settings, display.reporter("eval"))
+    print_table(
+        ("tasks", "accuracy", "95 % interval", "answers", "solved"),
+        [
+            (
+                r.split,
+                f"{r.accuracy.value:.4f}",
+                f"{r.accuracy.low:.4f} – {r.accuracy.high:.4f}",
+                str(r.accuracy.n),
+                f"{r.solved} of {r.tasks}",
+            )
+            for r in records
+        ],
+    )
+
+
+@app.command()
+def methods(
+    name: Annotated[str | None, typer.Argument(help="Show the settings of this method.", show_default=False)] = None,
+) -> None:
+    """List the methods, or show one with its settings."""
+    from selfdistill.methods import METHODS, get_method
+
+    if name is None:
+        print_listing(METHODS)
+    else:
+        print_settings(get_method(name, {}), prefix="method.")
+
+
+@app.command()
+def worlds(
+    name: Annotated[str | None, typer.Argument(help="Show the settings of this world.", show_default=False)] = None,
+) -> None:
+    """List the worlds, or show one with its settings."""
+    from selfdistill.worlds.base import WORLDS, get_world_options
+
+    if name is None:
+        print_listing(WORLDS)
+    else:
+        print_settings(get_world_options(name, {}), prefix="world.")
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the run directories and the plot.")] = Path("runs"),
+    seed: Annotated[int, typer.Option(help="Decides the verbs and every random choice.")] = 0,
+    generations: Annotated[int, typer.Option(help="Answers that each method may sample.")] = 2560,
+) -> None:
+    """Teach the embedded model sixteen new words by SDPO and by GRPO, side by side. Takes a few minutes."""
+    from selfdistill.loops.compare import compare as run_side_by_side
+    from selfdistill.loops.compare import demo_configs
+
+    with RunDisplay() as display:
+        paths = run_side_by_side(demo_configs(out, seed=seed, generations=generations), display.reporter)
+    _show(paths, paths[0].parent / "demo.png")
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Run directories; seeds of one method are put together.")],
+    plot: Annotated[Path | None, typer.Option(help="PNG file to draw the curves into.", show_default=False)] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the table as Markdown.")] = False,
+) -> None:
+    """Put run directories side by side: what was gained, what it cost, what was forgotten."""
+    print_comparison([read_run(path) for path in runs], markdown=markdown)
+    if plot:
+        typer.echo(f"plot: {overview([read_run(path) for path in runs], plot)}")
+
+
+def _show(paths: list[Path], png: Path) -> None:
+    runs = [read_run(path) for path in paths]
+    print_comparison(runs)
+    typer.echo(f"plot: {overview(runs, png)}")
+    for path in paths:
+        typer.echo(f"run:  {path}")
+
+
+def _as_overrides(flags: Mapping[str, object]) -> list[tuple[str, object]]:
+    return [(key, value) for key, value in flags.items() if value is not None]

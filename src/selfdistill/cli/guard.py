@@ -1,0 +1,34 @@
+"""The one place where errors become messages: what the user can cure is said without a traceback."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from selfdistill.errors import SelfDistillError
+from selfdistill.runs import Interrupted
+
+USER_ERROR, INTERRUPTED = 2, 130
+
+
+class Guarded(TyperGroup):
+    """Runs a command; exit code 2 for an error that the user can cure, 130 after Ctrl-C."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Turns our errors and Ctrl-C into messages on standard error."""
+        try:
+            return super().invoke(ctx)
+        except SelfDistillError as error:
+            typer.echo(f"{type(error).__name__}: {error}", err=True)
+            raise typer.Exit(USER_ERROR) from None
+        except Interrupted as stop:
+            typer.echo(
+                f"\nStopped after step {stop.step}; it is saved. Go on with:\n  selfdistill train --resume {stop.path}",
+                err=True,
+            )
+            raise typer.Exit(INTERRUPTED) from None
+        except KeyboardInterrupt:
+            typer.echo("\nStopped.", err=True)
+            raise typer.Exit(INTERRUPTED) from None

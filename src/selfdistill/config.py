@@ -1,0 +1,261 @@
+"""Everything that decides a run, composed from the components' own options. TOML in, dotted overrides, JSON out.
+
+    load_config(Path("run.toml"), ["method=grpo", "teacher.kind=ema", "optimiser.lr=1e-5"])
+
+Later sources win: defaults, what the model needs (`FOR_MODEL`), the file, the overrides. `method` and `world` name an
+entry of their registry; every other key inside their tables goes to that entry, which checks it.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from selfdistill.errors import ConfigError
+from selfdistill.models.hf import LoraOptions
+from selfdistill.models.sampler import SamplingOptions
+from selfdistill.models.teacher import TeacherRule
+from selfdistill.options import Where, about, build, option, plain
+
+NAMED = ("method", "world")
+COMMAND_LINE = "command line"
+
+# What the embedded model needs and a model a thousand times its size does not: its own learning rate and lengths.
+FOR_MODEL: Mapping[str, Mapping[str, Any]] = {
+    "sapling": {"optimiser": {"lr": 5e-4, "warmup_steps": 0}, "sampling": {"max_new_tokens": 96}, "tasks_per_step": 16},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """An entry of a registry, and the options that differ from its own defaults."""
+
+    name: str = field(metadata=about("name of the entry"))
+    options: Mapping[str, Any] = field(default_factory=dict, metadata=about("options of the entry"))
+
+
+@dataclass(frozen=True, slots=True)
+class OptimiserOptions:
+    """AdamW. The rate rises linearly over `warmup_steps` updates and then stays."""
+
+    lr: float = option(1e-5, "learning rate")
+    warmup_steps: int = option(10, "updates over which the rate rises from 0")
+    weight_decay: float = option(0.01, "decoupled weight decay")
+    beta1: float = option(0.9, "decay of the mean of the gradients")
+    beta2: float = option(0.999, "decay of the mean of their squares")
+    max_grad_norm: float = option(1.0, "gradients are scaled down to this norm; 0: never")
+
+    def __post_init__(self) -> None:
+        _require(self.lr > 0, "optimiser.lr", self.lr, "a positive number")
+        _require(self.warmup_steps >= 0, "optimiser.warmup_steps", self.warmup_steps, "0 or more")
+        _require(
+            0 <= self.beta1 < 1 and 0 <= self.beta2 < 1, "optimiser.beta1, beta2", (self.beta1, self.beta2), "in [0, 1)"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationOptions:
+    """When and how accuracy is measured: on the run's tasks, on the holdout and on what was known before."""
+
+    every: int = option(5, "updates between evaluations; 0: only before and after the run")
+    tasks: int = option(200, "tasks of each split, at most")
+    rollouts: int = option(1, "answers per task")
+    temperature: float = option(0.0, "sampling temperature; 0: greedy")
+
+    def __post_init__(self) -> None:
+        _require(self.every >= 0, "evaluation.every", self.every, "0 or more")
+        _require(
+            self.tasks > 0 and self.rollouts > 0, "evaluation.tasks, rollouts", (self.tasks, self.rollouts), "1 or more"
+        )
+        _require(self.temperature >= 0, "evaluation.temperature", self.temperature, "0 or more")
+
+
+@dataclass(frozen=True, slots=True)
+class RehearsalOptions:
+    """Keeps what the model knew: on these prompts the student is distilled toward its frozen bare self."""
+
+    prompts: str = option("retained", 'JSONL file of prompts, or "retained": the world\'s own known tasks')
+    per_step: int = option(32, "prompts added to each update")
+    weight: float = option(1.0, "weight of one rehearsed answer beside a trained one")
+
+    def __post_init__(self) -> None:
+        _require(self.per_step > 0, "rehearsal.per_step", self.per_step, "1 or more")
+        _require(self.weight > 0, "rehearsal.weight", self.weight, "a positive number")
+
+
+@dataclass(frozen=True, slots=True)
+class ContextOptions:
+    """How much the teacher may read."""
+
+    max_teacher_tokens: int = option(10240, "longest teacher prompt; its field is cut to fit, its frame never")
+    max_prompt_tokens: int = option(2048, "longest question; longer ones are skipped and counted")
+
+    def __post_init__(self) -> None:
+        _require(self.max_teacher_tokens > 0, "context.max_teacher_tokens", self.max_teacher_tokens, "1 or more")
+        _require(self.max_prompt_tokens > 0, "context.max_prompt_tokens", self.max_prompt_tokens, "1 or more")
+
+
+@dataclass(frozen=True, slots=True)
+class RunConfig:
+    """A run. Frozen; `resolved` gives it as JSON, and `build(RunConfig, …)` reads that back."""
+
+    model: str = option("sapling", 'directory or hub name of a causal LM; "sapling" is embedded, "smollm2" is fetched')
+    method: Named = field(default=Named("sdpo"), metadata=about("how to learn; see `selfdistill methods`"))
+    world: Named = field(default=Named("verbs"), metadata=about("who judges; see `selfdistill worlds`"))
+    data: str = option("", "JSONL file of tasks; empty: the world's own")
+    out: str = option("", "run directory; empty: runs/<method>-<world>-seed<seed>")
+    seed: int = option(0, "decides every random choice of the run")
+    device: str = option("auto", "cuda, mps, cpu, or auto")
+    dtype: str = option("auto", "bfloat16, float32, or auto")
+    chat_template: str = option("", "Jinja file, for a model that comes without a chat template")
+    steps: int = option(40, "generation batches to train for")
+    tasks_per_step: int = option(32, "tasks drawn for each generation batch")
+    rollouts_per_task: int = option(8, "answers sampled for each task")
+    tasks_per_update: int = option(0, "tasks per optimiser step; 0: the whole generation batch (on-policy)")
+    micro_batch_tokens: int = option(16384, "tokens per forward pass; bounds memory, changes no result")
+    checkpoint_every: int = option(10, "steps between checkpoints; 0: only at the end")
+    lora: LoraOptions | None = field(
+        default=None, metadata=about("adapters to train instead of all weights; none: all weights")
+    )
+    teacher: TeacherRule | None = field(
+        default=None, metadata=about("whose weights read the context; none: as the method says")
+    )
+    optimiser: OptimiserOptions = field(default_factory=OptimiserOptions)
+    sampling: SamplingOptions = field(default_factory=lambda: SamplingOptions(max_new_tokens=2048))
+    context: ContextOptions = field(default_factory=ContextOptions)
+    evaluation: EvaluationOptions = field(default_factory=EvaluationOptions)
+    rehearsal: RehearsalOptions | None = field(
+        default=None, metadata=about("rehearsal of what the model knew; none: no rehearsal")
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "tasks_per_step", "rollouts_per_task", "micro_batch_tokens"):
+            _require(getattr(self, name) > 0, name, getattr(self, name), "1 or more")
+        for name in ("tasks_per_update", "checkpoint_every", "seed"):
+            _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+
+    @property
+    def generations(self) -> int:
+        """Answers sampled for training over the whole run."""
+        return self.steps * self.tasks_per_step * self.rollouts_per_task
+
+
+def load_config(
+    file: Path | None = None, overrides: Sequence[str | tuple[str, Any]] = (), base: Mapping[str, Any] | None = None
+) -> RunConfig:
+    """The settings of a run: those of `base` (a resolved run), then of a TOML file, then overrides, as
+    `key.path=value` or as pairs.
+
+    Raises `ConfigError`: a file that is missing or no TOML (with its line), an unknown key (with its file, line and the
+    nearest known one), a value of the wrong type or outside its range.
+    """
+    tree, sources = _read_toml(file) if file else ({}, {})
+    for text in overrides:
+        key, value = parse_override(text) if isinstance(text, str) else text
+        _put(tree, key, value)
+        sources[key] = COMMAND_LINE
+    return from_settings(_merged(base or {}, tree), sources)
+
+
+def from_settings(settings: Mapping[str, Any], sources: Mapping[str, str] | None = None) -> RunConfig:
+    """A run from nested settings; `sources` says where each dotted key was written, for the error messages."""
+    tree = _merged(FOR_MODEL.get(str(settings.get("model", _default("model"))), {}), settings)
+    for name in NAMED:
+        if name in tree:
+            tree[name] = _named(name, tree[name])
+    if tree.get("data") and "world" not in tree:
+        tree["world"] = {"name": "code"}  # rows of programming tasks are what a data file holds unless a world is named
+    return build(RunConfig, tree, Where(sources=sources or {}))
+
+
+def resolved(config: RunConfig) -> dict[str, Any]:
+    """All settings as JSON values; `from_settings` reads them back to an equal `RunConfig`."""
+    settings: dict[str, Any] = plain(config)
+    for name in NAMED:
+        named = settings[name]
+        settings[name] = {"name": named["name"], **named["options"]}
+    return settings
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """`teacher.rate=0.05` as a dotted key and a value, written as in TOML; quotes around text may be left out."""
+    key, equals, value = text.partition("=")
+    if not equals or not re.fullmatch(r"[A-Za-z_][\w-]*(\.[A-Za-z_][\w-]*)*", key.strip()):
+        raise ConfigError(
+            "an override has the form key=value", got=text, do="write for example optimiser.lr=1e-5, without spaces"
+        )
+    try:
+        return key.strip(), tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key.strip(), value.strip()
+
+
+def _read_toml(file: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    try:
+        text = file.read_text(encoding="utf-8")
+        tree = tomllib.loads(text)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError("the config file cannot be read", got=f"{file} ({error})", do="check --config") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError("the config file is not TOML", got=f"{file}: {error}", do="correct that line") from error
+    return tree, {key: f"{file}, line {line}" for key, line in _lines(text).items()}
+
+
+def _lines(text: str) -> dict[str, int]:
+    """The line on which each dotted key is written (tables and bare keys; enough to point a reader to it)."""
+    table, lines = "", {}
+    for number, line in enumerate(text.splitlines(), start=1):
+        if header := re.match(r"\s*\[+\s*([\w.\- ]+?)\s*\]+", line):
+            table = header[1].replace(" ", "") + "."
+            lines[table[:-1]] = number
+        elif key := re.match(r"\s*([\w.\-]+)\s*=", line):
+            lines[table + key[1]] = number
+    return lines
+
+
+def _put(tree: dict[str, Any], key: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    for depth, name in enumerate(parents):
+        below = tree.get(name, {})
+        if isinstance(below, str):  # `teacher = "ema"` is short for `teacher.kind = "ema"`
+            below = {"name" if depth == 0 and name in NAMED else "kind": below}
+        tree[name] = below if isinstance(below, dict) else {}
+        tree = tree[name]
+    tree[last] = value
+
+
+def _merged(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
+    """`high` over `low`, table by table. A table that names another kind or entry replaces the one below it."""
+    merged = deepcopy(dict(low))
+    for key, value in high.items():
+        below = merged.get(key)
+        other = isinstance(value, Mapping) and isinstance(below, Mapping) and _renamed(below, value)
+        mixes = isinstance(value, Mapping) and isinstance(below, Mapping) and not other
+        merged[key] = _merged(below, value) if mixes else deepcopy(value)  # type: ignore[arg-type]
+    return merged
+
+
+def _renamed(below: Mapping[str, Any], value: Mapping[str, Any]) -> bool:
+    return any(name in value and value[name] != below.get(name) for name in ("name", "kind"))
+
+
+def _named(key: str, value: Any) -> dict[str, Any]:
+    if isinstance(value, str):
+        return {"name": value}
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{key} should be a name or a table", got=value, do=f'write {key} = "…", or a table [{key}]')
+    return {"name": value.get("name", _default(key).name), "options": {k: v for k, v in value.items() if k != "name"}}
+
+
+def _default(key: str) -> Any:
+    return next(item.default for item in fields(RunConfig) if item.name == key)
+
+
+def _require(condition: bool, key: str, value: object, expected: str) -> None:
+    if not condition:
+        raise ConfigError(f"{key} should be {expected}", got=value, do=f"change {key}")

@@ -1,0 +1,34 @@
+"""The run directory: the contract between training and everything that looks at it."""
+
+from selfdistill.runs.environment import describe_environment
+from selfdistill.runs.progress import Interrupted, Quiet, Relay, Reporter, RunInfo, deliver
+from selfdistill.runs.reader import Run, read_run
+from selfdistill.runs.records import Accuracies, EvalRecord, ResumedRecord, RolloutRecord, Split, StepRecord, Summary
+from selfdistill.runs.stats import Estimate, mean, share, wilson_interval
+from selfdistill.runs.store import RunDir, fresh_path, saved_config
+
+__all__ = [
+    "Accuracies",
+    "Estimate",
+    "EvalRecord",
+    "Interrupted",
+    "Quiet",
+    "Relay",
+    "Reporter",
+    "ResumedRecord",
+    "RolloutRecord",
+    "Run",
+    "RunDir",
+    "RunInfo",
+    "Split",
+    "StepRecord",
+    "Summary",
+    "deliver",
+    "describe_environment",
+    "fresh_path",
+    "mean",
+    "read_run",
+    "saved_config",
+    "share",
+    "wilson_interval",
+]

@@ -1,0 +1,172 @@
+"""What a run writes down: one frozen value per line of JSON. Other tools read these files; fields are only ever added.
+
+    metrics.jsonl    StepRecord, EvalRecord, ResumedRecord
+    rollouts.jsonl   RolloutRecord, ResumedRecord
+    summary.json     Summary
+
+`event` names the kind of a line. Numbers that are not finite are written as the strings "NaN" and "Infinity", since
+JSON has no other way to say them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias, TypeVar
+
+from pydantic import ConfigDict, Field, TypeAdapter
+
+from selfdistill.runs.stats import Estimate
+
+Split = Literal["train", "holdout", "retained", "teacher"]
+"""What an evaluation asked: the run's tasks; tasks never trained on; what was known before; the tasks, with context."""
+
+JSON = ConfigDict(ser_json_inf_nan="strings")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """One optimiser step. `generations`, `tokens` and `wall_s` (seconds) are totals since the start of the run.
+
+    `reward` and `accuracy` are means over the step's judged rollouts (accuracy: the share that counts as solved),
+    `evidence` the mean |log q − log p| in nats of the sampled tokens that were distilled, `dropped` counts rollouts by
+    reason, `contexts` samples by kind of context, `seconds` the time spent by phase, `extra` what one method measures.
+    """
+
+    step: int
+    generations: int
+    tokens: int
+    wall_s: float
+    reward: float
+    accuracy: float
+    loss: float
+    grad_norm: float
+    lr: float
+    evidence: float = 0.0
+    completion_tokens: float = 0.0
+    truncated: float = 0.0
+    samples: int = 0
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    contexts: Mapping[str, int] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    extra: Mapping[str, float] = field(default_factory=dict)
+    event: Literal["step"] = "step"
+    __pydantic_config__: ClassVar[ConfigDict] = JSON
+
+
+@dataclass(frozen=True, slots=True)
+class EvalRecord:
+    """One evaluation of the weights after `step` updates. `solved` of `tasks` were right more often than not."""
+
+    step: int
+    generations: int
+    wall_s: float
+    split: Split
+    accuracy: Estimate
+    tasks: int = 0
+    solved: int = 0
+    extra: Mapping[str, float] = field(default_factory=dict)
+    event: Literal["eval"] = "eval"
+    __pydantic_config__: ClassVar[ConfigDict] = JSON
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutRecord:
+    """One attempt, as it was judged and as it was learned from.
+
+    `reward` is None when the world could not judge it; `fault` is then the traceback. `evidence` [T] is
+    log q − log p of each sampled token in nats, empty when the sample was not distilled. `context` holds the texts
+    that only the teacher read, by section.
+    """
+
+    step: int
+    uid: str
+    task: str
+    prompt: str
+    completion: str
+    stop: str
+    reward: float | None = None
+    feedback: str = ""
+    context_kind: str = "none"
+    context: Mapping[str, str] = field(default_factory=dict)
+    drop: str | None = None
+    fault: str = ""
+    advantage: float = 0.0
+    distil: float = 0.0
+    policy_version: int = 0
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[float, ...] = ()
+    evidence: tuple[float, ...] = ()
+    details: Mapping[str, float | int | str | bool] = field(default_factory=dict)
+    event: Literal["rollout"] = "rollout"
+    __pydantic_config__: ClassVar[ConfigDict] = JSON
+
+
+@dataclass(frozen=True, slots=True)
+class ResumedRecord:
+    """The run went on from the checkpoint of `step`: whatever an earlier line says of later steps did not happen.
+
+    `changes` are the settings that were changed for the rest of the run.
+    """
+
+    step: int
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    event: Literal["resumed"] = "resumed"
+    __pydantic_config__: ClassVar[ConfigDict] = JSON
+
+
+@dataclass(frozen=True, slots=True)
+class Accuracies:
+    """What the weights could do at one moment; None where it was not measured."""
+
+    train_accuracy: Estimate | None = None
+    holdout_accuracy: Estimate | None = None
+    retained_accuracy: Estimate | None = None
+    teacher_accuracy: Estimate | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """A finished run in one value: what was run, what it cost, and what changed."""
+
+    method: str
+    model: str
+    world: str
+    seed: int
+    steps: int
+    generations: int
+    tokens: int
+    wall_s: float
+    before: Accuracies
+    after: Accuracies
+    __pydantic_config__: ClassVar[ConfigDict] = JSON
+
+
+Record: TypeAlias = StepRecord | EvalRecord | RolloutRecord | ResumedRecord
+AnyRecord: TypeAlias = Annotated[Record, Field(discriminator="event")]
+
+
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+def to_json(value: object, *, indent: int | None = None) -> str:
+    """A record as JSON, on one line unless `indent` is given."""
+    kind: Any = type(value)
+    return _adapter(kind).dump_json(value, indent=indent).decode()
+
+
+def record_from_json(text: str) -> Record:
+    """The record that a line holds. Fields this version does not know are ignored. Raises pydantic's ValueError."""
+    record: Record = _adapter(AnyRecord).validate_json(text)
+    return record
+
+
+def value_from_json(kind: type[T], text: str) -> T:
+    """A value such as `Summary` from its JSON. Raises pydantic's ValueError."""
+    hashable: Any = kind
+    value: T = _adapter(hashable).validate_json(text)
+    return value

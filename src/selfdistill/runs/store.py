@@ -1,0 +1,233 @@
+"""The run directory, as it is written. Nothing in it is changed in place: files grow by whole lines, or appear at once.
+
+    <run>/config.json     settings, versions, seed, git commit, device, sandbox level
+          metrics.jsonl   what was measured              rollouts.jsonl   what was sampled, judged and learned from
+          checkpoints/    step-000040/ …                 summary.json     written when the run is done
+
+Step n is the n-th update: its rollouts were sampled before it, an evaluation of step n follows it. After a kill, a run
+goes on from a checkpoint; lines about later steps stay, and a `resumed` line takes them back for every reader.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from selfdistill.errors import RunError
+from selfdistill.runs.records import Record, ResumedRecord, RolloutRecord, Summary, to_json
+
+CONFIG, METRICS, ROLLOUTS, SUMMARY, CHECKPOINTS = (
+    "config.json",
+    "metrics.jsonl",
+    "rollouts.jsonl",
+    "summary.json",
+    "checkpoints",
+)
+MEBIBYTE = 2**20
+FULL_DISK = "make room, then go on with: selfdistill train --resume {path}"
+
+
+class RunDir:
+    """Writes one run. Use `create` or `resume`, and `close` it (or use it in a `with`) at the end."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = _lock(path)
+        try:
+            self._files = {name: _open_for_append(path / name) for name in (METRICS, ROLLOUTS)}
+        except OSError as error:
+            raise _unwritable(path, error) from error
+
+    @classmethod
+    def create(cls, path: Path, config: Mapping[str, Any], *, expected_bytes: int = 64 * MEBIBYTE) -> RunDir:
+        """A new run directory holding `config`. Raises `RunError` when `path` is in use, cannot be written to, or
+        when fewer than `expected_bytes` are free: better now than after an hour."""
+        if path.exists() and (not path.is_dir() or any(not entry.name.startswith(".") for entry in path.iterdir())):
+            raise RunError(
+                "the run directory is already in use",
+                got=path,
+                why="a run never overwrites another one's records",
+                do=f"choose another with --out, or go on with that run: selfdistill train --resume {path}",
+            )
+        probe(path, expected_bytes)
+        write_atomic(path / CONFIG, json.dumps(config, indent=2, default=str) + "\n")
+        return cls(path)
+
+    @classmethod
+    def resume(
+        cls, path: Path, step: int, settings: Mapping[str, Any] | None = None, may_change: Collection[str] = ()
+    ) -> RunDir:
+        """Opens a run to go on after `step`. `settings` may differ from the saved ones in the keys `may_change` only.
+
+        A line that the kill cut short is ended here, so that the next one starts on its own line.
+        """
+        saved = saved_config(path).get("settings", {})
+        changes = changed_settings(saved, settings) if settings is not None else {}
+        refused = sorted(set(changes) - set(may_change))
+        if refused:
+            raise RunError(
+                "a resumed run cannot change its settings",
+                got=", ".join(refused),
+                why="its records would mix two experiments",
+                do=f"leave them as in {path / CONFIG}, or start a new run",
+            )
+        probe(path, 0)
+        run = cls(path)
+        for file in run._files.values():
+            _end_torn_line(file)
+            _write(file, to_json(ResumedRecord(step, changes)) + "\n", path)
+        return run
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where step directories go; made when first asked for."""
+        folder = self.path / CHECKPOINTS
+        folder.mkdir(exist_ok=True)
+        return folder
+
+    def append(self, *records: Record) -> None:
+        """Writes records, one a line, and returns once they are on the disk. Raises `RunError` when they cannot be."""
+        lines: dict[str, list[str]] = {METRICS: [], ROLLOUTS: []}
+        for record in records:
+            lines[ROLLOUTS if isinstance(record, RolloutRecord) else METRICS].append(to_json(record) + "\n")
+        for name, texts in lines.items():
+            if texts:
+                _write(self._files[name], "".join(texts), self.path)
+
+    def finish(self, summary: Summary) -> None:
+        """Writes summary.json at once."""
+        write_atomic(self.path / SUMMARY, to_json(summary, indent=2) + "\n")
+
+    def close(self) -> None:
+        """Closes the files and lets others write to this run."""
+        for file in (*self._files.values(), self._lock):
+            file.close()
+
+    def __enter__(self) -> RunDir:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def probe(path: Path, expected_bytes: int) -> None:
+    """Makes `path` and raises `RunError` unless it can be written to and has `expected_bytes` of free space."""
+    trial = path / ".probe"
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with trial.open("wb") as file:
+            file.write(b"\0" * 4096)
+            file.flush()
+            os.fsync(file.fileno())
+        trial.unlink()
+        free = shutil.disk_usage(path).free
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    if free < expected_bytes:
+        raise RunError(
+            "the disk is too full for this run",
+            got=f"{free / MEBIBYTE:,.0f} MiB free at {path}, about {expected_bytes / MEBIBYTE:,.0f} MiB needed",
+            do="make room, choose another --out, or save fewer checkpoints (checkpoint_every)",
+        )
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Writes a file that is either whole or not there. Raises `RunError`."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        os.fsync(folder)
+        os.close(folder)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise RunError(f"{path.name} cannot be written", got=error, do=FULL_DISK.format(path=path.parent)) from error
+
+
+def saved_config(path: Path) -> dict[str, Any]:
+    """The config.json of a run. Raises `RunError` when there is none, or when it is not one of ours."""
+    try:
+        config = json.loads((path / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(
+            "this is not a run directory",
+            got=f"{path} ({error})",
+            do=f"name a directory that `selfdistill train` made: it holds {CONFIG}",
+        ) from error
+    if not isinstance(config, dict):
+        raise RunError(f"{CONFIG} is not what a run writes", got=path / CONFIG, do="restore it, or start a new run")
+    return config
+
+
+def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The dotted keys whose values differ, with their new values (None where a key is gone)."""
+    changes: dict[str, Any] = {}
+    for key in sorted({*old, *new}):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            changes |= changed_settings(before, after, f"{prefix}{key}.")
+        elif _plain(before) != _plain(after):
+            changes[prefix + key] = after
+    return changes
+
+
+def fresh_path(parent: Path, name: str) -> Path:
+    """`parent/name`, or the first of `name-2`, `name-3` … that does not exist."""
+    taken = (parent / (name if n == 1 else f"{name}-{n}") for n in range(1, 10**6))
+    return next(path for path in taken if not path.exists())
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
+
+
+def _open_for_append(path: Path) -> IO[bytes]:
+    return open(path, "ab+", buffering=0)
+
+
+def _lock(path: Path) -> IO[bytes]:
+    """Holds the run for this process. The lock ends with the process, however it ends, and children do not inherit it
+    (so a sandbox worker that outlives a kill does not block the resume)."""
+    try:
+        file = open(path / ".lock", "ab")  # noqa: SIM115 (open as long as the run)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        raise RunError(
+            "another process is writing to this run", got=path, do="wait until it ends, or stop it, then resume"
+        ) from error
+    return file
+
+
+def _write(file: IO[bytes], text: str, path: Path) -> None:
+    data = memoryview(text.encode())
+    try:
+        while data:
+            data = data[file.write(data) :]
+        os.fsync(file.fileno())
+    except OSError as error:
+        raise RunError("the run's records cannot be written", got=error, do=FULL_DISK.format(path=path)) from error
+
+
+def _end_torn_line(file: IO[bytes]) -> None:
+    end = file.seek(0, os.SEEK_END)
+    if end:
+        file.seek(end - 1)
+        if file.read(1) != b"\n":
+            file.write(b"\n")
+
+
+def _unwritable(path: Path, error: OSError) -> RunError:
+    return RunError("the run directory cannot be written to", got=f"{path} ({error})", do="choose another with --out")

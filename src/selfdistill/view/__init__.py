@@ -1,0 +1,1 @@
+"""Tables and plots from run directories. Nothing here trains, or needs what training needs."""

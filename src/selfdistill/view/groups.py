@@ -1,0 +1,86 @@
+"""Runs that differ in their seed only belong together: what is shown of them is their mean, and how far it is sure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from selfdistill.runs import Estimate, EvalRecord, Run, Split, mean
+
+# What holdout and retained tasks are, in the words of a world; others keep the general words.
+SPLIT_NAMES: Mapping[str, Mapping[Split, str]] = {
+    "verbs": {"train": "new verbs", "holdout": "plain English", "retained": "known verbs"},
+}
+GENERAL: Mapping[Split, str] = {
+    "train": "training tasks",
+    "holdout": "held-out tasks",
+    "retained": "earlier skills",
+    "teacher": "teacher",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Runs of one method, by seed."""
+
+    label: str
+    runs: tuple[Run, ...]
+
+    def at(self, split: Split, pick: Callable[[Sequence[EvalRecord]], EvalRecord | None]) -> Estimate | None:
+        """The accuracy of the evaluation that `pick` chooses in each run; None when no run has one.
+
+        One run: its own interval, over tasks. Several: the interval of their mean, over seeds.
+        """
+        chosen = [record for run in self.runs if (record := pick(run.evals_of(split))) is not None]
+        if len(chosen) == 1:
+            return chosen[0].accuracy
+        return mean([record.accuracy.value for record in chosen]) if chosen else None
+
+    def curve(self, split: Split) -> list[tuple[int, Estimate]]:
+        """Accuracy by generations, where every run has an evaluation."""
+        steps = [{record.generations for record in run.evals_of(split)} for run in self.runs]
+        shared = sorted(set.intersection(*steps)) if steps else []
+        points = [(generations, self.at(split, _at_generations(generations))) for generations in shared]
+        return [(generations, estimate) for generations, estimate in points if estimate is not None]
+
+
+def first(records: Sequence[EvalRecord]) -> EvalRecord | None:
+    """The evaluation before training."""
+    return next((record for record in records if record.step == 0), None)
+
+
+def last(records: Sequence[EvalRecord]) -> EvalRecord | None:
+    """The latest evaluation."""
+    return records[-1] if records else None
+
+
+def grouped(runs: Iterable[Run]) -> list[Group]:
+    """Groups by method, in the order in which they first come."""
+    by_label: dict[str, list[Run]] = {}
+    for run in runs:
+        by_label.setdefault(run_label(run), []).append(run)
+    return [Group(label, tuple(members)) for label, members in by_label.items()]
+
+
+def run_label(run: Run) -> str:
+    """How a run is called where it stands beside others: its method, with rehearsal or not."""
+    settings = run.config.get("settings", {})
+    name = str(_name(settings.get("method", run.path.name)))
+    label = name.upper() if len(name) <= 4 else name
+    return f"{label} + rehearsal" if settings.get("rehearsal") else label
+
+
+def split_name(runs: Sequence[Run], split: Split) -> str:
+    """What a split holds, in words."""
+    worlds = {str(_name(run.config.get("settings", {}).get("world", ""))) for run in runs}
+    names = SPLIT_NAMES.get(worlds.pop(), {}) if len(worlds) == 1 else {}
+    return names.get(split, GENERAL[split])
+
+
+def _name(entry: Any) -> Any:
+    return entry.get("name", "") if isinstance(entry, Mapping) else entry
+
+
+def _at_generations(generations: int) -> Callable[[Sequence[EvalRecord]], EvalRecord | None]:
+    return lambda records: next((record for record in records if record.generations == generations), None)

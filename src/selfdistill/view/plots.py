@@ -1,0 +1,122 @@
+"""Figures from run directories, for a README as much as for a paper: light, colour-blind-safe, every axis named.
+
+Colours are Okabe and Ito's; shapes differ as well, so that nothing depends on colour alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter, StrMethodFormatter
+
+from selfdistill.errors import RunError
+from selfdistill.runs import Run, Split
+from selfdistill.view.groups import Group, grouped, split_name
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+STYLE: dict[Any, Any] = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "grid.color": "#E6E6E6",
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
+    "legend.frameon": False,
+}
+
+
+def overview(runs: Sequence[Run], file: Path) -> Path:
+    """Learning curves beside gain against forgetting, as a PNG. Returns `file`.
+
+    Raises `RunError` when the runs hold no evaluation, or the file cannot be written.
+    """
+    if not any(run.evals for run in runs):
+        raise RunError("there is nothing to plot", got="runs without an evaluation", do="wait for the first evaluation")
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(10.5, 4.2), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        learning_curves(left, runs)
+        gain_against_forgetting(right, runs)
+        figure.supxlabel(_caption(runs), fontsize=8, color="#555555")
+        try:
+            figure.savefig(file, dpi=160)
+        except OSError as error:
+            raise RunError("the figure cannot be written", got=f"{file} ({error})", do="name another file") from error
+    return file
+
+
+def learning_curves(axes: Axes, runs: Sequence[Run], split: Split = "train") -> None:
+    """Accuracy on `split` by answers sampled so far; the band is the 95 % interval."""
+    for index, group in enumerate(grouped(runs)):
+        curve = group.curve(split)
+        x = [generations for generations, _ in curve]
+        axes.fill_between(
+            x, [e.low for _, e in curve], [e.high for _, e in curve], alpha=0.15, color=_colour(index), lw=0
+        )
+        axes.plot(x, [e.value for _, e in curve], label=_legend(group), **_line(index))
+    axes.set(title="Learning curves", xlabel="generations (answers sampled for training)", ylim=(0, 1.02))
+    axes.set_ylabel(f"accuracy on {split_name(runs, split)}")
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.legend(loc="best")
+
+
+def gain_against_forgetting(axes: Axes, runs: Sequence[Run]) -> None:
+    """What was learned (x) against what is left of earlier skills (y), from before training (hollow) to the end."""
+    lowest = 1.0
+    for index, group in enumerate(grouped(runs)):
+        gain, kept = dict(group.curve("train")), dict(group.curve("retained"))
+        shared = sorted(set(gain) & set(kept))
+        if not shared:
+            continue
+        x, y = [gain[g].value for g in shared], [kept[g].value for g in shared]
+        lowest = min([lowest, *(kept[g].low for g in shared)])
+        axes.plot(x, y, label=_legend(group), **_line(index))
+        axes.plot(x[:1], y[:1], MARKERS[index % len(MARKERS)], color="white", markeredgecolor=_colour(index), zorder=3)
+        final = shared[-1]
+        axes.errorbar(
+            x[-1:], y[-1:], color=_colour(index), capsize=3, lw=1.2,
+            xerr=[[max(0.0, x[-1] - gain[final].low)], [max(0.0, gain[final].high - x[-1])]],
+            yerr=[[max(0.0, y[-1] - kept[final].low)], [max(0.0, kept[final].high - y[-1])]],
+        )  # fmt: skip
+    axes.set(title="Gain against forgetting", xlim=(-0.02, 1.02), ylim=(max(0.0, lowest - 0.05), 1.02))
+    axes.set_xlabel(f"accuracy on {split_name(runs, 'train')}")
+    axes.set_ylabel(f"accuracy on {split_name(runs, 'retained')}")
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+
+
+def _colour(index: int) -> str:
+    return COLOURS[index % len(COLOURS)]
+
+
+def _line(index: int) -> dict[str, Any]:
+    return {"color": _colour(index), "marker": MARKERS[index % len(MARKERS)], "markersize": 4.5, "lw": 1.8}
+
+
+def _legend(group: Group) -> str:
+    return f"{group.label} ({len(group.runs)} seeds)" if len(group.runs) > 1 else group.label
+
+
+def _caption(runs: Sequence[Run]) -> str:
+    sizes = sorted({record.accuracy.n for run in runs for record in run.evals_of("train")})
+    several = any(len(group.runs) > 1 for group in grouped(runs))
+    interval = "over seeds, Student's t" if several else "over answers, Wilson"
+    n = (
+        f"n = {sizes[0]:,}"
+        if sizes and sizes[0] == sizes[-1]
+        else f"n = {sizes[0]:,} to {sizes[-1]:,}"
+        if sizes
+        else ""
+    )
+    return f"bands and bars: 95 % intervals {interval}; {n} answers an evaluation; hollow: before training"
