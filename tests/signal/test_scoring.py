@@ -1,0 +1,28 @@
+"""Reading without learning."""
+
+from __future__ import annotations
+
+import signal_textbook as textbook
+import torch
+
+from selfdistill.signal import Signal, TokenWeights, evidence, fused_signal, token_logprobs
+
+
+def test_logprobs_and_entropy_are_those_of_the_update() -> None:
+    case = textbook.problem(bias=True, softcap=3.0)
+    logprobs, entropy = token_logprobs(case.hidden_ND, case.head, case.tokens_N, temperature=0.7, chunk=4)
+    p = textbook.probabilities(case.hidden_ND, case.head, 0.7)
+    torch.testing.assert_close(logprobs, p.log().gather(-1, case.tokens_N[:, None])[:, 0].detach())
+    torch.testing.assert_close(entropy, -(p * p.log()).sum(-1).detach())
+    assert not logprobs.requires_grad
+    update = fused_signal(Signal(temperature=0.7), case.hidden_ND, case.head, case.tokens_N, TokenWeights(), chunk=4)
+    assert torch.equal(update.stats.logprobs_N, logprobs)
+
+
+def test_evidence_telescopes_to_the_odds_of_the_answer() -> None:
+    """Σ u(y_t) is log of how much more likely the teacher finds the whole answer."""
+    case = textbook.problem()
+    seen = evidence(case.hidden_ND, case.head, [case.teacher], case.tokens_N, chunk=2)
+    at = (torch.arange(6), case.tokens_N)
+    p, q = (textbook.probabilities(v.hidden_ND, v.head)[at].detach() for v in (case, case.teacher))
+    torch.testing.assert_close(seen.evidence_N.sum(), (q.prod() / p.prod()).log())
