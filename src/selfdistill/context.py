@@ -1,0 +1,112 @@
+"""Where privileged context `c` comes from, and the prompt in which the teacher reads it.
+
+A rule looks at a rollout and its siblings and returns a `Context`, or the reason why there is none. Adding a kind of
+context is one frozen dataclass here. The frame follows Hübotter et al. 2026 (arXiv 2601.20802, app. B): the question,
+a section for each thing the teacher knows, one closing instruction.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+from selfdistill.types import Context, Drop, Message, Rollout, RolloutGroup
+
+CLOSING = "Correctly solve the original question."
+
+SECTIONS = {
+    "document": "What is known about it:",
+    "demonstration": "This is an example of an answer to the question:",
+    "solution": "Correct solution:",
+    "feedback": "The following is feedback from your unsuccessful earlier attempt:",
+    "reply": "The user will answer an earlier attempt with:",
+}
+
+
+def teacher_messages(question: Sequence[Message], context: Context) -> tuple[Message, ...]:
+    """The question with `c` written into its last message: earlier messages are kept, a missing section is left out.
+
+    With all texts empty this is the question itself: a teacher that knows nothing more reads the student's prompt.
+    """
+    *earlier, last = question
+    parts = [
+        f"\n\n{heading}\n\n{getattr(context, name)}" for name, heading in SECTIONS.items() if getattr(context, name)
+    ]
+    if not parts:
+        return tuple(question)
+    return (*earlier, Message(last.role, last.content + "".join(parts) + f"\n\n{CLOSING}"))
+
+
+def without_thinking(text: str) -> str:
+    """An answer as others may read it: `<think>` blocks removed, also one whose opening tag stood in the prompt."""
+    text = re.sub(r"<think>.*?</think>\s*", "", text, flags=re.DOTALL)
+    text = re.sub(r"^.*?</think>\s*", "", text, flags=re.DOTALL)
+    return re.sub(r"<think>.*\Z", "", text, flags=re.DOTALL)
+
+
+class ContextRule(Protocol):
+    """Finds what the teacher may know about one rollout of a group."""
+
+    kind: ClassVar[str]
+
+    def context(self, group: RolloutGroup, index: int) -> Context | Drop:
+        """The context of `group.rollouts[index]`, or why it has none."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class SolutionOrFeedback:
+    """SDPO's rule: another rollout of the group that succeeded, else this rollout's own feedback.
+
+    success: reward at which a rollout counts as solved. feedback: whether feedback may be used at all.
+    together: show the feedback beside a sibling's solution too (the reference shows one or the other).
+    A rollout never teaches itself, so the only success of a group has no solution to read; its feedback is empty.
+    """
+
+    kind: ClassVar[str] = "solution_or_feedback"
+    success: float = 0.5
+    feedback: bool = True
+    together: bool = False
+
+    def context(self, group: RolloutGroup, index: int) -> Context | Drop:
+        """The first successful sibling in the order of the group; all failures of a group see the same one."""
+        own = group.rollouts[index].outcome
+        assert own is not None, "a rollout without an outcome was dropped before"
+        solution = next((r for i, r in enumerate(group.rollouts) if i != index and self._solved(r)), None)
+        feedback = own.feedback if self.feedback and own.feedback.strip() else ""
+        if solution is not None:
+            text = without_thinking(solution.completion.text)
+            both = feedback if self.together else ""
+            return Context("solution+feedback" if both else "solution", solution=text, feedback=both)
+        if own.reward >= self.success:
+            return Drop.LONE_SUCCESS
+        return Context("feedback", feedback=feedback) if feedback else Drop.NO_CONTEXT
+
+    def _solved(self, rollout: Rollout) -> bool:
+        return rollout.outcome is not None and rollout.outcome.reward >= self.success
+
+
+@dataclass(frozen=True, slots=True)
+class Demonstration:
+    """The demonstration that came with the task (SDFT, arXiv 2601.19897)."""
+
+    kind: ClassVar[str] = "demonstration"
+
+    def context(self, group: RolloutGroup, index: int) -> Context | Drop:
+        """The task's demonstration, the same for every rollout."""
+        text = group.task.demonstration
+        return Context("demonstration", demonstration=text) if text else Drop.NO_CONTEXT
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """The document that came with the task (SDFT's knowledge setting, arXiv 2601.19897)."""
+
+    kind: ClassVar[str] = "document"
+
+    def context(self, group: RolloutGroup, index: int) -> Context | Drop:
+        """The task's document, the same for every rollout."""
+        text = group.task.document
+        return Context("document", document=text) if text else Drop.NO_CONTEXT
