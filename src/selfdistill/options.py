@@ -127,7 +127,8 @@ def expected(kind: Any) -> str:
     if get_origin(kind) in (Union, UnionType):
         names = [expected(part) for part in get_args(kind) if not is_dataclass(part)]
         tables = [tag(part) for part in _dataclasses(kind)]
-        return " or ".join([*(["a table of kind " + ", ".join(tables)] if tables else []), *names])
+        table = [f"a table of kind {', '.join(tables)}" if len(tables) > 1 else "a table"] if tables else []
+        return " or ".join([*table, *names])
     if get_origin(kind) is Literal:
         return "one of " + ", ".join(map(str, get_args(kind)))
     if isinstance(kind, type) and issubclass(kind, Enum):
@@ -181,7 +182,7 @@ def _convert(kind: Any, raw: Any, where: Where, current: Any) -> Any:
         return raw if isinstance(raw, choices) else None
     if isinstance(raw, Mapping) and not choices and is_dataclass(current) and not isinstance(current, type):
         return override(current, raw, where)  # the annotation is a protocol: the present value tells the class
-    if choices and isinstance(raw, str) and str not in get_args(kind):
+    if len(choices) > 1 and isinstance(raw, str) and str not in get_args(kind):
         raw = {"kind": raw}
     if choices and isinstance(raw, Mapping):
         return _choose(choices, raw, where, current)

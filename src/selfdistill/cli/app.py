@@ -28,7 +28,7 @@ app = typer.Typer(
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[KEY=VALUE]...",
+        metavar="KEY=VALUE",
         help="Any setting by its dotted key, as in optimiser.lr=1e-5 teacher.kind=ema. "
         "`selfdistill train --list-settings` prints all of them.",
         show_default=False,
@@ -100,7 +100,6 @@ def train(
     Settings come from the defaults, then --config, then the options and KEY=VALUE pairs given here.
     """
     from selfdistill.config import load_config
-    from selfdistill.loops.train import train as run_training
 
     flags = {"model": model, "method": method, "world": world, "data": data, "steps": steps, "seed": seed, "out": out}
     flags |= {"out": str(resume)} if resume else {}
@@ -109,6 +108,8 @@ def train(
     if list_settings:
         print_settings(settings)
         return
+    from selfdistill.loops.train import train as run_training
+
     with RunDisplay() as display:
         path = run_training(settings, display.reporter(settings.method.name), resume=resume is not None)
     print_comparison([read_run(path)])
@@ -134,11 +135,12 @@ def evaluate(
 ) -> None:
     """Measure a model on the tasks of a world, without training it."""
     from selfdistill.config import load_config
-    from selfdistill.loops.measure import measure
 
     flags: dict[str, object] = {"model": model, "world": world, "data": data, "seed": seed, "out": out}
     flags |= {"evaluation.tasks": tasks, "evaluation.rollouts": rollouts, "evaluation.temperature": temperature}
     settings = load_config(config, [*_as_overrides(flags), *(overrides or ())])
+    from selfdistill.loops.measure import measure
+
     with RunDisplay() as display:
         records = measure(settings, display.reporter("eval"))
     print_table(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from selfdistill.runs import Estimate, EvalRecord, Run, Split, mean
@@ -30,12 +30,15 @@ class Group:
     def at(self, split: Split, pick: Callable[[Sequence[EvalRecord]], EvalRecord | None]) -> Estimate | None:
         """The accuracy of the evaluation that `pick` chooses in each run; None when no run has one.
 
-        One run: its own interval, over tasks. Several: the interval of their mean, over seeds.
+        One run: its own interval, over answers. Several: that of their mean, over seeds, cut to what a share can be.
         """
         chosen = [record for run in self.runs if (record := pick(run.evals_of(split))) is not None]
         if len(chosen) == 1:
             return chosen[0].accuracy
-        return mean([record.accuracy.value for record in chosen]) if chosen else None
+        if not chosen:
+            return None
+        average = mean([record.accuracy.value for record in chosen])
+        return replace(average, low=max(0.0, average.low), high=min(1.0, average.high))
 
     def curve(self, split: Split) -> list[tuple[int, Estimate]]:
         """Accuracy by generations, where every run has an evaluation."""

@@ -1,0 +1,58 @@
+# `make demo` and `make test` set everything up in .venv first; a second run starts at once and needs no network.
+
+# The first Python of these that is new enough; `make demo PYTHON=/path/to/python3` names another.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+    $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+VENV := .venv
+BIN := $(VENV)/bin
+# One thread a process: two compete for small matrices and lose.
+RUN := OMP_NUM_THREADS=1
+OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1
+
+.PHONY: help setup demo test lint budgets smollm2 sapling clean
+
+help:
+	@echo "make demo      train by self-distillation and by GRPO, side by side, in minutes on a CPU"
+	@echo "make test      run the tests, offline"
+	@echo "make lint      ruff, formatting, types"
+	@echo "make budgets   print the sizes of functions and files"
+	@echo "make smollm2   put SmolLM2-135M-Instruct into the cache (the only target that fetches a model)"
+	@echo "make sapling   grow the embedded model again (up to two hours)"
+	@echo "make clean     remove .venv and caches; run directories stay"
+
+demo: setup
+	@$(RUN) $(BIN)/selfdistill demo
+
+test: setup
+	$(RUN) $(OFFLINE) $(BIN)/python -m pytest -n 2
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m mypy
+
+budgets: setup
+	@$(BIN)/python scripts/budgets.py
+
+smollm2: setup
+	@$(BIN)/python -m selfdistill.models.smollm2
+
+sapling: setup
+	$(RUN) $(BIN)/python -m selfdistill.sapling.grow
+
+setup: $(VENV)/.ready
+
+# The stamp is written last, so that an installation that was cut short is done again.
+$(VENV)/.ready: pyproject.toml requirements/pins.txt requirements/dev.txt
+	@if [ -z "$(PYTHON)" ]; then \
+	    echo "selfdistill needs Python 3.11 or newer; found: $$(python3 --version 2>&1)."; \
+	    echo "Install one, then run for example: make demo PYTHON=python3.12"; exit 1; fi
+	@echo "Setting up $(VENV) with $$($(PYTHON) --version); the first time this downloads torch and takes a minute or more."
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+	    echo "No virtual environment could be made. On Debian and Ubuntu: apt install python3-venv"; exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	    -c requirements/pins.txt -r requirements/dev.txt -e .
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build dist src/*.egg-info

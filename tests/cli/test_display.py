@@ -1,0 +1,77 @@
+import io
+from pathlib import Path
+
+from rich.console import Console
+
+from selfdistill.cli.display import RunDisplay
+from selfdistill.runs import Accuracies, EvalRecord, RunInfo, StepRecord, Summary, share
+
+INFO = RunInfo(Path("runs/a"), "sdpo", "sapling", "verbs", "cpu", 20, 2560)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def a_step(step: int, dropped: int = 3) -> StepRecord:
+    return StepRecord(step, step * 128, 0, 0.0, 0.5, 0.25, 0.125, 1.0, 5e-4, dropped={"no_context": dropped})
+
+
+def follow_a_run(display: RunDisplay, clock: Clock) -> None:
+    with display:
+        reporter = display.reporter("sdpo")
+        reporter.started(INFO)
+        reporter.note("programs run under landlock")
+        reporter.evaluated(EvalRecord(0, 0, 0.0, "train", share(3, 100), 16, 0))
+        for step in (1, 2):
+            clock.now += 6
+            reporter.phase("sampling", 64, 128)
+            reporter.step(a_step(step))
+        reporter.finished(Summary("sdpo", "sapling", "verbs", 0, 20, 2560, 9, 75.0, Accuracies(), Accuracies()))
+
+
+def test_plain_lines_tell_the_whole_run():
+    output, clock = io.StringIO(), Clock()
+    follow_a_run(RunDisplay(Console(file=output, width=200), clock), clock)
+    lines = output.getvalue().splitlines()
+    assert lines[0].endswith("→ runs/a")
+    assert "device cpu" in lines[0]
+    assert lines[1] == "sdpo: programs run under landlock"
+    assert lines[2] == "sdpo: step 0, accuracy on train 0.030 [0.010, 0.085]"
+    assert lines[3] == "sdpo: sampling 64/128"
+    # 6 s a step, 19 steps left: 114 s; then 18 steps: 108 s
+    assert lines[4].endswith(
+        "accuracy 0.030  batch 0.250  reward 0.500  loss 0.1250  dropped 3  generations 128  left 1:54"
+    )
+    assert lines[6].startswith("sdpo: step 2/20")
+    assert lines[6].endswith("dropped 6  generations 256  left 1:48")
+    assert lines[-1] == "sdpo: done in 1:15"
+    assert "\x1b" not in output.getvalue()
+
+
+def test_a_terminal_shows_one_row_for_each_run():
+    output, clock = io.StringIO(), Clock()
+    display = RunDisplay(Console(file=output, width=160, force_terminal=True), clock)
+    display.reporter("grpo")
+    follow_a_run(display, clock)
+    screen = Console(width=160, file=io.StringIO())
+    screen.print(display.table())
+    rows = screen.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert rows[1].split()[0] == "grpo"
+    assert rows[1].split()[-1] == "starting"
+    assert {"sdpo", "2/20", "0.030", "0.250", "256", "1:48"} <= set(rows[2].split())
+
+
+def test_time_left_after_a_resume_counts_the_new_steps_only():
+    clock = Clock()
+    display = RunDisplay(Console(file=io.StringIO()), clock)
+    reporter = display.reporter("sdpo")
+    reporter.started(RunInfo(Path("runs/a"), "sdpo", "sapling", "verbs", "cpu", 20, 2560, first_step=10))
+    assert reporter.row.left(clock()) == "–"
+    clock.now += 20
+    reporter.step(a_step(12))
+    assert reporter.row.left(clock()) == "1:20"  # 10 s a step, 8 left

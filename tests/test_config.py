@@ -1,0 +1,136 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from selfdistill.config import RunConfig, from_settings, load_config, parse_override, resolved
+from selfdistill.errors import ConfigError
+from selfdistill.models.hf import LoraOptions
+from selfdistill.models.teacher import Ema, Frozen
+from selfdistill.options import settings_of
+
+
+def toml(folder: Path, text: str) -> Path:
+    file = folder / "run.toml"
+    file.write_text(text)
+    return file
+
+
+def test_defaults_then_file_then_overrides(tmp_path: Path):
+    file = toml(tmp_path, 'seed = 7\nsteps = 3\nteacher = "ema"\n[optimiser]\nlr = 1e-4\n[lora]\nrank = 4\n')
+    config = load_config(file, ["steps=9", "teacher.rate=0.5", "optimiser.warmup_steps=2", ("seed", 8)])
+    assert (config.seed, config.steps) == (8, 9)
+    assert config.teacher == Ema(0.5)
+    assert (config.optimiser.lr, config.optimiser.warmup_steps) == (1e-4, 2)
+    assert config.lora == LoraOptions(rank=4)
+
+
+def test_resolved_json_is_read_back():
+    config = load_config(
+        None, ["teacher.kind=ema", "lora.rank=8", "method.alpha=0.25", "world=code", "rehearsal.per_step=4"]
+    )
+    again = from_settings(json.loads(json.dumps(resolved(config))))
+    assert again == config
+    assert resolved(config)["method"] == {"name": "sdpo", "alpha": 0.25}
+
+
+def test_an_override_of_a_resolved_run_keeps_the_rest():
+    base = resolved(load_config(None, ["method=grpo", "method.clip=0.3", "seed=5", "teacher=ema"]))
+    longer = load_config(None, ["steps=99"], base)
+    assert (longer.steps, longer.seed, longer.teacher) == (99, 5, Ema())
+    assert resolved(longer)["method"] == {"name": "grpo", "clip": 0.3}
+
+
+def test_another_kind_starts_from_its_own_defaults(tmp_path: Path):
+    file = toml(tmp_path, '[method]\nname = "grpo"\nclip = 0.3\n[teacher]\nkind = "ema"\nrate = 0.9\n')
+    config = load_config(file, ["method=sdpo", "teacher=frozen"])
+    assert config.method.options == {}
+    assert config.teacher == Frozen()
+
+
+def test_what_a_model_needs_gives_way_to_what_the_user_says():
+    assert load_config().optimiser.lr != load_config(None, ["model=other/model"]).optimiser.lr
+    assert load_config(None, ["optimiser.lr=0.125"]).optimiser.lr == 0.125
+
+
+def test_a_data_file_is_one_of_programming_tasks_unless_a_world_is_named():
+    assert load_config(None, ["data=tasks.jsonl"]).world.name == "code"
+    assert load_config(None, ["data=tasks.jsonl", "world=other"]).world.name == "other"
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "value"),
+    [
+        ("optimiser.lr=1e-5", "optimiser.lr", 1e-5),
+        ("steps=3", "steps", 3),
+        ("a.b.c=true", "a.b.c", True),
+        ("data=my tasks.jsonl", "data", "my tasks.jsonl"),
+        ("data=a=b", "data", "a=b"),
+        ('model="123"', "model", "123"),
+        ("sizes=[1, 2]", "sizes", [1, 2]),
+        ("data=", "data", ""),
+    ],
+)
+def test_overrides(text: str, key: str, value: object):
+    assert parse_override(text) == (key, value)
+
+
+@pytest.mark.parametrize("text", ["steps", "=3", "a..b=1", "--steps=1", "a b=1"])
+def test_what_is_no_override(text: str):
+    with pytest.raises(ConfigError, match="key=value"):
+        parse_override(text)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("stepps=3", r"did you mean 'steps'.*"),
+        ("lr=1e-5", r"did you mean 'optimiser\.lr'"),
+        ("optimiser.rl=1e-5", r"did you mean 'lr'"),
+        ("teacher=emma", r"did you mean 'ema'"),
+        ("steps=3.5", r"steps should be a whole number"),
+        ("steps=many", r"'many'  \(command line\)"),
+        ("steps=0", r"steps should be 1 or more"),
+        ("seed=-1", r"seed should be 0 or more"),
+        ("optimiser.lr=0", r"a positive number"),
+        ("optimiser.lr=nan", r"a positive number"),
+        ("optimiser.beta1=1", r"in \[0, 1\)"),
+        ("evaluation.temperature=-1", r"0 or more"),
+        ("rehearsal.weight=0", r"a positive number"),
+        ("optimiser=fast", r"optimiser should be a table"),
+        ("method=3", r"method should be a name or a table"),
+        ("lora=true", r"lora should be a table"),
+    ],
+)
+def test_bad_settings(override: str, message: str):
+    with pytest.raises(ConfigError, match=message):
+        load_config(None, [override])
+
+
+def test_a_bad_key_in_a_file_is_named_with_its_line(tmp_path: Path):
+    file = toml(tmp_path, "seed = 1\n\n[optimiser]\n# a comment\nlearning_rat = 1\n")
+    with pytest.raises(ConfigError, match=r"optimiser\.learning_rat = 1  \(.*run\.toml, line 5\)"):
+        load_config(file)
+
+
+def test_a_file_that_is_not_toml_is_named_with_its_line(tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"run\.toml.*line 2"):
+        load_config(toml(tmp_path, "seed = 1\nsteps = = 2\n"))
+
+
+def test_a_missing_file_is_named(tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"nowhere\.toml"):
+        load_config(tmp_path / "nowhere.toml")
+
+
+def test_settings_can_be_counted_on_and_explained():
+    own = list(settings_of(load_config(None, ["rehearsal.per_step=32"])))
+    assert len(own) <= 60
+    component = ("sampling.", "lora", "teacher")
+    assert not [s.key for s in own if not s.text and not s.key.startswith(component)]
+
+
+def test_generations_are_what_the_run_samples():
+    config = load_config(None, ["steps=20", "tasks_per_step=16", "rollouts_per_task=8"])
+    assert config.generations == 2560
+    assert isinstance(config, RunConfig)
