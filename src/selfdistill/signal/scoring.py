@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from selfdistill.signal.evidence import TeacherView
-from selfdistill.signal.fused import Signal, TokenStats, TokenWeights, fused_signal
+from selfdistill.signal.fused import fused_signal
 from selfdistill.signal.head import Head
+from selfdistill.signal.terms import Signal, TokenStats, TokenWeights
 
 
 @torch.no_grad()
