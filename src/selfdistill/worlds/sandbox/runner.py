@@ -1,0 +1,214 @@
+"""Inside the judged process: run the code on its inputs and report each result. Everything here is within its reach.
+
+The channel is a pipe on a random descriptor; a line counts only if it starts with a nonce drawn for this run. That
+stops printing, stray writes and early exits from passing for results. A program that searches the interpreter for the
+nonce can still forge them. Expected values never enter this process, so with calls and standard input forging gains
+nothing; with assertions it can claim a pass, just as an object whose `__eq__` always agrees can.
+"""
+
+from __future__ import annotations
+
+import ast
+import atexit
+import errno
+import os
+import sys
+import threading
+import traceback
+from collections import deque
+from collections.abc import Callable, Mapping
+from json import dumps
+from types import ModuleType, TracebackType
+from typing import Any
+
+from selfdistill.worlds.sandbox.wire import TooLargeError, encode, short_repr, write_all
+
+ANSWER_FILE, PRELUDE_FILE, SETUP_FILE, TEST_FILE = "answer.py", "prelude.py", "setup.py", "test.py"
+_FRAMES = 3
+_MESSAGE_CHARACTERS = 500
+_RESERVE_BYTES = 4 << 20
+
+Report = Callable[[Mapping[str, Any]], None]
+Namespace = dict[str, Any]
+
+
+def make_report(descriptor: int, nonce: bytes, output_bytes: int) -> Report:
+    """A function that sends one result; the nonce lives in its closure, not in any frame."""
+    exit_now = os._exit
+
+    def report(result: Mapping[str, Any]) -> None:
+        body = dumps(result).encode()
+        if len(body) > output_bytes:
+            body = dumps(_raised(f"OutputLimitExceeded: the value takes more than {output_bytes} bytes")).encode()
+        try:
+            write_all(descriptor, b"\n" + nonce + body + b"\n")
+        except OSError:  # the program closed the channel: nothing it does can count any more
+            exit_now(1)
+
+    return report
+
+
+def run_inputs(job: Mapping[str, Any], report: Report) -> None:
+    """Run the code, then meet each input, reporting as many results as there are inputs unless loading fails."""
+    reserve = [bytearray(_RESERVE_BYTES)]  # let go when memory runs out, so that there is room to say so
+    _open_streams()
+    if job["mode"] == "stdin":
+        report(_guard(lambda: _run_as_main(job), reserve, job))
+        return
+    namespace = _new_module("answer")
+    loaded = _guard(lambda: _load(job, namespace), reserve, job)
+    if loaded["ending"] != "done":
+        report({**loaded, "loading": True})
+        return
+    run_one = _run_call if job["mode"] == "call" else _run_assertion
+    for item in job["inputs"]:
+        report(_guard(lambda item=item: run_one(job, namespace, item), reserve, job))  # type: ignore[misc]
+
+
+def _guard(run: Callable[[], Mapping[str, Any]], reserve: list[bytearray], job: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The result of `run`, whatever it raises."""
+    try:
+        result = run()
+        sys.stdout.flush()
+        return result
+    except BaseException as error:  # noqa: BLE001 - SystemExit and KeyboardInterrupt are the program's too
+        if isinstance(error, MemoryError):
+            reserve.clear()
+        return _failure(error, job)
+
+
+def _load(job: Mapping[str, Any], namespace: Namespace) -> Mapping[str, Any]:
+    for source, name in ((job["prelude"], PRELUDE_FILE), (job["code"], ANSWER_FILE), (job["setup"], SETUP_FILE)):
+        if source:
+            _execute(source, name, namespace)
+    return {"ending": "done"}
+
+
+def _execute(source: str, name: str, namespace: Namespace) -> None:
+    exec(compile(source, name, "exec", dont_inherit=True), namespace)
+
+
+def _new_module(name: str) -> Namespace:
+    """A registered module's namespace: dataclasses, pickle and typing look classes up by their module's name."""
+    module = ModuleType(name)
+    sys.modules[name] = module
+    return module.__dict__
+
+
+def _run_call(job: Mapping[str, Any], namespace: Namespace, arguments: list[Any]) -> Mapping[str, Any]:
+    name, solution = job["entry"], namespace.get("Solution")
+    function = getattr(solution(), name) if isinstance(solution, type) and hasattr(solution, name) else namespace.get(name)
+    if not callable(function):
+        return _raised(f"NameError: no function named {name!r} is defined")
+    try:
+        return {"ending": "done", "value": encode(function(*arguments))}
+    except TooLargeError as error:
+        return _raised(f"OutputLimitExceeded: the value has {error}")
+
+
+def _run_assertion(job: Mapping[str, Any], namespace: Namespace, source: str) -> Mapping[str, Any]:
+    statements = ast.parse(source, TEST_FILE).body
+    only = statements[0] if len(statements) == 1 else None
+    if isinstance(only, ast.Assert) and isinstance(only.test, ast.Compare) and only.msg is None:
+        compare = only.test
+        if len(compare.ops) == 1 and isinstance(compare.ops[0], ast.Eq):
+            return _run_equation(compare, source, namespace)
+    try:
+        _execute(source, TEST_FILE, namespace)
+    except AssertionError as error:
+        if _innermost_file(error.__traceback__) != TEST_FILE:
+            raise
+        said = f"\n{_message(error)}" if error.args else ""
+        return {"ending": "failed", "note": _test_statement(error.__traceback__, source) + said}
+    except BaseException as error:  # noqa: BLE001 - the statement of the test is worth telling, whatever was raised
+        return {**_failure(error, job), "note": _test_statement(error.__traceback__, source)}
+    return {"ending": "done"}
+
+
+def _run_equation(compare: ast.Compare, source: str, namespace: Namespace) -> Mapping[str, Any]:
+    """`assert left == right`, each side evaluated once, so that the value on the left can be told."""
+    sides = (compare.left, compare.comparators[0])
+    left, right = (eval(compile(ast.Expression(side), TEST_FILE, "eval"), namespace) for side in sides)
+    if left == right:
+        return {"ending": "done"}
+    return {"ending": "failed", "note": f"{source.strip()}\n{ast.unparse(compare.left)} gave {short_repr(left)}"}
+
+
+def _run_as_main(job: Mapping[str, Any]) -> Mapping[str, Any]:
+    """As `python answer.py` would: exit calls end it, threads are waited for, exit handlers run."""
+    in_threads: list[BaseException] = []
+
+    def keep(args: threading.ExceptHookArgs) -> None:
+        if args.exc_value is not None and not isinstance(args.exc_value, SystemExit):
+            in_threads.append(args.exc_value)
+
+    threading.excepthook = keep
+    try:
+        _load(job, _new_module("__main__"))
+    except SystemExit:
+        pass
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join()
+    if in_threads:
+        return _failure(in_threads[0], job)
+    atexit._run_exitfuncs()
+    return {"ending": "done"}
+
+
+def _open_streams() -> None:
+    sys.stdin = open(0, encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115 - open as long as the process
+    sys.stdout = open(1, "w", encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
+
+
+def _raised(error: str) -> dict[str, Any]:
+    return {"ending": "raised", "error": error}
+
+
+def _failure(error: BaseException, job: Mapping[str, Any]) -> dict[str, Any]:
+    if isinstance(error, OSError) and error.errno == errno.EFBIG:
+        headline = f"OutputLimitExceeded: more than {job['output_bytes']} bytes were written"
+    else:
+        headline = f"{type(error).__name__}: {_message(error)}".removesuffix(": ")
+    return _raised("\n".join([headline, *_answer_frames(error)]))
+
+
+def _message(error: BaseException) -> str:
+    try:
+        text = error.msg if isinstance(error, SyntaxError) else str(error)
+    except BaseException:  # noqa: BLE001 - a program's __str__ may do anything
+        text = "(its message could not be read)"
+    return str(text)[:_MESSAGE_CHARACTERS].encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _answer_frames(error: BaseException) -> list[str]:
+    frames = deque(
+        (
+            f"Line {line} in {frame.f_code.co_name}"
+            for frame, line in traceback.walk_tb(error.__traceback__)
+            if frame.f_code.co_filename == ANSWER_FILE
+        ),
+        maxlen=_FRAMES,
+    )
+    if isinstance(error, SyntaxError) and error.filename == ANSWER_FILE:
+        frames.append(f"Line {error.lineno} in <module>")
+    return list(frames)
+
+
+def _innermost_file(trace: TracebackType | None) -> str:
+    last = deque(traceback.walk_tb(trace), maxlen=1)
+    return last[0][0].f_code.co_filename if last else ""
+
+
+def _test_statement(trace: TracebackType | None, source: str) -> str:
+    """The innermost statement of the test on the way to the exception."""
+    lines = [line for frame, line in traceback.walk_tb(trace) if frame.f_code.co_filename == TEST_FILE]
+    if not lines:
+        return ""
+    around = [
+        node
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, (ast.Assert, ast.Expr, ast.Assign)) and node.lineno <= lines[-1] <= (node.end_lineno or 0)
+    ]
+    return ast.unparse(around[-1]) if around else ""
