@@ -134,6 +134,8 @@ def random_states() -> dict[str, Any]:
     states: dict[str, Any] = {"torch": torch.get_rng_state(), "python": [version, list(words), gauss]}
     if torch.cuda.is_available():
         states["cuda"] = torch.cuda.get_rng_state_all()
+    if torch.backends.mps.is_available():
+        states["mps"] = torch.mps.get_rng_state()
     if "numpy" in sys.modules:
         name, keys, *rest = sys.modules["numpy"].random.get_state()
         states["numpy"] = [str(name), [int(key) for key in keys], *rest]
@@ -147,6 +149,8 @@ def restore_random_states(states: Mapping[str, Any]) -> None:
     random.setstate((version, tuple(words), gauss))
     if "cuda" in states and torch.cuda.device_count() == len(states["cuda"]):
         torch.cuda.set_rng_state_all(states["cuda"])
+    if "mps" in states and torch.backends.mps.is_available():
+        torch.mps.set_rng_state(states["mps"])
     if "numpy" in states:
         import numpy
 

@@ -19,8 +19,10 @@ from selfdistill.models.smollm2 import ensure_smollm2
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+__all__ = ["LoraOptions", "Policy", "load_policy"]
+
 MODEL_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
-HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 HUB_TIMEOUT_S = 5.0
 
 
@@ -78,6 +80,8 @@ def load_policy(
     with quiet():
         base: Any = _loaded(lambda: _base(source, adapter, stored, progress), name_or_dir)
         model = _adapted(base, source if adapter else None, lora)
+    if lora is not None and not _here(name_or_dir):
+        model.peft_config["default"].base_model_name_or_path = name_or_dir  # means something on other machines too
     end_ids = end_tokens(base, tokenizer)
     policy = Policy(model.to(place).eval(), base, tokenizer, name_or_dir, place, precision, end_ids)
     _check(policy)
@@ -98,12 +102,17 @@ def _locate(name: str, progress: Callable[[str], None]) -> Path:
         raise ModelError(
             "this directory is not a model directory", got=name, why=why, do="name one written by save_pretrained"
         )
-    if directory.exists() or name.startswith((".", "/", "~")) or not HUB_NAME.fullmatch(name):
+    if directory.exists() or not HUB_NAME.fullmatch(name):
         why = "it is not a directory, and cannot be a name on the hub"
         raise ModelError(
             "there is no such model", got=name, why=why, do="give a directory, owner/name, sapling or smollm2"
         )
     return _from_hub(name, progress)
+
+
+def _here(name: str) -> bool:
+    """Whether a name stands for files on this machine rather than for a model on the hub."""
+    return name == "smollm2" or name.startswith("sapling") or Path(name).expanduser().is_dir()
 
 
 def _sapling(name: str) -> Path:
@@ -144,7 +153,7 @@ def _tokenizer(source: Path, name: str, chat_template: str | None) -> PreTrained
             "this model has no chat template",
             got=name,
             why="without one nobody can say how a question and its answer are written as text",
-            do="use its instruct version, or give a Jinja template with --chat-template FILE (in Python: chat_template)",
+            do="use its instruct version, or give a Jinja template with --chat-template FILE (Python: chat_template=)",
         )
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token is None:

@@ -137,18 +137,17 @@ class _Batch:
         live = torch.arange(len(self.prompts), device=self.policy.device)  # rows of the results still in the batch
         for step in range(steps):
             tokens_B, logprobs_B = self._draw(head, hidden_BD, live, step)
+            # Rows that have ended are written too, past their length, where nobody looks.
+            self.tokens_BT[live, step], self.logprobs_BT[live, step] = tokens_B, logprobs_B
+            stops_B = torch.isin(tokens_B, self.ends) | (self.room_B[live] <= step + 1) | (step + 1 == steps)
+            length_B = self.length_B[live]
+            self.length_B[live] = torch.where((length_B == 0) & stops_B, step + 1, length_B)
             open_B = self.length_B[live] == 0
-            writing = live[open_B]
-            self.tokens_BT[writing, step], self.logprobs_BT[writing, step] = tokens_B[open_B], logprobs_B[open_B]
-            full_B = self.room_B[live] <= step + 1
-            stops_B = torch.isin(tokens_B, self.ends) | full_B | (step + 1 == steps)
-            self.length_B[live[open_B & stops_B]] = step + 1
-            goes_on_B = open_B & ~stops_B
-            count = int(goes_on_B.sum())
+            count = int(open_B.sum())
             if count == 0:
                 return
             if count < COMPACT_BELOW * len(live):
-                kept = goes_on_B.nonzero().squeeze(1)
+                kept = open_B.nonzero().squeeze(1)
                 live, tokens_B = live[kept], tokens_B[kept]
                 self._select(kept)
             hidden_BD = self._read(tokens_B[:, None])

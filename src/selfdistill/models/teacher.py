@@ -127,7 +127,8 @@ class Teacher:
         if isinstance(self.rule, Live):
             return (View(1.0, "student"),)
         if isinstance(self.rule, TrustRegion):
-            return (View(1.0 - self.rule.rate, "shadow"), View(self.rule.rate, "student"))
+            both = (View(1.0 - self.rule.rate, "shadow"), View(self.rule.rate, "student"))
+            return tuple(view for view in both if view.weight > 0)  # a view that counts for nothing costs a pass
         return (View(1.0, "shadow"),)
 
     @contextmanager
@@ -138,6 +139,7 @@ class Teacher:
         when the body raises. Cannot be nested.
         """
         assert not self._applied, "a teacher is already applied"
+        assert not torch.is_autocast_enabled(policy.device.type), "autocast would go on with its copies of the student"
         parameters = policy.trainable() if view.source == "shadow" else {}
         student = {name: value.data for name, value in parameters.items()}
         self._applied = True

@@ -1,0 +1,237 @@
+from __future__ import annotations
+
+import errno
+import os
+import random
+import resource
+import signal
+import stat
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from selfdistill.errors import RunError
+from selfdistill.models.checkpoint import latest_checkpoint, load_checkpoint, read_about, save_checkpoint
+from selfdistill.models.hf import LoraOptions, Policy, load_policy
+from selfdistill.models.teacher import Ema, Frozen, Teacher
+
+PAIRS = [((5, 6), (7, 8)), ((9, 10, 11), (12,))]
+
+
+class Run:
+    """A policy in training: two steps of AdamW give the optimiser moments and the teacher a history."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+        self.optimizer = torch.optim.AdamW(policy.trainable().values(), lr=1e-2)
+        self.teacher = Teacher(Ema(0.1), policy)
+
+    def train(self, steps: int = 2) -> None:
+        for _ in range(steps):
+            noise = torch.rand(()) + random.random() + numpy.random.rand()
+            (self.policy.answer_hidden(PAIRS).square().mean() * noise).backward()
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            self.teacher.update(self.policy)
+
+    def parts(self) -> dict:
+        return {"policy": self.policy, "optimizer": self.optimizer, "teacher": self.teacher}
+
+    def save(self, directory: Path, step: int, **options) -> Path:
+        return save_checkpoint(directory, step, **self.parts(), extra={"position": [step, "a"]}, **options)
+
+    def bits(self) -> list[torch.Tensor]:
+        states = self.optimizer.state_dict()["state"]
+        moments = [states[index][key] for index in states for key in ("exp_avg", "exp_avg_sq")]
+        return [*self.policy.trainable().values(), *self.teacher.state_dict().values(), *moments]
+
+
+def assert_same_bits(one: Run, other: Run) -> None:
+    assert len(one.bits()) == len(other.bits())
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(one.bits(), other.bits(), strict=True))
+
+
+@pytest.mark.parametrize("lora", [None, LoraOptions(rank=2, alpha=4)])
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_resumed_run_goes_on_to_the_same_bits(
+    policy_of, tmp_path: Path, tied: bool, lora: LoraOptions | None
+) -> None:
+    run = Run(policy_of(tied=tied, lora=lora))
+    run.train()
+    path = run.save(tmp_path, 40)
+    assert path == tmp_path / "step-000040"
+    resumed = Run(policy_of(tied=tied, lora=lora))
+    run.train()  # draws from all three global generators, which the resumed run gets back as they were
+    assert load_checkpoint(path, **resumed.parts()) == {"position": [40, "a"]}
+    resumed.train()
+    assert_same_bits(run, resumed)
+
+
+def test_bfloat16_runs_resume_too(policy_of, tmp_path: Path) -> None:
+    run = Run(policy_of(dtype="bfloat16"))
+    run.train()
+    path = run.save(tmp_path, 1)
+    resumed = Run(policy_of(dtype="bfloat16"))
+    run.train()
+    load_checkpoint(path, **resumed.parts())
+    resumed.train()
+    assert_same_bits(run, resumed)
+
+
+def test_a_checkpoint_is_a_plain_model_directory_that_others_may_read(policy, tmp_path: Path) -> None:
+    run = Run(policy)
+    run.train()
+    path = run.save(tmp_path, 7)
+    model = AutoModelForCausalLM.from_pretrained(path)
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    ids = torch.tensor([tokenizer("What is seven?").input_ids])
+    with torch.no_grad():
+        assert torch.equal(model(ids).logits, policy.base(ids).logits)
+    assert {stat.S_IMODE(file.stat().st_mode) for file in path.iterdir()} == {0o644}
+    assert load_policy(str(path), device="cpu").end_ids == policy.end_ids
+
+
+def test_a_lora_checkpoint_holds_the_adapter_alone_and_loads_by_its_path(adapted, tmp_path: Path) -> None:
+    run = Run(adapted)
+    run.train()
+    path = run.save(tmp_path, 7)
+    assert not (path / "model.safetensors").exists()
+    again = load_policy(str(path), device="cpu")
+    with torch.no_grad():
+        assert torch.equal(again.answer_hidden(PAIRS), adapted.answer_hidden(PAIRS))
+        plain = AutoModelForCausalLM.from_pretrained(path)  # base and adapter
+        ids = torch.tensor([[5, 6, 7]])
+        torch.testing.assert_close(plain(ids).logits, adapted.base(ids).logits)
+
+
+def test_only_the_newest_and_the_final_are_kept(policy, tmp_path: Path) -> None:
+    run = Run(policy)
+    run.save(tmp_path, 10, final=True)
+    for step in (20, 30, 40):
+        run.save(tmp_path, step)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000010", "step-000030", "step-000040"]
+    assert read_about(tmp_path / "step-000010")["final"] is True
+    run.save(tmp_path, 50, keep=1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000010", "step-000050"]
+
+
+def test_steps_are_ordered_as_numbers(policy, tmp_path: Path) -> None:
+    run = Run(policy)
+    run.save(tmp_path, 999_999)
+    newest = run.save(tmp_path, 1_000_000)
+    assert latest_checkpoint(tmp_path) == newest
+    assert latest_checkpoint(tmp_path / "absent") is None
+
+
+def test_the_same_step_may_be_written_again(policy, tmp_path: Path) -> None:
+    run = Run(policy)
+    run.save(tmp_path, 5)
+    run.train()
+    path = run.save(tmp_path, 5, final=True)
+    assert read_about(path)["final"] is True
+    assert [entry.name for entry in tmp_path.iterdir()] == ["step-000005"]
+    resumed = Run(policy)
+    load_checkpoint(path, **resumed.parts())
+    assert resumed.teacher.batches == 2
+
+
+def test_a_run_killed_while_writing_leaves_the_last_whole_checkpoint(shelf: Path, policy, tmp_path: Path) -> None:
+    """A real process is killed at its third fsync, half-way through the second checkpoint."""
+    program = f"""
+        import os, signal, sys
+        from pathlib import Path
+        import torch
+        from selfdistill.models.checkpoint import save_checkpoint
+        from selfdistill.models.hf import load_policy
+        from selfdistill.models.teacher import Frozen, Teacher
+
+        policy = load_policy({policy.name!r}, device="cpu")
+        parts = {{"policy": policy, "optimizer": torch.optim.SGD(policy.trainable().values(), lr=0.1),
+                  "teacher": Teacher(Frozen(), policy), "extra": {{}}}}
+        directory = Path({str(tmp_path)!r})
+        save_checkpoint(directory, 1, **parts)
+        real, calls = os.fsync, []
+        def fsync(descriptor):
+            calls.append(descriptor)
+            if len(calls) == 3:
+                os.kill(os.getpid(), signal.SIGKILL)
+            real(descriptor)
+        os.fsync = fsync
+        save_checkpoint(directory, 2, **parts)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], env=os.environ | {"PYTHONPATH": ":".join(sys.path)}, check=False)  # fmt: skip
+    assert done.returncode == -signal.SIGKILL
+    assert {path.name for path in tmp_path.iterdir()} == {"step-000001", ".partial-step-000002"}
+    newest = latest_checkpoint(tmp_path)
+    assert newest == tmp_path / "step-000001"
+    run = Run(policy)
+    run.teacher = Teacher(Frozen(), policy)
+    run.optimizer = torch.optim.SGD(policy.trainable().values(), lr=0.1)
+    load_checkpoint(newest, **run.parts())
+    run.save(tmp_path, 3)
+    assert {path.name for path in tmp_path.iterdir()} == {"step-000001", "step-000003"}, "the stray directory is gone"
+
+
+def test_a_full_disk_is_said_and_costs_nothing(policy, tmp_path: Path, monkeypatch) -> None:
+    run = Run(policy)
+    earlier = run.save(tmp_path, 1)
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("selfdistill.models.checkpoint.os.fsync", full)
+    with pytest.raises(RunError, match=r"the disk is full[\s\S]*free space and resume"):
+        run.save(tmp_path, 2)
+    monkeypatch.undo()
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000001"]
+    load_checkpoint(earlier, **Run(policy).parts())
+
+
+@pytest.mark.parametrize("limit", [1_000, 60_000, 150_000])
+def test_writes_that_the_system_refuses_are_one_clear_error(policy, tmp_path: Path, limit: int) -> None:
+    """Every file over `limit` bytes is refused by the kernel: in config.json, in the weights, in the optimiser."""
+    run = Run(policy)
+    run.train(1)
+    earlier = run.save(tmp_path, 1)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        with pytest.raises(RunError, match="could not be written"):
+            run.save(tmp_path, 2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000001"]
+    load_checkpoint(earlier, **Run(policy).parts())
+
+
+def test_a_damaged_or_foreign_checkpoint_is_refused(policy_of, policy, adapted, tmp_path: Path) -> None:
+    path = Run(policy).save(tmp_path, 1)
+    with pytest.raises(RunError, match="cannot be resumed"):
+        load_checkpoint(path, **Run(adapted).parts())
+    (path / "trainer.pt").write_bytes((path / "trainer.pt").read_bytes()[:100])
+    with pytest.raises(RunError, match="use an earlier one"):
+        load_checkpoint(path, **Run(policy).parts())
+    with pytest.raises(RunError, match="this is not a checkpoint"):
+        load_checkpoint(tmp_path, **Run(policy).parts())
+
+
+def test_a_checkpoint_of_another_format_is_refused(policy, tmp_path: Path) -> None:
+    path = Run(policy).save(tmp_path, 1)
+    (path / "checkpoint.json").write_text('{"format": 99, "step": 1, "final": false, "extra": {}}')
+    with pytest.raises(RunError, match="99"):
+        load_checkpoint(path, **Run(policy).parts())
+
+
+def test_state_that_is_not_json_leaves_nothing_behind(policy, tmp_path: Path) -> None:
+    run = Run(policy)
+    with pytest.raises(TypeError):
+        save_checkpoint(tmp_path, 1, **run.parts(), extra={"position": object()})
+    assert list(tmp_path.iterdir()) == []

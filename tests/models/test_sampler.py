@@ -1,0 +1,231 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from selfdistill.errors import ConfigError, ModelError
+from selfdistill.models.hf import LoraOptions, Policy
+from selfdistill.models.sampler import SamplingOptions, inverse_draw, nucleus, sample
+from selfdistill.types import Completion, StopReason, TokenIds
+from tiny_models import FAMILIES
+
+
+def prompts_of(policy: Policy) -> list[TokenIds]:
+    """Lengths from 7 to 28 tokens, one of them twice, longer and shorter than the sliding window of 16."""
+    return [tuple(policy.tokenizer("What is seven plus five? " * times).input_ids) for times in (1, 3, 2, 1, 4)]
+
+
+def draw(
+    policy: Policy, prompts: list[TokenIds], *, seed: int = 0, uids: list[str] | None = None, **options
+) -> list[Completion]:
+    names = uids or [f"r{index}" for index in range(len(prompts))]
+    return sample(
+        policy, prompts, SamplingOptions(**{"max_new_tokens": 20} | options), seed=seed, uids=names, version=3
+    )
+
+
+def trainer_logprobs(policy: Policy, prompt: TokenIds, completion: Completion, temperature: float = 1.0) -> list[float]:
+    with torch.no_grad():
+        logits_NV = policy.head().logits(policy.answer_hidden([(prompt, completion.token_ids)])) / temperature
+    ids_N1 = torch.tensor(completion.token_ids)[:, None]
+    return logits_NV.log_softmax(-1).gather(-1, ids_N1).squeeze(-1).tolist()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_at_temperature_zero_it_says_what_generate_says(policy_of, family: str) -> None:
+    policy = policy_of(family)
+    prompts = prompts_of(policy)
+    for prompt, completion in zip(prompts, draw(policy, prompts, temperature=0.0), strict=True):
+        options = {"max_new_tokens": 20, "do_sample": False, "eos_token_id": sorted(policy.end_ids)}
+        wanted = policy.base.generate(torch.tensor([prompt]), **options)[0, len(prompt) :]
+        assert completion.token_ids == tuple(wanted.tolist())
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logprobs_are_the_trainers(policy_of, family: str, temperature: float) -> None:
+    policy = policy_of(family)
+    prompts = prompts_of(policy)
+    for prompt, completion in zip(prompts, draw(policy, prompts, temperature=temperature), strict=True):
+        wanted = trainer_logprobs(policy, prompt, completion, temperature)
+        assert completion.logprobs == pytest.approx(wanted, abs=1e-5)
+
+
+def test_greedy_logprobs_are_those_of_temperature_one(policy) -> None:
+    (prompt, *_) = prompts_of(policy)
+    (completion,) = draw(policy, [prompt], temperature=0.0)
+    assert completion.logprobs == pytest.approx(trainer_logprobs(policy, prompt, completion), abs=1e-5)
+
+
+def test_under_bfloat16_the_two_agree_to_its_precision(policy_of) -> None:
+    for lora in (None, LoraOptions(rank=2)):
+        policy = policy_of(dtype="bfloat16", lora=lora)
+        prompts = prompts_of(policy)
+        for prompt, completion in zip(prompts, draw(policy, prompts), strict=True):
+            assert completion.logprobs == pytest.approx(trainer_logprobs(policy, prompt, completion), abs=0.15)
+
+
+def test_an_adapter_speaks_when_sampling(adapted) -> None:
+    prompts = prompts_of(adapted)
+    before = draw(adapted, prompts, temperature=0.0)
+    with torch.no_grad():
+        for value in adapted.trainable().values():
+            value.add_(0.3)
+    after = draw(adapted, prompts, temperature=0.0)
+    assert [one.token_ids for one in before] != [one.token_ids for one in after]
+    assert after[1].logprobs == pytest.approx(trainer_logprobs(adapted, prompts[1], after[1]), abs=1e-5)
+
+
+def test_the_seed_decides_and_the_global_generator_is_not_touched(policy) -> None:
+    prompts = prompts_of(policy)
+    torch.manual_seed(1)
+    one = draw(policy, prompts, seed=5)
+    state = torch.get_rng_state()
+    torch.manual_seed(2)
+    again, other = draw(policy, prompts, seed=5), draw(policy, prompts, seed=6)
+    torch.manual_seed(1)
+    assert torch.equal(state, torch.get_rng_state())
+    assert one == again
+    assert [c.token_ids for c in one] != [c.token_ids for c in other]
+
+
+def test_a_rollout_does_not_depend_on_its_neighbours(policy) -> None:
+    prompts = prompts_of(policy)
+    together = draw(policy, prompts, uids=["a", "b", "c", "d", "e"])
+    for index, uid in enumerate("abcde"):
+        (alone,) = draw(policy, [prompts[index]], uids=[uid])
+        assert alone.token_ids == together[index].token_ids
+        assert alone.logprobs == pytest.approx(together[index].logprobs, abs=1e-5)
+
+
+def test_small_batches_give_the_same_completions(policy) -> None:
+    prompts = prompts_of(policy) * 3
+    large, small = draw(policy, prompts), draw(policy, prompts, batch_tokens=64)
+    assert [c.token_ids for c in large] == [c.token_ids for c in small]
+
+
+def test_siblings_share_one_reading_of_their_prompt(policy, monkeypatch) -> None:
+    prompts = prompts_of(policy)
+    read: list[tuple[int, int]] = []
+    backbone = Policy.backbone
+
+    def watched(self: Policy, ids_BL: torch.Tensor, **options) -> torch.Tensor:
+        read.append((ids_BL.shape[0], ids_BL.shape[1]))
+        return backbone(self, ids_BL, **options)
+
+    monkeypatch.setattr(Policy, "backbone", watched)
+    group = draw(policy, [prompts[0]] * 8)
+    assert read[0] == (1, len(prompts[0]))
+    assert read[1] == (8, 1)
+    assert len({c.token_ids for c in group}) == 8, "siblings are drawn independently"
+
+
+def test_finished_rows_leave_the_batch(policy, monkeypatch) -> None:
+    """With every other token ending the turn, rows finish at about half their number per step."""
+    policy.end_ids = frozenset(range(0, len(policy.tokenizer), 2))
+    widths: list[int] = []
+    backbone = Policy.backbone
+
+    def watched(self: Policy, ids_BL: torch.Tensor, **options) -> torch.Tensor:
+        widths.append(ids_BL.shape[0])
+        return backbone(self, ids_BL, **options)
+
+    prompts = prompts_of(policy) * 8
+    monkeypatch.setattr(Policy, "backbone", watched)
+    completions = draw(policy, prompts)
+    monkeypatch.undo()
+    assert min(widths[1:]) < len(prompts) / 4, "the batch never shrank"
+    for prompt, completion in zip(prompts, completions, strict=True):
+        *before, last = completion.token_ids
+        assert not policy.end_ids.intersection(before)
+        assert (last in policy.end_ids) == (completion.stop is StopReason.END)
+        assert completion.logprobs == pytest.approx(trainer_logprobs(policy, prompt, completion), abs=1e-5)
+
+
+def test_the_end_token_is_kept_in_the_ids_and_left_out_of_the_text(policy) -> None:
+    (prompt, *_) = prompts_of(policy)
+    (free,) = draw(policy, [prompt])
+    end = free.token_ids[5]
+    assert end not in free.token_ids[:5]
+    policy.end_ids = frozenset({end})
+    (stopped,) = draw(policy, [prompt])
+    assert stopped.token_ids == free.token_ids[:6]
+    assert stopped.stop is StopReason.END
+    assert free.stop is StopReason.LENGTH
+    assert len(free.token_ids) == 20
+
+
+def test_special_tokens_are_not_part_of_the_text(policy) -> None:
+    rare = policy.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    with torch.no_grad():
+        policy.base.model.norm.weight.zero_()  # every next token equally likely, so the first (a special one) is taken
+    (completion,) = draw(policy, [prompts_of(policy)[0]], temperature=0.0, max_new_tokens=2)
+    assert completion.token_ids == (0, 0)
+    assert rare not in completion.token_ids
+    assert completion.text == ""
+
+
+def test_the_record_names_the_rollout_and_its_weights(policy) -> None:
+    (completion,) = draw(policy, [prompts_of(policy)[0]], uids=["step-1/task-2/0"])
+    assert (completion.uid, completion.policy_version) == ("step-1/task-2/0", 3)
+    assert completion.text == policy.tokenizer.decode(completion.token_ids, skip_special_tokens=True)
+
+
+def test_an_answer_ends_where_the_context_does(policy) -> None:
+    long, short = (5,) * 250, (5,) * 240
+    completions = draw(policy, [long, short], max_new_tokens=10)
+    assert [len(c.token_ids) for c in completions] == [6, 10]
+    assert completions[0].stop is StopReason.LENGTH
+
+
+def test_a_prompt_that_fills_the_context_or_is_empty_is_refused(policy) -> None:
+    with pytest.raises(ModelError, match="256 tokens"):
+        draw(policy, [(5,) * 256])
+    with pytest.raises(ModelError, match="empty"):
+        draw(policy, [()])
+
+
+def test_no_prompts_no_completions(policy) -> None:
+    assert draw(policy, []) == []
+
+
+def test_draws_follow_the_probabilities() -> None:
+    """100,000 evenly spaced uniform numbers fall on each token as often as its probability says."""
+    probabilities = torch.tensor([0.1, 0.0, 0.6, 0.3])
+    uniform_B = torch.arange(100_000) / 100_000
+    counts = inverse_draw(probabilities.expand(100_000, 4), uniform_B).bincount(minlength=4)
+    assert counts.tolist() == pytest.approx([10_000, 0, 60_000, 30_000], abs=2)
+
+
+def test_a_token_of_probability_zero_is_never_drawn_at_the_edges() -> None:
+    probabilities_BV = torch.tensor([[0.0, 1.0, 0.0], [0.0, 1.0, 0.0]])
+    assert inverse_draw(probabilities_BV, torch.tensor([0.0, 1.0 - 2**-24])).tolist() == [1, 1]
+
+
+def test_the_nucleus_is_the_smallest_set_that_reaches_top_p() -> None:
+    logprobs_BV = torch.tensor([[0.5, 0.2, 0.3]]).log()
+    assert nucleus(logprobs_BV, 0.5).exp().tolist() == [pytest.approx([1.0, 0.0, 0.0])]
+    assert nucleus(logprobs_BV, 0.6).exp().tolist() == [pytest.approx([0.625, 0.0, 0.375])]  # 0.5/0.8, 0.3/0.8
+    assert nucleus(logprobs_BV, 1.0) is logprobs_BV
+
+
+def test_top_p_logprobs_are_those_of_the_nucleus(policy) -> None:
+    prompt = prompts_of(policy)[0]
+    (completion,) = draw(policy, [prompt], top_p=0.3)
+    full = trainer_logprobs(policy, prompt, completion)
+    assert all(inside >= whole - 1e-5 for inside, whole in zip(completion.logprobs, full, strict=True))
+    # A nucleus of 0.3 holds between 0.3 and 1, so renormalising adds at most log(1/0.3).
+    gains = [inside - whole for inside, whole in zip(completion.logprobs, full, strict=True)]
+    assert max(gains) <= -math.log(0.3) + 1e-5
+    assert max(gains) > 0.1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"max_new_tokens": 0}, {"temperature": -1.0}, {"temperature": math.nan}, {"top_p": 0.0}, {"top_p": 1.1}, {"batch_tokens": 0}],
+)  # fmt: skip
+def test_options_check_their_ranges(options: dict[str, float]) -> None:
+    with pytest.raises(ConfigError):
+        SamplingOptions(**{"max_new_tokens": 4} | options)
