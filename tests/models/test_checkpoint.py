@@ -165,7 +165,8 @@ def test_a_run_killed_while_writing_leaves_the_last_whole_checkpoint(shelf: Path
         os.fsync = fsync
         save_checkpoint(directory, 2, **parts)
     """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], env=os.environ | {"PYTHONPATH": ":".join(sys.path)}, check=False)  # fmt: skip
+    environment = os.environ | {"PYTHONPATH": ":".join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], env=environment, check=False)
     assert done.returncode == -signal.SIGKILL
     assert {path.name for path in tmp_path.iterdir()} == {"step-000001", ".partial-step-000002"}
     newest = latest_checkpoint(tmp_path)
