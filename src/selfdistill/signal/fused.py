@@ -34,7 +34,9 @@ from selfdistill.signal.terms import (
     reference_kl,
 )
 
-_CHUNK_ENTRIES = 2**22  # logits of one chunk: 16 MiB in float32
+_CHUNK_ENTRIES_CPU = 2**22  # logits of one chunk: 16 MiB in float32, where caches are small
+_CHUNK_ENTRIES = 2**26  # 256 MiB: an accelerator wants long products
+_CHUNK_ROWS = 64  # fewer would read the head's weight more often than use it
 
 Term: TypeAlias = Callable[[Chunk], None]
 
@@ -66,6 +68,8 @@ def fused_signal(
     `distil_N` is 0. Without `old_logprobs_N` the weights have not moved since sampling: both ratios against them are
     exactly 1. Without `sampler_logprobs_N` the sampler is taken at its word. `chunk` positions are worked on at a
     time; None chooses by the size of the vocabulary, and no choice changes the result beyond rounding.
+
+    The weights carry the reduction already: losses of micro-batches are added, not averaged.
 
     Raises `ValueError` when shapes disagree or when a term has weight but not what it needs.
     """
@@ -106,7 +110,7 @@ def _work(
 def _plan(inputs: Inputs, chunk: int | None) -> Iterator[tuple[slice, list[Term]]]:
     """Slices of positions, and the terms that have weight in each; one empty slice when there are no positions."""
     positions = inputs.hidden_ND.shape[0]
-    size = chunk or max(1, _CHUNK_ENTRIES // inputs.head.vocabulary)
+    size = chunk or _rows_per_chunk(inputs)
     weights, leashed = inputs.weights, inputs.signal.reference.coefficient > 0
     terms: list[tuple[Term, Tensor | None]] = [
         (distil, weights.distil_N),
@@ -116,6 +120,11 @@ def _plan(inputs: Inputs, chunk: int | None) -> Iterator[tuple[slice, list[Term]
     active = [(term, _active_chunks(weight_N, positions, size)) for term, weight_N in terms]
     for index, start in enumerate(range(0, max(positions, 1), size)):
         yield slice(start, min(start + size, positions)), [term for term, flags in active if flags[index]]
+
+
+def _rows_per_chunk(inputs: Inputs) -> int:
+    entries = _CHUNK_ENTRIES_CPU if inputs.hidden_ND.device.type == "cpu" else _CHUNK_ENTRIES
+    return max(_CHUNK_ROWS, entries // inputs.head.vocabulary)
 
 
 def _active_chunks(weight_N: Tensor | None, positions: int, size: int) -> list[bool]:
