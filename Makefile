@@ -50,7 +50,7 @@ $(VENV)/.ready: pyproject.toml requirements/pins.txt requirements/dev.txt
 	@echo "Setting up $(VENV) with $$($(PYTHON) --version); the first time this downloads torch and takes a minute or more."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
 	    echo "No virtual environment could be made. On Debian and Ubuntu: apt install python3-venv"; exit 1; }
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	@test -t 1 || quiet=--quiet; set -x; $(BIN)/python -m pip install $$quiet --disable-pip-version-check \
 	    -c requirements/pins.txt -r requirements/dev.txt -e .
 	@touch $@
 

@@ -145,4 +145,5 @@ def test_settings_are_listed_with_what_they_take_and_mean():
     assert listed["lr"].text == "learning rate"
     assert listed["lr"].expected == "a number"
     assert listed["teacher.rate"].value == 0.05
+    assert listed["teacher.rate"].expected == "a number"
     assert listed["extra"].expected == 'a table or "none"'

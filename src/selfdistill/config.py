@@ -35,8 +35,8 @@ FOR_MODEL: Mapping[str, Mapping[str, Any]] = {
 class Named:
     """An entry of a registry, and the options that differ from its own defaults."""
 
-    name: str = field(metadata=about("name of the entry"))
-    options: Mapping[str, Any] = field(default_factory=dict, metadata=about("options of the entry"))
+    name: str = field(metadata=about("which one; its own settings stand beside this one"))
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -111,14 +111,15 @@ class Setting:
 
 
 def settings_of(value: Any, prefix: str = "") -> Iterator[Setting]:
-    """Every setting of a dataclass, in order, at any depth."""
+    """Every setting of a dataclass, in order, at any depth. A table of free keys is left out: whoever takes it lists
+    them."""
     cls: Any = type(value)
     hints = _hints(cls)
     for item in _fields(cls):
         current, key = getattr(value, item.name), f"{prefix}{item.name}"
         if is_dataclass(current) and not isinstance(current, type):
             yield from settings_of(current, f"{key}.")
-        else:
+        elif not isinstance(current, Mapping):
             yield Setting(key, plain(current), expected(hints[item.name]), item.metadata.get("text", ""))
 
 

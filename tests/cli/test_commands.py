@@ -35,6 +35,11 @@ def test_every_option_is_explained(command: str):
     assert "Usage" in result.output
 
 
+def test_help_tells_the_defaults():
+    result = runner.invoke(app, ["train", "--help"], env={"COLUMNS": "200"})
+    assert "(default: sdpo)" in result.output
+
+
 def test_help_lists_the_commands_without_loading_torch():
     code = "import sys; from selfdistill.cli import app; import selfdistill.view.plots; print('torch' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -38,20 +38,20 @@ ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help="TOML fi
 Model = Annotated[
     str | None,
     typer.Option(
-        help="Directory or hub name of a causal LM; sapling is embedded. [default: sapling]", show_default=False
+        help="Directory or hub name of a causal LM; sapling is embedded. (default: sapling)", show_default=False
     ),
 ]
 MethodName = Annotated[
-    str | None, typer.Option(help="How to learn; see `selfdistill methods`. [default: sdpo]", show_default=False)
+    str | None, typer.Option(help="How to learn; see `selfdistill methods`. (default: sdpo)", show_default=False)
 ]
 WorldName = Annotated[
     str | None,
-    typer.Option(help="Who judges; see `selfdistill worlds`. [default: verbs; code with --data]", show_default=False),
+    typer.Option(help="Who judges; see `selfdistill worlds`. (default: verbs; code with --data)", show_default=False),
 ]
 Data = Annotated[
-    str | None, typer.Option(help="JSONL file of tasks. [default: the world's own tasks]", show_default=False)
+    str | None, typer.Option(help="JSONL file of tasks. (default: the world's own tasks)", show_default=False)
 ]
-Seed = Annotated[int | None, typer.Option(help="Decides every random choice. [default: 0]", show_default=False)]
+Seed = Annotated[int | None, typer.Option(help="Decides every random choice. (default: 0)", show_default=False)]
 
 
 def main() -> None:
@@ -83,12 +83,12 @@ def train(
     world: WorldName = None,
     data: Data = None,
     steps: Annotated[
-        int | None, typer.Option(help="Generation batches to train for. [default: 40]", show_default=False)
+        int | None, typer.Option(help="Generation batches to train for. (default: 40)", show_default=False)
     ] = None,
     seed: Seed = None,
     out: Annotated[
         str | None,
-        typer.Option(help="Run directory. [default: runs/<method>-<world>-seed<seed>]", show_default=False),
+        typer.Option(help="Run directory. (default: runs/<method>-<world>-seed<seed>)", show_default=False),
     ] = None,
     resume: Annotated[
         Path | None, typer.Option(help="Run directory to go on with; its settings are kept.", show_default=False)
@@ -103,7 +103,7 @@ def train(
 
     flags = {"model": model, "method": method, "world": world, "data": data, "steps": steps, "seed": seed, "out": out}
     flags |= {"out": str(resume)} if resume else {}
-    saved = saved_config(resume)["settings"] if resume else None
+    saved = saved_config(resume).get("settings", {}) if resume else None
     settings = load_config(config, [*_as_overrides(flags), *(overrides or ())], saved)
     if list_settings:
         print_settings(settings)
@@ -123,14 +123,14 @@ def evaluate(
     world: WorldName = None,
     data: Data = None,
     seed: Seed = None,
-    tasks: Annotated[int | None, typer.Option(help="Tasks to ask, at most. [default: 200]", show_default=False)] = None,
-    rollouts: Annotated[int | None, typer.Option(help="Answers per task. [default: 1]", show_default=False)] = None,
+    tasks: Annotated[int | None, typer.Option(help="Tasks to ask, at most. (default: 200)", show_default=False)] = None,
+    rollouts: Annotated[int | None, typer.Option(help="Answers per task. (default: 1)", show_default=False)] = None,
     temperature: Annotated[
-        float | None, typer.Option(help="Sampling temperature; 0 is greedy. [default: 0]", show_default=False)
+        float | None, typer.Option(help="Sampling temperature; 0 is greedy. (default: 0)", show_default=False)
     ] = None,
     out: Annotated[
         str | None,
-        typer.Option(help="Directory for the records of the answers. [default: nothing is kept]", show_default=False),
+        typer.Option(help="Directory for the records of the answers. (default: nothing is kept)", show_default=False),
     ] = None,
 ) -> None:
     """Measure a model on the tasks of a world, without training it."""
