@@ -225,8 +225,14 @@ def test_the_state_of_another_model_or_rule_is_refused(policy_of, adapted) -> No
 
 @pytest.mark.parametrize(
     ("rule", "options"),
-    [(Ema, {"rate": 1.5}), (Ema, {"rate": -0.1}), (Ema, {"rate": float("nan")}), (TrustRegion, {"rate": 2}), (Snapshot, {"every": 0})],
-)  # fmt: skip
+    [
+        (Ema, {"rate": 1.5}),
+        (Ema, {"rate": -0.1}),
+        (Ema, {"rate": float("nan")}),
+        (TrustRegion, {"rate": 2}),
+        (Snapshot, {"every": 0}),
+    ],
+)
 def test_rules_check_their_ranges(rule, options) -> None:
     with pytest.raises(ConfigError):
         rule(**options)
