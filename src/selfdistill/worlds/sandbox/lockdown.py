@@ -99,7 +99,7 @@ def _has_seccomp() -> bool:
     if sys.platform != "linux" or number is None:
         return False
     action = ctypes.c_uint32(0x00050000)  # is the action "answer with an errno" available?
-    return _libc().syscall(number, 2, 0, ctypes.byref(action)) == 0
+    return bool(_libc().syscall(number, 2, 0, ctypes.byref(action)) == 0)
 
 
 def _set_limits(memory_bytes: int, output_bytes: int, cpu_s: int, open_files: int) -> None:

@@ -54,7 +54,7 @@ class Sandbox:
 
     def __init__(self, workers: int | None = None, *, modules: Sequence[str] = (), allow_weaker: bool = False) -> None:
         self.level = isolation_level()
-        self.workers = workers or len(os.sched_getaffinity(0) if sys.platform == "linux" else range(os.cpu_count() or 1))
+        self.workers = workers or _usable_cpus()
         warning = isolation_warning(self.level)
         if warning and not allow_weaker:
             raise SandboxError(
@@ -137,6 +137,10 @@ def shared_sandbox(*, allow_weaker: bool = False) -> Sandbox:
     sandbox = Sandbox(allow_weaker=allow_weaker)
     atexit.register(sandbox.close)
     return sandbox
+
+
+def _usable_cpus() -> int:
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 class _Worker:

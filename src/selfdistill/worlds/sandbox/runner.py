@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import atexit
+import contextlib
 import errno
 import os
 import sys
@@ -96,8 +97,9 @@ def _new_module(name: str) -> Namespace:
 
 
 def _run_call(job: Mapping[str, Any], namespace: Namespace, arguments: list[Any]) -> Mapping[str, Any]:
-    name, solution = job["entry"], namespace.get("Solution")
-    function = getattr(solution(), name) if isinstance(solution, type) and hasattr(solution, name) else namespace.get(name)
+    name, function, solution = job["entry"], namespace.get(job["entry"]), namespace.get("Solution")
+    if isinstance(solution, type) and hasattr(solution, name):
+        function = getattr(solution(), name)
     if not callable(function):
         return _raised(f"NameError: no function named {name!r} is defined")
     try:
@@ -143,10 +145,8 @@ def _run_as_main(job: Mapping[str, Any]) -> Mapping[str, Any]:
             in_threads.append(args.exc_value)
 
     threading.excepthook = keep
-    try:
+    with contextlib.suppress(SystemExit):
         _load(job, _new_module("__main__"))
-    except SystemExit:
-        pass
     for thread in threading.enumerate():
         if thread is not threading.current_thread() and not thread.daemon:
             thread.join()

@@ -62,7 +62,7 @@ def _encode(value: object, depth: int, left: list[int]) -> Any:
     if isinstance(value, tuple):
         return ["tuple", *(_encode(item, depth - 1, left) for item in tuple.__iter__(value))]
     if isinstance(value, (set, frozenset)):
-        return ["set", *(_encode(item, depth - 1, left) for item in type(value).copy(value))]
+        return ["set", *(_encode(item, depth - 1, left) for item in frozenset.union(frozenset(), value))]
     if isinstance(value, dict):
         pairs = dict.items(value)
         return ["dict", *([_encode(key, depth - 1, left), _encode(item, depth - 1, left)] for key, item in pairs)]

@@ -29,11 +29,13 @@ from selfdistill.worlds.sandbox.wire import receive, send
 
 # What programs usually import: already in memory, a fork gets it for nothing and needs no file to be readable.
 WARM_MODULES = (
-    "abc array ast atexit base64 binascii bisect calendar cmath collections.abc contextlib copy csv ctypes dataclasses"
-    " datetime decimal enum fractions functools graphlib hashlib heapq html inspect io itertools json keyword locale"
-    " logging math numbers operator pprint queue random re secrets socket statistics string struct subprocess tempfile"
-    " textwrap threading time timeit traceback types typing unicodedata unittest urllib.parse uuid warnings zlib"
-).split()
+    "abc", "array", "ast", "atexit", "base64", "binascii", "bisect", "calendar", "cmath", "collections.abc",
+    "contextlib", "copy", "csv", "ctypes", "dataclasses", "datetime", "decimal", "enum", "fractions", "functools",
+    "graphlib", "hashlib", "heapq", "html", "inspect", "io", "itertools", "json", "keyword", "locale", "logging",
+    "math", "numbers", "operator", "pprint", "queue", "random", "re", "secrets", "socket", "statistics", "string",
+    "struct", "subprocess", "tempfile", "textwrap", "threading", "time", "timeit", "traceback", "types", "typing",
+    "unicodedata", "unittest", "urllib.parse", "uuid", "warnings", "zlib",
+)  # fmt: skip
 _LOOK_EVERY_S = 0.05
 _MEGABYTE = 1 << 20
 
@@ -86,9 +88,8 @@ def run_job(level: IsolationLevel, job: Mapping[str, Any]) -> dict[str, Any]:
 def run_child(level: IsolationLevel, job: Mapping[str, Any]) -> dict[str, Any]:
     """One process from its fork to its end, its directory removed."""
     directory = tempfile.mkdtemp()
-    streams = tempfile.TemporaryFile(), tempfile.TemporaryFile()
     try:
-        with streams[0] as stdin, streams[1] as stdout:
+        with tempfile.TemporaryFile() as stdin, tempfile.TemporaryFile() as stdout:
             if job["mode"] == "stdin":
                 stdin.write(job["inputs"][0].encode("utf-8", "surrogatepass"))
                 stdin.seek(0)
@@ -138,9 +139,7 @@ def _become_child(
     report = make_report(channel, nonce, job["output_bytes"])
     cpu_s = int(job["time_s"] * len(job["inputs"])) + 2
     try:
-        lock_down(
-            level, directory, memory_bytes=job["memory_bytes"], output_bytes=job["output_bytes"], cpu_s=cpu_s
-        )
+        lock_down(level, directory, memory_bytes=job["memory_bytes"], output_bytes=job["output_bytes"], cpu_s=cpu_s)
     except (OSError, ValueError) as error:
         report({"broken": f"{type(error).__name__}: {error}"})
         return

@@ -1,0 +1,134 @@
+"""From an answer and the tests of its task to a reward, the feedback and numbers for the records.
+
+A task's `spec` is JSON; this is all that is read of it:
+
+    kind        "functional" | "stdin" | "assert"
+    public      tests that training may use        {"input": [arguments], "output": value}   functional
+    private     tests kept for evaluation          {"input": text, "output": text}           stdin
+                (either may be empty)              "assert f(1) == 2"                        assert
+    fn_name     the function to call               functional
+    prelude     code that runs before the answer, setup: after it, in its namespace          optional
+    time_limit  seconds for one test                                                         optional
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from selfdistill.errors import DataError
+from selfdistill.types import Completion, Outcome, StopReason, Task
+from selfdistill.worlds.compare import same_output, same_value
+from selfdistill.worlds.extract import extract_code
+from selfdistill.worlds.feedback import TestRecord, TestStatus, feedback_text, missing_block_text
+from selfdistill.worlds.sandbox.pool import Sandbox
+from selfdistill.worlds.sandbox.program import Ending, Limits, Mode, Program, Result
+from selfdistill.worlds.sandbox.wire import short_repr
+
+Split = Literal["public", "private", "all"]
+MODES = {"functional": Mode.CALL, "stdin": Mode.STDIN, "assert": Mode.ASSERT}
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeOptions:
+    """`split`: the tests that decide; one that a task lacks gives way to the other. `cases`: how many wrong answers
+    the feedback shows, the shortest ones or, with `random_cases`, ones drawn anew for every completion."""
+
+    split: Split = "public"
+    cases: int = 2
+    random_cases: bool = False
+    limits: Limits = field(default_factory=Limits)
+
+
+def judge_many(
+    sandbox: Sandbox, pairs: Sequence[tuple[Task, Completion]], options: JudgeOptions | None = None
+) -> list[Outcome]:
+    """One outcome a pair, in order, judged in parallel. Raises DataError for a spec without tests, SandboxError."""
+    options = options or JudgeOptions()
+    outcomes: dict[int, Outcome] = {}
+    jobs: dict[int, tuple[Program, Limits]] = {}
+    for index, (task, completion) in enumerate(pairs):
+        code = extract_code(completion.text)
+        if code is None:
+            outcomes[index] = missing_outcome(completion, total=len(tests_of(task, options.split)))
+        else:
+            jobs[index] = program_for(task, code, options)
+    for index, results in zip(jobs, sandbox.run_many(list(jobs.values())), strict=True):
+        task, completion = pairs[index]
+        tests = tests_of(task, options.split)
+        outcomes[index] = outcome_of(records_of(task.spec["kind"], tests, results), len(tests), completion, options)
+    return [outcomes[index] for index in range(len(pairs))]
+
+
+def tests_of(task: Task, split: Split) -> list[Any]:
+    """The tests of `split`, or of the other one when it is empty. Raises DataError when there are none at all."""
+    public, private = list(task.spec.get("public", ())), list(task.spec.get("private", ()))
+    tests = {"public": public or private, "private": private or public, "all": public + private}[split]
+    if not tests:
+        raise DataError(f"task {task.id!r} has no tests", why="every answer would count as correct")
+    return tests
+
+
+def program_for(task: Task, code: str, options: JudgeOptions) -> tuple[Program, Limits]:
+    """What the sandbox is to run: inputs only, for expected outputs stay on this side (assertions cannot)."""
+    spec = task.spec
+    if spec.get("kind") not in MODES:
+        raise DataError(f"task {task.id!r} has an unknown kind of tests", got=spec.get("kind"), do=f"use {list(MODES)}")
+    tests = tests_of(task, options.split)
+    program = Program(
+        code=code, mode=MODES[spec["kind"]], entry=spec.get("fn_name") or "",
+        inputs=tuple(test if spec["kind"] == "assert" else test["input"] for test in tests),
+        prelude=spec.get("prelude") or "", setup=spec.get("setup") or "",
+    )  # fmt: skip
+    return program, replace(options.limits, time_s=float(spec.get("time_limit") or options.limits.time_s))
+
+
+def records_of(kind: str, tests: Sequence[Any], results: Sequence[Result]) -> list[TestRecord]:
+    """One record for each test that was run; the rest of the tests count as failed."""
+    return [_record(kind, test, result) for test, result in zip(tests, results, strict=False)]
+
+
+def outcome_of(records: Sequence[TestRecord], total: int, completion: Completion, options: JudgeOptions) -> Outcome:
+    """Reward 1 when all `total` tests passed, else 0; the fraction that passed is in the details."""
+    passed = sum(record.status is TestStatus.PASSED for record in records)
+    order = (TestStatus.ERROR, TestStatus.TIMEOUT, TestStatus.WRONG)
+    failure = next((status for status in order if any(record.status is status for record in records)), "none")
+    pick = random.Random(completion.uid) if options.random_cases else None
+    return Outcome(
+        reward=float(passed == total),
+        feedback=feedback_text(records, cases=options.cases, pick=pick),
+        details={"tests_passed": passed / total, "tests": total, "failure": str(failure)},
+    )
+
+
+def missing_outcome(completion: Completion, total: int) -> Outcome:
+    """For an answer without a program."""
+    truncated = completion.stop is StopReason.LENGTH
+    details = {"tests_passed": 0.0, "tests": total, "failure": "truncated" if truncated else "missing"}
+    return Outcome(reward=0.0, feedback=missing_block_text(truncated), details=details)
+
+
+def show_input(kind: str, test: Any) -> str:
+    """A test's input as feedback shows it: `[3, 1, 2], 'a b'` for arguments, the text itself for standard input."""
+    if kind == "functional":
+        return ", ".join(short_repr(argument) for argument in test["input"])
+    return str(test["input"]) if kind == "stdin" else str(test).strip().rsplit("\n", 1)[-1]
+
+
+def _record(kind: str, test: Any, result: Result) -> TestRecord:
+    shown = "" if result.loading else result.note or show_input(kind, test)
+    if result.ending is Ending.FAILED:
+        return TestRecord(TestStatus.WRONG, output=result.note)
+    if result.ending is Ending.RAISED:
+        return TestRecord(TestStatus.ERROR, input=shown, error=result.error)
+    if result.ending is Ending.TIMED_OUT:
+        return TestRecord(TestStatus.TIMEOUT, input=shown)
+    if kind == "assert":
+        return TestRecord(TestStatus.PASSED, input=shown)
+    functional, expected = kind == "functional", test["output"]
+    same = same_value(result.value, expected) if functional else same_output(result.value, expected)
+    show = short_repr if functional else str
+    status = TestStatus.PASSED if same else TestStatus.WRONG
+    return TestRecord(status, input=shown, output=show(result.value), expected=show(expected))
