@@ -83,17 +83,22 @@ def fused_signal(
     _check(inputs)
     gradients = HeadGradients.zeros(hidden_ND, head)
     with torch.no_grad(), torch.autocast(hidden_ND.device.type, enabled=False):
-        parts = [_work(inputs, rows, terms, gradients) for rows, terms in _plan(inputs, chunk)]
-        loss = torch.stack([part_loss for part_loss, _ in parts]).sum()
-        stats = {f.name: torch.cat([numbers[f.name] for _, numbers in parts]) for f in fields(TokenStats)}
+        loss, stats = torch.zeros((), dtype=inputs.dtype, device=hidden_ND.device), inputs.blank_stats()
+        for rows, terms in _plan(inputs, chunk):
+            _work(inputs, rows, terms, gradients, loss, stats)
     return FusedResult(gradients.attach(loss, hidden_ND, head), TokenStats(**stats))
 
 
 def _work(
-    inputs: Inputs, rows: slice, terms: Sequence[Term], gradients: HeadGradients
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """All terms of one chunk: their loss and numbers per token. Gradients go where they belong, and nothing of size
-    [C, V] outlives this call."""
+    inputs: Inputs,
+    rows: slice,
+    terms: Sequence[Term],
+    gradients: HeadGradients,
+    loss: Tensor,
+    stats: dict[str, Tensor],
+) -> None:
+    """All terms of one chunk, added to what was made before: a small tensor that outlived the chunk would lie between
+    large ones in the heap and keep their memory from being used again."""
     hidden_CD = inputs.hidden_ND[rows]
     logits_CV = inputs.head.logits(hidden_CD)
     log_p_CV = log_probs(logits_CV, inputs.signal.temperature)
@@ -104,7 +109,9 @@ def _work(
         gradient_CV = log_p_CV.exp().mul_(chunk.flow_CV.sum(-1, keepdim=True)).sub_(chunk.flow_CV)
         gradient_CV.div_(inputs.signal.temperature)
         gradients.add(rows, inputs.head.before_cap_(gradient_CV, logits_CV), hidden_CD, inputs.head)
-    return chunk.loss, chunk.numbers
+    loss += chunk.loss
+    for name, number_C in chunk.numbers.items():
+        stats[name][rows] = number_C
 
 
 def _plan(inputs: Inputs, chunk: int | None) -> Iterator[tuple[slice, list[Term]]]:

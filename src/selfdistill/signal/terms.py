@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from selfdistill.signal.evidence import TeacherView, entropy, teacher_log_probs
-from selfdistill.signal.head import Head
+from selfdistill.signal.head import Head, accumulation_dtype
 from selfdistill.signal.policy_gradient import PolicyGradient
 from selfdistill.signal.ratio import RatioCaps, importance_weight, log_ratio, over
 from selfdistill.signal.reference import ReferenceKL
@@ -99,6 +99,17 @@ class Inputs:
     reference: TeacherView | None
     old_logprobs_N: Tensor | None
     sampler_logprobs_N: Tensor | None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of logits, losses and numbers."""
+        return accumulation_dtype(torch.promote_types(self.hidden_ND.dtype, self.head.weight_VD.dtype))
+
+    def blank_stats(self) -> dict[str, Tensor]:
+        """Room for the numbers of every position."""
+        blank_N = torch.empty(self.hidden_ND.shape[0], dtype=self.dtype, device=self.hidden_ND.device)
+        stats = {f.name: torch.empty_like(blank_N) for f in fields(TokenStats)}
+        return stats | {"clipped_N": torch.empty_like(blank_N, dtype=torch.bool)}
 
 
 @dataclass(slots=True)
