@@ -295,8 +295,8 @@ class Allocations(TorchDispatchMode):
 @pytest.mark.parametrize("support", [FullVocabulary(), StudentTopK(5), StudentTopK(5, tail=False)], ids=str)
 def test_memory_does_not_grow_with_the_number_of_positions(support: Support) -> None:
     """V = 301, D = 8, chunks of 16. No tensor exceeds one chunk's logits, and eight times the positions add only
-    what is kept per position: dH, its scaled copy and nine stats, 2 · 8 + 9 = 25 numbers, far below the 301 of one
-    row of logits."""
+    what is kept per position: dH, its scaled copy, the leaf's own gradient and nine stats, 3 · 8 + 9 = 33 numbers, far
+    below the 301 of one row of logits."""
     peaks = {}
     for positions in (64, 512):
         case = textbook.problem(positions=positions, vocabulary=301, size=8)
@@ -305,7 +305,7 @@ def test_memory_does_not_grow_with_the_number_of_positions(support: Support) -> 
         assert seen.largest == 16 * 301
         peaks[positions] = seen.peak
     assert peaks[64] < 16 * 16 * 301
-    assert peaks[512] - peaks[64] < 448 * 30
+    assert peaks[512] - peaks[64] < 448 * 40
 
 
 def test_a_term_without_weight_costs_nothing() -> None:
