@@ -15,6 +15,7 @@ from selfdistill.errors import ConfigError, ModelError
 from selfdistill.models.device import pick_device, pick_dtype, quiet
 from selfdistill.models.policy import Policy
 from selfdistill.models.smollm2 import ensure_smollm2
+from selfdistill.options import option
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -32,16 +33,15 @@ def ignore(_: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class LoraOptions:
-    """Trains two thin factors beside each weight instead of the weight: `rank` wide, scaled by `alpha / rank`.
+    """Trains two thin factors beside each weight instead of the weight. One starts at zero, so a fresh adapter changes
+    nothing. Raises `ConfigError`. Source: Hu et al. 2021 (arXiv 2106.09685)."""
 
-    `targets` is `all-linear` (every linear layer but the head) or names of layers. `seed` draws the first factor; the
-    second starts at zero, so a fresh adapter changes nothing. Raises `ConfigError`.
-    """
-
-    rank: int = 16
-    alpha: int = 32
-    targets: str | tuple[str, ...] = "all-linear"
-    seed: int = 0
+    rank: int = option(16, "width of the factors")
+    alpha: int = option(32, "their product is multiplied by alpha / rank")
+    targets: str | tuple[str, ...] = option(
+        "all-linear", "names of layers, or all-linear: every linear layer but the head"
+    )
+    seed: int = option(0, "draws the factor that does not start at zero")
 
     def __post_init__(self) -> None:
         if self.rank < 1:
@@ -198,7 +198,7 @@ def _adapted(base: PreTrainedModel, adapter: Path | None, lora: LoraOptions | No
     config = LoraConfig(
         r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, lora_dropout=0.0, bias="none", task_type="CAUSAL_LM"
     )  # fmt: skip
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(lora.seed)
         try:
             return get_peft_model(base, config)

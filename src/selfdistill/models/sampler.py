@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,7 @@ from torch import Tensor
 from selfdistill.errors import ConfigError, ModelError
 from selfdistill.models.lengths import length_buckets, pad_left
 from selfdistill.models.policy import Policy
+from selfdistill.options import about, option
 from selfdistill.signal.head import Head
 from selfdistill.types import Completion, StopReason, TokenIds
 
@@ -31,14 +32,12 @@ COMPACT_BELOW = 0.75  # drop finished rows from the batch when fewer than this s
 
 @dataclass(frozen=True, slots=True)
 class SamplingOptions:
-    """How answers are drawn. Temperature 0 takes the most likely token. `top_p` < 1 draws from the smallest set of
-    tokens whose probabilities reach it. `batch_tokens` bounds the rows of a batch times their longest length (memory
-    of the cache). Raises `ConfigError`."""
+    """How answers are drawn. Raises `ConfigError`."""
 
-    max_new_tokens: int
-    temperature: float = 1.0
-    top_p: float = 1.0
-    batch_tokens: int = 65_536
+    max_new_tokens: int = field(metadata=about("tokens of an answer, at most; longer ones are cut off"))
+    temperature: float = option(1.0, "logits are divided by it; 0 takes the most likely token")
+    top_p: float = option(1.0, "draw from the smallest set of likeliest tokens that holds this probability")
+    batch_tokens: int = option(65_536, "rows of a batch times their longest length; bounds memory, changes no result")
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
@@ -219,5 +218,5 @@ def inverse_draw(probabilities_BV: Tensor, uniform_B: Tensor) -> Tensor:
     cumulative_BV = probabilities_BV.cumsum(-1)
     total_B1 = cumulative_BV[:, -1:]
     # Below the total even after rounding, so that the token found has a probability above zero.
-    target_B1 = torch.minimum(uniform_B[:, None] * total_B1, torch.nextafter(total_B1, torch.zeros_like(total_B1)))
+    target_B1 = torch.minimum(uniform_B[:, None] * total_B1, total_B1 * (1 - 2**-23))
     return torch.searchsorted(cumulative_BV, target_B1, right=True).squeeze(-1)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from selfdistill.errors import ConfigError, RunError
 from selfdistill.models.policy import Policy
+from selfdistill.options import option
 from selfdistill.signal.head import Head
 
 Source: TypeAlias = Literal["shadow", "student"]
@@ -47,7 +48,7 @@ class Ema:
     """
 
     kind: ClassVar[str] = "ema"
-    rate: float = 0.05
+    rate: float = option(0.05, "share of the student that the teacher takes in after each generation batch")
 
     def __post_init__(self) -> None:
         _check_share(self.rate, "the rate of an EMA teacher")
@@ -58,7 +59,7 @@ class Snapshot:
     """The teacher becomes a copy of the student after every `every`-th generation batch. Raises `ConfigError`."""
 
     kind: ClassVar[str] = "snapshot"
-    every: int = 10
+    every: int = option(10, "generation batches between copies of the student")
 
     def __post_init__(self) -> None:
         if isinstance(self.every, bool) or self.every < 1:
@@ -77,7 +78,7 @@ class TrustRegion:
     """
 
     kind: ClassVar[str] = "trust_region"
-    rate: float = 0.05
+    rate: float = option(0.05, "exponent of the student in the product with its start")
 
     def __post_init__(self) -> None:
         _check_share(self.rate, "the rate of a trust-region teacher")
@@ -156,7 +157,8 @@ class Teacher:
     def head(self, policy: Policy, view: View) -> Head:
         """The head that belongs to the view's hidden states, outside of `applied` too; never carries a gradient.
 
-        That of the student's own view looks at the live weights: use it before the next optimiser step.
+        It looks at the weights it came from. Where the head is trained, use a student view's before the next optimiser
+        step, and a shadow view's before the next `update`.
         """
         head = policy.head()
         if view.source == "student":
