@@ -5,25 +5,33 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from selfdistill.errors import ConfigError
+from selfdistill.options import option
 from selfdistill.types import Completion, Outcome, Task
 from selfdistill.worlds.judge import JudgeOptions, Split, judge_many
-from selfdistill.worlds.sandbox.lockdown import isolation_level, isolation_warning
+from selfdistill.worlds.sandbox.lockdown import isolation_warning
 from selfdistill.worlds.sandbox.pool import Sandbox, shared_sandbox
 from selfdistill.worlds.sandbox.program import Limits
 
 
 @dataclass(frozen=True, slots=True)
 class CodeOptions:
-    """`time_limit_s`: seconds for one test, where a task does not set its own. `memory_mb`: MiB for one program.
-    `split`: the tests that decide, "public" while training. `cases`: wrong answers shown in the feedback, shortest
-    first or, with `random_cases`, drawn for each completion. `allow_weaker`: go on where isolation is incomplete."""
+    """How programs are run, and how much a failed one is told. Raises ConfigError."""
 
-    time_limit_s: float = 6.0
-    memory_mb: int = 512
-    split: Split = "public"
-    cases: int = 2
-    random_cases: bool = False
-    allow_weaker: bool = False
+    time_limit_s: float = option(6.0, "seconds for one test, where a task does not set its own")
+    memory_mb: int = option(512, "MiB for one program, beyond the empty interpreter")
+    split: Split = option("public", "tests that decide: public, private, all; an empty one gives way")
+    cases: int = option(2, "wrong answers shown in the feedback")
+    random_cases: bool = option(False, "draw those for each completion, instead of the shortest")
+    allow_weaker: bool = option(False, "run programs also where this machine cannot isolate them fully")
+
+    def __post_init__(self) -> None:
+        if not self.time_limit_s > 0:
+            raise ConfigError("world.time_limit_s must be above 0", got=self.time_limit_s, do="give seconds, such as 6")
+        if self.memory_mb < 16:
+            raise ConfigError("world.memory_mb is too small for any program", got=self.memory_mb, do="at least 16")
+        if self.cases < 1:
+            raise ConfigError("world.cases must be at least 1", got=self.cases)
 
 
 class CodeWorld:
@@ -45,13 +53,16 @@ class CodeWorld:
     @property
     def isolation(self) -> str:
         """How programs are shut in, for a run's records: the level, and what it leaves open."""
-        level = isolation_level()
-        warning = isolation_warning(level)
+        level, warning = self.sandbox.level, isolation_warning(self.sandbox.level)
         return f"{level} ({warning})" if warning else str(level)
 
     def with_split(self, split: Split) -> CodeWorld:
         """The same world deciding by other tests, such as "private" for evaluation."""
         return CodeWorld(replace(self.options, split=split), sandbox=self.sandbox)
+
+    def for_evaluation(self) -> CodeWorld:
+        """The same world deciding by the private tests, which training never shows."""
+        return self.with_split("private")
 
     def judge(self, task: Task, completion: Completion) -> Outcome:
         """One answer; see `judge_many`."""

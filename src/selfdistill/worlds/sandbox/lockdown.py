@@ -19,12 +19,12 @@ from selfdistill.worlds.sandbox.syscalls import ARCHITECTURES
 
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446  # the same number on every architecture
 _VERSION_FLAG, _PATH_BENEATH = 1, 1
-_EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR = 1, 2, 4, 8
-_REMOVE_DIR, _REMOVE_FILE, _MAKE_DIR, _MAKE_FILE = 16, 32, 128, 256
+_WRITE_FILE, _READ_FILE, _READ_DIR = 2, 4, 8
+_REMOVE_FILE, _MAKE_FILE = 32, 256
 _REFER, _TRUNCATE, _IOCTL_DEVICE = 1 << 13, 1 << 14, 1 << 15
 _RIGHTS_BY_ABI = {1: (1 << 13) - 1, 2: _REFER, 3: _TRUNCATE, 5: _IOCTL_DEVICE}
 _READ_ONLY = _READ_FILE | _READ_DIR
-_OWN_DIRECTORY = _READ_ONLY | _WRITE_FILE | _REMOVE_DIR | _REMOVE_FILE | _MAKE_DIR | _MAKE_FILE | _TRUNCATE
+_OWN_DIRECTORY = _READ_ONLY | _WRITE_FILE | _REMOVE_FILE | _MAKE_FILE | _TRUNCATE  # flat: no directories in it
 _PR_SET_DEATH_SIGNAL, _PR_SET_NO_NEW_PRIVS, _PR_GET_SECCOMP = 1, 38, 21
 _SECCOMP, _CAPSET = {"x86_64": 317, "aarch64": 277}, {"x86_64": 126, "aarch64": 91}
 _CAPABILITY_VERSION = 0x20080522
@@ -113,7 +113,8 @@ def _set_limits(memory_bytes: int, output_bytes: int, cpu_s: int, open_files: in
     for limit, value in limits.items():
         hard = resource.getrlimit(limit)[1]
         bound = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(limit, (bound, bound))
+        soft = bound - 1 if limit == resource.RLIMIT_CPU else bound  # a signal that says why, then the end
+        resource.setrlimit(limit, (soft, bound))
     hard = resource.getrlimit(resource.RLIMIT_STACK)[1]
     stack = _STACK_BYTES if hard == resource.RLIM_INFINITY else min(_STACK_BYTES, hard)
     resource.setrlimit(resource.RLIMIT_STACK, (stack, hard))

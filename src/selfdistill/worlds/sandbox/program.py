@@ -34,7 +34,8 @@ class Program:
 @dataclass(frozen=True, slots=True)
 class Limits:
     """For one input: `time_s` seconds of wall clock (loading the code counts with the first). For one process:
-    `memory_mb` MiB beyond the empty interpreter, `output_kb` KiB for each file, for what is printed and for a value."""
+    `memory_mb` MiB beyond the empty interpreter, `output_kb` KiB each for all its files, for what is printed and for
+    a value."""
 
     time_s: float = 6.0
     memory_mb: int = 512

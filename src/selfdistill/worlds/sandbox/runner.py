@@ -70,7 +70,9 @@ def _guard(run: Callable[[], Mapping[str, Any]], reserve: list[bytearray], job: 
     """The result of `run`, whatever it raises."""
     try:
         result = run()
-        sys.stdout.flush()
+        for stream in (sys.stdout, sys.__stdout__):
+            with contextlib.suppress(ValueError, AttributeError):  # the program closed or replaced it
+                stream.flush()  # type: ignore[union-attr]
         return result
     except BaseException as error:  # noqa: BLE001 - SystemExit and KeyboardInterrupt are the program's too
         if isinstance(error, MemoryError):
@@ -159,6 +161,7 @@ def _run_as_main(job: Mapping[str, Any]) -> Mapping[str, Any]:
 def _open_streams() -> None:
     sys.stdin = open(0, encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115 - open as long as the process
     sys.stdout = open(1, "w", encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
+    sys.__stdout__ = sys.stdout  # type: ignore[misc]
     sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
 
 

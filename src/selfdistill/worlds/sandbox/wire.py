@@ -16,7 +16,7 @@ from json import dumps, loads
 from typing import Any
 
 MAX_DEPTH = 60
-MAX_NODES = 1_000_000
+MAX_NODES = 500_000
 REPR_CHARACTERS = 250
 _SAFE_INTEGER = 1 << 63
 _write, _read = os.write, os.read  # a judged program may rebind the attributes of `os`

@@ -6,6 +6,7 @@ standard library. Jobs arrive on descriptor 0 and results leave on descriptor 1,
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
 import os
@@ -37,7 +38,7 @@ WARM_MODULES = (
     "unicodedata", "unittest", "urllib.parse", "uuid", "warnings", "zlib",
 )  # fmt: skip
 _LOOK_EVERY_S = 0.05
-_MEGABYTE = 1 << 20
+_MEGABYTE, _BLOCK = 1 << 20, 4096
 
 
 @dataclass(slots=True)
@@ -58,7 +59,6 @@ def main(level: str, work_directory: str, modules: list[str]) -> None:
     site.setquit()
     site.sethelper()
     tempfile.tempdir = work_directory
-    random.seed(0)  # every program starts from the same state, so a judgement can be repeated
     gc.collect()
     gc.freeze()
     send(1, {"ready": True})
@@ -118,8 +118,9 @@ def _fork(level: IsolationLevel, job: Mapping[str, Any], directory: str, stdin: 
         die_with_parent()
         if os.getppid() == worker:
             _become_child(level, job, directory, (stdin, stdout, writing), nonce)
+            os._exit(0)
     finally:
-        os._exit(0)
+        os._exit(70)  # our own fault, never a program's good end
 
 
 def _become_child(
@@ -135,9 +136,9 @@ def _become_child(
     os.dup2(63, channel)
     os.close(63)
     os.chdir(directory)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    random.seed(0)  # a fork reseeds; every program starts from the same state, so that a judgement can be repeated
     report = make_report(channel, nonce, job["output_bytes"])
-    cpu_s = int(job["time_s"] * len(job["inputs"])) + 2
+    cpu_s = int(job["time_s"] * len(job["inputs"])) + 3
     try:
         lock_down(level, directory, memory_bytes=job["memory_bytes"], output_bytes=job["output_bytes"], cpu_s=cpu_s)
     except (OSError, ValueError) as error:
@@ -233,11 +234,12 @@ def _end(child: Child) -> None:
 
 
 def _bytes_in(directory: str) -> int:
+    total = 0
     with os.scandir(directory) as entries:
-        return sum(
-            _bytes_in(entry.path) if entry.is_dir(follow_symlinks=False) else entry.stat(follow_symlinks=False).st_size
-            for entry in entries
-        )
+        for entry in entries:
+            with contextlib.suppress(OSError):  # removed since
+                total += max(_BLOCK, entry.stat(follow_symlinks=False).st_size)
+    return total
 
 
 def _attach_output(result: dict[str, Any], stdout: int, output_bytes: int) -> None:
