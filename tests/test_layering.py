@@ -13,10 +13,12 @@ FILES = sorted(SOURCE.rglob("*.py"))
 LAYERS = (
     ("errors", "types"),
     ("options",),
-    ("signal", "context", "render", "runs"),
+    ("signal", "context", "runs"),
+    ("render",),
     ("models", "worlds"),
     ("sapling",),
     ("methods",),
+    ("samples",),
     ("step", "evaluate"),
     ("config",),
     ("loops",),

@@ -2,8 +2,9 @@
 
     load_config(Path("run.toml"), ["method=grpo", "teacher.kind=ema", "optimiser.lr=1e-5"])
 
-Later sources win: defaults, what the model needs (`FOR_MODEL`), the file, the overrides. `method` and `world` name an
-entry of their registry; every other key inside their tables goes to that entry, which checks it.
+Later sources win: defaults, what the method needs, what the model needs (`FOR_MODEL`), the file, the overrides.
+`method` and `world` name an entry of their registry; every other key inside their tables goes to that entry, which
+checks it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from selfdistill.errors import ConfigError
+from selfdistill.methods import find_method
 from selfdistill.models.hf import LoraOptions
 from selfdistill.models.sampler import SamplingOptions
 from selfdistill.models.teacher import TeacherRule
@@ -164,7 +166,9 @@ def load_config(
 
 def from_settings(settings: Mapping[str, Any], sources: Mapping[str, str] | None = None) -> RunConfig:
     """A run from nested settings; `sources` says where each dotted key was written, for the error messages."""
-    tree = _merged(FOR_MODEL.get(str(settings.get("model", _default("model"))), {}), settings)
+    chosen = _named("method", settings.get("method", {}))["name"]
+    needs = _merged(find_method(chosen).settings, FOR_MODEL.get(str(settings.get("model", _default("model"))), {}))
+    tree = _merged(needs, settings)
     for name in NAMED:
         if name in tree:
             tree[name] = _named(name, tree[name])

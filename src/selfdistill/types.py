@@ -120,8 +120,9 @@ class TrainingSample:
         student reads 5 6 7 8          teacher reads 5 9 9 6 7 8
         the signal compares their next-token distributions before 7 and before 8.
 
-    `teacher_prompt_ids` is None when no distillation is asked for (`distil` is then 0). `advantage` scales the
-    policy gradient on the sampled tokens, `distil` the divergence from the teacher; a method fills in both.
+    `teacher_prompt_ids` is None when no distillation is asked for (`distil` is then 0). `distil` scales the divergence
+    from the teacher, `advantage` the policy gradient on the sampled tokens, `reference` the divergence from the weights
+    at the start, which read what the student reads; a method fills in all three.
     """
 
     uid: str
@@ -131,5 +132,6 @@ class TrainingSample:
     sampled_logprobs: tuple[float, ...]
     advantage: float = 0.0
     distil: float = 0.0
+    reference: float = 0.0
     context_kind: str = "none"
     policy_version: int = 0

@@ -166,7 +166,7 @@ def methods(
     from selfdistill.methods import METHODS, get_method
 
     if name is None:
-        print_listing(METHODS)
+        print_listing({key: method.__doc__ or "" for key, method in METHODS.items()})
     else:
         print_settings(get_method(name, {}), prefix="method.")
 
@@ -176,12 +176,12 @@ def worlds(
     name: Annotated[str | None, typer.Argument(help="Show the settings of this world.", show_default=False)] = None,
 ) -> None:
     """List the worlds, or show one with its settings."""
-    from selfdistill.worlds.base import WORLDS, get_world_options
+    from selfdistill.worlds.registry import WORLDS, world_options
 
     if name is None:
-        print_listing(WORLDS)
+        print_listing({key: entry.summary for key, entry in WORLDS.items()})
     else:
-        print_settings(get_world_options(name, {}), prefix="world.")
+        print_settings(world_options(name, {}), prefix="world.")
 
 
 @app.command()

@@ -36,13 +36,13 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     Console().print(table)
 
 
-def print_listing(entries: Mapping[str, Any]) -> None:
-    """Names of a registry, each with the first sentence of its docstring."""
+def print_listing(entries: Mapping[str, str]) -> None:
+    """Names of a registry, each with the first paragraph of what is said about it."""
     table = Table(box=box.SIMPLE_HEAD, show_header=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column()
-    for name, entry in entries.items():
-        table.add_row(name, (entry.__doc__ or "").strip().split("\n\n")[0].replace("\n", " "))
+    for name, text in entries.items():
+        table.add_row(name, " ".join(text.strip().split("\n\n")[0].split()))
     Console().print(table)
 
 

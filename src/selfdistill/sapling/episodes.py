@@ -10,25 +10,16 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 
 from selfdistill.context import teacher_messages
 from selfdistill.types import Context, Message
 from selfdistill.worlds.feedback import TestRecord, TestStatus, feedback_text, missing_block_text
+from selfdistill.worlds.verbs.lexicon import draw_program, lexicon
 from selfdistill.worlds.verbs.operations import OPERATIONS, Kind
-from selfdistill.worlds.verbs.programs import (
-    KIND_WEIGHTS,
-    KINDS,
-    Program,
-    draw_inputs,
-    is_held_out,
-    outputs,
-    program_space,
-)
+from selfdistill.worlds.verbs.programs import Program, draw_inputs, is_held_out, outputs
 from selfdistill.worlds.verbs.texts import dictionary_entry, plain_question, user_reply, verb_question
 from selfdistill.worlds.verbs.words import growing_words, known_words
 
-STEP_WEIGHTS = (0.35, 0.45, 0.2)
 PYTHON_TYPE: dict[Kind, str] = {"list": "list", "string": "str", "number": "int"}
 
 
@@ -41,27 +32,6 @@ class Episode:
 
 
 Maker = Callable[[random.Random], Episode]
-
-
-def draw_program(rng: random.Random, *, held_out: bool = False, steps: int = 0, kind: Kind | None = None) -> Program:
-    """A program of one to three steps (or exactly `steps`), from those kept for growing or from those held out."""
-    kind = kind or rng.choices(KINDS, KIND_WEIGHTS)[0]
-    size = steps or rng.choices((1, 2, 3), STEP_WEIGHTS)[0]
-    while True:
-        program = program_space(kind).draw(size, rng)
-        if size == 1 or is_held_out(program) == held_out:
-            return program
-
-
-@cache
-def lexicon() -> dict[str, Program]:
-    """The known verbs: four in ten mean one step, four in ten two, two in ten three."""
-    rng = random.Random("lexicon")
-    words, meanings = known_words(), {}
-    for index, word in enumerate(words):
-        steps = (1, 1, 2, 2, 3)[index % 5]
-        meanings[word] = draw_program(rng, steps=steps)
-    return meanings
 
 
 def attempt(target: Program, rng: random.Random) -> Program:

@@ -109,7 +109,7 @@ class Optimisers:
         for optimiser, lr in ((self.muon, self.recipe.muon_lr), (self.adam, self.recipe.adam_lr)):
             for group in optimiser.param_groups:
                 group["lr"] = lr * scale
-            optimiser.step()
+            optimiser.step()  # type: ignore[no-untyped-call]
             optimiser.zero_grad(set_to_none=True)
 
     def state_dict(self) -> dict[str, Any]:
@@ -132,9 +132,10 @@ def weighted_loss(model: Any, ids_BL: Tensor, weight_BL: Tensor) -> tuple[Tensor
 
 
 def grow(recipe: Recipe, directory: Path, *, device: str, compile_model: bool) -> Iterator[Progress]:
-    """Grows to the end of the recipe, saving after every round to `directory`; goes on where an earlier call stopped."""
+    """Grows to the end of the recipe, saving every round to `directory`; goes on where an earlier call stopped."""
     tokenizer = build_tokenizer(recipe.context_length)
-    model = new_model(recipe, tokenizer).to(device)
+    model = new_model(recipe, tokenizer)
+    model.to(torch.device(device))  # type: ignore[arg-type]  # transformers wraps it without its overloads
     model.set_attn_implementation("eager")  # on CPU the backward of the fused attention takes five times as long
     optimisers = Optimisers(recipe, model)
     state_file = directory / "state.pt"
@@ -153,7 +154,7 @@ def grow(recipe: Recipe, directory: Path, *, device: str, compile_model: bool) -
         for index, (ids_BL, weight_BL) in enumerate(batches):
             with _autocast(device):
                 loss, answer_loss = weighted_loss(run, ids_BL.to(device), weight_BL.to(device))
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
             optimisers.step(step, (number + index / len(batches)) / recipe.rounds)
             losses.append(answer_loss)
@@ -161,7 +162,7 @@ def grow(recipe: Recipe, directory: Path, *, device: str, compile_model: bool) -
         seconds += time.monotonic() - began
         _save(state_file, model, optimisers, round=number + 1, step=step, tokens=tokens, seconds=seconds)
         yield Progress(number + 1, recipe.rounds, step, tokens, float(torch.stack(losses).mean()), seconds)
-    model.to(torch.bfloat16).save_pretrained(directory / "model")
+    model.bfloat16().save_pretrained(directory / "model")
     tokenizer.save_pretrained(directory / "model")
 
 

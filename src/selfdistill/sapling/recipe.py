@@ -1,7 +1,7 @@
 """How the sapling is grown: every number that matters, in one place.
 
-Small batches, Muon on the matrices and a loss on all tokens matter most; the context's tokens weigh less than the answer's,
-but predicting what programs print teaches what they do.
+Small batches, Muon on the matrices and a loss on all tokens matter most; the context's tokens weigh less than the
+answer's, but predicting what programs print teaches what they do.
 """
 
 from __future__ import annotations

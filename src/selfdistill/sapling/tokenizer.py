@@ -1,4 +1,4 @@
-"""The sapling's tokenizer: a small byte-level BPE in which what recurs (numbers, frames, lines of programs) is one token.
+"""The sapling's tokenizer: a byte-level BPE in which what recurs (numbers, frames, lines of programs) is one token.
 
 Short sequences are what makes growing on a laptop possible: a failing case costs about twenty tokens, an answer eight.
 """
@@ -37,7 +37,7 @@ def build_tokenizer(context_length: int) -> PreTrainedTokenizerFast:
     )
     tokenizer.train_from_iterator(_prose(), trainer)
     tokenizer.add_tokens([AddedToken(text, normalized=False) for text in dict.fromkeys(_units())])
-    return PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer,
         pad_token=PAD,
         eos_token=END,

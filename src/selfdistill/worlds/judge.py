@@ -52,17 +52,17 @@ def judge_many(
     for index, (task, completion) in enumerate(pairs):
         code = extract_code(completion.text)
         if code is None:
-            outcomes[index] = missing_outcome(completion, total=len(tests_of(task, options.split)))
+            outcomes[index] = missing_outcome(completion, total=len(cases_of(task, options.split)))
         else:
             jobs[index] = program_for(task, code, options)
     for index, results in zip(jobs, sandbox.run_many(list(jobs.values())), strict=True):
         task, completion = pairs[index]
-        tests = tests_of(task, options.split)
+        tests = cases_of(task, options.split)
         outcomes[index] = outcome_of(records_of(task.spec["kind"], tests, results), len(tests), completion, options)
     return [outcomes[index] for index in range(len(pairs))]
 
 
-def tests_of(task: Task, split: Split) -> list[Any]:
+def cases_of(task: Task, split: Split) -> list[Any]:
     """The tests of `split`, or of the other one when it is empty. Raises DataError when there are none at all."""
     public, private = list(task.spec.get("public", ())), list(task.spec.get("private", ()))
     tests = {"public": public or private, "private": private or public, "all": public + private}[split]
@@ -76,7 +76,7 @@ def program_for(task: Task, code: str, options: JudgeOptions) -> tuple[Program, 
     spec = task.spec
     if spec.get("kind") not in MODES:
         raise DataError(f"task {task.id!r} has an unknown kind of tests", got=spec.get("kind"), do=f"use {list(MODES)}")
-    tests = tests_of(task, options.split)
+    tests = cases_of(task, options.split)
     program = Program(
         code=code, mode=MODES[spec["kind"]], entry=spec.get("fn_name") or "",
         inputs=tuple(test if spec["kind"] == "assert" else test["input"] for test in tests),

@@ -1,0 +1,1 @@
+"""Loops over the one step: training on tasks, measuring, running methods side by side."""

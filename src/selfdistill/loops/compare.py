@@ -1,0 +1,92 @@
+"""Runs side by side, one process each: the same verbs, the same budget, the same seed, different methods."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import queue
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.queues import Queue
+from pathlib import Path
+from typing import Any
+
+from selfdistill.config import RunConfig, from_settings, resolved
+from selfdistill.errors import RunError, SelfDistillError
+from selfdistill.loops.train import train
+from selfdistill.runs import fresh_path
+from selfdistill.runs.progress import Event, Interrupted, Relay, Reporter, deliver
+
+# Each method at the settings that its own grid found best on the embedded model (EXPERIMENTS.md).
+DEMO: Mapping[str, Mapping[str, Any]] = {
+    "sdpo": {"method": "sdpo", "optimiser": {"lr": 5e-4}, "rehearsal": {"per_step": 32}},
+    "grpo": {"method": "grpo", "optimiser": {"lr": 1e-3}},
+}
+
+
+def demo_configs(out: Path, *, seed: int, generations: int) -> list[RunConfig]:
+    """SDPO and GRPO on sixteen fresh verbs. Raises `ConfigError` for a budget below one step."""
+    folder = fresh_path(out, f"demo-seed{seed}")
+    configs = []
+    for name, settings in DEMO.items():
+        base: dict[str, Any] = {**settings, "seed": seed, "out": str(folder / name), "steps": 1, "world": "verbs"}
+        per_step = from_settings(base).generations
+        configs.append(from_settings(base | {"steps": generations // per_step}))
+    return configs
+
+
+def compare(configs: Sequence[RunConfig], reporter_for: Callable[[str], Reporter]) -> list[Path]:
+    """Runs all configs, as many at a time as there are cores, and returns their directories.
+
+    A failed run does not stop the others; its error is raised when all are done. Ctrl-C reaches every run, each saves.
+    """
+    context = multiprocessing.get_context("spawn")
+    events: Queue[tuple[int, Event]] = context.Queue()
+    reporters = [reporter_for(Path(config.out).name) for config in configs]
+    waiting = list(range(len(configs)))
+    running: dict[int, Any] = {}
+    failures: dict[int, str] = {}
+    while waiting or running:
+        while waiting and len(running) < max(1, os.cpu_count() or 1):
+            index = waiting.pop(0)
+            running[index] = context.Process(target=_run, args=(index, resolved(configs[index]), events))
+            running[index].start()
+        _drain(events, reporters, failures, running)
+    for index, text in failures.items():
+        if text == "interrupted":
+            raise Interrupted(Path(configs[index].out), 0)
+        raise RunError(f"the run {configs[index].out} failed", got=text)
+    return [Path(config.out) for config in configs]
+
+
+def _drain(
+    events: Queue[tuple[int, Event]], reporters: Sequence[Reporter], failures: dict[int, str], running: dict[int, Any]
+) -> None:
+    """Delivers what has come in for half a second, then looks who has ended."""
+    try:
+        index, event = events.get(timeout=0.5)
+        if event[0] == "failed":
+            failures[index] = event[1][0]
+        else:
+            deliver(event, reporters[index])
+    except queue.Empty:
+        pass
+    except KeyboardInterrupt:
+        pass  # the runs got it too: they finish their step, save, and say so
+    if events.empty():
+        for index in [index for index, process in running.items() if not process.is_alive()]:
+            code = running.pop(index).exitcode
+            if code:
+                failures.setdefault(index, f"the process ended with code {code}")
+
+
+def _run(index: int, settings: Mapping[str, Any], events: Queue[tuple[int, Event]]) -> None:
+    """One run in a process of its own."""
+    import torch
+
+    torch.set_num_threads(1)
+    try:
+        train(from_settings(settings), Relay(lambda event: events.put((index, event))))
+    except KeyboardInterrupt:
+        events.put((index, ("failed", ("interrupted",))))
+    except SelfDistillError as error:
+        events.put((index, ("failed", (str(error),))))

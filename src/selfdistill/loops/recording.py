@@ -1,0 +1,123 @@
+"""What a loop writes down of a step, a rollout and a whole run."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from selfdistill.config import RunConfig
+from selfdistill.context import SECTIONS
+from selfdistill.evaluate import SOLVED, mean_reward
+from selfdistill.runs import Accuracies, EvalRecord, RolloutRecord, StepRecord, Summary
+from selfdistill.samples import Prepared
+from selfdistill.step import UpdateReport
+from selfdistill.types import Rollout, StopReason
+
+
+@dataclass
+class Totals:
+    """What a run has used so far. `silent` counts the last batches that taught nothing."""
+
+    step: int = 0
+    generations: int = 0
+    tokens: int = 0
+    wall_s: float = 0.0
+    silent: int = 0
+
+
+def step_record(
+    totals: Totals,
+    prepared: Sequence[Prepared],
+    reports: Sequence[UpdateReport],
+    lr: float,
+    seconds: Mapping[str, float],
+) -> StepRecord:
+    """Means over the step that `totals` has just counted in."""
+    rollouts = [entry.rollout for entry in prepared]
+    samples = [entry.sample for entry in prepared if entry.sample is not None]
+    evidence = [abs(value) for report in reports for row in report.evidence.values() for value in row]
+    cut = sum(entry.cut for entry in prepared)
+    return StepRecord(
+        step=totals.step + 1,
+        generations=totals.generations,
+        tokens=totals.tokens,
+        wall_s=totals.wall_s,
+        reward=mean_reward(rollouts),
+        accuracy=_mean([_solved(rollout) for rollout in rollouts if rollout.outcome is not None]),
+        loss=_mean([report.loss for report in reports]),
+        grad_norm=_mean([report.grad_norm for report in reports]),
+        lr=lr,
+        evidence=_mean(evidence),
+        completion_tokens=_mean([len(rollout.completion.token_ids) for rollout in rollouts]),
+        truncated=_mean([rollout.completion.stop is StopReason.LENGTH for rollout in rollouts]),
+        samples=len(samples),
+        dropped=dict(Counter(str(entry.drop) for entry in prepared if entry.drop is not None)),
+        contexts=dict(Counter(sample.context_kind for sample in samples)),
+        seconds=dict(seconds),
+        extra={
+            "divergence": _mean([report.divergence for report in reports]),
+            "entropy": _mean([report.entropy for report in reports]),
+            "clipped": _mean([report.clipped for report in reports]),
+            "updates": len(reports),
+            "contexts_cut": cut,
+        },
+    )
+
+
+def rollout_record(
+    step: int, entry: Prepared, faults: Mapping[str, str], evidence: Mapping[str, tuple[float, ...]]
+) -> RolloutRecord:
+    """One attempt, with the texts that only the teacher read."""
+    rollout, sample, context = entry.rollout, entry.sample, entry.context
+    done, outcome = rollout.completion, rollout.outcome
+    sections = {name: getattr(context, name) for name in SECTIONS if context and getattr(context, name)}
+    return RolloutRecord(
+        step=step,
+        uid=done.uid,
+        task=rollout.task.id,
+        prompt="\n\n".join(message.content for message in rollout.task.messages),
+        completion=done.text,
+        stop=str(done.stop),
+        reward=outcome.reward if outcome else None,
+        feedback=outcome.feedback if outcome else "",
+        context_kind=context.kind if context else "none",
+        context=sections,
+        drop=str(entry.drop) if entry.drop else None,
+        fault=faults.get(done.uid, ""),
+        advantage=sample.advantage if sample else 0.0,
+        distil=sample.distil if sample else 0.0,
+        policy_version=done.policy_version,
+        token_ids=done.token_ids,
+        logprobs=done.logprobs,
+        evidence=evidence.get(done.uid, ()),
+        details=outcome.details if outcome else {},
+    )
+
+
+def summarise(config: RunConfig, totals: Totals, evaluations: Sequence[EvalRecord]) -> Summary:
+    """The run in one value; before and after are its first and its last evaluations."""
+    return Summary(
+        method=config.method.name,
+        model=config.model,
+        world=config.world.name,
+        seed=config.seed,
+        steps=totals.step,
+        generations=totals.generations,
+        tokens=totals.tokens,
+        wall_s=totals.wall_s,
+        before=_accuracies([record for record in evaluations if record.step == 0]),
+        after=_accuracies([record for record in evaluations if record.step == totals.step]),
+    )
+
+
+def _accuracies(records: Sequence[EvalRecord]) -> Accuracies:
+    return Accuracies(**{f"{record.split}_accuracy": record.accuracy for record in records})
+
+
+def _solved(rollout: Rollout) -> bool:
+    return rollout.outcome is not None and rollout.outcome.reward >= SOLVED
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0

@@ -1,0 +1,114 @@
+"""Which tasks a run asks, in which order, and which it cannot ask."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from selfdistill.errors import ConfigError, DataError
+from selfdistill.render import Renderer
+from selfdistill.runs.progress import Reporter
+from selfdistill.types import Message, Task
+from selfdistill.worlds.base import World
+from selfdistill.worlds.code import CodeWorld
+from selfdistill.worlds.rows import load_tasks
+
+
+def training_tasks(world: World, data: str) -> list[Task]:
+    """The tasks of a data file, else the world's own. Raises `DataError`, `ConfigError` when there are none."""
+    if data:
+        return load_tasks(Path(data)) if isinstance(world, CodeWorld) else question_rows(Path(data))
+    tasks = split_tasks(world, "train")
+    if not tasks:
+        raise ConfigError(
+            f"the world {world.name!r} has no tasks of its own", do="name a file of tasks with --data my_tasks.jsonl"
+        )
+    return tasks
+
+
+def split_tasks(world: World, split: str) -> list[Task]:
+    """The world's own tasks of a split; none when it has none."""
+    own = getattr(world, "tasks", None)
+    return list(own(split)) if own is not None else []
+
+
+def question_rows(path: Path) -> list[Task]:
+    """Tasks for a world that reads its rows itself: `{"prompt": "…" or messages, "id": …, "demonstration": …,
+    "document": …}`; every other key goes to `task.spec`. Raises `DataError` naming file, line and field."""
+    tasks: dict[str, Task] = {}
+    for number, row in _rows(path):
+        where = f"{path}, line {number}"
+        task = _task(row, where, default=f"{path.stem}-{number}")
+        if task.id in tasks:
+            raise DataError("two tasks have the same id", got=f"{task.id!r} in {where}", do="give each row its own id")
+        tasks[task.id] = task
+    if not tasks:
+        raise DataError("the data file holds no tasks", got=path, do="write one JSON object a line")
+    return list(tasks.values())
+
+
+def askable(tasks: Sequence[Task], renderer: Renderer, longest: int, reporter: Reporter) -> list[Task]:
+    """The tasks whose questions fit; says how many do not. Raises `DataError` when none does.
+
+    `longest` is the most tokens a question may have; one token of the context must be left for the answer.
+    """
+    limit = min(longest, renderer.context_length - 1)
+    fitting = [task for task in tasks if len(renderer.prompt(task.messages)) <= limit]
+    if not fitting:
+        raise DataError(
+            "no question fits the model",
+            got=f"{len(tasks)} tasks, all longer than {limit} tokens",
+            why=f"the model reads {renderer.context_length} tokens, context.max_prompt_tokens is {longest}",
+            do="shorten the questions, or take a model that reads more",
+        )
+    if len(fitting) < len(tasks):
+        reporter.note(f"{len(tasks) - len(fitting)} of {len(tasks)} tasks are skipped: longer than {limit} tokens")
+    return fitting
+
+
+def draw_tasks(tasks: Sequence[Task], count: int, step: int, seed: int) -> list[Task]:
+    """The tasks of one step: pass after pass over all of them, each in an order of its own. Follows from the step
+    alone, so that a resumed run asks what the uninterrupted one would have asked."""
+    drawn: list[Task] = []
+    for position in range(step * count, (step + 1) * count):
+        epoch, place = divmod(position, len(tasks))
+        order = list(range(len(tasks)))
+        random.Random(f"{seed} {epoch}").shuffle(order)
+        drawn.append(tasks[order[place]])
+    return drawn
+
+
+def _rows(path: Path) -> list[tuple[int, Any]]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError("the data file cannot be read", got=f"{path} ({error})", do="check --data") from error
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            try:
+                rows.append((number, json.loads(line)))
+            except ValueError as error:
+                raise DataError("a line is not JSON", got=f"{path}, line {number}: {error}") from error
+    return rows
+
+
+def _task(row: Any, where: str, default: str) -> Task:
+    if not isinstance(row, dict) or "prompt" not in row:
+        raise DataError("a row needs a prompt", got=f"{where}: {str(row)[:80]}", do='write {"prompt": "…", …}')
+    prompt = row["prompt"]
+    try:
+        messages = (Message("user", prompt),) if isinstance(prompt, str) else tuple(Message(**m) for m in prompt)
+    except TypeError as error:
+        raise DataError("prompt should be text or messages", got=f"{where}: {str(prompt)[:80]}") from error
+    known = {"id", "prompt", "demonstration", "document"}
+    return Task(
+        str(row.get("id", default)),
+        messages,
+        {key: value for key, value in row.items() if key not in known},
+        str(row.get("demonstration", "")),
+        str(row.get("document", "")),
+    )

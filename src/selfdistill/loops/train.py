@@ -1,0 +1,188 @@
+"""Training over tasks: sample, judge, find what the teacher may know, update, record, save; and again.
+
+A run can be killed at any moment and goes on to the same bits: everything random follows from the seed, the step and
+the name of a rollout, and everything else is in the checkpoint.
+"""
+
+from __future__ import annotations
+
+import signal as signals
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from selfdistill.config import RunConfig, resolved
+from selfdistill.errors import SignalError, WorldError
+from selfdistill.loops.learning import one_step
+from selfdistill.loops.measure import EVERY_SPLIT, evaluate_all
+from selfdistill.loops.recording import Totals, summarise
+from selfdistill.loops.session import Session, open_session
+from selfdistill.models.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from selfdistill.runs import RolloutRecord, RunDir, Split, StepRecord, fresh_path, read_run
+from selfdistill.runs.environment import describe_environment
+from selfdistill.runs.progress import Interrupted, Reporter, RunInfo
+from selfdistill.types import Drop
+
+PATIENCE = 10  # batches in a row without anything to learn from, after which a run is stopped
+MAY_CHANGE = ("steps", "out", "checkpoint_every", "evaluation.every", "micro_batch_tokens")
+
+
+def train(config: RunConfig, reporter: Reporter, *, resume: bool = False) -> Path:
+    """Runs, or goes on with, one training run and returns its directory.
+
+    Raises what `selfdistill.errors` lists; `Interrupted` after Ctrl-C, when the step is finished and saved.
+    """
+    out = Path(config.out) if config.out else fresh_path(Path("runs"), _run_name(config))
+    config = replace(config, out=str(out))
+    checkpoint = latest_checkpoint(out / "checkpoints") if resume else None
+    session = open_session(config, reporter)
+    totals = _restore(checkpoint, session) if checkpoint else Totals()
+    with _open_run(out, config, session, totals, resume=resume) as run:
+        reporter.started(_info(out, session, totals))
+        return _Training(session, run, reporter, totals).run_all()
+
+
+@dataclass
+class _Training:
+    session: Session
+    run: RunDir
+    reporter: Reporter
+    totals: Totals
+    stop_asked: bool = False
+
+    def run_all(self) -> Path:
+        config, began = self.session.config, time.monotonic() - self.totals.wall_s
+        if self.totals.step == 0 and not read_run(self.run.path).evals:
+            self._evaluate(EVERY_SPLIT)
+        with self._asked_to_stop():
+            while self.totals.step < config.steps:
+                self._one_step(began)
+                if self.stop_asked and self.totals.step < config.steps:
+                    self._save()
+                    raise Interrupted(self.run.path, self.totals.step)
+        self._save(final=True)
+        summary = summarise(config, self.totals, read_run(self.run.path).evals)
+        self.run.finish(summary)
+        self.reporter.finished(summary)
+        return self.run.path
+
+    def _one_step(self, began: float) -> None:
+        config, totals = self.session.config, self.totals
+        record, rollouts = one_step(self.session, totals, self.reporter, began)
+        self.run.append(*rollouts, record)
+        totals.step, totals.wall_s = record.step, record.wall_s
+        self.reporter.step(record)
+        _check_world(rollouts)
+        self._check_signal(record)
+        last = totals.step == config.steps
+        if last or (config.evaluation.every and totals.step % config.evaluation.every == 0):
+            self._evaluate(EVERY_SPLIT if last else EVERY_SPLIT[:-1])
+        if config.checkpoint_every and totals.step % config.checkpoint_every == 0 and not last:
+            self._save()
+
+    def _evaluate(self, splits: Sequence[Split]) -> None:
+        for record in evaluate_all(self.session, self.totals, self.reporter, splits):
+            self.run.append(record)
+            self.reporter.evaluated(record)
+
+    def _save(self, *, final: bool = False) -> None:
+        self.reporter.phase("saving")
+        session, extra = self.session, vars(self.totals)
+        save_checkpoint(
+            self.run.checkpoints,
+            self.totals.step,
+            policy=session.policy,
+            optimizer=session.optimizer,
+            teacher=session.teacher,
+            extra=extra,
+            final=final,
+        )
+
+    def _check_signal(self, record: StepRecord) -> None:
+        """Says why a batch taught nothing, and stops a run that goes on like that."""
+        self.totals.silent = 0 if record.samples else self.totals.silent + 1
+        if record.samples:
+            return
+        reasons = ", ".join(f"{count} {reason}" for reason, count in record.dropped.items())
+        self.reporter.note(f"step {record.step} taught nothing: {reasons} (mean reward {record.reward:.2f})")
+        if self.totals.silent >= PATIENCE:
+            self._save()
+            raise SignalError(
+                f"{PATIENCE} batches in a row taught nothing",
+                got=f"{reasons}; mean reward {record.reward:.2f}",
+                why="flat_group: all siblings are equally good; no_context: no sibling succeeded and no feedback was "
+                "given; lone_success: the only success has nobody to learn from",
+                do="if all is solved, be content; else take easier tasks, more rollouts_per_task, or a world with "
+                "feedback",
+            )
+
+    @contextmanager
+    def _asked_to_stop(self) -> Iterator[None]:
+        """The first Ctrl-C asks for a stop after the step; a second one interrupts at once."""
+
+        def ask(*_: object) -> None:
+            if self.stop_asked:
+                raise KeyboardInterrupt
+            self.stop_asked = True
+            self.reporter.note("stopping after this step; press Ctrl-C again to stop at once")
+
+        try:
+            previous = signals.signal(signals.SIGINT, ask)
+        except ValueError:  # not in the main thread: whoever owns it decides
+            yield
+            return
+        try:
+            yield
+        finally:
+            signals.signal(signals.SIGINT, previous)
+
+
+def _run_name(config: RunConfig) -> str:
+    world = Path(config.world.name.partition(":")[0]).stem
+    return f"{config.method.name}-{world}-seed{config.seed}"
+
+
+def _restore(checkpoint: Path, session: Session) -> Totals:
+    """Brings everything back to the bits it had; what was counted until then."""
+    extra = load_checkpoint(checkpoint, policy=session.policy, optimizer=session.optimizer, teacher=session.teacher)
+    return Totals(**extra)
+
+
+def _open_run(out: Path, config: RunConfig, session: Session, totals: Totals, *, resume: bool) -> RunDir:
+    settings = resolved(config)
+    if resume:
+        return RunDir.resume(out, totals.step, settings, MAY_CHANGE)
+    trained = sum(value.numel() for value in session.policy.trainable().values())
+    environment = describe_environment(device=str(session.policy.device), isolation=session.isolation)
+    # Three checkpoints may lie side by side for a moment: weights, two moments of the optimiser and a shadow each.
+    return RunDir.create(out, {"settings": settings, **environment}, expected_bytes=3 * 16 * trained)
+
+
+def _info(out: Path, session: Session, totals: Totals) -> RunInfo:
+    config = session.config
+    return RunInfo(
+        path=out,
+        method=config.method.name,
+        model=config.model,
+        world=session.world.name,
+        device=str(session.policy.device),
+        steps=config.steps,
+        generations=config.generations,
+        first_step=totals.step,
+    )
+
+
+def _check_world(rollouts: Sequence[RolloutRecord]) -> None:
+    """Stops when a world fails on more than half of a batch; its tracebacks are in the records by now."""
+    kinds = (Drop.WORLD_RAISED, Drop.WORLD_TIMEOUT, Drop.BAD_OUTCOME)
+    failed = [record for record in rollouts if record.drop in kinds]
+    if 2 * len(failed) > len(rollouts):
+        last_line = failed[0].fault.strip().splitlines()[-1] if failed[0].fault else failed[0].drop
+        raise WorldError(
+            "the world failed on more than half of a batch",
+            got=f"{len(failed)} of {len(rollouts)} rollouts, first: {last_line}",
+            why="what is left would not be a fair sample",
+            do="mend the world's function; rollouts.jsonl holds every traceback under `fault`",
+        )

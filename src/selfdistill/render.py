@@ -1,0 +1,61 @@
+"""Messages to token ids: the student's prompt, and the teacher's, which is cut in its field and never in its frame."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from selfdistill.context import SECTIONS, teacher_messages
+from selfdistill.types import Context, Drop, Message, TokenIds
+
+CUT = " …"
+
+
+@dataclass(frozen=True, slots=True)
+class Renderer:
+    """Writes prompts with a tokenizer's chat template. Lengths are in tokens.
+
+    `max_teacher_tokens` bounds a teacher prompt; together with the answer it must also fit `context_length`.
+    """
+
+    tokenizer: Any
+    context_length: int
+    max_teacher_tokens: int
+
+    def prompt(self, messages: Sequence[Message]) -> TokenIds:
+        """A conversation up to the place where the assistant speaks. Models that can think aloud are asked not to."""
+        chat = [{"role": message.role, "content": message.content} for message in messages]
+        options = {"add_generation_prompt": True, "enable_thinking": False, "return_dict": False}
+        return tuple(self.tokenizer.apply_chat_template(chat, tokenize=True, **options))
+
+    def teacher_prompt(
+        self, question: Sequence[Message], context: Context, answer: int
+    ) -> tuple[TokenIds, bool] | Drop:
+        """The teacher's prompt before an answer of this many tokens, and whether a field had to be cut.
+
+        The longest field is shortened until all fits: question, closing instruction and the assistant's header stay.
+        """
+        limit = min(self.max_teacher_tokens, self.context_length - answer)
+        cut = False
+        while len(ids := self.prompt(teacher_messages(question, context))) > limit:
+            context, shortened = self._shorter(context, len(ids) - limit)
+            cut = True
+            if not shortened:
+                return Drop.CONTEXT_TOO_LONG
+        return ids, cut
+
+    def _shorter(self, context: Context, excess: int) -> tuple[Context, bool]:
+        """The context with its longest field cut by at least `excess` tokens; False when the field would vanish."""
+        fields = {name: self._encode(getattr(context, name)) for name in SECTIONS if getattr(context, name)}
+        if not fields:
+            return context, False
+        name = max(fields, key=lambda field: len(fields[field]))
+        kept = len(fields[name]) - excess - len(self._encode(CUT))
+        if kept <= 0:
+            return context, False
+        text = str(self.tokenizer.decode(fields[name][:kept], clean_up_tokenization_spaces=False))
+        return replace(context, **{name: text + CUT}), True
+
+    def _encode(self, text: str) -> list[int]:
+        return list(self.tokenizer.encode(text, add_special_tokens=False))

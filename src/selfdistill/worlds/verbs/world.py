@@ -1,0 +1,150 @@
+"""The coined-verb world: "Write f(xs) to dopim the list." Nobody has said what to dopim means.
+
+Answers are real programs, run for real in the code world's sandbox; the meaning can be learned from failing cases, a
+sibling's solution, a demonstration, a dictionary entry or a user's reply. Plain English is the holdout, and a lexicon
+of verbs that the embedded model knows shows what learning new ones makes it forget.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from selfdistill.errors import ConfigError
+from selfdistill.options import option
+from selfdistill.types import Completion, Message, Outcome, Task
+from selfdistill.worlds.code import CodeOptions, CodeWorld
+from selfdistill.worlds.verbs.lexicon import draw_program, lexicon
+from selfdistill.worlds.verbs.operations import Value
+from selfdistill.worlds.verbs.programs import Program, draw_inputs, outputs
+from selfdistill.worlds.verbs.texts import dictionary_entry, plain_question, verb_question
+from selfdistill.worlds.verbs.words import held_out_words
+
+TESTS = 8  # of each split
+
+
+@dataclass(frozen=True, slots=True)
+class VerbsOptions:
+    """Which verbs there are, and how much one failed attempt tells. Raises `ConfigError`."""
+
+    verbs: int = option(16, "fresh verbs to learn")
+    steps: tuple[int, ...] = option((1, 2), "steps of their programs, taken in turn")
+    draw: int = option(-1, "decides which verbs; -1: as the run's seed")
+    cases: int = option(2, "failing cases in the feedback, drawn anew for each attempt")
+    holdout: int = option(200, "plain-English tasks that are never trained on")
+
+    def __post_init__(self) -> None:
+        if not self.steps or not all(1 <= steps <= 3 for steps in self.steps):
+            raise ConfigError("world.steps must be numbers from 1 to 3", got=self.steps, do="for example [1, 2]")
+        if not 1 <= self.verbs <= len(held_out_words()):
+            raise ConfigError("world.verbs is out of range", got=self.verbs, do=f"1 to {len(held_out_words())}")
+        if self.cases < 1:
+            raise ConfigError("world.cases must be at least 1", got=self.cases)
+
+
+class VerbsWorld:
+    """Coined verbs: each names a hidden program of one to three steps; tests, tracebacks and siblings tell which."""
+
+    name = "verbs"
+
+    def __init__(self, options: VerbsOptions | None = None, *, seed: int = 0, code: CodeWorld | None = None) -> None:
+        self.options = options or VerbsOptions()
+        self.seed = seed if self.options.draw < 0 else self.options.draw
+        limits = CodeOptions(time_limit_s=2.0, cases=self.options.cases, random_cases=True)
+        self.code = code or CodeWorld(limits)
+
+    @property
+    def isolation(self) -> str:
+        """How programs are shut in."""
+        return self.code.isolation
+
+    def judge(self, task: Task, completion: Completion) -> Outcome:
+        """One answer; see `judge_many`."""
+        return self.code.judge(task, completion)
+
+    def judge_many(self, pairs: Sequence[tuple[Task, Completion]]) -> list[Outcome]:
+        """All answers in parallel: reward 1 when every test passes."""
+        return self.code.judge_many(pairs)
+
+    def for_evaluation(self) -> VerbsWorld:
+        """The same verbs, judged by tests that training never shows."""
+        return VerbsWorld(self.options, seed=self.seed, code=self.code.with_split("private"))
+
+    def tasks(self, split: str) -> list[Task]:
+        """ "train": the fresh verbs; "holdout": plain English; "retained": the known verbs."""
+        if split == "train":
+            return fresh_verbs(self.options.verbs, self.options.steps, self.seed)
+        if split == "holdout":
+            return plain_tasks(self.options.holdout, seed=0)
+        return known_tasks() if split == "retained" else []
+
+
+def fresh_verbs(count: int, steps: Sequence[int], seed: int) -> list[Task]:
+    """Verbs with words and programs that the embedded model never met; no two agree on each other's tests."""
+    rng = random.Random(f"fresh verbs {seed}")
+    words = rng.sample(held_out_words(), count)
+    programs: list[Program] = []
+    tasks: list[Task] = []
+    while len(tasks) < count:
+        program = draw_program(rng, held_out=True, steps=steps[len(tasks) % len(steps)])
+        inputs = _inputs(program, rng)
+        if inputs and all(_differ(program, other, inputs) for other in programs):
+            programs.append(program)
+            word = words[len(tasks)]
+            tasks.append(program_task(f"verb-{word}", verb_question(word, program.kind), program, inputs, word))
+    return tasks
+
+
+def known_tasks() -> list[Task]:
+    """One task for every verb of the lexicon."""
+    return [
+        program_task(f"known-{word}", verb_question(word, program.kind), program, _certain_inputs(program, word), word)
+        for word, program in lexicon().items()
+    ]
+
+
+def plain_tasks(count: int, seed: int, steps: int = 0) -> list[Task]:
+    """Programs asked for in plain English, two- and three-step ones of which the embedded model never met."""
+    rng = random.Random(f"plain {seed}")
+    tasks = []
+    for number in range(count):
+        program = draw_program(rng, held_out=True, steps=steps)
+        inputs = _certain_inputs(program, f"{seed} {number}")
+        tasks.append(program_task(f"plain-{seed}-{number}", plain_question(program), program, inputs))
+    return tasks
+
+
+def program_task(identity: str, question: Message, program: Program, inputs: Sequence[Value], word: str = "") -> Task:
+    """A task whose tests are what `program` does on `inputs`: the first half public, the second private."""
+    results = outputs(program, inputs)
+    assert results is not None, "inputs were drawn so that the program runs on them"
+    tests: list[Any] = [{"input": [value], "output": result} for value, result in zip(inputs, results, strict=True)]
+    half = len(tests) // 2
+    spec = {
+        "kind": "functional",
+        "fn_name": "f",
+        "public": tests[:half],
+        "private": tests[half:],
+        "steps": len(program.steps),
+        "program": program.code,
+    }
+    document = dictionary_entry(word, program) if word else ""
+    return Task(identity, (question,), spec, demonstration=program.answer, document=document)
+
+
+def _inputs(program: Program, rng: random.Random) -> list[Value] | None:
+    """Inputs for both splits on which the program runs; None where it fails too often (numbers have 20 inputs)."""
+    good = [value for value in draw_inputs(program.kind, 20, rng) if outputs(program, [value]) is not None]
+    return good[: 2 * TESTS] if len(good) >= TESTS else None
+
+
+def _certain_inputs(program: Program, key: str) -> list[Value]:
+    inputs = _inputs(program, random.Random(f"inputs {key}"))
+    assert inputs is not None, "programs of the space run on all probes"
+    return inputs
+
+
+def _differ(program: Program, other: Program, inputs: Sequence[Value]) -> bool:
+    return program.kind != other.kind or outputs(program, inputs) != outputs(other, inputs)
