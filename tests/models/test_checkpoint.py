@@ -4,11 +4,13 @@ import errno
 import os
 import random
 import resource
+import shutil
 import signal
 import stat
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy
@@ -177,6 +179,29 @@ def test_a_run_killed_while_writing_leaves_the_last_whole_checkpoint(shelf: Path
     load_checkpoint(newest, **run.parts())
     run.save(tmp_path, 3)
     assert {path.name for path in tmp_path.iterdir()} == {"step-000001", "step-000003"}, "the stray directory is gone"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 700 kB, where this user may mount one."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=700k", "tmpfs", str(disk)]
+    if shutil.which("mount") is None or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a small disk needs root")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.parametrize("taken", [480_000, 330_000, 250_000, 150_000])
+def test_a_disk_that_is_really_full_is_recognised_in_every_layer(policy, small_disk: Path, taken: int) -> None:
+    """The disk fills up in the weights, in the optimiser's moments, at its end and in the last file."""
+    run = Run(policy)
+    run.train(1)
+    (small_disk / "taken").write_bytes(b"x" * taken)
+    with pytest.raises(RunError, match=r"the disk is full[\s\S]*No space left on device"):
+        run.save(small_disk / "checkpoints", 1)
+    assert list((small_disk / "checkpoints").iterdir()) == []
 
 
 def test_a_full_disk_is_said_and_costs_nothing(policy, tmp_path: Path, monkeypatch) -> None:

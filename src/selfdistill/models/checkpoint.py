@@ -216,17 +216,26 @@ def _removed_on_failure(partial: Path, target: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:  # torch and safetensors wrap the system's error
+        full = _disk_was_full(error)
         shutil.rmtree(partial, ignore_errors=True)
-        full = getattr(error, "errno", None) == errno.ENOSPC or "StorageFull" in str(error)
         raise RunError(
             "the disk is full: the checkpoint was not written" if full else "the checkpoint could not be written",
             got=target,
-            why=f"{str(error).splitlines()[0]}; earlier checkpoints are untouched",
+            why=f"{os.strerror(errno.ENOSPC) if full else str(error).splitlines()[0]}; earlier checkpoints are untouched",
             do="free space and resume from the last checkpoint" if full else "check the disk and resume",
         ) from error
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def _disk_was_full(error: BaseException | None) -> bool:
+    """safetensors gives the system's error number as text; torch raises its own error over the system's."""
+    while error is not None:
+        if getattr(error, "errno", None) == errno.ENOSPC or f"os error {errno.ENOSPC})" in str(error):
+            return True
+        error = error.__context__
+    return False
 
 
 def _checkpoints(directory: Path) -> list[Path]:
