@@ -1,0 +1,165 @@
+"""Rewards, records and feedback, with programs really run."""
+
+import textwrap
+
+import pytest
+
+from selfdistill.errors import DataError
+from selfdistill.types import Completion, StopReason, Task
+from selfdistill.worlds.judge import JudgeOptions, judge_many, cases_of
+from selfdistill.worlds.sandbox import IsolationLevel, Limits, Sandbox, isolation_level
+
+pytestmark = pytest.mark.skipif(
+    isolation_level() is not IsolationLevel.FULL, reason="this machine has no Landlock or no seccomp"
+)
+SORT = {
+    "kind": "functional",
+    "fn_name": "f",
+    "public": [{"input": [[3, 1, 2]], "output": [1, 2, 3]}, {"input": [[]], "output": []}],
+    "private": [{"input": [[2, 2, 1]], "output": [1, 2, 2]}],
+}
+ADD = {"kind": "stdin", "public": [{"input": "1 2\n", "output": "3\n"}, {"input": "10\n20\n", "output": "30"}]}
+ASSERTS = {"kind": "assert", "public": ["assert g(2) == 4", "assert g(3) == 9"], "setup": "base = 1"}
+
+
+@pytest.fixture(scope="module")
+def sandbox():
+    with Sandbox(1) as box:
+        yield box
+
+
+def judge(sandbox, spec, code, **options):
+    options.setdefault("limits", Limits(time_s=1.0))
+    completion = Completion("u1", f"```python\n{code}\n```")
+    return judge_many(sandbox, [(Task("t", (), spec), completion)], JudgeOptions(**options))[0]
+
+
+def test_a_right_function_gets_everything(sandbox):
+    outcome = judge(sandbox, SORT, "def f(xs): return tuple(sorted(xs))")
+    assert (outcome.reward, outcome.feedback) == (1.0, "")
+    assert outcome.details == {"tests_passed": 1.0, "tests": 2, "failure": "none"}
+
+
+def test_a_wrong_function_is_shown_input_output_and_expectation(sandbox):
+    outcome = judge(sandbox, SORT, "def f(xs): return xs")
+    assert outcome.reward == 0.0
+    assert outcome.feedback == "Wrong answer.\nInput: [3, 1, 2]\nOutput: [3, 1, 2]\nExpected: [1, 2, 3]"
+    assert outcome.details == {"tests_passed": 0.5, "tests": 2, "failure": "wrong"}
+
+
+def test_arguments_are_shown_as_written_not_as_changed(sandbox):
+    spec = {"kind": "functional", "fn_name": "f", "public": [{"input": [[3, 1], "a b"], "output": 0}]}
+    assert (
+        "Input: [3, 1], 'a b'\nOutput: 1\n"
+        in judge(sandbox, spec, "def f(xs, s):\n    xs.clear()\n    return 1").feedback
+    )
+
+
+def test_the_split_decides_which_tests_count(sandbox):
+    only_public = "def f(xs): return [1, 2, 3] if xs else []"
+    rewards = {split: judge(sandbox, SORT, only_public, split=split).reward for split in ("public", "private", "all")}
+    assert rewards == {"public": 1.0, "private": 0.0, "all": 0.0}
+    assert len(cases_of(Task("t", (), ADD), "private")) == 2  # a task without a split has only one set
+
+
+def test_an_error_names_type_line_and_last_input(sandbox):
+    outcome = judge(sandbox, SORT, "def f(xs):\n    first = xs[0]\n    return sorted(xs)")
+    assert outcome.feedback == "Runtime error.\nIndexError: list index out of range\nLine 2 in f\nLast input: []"
+    assert outcome.details == {"tests_passed": 0.5, "tests": 2, "failure": "error"}
+
+
+def test_an_error_while_loading_has_no_input(sandbox):
+    outcome = judge(sandbox, SORT, "import nothing_here")
+    expected = "Runtime error.\nModuleNotFoundError: No module named 'nothing_here'\nLine 1 in <module>"
+    assert (outcome.feedback, outcome.details["tests_passed"]) == (expected, 0.0)
+
+
+def test_a_time_limit_names_its_input(sandbox):
+    outcome = judge(sandbox, SORT, "def f(xs):\n    while not xs: pass\n    return sorted(xs)")
+    assert outcome.feedback == "Time limit exceeded.\nLast input: []"
+    assert outcome.details == {"tests_passed": 0.5, "tests": 2, "failure": "timeout"}
+
+
+def test_a_task_s_own_time_limit_counts(sandbox):
+    slow = "import time\ndef f(xs):\n    time.sleep(0.4)\n    return sorted(xs)"
+    assert judge(sandbox, {**SORT, "time_limit": 0.2}, slow).details["failure"] == "timeout"
+    assert judge(sandbox, {**SORT, "time_limit": 5}, slow, limits=Limits(time_s=0.2)).reward == 1.0
+
+
+def test_whole_programs(sandbox):
+    assert judge(sandbox, ADD, "import sys\nprint(sum(map(int, sys.stdin.read().split())))").reward == 1.0
+    one_line = judge(sandbox, ADD, "print(sum(map(int, input().split())))")
+    assert one_line.feedback == "Wrong answer.\nInput: 10\n20\n\nOutput: 10\n\nExpected: 30"
+    broken = judge(sandbox, ADD, "n = 1\na, b = input().split()\nprint(int(a) + int(b))")
+    expected = "ValueError: not enough values to unpack (expected 2, got 1)\nLine 2 in <module>\nLast input: 10\n20\n"
+    assert broken.feedback == f"Runtime error.\n{expected}"
+
+
+def test_assertions_tell_the_value(sandbox):
+    assert judge(sandbox, ASSERTS, "def g(x): return x * x * base").reward == 1.0
+    outcome = judge(sandbox, ASSERTS, "def g(x): return 2 * x")
+    assert outcome.feedback == "Wrong answer.\nassert g(3) == 9\ng(3) gave 6"
+    assert outcome.details["tests_passed"] == 0.5
+    raised = judge(sandbox, ASSERTS, "def g(x): return x + 'a'")
+    assert raised.feedback.endswith("\nLine 1 in g\nLast input: assert g(2) == 4")
+
+
+@pytest.mark.parametrize("spec", [SORT, ADD, ASSERTS])
+@pytest.mark.parametrize("trick", [
+    "import sys; sys.exit(0)", "import os; os._exit(0)", "print('3\\n30')\nraise SystemExit", "exit()",
+    "import os; os.closerange(0, 64)", "def check(f): pass", "import sys; sys.modules.clear()",
+])  # fmt: skip
+def test_tricks_earn_nothing(sandbox, spec, trick):
+    assert judge(sandbox, spec, trick).reward == 0.0
+
+
+def test_expected_outputs_are_not_in_the_program_s_process(sandbox):
+    spec = {"kind": "functional", "fn_name": "f", "public": [{"input": [1], "output": "needle" * 2}]}
+    search = """
+    import gc, sys
+
+    def f(x):
+        needle, frame, seen = "".join(["need", "le"] * 2), sys._getframe().f_back, []
+        while frame:
+            seen.append(repr(frame.f_locals))
+            frame = frame.f_back
+        seen += [repr(found) for found in gc.get_objects() if type(found) in (dict, list, tuple) and len(found) < 9]
+        return needle if any(needle in text for text in seen) else "not found"
+    """
+    outcome = judge(sandbox, spec, textwrap.dedent(search), limits=Limits(time_s=20))
+    assert "Output: 'not found'" in outcome.feedback
+
+
+def test_a_missing_block_and_a_cut_one_are_told_apart(sandbox):
+    task = Task("t", (), SORT)
+    plain = Completion("a", "def f(xs): return sorted(xs)")
+    cut = Completion("b", "```python\ndef f(xs):\n    return sor", stop=StopReason.LENGTH)
+    missing, truncated = judge_many(sandbox, [(task, plain), (task, cut)])
+    assert (missing.reward, truncated.reward) == (0.0, 0.0)
+    assert "fenced block" in missing.feedback
+    assert "cut off" in truncated.feedback
+    assert (missing.details["failure"], truncated.details["failure"]) == ("missing", "truncated")
+
+
+def test_outcomes_keep_their_order(sandbox):
+    codes = ["```\ndef f(xs): return sorted(xs)\n```", "no code", "```\ndef f(xs): return 0\n```", "```\nx\n```"]
+    pairs = [(Task("t", (), SORT), Completion(str(i), code)) for i, code in enumerate(codes)]
+    failures = [outcome.details["failure"] for outcome in judge_many(sandbox, pairs)]
+    assert failures == ["none", "missing", "wrong", "error"]
+
+
+def test_siblings_may_be_shown_different_cases(sandbox):
+    tests = [{"input": [i], "output": i} for i in range(20)]
+    spec = {"kind": "functional", "fn_name": "f", "public": tests}
+    pairs = [(Task("t", (), spec), Completion(f"u{i}", "```\ndef f(x): return -1\n```")) for i in range(8)]
+    shown = [outcome.feedback for outcome in judge_many(sandbox, pairs, JudgeOptions(cases=1, random_cases=True))]
+    assert len(set(shown)) > 1
+    assert shown == [o.feedback for o in judge_many(sandbox, pairs, JudgeOptions(cases=1, random_cases=True))]
+    assert len({outcome.feedback for outcome in judge_many(sandbox, pairs, JudgeOptions(cases=1))}) == 1
+
+
+def test_a_task_without_tests_or_of_unknown_kind_is_refused(sandbox):
+    with pytest.raises(DataError, match="no tests"):
+        judge(sandbox, {"kind": "functional", "fn_name": "f", "public": []}, "pass")
+    with pytest.raises(DataError, match="unknown kind"):
+        judge(sandbox, {"kind": "essay", "public": [1]}, "pass")
