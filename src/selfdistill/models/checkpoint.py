@@ -217,11 +217,12 @@ def _removed_on_failure(partial: Path, target: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:  # torch and safetensors wrap the system's error
         full = _disk_was_full(error)
+        reason = os.strerror(errno.ENOSPC) if full else str(error).splitlines()[0]
         shutil.rmtree(partial, ignore_errors=True)
         raise RunError(
             "the disk is full: the checkpoint was not written" if full else "the checkpoint could not be written",
             got=target,
-            why=f"{os.strerror(errno.ENOSPC) if full else str(error).splitlines()[0]}; earlier checkpoints are untouched",
+            why=f"{reason}; earlier checkpoints are untouched",
             do="free space and resume from the last checkpoint" if full else "check the disk and resume",
         ) from error
     except BaseException:
