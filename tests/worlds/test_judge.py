@@ -6,7 +6,7 @@ import pytest
 
 from selfdistill.errors import DataError
 from selfdistill.types import Completion, StopReason, Task
-from selfdistill.worlds.judge import JudgeOptions, judge_many, cases_of
+from selfdistill.worlds.judge import JudgeOptions, cases_of, judge_many
 from selfdistill.worlds.sandbox import IsolationLevel, Limits, Sandbox, isolation_level
 
 pytestmark = pytest.mark.skipif(

@@ -14,7 +14,7 @@ import struct
 import sys
 from enum import StrEnum
 
-from selfdistill.worlds.sandbox.seccomp import build_filter, install_filter
+from selfdistill.worlds.sandbox.seccomp import build_filter, install_filter, libc
 from selfdistill.worlds.sandbox.syscalls import ARCHITECTURES
 
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446  # the same number on every architecture
@@ -64,13 +64,13 @@ def landlock_abi() -> int:
     """The kernel's Landlock version; 0 where there is none."""
     if sys.platform != "linux":
         return 0
-    return max(0, int(_libc().syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), _VERSION_FLAG)))
+    return max(0, int(libc().syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), _VERSION_FLAG)))
 
 
 def die_with_parent() -> None:
     """Have the kernel kill this process when the thread that forked it ends."""
     if sys.platform == "linux":
-        _libc().prctl(_PR_SET_DEATH_SIGNAL, 9, 0, 0, 0)
+        libc().prctl(_PR_SET_DEATH_SIGNAL, 9, 0, 0, 0)
 
 
 def lock_down(
@@ -90,16 +90,12 @@ def lock_down(
         install_filter(build_filter(ARCHITECTURES[platform.machine()], os.getpid()))
 
 
-def _libc() -> ctypes.CDLL:
-    return ctypes.CDLL(None, use_errno=True)
-
-
 def _has_seccomp() -> bool:
     number = _SECCOMP.get(platform.machine().replace("arm64", "aarch64"))
     if sys.platform != "linux" or number is None:
         return False
     action = ctypes.c_uint32(0x00050000)  # is the action "answer with an errno" available?
-    return bool(_libc().syscall(number, 2, 0, ctypes.byref(action)) == 0)
+    return bool(libc().syscall(number, 2, 0, ctypes.byref(action)) == 0)
 
 
 def _set_limits(memory_bytes: int, output_bytes: int, cpu_s: int, open_files: int) -> None:
@@ -123,26 +119,28 @@ def _set_limits(memory_bytes: int, output_bytes: int, cpu_s: int, open_files: in
 def _mapped_bytes() -> int:
     """The address space in use, so that limits are relative; 0 where /proc does not tell."""
     try:
-        with open("/proc/self/statm", encoding="ascii") as file:
-            return int(file.read().split()[0]) * resource.getpagesize()
+        descriptor = os.open("/proc/self/statm", os.O_RDONLY)
     except OSError:
         return 0
+    pages = int(os.read(descriptor, 100).split()[0])
+    os.close(descriptor)
+    return pages * resource.getpagesize()
 
 
 def _restrict_files(directory: str) -> None:
     abi = landlock_abi()
     handled = sum(rights for since, rights in _RIGHTS_BY_ABI.items() if since <= abi)
     attributes = ctypes.create_string_buffer(struct.pack("Q", handled), 8)
-    ruleset = _checked(_libc().syscall(_CREATE_RULESET, attributes, ctypes.c_size_t(8), 0))
+    ruleset = _checked(libc().syscall(_CREATE_RULESET, attributes, ctypes.c_size_t(8), 0))
     library = os.path.dirname(os.__file__)
     rules = ((directory, _OWN_DIRECTORY), (library, _READ_ONLY), ("/dev/null", _READ_FILE | _WRITE_FILE))
     for path, rights in rules:
         descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
         rule = ctypes.create_string_buffer(struct.pack("=Qi", rights & handled, descriptor), 12)
-        _checked(_libc().syscall(_ADD_RULE, ruleset, _PATH_BENEATH, rule, 0))
+        _checked(libc().syscall(_ADD_RULE, ruleset, _PATH_BENEATH, rule, 0))
         os.close(descriptor)
-    _checked(_libc().prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
-    _checked(_libc().syscall(_RESTRICT_SELF, ruleset, 0))
+    _checked(libc().prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+    _checked(libc().syscall(_RESTRICT_SELF, ruleset, 0))
     os.close(ruleset)
 
 
@@ -151,7 +149,7 @@ def _drop_capabilities() -> None:
     number = _CAPSET.get(platform.machine().replace("arm64", "aarch64"))
     if number is not None:
         header, nothing = struct.pack("Ii", _CAPABILITY_VERSION, 0), bytes(24)
-        _checked(_libc().syscall(number, ctypes.create_string_buffer(header, 8), ctypes.create_string_buffer(nothing)))
+        _checked(libc().syscall(number, ctypes.create_string_buffer(header, 8), ctypes.create_string_buffer(nothing)))
 
 
 def _checked(result: int) -> int:

@@ -158,7 +158,7 @@ class _Worker:
             process = self.process if self.process is not None and self.process.poll() is None else self._begin()
             try:
                 return self._ask(process, job)
-            except (EOFError, OSError):  # it died: before this job (found out now) or because of it
+            except (EOFError, OSError, ValueError):  # it died, before this job or because of it, or was closed
                 self._end()
                 if self._stopped:
                     raise SandboxError("the sandbox was closed while a program ran") from None
@@ -190,7 +190,7 @@ class _Worker:
             )  # fmt: skip
         try:
             self._receive(process, _START_S)
-        except (EOFError, OSError) as error:
+        except (EOFError, OSError, ValueError) as error:
             said = errors.read_text(errors="replace")[-1000:] if errors.exists() else ""
             self._end()
             raise SandboxError("a sandbox worker did not start", got=said or error) from None

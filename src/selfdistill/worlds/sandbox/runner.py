@@ -12,6 +12,7 @@ import ast
 import atexit
 import contextlib
 import errno
+import mmap
 import os
 import sys
 import threading
@@ -51,7 +52,7 @@ def make_report(descriptor: int, nonce: bytes, output_bytes: int) -> Report:
 
 def run_inputs(job: Mapping[str, Any], report: Report) -> None:
     """Run the code, then meet each input, reporting as many results as there are inputs unless loading fails."""
-    reserve = [bytearray(_RESERVE_BYTES)]  # let go when memory runs out, so that there is room to say so
+    reserve = mmap.mmap(-1, _RESERVE_BYTES)  # let go when memory runs out, so that there is room to say so
     _open_streams()
     if job["mode"] == "stdin":
         report(_guard(lambda: _run_as_main(job), reserve, job))
@@ -66,7 +67,7 @@ def run_inputs(job: Mapping[str, Any], report: Report) -> None:
         report(_guard(lambda item=item: run_one(job, namespace, item), reserve, job))  # type: ignore[misc]
 
 
-def _guard(run: Callable[[], Mapping[str, Any]], reserve: list[bytearray], job: Mapping[str, Any]) -> Mapping[str, Any]:
+def _guard(run: Callable[[], Mapping[str, Any]], reserve: mmap.mmap, job: Mapping[str, Any]) -> Mapping[str, Any]:
     """The result of `run`, whatever it raises."""
     try:
         result = run()
@@ -76,7 +77,7 @@ def _guard(run: Callable[[], Mapping[str, Any]], reserve: list[bytearray], job: 
         return result
     except BaseException as error:  # noqa: BLE001 - SystemExit and KeyboardInterrupt are the program's too
         if isinstance(error, MemoryError):
-            reserve.clear()
+            reserve.close()
         return _failure(error, job)
 
 

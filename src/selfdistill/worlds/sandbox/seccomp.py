@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import functools
 import os
 import struct
 
@@ -39,16 +40,21 @@ def build_filter(architecture: Architecture, own_pid: int) -> bytes:
     return b"".join(struct.pack("HBBI", *instruction) for instruction in program)
 
 
+@functools.cache
+def libc() -> ctypes.CDLL:
+    """The C library; a worker loads it before it forks."""
+    return ctypes.CDLL(None, use_errno=True)
+
+
 def install_filter(filter_bytes: bytes) -> None:
     """Bind the calling thread and all it starts. Raises OSError when the kernel refuses."""
-    libc = ctypes.CDLL(None, use_errno=True)
     buffer = ctypes.create_string_buffer(filter_bytes, len(filter_bytes))
 
     class Program(ctypes.Structure):
         _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_void_p))
 
     program = Program(len(filter_bytes) // 8, ctypes.addressof(buffer))
-    if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) or libc.prctl(
+    if libc().prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) or libc().prctl(
         _PR_SET_SECCOMP, _FILTER_MODE, ctypes.byref(program), 0, 0
     ):
         number = ctypes.get_errno()

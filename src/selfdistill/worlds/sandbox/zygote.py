@@ -26,6 +26,7 @@ from typing import Any
 
 from selfdistill.worlds.sandbox.lockdown import IsolationLevel, die_with_parent, lock_down
 from selfdistill.worlds.sandbox.runner import make_report, run_inputs
+from selfdistill.worlds.sandbox.seccomp import libc
 from selfdistill.worlds.sandbox.wire import receive, send
 
 # What programs usually import: already in memory, a fork gets it for nothing and needs no file to be readable.
@@ -59,6 +60,7 @@ def main(level: str, work_directory: str, modules: list[str]) -> None:
     site.setquit()
     site.sethelper()
     tempfile.tempdir = work_directory
+    libc()
     gc.collect()
     gc.freeze()
     send(1, {"ready": True})
