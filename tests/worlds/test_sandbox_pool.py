@@ -44,11 +44,11 @@ def gone(pids: list[int], patience_s: float = 10.0) -> bool:
     return not any(map(alive, pids))
 
 
-def start(code: str) -> subprocess.Popen[str]:
+def start(code: str, **variables: str) -> subprocess.Popen[str]:
     """A process of its own that uses a sandbox; it prints its workers' ids first."""
     head = "from selfdistill.worlds.sandbox import *\nif __name__ == '__main__':\n    box = Sandbox(1)\n"
     head += "    box.run(Program('', Mode.STDIN, ('',)))\n    print(*box.worker_pids(), flush=True)\n"
-    environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE), **variables}
     command = [sys.executable, "-c", head + textwrap.indent(textwrap.dedent(code), "    ")]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
@@ -84,13 +84,15 @@ def test_closing_ends_the_workers_and_leaves_no_files_and_it_can_be_used_again()
 
 
 @needs_walls
-@pytest.mark.parametrize(
-    "end", ["pass", "raise SystemExit(3)", "import os; os._exit(0)", "import os; os.kill(os.getpid(), 9)"]
-)
-def test_workers_end_with_the_process_that_owns_them(end):
-    process = start(end)
+@pytest.mark.parametrize("end", [
+    "pass", "raise SystemExit(3)", "import os; os._exit(0)", "import os; os.kill(os.getpid(), 9)",
+    f"import os, threading; threading.Timer(0.5, os.kill, (os.getpid(), 9)).start(); box.run({LOOP}, Limits(600))",
+])  # fmt: skip
+def test_workers_and_their_files_end_with_the_process_that_owns_them(end, tmp_path):
+    process = start(end, TMPDIR=str(tmp_path))
     output, _ = process.communicate(timeout=60)
     assert gone([int(pid) for pid in output.split()])
+    assert list(tmp_path.iterdir()) == []
 
 
 @needs_walls

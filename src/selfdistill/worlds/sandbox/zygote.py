@@ -16,7 +16,6 @@ import select
 import shutil
 import signal
 import site
-import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -64,12 +63,11 @@ def main(level: str, work_directory: str, modules: list[str]) -> None:
     gc.collect()
     gc.freeze()
     send(1, {"ready": True})
-    while True:
-        try:
-            job = receive(0)
-        except EOFError:
-            return
-        send(1, run_job(IsolationLevel(level), job))
+    try:
+        while True:
+            send(1, run_job(IsolationLevel(level), receive(0)))
+    except (EOFError, BrokenPipeError):  # the trainer is gone, perhaps without a chance to clean up
+        shutil.rmtree(os.path.dirname(work_directory), ignore_errors=True)
 
 
 def run_job(level: IsolationLevel, job: Mapping[str, Any]) -> dict[str, Any]:
@@ -173,8 +171,7 @@ def _next_result(child: Child, job: Mapping[str, Any]) -> dict[str, Any]:
             return {"ending": "timed_out"}
         ready = dict(poll.poll(1000 * min(left, _LOOK_EVERY_S)))
         if ready.get(0, 0) & (select.POLLHUP | select.POLLERR):
-            _end(child)
-            sys.exit(0)
+            raise EOFError("the trainer is gone")
         if child.pipe in ready:
             part = os.read(child.pipe, _MEGABYTE)
             if not part:
