@@ -20,6 +20,7 @@ from selfdistill.loops.measure import EVERY_SPLIT, evaluate_all
 from selfdistill.loops.recording import Totals, summarise
 from selfdistill.loops.session import Session, open_session
 from selfdistill.models.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from selfdistill.plugins import short_name
 from selfdistill.runs import RolloutRecord, RunDir, Split, StepRecord, fresh_path, read_run
 from selfdistill.runs.environment import describe_environment
 from selfdistill.runs.progress import Interrupted, Reporter, RunInfo
@@ -140,8 +141,7 @@ class _Training:
 
 
 def _run_name(config: RunConfig) -> str:
-    world = Path(config.world.name.partition(":")[0]).stem
-    return f"{config.method.name}-{world}-seed{config.seed}"
+    return f"{short_name(config.method.name)}-{short_name(config.world.name)}-seed{config.seed}"
 
 
 def _restore(checkpoint: Path, session: Session) -> Totals:

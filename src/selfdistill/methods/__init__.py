@@ -1,8 +1,12 @@
-"""Every published method as a small value over one core. To add one: a file here, and a line in `METHODS`."""
+"""Every published method as a small value over one core. To add one: a file here, and a line in `METHODS`.
+
+A user's own needs neither: `--method my_method.py:MyMethod`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import is_dataclass
 from typing import Any
 
 from selfdistill.errors import ConfigError, nearest
@@ -10,6 +14,7 @@ from selfdistill.methods.base import Credit, Method
 from selfdistill.methods.grpo import GRPO
 from selfdistill.methods.sdpo import SDPO, SDPOOutcome, SDPORichFeedback
 from selfdistill.options import Where, build
+from selfdistill.plugins import is_file_name, load_from_file
 
 METHODS: Mapping[str, type[Method]] = {
     "sdpo": SDPO,
@@ -17,18 +22,33 @@ METHODS: Mapping[str, type[Method]] = {
     "sdpo_outcome": SDPOOutcome,
     "grpo": GRPO,
 }
+METHOD_PARTS = ("settings", "source", "teacher", "reduction", "count_dropped", "signal", "credit")
 
 
 def find_method(name: str) -> type[Method]:
-    """The class of a method. Raises `ConfigError` that names the nearest."""
+    """The class of a method by name, or `FILE.py:NAME` for one of the user's. Raises `ConfigError`."""
+    if is_file_name(name):
+        return _from_file(name)
     if name not in METHODS:
-        raise ConfigError("unknown method", got=name, do=nearest(name, METHODS))
+        do = f"{nearest(name, METHODS)}; or a file of your own: --method my_method.py:MyMethod"
+        raise ConfigError("unknown method", got=name, do=do)
     return METHODS[name]
 
 
 def get_method(name: str, options: Mapping[str, Any]) -> Method:
     """A method with some of its settings replaced. Raises `ConfigError`."""
     return build(find_method(name), options, Where("method"))
+
+
+def _from_file(name: str) -> type[Method]:
+    found, _ = load_from_file(name, default="Method")
+    kind: type[Method] = found
+    if not isinstance(found, type) or not is_dataclass(found):
+        raise ConfigError(f"{name} is no method", got=found, do="name a frozen dataclass; see methods/base.py")
+    missing = [part for part in METHOD_PARTS if not hasattr(found, part) and part not in found.__dataclass_fields__]
+    if missing:
+        raise ConfigError(f"{name} is no method", got=f"it lacks {', '.join(missing)}", do="see methods/base.py")
+    return kind
 
 
 __all__ = [

@@ -1,0 +1,172 @@
+"""The examples run as their own docstrings say, on a tiny random model, and are as short as they promise."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from selfdistill import load_config, load_tasks, read_run, train
+from selfdistill.errors import ConfigError
+from selfdistill.methods import find_method, get_method
+from selfdistill.plugins import load_from_file, short_name
+from selfdistill.runs import Quiet, Run, RunInfo
+from selfdistill.types import Completion, Drop, Outcome, Rollout, RolloutGroup, Task
+from selfdistill.worlds.code import CodeWorld
+from selfdistill.worlds.registry import make_world
+from tiny_models import tiny_policy_dir
+
+ROOT = Path(__file__).parent.parent
+EXAMPLES = ROOT / "examples"
+SMALL = ["steps=2", "tasks_per_step=2", "rollouts_per_task=2", "sampling.max_new_tokens=8", "device=cpu"]
+METHOD = f"{EXAMPLES / 'my_method.py'}:Lessons"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(tiny_policy_dir(tmp_path_factory.mktemp("model")))
+
+
+def trained(model: str, out: Path, *settings: str) -> Run:
+    config = load_config(None, [f"model={model}", f"out={out}", *SMALL, *settings])
+    return read_run(train(config, Quiet()))
+
+
+def code_lines(file: Path) -> int:
+    """Lines of code: no docstring, comment or empty line."""
+    tree = ast.parse(file.read_text())
+    docstrings = {
+        line
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node)
+        for line in range(node.body[0].lineno, (node.body[0].end_lineno or 0) + 1)
+    }
+    lines = enumerate(file.read_text().splitlines(), start=1)
+    return sum(bool(text.strip()) and not text.strip().startswith("#") and n not in docstrings for n, text in lines)
+
+
+def test_they_are_short():
+    assert code_lines(EXAMPLES / "my_world.py") <= 15
+    assert code_lines(EXAMPLES / "my_method.py") <= 25
+
+
+def test_the_world_judges_and_trains(model: str, tmp_path: Path):
+    name = f"{EXAMPLES / 'my_world.py'}:world"
+    world = make_world(name, {}, seed=0)
+    task = world.tasks("train")[2]
+    assert task.messages[0].content == "What is 3 plus 3?"
+    assert world.judge(task, Completion("a", " 6\n")) == Outcome(1.0)
+    assert "it is 6" in world.judge(task, Completion("b", "seven")).feedback
+    run = trained(model, tmp_path / "run", f"world={name}")
+    assert [step.samples for step in run.steps] == [4, 4]
+    assert run.steps[0].contexts == {"feedback": 4}
+    assert run.steps[0].grad_norm > 0
+
+
+def test_the_tasks_are_solved_by_the_obvious_programs():
+    tasks = {task.id: task for task in load_tasks(EXAMPLES / "my_tasks.jsonl")}
+    answers = {
+        "double": "def double(xs):\n    return [2 * x for x in xs]",
+        "initials": "def initials(text: str) -> str:\n    return ''.join(word[0].upper() for word in text.split())",
+        "sum": "import sys\nprint(sum(int(line) for line in sys.stdin))",
+    }
+    pairs = [(tasks[name], Completion(name, f"```python\n{code}\n```")) for name, code in answers.items()]
+    world = CodeWorld()
+    assert [outcome.reward for outcome in world.judge_many(pairs)] == [1, 1, 1]
+    assert [outcome.reward for outcome in world.for_evaluation().judge_many(pairs)] == [1, 1, 1]
+    wrong = world.judge(tasks["double"], Completion("w", "```python\ndef double(xs):\n    return xs + xs\n```"))
+    assert wrong.reward == 0
+    assert "[1, 2, 1, 2]" in wrong.feedback
+
+
+def test_a_run_on_the_tasks(model: str, tmp_path: Path):
+    run = trained(model, tmp_path / "run", f"data={EXAMPLES / 'my_tasks.jsonl'}")
+    assert run.config["settings"]["world"]["name"] == "code"
+    assert {rollout.task for rollout in run.rollouts()} == {"double", "initials", "sum"}
+    assert all(rollout.feedback for rollout in run.rollouts())
+
+
+def test_the_method_credits_and_trains(model: str, tmp_path: Path):
+    method = get_method(METHOD, {"reward": 0.25})
+    task = Task("t", ())
+    outcomes = (Outcome(1.0), Outcome(0.0, "wrong"), Outcome(0.0))
+    rollouts = [Rollout(task, (), Completion(str(n), ""), outcome) for n, outcome in enumerate(outcomes)]
+    rollouts.append(Rollout(task, (), Completion("3", ""), drop=Drop.WORLD_RAISED))
+    success, failure, silent, dropped = method.credit(RolloutGroup(task, tuple(rollouts)))
+    assert (success.advantage, success.distil) == (0.25, 0.0)
+    assert (failure.advantage, failure.distil, failure.context.feedback) == (0.0, 1.0, "wrong")
+    assert (silent, dropped) == (Drop.NO_CONTEXT, Drop.WORLD_RAISED)
+    run = trained(model, tmp_path / "run", f"method={METHOD}", f"world={EXAMPLES / 'my_world.py'}", "method.reward=0.5")
+    assert run.steps[-1].samples == 4
+    assert run.config["settings"]["method"] == {"name": METHOD, "reward": 0.5}
+    assert run.config["settings"]["optimiser"]["weight_decay"] == 0.0, "what the method needs of a run"
+
+
+def test_a_run_is_named_after_the_files_it_uses(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    class Names(Quiet):
+        path = Path()
+
+        def started(self, info: RunInfo) -> None:
+            self.path = info.path
+
+    monkeypatch.chdir(tmp_path)
+    names = Names()
+    settings = [f"model={model}", f"method={METHOD}", f"world={EXAMPLES / 'my_world.py'}", "steps=1"]
+    train(load_config(None, [*settings, *SMALL[1:]]), names)
+    assert names.path == Path("runs/my_method-my_world-seed0")
+    assert short_name("sdpo") == "sdpo"
+
+
+def test_the_commands_of_the_examples(model: str, tmp_path: Path):
+    """As a user types them, from the directory of the repository."""
+    base = [sys.executable, "-m", "selfdistill"]
+    out = tmp_path / "run"
+    line = ["train", "--world", "examples/my_world.py:world", "--method", "examples/my_method.py:Lessons"]
+    settings = ["--model", model, "--out", str(out), "method.reward=0.5", *SMALL]
+    subprocess.run([*base, *line, *settings], cwd=ROOT, check=True, capture_output=True)
+    assert read_run(out).summary is not None
+    listed = subprocess.run(
+        [*base, "methods", "examples/my_method.py:Lessons"], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    assert "method.reward" in listed.stdout
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "message"),
+    [
+        (None, "mine.py:Mine", "there is no such file"),
+        ("class Mine: ...", "mine.py:Mine", "is no method"),
+        ("class Mine: ...", "mine.py:Main", "did you mean 'Mine'?"),
+        ("x = 1", "mine.py:Mine", "define Mine in it"),
+        ("import dataclasses\nraise KeyError('a')", "mine.py:Mine", "KeyError: 'a' (line 2)"),
+        ("def broken(:", "mine.py:Mine", "SyntaxError"),
+        (
+            "from dataclasses import dataclass\n@dataclass\nclass Mine:\n    source = 'x'\n    teacher = None",
+            "mine.py:Mine",
+            "it lacks settings, reduction, count_dropped, signal, credit",
+        ),
+    ],
+)
+def test_a_file_that_holds_no_method(tmp_path: Path, text: str | None, name: str, message: str):
+    if text is not None:
+        (tmp_path / "mine.py").write_text(text)
+    with pytest.raises(ConfigError) as raised:
+        find_method(str(tmp_path / name))
+    assert message in str(raised.value)
+
+
+def test_dataclasses_with_postponed_annotations_can_be_loaded(tmp_path: Path):
+    text = """
+from __future__ import annotations
+from dataclasses import dataclass
+from typing import ClassVar
+
+@dataclass(frozen=True)
+class A:
+    k: ClassVar[int] = 3
+    x: int = 1
+"""
+    (tmp_path / "late.py").write_text(text)
+    found, module = load_from_file(str(tmp_path / "late.py"), default="A")
+    assert (found(), found.k) == (module.A(1), 3)
