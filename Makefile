@@ -38,7 +38,7 @@ smollm2: setup
 	@$(BIN)/python -m selfdistill.models.smollm2
 
 sapling: setup
-	$(RUN) $(BIN)/python -m selfdistill.sapling.grow
+	$(BIN)/selfdistill sapling grow
 
 setup: $(VENV)/.ready
 

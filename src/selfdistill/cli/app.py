@@ -11,6 +11,7 @@ import typer
 from selfdistill.cli.display import RunDisplay
 from selfdistill.cli.guard import Guarded
 from selfdistill.cli.output import print_comparison, print_listing, print_settings, print_table
+from selfdistill.cli.sapling import sapling
 from selfdistill.runs import read_run, saved_config
 from selfdistill.runs.environment import package_version
 from selfdistill.view.plots import overview
@@ -24,6 +25,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Reinforcement learning via self-distillation: a language model that learns from more than a score.",
 )
+
+app.add_typer(sapling)
 
 Overrides = Annotated[
     list[str] | None,

@@ -49,8 +49,7 @@ class Row:
 class RunDisplay:
     """Shows one or several runs at once. Use it in a `with`, and give `reporter(label)` to each run.
 
-    It draws when something happens and not from a thread of its own: the sandbox forks, and a fork while another
-    thread holds the terminal's lock would hang.
+    It draws when something happens and not from a thread of its own: nothing moves between two events.
     """
 
     def __init__(self, console: Console | None = None, clock: Callable[[], float] = time.monotonic) -> None:

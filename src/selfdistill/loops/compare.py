@@ -10,6 +10,8 @@ from multiprocessing.queues import Queue
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from selfdistill.config import RunConfig, from_settings, resolved
 from selfdistill.errors import RunError, SelfDistillError
 from selfdistill.loops.train import train
@@ -81,8 +83,6 @@ def _drain(
 
 def _run(index: int, settings: Mapping[str, Any], events: Queue[tuple[int, Event]]) -> None:
     """One run in a process of its own."""
-    import torch
-
     torch.set_num_threads(1)
     try:
         train(from_settings(settings), Relay(lambda event: events.put((index, event))))

@@ -1,4 +1,4 @@
-"""Grows a sapling from nothing: `python -m selfdistill.sapling.grow --help`.
+"""Grows a sapling from nothing: `selfdistill sapling grow`.
 
 One process, CPU or GPU; every round's episodes follow from the seed and the round's number, so that a run which was
 stopped goes on from its last checkpoint with the same data.
@@ -6,11 +6,13 @@ stopped goes on from its last checkpoint with the same data.
 
 from __future__ import annotations
 
+import json
+import platform
 import random
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
+from selfdistill.runs.environment import git_commit
 from selfdistill.sapling.episodes import Episode, draw_episode
 from selfdistill.sapling.recipe import Recipe
 from selfdistill.sapling.tokenizer import END, build_tokenizer
@@ -162,8 +165,42 @@ def grow(recipe: Recipe, directory: Path, *, device: str, compile_model: bool) -
         seconds += time.monotonic() - began
         _save(state_file, model, optimisers, round=number + 1, step=step, tokens=tokens, seconds=seconds)
         yield Progress(number + 1, recipe.rounds, step, tokens, float(torch.stack(losses).mean()), seconds)
-    model.bfloat16().save_pretrained(directory / "model")
-    tokenizer.save_pretrained(directory / "model")
+    _write_model(directory / "model", model, tokenizer, growth_record(recipe, model, device, step, tokens, seconds))
+
+
+def growth_record(
+    recipe: Recipe, model: nn.Module, device: str, steps: int, tokens: int, seconds: float
+) -> dict[str, Any]:
+    """How a sapling came to be, for its card."""
+    return {
+        "recipe": asdict(recipe),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "tokens": tokens,
+        "steps": steps,
+        "seconds": round(seconds),
+        "hardware": hardware(device),
+        "torch": torch.__version__,
+        "commit": git_commit(Path(__file__).parent.parent) or "unknown",
+    }
+
+
+def hardware(device: str) -> str:
+    """What growing runs on, in words."""
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    threads = torch.get_num_threads()
+    return f"{threads} CPU thread{'s' * (threads > 1)} ({platform.machine()})"
+
+
+def _write_model(
+    directory: Path, model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, growth: dict[str, Any]
+) -> None:
+    """An ordinary model directory in bfloat16, readable by everybody."""
+    model.bfloat16().save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    (directory / "growth.json").write_text(json.dumps(growth, indent=1) + "\n")
+    for file in directory.iterdir():
+        file.chmod(0o644)
 
 
 def _autocast(device: str) -> AbstractContextManager[Any]:

@@ -45,20 +45,26 @@ class JudgeOptions:
 def judge_many(
     sandbox: Sandbox, pairs: Sequence[tuple[Task, Completion]], options: JudgeOptions | None = None
 ) -> list[Outcome]:
-    """One outcome a pair, in order, judged in parallel. Raises DataError for a spec without tests, SandboxError."""
+    """One outcome a pair, in order, judged in parallel. Raises DataError for a spec without tests, SandboxError.
+
+    Equal programs for one task are run once: the sandbox repeats itself, and a policy that has learned does too.
+    """
     options = options or JudgeOptions()
     outcomes: dict[int, Outcome] = {}
-    jobs: dict[int, tuple[Program, Limits]] = {}
+    same: dict[tuple[str, str], list[int]] = {}
     for index, (task, completion) in enumerate(pairs):
         code = extract_code(completion.text)
         if code is None:
             outcomes[index] = missing_outcome(completion, total=len(cases_of(task, options.split)))
         else:
-            jobs[index] = program_for(task, code, options)
-    for index, results in zip(jobs, sandbox.run_many(list(jobs.values())), strict=True):
-        task, completion = pairs[index]
-        tests = cases_of(task, options.split)
-        outcomes[index] = outcome_of(records_of(task.spec["kind"], tests, results), len(tests), completion, options)
+            same.setdefault((task.id, code), []).append(index)
+    jobs = [program_for(pairs[indices[0]][0], code, options) for (_, code), indices in same.items()]
+    for indices, results in zip(same.values(), sandbox.run_many(jobs), strict=True):
+        for index in indices:
+            task, completion = pairs[index]
+            tests = cases_of(task, options.split)
+            records = records_of(task.spec["kind"], tests, results)
+            outcomes[index] = outcome_of(records, len(tests), completion, options)
     return [outcomes[index] for index in range(len(pairs))]
 
 

@@ -27,6 +27,8 @@ from selfdistill.worlds.sandbox.wire import TooLargeError, encode, short_repr, w
 
 ANSWER_FILE, PRELUDE_FILE, SETUP_FILE, TEST_FILE = "answer.py", "prelude.py", "setup.py", "test.py"
 _FRAMES = 3
+# Their line is that of the function around them, and newer Pythons have no such frames.
+_INLINE = ("<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>")
 _MESSAGE_CHARACTERS = 500
 _RESERVE_BYTES = 4 << 20
 
@@ -191,7 +193,7 @@ def _answer_frames(error: BaseException) -> list[str]:
         (
             f"Line {line} in {frame.f_code.co_name}"
             for frame, line in traceback.walk_tb(error.__traceback__)
-            if frame.f_code.co_filename == ANSWER_FILE
+            if frame.f_code.co_filename == ANSWER_FILE and frame.f_code.co_name not in _INLINE
         ),
         maxlen=_FRAMES,
     )

@@ -89,7 +89,7 @@ def fresh_verbs(count: int, steps: Sequence[int], seed: int) -> list[Task]:
     tasks: list[Task] = []
     while len(tasks) < count:
         program = draw_program(rng, held_out=True, steps=steps[len(tasks) % len(steps)])
-        inputs = _inputs(program, rng)
+        inputs = usable_inputs(program, rng)
         if inputs and all(_differ(program, other, inputs) for other in programs):
             programs.append(program)
             word = words[len(tasks)]
@@ -134,14 +134,14 @@ def program_task(identity: str, question: Message, program: Program, inputs: Seq
     return Task(identity, (question,), spec, demonstration=program.answer, document=document)
 
 
-def _inputs(program: Program, rng: random.Random) -> list[Value] | None:
+def usable_inputs(program: Program, rng: random.Random) -> list[Value] | None:
     """Inputs for both splits on which the program runs; None where it fails too often (numbers have 20 inputs)."""
     good = [value for value in draw_inputs(program.kind, 20, rng) if outputs(program, [value]) is not None]
     return good[: 2 * TESTS] if len(good) >= TESTS else None
 
 
 def _certain_inputs(program: Program, key: str) -> list[Value]:
-    inputs = _inputs(program, random.Random(f"inputs {key}"))
+    inputs = usable_inputs(program, random.Random(f"inputs {key}"))
     assert inputs is not None, "programs of the space run on all probes"
     return inputs
 
