@@ -74,12 +74,13 @@ class SolutionOrFeedback:
         """The first successful sibling in the order of the group; all failures of a group see the same one."""
         own = group.rollouts[index].outcome
         assert own is not None, "a rollout without an outcome was dropped before"
-        solution = next((r for i, r in enumerate(group.rollouts) if i != index and self._solved(r)), None)
+        others = (r for i, r in enumerate(group.rollouts) if i != index and self._solved(r))
+        # An answer of which nothing but thinking remains shows nothing: the next one is taken.
+        solution = next((text for r in others if (text := without_thinking(r.completion.text)).strip()), "")
         feedback = own.feedback if self.feedback and own.feedback.strip() else ""
-        if solution is not None:
-            text = without_thinking(solution.completion.text)
+        if solution:
             both = feedback if self.together else ""
-            return Context("solution+feedback" if both else "solution", solution=text, feedback=both)
+            return Context("solution+feedback" if both else "solution", solution=solution, feedback=both)
         if own.reward >= self.success:
             return Drop.LONE_SUCCESS
         return Context("feedback", feedback=feedback) if feedback else Drop.NO_CONTEXT
@@ -97,7 +98,7 @@ class Demonstration:
     def context(self, group: RolloutGroup, index: int) -> Context | Drop:
         """The task's demonstration, the same for every rollout."""
         text = group.task.demonstration
-        return Context("demonstration", demonstration=text) if text else Drop.NO_CONTEXT
+        return Context("demonstration", demonstration=text) if text.strip() else Drop.NO_CONTEXT
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,4 +110,4 @@ class Document:
     def context(self, group: RolloutGroup, index: int) -> Context | Drop:
         """The task's document, the same for every rollout."""
         text = group.task.document
-        return Context("document", document=text) if text else Drop.NO_CONTEXT
+        return Context("document", document=text) if text.strip() else Drop.NO_CONTEXT

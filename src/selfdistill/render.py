@@ -37,13 +37,14 @@ class Renderer:
         The longest field is shortened until all fits: question, closing instruction and the assistant's header stay.
         """
         limit = min(self.max_teacher_tokens, self.context_length - answer)
-        cut = False
+        tries = 0
         while len(ids := self.prompt(teacher_messages(question, context))) > limit:
-            context, shortened = self._shorter(context, len(ids) - limit)
-            cut = True
+            # Text cut between tokens may need other tokens when it is read again: every try takes one more.
+            context, shortened = self._shorter(context, len(ids) - limit + tries)
+            tries += 1
             if not shortened:
                 return Drop.CONTEXT_TOO_LONG
-        return ids, cut
+        return ids, tries > 0
 
     def _shorter(self, context: Context, excess: int) -> tuple[Context, bool]:
         """The context with its longest field cut by at least `excess` tokens; False when the field would vanish."""
@@ -55,6 +56,7 @@ class Renderer:
         if kept <= 0:
             return context, False
         text = str(self.tokenizer.decode(fields[name][:kept], clean_up_tokenization_spaces=False))
+        text = text.rstrip("\N{REPLACEMENT CHARACTER}")  # a letter of several tokens, of which the last ones are gone
         return replace(context, **{name: text + CUT}), True
 
     def _encode(self, text: str) -> list[int]:

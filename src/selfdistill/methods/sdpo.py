@@ -60,6 +60,7 @@ class SDPORichFeedback(SDPO):
         "rollouts_per_task": 8,
         "tasks_per_update": 1,
         "optimiser": {"lr": 1e-6, "warmup_steps": 0},
+        "sampling": {"max_new_tokens": 8192},
     }
 
     alpha: float = option(1.0, SDPO.__dataclass_fields__["alpha"].metadata["text"])
@@ -77,6 +78,7 @@ class SDPOOutcome(SDPO):
         "rollouts_per_task": 8,
         "tasks_per_update": 0,
         "optimiser": {"lr": 1e-5, "warmup_steps": 10},
+        "sampling": {"max_new_tokens": 8192},
     }
 
     top_k: int = option(100, SDPO.__dataclass_fields__["top_k"].metadata["text"])

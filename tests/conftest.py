@@ -1,0 +1,43 @@
+"""Tiny policies for every test of the training core: written once, loaded afresh for every test."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from selfdistill.models.hf import LoraOptions, Policy, load_policy
+from tiny_models import tiny_policy_dir
+
+PolicyOf = Callable[..., Policy]
+
+
+@pytest.fixture(scope="session")
+def model_shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("core-models")
+
+
+@pytest.fixture(scope="session")
+def model_dir(model_shelf: Path) -> Path:
+    """A tiny Qwen3 with a tied head."""
+    return tiny_policy_dir(model_shelf)
+
+
+@pytest.fixture
+def tiny_policy(model_shelf: Path) -> PolicyOf:
+    def build(
+        family: str = "qwen3",
+        *,
+        tied: bool = True,
+        pad: bool = True,
+        lora: LoraOptions | None = None,
+        dtype: str = "float32",
+    ) -> Policy:
+        shelf = model_shelf / ("pad" if pad else "no-pad")
+        directory = shelf / f"tiny-{family}{'' if tied else '-untied'}-0"
+        if not directory.exists():
+            directory = tiny_policy_dir(shelf, family, tied=tied, pad=pad)
+        return load_policy(str(directory), device="cpu", dtype=dtype, lora=lora)
+
+    return build

@@ -1,0 +1,51 @@
+"""Small values from which the tests of the training core are made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from selfdistill.types import Completion, Drop, Message, Outcome, Rollout, RolloutGroup, Task, TrainingSample
+
+QUESTION = Task("sum", (Message("user", "What is seven plus five?"),))
+
+
+def rollout(
+    number: int,
+    reward: float | None = 0.0,
+    feedback: str = "",
+    *,
+    text: str = "",
+    task: Task = QUESTION,
+    drop: Drop | None = None,
+    token_ids: tuple[int, ...] = (7, 8),
+    prompt_ids: tuple[int, ...] = (5, 6),
+) -> Rollout:
+    """Attempt `number`; a reward of None stands for a world that could not judge it."""
+    done = Completion(f"r{number}", text or f"answer {number}", token_ids, (-1.0,) * len(token_ids))
+    if reward is None:
+        return Rollout(task, prompt_ids, done, drop=drop or Drop.WORLD_RAISED)
+    return Rollout(task, prompt_ids, done, outcome=Outcome(reward, feedback))
+
+
+def group(rewards: Sequence[float | None], feedback: str = "", *, task: Task = QUESTION) -> RolloutGroup:
+    """One attempt per reward; those that failed get `feedback` and their own number."""
+    attempts = [
+        rollout(number, reward, f"{feedback} {number}" if feedback and reward == 0 else "", task=task)
+        for number, reward in enumerate(rewards)
+    ]
+    return RolloutGroup(task, tuple(attempts))
+
+
+def sample_of(
+    uid: str,
+    prompt: Sequence[int],
+    answer: Sequence[int],
+    *,
+    teacher: Sequence[int] | None = None,
+    logprobs: Sequence[float] | None = None,
+    **weights: float,
+) -> TrainingSample:
+    """A training sample; without `logprobs` the sampler's are unknown and written as zeros."""
+    told = tuple(logprobs) if logprobs is not None else (0.0,) * len(answer)
+    read = None if teacher is None else tuple(teacher)
+    return TrainingSample(uid, tuple(prompt), read, tuple(answer), told, **weights)

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import pytest
+
+from core_parts import group
+from selfdistill.errors import ConfigError
+from selfdistill.methods import GRPO, METHODS, get_method
+from selfdistill.methods.base import Credit
+from selfdistill.signal import PolicyGradient, RatioCaps
+from selfdistill.types import Drop
+
+
+def test_defaults_are_those_of_the_published_baseline() -> None:
+    method = GRPO()
+    signal = method.signal(1.0)
+    assert signal.policy == PolicyGradient(clip_low=0.2, clip_high=0.28, dual_clip=3.0)
+    assert signal.ratio == RatioCaps(sampler=2.0)
+    assert (method.divide_by_deviation, method.reference_kl, method.teacher) == (False, 0.0, None)
+    assert (method.reduction, method.count_dropped) == ("sequence-mean", True)
+
+
+def test_credit_is_the_reward_minus_the_mean_of_the_judged_siblings() -> None:
+    credits = GRPO().credit(group([1.0, 0.0, None, 0.0, 0.0]))
+    assert (
+        credits == [Credit(advantage=0.75), Credit(advantage=-0.25), Drop.WORLD_RAISED] + [Credit(advantage=-0.25)] * 2
+    )
+
+
+def test_partial_rewards_count_as_they_are() -> None:
+    assert [credit.advantage for credit in GRPO().credit(group([0.0, 0.5, 1.0]))] == [-0.5, 0.0, 0.5]
+
+
+def test_dividing_by_the_deviation_is_the_sample_deviation_of_the_group() -> None:
+    # rewards 1, 0, 0, 0: mean 1/4, sum of squares 9/16 + 3/16 = 3/4, sample variance 1/4, deviation 1/2
+    credits = GRPO(divide_by_deviation=True).credit(group([1.0, 0.0, 0.0, 0.0]))
+    assert [credit.advantage for credit in credits] == pytest.approx([1.5, -0.5, -0.5, -0.5])
+
+
+@pytest.mark.parametrize("rewards", [[0.0] * 8, [1.0] * 8, [1.0], [0.3, 0.3, None]])
+def test_a_group_whose_rewards_are_equal_says_nothing(rewards: list[float | None]) -> None:
+    credits = GRPO().credit(group(rewards))
+    assert credits == [Drop.WORLD_RAISED if reward is None else Drop.FLAT_GROUP for reward in rewards]
+
+
+def test_a_reference_is_asked_for_on_every_rollout_that_takes_part() -> None:
+    credits = GRPO(reference_kl=0.01).credit(group([1.0, 0.0]))
+    assert credits == [Credit(advantage=0.5, reference=0.01), Credit(advantage=-0.5, reference=0.01)]
+
+
+def test_an_unknown_option_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'clip_high'"):
+        get_method("grpo", {"clip_hi": 0.3})
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_says_what_it_is_where_it_is_from_and_what_its_settings_mean(name: str) -> None:
+    method = METHODS[name]
+    assert (method.__doc__ or "").strip()
+    assert method.source.startswith("arXiv")
+    assert get_method(name, {}) == method()

@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import pytest
+
+from core_parts import group
+from selfdistill.config import load_config
+from selfdistill.context import SolutionOrFeedback
+from selfdistill.errors import ConfigError
+from selfdistill.methods import SDPO, SDPOOutcome, SDPORichFeedback, get_method
+from selfdistill.methods.base import Credit
+from selfdistill.models.teacher import Ema, Frozen
+from selfdistill.signal import FullVocabulary, JensenShannon, RatioCaps, ReverseKL, StudentTopK
+from selfdistill.types import Context, Drop
+
+
+def test_sdpo_by_default_is_exact_and_has_a_teacher_that_does_not_move() -> None:
+    method = SDPO()
+    signal = method.signal(1.0)
+    assert (signal.support, signal.shape) == (FullVocabulary(), JensenShannon(0.5))
+    assert signal.ratio == RatioCaps(update=2.0, sampler=2.0)
+    assert signal.reference.coefficient == 0
+    assert (method.teacher, method.context) == (Frozen(), SolutionOrFeedback(0.5, feedback=True, together=False))
+    assert (method.reduction, method.count_dropped) == ("sequence-mean", False)
+
+
+def test_rich_feedback_is_the_second_column_of_the_papers_table() -> None:
+    method, config = SDPORichFeedback(), load_config(None, ["method=sdpo_rich_feedback", "model=tiny"])
+    signal = method.signal(1.0)
+    assert (signal.support, signal.shape) == (StudentTopK(20), ReverseKL())
+    assert signal.ratio == RatioCaps(update=2.0, sampler=2.0)
+    assert (method.teacher, method.context.feedback) == (Ema(0.01), True)
+    assert (config.tasks_per_step, config.rollouts_per_task, config.tasks_per_update) == (32, 8, 1)
+    assert (config.optimiser.lr, config.optimiser.warmup_steps) == (1e-6, 0)
+
+
+def test_outcome_is_the_first_column_of_the_papers_table() -> None:
+    method, config = SDPOOutcome(), load_config(None, ["method=sdpo_outcome", "model=tiny"])
+    signal = method.signal(1.0)
+    assert (signal.support, signal.shape) == (StudentTopK(100), JensenShannon(0.5))
+    assert signal.ratio == RatioCaps(update=2.0, sampler=2.0)
+    assert (method.teacher, method.context.feedback) == (Ema(0.05), False)
+    assert (config.tasks_per_step, config.rollouts_per_task, config.tasks_per_update) == (32, 8, 0)
+    assert (config.optimiser.lr, config.optimiser.warmup_steps) == (1e-5, 10)
+
+
+@pytest.mark.parametrize("name", ["sdpo_rich_feedback", "sdpo_outcome"])
+def test_the_presets_share_the_rest_of_the_papers_settings(name: str) -> None:
+    method, config = get_method(name, {}), load_config(None, [f"method={name}", "model=tiny"])
+    optimiser = config.optimiser
+    assert (optimiser.beta1, optimiser.beta2, optimiser.weight_decay) == (0.9, 0.999, 0.01)
+    assert optimiser.max_grad_norm == 1.0
+    assert (config.sampling.temperature, config.sampling.top_p, config.sampling.max_new_tokens) == (1.0, 1.0, 8192)
+    assert (config.context.max_prompt_tokens, config.context.max_teacher_tokens) == (2048, 10240)
+    assert (method.reduction, method.count_dropped) == ("sequence-mean", True)
+    assert method.context.success == 0.5
+
+
+def test_the_temperature_of_sampling_is_the_signals() -> None:
+    assert SDPO().signal(0.7).temperature == 0.7
+
+
+def test_every_rollout_that_has_a_context_counts_one_and_the_score_counts_nothing() -> None:
+    credits = SDPO().credit(group([0.0, 1.0, None, 0.0], "wrong"))
+    shown = Context("solution", solution="answer 1")
+    assert credits == [Credit(shown, distil=1.0), Drop.LONE_SUCCESS, Drop.WORLD_RAISED, Credit(shown, distil=1.0)]
+
+
+def test_options_are_checked_and_the_nearest_is_named() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'top_k'"):
+        get_method("sdpo", {"topk": 20})
+    with pytest.raises(ConfigError, match=r"method\.alpha should be a number"):
+        get_method("sdpo", {"alpha": "half"})
+    with pytest.raises(ConfigError, match="did you mean 'sdpo'"):
+        get_method("sdop", {})
+
+
+def test_settings_of_the_context_rule_and_of_the_teacher_can_be_changed() -> None:
+    method = get_method("sdpo", {"context": {"success": 0.9}, "teacher": {"kind": "ema", "rate": 0.1}})
+    assert method.context == SolutionOrFeedback(success=0.9)
+    assert method.teacher == Ema(0.1)
