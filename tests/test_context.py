@@ -18,10 +18,11 @@ SOLVED, FAILED = 1.0, 0.0
 LONE, NONE = Drop.LONE_SUCCESS, Drop.NO_CONTEXT
 
 
-def kinds(rewards: list[float], feedback: str = "", rule: SolutionOrFeedback = SolutionOrFeedback()) -> list[str]:
+def kinds(rewards: list[float], feedback: str = "", rule: SolutionOrFeedback | None = None) -> list[str]:
     """Per rollout: the kind of context, or the reason why there is none."""
     siblings = group(rewards, feedback)
-    found = [rule.context(siblings, index) for index in range(len(rewards))]
+    chosen = rule or SolutionOrFeedback()
+    found = [chosen.context(siblings, index) for index in range(len(rewards))]
     return [entry.kind if isinstance(entry, Context) else str(entry) for entry in found]
 
 

@@ -12,6 +12,7 @@ Legend: N answer positions of a micro-batch, T answer tokens of one sample, D hi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -67,10 +68,12 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class UpdateReport:
-    """`evidence` [T] by uid is log q − log p in nats; `divergence` and `entropy` are means over tokens."""
+    """`evidence` [T] by uid is log q − log p in nats; `divergence` and `entropy` are means over tokens. `skipped` says
+    that loss or gradient were not finite and nothing moved: a step on NaN would destroy what was learned."""
 
     loss: float
     grad_norm: float
+    skipped: bool
     divergence: float
     entropy: float
     clipped: float
@@ -119,10 +122,11 @@ def train_step(
     parameters = list(policy.trainable().values())
     limit = max_grad_norm if max_grad_norm > 0 else float("inf")
     grad_norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit))
-    if grad_norm == grad_norm and grad_norm != float("inf"):  # a step on NaN would destroy what was learned
+    report = _report(parts, grad_norm)
+    if not report.skipped:
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return _report(parts, grad_norm)
+    return report
 
 
 def micro_batches(samples: Sequence[TrainingSample], tokens: int) -> list[list[TrainingSample]]:
@@ -170,9 +174,11 @@ def _backward(policy: Policy, signal: Signal, reduction: Reduction, batch: Batch
 
 def _report(parts: Sequence[_Part], grad_norm: float) -> UpdateReport:
     divergence_N = torch.cat([part.divergence_N for part in parts])
+    loss = float(torch.stack([part.loss for part in parts]).sum())
     return UpdateReport(
-        loss=float(torch.stack([part.loss for part in parts]).sum()),
+        loss=loss,
         grad_norm=grad_norm,
+        skipped=not (math.isfinite(loss) and math.isfinite(grad_norm)),
         divergence=float(divergence_N.nanmean()) if not divergence_N.isnan().all() else 0.0,
         entropy=float(torch.cat([part.entropy_N for part in parts]).mean()),
         clipped=float(torch.cat([part.clipped_N for part in parts]).float().mean()),

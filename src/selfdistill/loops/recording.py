@@ -60,6 +60,7 @@ def step_record(
             "entropy": _mean([report.entropy for report in reports]),
             "clipped": _mean([report.clipped for report in reports]),
             "updates": len(reports),
+            "skipped": sum(report.skipped for report in reports),
             "contexts_cut": cut,
         },
     )

@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from core_parts import QUESTION, group, rollout
+from selfdistill.context import SolutionOrFeedback, teacher_messages
+from selfdistill.methods import GRPO, SDPO
+from selfdistill.render import Renderer
+from selfdistill.samples import Prepared, prepare, rehearsal_sample
+from selfdistill.types import Context, Drop, RolloutGroup
+from tiny_models import tiny_tokenizer
+
+
+@pytest.fixture(scope="module")
+def renderer() -> Renderer:
+    return Renderer(tiny_tokenizer(), context_length=400, max_teacher_tokens=300)
+
+
+def test_sampled_is_trained_plus_dropped_in_order(renderer: Renderer) -> None:
+    groups = [group([0.0, 1.0, None, 0.0], "wrong"), group([0.0, 0.0])]
+    prepared = prepare(SDPO(), groups, renderer)
+    assert [entry.rollout for entry in prepared] == [r for siblings in groups for r in siblings.rollouts]
+    assert [entry.drop for entry in prepared] == [
+        None, Drop.LONE_SUCCESS, Drop.WORLD_RAISED, None, Drop.NO_CONTEXT, Drop.NO_CONTEXT,
+    ]  # fmt: skip
+    assert all((entry.sample is None) == (entry.drop is not None) for entry in prepared)
+
+
+def test_a_sample_holds_the_sampled_ids_and_both_prompts(renderer: Renderer) -> None:
+    first = prepare(SDPO(), [group([0.0, 1.0])], renderer)[0]
+    done = first.rollout.completion
+    read = renderer.prompt(teacher_messages(QUESTION.messages, Context("solution", solution="answer 1")))
+    assert first.sample is not None
+    assert first.sample.student_prompt_ids == first.rollout.prompt_ids
+    assert first.sample.teacher_prompt_ids == read
+    assert first.sample.completion_ids == done.token_ids
+    assert first.sample.sampled_logprobs == done.logprobs
+    assert (first.sample.distil, first.sample.advantage, first.sample.reference) == (1.0, 0.0, 0.0)
+    assert (first.sample.context_kind, first.cut) == ("solution", False)
+
+
+def test_a_method_without_a_teacher_asks_for_no_teacher_prompt(renderer: Renderer) -> None:
+    entry = prepare(GRPO(reference_kl=0.1), [group([0.0, 1.0])], renderer)[1]
+    assert entry.sample is not None
+    assert entry.sample.teacher_prompt_ids is None
+    assert (entry.sample.distil, entry.sample.advantage, entry.sample.reference) == (0.0, 0.5, 0.1)
+    assert entry.sample.context_kind == "none"
+
+
+def test_an_answer_without_tokens_is_dropped(renderer: Renderer) -> None:
+    silent = rollout(0, 0.0, "wrong", token_ids=())
+    assert prepare(SDPO(), [RolloutGroup(QUESTION, (silent,))], renderer) == [
+        Prepared(silent, drop=Drop.EMPTY_COMPLETION)
+    ]
+
+
+def test_a_field_that_was_cut_is_said_and_a_frame_that_does_not_fit_is_dropped(renderer: Renderer) -> None:
+    siblings = RolloutGroup(QUESTION, (rollout(0), rollout(1, 1.0, text="sorted(xs)[1:] " * 200)))
+    cut = prepare(SDPO(), [siblings], renderer)[0]
+    assert cut.cut
+    assert cut.sample is not None
+    assert len(cut.sample.teacher_prompt_ids or ()) <= 300
+    narrow = prepare(SDPO(), [siblings], replace(renderer, max_teacher_tokens=20))[0]
+    assert (narrow.drop, narrow.sample) == (Drop.CONTEXT_TOO_LONG, None)
+
+
+def test_the_teacher_prompt_leaves_room_for_the_answer(renderer: Renderer) -> None:
+    wordy = rollout(0, token_ids=(7,) * 250)
+    siblings = RolloutGroup(QUESTION, (wordy, rollout(1, 1.0, text="sorted(xs)[1:] " * 200)))
+    sample = prepare(SDPO(context=SolutionOrFeedback()), [siblings], renderer)[0].sample
+    assert sample is not None
+    assert len(sample.teacher_prompt_ids or ()) + 250 <= 400
+
+
+def test_a_rehearsed_answer_is_held_to_the_start_and_to_nothing_else() -> None:
+    sample = rehearsal_sample(rollout(3), weight=0.5)
+    assert (sample.reference, sample.distil, sample.advantage) == (0.5, 0.0, 0.0)
+    assert (sample.teacher_prompt_ids, sample.context_kind) == (None, "rehearsal")

@@ -1,0 +1,474 @@
+"""One update against the same sums written out with autograd, whole logits and no batching, in float64."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from core_parts import sample_of
+from selfdistill.models.hf import LoraOptions, Policy
+from selfdistill.models.teacher import Ema, Frozen, Live, Teacher, TrustRegion
+from selfdistill.signal import (
+    FullVocabulary,
+    JensenShannon,
+    PolicyGradient,
+    ReverseKL,
+    Signal,
+    StudentTopK,
+    denominators,
+)
+from selfdistill.step import (
+    Batch,
+    UpdateReport,
+    behaviour_logprobs,
+    micro_batches,
+    read_reference,
+    read_teacher,
+    train_step,
+)
+from selfdistill.signal import divergence as shape_of
+from selfdistill.types import TokenIds, TrainingSample
+
+PROMPTS = [(40, 41, 42), (50, 51, 52, 53, 54, 55), (60, 61)]
+TOLD = [(90, 91, 92, 93, *prompt) for prompt in PROMPTS]
+ANSWERS = [(101, 102), (110, 111, 112, 113, 114, 115), (120, 121, 122)]
+Gradients = dict[str, Tensor]
+
+
+class Caught(torch.optim.Optimizer):
+    """Keeps the gradients of its last step, and moves nothing."""
+
+    def __init__(self, policy: Policy) -> None:
+        super().__init__(list(policy.trainable().values()), {})
+        self.policy, self.steps, self.gradients = policy, 0, Gradients()
+
+    def step(self, closure: None = None) -> None:
+        self.steps += 1
+        found = self.policy.trainable().items()
+        self.gradients = {name: value.grad.clone() for name, value in found if value.grad is not None}
+
+
+def precise(policy: Policy) -> Policy:
+    policy.model.double()
+    return policy
+
+
+def distilled(**changes: float) -> list[TrainingSample]:
+    """Three answers of different lengths, each read by a teacher that knows four tokens more."""
+    return [
+        sample_of(f"s{i}", PROMPTS[i], ANSWERS[i], teacher=TOLD[i], **({"distil": 1.0} | changes)) for i in range(3)
+    ]
+
+
+def batch_of(policy: Policy, teacher: Teacher, samples: Sequence[TrainingSample], **options) -> Batch:
+    over = denominators([len(s.completion_ids) for s in samples])
+    readings = read_teacher(policy, teacher, samples, 10_000)
+    return Batch(samples, over, teacher=readings, **({"sampler_correction": False} | options))
+
+
+def update(
+    policy: Policy, batch: Batch, signal: Signal | None = None, *, reduction="sequence-mean", tokens: int = 10_000
+) -> tuple[UpdateReport, Gradients]:
+    caught = Caught(policy)
+    report = train_step(policy, caught, signal or Signal(), reduction, batch, max_grad_norm=0, tokens=tokens)
+    return report, caught.gradients
+
+
+def whole_logits(model: torch.nn.Module, prompt: TokenIds, answer: TokenIds) -> Tensor:
+    """logits_TV before each token of the answer, from the model as transformers runs it."""
+    logits_LV = model(torch.tensor([prompt + answer])).logits[0]
+    return logits_LV[len(prompt) - 1 : -1]
+
+
+def probabilities(model: torch.nn.Module, prompt: TokenIds, answer: TokenIds, temperature: float = 1.0) -> Tensor:
+    return (whole_logits(model, prompt, answer) / temperature).softmax(-1)
+
+
+def kl(a: Tensor, b: Tensor) -> Tensor:
+    return (a * (a / b).log()).sum(-1)
+
+
+def divergence(alpha: float, p: Tensor, q: Tensor) -> Tensor:
+    mixture = (1 - alpha) * p + alpha * q
+    if alpha in (0, 1):
+        return kl(p, q) if alpha else kl(q, p)
+    return (1 - alpha) * kl(p, mixture) + alpha * kl(q, mixture)
+
+
+def ppo_loss(ratio: Tensor, advantage: float) -> Tensor:
+    """Per token: the clipped objective, and its bound where the advantage is negative."""
+    loss = torch.maximum(-ratio * advantage, -ratio.clamp(0.8, 1.28) * advantage)
+    return loss.clamp(max=-3.0 * advantage) if advantage < 0 else loss
+
+
+def literal_gradients(policy: Policy, loss: Tensor) -> Gradients:
+    """What autograd says, for the trained parameters."""
+    named = policy.trainable()
+    found = torch.autograd.grad(loss, list(named.values()))
+    return dict(zip(named, found, strict=True))
+
+
+def assert_same(found: Gradients, wanted: Gradients, rtol: float = 1e-5) -> None:
+    assert found.keys() == wanted.keys()
+    largest = max(float(value.abs().max()) for value in wanted.values())
+    assert largest > 1e-4, "there is a gradient"
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name], value, rtol=rtol, atol=rtol * 1e-1 * largest, msg=name)
+
+
+def moved(policy: Policy, scale: float = 0.05, seed: int = 0) -> Policy:
+    """The student after some updates: every weight a little off."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for value in policy.trainable().values():
+            value.add_(scale * torch.randn(value.shape, generator=generator).to(value.dtype))
+    return policy
+
+
+@pytest.mark.parametrize("family", ["qwen3", "gemma2"])
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
+def test_an_sdpo_update_is_the_gradient_of_the_literal_loss(tiny_policy, family: str, tied: bool, alpha: float) -> None:
+    policy = precise(tiny_policy(family, tied=tied))
+    start, teacher = deepcopy(policy.base), Teacher(Frozen(), policy)
+    moved(policy)
+    samples = distilled()
+    report, found = update(policy, batch_of(policy, teacher, samples), Signal(shape=shape_of(alpha)))
+    loss = torch.zeros((), dtype=torch.float64)
+    for s in samples:
+        q = probabilities(start, s.teacher_prompt_ids, s.completion_ids).detach()
+        p = probabilities(policy.base, s.student_prompt_ids, s.completion_ids)
+        loss = loss + divergence(alpha, p, q).mean() / 3
+    assert report.loss == pytest.approx(float(loss.detach()), rel=1e-6)
+    assert_same(found, literal_gradients(policy, loss))
+
+
+def test_the_same_at_another_temperature_for_both(tiny_policy) -> None:
+    policy = precise(tiny_policy())
+    teacher, start = Teacher(Frozen(), policy), deepcopy(policy.base)
+    moved(policy)
+    samples = distilled()
+    report, found = update(policy, batch_of(policy, teacher, samples), Signal(temperature=0.6))
+    loss = sum(
+        divergence(
+            0.5,
+            probabilities(policy.base, s.student_prompt_ids, s.completion_ids, 0.6),
+            probabilities(start, s.teacher_prompt_ids, s.completion_ids, 0.6).detach(),
+        ).mean()
+        / 3
+        for s in samples
+    )
+    assert report.loss == pytest.approx(float(loss.detach()), rel=1e-6)
+    assert_same(found, literal_gradients(policy, loss))
+
+
+@pytest.mark.parametrize("reduction", ["sequence-mean", "token-mean"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_grpo_update_is_the_gradient_of_the_literal_loss(tiny_policy, tied: bool, reduction: str) -> None:
+    """Off-policy, so that ratios, clips and both importance weights act."""
+    policy = precise(tiny_policy(tied=tied))
+    samples = [sample_of(f"s{i}", PROMPTS[i], ANSWERS[i], advantage=(0.75, -0.5, -0.25)[i]) for i in range(3)]
+    old = behaviour_logprobs(policy, samples, 1.0, 10_000)
+    told = [tuple((old[s.uid] - torch.tensor([0.5, -1.2] * 3)[: len(old[s.uid])]).tolist()) for s in samples]
+    samples = [replace(s, sampled_logprobs=row) for s, row in zip(samples, told, strict=True)]
+    moved(policy, 0.03)
+    over = denominators([len(s.completion_ids) for s in samples])
+    report, found = update(policy, Batch(samples, over, old_logprobs=old), reduction=reduction)
+    loss, clipped = torch.zeros((), dtype=torch.float64), 0
+    for s in samples:
+        p = probabilities(policy.base, s.student_prompt_ids, s.completion_ids)
+        logp = p[range(len(s.completion_ids)), s.completion_ids].log()
+        ratio = (logp - old[s.uid]).exp()
+        clipped += int(((ratio > 1.28) | (ratio < 0.8)).sum())
+        trust = (old[s.uid] - torch.tensor(s.sampled_logprobs)).exp().clamp(max=2.0)
+        weight = 1 / (3 * len(s.completion_ids)) if reduction == "sequence-mean" else 1 / 11
+        loss = loss + (weight * trust * ppo_loss(ratio, s.advantage)).sum()
+    assert 0 < clipped < 11, "some tokens are beyond the clips, some are not"
+    assert report.loss == pytest.approx(float(loss.detach()), rel=1e-6)
+    assert_same(found, literal_gradients(policy, loss))
+
+
+def test_a_reference_pulls_toward_the_start_as_the_literal_kl_does(tiny_policy) -> None:
+    policy = precise(tiny_policy())
+    anchor, start = Teacher(Frozen(), policy), deepcopy(policy.base)
+    moved(policy)
+    samples = [sample_of(f"s{i}", PROMPTS[i], ANSWERS[i], reference=0.3) for i in range(3)]
+    over = denominators([len(s.completion_ids) for s in samples])
+    batch = Batch(samples, over, reference=read_reference(policy, anchor, samples, 10_000))
+    report, found = update(policy, batch)
+    loss = torch.zeros((), dtype=torch.float64)
+    for s in samples:
+        p = probabilities(policy.base, s.student_prompt_ids, s.completion_ids)
+        ref = probabilities(start, s.student_prompt_ids, s.completion_ids).detach()
+        loss = loss + 0.3 * kl(p, ref).mean() / 3
+    assert report.loss == pytest.approx(float(loss.detach()), rel=1e-6)
+    assert_same(found, literal_gradients(policy, loss))
+
+
+def test_rehearsal_is_silent_at_the_start_and_brings_a_student_back_that_has_moved(tiny_policy) -> None:
+    policy = tiny_policy()
+    anchor = Teacher(Frozen(), policy)
+    samples = [sample_of(f"s{i}", PROMPTS[i], ANSWERS[i], reference=1.0) for i in range(3)]
+    over = denominators([2, 6, 3])
+    batch = Batch(samples, over, reference=read_reference(policy, anchor, samples, 10_000))
+    report, found = update(policy, batch)
+    assert report.loss == 0
+    assert all(not value.any() for value in found.values())
+    moved(policy)
+    before = update(policy, batch)[0].loss
+    optimizer = torch.optim.AdamW(list(policy.trainable().values()), lr=1e-2, weight_decay=0.0)
+    for _ in range(12):
+        train_step(policy, optimizer, Signal(), "sequence-mean", batch, max_grad_norm=1.0, tokens=10_000)
+    assert 0 < update(policy, batch)[0].loss < before / 3
+
+
+def test_samples_that_ask_for_different_terms_share_one_update(tiny_policy) -> None:
+    """Distilled, rewarded and rehearsed answers side by side: the gradients of the three parts add up."""
+    policy = precise(tiny_policy())
+    teacher = Teacher(Frozen(), policy)
+    moved(policy)
+    samples = [
+        sample_of("d", PROMPTS[0], ANSWERS[0], teacher=TOLD[0], distil=1.0),
+        sample_of("a", PROMPTS[1], ANSWERS[1], advantage=0.5),
+        sample_of("r", PROMPTS[2], ANSWERS[2], reference=1.0),
+    ]
+    over = denominators([2, 6])
+
+    def gradients(chosen: Sequence[TrainingSample]) -> Gradients:
+        reference = read_reference(policy, teacher, chosen, 10_000)
+        readings = read_teacher(policy, teacher, chosen, 10_000)
+        return update(policy, Batch(chosen, over, readings, reference, sampler_correction=False))[1]
+
+    apart = [gradients([sample]) for sample in samples]
+    together = gradients(samples)
+    assert_same(together, {name: sum(part[name] for part in apart) for name in together}, rtol=1e-9)
+
+
+@pytest.mark.parametrize("tokens", [1, 12, 25, 10_000])
+@pytest.mark.parametrize("reduction", ["sequence-mean", "token-mean"])
+def test_micro_batches_and_order_change_nothing(tiny_policy, tokens: int, reduction: str) -> None:
+    policy = precise(tiny_policy("gemma2"))
+    teacher = Teacher(Frozen(), policy)
+    moved(policy)
+    samples = distilled(advantage=0.4)
+    batch = batch_of(policy, teacher, samples, reference=None)
+    wanted_report, wanted = update(policy, batch, reduction=reduction)
+    shuffled = random.Random(tokens).sample(samples, 3)
+    report, found = update(policy, replace(batch, samples=shuffled), reduction=reduction, tokens=tokens)
+    assert report.loss == pytest.approx(wanted_report.loss, rel=1e-6)
+    assert report.evidence.keys() == wanted_report.evidence.keys()
+    for uid, row in report.evidence.items():
+        assert row == pytest.approx(wanted_report.evidence[uid], rel=1e-6)
+    assert_same(found, wanted)  # the models' norms compute in float32
+
+
+def test_micro_batches_hold_every_sample_once_within_their_budget() -> None:
+    samples = [sample_of(f"s{n}", (1,) * (n % 7 + 1), (2,) * (n % 5 + 1)) for n in range(40)]
+    parts = micro_batches(samples, 24)
+    assert sorted(s.uid for part in parts for s in part) == sorted(s.uid for s in samples)
+    assert all(len(part) * max(len(s.student_prompt_ids + s.completion_ids) for s in part) <= 24 for part in parts)
+    assert len(parts) < 40
+
+
+def test_one_long_answer_weighs_as_much_as_a_short_one_or_as_its_tokens(tiny_policy) -> None:
+    """Advantages 1 on both answers: the loss −Σ w·A is −1 for either mean, the gradient differs."""
+    policy = precise(tiny_policy())
+    samples = [sample_of(f"s{i}", PROMPTS[i], ANSWERS[i], advantage=1.0) for i in (0, 1)]
+    batch = Batch(samples, denominators([2, 6]), sampler_correction=False)
+    reports = {how: update(policy, batch, reduction=how) for how in ("sequence-mean", "token-mean")}
+    assert [report.loss for report, _ in reports.values()] == pytest.approx([-1.0, -1.0])
+    log_p = [probabilities(policy.base, s.student_prompt_ids, s.completion_ids).log() for s in samples]
+    chosen = [row[range(len(s.completion_ids)), s.completion_ids] for row, s in zip(log_p, samples, strict=True)]
+    wanted = {
+        "sequence-mean": -(chosen[0].sum() / 4 + chosen[1].sum() / 12),
+        "token-mean": -(chosen[0].sum() + chosen[1].sum()) / 8,
+    }
+    for how, (_, found) in reports.items():
+        named = policy.trainable()
+        grads = torch.autograd.grad(wanted[how], list(named.values()), retain_graph=True)
+        assert_same(found, dict(zip(named, grads, strict=True)))
+
+
+def test_dropped_answers_dilute_the_mean_only_when_counted(tiny_policy) -> None:
+    policy = precise(tiny_policy())
+    teacher = Teacher(Frozen(), policy)
+    moved(policy)
+    samples = distilled()
+    batch = batch_of(policy, teacher, samples)
+    full = update(policy, batch)[0].loss
+    diluted = replace(batch, over=denominators([2, 6, 3], [4, 4, 4], count_dropped=True))
+    assert update(policy, diluted)[0].loss == pytest.approx(full / 2, rel=1e-6)
+
+
+@pytest.mark.parametrize("support", [FullVocabulary(), StudentTopK(20)])
+@pytest.mark.parametrize("shape", [ReverseKL(), JensenShannon(0.5)])
+@pytest.mark.parametrize("family", ["qwen3", "llama", "gemma2", "gemma3"])
+def test_a_live_teacher_that_knows_nothing_more_teaches_exactly_nothing(tiny_policy, family, shape, support) -> None:
+    """The strictest test of alignment: any shift by a token, any difference in how the two are read would show."""
+    policy = tiny_policy(family)
+    samples = [sample_of(f"s{i}", PROMPTS[i], ANSWERS[i], teacher=PROMPTS[i], distil=1.0) for i in range(3)]
+    for rule in (Live(), Frozen(), TrustRegion(0.3)):
+        batch = batch_of(policy, Teacher(rule, policy), samples)
+        report, found = update(policy, batch, Signal(support, shape))
+        assert report.loss == 0, rule
+        assert all(not value.any() for value in found.values()), rule
+        assert all(u == 0 for row in report.evidence.values() for u in row), rule
+
+
+def test_evidence_is_the_teachers_log_probability_minus_the_students(tiny_policy) -> None:
+    policy = precise(tiny_policy())
+    teacher = Teacher(Frozen(), policy)
+    samples = distilled()
+    report, _ = update(policy, batch_of(policy, teacher, samples))
+    for s in samples:
+        rows = range(len(s.completion_ids))
+        q = probabilities(policy.base, s.teacher_prompt_ids, s.completion_ids)[rows, s.completion_ids]
+        p = probabilities(policy.base, s.student_prompt_ids, s.completion_ids)[rows, s.completion_ids]
+        assert report.evidence[s.uid] == pytest.approx((q.log() - p.log()).tolist(), rel=1e-6, abs=1e-9)
+
+
+def test_evidence_is_given_of_distilled_answers_only(tiny_policy) -> None:
+    policy = tiny_policy()
+    teacher = Teacher(Frozen(), policy)
+    samples = [*distilled()[:1], sample_of("plain", PROMPTS[1], ANSWERS[1], advantage=1.0)]
+    assert update(policy, batch_of(policy, teacher, samples))[0].evidence.keys() == {"s0"}
+
+
+def test_a_teacher_of_two_views_is_the_normalised_product_of_their_opinions(tiny_policy) -> None:
+    policy = precise(tiny_policy())
+    start, teacher = deepcopy(policy.base), Teacher(TrustRegion(0.3), policy)
+    moved(policy)
+    samples = distilled()
+    batch = batch_of(policy, teacher, samples)
+    assert [reading.weight for reading in batch.teacher] == pytest.approx([0.7, 0.3])
+    report, found = update(policy, batch, Signal(shape=ReverseKL()))
+    loss = torch.zeros((), dtype=torch.float64)
+    for s in samples:
+        first = probabilities(start, s.teacher_prompt_ids, s.completion_ids)
+        now = probabilities(policy.base, s.teacher_prompt_ids, s.completion_ids)
+        product = first.detach() ** 0.7 * now.detach() ** 0.3
+        q = product / product.sum(-1, keepdim=True)
+        loss = loss + kl(probabilities(policy.base, s.student_prompt_ids, s.completion_ids), q).mean() / 3
+    assert report.loss == pytest.approx(float(loss.detach()), rel=1e-6)
+    assert_same(found, literal_gradients(policy, loss))
+
+
+@pytest.mark.parametrize("rule", [Live(), TrustRegion(0.5), Ema(0.5), Frozen()])
+def test_a_teacher_that_was_read_stays_as_it_was_while_the_student_moves(tiny_policy, rule) -> None:
+    """Several updates share one reading: the live head must have been copied, not pointed at."""
+    policy = tiny_policy()
+    samples = distilled()
+    batch = batch_of(policy, Teacher(rule, policy), samples)
+    before = [(reading.head.weight_VD.clone(), dict(reading.hidden)) for reading in batch.teacher]
+    optimizer = torch.optim.SGD(list(policy.trainable().values()), lr=0.5)
+    train_step(policy, optimizer, Signal(), "sequence-mean", batch, max_grad_norm=0, tokens=10_000)
+    for reading, (weight_VD, hidden) in zip(batch.teacher, before, strict=True):
+        assert torch.equal(reading.head.weight_VD, weight_VD)
+        assert all(torch.equal(reading.hidden[uid], row) for uid, row in hidden.items())
+        assert not torch.equal(policy.head().weight_VD, weight_VD)
+
+
+def test_on_policy_the_ratio_is_exactly_one_and_later_it_is_capped(tiny_policy) -> None:
+    """One update: r1 = 1 whatever the sampler said. After it, old log-probabilities weigh each token by min(π/π_old, 2)."""
+    policy = precise(tiny_policy())
+    teacher = Teacher(Frozen(), policy)
+    samples = distilled()
+    batch = batch_of(policy, teacher, samples)
+    old = behaviour_logprobs(policy, samples, 1.0, 10_000)
+    with_old = replace(batch, old_logprobs=old)
+    assert update(policy, with_old)[0].loss == update(policy, batch)[0].loss
+    moved(policy, 0.2)
+    loss = torch.zeros((), dtype=torch.float64)
+    ratios = []
+    for s in samples:
+        p = probabilities(policy.base, s.student_prompt_ids, s.completion_ids)
+        ratio = p[range(len(s.completion_ids)), s.completion_ids] / old[s.uid].exp()
+        ratios += ratio.tolist()
+        readings = [reading.head.logits(reading.hidden[s.uid]).softmax(-1) for reading in batch.teacher]
+        loss = loss + (ratio.detach().clamp(max=2.0) * divergence(0.5, p, readings[0])).mean() / 3
+    assert max(ratios) > 2 > min(ratios)
+    report, found = update(policy, with_old)
+    assert report.loss == pytest.approx(float(loss.detach()), rel=1e-6)
+    assert report.clipped == pytest.approx(sum(ratio > 2 for ratio in ratios) / 11)
+    assert_same(found, literal_gradients(policy, loss))
+
+
+def test_the_sampler_correction_is_min_of_the_ratio_and_two(tiny_policy) -> None:
+    policy = precise(tiny_policy())
+    (told,) = behaviour_logprobs(policy, [sample_of("s", PROMPTS[0], ANSWERS[0])], 1.0, 100).values()
+    shifted = tuple((told - torch.tensor([1.5, -0.5])).tolist())  # π/π_sampler = e^1.5 > 2 and e^-0.5
+    samples = [sample_of("s", PROMPTS[0], ANSWERS[0], logprobs=shifted, advantage=1.0)]
+    report, _ = update(policy, Batch(samples, denominators([2])))
+    assert report.loss == pytest.approx(-(2.0 + 0.60653066) / 2, rel=1e-6)
+    assert update(policy, Batch(samples, denominators([2]), sampler_correction=False))[0].loss == pytest.approx(-1.0)
+
+
+def test_under_lora_only_the_adapter_gets_a_gradient_and_it_is_the_literal_one(tiny_policy) -> None:
+    policy = precise(tiny_policy(lora=LoraOptions(rank=2, alpha=4)))
+    teacher = Teacher(Frozen(), policy)
+    moved(policy)
+    with teacher.applied(policy, teacher.views()[0]):
+        start = [probabilities(policy.base, s.teacher_prompt_ids, s.completion_ids) for s in distilled()]
+    samples = distilled()
+    report, found = update(policy, batch_of(policy, teacher, samples))
+    assert all("lora_" in name for name in found)
+    loss = sum(
+        divergence(0.5, probabilities(policy.base, s.student_prompt_ids, s.completion_ids), q).mean() / 3
+        for s, q in zip(samples, start, strict=True)
+    )
+    assert report.loss == pytest.approx(float(loss.detach()), rel=1e-6)
+    assert_same(found, literal_gradients(policy, loss))
+
+
+def test_gradients_are_scaled_down_to_the_norm_that_is_allowed(tiny_policy) -> None:
+    policy = tiny_policy()
+    samples = [sample_of("s", PROMPTS[0], ANSWERS[0], advantage=50.0)]
+    caught = Caught(policy)
+    batch = Batch(samples, denominators([2]), sampler_correction=False)
+    report = train_step(policy, caught, Signal(), "sequence-mean", batch, max_grad_norm=1.0, tokens=100)
+    norm = torch.stack([value.norm() for value in caught.gradients.values()]).norm()
+    assert report.grad_norm > 1
+    assert float(norm) == pytest.approx(1.0, rel=1e-4)
+
+
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+def test_a_gradient_that_is_not_finite_moves_nothing_and_is_said(tiny_policy, poison: float) -> None:
+    policy = tiny_policy()
+    optimizer = torch.optim.AdamW(list(policy.trainable().values()), lr=0.1)
+    before = {name: value.detach().clone() for name, value in policy.trainable().items()}
+    samples = [sample_of("s", PROMPTS[0], ANSWERS[0], advantage=poison)]
+    batch = Batch(samples, denominators([2]), sampler_correction=False)
+    report = train_step(policy, optimizer, Signal(), "sequence-mean", batch, max_grad_norm=1.0, tokens=100)
+    assert report.skipped
+    assert all(torch.equal(value, before[name]) for name, value in policy.trainable().items())
+    assert all(value.grad is None for value in policy.trainable().values())
+    assert not optimizer.state
+    sane = replace(batch, samples=[replace(samples[0], advantage=1.0)])
+    assert not train_step(policy, optimizer, Signal(), "sequence-mean", sane, max_grad_norm=1.0, tokens=100).skipped
+    assert any(not torch.equal(value, before[name]) for name, value in policy.trainable().items())
+
+
+def test_no_gradient_reaches_the_teacher(tiny_policy) -> None:
+    policy = tiny_policy()
+    for rule in (Live(), Frozen(), TrustRegion(0.5)):
+        for reading in batch_of(policy, Teacher(rule, policy), distilled()).teacher:
+            assert not reading.head.weight_VD.requires_grad
+            assert not any(row.requires_grad for row in reading.hidden.values())
+
+
+def test_an_update_leaves_the_student_closer_to_its_teacher(tiny_policy) -> None:
+    policy = tiny_policy()
+    batch = batch_of(policy, Teacher(Frozen(), policy), distilled())
+    optimizer = torch.optim.SGD(list(policy.trainable().values()), lr=0.01)
+    signal = Signal(policy=PolicyGradient())
+    losses = [
+        train_step(policy, optimizer, signal, "sequence-mean", batch, max_grad_norm=0, tokens=10_000).loss
+        for _ in range(4)
+    ]
+    assert losses == sorted(losses, reverse=True)
