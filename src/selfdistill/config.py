@@ -29,7 +29,7 @@ COMMAND_LINE = "command line"
 
 # What the embedded model needs and a model a thousand times its size does not: its own learning rate and lengths.
 FOR_MODEL: Mapping[str, Mapping[str, Any]] = {
-    "sapling": {"optimiser": {"lr": 5e-4, "warmup_steps": 0}, "sampling": {"max_new_tokens": 96}, "tasks_per_step": 16},
+    "sapling": {"optimiser": {"lr": 5e-4, "warmup_steps": 0}, "sampling": {"max_new_tokens": 48}, "tasks_per_step": 16},
 }
 
 
@@ -66,7 +66,7 @@ class EvaluationOptions:
 
     every: int = option(5, "updates between evaluations; 0: only before and after the run")
     tasks: int = option(200, "tasks of each split, at most")
-    rollouts: int = option(1, "answers per task")
+    rollouts: int = option(1, "answers to each training task; others are asked once")
     temperature: float = option(0.0, "sampling temperature; 0: greedy")
 
     def __post_init__(self) -> None:
@@ -81,7 +81,7 @@ class EvaluationOptions:
 class RehearsalOptions:
     """Keeps what the model knew: on these prompts the student is distilled toward its frozen bare self."""
 
-    prompts: str = option("retained", 'JSONL file of prompts, or "retained": the world\'s own known tasks')
+    prompts: str = option("world", 'JSONL file of prompts, or "world": the world\'s own rehearsal tasks')
     per_step: int = option(32, "prompts added to each update")
     weight: float = option(1.0, "weight of one rehearsed answer beside a trained one")
 

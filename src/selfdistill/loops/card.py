@@ -224,7 +224,8 @@ def card_text(name: str, lines: Sequence[Line], growth: Mapping[str, Any]) -> st
         "coined-verb world. It loads with plain `transformers`.",
         "",
         f"Grown in {growth['seconds'] / 60:.0f} minutes on {growth['hardware']}: "
-        f"{growth['tokens'] / 1e6:.1f} M tokens, {growth['steps']:,} updates, seed {recipe['seed']}, torch {growth['torch']}, commit {growth['commit']}.",
+        f"{growth['tokens'] / 1e6:.1f} M tokens, {growth['steps']:,} updates, seed {recipe['seed']}, "
+        f"torch {growth['torch']}, commit {growth['commit']}.",
         "",
         "Recipe: " + ", ".join(f"{key} {value}" for key, value in recipe.items() if key not in ("name", "seed")) + ".",
         "",

@@ -16,6 +16,7 @@ from selfdistill.config import RunConfig, from_settings, resolved
 from selfdistill.errors import RunError, SelfDistillError
 from selfdistill.loops.train import train
 from selfdistill.runs import fresh_path
+from selfdistill.runs.store import CONFIG
 from selfdistill.runs.progress import Event, Interrupted, Relay, Reporter, deliver
 
 # Each method at the settings that its own grid found best on the embedded model (EXPERIMENTS.md).
@@ -85,7 +86,9 @@ def _run(index: int, settings: Mapping[str, Any], events: Queue[tuple[int, Event
     """One run in a process of its own."""
     torch.set_num_threads(1)
     try:
-        train(from_settings(settings), Relay(lambda event: events.put((index, event))))
+        config = from_settings(settings)
+        begun = (Path(config.out) / CONFIG).exists()  # stopped earlier: goes on where it was
+        train(config, Relay(lambda event: events.put((index, event))), resume=begun)
     except KeyboardInterrupt:
         events.put((index, ("failed", ("interrupted",))))
     except SelfDistillError as error:

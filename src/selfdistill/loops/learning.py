@@ -43,7 +43,13 @@ def one_step(
     reporter.phase("updating")
     lr = _set_rate(session, totals.step)
     reports = _update(session, prepared, rehearsed)
-    session.teacher.update(policy)
+    skipped = sum(report.skipped for report in reports)
+    if skipped:
+        reporter.note(
+            f"step {totals.step + 1}: {skipped} of {len(reports)} updates skipped: loss or gradient not finite"
+        )
+    if skipped < len(reports):  # a batch from which nothing was learned moves no teacher either
+        session.teacher.update(policy)
     clock.lap("update")
     totals.generations += len(batch.rollouts)
     totals.tokens += sum(len(r.completion.token_ids) for r in batch.rollouts)

@@ -51,7 +51,7 @@ def _student(session: Session, tasks: Sequence[Task], split: str) -> Accuracy:
         session.renderer,
         tasks,
         _sampling(config.sampling, config.evaluation),
-        rollouts=config.evaluation.rollouts,
+        rollouts=config.evaluation.rollouts if split == "train" else 1,
         seed=config.seed,
         label=f"eval-{split}",
     )

@@ -10,7 +10,7 @@ import torch
 
 from selfdistill.config import RunConfig
 from selfdistill.errors import ConfigError
-from selfdistill.loops.tasks import askable, question_rows, split_tasks, training_tasks
+from selfdistill.loops.tasks import askable, question_rows, training_tasks
 from selfdistill.methods import Method, get_method
 from selfdistill.models.hf import load_policy
 from selfdistill.models.policy import Policy
@@ -18,7 +18,7 @@ from selfdistill.models.teacher import Frozen, Teacher
 from selfdistill.render import Renderer
 from selfdistill.runs.progress import Reporter
 from selfdistill.types import Task
-from selfdistill.worlds.base import World
+from selfdistill.worlds.base import World, tasks_of
 from selfdistill.worlds.registry import make_world
 
 NO_ISOLATION = "none: this world runs no programs"
@@ -56,17 +56,25 @@ class Session:
 def open_policy(config: RunConfig, reporter: Reporter) -> Policy:
     """The model, on its device."""
     reporter.phase("loading the model")
-    template = Path(config.chat_template).read_text(encoding="utf-8") if config.chat_template else None
     policy = load_policy(
         config.model,
         device=config.device,
         dtype=config.dtype,
         lora=config.lora,
-        chat_template=template,
+        chat_template=_chat_template(config.chat_template),
         progress=reporter.note,
     )
     reporter.note(policy.description)
     return policy
+
+
+def _chat_template(file: str) -> str | None:
+    if not file:
+        return None
+    try:
+        return Path(file).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError("the chat template cannot be read", got=error, do="check chat_template") from error
 
 
 def open_session(config: RunConfig, reporter: Reporter) -> Session:
@@ -76,9 +84,14 @@ def open_session(config: RunConfig, reporter: Reporter) -> Session:
     tasks = training_tasks(world, config.data)
     policy = open_policy(config, reporter)
     renderer = Renderer(policy.tokenizer, policy.context_length, config.context.max_teacher_tokens)
-    tasks = askable(tasks, renderer, config.context.max_prompt_tokens, reporter)
+    longest = config.context.max_prompt_tokens
+    tasks = askable(tasks, renderer, longest, reporter)
     limit = config.evaluation.tasks
-    held_out = {split: found[:limit] for split in ("holdout", "retained") if (found := split_tasks(world, split))}
+    held_out = {
+        split: askable(found[:limit], renderer, longest, reporter)
+        for split in ("holdout", "retained")
+        if (found := tasks_of(world, split))
+    }
     torch.manual_seed(config.seed)
     anchor = Teacher(Frozen(), policy)
     rule = config.teacher or method.teacher or Frozen()
@@ -90,21 +103,20 @@ def open_session(config: RunConfig, reporter: Reporter) -> Session:
         betas=(options.beta1, options.beta2),
         weight_decay=options.weight_decay,
     )
-    rehearsal = _rehearsal_tasks(config, world)
+    rehearsal = askable(_rehearsal_tasks(config, world), renderer, longest, reporter) if config.rehearsal else []
     return Session(config, method, world, policy, renderer, teacher, anchor, optimizer, tasks, held_out, rehearsal)
 
 
 def _rehearsal_tasks(config: RunConfig, world: World) -> list[Task]:
-    """Prompts of the past: the world's retained tasks, or those of a file."""
-    if config.rehearsal is None:
-        return []
-    if config.rehearsal.prompts != "retained":
+    """Prompts of the past: the world's rehearsal tasks, or those of a file."""
+    assert config.rehearsal is not None
+    if config.rehearsal.prompts != "world":
         return question_rows(Path(config.rehearsal.prompts))
-    tasks = split_tasks(world, "retained")
+    tasks = tasks_of(world, "rehearsal")
     if not tasks:
         raise ConfigError(
-            f"the world {world.name!r} has no tasks that were known before",
-            got="rehearsal.prompts = retained",
+            f"the world {world.name!r} has no tasks for rehearsal",
+            got="rehearsal.prompts = world",
             do='name a file of prompts: rehearsal.prompts=prompts.jsonl, each line {"prompt": "…"}',
         )
     return tasks

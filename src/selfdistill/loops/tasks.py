@@ -6,13 +6,13 @@ import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from selfdistill.errors import ConfigError, DataError
 from selfdistill.render import Renderer
 from selfdistill.runs.progress import Reporter
-from selfdistill.types import Message, Task
-from selfdistill.worlds.base import World
+from selfdistill.types import Message, Role, Task
+from selfdistill.worlds.base import World, tasks_of
 from selfdistill.worlds.code import CodeWorld
 from selfdistill.worlds.rows import load_tasks
 
@@ -21,18 +21,12 @@ def training_tasks(world: World, data: str) -> list[Task]:
     """The tasks of a data file, else the world's own. Raises `DataError`, `ConfigError` when there are none."""
     if data:
         return load_tasks(Path(data)) if isinstance(world, CodeWorld) else question_rows(Path(data))
-    tasks = split_tasks(world, "train")
+    tasks = tasks_of(world, "train")
     if not tasks:
         raise ConfigError(
             f"the world {world.name!r} has no tasks of its own", do="name a file of tasks with --data my_tasks.jsonl"
         )
     return tasks
-
-
-def split_tasks(world: World, split: str) -> list[Task]:
-    """The world's own tasks of a split; none when it has none."""
-    own = getattr(world, "tasks", None)
-    return list(own(split)) if own is not None else []
 
 
 def question_rows(path: Path) -> list[Task]:
@@ -72,13 +66,11 @@ def askable(tasks: Sequence[Task], renderer: Renderer, longest: int, reporter: R
 def draw_tasks(tasks: Sequence[Task], count: int, step: int, seed: int) -> list[Task]:
     """The tasks of one step: pass after pass over all of them, each in an order of its own. Follows from the step
     alone, so that a resumed run asks what the uninterrupted one would have asked."""
-    drawn: list[Task] = []
-    for position in range(step * count, (step + 1) * count):
-        epoch, place = divmod(position, len(tasks))
-        order = list(range(len(tasks)))
+    places = [divmod(position, len(tasks)) for position in range(step * count, (step + 1) * count)]
+    orders = {epoch: list(range(len(tasks))) for epoch, _ in places}
+    for epoch, order in orders.items():
         random.Random(f"{seed} {epoch}").shuffle(order)
-        drawn.append(tasks[order[place]])
-    return drawn
+    return [tasks[orders[epoch][place]] for epoch, place in places]
 
 
 def _rows(path: Path) -> list[tuple[int, Any]]:
@@ -99,16 +91,37 @@ def _rows(path: Path) -> list[tuple[int, Any]]:
 def _task(row: Any, where: str, default: str) -> Task:
     if not isinstance(row, dict) or "prompt" not in row:
         raise DataError("a row needs a prompt", got=f"{where}: {str(row)[:80]}", do='write {"prompt": "…", …}')
-    prompt = row["prompt"]
-    try:
-        messages = (Message("user", prompt),) if isinstance(prompt, str) else tuple(Message(**m) for m in prompt)
-    except TypeError as error:
-        raise DataError("prompt should be text or messages", got=f"{where}: {str(prompt)[:80]}") from error
     known = {"id", "prompt", "demonstration", "document"}
+    for field in ("demonstration", "document"):
+        if not isinstance(row.get(field, ""), str):
+            raise DataError(f"{field} should be text", got=f"{where}: {str(row[field])[:80]}")
     return Task(
         str(row.get("id", default)),
-        messages,
+        _messages(row["prompt"], where),
         {key: value for key, value in row.items() if key not in known},
-        str(row.get("demonstration", "")),
-        str(row.get("document", "")),
+        row.get("demonstration", ""),
+        row.get("document", ""),
+    )
+
+
+def _messages(prompt: Any, where: str) -> tuple[Message, ...]:
+    """Text is one message of the user's; else a list of {"role": …, "content": …}."""
+    if isinstance(prompt, str) and prompt.strip():
+        return (Message("user", prompt),)
+    turns = prompt if isinstance(prompt, list) else []
+    if not turns or not all(_is_message(turn) for turn in turns):
+        raise DataError(
+            "prompt should be text or messages",
+            got=f"{where}: {str(prompt)[:80]!r}",
+            do='write "…", or [{"role": "user", "content": "…"}] with roles system, user or assistant',
+        )
+    return tuple(Message(turn["role"], turn["content"]) for turn in turns)
+
+
+def _is_message(turn: Any) -> bool:
+    return (
+        isinstance(turn, dict)
+        and turn.keys() == {"role", "content"}
+        and turn["role"] in get_args(Role)
+        and isinstance(turn["content"], str)
     )

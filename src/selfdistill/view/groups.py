@@ -59,10 +59,16 @@ def last(records: Sequence[EvalRecord]) -> EvalRecord | None:
 
 
 def grouped(runs: Iterable[Run]) -> list[Group]:
-    """Groups by method, in the order in which they first come."""
+    """Groups by method, in the order in which they first come; by learning rate too where those of a method differ."""
+    runs = list(runs)
+    rates: dict[str, set[float]] = {}
+    for run in runs:
+        rates.setdefault(run_label(run), set()).add(_rate(run))
     by_label: dict[str, list[Run]] = {}
     for run in runs:
-        by_label.setdefault(run_label(run), []).append(run)
+        label = run_label(run)
+        several = len(rates[label]) > 1
+        by_label.setdefault(f"{label}, lr {_rate(run):g}" if several else label, []).append(run)
     return [Group(label, tuple(members)) for label, members in by_label.items()]
 
 
@@ -72,6 +78,10 @@ def run_label(run: Run) -> str:
     name = str(_name(settings.get("method", run.path.name)))
     label = name.upper() if len(name) <= 4 else name
     return f"{label} + rehearsal" if settings.get("rehearsal") else label
+
+
+def _rate(run: Run) -> float:
+    return float(run.config.get("settings", {}).get("optimiser", {}).get("lr", 0.0))
 
 
 def split_name(runs: Sequence[Run], split: Split) -> str:

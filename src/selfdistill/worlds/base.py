@@ -7,9 +7,11 @@
 An object with `name` and `judge` is one too. It may also have
 
     judge_many(pairs) -> list[Outcome]     to judge many answers at once
-    tasks(split) -> list[Task]             "train", "holdout" (never trained on), "retained" (known before)
+    tasks(split) -> list[Task]             "train", "holdout" (never trained on), "retained" (known before),
+                                           "rehearsal" (known before too, and none of the retained ones)
     for_evaluation() -> World              the same world, judging by what training never shows
     isolation: str                         how untrusted programs are shut in
+    time_limit_s: float                    seconds that one call of `judge` may take, instead of 30
 """
 
 from __future__ import annotations
@@ -18,14 +20,17 @@ import math
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Any, Protocol, TypeAlias
 
-from selfdistill.errors import SelfDistillError
+from selfdistill.errors import SelfDistillError, WorldError
 from selfdistill.types import Completion, Drop, Outcome, Task
 
 PARALLEL = 8  # calls of a world's function at a time
+TIME_LIMIT_S = 30.0  # of one such call
+HANGING = 2 * PARALLEL  # calls in a row that ran out of time, after which no more are made
 
 Pair: TypeAlias = tuple[Task, Completion]
 
@@ -47,7 +52,7 @@ class FunctionWorld:
         self,
         function: Callable[[Task, Completion], Outcome],
         name: str,
-        tasks: Callable[[], Sequence[Task]] | None = None,
+        tasks: Callable[[], Sequence[Task]] | Sequence[Task] = (),
     ) -> None:
         self.name, self._function, self._tasks = name, function, tasks
 
@@ -57,7 +62,9 @@ class FunctionWorld:
 
     def tasks(self, split: str) -> list[Task]:
         """The tasks to train on; there are no others."""
-        return list(self._tasks()) if self._tasks and split == "train" else []
+        if split != "train":
+            return []
+        return list(self._tasks() if callable(self._tasks) else self._tasks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,22 +78,59 @@ class Fault:
 Judged: TypeAlias = Outcome | Fault
 
 
-def judge_all(world: World, pairs: Sequence[Pair], *, time_limit_s: float = 60.0) -> list[Judged]:
+def tasks_of(world: World, split: str) -> list[Task]:
+    """The world's own tasks of a split; none when it has none. Raises `WorldError` when it cannot name them."""
+    own = getattr(world, "tasks", None)
+    if own is None:
+        return []
+    try:
+        tasks = list(own(split))
+    except SelfDistillError:
+        raise
+    except Exception as error:
+        raise WorldError(
+            f"the world {world.name!r} cannot name its tasks",
+            got=f"{type(error).__name__}: {error}",
+            why=traceback.format_exc().strip(),
+            do="mend its `tasks`",
+        ) from error
+    wrong = next((task for task in tasks if not isinstance(task, Task)), None)
+    if wrong is not None:
+        raise WorldError(f"the world {world.name!r} has tasks of another type", got=repr(wrong)[:200], do="give Tasks")
+    twice = next((task.id for index, task in enumerate(tasks) if task.id in {t.id for t in tasks[:index]}), None)
+    if twice is not None:
+        raise WorldError(f"the world {world.name!r} has two tasks with one id", got=twice, do="give each its own")
+    return tasks
+
+
+def judge_all(world: World, pairs: Sequence[Pair], *, time_limit_s: float | None = None) -> list[Judged]:
     """One entry per pair, in order. Whatever a world's own code raises or returns becomes a `Fault`.
 
-    Calls run `PARALLEL` at a time and may take `time_limit_s` seconds each. Once more than half have failed, the rest
-    is not tried. Our own errors (no sandbox, a task without tests) are the user's to see and pass through.
+    Calls run `PARALLEL` at a time and may take `time_limit_s` seconds each (None: what the world says, else
+    `TIME_LIMIT_S`). Once more than half have failed, or `HANGING` in a row did not come back, the rest is not tried.
+    Our own errors (no sandbox, a task without tests) are the user's to see and pass through.
     """
     together = getattr(world, "judge_many", None)
     if together is not None:
         return _judge_together(together, pairs)
+    limit = float(getattr(world, "time_limit_s", TIME_LIMIT_S) if time_limit_s is None else time_limit_s)
     judged: list[Judged] = []
     for start in range(0, len(pairs), PARALLEL):
-        if 2 * sum(isinstance(entry, Fault) for entry in judged) > len(pairs):
-            rest = len(pairs) - start
-            return judged + [Fault(Drop.WORLD_RAISED, "not tried: more than half had failed")] * rest
-        judged += _judge_some(world, pairs[start : start + PARALLEL], time_limit_s)
+        why = _hopeless(judged, len(pairs))
+        if why is not None:
+            return judged + [why] * (len(pairs) - start)
+        judged += _judge_some(world, pairs[start : start + PARALLEL], limit)
     return judged
+
+
+def _hopeless(judged: Sequence[Judged], total: int) -> Fault | None:
+    """What is said of the answers that are not tried any more, once trying is of no use."""
+    last = judged[-HANGING:]
+    if len(last) == HANGING and all(isinstance(entry, Fault) and entry.drop is Drop.WORLD_TIMEOUT for entry in last):
+        return Fault(Drop.WORLD_TIMEOUT, f"not tried: the last {HANGING} calls did not come back")
+    if 2 * sum(isinstance(entry, Fault) for entry in judged) > total:
+        return Fault(Drop.WORLD_RAISED, "not tried: more than half had failed")
+    return None
 
 
 def _judge_together(judge_many: Callable[[Sequence[Pair]], list[Outcome]], pairs: Sequence[Pair]) -> list[Judged]:
@@ -94,7 +138,7 @@ def _judge_together(judge_many: Callable[[Sequence[Pair]], list[Outcome]], pairs
         outcomes = judge_many(pairs)
     except SelfDistillError:
         raise
-    except Exception:  # noqa: BLE001 (code of the user's; the traceback is kept)
+    except (Exception, SystemExit):  # noqa: BLE001 (code of the user's; the traceback is kept)
         return [Fault(Drop.WORLD_RAISED, traceback.format_exc())] * len(pairs)
     if not isinstance(outcomes, list) or len(outcomes) != len(pairs):
         return [Fault(Drop.BAD_OUTCOME, f"judge_many returned {outcomes!r:.200} for {len(pairs)} pairs")] * len(pairs)
@@ -110,7 +154,7 @@ def _judge_some(world: World, pairs: Sequence[Pair], time_limit_s: float) -> lis
             results[index] = _checked(world.judge(*pairs[index]))
         except SelfDistillError as error:
             results[index] = error
-        except Exception:  # noqa: BLE001 (code of the user's; the traceback is kept)
+        except BaseException:  # noqa: BLE001 (code of the user's, `exit()` too; the traceback is kept)
             results[index] = Fault(Drop.WORLD_RAISED, traceback.format_exc())
 
     threads = [threading.Thread(target=call, args=(index,), daemon=True) for index in range(len(pairs))]
@@ -128,13 +172,32 @@ def _judge_some(world: World, pairs: Sequence[Pair], time_limit_s: float) -> lis
 
 
 def _checked(outcome: Any) -> Judged:
+    """The outcome with its reward as a float, or what is wrong with it."""
     if not isinstance(outcome, Outcome):
         return Fault(Drop.BAD_OUTCOME, f"expected an Outcome, got {type(outcome).__name__}: {outcome!r:.200}")
     reward: Any = outcome.reward
-    if isinstance(reward, bool) or not isinstance(reward, int | float) or not math.isfinite(reward):
-        return Fault(Drop.BAD_OUTCOME, f"the reward is not a finite number: {reward!r}")
+    if not isinstance(reward, Real) or not math.isfinite(reward):
+        return Fault(Drop.BAD_OUTCOME, f"the reward is not a finite number: {reward!r:.200}")
     if not 0 <= reward <= 1:
         return Fault(Drop.BAD_OUTCOME, f"the reward is outside [0, 1]: {reward!r}")
-    if not isinstance(outcome.feedback, str):
+    if not _is_text(outcome.feedback):
         return Fault(Drop.BAD_OUTCOME, f"the feedback is not text: {outcome.feedback!r:.200}")
-    return outcome
+    details: Any = outcome.details
+    if not isinstance(details, Mapping) or not all(_is_text(key) and _is_plain(details[key]) for key in details):
+        return Fault(Drop.BAD_OUTCOME, f"the details are not names with numbers or words: {details!r:.200}")
+    return replace(outcome, reward=float(reward))
+
+
+def _is_plain(value: Any) -> bool:
+    return _is_text(value) or type(value) in (bool, int, float)
+
+
+def _is_text(value: Any) -> bool:
+    """Whether a value is text that can be written down (half of a surrogate pair cannot)."""
+    if not isinstance(value, str):
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -23,6 +23,7 @@ from selfdistill.worlds.verbs.texts import dictionary_entry, plain_question, ver
 from selfdistill.worlds.verbs.words import held_out_words
 
 TESTS = 8  # of each split
+RETAINED = 200  # known verbs that measure forgetting; the others may be rehearsed
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +74,13 @@ class VerbsWorld:
         return VerbsWorld(self.options, seed=self.seed, code=self.code.with_split("private"))
 
     def tasks(self, split: str) -> list[Task]:
-        """ "train": the fresh verbs; "holdout": plain English; "retained": the known verbs."""
+        """Of "train" the fresh verbs, of "holdout" plain English, of "retained" and "rehearsal" known verbs."""
         if split == "train":
             return fresh_verbs(self.options.verbs, self.options.steps, self.seed)
         if split == "holdout":
             return plain_tasks(self.options.holdout, seed=0)
-        return known_tasks() if split == "retained" else []
+        known = {"retained": slice(RETAINED), "rehearsal": slice(RETAINED, None)}
+        return known_tasks()[known[split]] if split in known else []
 
 
 def fresh_verbs(count: int, steps: Sequence[int], seed: int) -> list[Task]:
