@@ -1,0 +1,135 @@
+"""The documents are true: their code runs, their settings exist, their links and the tests they name are there."""
+
+import importlib.util
+import json
+import re
+import tomllib
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import typer
+
+from selfdistill.cli import app
+from selfdistill.config import from_settings, load_config
+from selfdistill.loops.tasks import question_rows
+from selfdistill.runs import EvalRecord, RolloutRecord, StepRecord
+from selfdistill.types import Drop
+from selfdistill.worlds.rows import load_tasks
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+WRITTEN = [*PAGES, *sorted((ROOT / "examples").iterdir())]
+pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+
+
+def blocks(page: Path, tag: str) -> list[str]:
+    """The fenced blocks of one language; "" for those without."""
+    found: list[str] = []
+    fence = None
+    for line in page.read_text().splitlines(keepends=True):
+        if line.startswith("```"):
+            fence = line.strip("`\n") if fence is None else None
+            found += [""] if fence == tag else []
+        elif fence == tag:
+            found[-1] += line
+    return found
+
+
+def every_block(tag: str) -> list[object]:
+    return [pytest.param(text, id=f"{page.name}-{n}") for page in PAGES for n, text in enumerate(blocks(page, tag))]
+
+
+@pytest.mark.parametrize("text", every_block("python"))
+def test_python_blocks_run(text: str, monkeypatch: pytest.MonkeyPatch):
+    """As modules: what stands under `if __name__ == "__main__"` is compiled only."""
+    monkeypatch.chdir(ROOT)
+    exec(compile(text, "block", "exec"), {"__name__": "block"})
+
+
+@pytest.mark.parametrize("text", every_block("toml"))
+def test_toml_blocks_are_settings(text: str):
+    from_settings(tomllib.loads(text))
+
+
+@pytest.mark.parametrize("text", every_block("json"))
+def test_json_rows_are_tasks(text: str, tmp_path: Path):
+    json.loads(text)
+    file = tmp_path / "rows.jsonl"
+    file.write_text(text)
+    own = "tests" not in text and "test_" not in text and '"test"' not in text
+    assert len(question_rows(file) if own else load_tasks(file)) == 1
+
+
+@pages
+def test_command_lines_are_understood(page: Path):
+    """Every option exists, and every KEY=VALUE is a setting."""
+    program = typer.main.get_command(app)
+    lines = [line.split("#")[0].split() for text in blocks(page, "") for line in text.splitlines()]
+    for words in (line for line in lines if line[:1] == ["selfdistill"] or line[1:2] == ["selfdistill"]):
+        name, *rest = words[words.index("selfdistill") + 1 :]
+        known = {option for parameter in program.commands[name].params for option in parameter.opts}
+        assert {word for word in rest if word.startswith("-")} <= known, words
+        load_config(None, [word for word in rest if "=" in word])
+
+
+@pages
+def test_relative_links_lead_somewhere(page: Path):
+    links = re.findall(r"\]\(([^)#]+)", page.read_text())
+    assert not [link for link in links if "://" not in link and not (page.parent / link).exists()]
+
+
+@pages
+def test_tests_and_files_that_are_named_exist(page: Path):
+    text = page.read_text()
+    for file, name in re.findall(r"`(tests/[\w/.]+\.py)::(\w+)`", text):
+        assert f"\ndef {name}(" in (ROOT / file).read_text(), f"{file}::{name}"
+    for path in re.findall(r"`((?:tests|docs|examples|scripts|requirements)/[\w/.]+)`", text):
+        assert (ROOT / path).exists(), path
+    for path in re.findall(r"`((?:[a-z_]+/)*[a-z_]+\.py|(?:[a-z_]+/)+)`", text):
+        assert any((base / path).exists() for base in (ROOT / "src" / "selfdistill", ROOT)), path
+
+
+@pytest.mark.parametrize("file", WRITTEN, ids=lambda file: file.name)
+def test_no_unfinished_words(file: Path):
+    found = re.findall(r"\b(TODO|FIXME|XXX|prototype|WIP|coming soon)\b", file.read_text(), flags=re.IGNORECASE)
+    assert not found
+
+
+def test_the_page_of_commands_is_what_the_program_says():
+    spec = importlib.util.spec_from_file_location("make_docs", ROOT / "scripts" / "make_docs.py")
+    assert spec
+    assert spec.loader
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    assert script.TARGET.read_text() == script.cli_page(), "stale: run python scripts/make_docs.py"
+
+
+def test_the_contract_of_run_directories_names_every_field():
+    text = (ROOT / "docs" / "run-directory.md").read_text()
+    for record in (StepRecord, EvalRecord, RolloutRecord):
+        names = [field.name for field in fields(record) if field.name not in ("event", "extra")]
+        table = text if record is EvalRecord else text.split("## rollouts.jsonl")[record is RolloutRecord]
+        assert not [name for name in names if f"`{name}`" not in table]
+    assert not [reason for reason in Drop if f"`{reason}`" not in text]
+
+
+def test_the_readme_shows_the_whole_example_and_both_places_for_results():
+    readme = (ROOT / "README.md").read_text()
+    source = (ROOT / "examples" / "my_world.py").read_text().split('"""')[2].strip()
+    assert source in readme
+    assert re.search(r"<!-- results:start -->\n.+\n<!-- results:end -->", readme, re.DOTALL)
+
+
+def test_the_readme_states_the_lines_that_make_runs():
+    readme, makefile = (ROOT / "README.md").read_text(), (ROOT / "Makefile").read_text()
+    for line in ("-c requirements/pins.txt -r requirements/dev.txt -e .", "selfdistill demo", "python -m pytest -n 2"):
+        assert line in readme
+        assert line in makefile
+
+
+def test_the_tree_names_every_module_at_the_top():
+    readme = (ROOT / "README.md").read_text()
+    top = (ROOT / "src" / "selfdistill").iterdir()
+    names = [path.name + ("/" if path.is_dir() else "") for path in top if not path.name.startswith("_")]
+    assert not [name for name in names if name != "py.typed" and name not in readme]
