@@ -16,8 +16,8 @@ from selfdistill.config import RunConfig, from_settings, resolved
 from selfdistill.errors import RunError, SelfDistillError
 from selfdistill.loops.train import train
 from selfdistill.runs import fresh_path
-from selfdistill.runs.store import CONFIG
 from selfdistill.runs.progress import Event, Interrupted, Relay, Reporter, deliver
+from selfdistill.runs.store import CONFIG
 
 # Each method at the settings that its own grid found best on the embedded model (EXPERIMENTS.md).
 DEMO: Mapping[str, Mapping[str, Any]] = {
