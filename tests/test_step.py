@@ -23,6 +23,7 @@ from selfdistill.signal import (
     StudentTopK,
     denominators,
 )
+from selfdistill.signal import divergence as shape_of
 from selfdistill.step import (
     Batch,
     UpdateReport,
@@ -32,7 +33,6 @@ from selfdistill.step import (
     read_teacher,
     train_step,
 )
-from selfdistill.signal import divergence as shape_of
 from selfdistill.types import TokenIds, TrainingSample
 
 PROMPTS = [(40, 41, 42), (50, 51, 52, 53, 54, 55), (60, 61)]
@@ -375,7 +375,7 @@ def test_a_teacher_that_was_read_stays_as_it_was_while_the_student_moves(tiny_po
 
 
 def test_on_policy_the_ratio_is_exactly_one_and_later_it_is_capped(tiny_policy) -> None:
-    """One update: r1 = 1 whatever the sampler said. After it, old log-probabilities weigh each token by min(π/π_old, 2)."""
+    """One update: r1 = 1 whatever the sampler said. After it, each token weighs min(π/π_old, 2)."""
     policy = precise(tiny_policy())
     teacher = Teacher(Frozen(), policy)
     samples = distilled()

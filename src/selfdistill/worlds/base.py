@@ -20,9 +20,11 @@ import math
 import threading
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
+from operator import itemgetter
 from typing import Any, Protocol, TypeAlias
 
 from selfdistill.errors import SelfDistillError, WorldError
@@ -97,9 +99,9 @@ def tasks_of(world: World, split: str) -> list[Task]:
     wrong = next((task for task in tasks if not isinstance(task, Task)), None)
     if wrong is not None:
         raise WorldError(f"the world {world.name!r} has tasks of another type", got=repr(wrong)[:200], do="give Tasks")
-    twice = next((task.id for index, task in enumerate(tasks) if task.id in {t.id for t in tasks[:index]}), None)
-    if twice is not None:
-        raise WorldError(f"the world {world.name!r} has two tasks with one id", got=twice, do="give each its own")
+    name, times = max(Counter(task.id for task in tasks).items(), key=itemgetter(1), default=("", 0))
+    if times > 1:
+        raise WorldError(f"the world {world.name!r} has two tasks with one id", got=name, do="give each its own")
     return tasks
 
 
@@ -178,7 +180,7 @@ def _checked(outcome: Any) -> Judged:
     reward: Any = outcome.reward
     if not isinstance(reward, Real) or not math.isfinite(reward):
         return Fault(Drop.BAD_OUTCOME, f"the reward is not a finite number: {reward!r:.200}")
-    if not 0 <= reward <= 1:
+    if not 0 <= float(reward) <= 1:
         return Fault(Drop.BAD_OUTCOME, f"the reward is outside [0, 1]: {reward!r}")
     if not _is_text(outcome.feedback):
         return Fault(Drop.BAD_OUTCOME, f"the feedback is not text: {outcome.feedback!r:.200}")

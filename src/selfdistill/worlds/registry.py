@@ -52,11 +52,29 @@ def _from_file(name: str, options: Mapping[str, Any]) -> World:
     if options:
         raise ConfigError("a world from a file has no settings", got=dict(options), do="set them in the file")
     found, module = load_from_file(name, default="world")
-    world = found() if isinstance(found, type) else found
+    world = _made(found, name) if isinstance(found, type) else found
     if hasattr(world, "judge"):
-        return world  # type: ignore[no-any-return]
+        return _named(world, name)
     if not callable(world):
         raise ConfigError(
             f"{name} is no world", got=type(world).__name__, do="a function (task, completion) -> Outcome"
         )
-    return FunctionWorld(world, short_name(name), getattr(module, "tasks", None))
+    return FunctionWorld(world, short_name(name), getattr(module, "tasks", ()))
+
+
+def _made(kind: type, name: str) -> Any:
+    try:
+        return kind()
+    except Exception as error:
+        do = "let it be made without arguments, or name an object"
+        raise ConfigError(f"{name} cannot be made", got=f"{type(error).__name__}: {error}", do=do) from error
+
+
+def _named(world: Any, name: str) -> World:
+    """The world, under its own name or that of its file."""
+    if not isinstance(getattr(world, "name", None), str):
+        try:
+            world.name = short_name(name)
+        except AttributeError as error:
+            raise ConfigError("a world needs a name", got=repr(world)[:80], do='give it name = "…"') from error
+    return world  # type: ignore[no-any-return]
