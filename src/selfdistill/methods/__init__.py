@@ -44,10 +44,12 @@ def _from_file(name: str) -> type[Method]:
     found, _ = load_from_file(name, default="Method")
     kind: type[Method] = found
     if not isinstance(found, type) or not is_dataclass(found):
-        raise ConfigError(f"{name} is no method", got=found, do="name a frozen dataclass; see methods/base.py")
+        raise ConfigError(f"{name} is no method", got=found, do="name a frozen dataclass with the parts of `Method`")
     missing = [part for part in METHOD_PARTS if not hasattr(found, part) and part not in found.__dataclass_fields__]
     if missing:
-        raise ConfigError(f"{name} is no method", got=f"it lacks {', '.join(missing)}", do="see methods/base.py")
+        raise ConfigError(
+            f"{name} is no method", got=f"it lacks {', '.join(missing)}", do="give it all parts of `Method`"
+        )
     return kind
 
 
