@@ -17,6 +17,7 @@ class Lessons:
     settings: ClassVar = {"optimiser": {"weight_decay": 0.0}}  # what it needs of a run, below the user's own settings
     source: ClassVar = "examples/my_method.py"
     teacher: ClassVar = Frozen()  # whose weights read the feedback
+    needs_reference: ClassVar = False  # nothing is measured against the weights at the start
     reduction: ClassVar = "token-mean"  # every token weighs the same
     count_dropped: ClassVar = False  # rollouts that take no part do not dilute the mean
     reward: float = 1.0

@@ -22,7 +22,7 @@ METHODS: Mapping[str, type[Method]] = {
     "sdpo_outcome": SDPOOutcome,
     "grpo": GRPO,
 }
-METHOD_PARTS = ("settings", "source", "teacher", "reduction", "count_dropped", "signal", "credit")
+METHOD_PARTS = [name for name in (*Method.__annotations__, *vars(Method)) if not name.startswith("_")]
 
 
 def find_method(name: str) -> type[Method]:
