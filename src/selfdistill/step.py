@@ -86,10 +86,15 @@ def read_teacher(policy: Policy, teacher: Teacher, samples: Sequence[TrainingSam
     return _read(policy, teacher, pairs, tokens)
 
 
-def read_reference(policy: Policy, anchor: Teacher, samples: Sequence[TrainingSample], tokens: int) -> Reading | None:
+def read_reference(
+    policy: Policy, anchor: Teacher | None, samples: Sequence[TrainingSample], tokens: int
+) -> Reading | None:
     """The weights at the start, reading what the student reads; None when no sample asks for it."""
     pairs = {s.uid: (s.student_prompt_ids, s.completion_ids) for s in samples if s.reference}
-    return _read(policy, anchor, pairs, tokens)[0] if pairs else None
+    if not pairs:
+        return None
+    assert anchor is not None, "a method that needs the reference says so"
+    return _read(policy, anchor, pairs, tokens)[0]
 
 
 def behaviour_logprobs(

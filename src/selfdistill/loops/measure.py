@@ -3,95 +3,132 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 
-from selfdistill.config import EvaluationOptions, RunConfig
-from selfdistill.evaluate import Accuracy, accuracy, roll_out
-from selfdistill.loops.recording import Totals
-from selfdistill.loops.session import Session, open_session
+from selfdistill.config import RunConfig, resolved
+from selfdistill.evaluate import Batch, accuracy, roll_out
+from selfdistill.loops.recording import Totals, rollout_record
+from selfdistill.loops.session import Asking, Session, open_asking
 from selfdistill.models.sampler import SamplingOptions
-from selfdistill.runs import EvalRecord, Split
+from selfdistill.runs import EvalRecord, RunDir, Split
+from selfdistill.runs.environment import describe_environment
 from selfdistill.runs.progress import Reporter
-from selfdistill.samples import prepare
-from selfdistill.types import Task
+from selfdistill.samples import Prepared, prepare
+from selfdistill.types import Task, TokenIds
 
-EVERY_SPLIT: tuple[Split, ...] = ("train", "holdout", "retained", "teacher")
+STUDENT_SPLITS: tuple[Split, ...] = ("train", "holdout", "retained")
+EVERY_SPLIT: tuple[Split, ...] = (*STUDENT_SPLITS, "teacher")
+SLICE = 64  # answers between two signs of progress
+ATTEMPTS = 2  # of each task, for the teacher to read about
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """An accuracy, and the answers behind it."""
+
+    record: EvalRecord
+    batch: Batch
 
 
 def measure(config: RunConfig, reporter: Reporter) -> list[EvalRecord]:
-    """The accuracies of a model as it is, on the splits that its world has; kept in `config.out` when that is set."""
-    session = open_session(config, reporter)
-    splits: tuple[Split, ...] = EVERY_SPLIT[:3]
-    records = list(evaluate_all(session, Totals(), reporter, splits))
-    for record in records:
-        reporter.evaluated(record)
+    """The accuracies of a model as it is, on the splits that its world has.
+
+    With `config.out`, answers and accuracies are kept there as in a run's directory. Raises what opening a run raises.
+    """
+    asking = open_asking(config, reporter)
+    run = None
+    if config.out:
+        environment = describe_environment(device=str(asking.policy.device), isolation=asking.isolation)
+        run = RunDir.create(Path(config.out), {"settings": resolved(config), **environment})
+    records = []
+    for measured in measure_splits(asking, Totals(), reporter, STUDENT_SPLITS):
+        records.append(measured.record)
+        reporter.evaluated(measured.record)
+        if run:
+            answers = [rollout_record(0, Prepared(r), measured.batch.faults, {}) for r in measured.batch.rollouts]
+            run.append(*answers, measured.record)
+    if run:
+        run.close()
     return records
 
 
-def evaluate_all(session: Session, totals: Totals, reporter: Reporter, splits: Sequence[Split]) -> Iterator[EvalRecord]:
-    """One record per split that there is something to ask of."""
-    options = session.config.evaluation
+def measure_splits(asking: Asking, totals: Totals, reporter: Reporter, splits: Sequence[Split]) -> Iterator[Measured]:
+    """The splits that there is something to ask of; of "teacher" only a session that learns can tell."""
+    options = asking.config.evaluation
     for split in splits:
-        tasks = session.tasks[: options.tasks] if split in ("train", "teacher") else session.held_out.get(split, [])
-        if not tasks or (split == "teacher" and session.method.teacher is None):
-            continue
-        reporter.phase(f"measuring: {split}")
-        found = _teacher(session, tasks) if split == "teacher" else _student(session, tasks, split)
-        if found is not None:
-            yield EvalRecord(
+        if split == "teacher":
+            assert isinstance(asking, Session)
+            batch = _teacher(asking, asking.tasks[: options.tasks], reporter) if asking.method.teacher else None
+        else:
+            tasks = asking.tasks[: options.tasks] if split == "train" else asking.held_out.get(split, [])
+            batch = _student(asking, tasks, split, reporter) if tasks else None
+        if batch is not None:
+            found = accuracy(batch.groups)
+            record = EvalRecord(
                 totals.step, totals.generations, totals.wall_s, split, found.estimate, found.tasks, found.solved
             )
+            yield Measured(record, batch)
 
 
-def _student(session: Session, tasks: Sequence[Task], split: str) -> Accuracy:
-    config = session.config
-    batch = roll_out(
-        session.policy,
-        session.judge_for_evaluation,
-        session.renderer,
-        tasks,
-        _sampling(config.sampling, config.evaluation),
-        rollouts=config.evaluation.rollouts if split == "train" else 1,
-        seed=config.seed,
-        label=f"eval-{split}",
-    )
-    return accuracy(batch.groups)
+def _student(asking: Asking, tasks: Sequence[Task], split: str, reporter: Reporter) -> Batch:
+    rollouts = asking.config.evaluation.rollouts if split == "train" else 1
+    return _ask(asking, tasks, None, rollouts, split, reporter)
 
 
-def _teacher(session: Session, tasks: Sequence[Task]) -> Accuracy | None:
+def _teacher(session: Session, tasks: Sequence[Task], reporter: Reporter) -> Batch | None:
     """What the teacher's weights answer when they read what a failed attempt taught: the ceiling of the next steps.
 
-    Attempts are sampled as in training; those that get no context are left out. None when all are.
+    Attempts are sampled as in training; those that get no context are left out. None when all are. Of a teacher with
+    several views, the first one answers.
     """
     config = session.config
+    reporter.phase("measuring: teacher")
     attempts = roll_out(
         session.policy,
         session.world,
         session.renderer,
         tasks,
         config.sampling,
-        rollouts=2,
+        rollouts=ATTEMPTS,
         seed=config.seed,
         label="eval-attempt",
     )
     read = [entry for entry in prepare(session.method, attempts.groups, session.renderer) if entry.sample]
     if not read:
         return None
-    shadow = next(iter(session.teacher.views()))
-    with session.teacher.applied(session.policy, shadow):
-        batch = roll_out(
-            session.policy,
-            session.judge_for_evaluation,
-            session.renderer,
-            [entry.rollout.task for entry in read],
-            _sampling(config.sampling, config.evaluation),
-            rollouts=1,
+    prompts = [entry.sample.teacher_prompt_ids or () for entry in read if entry.sample]
+    with session.teacher.applied(session.policy, session.teacher.views()[0]):
+        return _ask(session, [entry.rollout.task for entry in read], prompts, 1, "teacher", reporter)
+
+
+def _ask(
+    asking: Asking,
+    tasks: Sequence[Task],
+    prompts: Sequence[TokenIds] | None,
+    rollouts: int,
+    split: str,
+    reporter: Reporter,
+) -> Batch:
+    """Answers in slices, so that somebody who waits sees how far it is."""
+    config, whole = asking.config, Batch([], {})
+    size = max(1, SLICE // rollouts)
+    for start in range(0, len(tasks), size):
+        reporter.phase(f"measuring: {split}", start, len(tasks))
+        part = roll_out(
+            asking.policy,
+            asking.judge_for_evaluation,
+            asking.renderer,
+            tasks[start : start + size],
+            _sampling(config),
+            rollouts=rollouts,
             seed=config.seed,
-            label="eval-teacher",
-            prompts=[entry.sample.teacher_prompt_ids or () for entry in read if entry.sample],
+            label=f"eval-{split}-{start}",
+            prompts=prompts[start : start + size] if prompts is not None else None,
         )
-    return accuracy(batch.groups)
+        whole = Batch(whole.groups + part.groups, whole.faults | part.faults)
+    return whole
 
 
-def _sampling(sampling: SamplingOptions, options: EvaluationOptions) -> SamplingOptions:
-    return replace(sampling, temperature=options.temperature)
+def _sampling(config: RunConfig) -> SamplingOptions:
+    return replace(config.sampling, temperature=config.evaluation.temperature)

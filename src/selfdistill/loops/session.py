@@ -14,7 +14,7 @@ from selfdistill.loops.tasks import askable, question_rows, training_tasks
 from selfdistill.methods import Method, get_method
 from selfdistill.models.hf import load_policy
 from selfdistill.models.policy import Policy
-from selfdistill.models.teacher import Frozen, Teacher
+from selfdistill.models.teacher import Frozen, Live, Teacher
 from selfdistill.render import Renderer
 from selfdistill.runs.progress import Reporter
 from selfdistill.types import Task
@@ -25,20 +25,15 @@ NO_ISOLATION = "none: this world runs no programs"
 
 
 @dataclass
-class Session:
-    """The parts of one run. `anchor` are the weights at the start, for reference and rehearsal."""
+class Asking:
+    """What it takes to ask a model and to judge its answers."""
 
     config: RunConfig
-    method: Method
     world: World
     policy: Policy
     renderer: Renderer
-    teacher: Teacher
-    anchor: Teacher
-    optimizer: torch.optim.Optimizer
     tasks: list[Task]
     held_out: Mapping[str, list[Task]]
-    rehearsal: list[Task]
 
     @property
     def judge_for_evaluation(self) -> World:
@@ -51,6 +46,18 @@ class Session:
     def isolation(self) -> str:
         """How untrusted programs are shut in, for the records."""
         return str(getattr(self.world, "isolation", NO_ISOLATION))
+
+
+@dataclass
+class Session(Asking):
+    """What it takes to learn as well. `anchor` are the weights at the start, kept where reference or rehearsal read
+    them; a method without a teacher has one that keeps no weights."""
+
+    method: Method
+    teacher: Teacher
+    anchor: Teacher | None
+    optimizer: torch.optim.Optimizer
+    rehearsal: list[Task]
 
 
 def open_policy(config: RunConfig, reporter: Reporter) -> Policy:
@@ -77,9 +84,8 @@ def _chat_template(file: str) -> str | None:
         raise ConfigError("the chat template cannot be read", got=error, do="check chat_template") from error
 
 
-def open_session(config: RunConfig, reporter: Reporter) -> Session:
-    """Everything that can be refused is refused here, before anything is written or sampled."""
-    method = get_method(config.method.name, config.method.options)
+def open_asking(config: RunConfig, reporter: Reporter) -> Asking:
+    """Loads world, tasks and model. Raises whatever is wrong with them."""
     world = make_world(config.world.name, config.world.options, seed=config.seed)
     tasks = training_tasks(world, config.data)
     policy = open_policy(config, reporter)
@@ -92,10 +98,18 @@ def open_session(config: RunConfig, reporter: Reporter) -> Session:
         for split in ("holdout", "retained")
         if (found := tasks_of(world, split))
     }
-    torch.manual_seed(config.seed)
-    anchor = Teacher(Frozen(), policy)
-    rule = config.teacher or method.teacher or Frozen()
-    teacher = anchor if isinstance(rule, Frozen) else Teacher(rule, policy)
+    return Asking(config, world, policy, renderer, tasks, held_out)
+
+
+def open_session(config: RunConfig, reporter: Reporter) -> Session:
+    """Everything that can be refused is refused here, before anything is written or sampled."""
+    method = get_method(config.method.name, config.method.options)
+    parts = open_asking(config, reporter)
+    policy = parts.policy
+    teacher = Teacher(config.teacher or method.teacher or Live(), policy)
+    anchor = None
+    if config.rehearsal or method.needs_reference:
+        anchor = teacher if isinstance(teacher.rule, Frozen) else Teacher(Frozen(), policy)
     options = config.optimiser
     optimizer = torch.optim.AdamW(
         list(policy.trainable().values()),
@@ -103,8 +117,13 @@ def open_session(config: RunConfig, reporter: Reporter) -> Session:
         betas=(options.beta1, options.beta2),
         weight_decay=options.weight_decay,
     )
-    rehearsal = askable(_rehearsal_tasks(config, world), renderer, longest, reporter) if config.rehearsal else []
-    return Session(config, method, world, policy, renderer, teacher, anchor, optimizer, tasks, held_out, rehearsal)
+    rehearsal: list[Task] = []
+    if config.rehearsal:
+        found = _rehearsal_tasks(config, parts.world)
+        rehearsal = askable(found, parts.renderer, config.context.max_prompt_tokens, reporter)
+    return Session(
+        **vars(parts), method=method, teacher=teacher, anchor=anchor, optimizer=optimizer, rehearsal=rehearsal
+    )
 
 
 def _rehearsal_tasks(config: RunConfig, world: World) -> list[Task]:

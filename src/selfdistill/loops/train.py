@@ -16,12 +16,12 @@ from pathlib import Path
 from selfdistill.config import RunConfig, resolved
 from selfdistill.errors import SignalError, WorldError
 from selfdistill.loops.learning import one_step
-from selfdistill.loops.measure import EVERY_SPLIT, evaluate_all
+from selfdistill.loops.measure import EVERY_SPLIT, STUDENT_SPLITS, measure_splits
 from selfdistill.loops.recording import Totals, summarise
 from selfdistill.loops.session import Session, open_session
 from selfdistill.models.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from selfdistill.plugins import short_name
-from selfdistill.runs import RolloutRecord, RunDir, Split, StepRecord, fresh_path, read_run
+from selfdistill.runs import RolloutRecord, RunDir, Split, StepRecord, allowed_changes, fresh_path, read_run
 from selfdistill.runs.environment import describe_environment
 from selfdistill.runs.progress import Interrupted, Reporter, RunInfo
 from selfdistill.types import Drop
@@ -37,6 +37,8 @@ def train(config: RunConfig, reporter: Reporter, *, resume: bool = False) -> Pat
     """
     out = Path(config.out) if config.out else fresh_path(Path("runs"), _run_name(config))
     config = replace(config, out=str(out))
+    if resume:
+        allowed_changes(out, resolved(config), MAY_CHANGE)  # before a model is loaded that may be another one
     checkpoint = latest_checkpoint(out / "checkpoints") if resume else None
     session = open_session(config, reporter)
     totals = _restore(checkpoint, session) if checkpoint else Totals()
@@ -55,8 +57,9 @@ class _Training:
 
     def run_all(self) -> Path:
         config, began = self.session.config, time.monotonic() - self.totals.wall_s
-        if self.totals.step == 0 and not read_run(self.run.path).evals:
-            self._evaluate(EVERY_SPLIT)
+        if self.totals.step == 0:  # a run that was killed at once may have measured some of it
+            measured = {record.split for record in read_run(self.run.path).evals}
+            self._evaluate([split for split in EVERY_SPLIT if split not in measured])
         with self._asked_to_stop():
             while self.totals.step < config.steps:
                 self._one_step(began)
@@ -79,14 +82,14 @@ class _Training:
         self._check_signal(record)
         last = totals.step == config.steps
         if last or (config.evaluation.every and totals.step % config.evaluation.every == 0):
-            self._evaluate(EVERY_SPLIT if last else EVERY_SPLIT[:-1])
+            self._evaluate(EVERY_SPLIT if last else STUDENT_SPLITS)
         if config.checkpoint_every and totals.step % config.checkpoint_every == 0 and not last:
             self._save()
 
     def _evaluate(self, splits: Sequence[Split]) -> None:
-        for record in evaluate_all(self.session, self.totals, self.reporter, splits):
-            self.run.append(record)
-            self.reporter.evaluated(record)
+        for measured in measure_splits(self.session, self.totals, self.reporter, splits):
+            self.run.append(measured.record)
+            self.reporter.evaluated(measured.record)
 
     def _save(self, *, final: bool = False) -> None:
         self.reporter.phase("saving")

@@ -45,6 +45,11 @@ class Method(Protocol):
         ...
 
     @property
+    def needs_reference(self) -> bool:
+        """Whether credits ask for the weights at the start, which are then kept."""
+        ...
+
+    @property
     def reduction(self) -> Reduction:
         """What each token of a step weighs."""
         ...

@@ -35,6 +35,11 @@ class GRPO:
     reduction: Reduction = option("sequence-mean", "every answer weighs the same, or every token")
     count_dropped: bool = option(True, "whether groups with equal rewards dilute the mean")
 
+    @property
+    def needs_reference(self) -> bool:
+        """Only with a reference divergence."""
+        return self.reference_kl > 0
+
     def signal(self, temperature: float) -> Signal:
         """The clipped policy gradient on the sampled tokens."""
         policy = PolicyGradient(self.clip_low, self.clip_high, self.dual_clip)

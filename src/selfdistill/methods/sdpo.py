@@ -26,6 +26,7 @@ class SDPO:
 
     settings: ClassVar[Mapping[str, Any]] = {}
     source: ClassVar[str] = "arXiv 2601.20802"
+    needs_reference: ClassVar[bool] = False
 
     alpha: float = option(0.5, "0: KL(teacher‖student); 1: KL(student‖teacher); between: Jensen-Shannon, smaller")
     top_k: int = option(0, "student tokens on which both are compared, the rest in one bucket; 0: the full vocabulary")
