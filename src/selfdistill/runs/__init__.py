@@ -5,7 +5,7 @@ from selfdistill.runs.progress import Interrupted, Quiet, Relay, Reporter, RunIn
 from selfdistill.runs.reader import Run, read_run
 from selfdistill.runs.records import Accuracies, EvalRecord, ResumedRecord, RolloutRecord, Split, StepRecord, Summary
 from selfdistill.runs.stats import Estimate, mean, share, wilson_interval
-from selfdistill.runs.store import RunDir, fresh_path, saved_config
+from selfdistill.runs.store import RunDir, allowed_changes, fresh_path, saved_config
 
 __all__ = [
     "Accuracies",
@@ -23,6 +23,7 @@ __all__ = [
     "Split",
     "StepRecord",
     "Summary",
+    "allowed_changes",
     "deliver",
     "describe_environment",
     "fresh_path",

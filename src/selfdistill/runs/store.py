@@ -66,16 +66,7 @@ class RunDir:
 
         A line that the kill cut short is ended here, so that the next one starts on its own line.
         """
-        saved = saved_config(path).get("settings", {})
-        changes = changed_settings(saved, settings) if settings is not None else {}
-        refused = sorted(set(changes) - set(may_change))
-        if refused:
-            raise RunError(
-                "a resumed run cannot change its settings",
-                got=", ".join(refused),
-                why="its records would mix two experiments",
-                do=f"leave them as in {path / CONFIG}, or start a new run",
-            )
+        changes = allowed_changes(path, settings, may_change)
         probe(path, 0)
         run = cls(path)
         for file in run._files.values():
@@ -166,6 +157,22 @@ def saved_config(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise RunError(f"{CONFIG} is not what a run writes", got=path / CONFIG, do="restore it, or start a new run")
     return config
+
+
+def allowed_changes(path: Path, settings: Mapping[str, Any] | None, may_change: Collection[str]) -> dict[str, Any]:
+    """What differs from the saved settings of a run (None: nothing does). Raises `RunError`: the keys that must stay
+    as they are, or a directory that holds no run."""
+    saved = saved_config(path).get("settings", {})
+    changes = changed_settings(saved, saved if settings is None else settings)
+    refused = sorted(set(changes) - set(may_change))
+    if refused:
+        raise RunError(
+            "a resumed run cannot change its settings",
+            got=", ".join(refused),
+            why="its records would mix two experiments",
+            do=f"leave them as in {path / CONFIG}, or start a new run",
+        )
+    return changes
 
 
 def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,0 +1,254 @@
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from selfdistill.errors import ConfigError, DataError, RunError, SignalError, WorldError
+from selfdistill.loops import learning
+from selfdistill.loops.train import PATIENCE, train
+from selfdistill.models.checkpoint import latest_checkpoint
+from selfdistill.models.teacher import Teacher
+from selfdistill.runs import Quiet, read_run
+from selfdistill.types import Drop
+
+
+def final_weights(run: Path) -> dict[str, torch.Tensor]:
+    latest = latest_checkpoint(run / "checkpoints")
+    assert latest is not None
+    return load_file(latest / "model.safetensors")
+
+
+def test_a_run_leaves_the_directory_that_other_tools_read(config_of, heard) -> None:
+    config = config_of("Splits", rehearsal={"per_step": 2}, checkpoint_every=1)
+    path = train(config, heard)
+    run = read_run(path)
+    assert sorted(file.name for file in path.iterdir() if not file.name.startswith(".")) == [
+        "checkpoints", "config.json", "metrics.jsonl", "rollouts.jsonl", "summary.json",
+    ]  # fmt: skip
+    assert [folder.name for folder in sorted((path / "checkpoints").iterdir())] == ["step-000002", "step-000003"]
+    latest = path / "checkpoints" / "step-000003"
+    AutoModelForCausalLM.from_pretrained(latest)
+    AutoTokenizer.from_pretrained(latest)
+    saved = json.loads((path / "config.json").read_text())
+    assert {"settings", "versions", "git_commit", "device", "isolation"} <= saved.keys()
+    assert saved["settings"]["seed"] == 0
+    assert [record.step for record in run.steps] == [1, 2, 3]
+    assert run.summary is not None
+    assert (run.summary.steps, run.summary.generations) == (3, 24)
+    assert run.summary.tokens == run.steps[-1].tokens
+    assert run.summary.before.train_accuracy is not None
+    assert run.summary.after.retained_accuracy is not None
+    assert run.summary.after.retained_accuracy.value == 1.0, "measured by the world's other judge"
+    told = [name for name, _ in heard.events if name not in ("phase", "note")]
+    assert told == ["started", *["evaluated"] * 4, *["step"] * 3, *["evaluated"] * 4, "finished"]
+
+
+@pytest.mark.parametrize("method", ["sdpo", "grpo", "sdpo_rich_feedback", "sdpo_outcome"])
+def test_sampled_is_trained_plus_dropped_in_every_step(config_of, method: str) -> None:
+    config = config_of(method=method, tasks_per_step=2, rollouts_per_task=4, optimiser={"lr": 1e-3, "warmup_steps": 0})
+    run = read_run(train(config, Quiet()))
+    rollouts = list(run.rollouts())
+    assert [record.generations for record in run.steps] == [8, 16, 24]
+    for record in run.steps:
+        mine = [rollout for rollout in rollouts if rollout.step == record.step]
+        assert len(mine) == 8 == record.samples + sum(record.dropped.values())
+        assert Counter(rollout.drop for rollout in mine if rollout.drop) == record.dropped
+        assert record.reward == pytest.approx(sum(rollout.reward for rollout in mine) / 8)
+        assert record.lr == 1e-3
+        assert math.isfinite(record.loss)
+        assert math.isfinite(record.grad_norm)
+        for rollout in mine:
+            distilled = rollout.drop is None and method != "grpo"
+            assert len(rollout.evidence) == (len(rollout.token_ids) if distilled else 0)
+            assert len(rollout.logprobs) == len(rollout.token_ids)
+            assert rollout.policy_version == rollout.step - 1
+
+
+def test_a_run_changes_the_weights_and_the_same_settings_give_the_same_bits(config_of, model_dir, tmp_path) -> None:
+    first = final_weights(train(config_of(), Quiet()))
+    again = final_weights(train(config_of(out=str(tmp_path / "again")), Quiet()))
+    other = final_weights(train(config_of(out=str(tmp_path / "other"), seed=1), Quiet()))
+    start = load_file(model_dir / "model.safetensors")
+    assert all(torch.equal(first[name], again[name]) for name in start)
+    assert any(not torch.equal(first[name], start[name]) for name in start)
+    assert any(not torch.equal(first[name], other[name]) for name in start)
+
+
+def test_several_updates_share_one_reading_and_the_teacher_moves_once_after_the_last(config_of, monkeypatch) -> None:
+    """Real parts, with a note taken at every call."""
+    calls: list[str] = []
+
+    def noted(name: str) -> None:
+        real = getattr(learning, name)
+
+        def call(*arguments, **options):
+            calls.append(name)
+            return real(*arguments, **options)
+
+        monkeypatch.setattr(learning, name, call)
+
+    for name in ("read_teacher", "behaviour_logprobs", "train_step"):
+        noted(name)
+    moves = Teacher.update
+    monkeypatch.setattr(Teacher, "update", lambda self, policy: (calls.append("teacher moves"), moves(self, policy))[1])
+    method = {"name": "sdpo", "teacher": {"kind": "ema", "rate": 0.5}}
+    config = config_of(method=method, steps=1, tasks_per_step=4, tasks_per_update=1)
+    record = read_run(train(config, Quiet())).steps[0]
+    assert record.extra["updates"] == 4
+    assert calls == ["read_teacher", "behaviour_logprobs", *["train_step"] * 4, "teacher moves"]
+    calls.clear()
+    train(replace(config, tasks_per_update=0, out=config.out + "-on-policy"), Quiet())
+    assert calls == ["read_teacher", "train_step", "teacher moves"], "on-policy: r1 = 1, nothing to compute"
+
+
+def test_an_ema_teacher_is_the_mean_it_says(config_of, model_dir) -> None:
+    """One step at rate 1/4 from φ = θ₀: φ = 3/4 θ₀ + 1/4 θ₁."""
+    method = {"name": "sdpo", "teacher": {"kind": "ema", "rate": 0.25}}
+    path = train(config_of(method=method, steps=1), Quiet())
+    start, now = load_file(model_dir / "model.safetensors"), final_weights(path)
+    shadow = load_file(path / "checkpoints" / "step-000001" / "teacher.safetensors")
+    for name, value in start.items():
+        torch.testing.assert_close(shadow[f"shadow.{name}"], 0.75 * value + 0.25 * now[name])
+
+
+def test_an_update_that_is_not_finite_is_skipped_counted_and_said(config_of, heard, monkeypatch) -> None:
+    real = learning.prepare
+
+    def poisoned(*arguments):
+        entries = real(*arguments)
+        return [e if e.sample is None else replace(e, sample=replace(e.sample, distil=math.nan)) for e in entries]
+
+    monkeypatch.setattr(learning, "prepare", poisoned)
+    path = train(config_of(steps=1, method={"name": "sdpo", "teacher": {"kind": "ema", "rate": 0.5}}), heard)
+    assert read_run(path).steps[0].extra["skipped"] == 1
+    assert any("1 of 1 updates skipped" in note for note in heard.notes)
+    shadow = load_file(path / "checkpoints" / "step-000001" / "teacher.safetensors")
+    assert int(shadow["batches"]) == 0
+
+
+def test_a_world_that_fails_on_some_answers_loses_those_and_the_run_goes_on(config_of) -> None:
+    path = train(config_of("Moody", steps=2, tasks_per_step=1, rollouts_per_task=8), Quiet())
+    rollouts = list(read_run(path).rollouts())
+    for step in (1, 2):
+        reasons = [rollout.drop for rollout in rollouts if rollout.step == step][:4]
+        assert reasons == [Drop.WORLD_RAISED, Drop.BAD_OUTCOME, Drop.BAD_OUTCOME, Drop.WORLD_TIMEOUT]
+    raised, nan, wrong, slow = rollouts[:4]
+    assert raised.fault.startswith("Traceback")
+    assert "loop_worlds.py" in raised.fault
+    assert raised.fault.strip().endswith('KeyError: "the world\'s own mistake"')
+    assert "not a finite number: nan" in nan.fault
+    assert "expected an Outcome, got str" in wrong.fault
+    assert "no outcome after 0.2 s" in slow.fault
+    assert all(rollout.reward is None for rollout in rollouts[:4])
+
+
+def test_a_world_that_fails_on_most_of_a_batch_stops_the_run_and_its_tracebacks_are_kept(config_of) -> None:
+    config = config_of("BreaksLater")
+    with pytest.raises(WorldError, match=r"more than half of a batch[\s\S]*8 of 8 rollouts[\s\S]*server is gone"):
+        train(config, Quiet())
+    run = read_run(Path(config.out))
+    assert [record.step for record in run.steps] == [1, 2]
+    faults = [rollout.fault for rollout in run.rollouts() if rollout.step == 2]
+    assert sum("ConnectionError: the server is gone" in fault for fault in faults) >= 5
+    assert run.summary is None
+
+
+@pytest.mark.parametrize(
+    ("world", "method", "reason"),
+    [("never", "sdpo", "no_context"), ("never", "grpo", "flat_group"), ("always", "grpo", "flat_group")],
+)
+def test_batches_that_teach_nothing_say_why_and_stop_a_run_in_the_end(config_of, heard, world, method, reason) -> None:
+    config = config_of(world, method=method, steps=40, rollouts_per_task=2)
+    with pytest.raises(SignalError, match=rf"{PATIENCE} batches in a row taught nothing[\s\S]*4 {reason}"):
+        train(config, heard)
+    run = read_run(Path(config.out))
+    assert len(run.steps) == PATIENCE
+    assert sum(f"taught nothing: 4 {reason}" in note for note in heard.notes) == PATIENCE
+    assert latest_checkpoint(Path(config.out) / "checkpoints") is not None
+
+
+def test_one_rollout_per_task_can_have_no_sibling_and_says_so(config_of, heard) -> None:
+    config = config_of("always", steps=40, rollouts_per_task=1)
+    with pytest.raises(SignalError, match="2 lone_success"):
+        train(config, heard)
+
+
+def test_prompts_that_are_too_long_are_counted_and_skipped(config_of, heard, tmp_path) -> None:
+    rows = [{"prompt": "What? " * 200, "id": "long"}, {"prompt": "What is seven plus five?", "id": "short"}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path = train(config_of(data=str(tmp_path / "rows.jsonl"), steps=1), heard)
+    assert any("1 of 2 tasks are skipped: longer than 255 tokens" in note for note in heard.notes)
+    assert {rollout.task for rollout in read_run(path).rollouts()} == {"short"}
+
+
+def test_when_no_prompt_fits_the_run_is_refused_and_nothing_is_written(config_of, tmp_path) -> None:
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"prompt": "What? " * 200}) + "\n")
+    config = config_of(data=str(tmp_path / "rows.jsonl"))
+    with pytest.raises(DataError, match=r"no question fits the model[\s\S]*1 tasks, all longer than 255 tokens"):
+        train(config, Quiet())
+    assert not Path(config.out).exists()
+
+
+def test_rehearsal_may_come_from_a_file_and_its_answers_are_no_rollouts_of_the_run(config_of, tmp_path) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in ("Say yes or no.", "Traceback:")))
+    config = config_of(rehearsal={"prompts": str(file), "per_step": 2, "weight": 1.0}, steps=2)
+    run = read_run(train(config, Quiet()))
+    assert len(list(run.rollouts())) == 16
+    assert run.steps[0].tokens > sum(len(rollout.token_ids) for rollout in run.rollouts() if rollout.step == 1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "said"),
+    [
+        ({"rehearsal": {"per_step": 1}}, ConfigError, "no tasks for rehearsal"),
+        ({"rehearsal": {"prompts": "missing.jsonl"}}, DataError, "missing.jsonl"),
+        ({"data": "missing.jsonl"}, DataError, "missing.jsonl"),
+        ({"chat_template": "missing.jinja"}, ConfigError, "chat template cannot be read"),
+        ({"method": {"name": "sdpo", "topk": 5}}, ConfigError, "did you mean 'top_k'"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_before_anything_is_written(config_of, settings, error, said) -> None:
+    config = config_of(**settings)
+    with pytest.raises(error, match=said):
+        train(config, Quiet())
+    assert not Path(config.out).exists()
+
+
+def test_a_directory_that_is_in_use_is_not_overwritten(config_of) -> None:
+    config = config_of(steps=1)
+    train(config, Quiet())
+    before = (Path(config.out) / "metrics.jsonl").read_bytes()
+    with pytest.raises(RunError, match=r"already in use[\s\S]*--resume"):
+        train(config, Quiet())
+    assert (Path(config.out) / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_reference_changes_a_grpo_run_only_after_the_first_step(config_of, tmp_path) -> None:
+    """At the start KL(p‖p_ref) is 0 with a gradient of 0, so the first step is the same; then the leash pulls."""
+    plain = train(config_of(method="grpo"), Quiet())
+    leashed = train(config_of(method={"name": "grpo", "reference_kl": 1.0}, out=str(tmp_path / "leashed")), Quiet())
+    first, second = ([record.grad_norm for record in read_run(path).steps] for path in (plain, leashed))
+    assert second[0] == pytest.approx(first[0], rel=1e-5)
+    assert second[1] != pytest.approx(first[1], rel=1e-5)
+
+
+def test_under_lora_the_checkpoint_is_an_adapter_and_the_base_is_not_touched(config_of) -> None:
+    path = train(config_of(lora={"rank": 2, "alpha": 4}, steps=1), Quiet())
+    latest = path / "checkpoints" / "step-000001"
+    assert (latest / "adapter_model.safetensors").is_file()
+    assert not (latest / "model.safetensors").exists()
+    assert all("lora_" in name for name in load_file(latest / "teacher.safetensors") if name != "batches")
+
+
+def test_warm_up_rises_linearly_and_then_stays(config_of) -> None:
+    run = read_run(train(config_of(optimiser={"lr": 1e-3, "warmup_steps": 2}, steps=3), Quiet()))
+    assert [record.lr for record in run.steps] == pytest.approx([5e-4, 1e-3, 1e-3])
