@@ -1,16 +1,16 @@
 """A world of your own: tasks, and a function that says what became of an answer.
 
-selfdistill train --world examples/my_world.py:world --model smollm2
+selfdistill train --world examples/my_world.py:world --model smollm2 lora.rank=16 optimiser.lr=3e-4
 """
 
 from selfdistill import Completion, Message, Outcome, Task
 
 
 def tasks() -> list[Task]:
-    return [Task(f"{n}", (Message("user", f"What is {n} plus {n}?"),), {"answer": str(2 * n)}) for n in range(1, 9)]
+    return [Task(f"{n}", (Message("user", f"What is {n} plus {n}?"),), {"answer": str(2 * n)}) for n in range(11, 43)]
 
 
 def world(task: Task, completion: Completion) -> Outcome:
-    if completion.text.strip() == task.spec["answer"]:
+    if completion.text.rstrip(". \n").split()[-1:] == [task.spec["answer"]]:
         return Outcome(1.0)
-    return Outcome(0.0, feedback=f"Answer with the number alone: it is {task.spec['answer']}.")
+    return Outcome(0.0, feedback=f"The answer should end with the right number: {task.spec['answer']}.")

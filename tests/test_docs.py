@@ -65,7 +65,7 @@ def test_json_rows_are_tasks(text: str, tmp_path: Path):
 def test_command_lines_are_understood(page: Path):
     """Every option exists, and every KEY=VALUE is a setting."""
     program = typer.main.get_command(app)
-    lines = [line.split("#")[0].split() for text in blocks(page, "") for line in text.splitlines()]
+    lines = [line.split("#")[0].split() for text in blocks(page, "") for line in text.replace("\\\n", "").splitlines()]
     for words in (line for line in lines if line[:1] == ["selfdistill"] or line[1:2] == ["selfdistill"]):
         name, *rest = words[words.index("selfdistill") + 1 :]
         known = {option for parameter in program.commands[name].params for option in parameter.opts}

@@ -55,9 +55,9 @@ def test_the_world_judges_and_trains(model: str, tmp_path: Path):
     name = f"{EXAMPLES / 'my_world.py'}:world"
     world = make_world(name, {}, seed=0)
     task = world.tasks("train")[2]
-    assert task.messages[0].content == "What is 3 plus 3?"
-    assert world.judge(task, Completion("a", " 6\n")) == Outcome(1.0)
-    assert "it is 6" in world.judge(task, Completion("b", "seven")).feedback
+    assert task.messages[0].content == "What is 13 plus 13?"
+    assert world.judge(task, Completion("a", "It is 26.\n")) == Outcome(1.0)
+    assert "number: 26" in world.judge(task, Completion("b", "26 or so")).feedback
     run = trained(model, tmp_path / "run", f"world={name}")
     assert [step.samples for step in run.steps] == [4, 4]
     assert run.steps[0].contexts == {"feedback": 4}
