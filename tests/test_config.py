@@ -35,10 +35,10 @@ def test_resolved_json_is_read_back():
 
 
 def test_an_override_of_a_resolved_run_keeps_the_rest():
-    base = resolved(load_config(None, ["method=grpo", "method.clip=0.3", "seed=5", "teacher=ema"]))
+    base = resolved(load_config(None, ["method=grpo", "method.clip_low=0.3", "seed=5", "teacher=ema"]))
     longer = load_config(None, ["steps=99"], base)
     assert (longer.steps, longer.seed, longer.teacher) == (99, 5, Ema())
-    assert resolved(longer)["method"] == {"name": "grpo", "clip": 0.3}
+    assert resolved(longer)["method"] == {"name": "grpo", "clip_low": 0.3}
 
 
 def test_another_kind_starts_from_its_own_defaults(tmp_path: Path):

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from selfdistill.errors import ConfigError
-from selfdistill.methods import find_method
+from selfdistill.methods import find_method, get_method
 from selfdistill.models.hf import LoraOptions
 from selfdistill.models.sampler import SamplingOptions
 from selfdistill.models.teacher import TeacherRule
@@ -174,7 +174,9 @@ def from_settings(settings: Mapping[str, Any], sources: Mapping[str, str] | None
             tree[name] = _named(name, tree[name])
     if tree.get("data") and "world" not in tree:
         tree["world"] = {"name": "code"}  # rows of programming tasks are what a data file holds unless a world is named
-    return build(RunConfig, tree, Where(sources=sources or {}))
+    config = build(RunConfig, tree, Where(sources=sources or {}))
+    get_method(config.method.name, config.method.options)  # refuses what it cannot use, before anything is loaded
+    return config
 
 
 def resolved(config: RunConfig) -> dict[str, Any]:

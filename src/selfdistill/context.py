@@ -10,8 +10,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, TypeAlias
 
+from selfdistill.options import option
 from selfdistill.types import Context, Drop, Message, Rollout, RolloutGroup
 
 CLOSING = "Correctly solve the original question."
@@ -46,29 +47,17 @@ def without_thinking(text: str) -> str:
     return re.sub(r"<think>.*\Z", "", text, flags=re.DOTALL)
 
 
-class ContextRule(Protocol):
-    """Finds what the teacher may know about one rollout of a group."""
-
-    kind: ClassVar[str]
-
-    def context(self, group: RolloutGroup, index: int) -> Context | Drop:
-        """The context of `group.rollouts[index]`, or why it has none."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
 class SolutionOrFeedback:
     """SDPO's rule: another rollout of the group that succeeded, else this rollout's own feedback.
 
-    success: reward at which a rollout counts as solved. feedback: whether feedback may be used at all.
-    together: show the feedback beside a sibling's solution too (the reference shows one or the other).
     A rollout never teaches itself, so the only success of a group has no solution to read; its feedback is empty.
     """
 
     kind: ClassVar[str] = "solution_or_feedback"
-    success: float = 0.5
-    feedback: bool = True
-    together: bool = False
+    success: float = option(0.5, "reward at which a rollout counts as solved")
+    feedback: bool = option(True, "whether feedback may be read at all")
+    together: bool = option(False, "read the feedback beside a sibling's solution too, instead of one or the other")
 
     def context(self, group: RolloutGroup, index: int) -> Context | Drop:
         """The first successful sibling in the order of the group; all failures of a group see the same one."""
@@ -111,3 +100,7 @@ class Document:
         """The task's document, the same for every rollout."""
         text = group.task.document
         return Context("document", document=text) if text.strip() else Drop.NO_CONTEXT
+
+
+ContextRule: TypeAlias = SolutionOrFeedback | Demonstration | Document
+"""`context(group, index)` gives the context of one rollout, or why it has none. Settings choose a rule by `kind`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,6 +15,9 @@ from selfdistill.cli.sapling import sapling
 from selfdistill.runs import read_run, saved_config
 from selfdistill.runs.environment import package_version
 from selfdistill.view.plots import overview
+
+if TYPE_CHECKING:
+    from selfdistill.config import RunConfig
 
 app = typer.Typer(
     name="selfdistill",
@@ -109,7 +112,7 @@ def train(
     saved = saved_config(resume).get("settings", {}) if resume else None
     settings = load_config(config, [*_as_overrides(flags), *(overrides or ())], saved)
     if list_settings:
-        print_settings(settings)
+        _print_all_settings(settings)
         return
     from selfdistill.loops.train import train as run_training
 
@@ -192,13 +195,17 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for the run directories and the plot.")] = Path("runs"),
     seed: Annotated[int, typer.Option(help="Decides the verbs and every random choice.")] = 0,
     generations: Annotated[int, typer.Option(help="Answers that each method may sample.")] = 2560,
+    allow_weaker: Annotated[
+        bool, typer.Option("--allow-weaker", help="Run programs also where this machine cannot isolate them fully.")
+    ] = False,
 ) -> None:
     """Teach the embedded model sixteen new words by SDPO and by GRPO, side by side. Takes a few minutes."""
     from selfdistill.loops.compare import compare as run_side_by_side
     from selfdistill.loops.compare import demo_configs
 
+    configs = demo_configs(out, seed=seed, generations=generations, allow_weaker=allow_weaker)
     with RunDisplay() as display:
-        paths = run_side_by_side(demo_configs(out, seed=seed, generations=generations), display.reporter)
+        paths = run_side_by_side(configs, display.reporter)
     _show(paths, paths[0].parent / "demo.png")
 
 
@@ -212,6 +219,17 @@ def compare(
     print_comparison([read_run(path) for path in runs], markdown=markdown)
     if plot:
         typer.echo(f"plot: {overview([read_run(path) for path in runs], plot)}")
+
+
+def _print_all_settings(settings: RunConfig) -> None:
+    """Those of the run, of its method and of its world."""
+    from selfdistill.methods import get_method
+    from selfdistill.worlds.registry import WORLDS, world_options
+
+    print_settings(settings)
+    print_settings(get_method(settings.method.name, settings.method.options), prefix="method.")
+    if settings.world.name in WORLDS:
+        print_settings(world_options(settings.world.name, settings.world.options), prefix="world.")
 
 
 def _show(paths: list[Path], png: Path) -> None:

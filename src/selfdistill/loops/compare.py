@@ -26,12 +26,13 @@ DEMO: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-def demo_configs(out: Path, *, seed: int, generations: int) -> list[RunConfig]:
+def demo_configs(out: Path, *, seed: int, generations: int, allow_weaker: bool = False) -> list[RunConfig]:
     """SDPO and GRPO on sixteen fresh verbs. Raises `ConfigError` for a budget below one step."""
     folder = fresh_path(out, f"demo-seed{seed}")
     configs = []
     for name, settings in DEMO.items():
-        base: dict[str, Any] = {**settings, "seed": seed, "out": str(folder / name), "steps": 1, "world": "verbs"}
+        base: dict[str, Any] = {**settings, "seed": seed, "out": str(folder / name), "steps": 1}
+        base["world"] = {"name": "verbs", "allow_weaker": allow_weaker}
         per_step = from_settings(base).generations
         configs.append(from_settings(base | {"steps": generations // per_step}))
     return configs

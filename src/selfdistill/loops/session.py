@@ -89,6 +89,8 @@ def open_asking(config: RunConfig, reporter: Reporter) -> Asking:
     world = make_world(config.world.name, config.world.options, seed=config.seed)
     tasks = training_tasks(world, config.data)
     policy = open_policy(config, reporter)
+    if config.model.startswith("sapling") and config.world.name != "verbs":
+        reporter.note("the sapling understands the coined-verb world alone; for other tasks name a model with --model")
     renderer = Renderer(policy.tokenizer, policy.context_length, config.context.max_teacher_tokens)
     longest = config.context.max_prompt_tokens
     tasks = askable(tasks, renderer, longest, reporter)

@@ -36,8 +36,13 @@ def find_method(name: str) -> type[Method]:
 
 
 def get_method(name: str, options: Mapping[str, Any]) -> Method:
-    """A method with some of its settings replaced. Raises `ConfigError`."""
-    return build(find_method(name), options, Where("method"))
+    """A method with some of its settings replaced. Raises `ConfigError`, also for values that its signal refuses."""
+    method = build(find_method(name), options, Where("method"))
+    try:
+        method.signal(temperature=1.0)
+    except ValueError as error:
+        raise ConfigError(f"the settings of method {name!r} do not work together", got=error) from error
+    return method
 
 
 def _from_file(name: str) -> type[Method]:

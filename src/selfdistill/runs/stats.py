@@ -43,7 +43,8 @@ def wilson_interval(successes: float, n: int) -> tuple[float, float]:
     assert 0 <= successes <= n, f"{successes} successes of {n}"
     centre = (successes + Z_95**2 / 2) / (n + Z_95**2)
     half = Z_95 / (n + Z_95**2) * sqrt(successes * (n - successes) / n + Z_95**2 / 4)
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # Exactly 0 and 1 at the ends, where rounding would leave a trace.
+    return max(0.0, centre - half) if successes else 0.0, min(1.0, centre + half) if successes < n else 1.0
 
 
 def share(successes: float, n: int) -> Estimate:

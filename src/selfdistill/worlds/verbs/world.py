@@ -35,6 +35,7 @@ class VerbsOptions:
     draw: int = option(-1, "decides which verbs; -1: as the run's seed")
     cases: int = option(2, "failing cases in the feedback, drawn anew for each attempt")
     holdout: int = option(200, "plain-English tasks that are never trained on")
+    allow_weaker: bool = option(False, "run programs also where this machine cannot isolate them fully")
 
     def __post_init__(self) -> None:
         if not self.steps or not all(1 <= steps <= 3 for steps in self.steps):
@@ -53,7 +54,8 @@ class VerbsWorld:
     def __init__(self, options: VerbsOptions | None = None, *, seed: int = 0, code: CodeWorld | None = None) -> None:
         self.options = options or VerbsOptions()
         self.seed = seed if self.options.draw < 0 else self.options.draw
-        limits = CodeOptions(time_limit_s=2.0, cases=self.options.cases, random_cases=True)
+        cases, weaker = self.options.cases, self.options.allow_weaker
+        limits = CodeOptions(time_limit_s=2.0, cases=cases, random_cases=True, allow_weaker=weaker)
         self.code = code or CodeWorld(limits)
 
     @property
