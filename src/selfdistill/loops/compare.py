@@ -54,7 +54,10 @@ def compare(configs: Sequence[RunConfig], reporter_for: Callable[[str], Reporter
             index = waiting.pop(0)
             running[index] = context.Process(target=_run, args=(index, resolved(configs[index]), events))
             running[index].start()
-        _drain(events, reporters, failures, running)
+        try:
+            _drain(events, reporters, failures, running)
+        except KeyboardInterrupt:  # the runs got it too: they finish their step, save, and say so
+            waiting.clear()
     for index, text in failures.items():
         if text == "interrupted":
             raise Interrupted(Path(configs[index].out), 0)
@@ -74,8 +77,6 @@ def _drain(
             deliver(event, reporters[index])
     except queue.Empty:
         pass
-    except KeyboardInterrupt:
-        pass  # the runs got it too: they finish their step, save, and say so
     if events.empty():
         for index in [index for index, process in running.items() if not process.is_alive()]:
             code = running.pop(index).exitcode

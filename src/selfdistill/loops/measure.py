@@ -8,7 +8,7 @@ from pathlib import Path
 
 from selfdistill.config import RunConfig, resolved
 from selfdistill.evaluate import Batch, accuracy, roll_out
-from selfdistill.loops.recording import Totals, rollout_record
+from selfdistill.loops.recording import Totals, check_world, rollout_record
 from selfdistill.loops.session import Asking, Session, open_asking
 from selfdistill.models.sampler import SamplingOptions
 from selfdistill.runs import EvalRecord, RunDir, Split
@@ -34,7 +34,8 @@ class Measured:
 def measure(config: RunConfig, reporter: Reporter) -> list[EvalRecord]:
     """The accuracies of a model as it is, on the splits that its world has.
 
-    With `config.out`, answers and accuracies are kept there as in a run's directory. Raises what opening a run raises.
+    With `config.out`, answers and accuracies are kept there as in a run's directory. Raises what opening a run raises,
+    and `WorldError` when most answers could not be judged.
     """
     asking = open_asking(config, reporter)
     run = None
@@ -45,9 +46,12 @@ def measure(config: RunConfig, reporter: Reporter) -> list[EvalRecord]:
     for measured in measure_splits(asking, Totals(), reporter, STUDENT_SPLITS):
         records.append(measured.record)
         reporter.evaluated(measured.record)
+        answers = [
+            rollout_record(0, Prepared(r, drop=r.drop), measured.batch.faults, {}) for r in measured.batch.rollouts
+        ]
         if run:
-            answers = [rollout_record(0, Prepared(r), measured.batch.faults, {}) for r in measured.batch.rollouts]
             run.append(*answers, measured.record)
+        check_world(answers)
     if run:
         run.close()
     return records
@@ -65,8 +69,18 @@ def measure_splits(asking: Asking, totals: Totals, reporter: Reporter, splits: S
             batch = _student(asking, tasks, split, reporter) if tasks else None
         if batch is not None:
             found = accuracy(batch.groups)
+            if batch.faults:
+                last = next(iter(batch.faults.values())).strip().splitlines()[-1]
+                reporter.note(f"measuring {split}: {len(batch.faults)} answers count as wrong, not judged: {last}")
             record = EvalRecord(
-                totals.step, totals.generations, totals.wall_s, split, found.estimate, found.tasks, found.solved
+                totals.step,
+                totals.generations,
+                totals.wall_s,
+                split,
+                found.estimate,
+                found.tasks,
+                found.solved,
+                extra={"faults": len(batch.faults)} if batch.faults else {},
             )
             yield Measured(record, batch)
 

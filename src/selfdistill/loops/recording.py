@@ -8,11 +8,12 @@ from dataclasses import dataclass
 
 from selfdistill.config import RunConfig
 from selfdistill.context import SECTIONS
+from selfdistill.errors import WorldError
 from selfdistill.evaluate import SOLVED, mean_reward
 from selfdistill.runs import Accuracies, EvalRecord, RolloutRecord, StepRecord, Summary
 from selfdistill.samples import Prepared
 from selfdistill.step import UpdateReport
-from selfdistill.types import Rollout, StopReason
+from selfdistill.types import Drop, Rollout, StopReason
 
 
 @dataclass
@@ -94,6 +95,20 @@ def rollout_record(
         evidence=evidence.get(done.uid, ()),
         details=outcome.details if outcome else {},
     )
+
+
+def check_world(rollouts: Sequence[RolloutRecord]) -> None:
+    """Stops when a world fails on more than half of a batch; its tracebacks are in the records. Raises `WorldError`."""
+    kinds = (Drop.WORLD_RAISED, Drop.WORLD_TIMEOUT, Drop.BAD_OUTCOME)
+    failed = [record for record in rollouts if record.drop in kinds]
+    if 2 * len(failed) > len(rollouts):
+        last_line = failed[0].fault.strip().splitlines()[-1] if failed[0].fault else failed[0].drop
+        raise WorldError(
+            "the world failed on more than half of a batch",
+            got=f"{len(failed)} of {len(rollouts)} rollouts, first: {last_line}",
+            why="what is left would not be a fair sample",
+            do="mend the world's function; every traceback is in rollouts.jsonl, under `fault` (eval: with --out)",
+        )
 
 
 def summarise(config: RunConfig, totals: Totals, evaluations: Sequence[EvalRecord]) -> Summary:

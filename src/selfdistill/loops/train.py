@@ -14,17 +14,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from selfdistill.config import RunConfig, resolved
-from selfdistill.errors import SignalError, WorldError
+from selfdistill.errors import SignalError
 from selfdistill.loops.learning import one_step
 from selfdistill.loops.measure import EVERY_SPLIT, STUDENT_SPLITS, measure_splits
-from selfdistill.loops.recording import Totals, summarise
+from selfdistill.loops.recording import Totals, check_world, summarise
 from selfdistill.loops.session import Session, open_session
 from selfdistill.models.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from selfdistill.plugins import short_name
-from selfdistill.runs import RolloutRecord, RunDir, Split, StepRecord, allowed_changes, fresh_path, read_run
+from selfdistill.runs import RunDir, Split, StepRecord, allowed_changes, fresh_path, read_run
 from selfdistill.runs.environment import describe_environment
 from selfdistill.runs.progress import Interrupted, Reporter, RunInfo
-from selfdistill.types import Drop
 
 PATIENCE = 10  # batches in a row without anything to learn from, after which a run is stopped
 MAY_CHANGE = ("steps", "out", "checkpoint_every", "evaluation.every", "micro_batch_tokens")
@@ -54,20 +53,25 @@ class _Training:
     reporter: Reporter
     totals: Totals
     stop_asked: bool = False
+    all_solved: bool = False
+
+    @property
+    def done(self) -> bool:
+        return self.totals.step >= self.session.config.steps or self.all_solved
 
     def run_all(self) -> Path:
-        config, began = self.session.config, time.monotonic() - self.totals.wall_s
+        began = time.monotonic() - self.totals.wall_s
         if self.totals.step == 0:  # a run that was killed at once may have measured some of it
             measured = {record.split for record in read_run(self.run.path).evals}
             self._evaluate([split for split in EVERY_SPLIT if split not in measured])
         with self._asked_to_stop():
-            while self.totals.step < config.steps:
+            while not self.done:
                 self._one_step(began)
-                if self.stop_asked and self.totals.step < config.steps:
+                if self.stop_asked and not self.done:
                     self._save()
                     raise Interrupted(self.run.path, self.totals.step)
         self._save(final=True)
-        summary = summarise(config, self.totals, read_run(self.run.path).evals)
+        summary = summarise(self.session.config, self.totals, read_run(self.run.path).evals)
         self.run.finish(summary)
         self.reporter.finished(summary)
         return self.run.path
@@ -78,12 +82,11 @@ class _Training:
         self.run.append(*rollouts, record)
         totals.step, totals.wall_s = record.step, record.wall_s
         self.reporter.step(record)
-        _check_world(rollouts)
+        check_world(rollouts)
         self._check_signal(record)
-        last = totals.step == config.steps
-        if last or (config.evaluation.every and totals.step % config.evaluation.every == 0):
-            self._evaluate(EVERY_SPLIT if last else STUDENT_SPLITS)
-        if config.checkpoint_every and totals.step % config.checkpoint_every == 0 and not last:
+        if self.done or (config.evaluation.every and totals.step % config.evaluation.every == 0):
+            self._evaluate(EVERY_SPLIT if self.done else STUDENT_SPLITS)
+        if config.checkpoint_every and totals.step % config.checkpoint_every == 0 and not self.done:
             self._save()
 
     def _evaluate(self, splits: Sequence[Split]) -> None:
@@ -111,15 +114,17 @@ class _Training:
             return
         reasons = ", ".join(f"{count} {reason}" for reason, count in record.dropped.items())
         self.reporter.note(f"step {record.step} taught nothing: {reasons} (mean reward {record.reward:.2f})")
-        if self.totals.silent >= PATIENCE:
+        if self.totals.silent >= PATIENCE and record.accuracy == 1.0:
+            self.reporter.note(f"all answers of {PATIENCE} batches were right: nothing is left to learn, the run ends")
+            self.all_solved = True
+        elif self.totals.silent >= PATIENCE:
             self._save()
             raise SignalError(
                 f"{PATIENCE} batches in a row taught nothing",
                 got=f"{reasons}; mean reward {record.reward:.2f}",
                 why="flat_group: all siblings are equally good; no_context: no sibling succeeded and no feedback was "
                 "given; lone_success: the only success has nobody to learn from",
-                do="if all is solved, be content; else take easier tasks, more rollouts_per_task, or a world with "
-                "feedback",
+                do="take easier tasks, more rollouts_per_task, or a world that gives feedback",
             )
 
     @contextmanager
@@ -175,17 +180,3 @@ def _info(out: Path, session: Session, totals: Totals) -> RunInfo:
         generations=config.generations,
         first_step=totals.step,
     )
-
-
-def _check_world(rollouts: Sequence[RolloutRecord]) -> None:
-    """Stops when a world fails on more than half of a batch; its tracebacks are in the records by now."""
-    kinds = (Drop.WORLD_RAISED, Drop.WORLD_TIMEOUT, Drop.BAD_OUTCOME)
-    failed = [record for record in rollouts if record.drop in kinds]
-    if 2 * len(failed) > len(rollouts):
-        last_line = failed[0].fault.strip().splitlines()[-1] if failed[0].fault else failed[0].drop
-        raise WorldError(
-            "the world failed on more than half of a batch",
-            got=f"{len(failed)} of {len(rollouts)} rollouts, first: {last_line}",
-            why="what is left would not be a fair sample",
-            do="mend the world's function; rollouts.jsonl holds every traceback under `fault`",
-        )
