@@ -120,3 +120,7 @@ class Measuring(Splits):
 
     def judge(self, task: Task, completion: Completion) -> Outcome:
         return Outcome(1.0)
+
+
+def broken(task: Task, completion: Completion) -> Outcome:
+    raise RuntimeError("always broken")

@@ -216,11 +216,10 @@ def test_rehearsal_may_come_from_a_file_and_its_answers_are_no_rollouts_of_the_r
         ({"method": {"name": "sdpo", "topk": 5}}, ConfigError, "did you mean 'top_k'"),
     ],
 )
-def test_what_cannot_be_run_is_refused_before_anything_is_written(config_of, settings, error, said) -> None:
-    config = config_of(**settings)
+def test_what_cannot_be_run_is_refused_before_anything_is_written(config_of, tmp_path, settings, error, said) -> None:
     with pytest.raises(error, match=said):
-        train(config, Quiet())
-    assert not Path(config.out).exists()
+        train(config_of(**settings), Quiet())
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_directory_that_is_in_use_is_not_overwritten(config_of) -> None:

@@ -46,9 +46,8 @@ def measure(config: RunConfig, reporter: Reporter) -> list[EvalRecord]:
     for measured in measure_splits(asking, Totals(), reporter, STUDENT_SPLITS):
         records.append(measured.record)
         reporter.evaluated(measured.record)
-        answers = [
-            rollout_record(0, Prepared(r, drop=r.drop), measured.batch.faults, {}) for r in measured.batch.rollouts
-        ]
+        batch = measured.batch
+        answers = [rollout_record(0, Prepared(r, drop=r.drop), batch.faults, {}) for r in batch.rollouts]
         if run:
             run.append(*answers, measured.record)
         check_world(answers)

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from selfdistill.errors import WorldError
+from selfdistill.loops.measure import measure
+from selfdistill.loops.train import train
+from selfdistill.runs import Quiet, read_run
+
+
+def test_every_split_that_a_world_has_is_measured_by_its_other_judge(config_of) -> None:
+    records = measure(config_of("Splits", evaluation={"tasks": 2, "rollouts": 3}), Quiet())
+    assert [(record.split, record.tasks, record.accuracy.n) for record in records] == [
+        ("train", 2, 6), ("holdout", 1, 1), ("retained", 1, 1),
+    ]  # fmt: skip
+    assert [record.accuracy.value for record in records] == [1.0, 1.0, 1.0]
+
+
+def test_a_world_with_training_tasks_alone_is_measured_on_those(config_of) -> None:
+    (record,) = measure(config_of("never"), Quiet())
+    assert (record.split, record.accuracy.value, record.tasks, record.solved) == ("train", 0.0, 2, 0)
+
+
+def test_measuring_gives_the_same_numbers_again_and_keeps_its_answers_where_asked(config_of) -> None:
+    kept = config_of("hashed", evaluation={"tasks": 4, "rollouts": 4, "temperature": 1.0})
+    records = measure(kept, Quiet())
+    assert measure(replace(kept, out=""), Quiet()) == records
+    run = read_run(Path(kept.out))
+    assert list(run.evals) == records
+    rewards = [rollout.reward for rollout in run.rollouts()]
+    assert len(rewards) == 16
+    assert records[0].accuracy.value == pytest.approx(sum(rewards) / 16)
+
+
+def test_the_teacher_is_measured_with_the_context_and_only_where_there_is_one(config_of, tmp_path) -> None:
+    asked = read_run(train(config_of("hashed", steps=1), Quiet())).evals_of("teacher")
+    assert [record.step for record in asked] == [0, 1]
+    assert all(record.accuracy.n > 0 for record in asked)
+    bare = config_of("hashed", steps=1, method="grpo", out=str(tmp_path / "grpo"))
+    assert not read_run(train(bare, Quiet())).evals_of("teacher")
+    silent = config_of("never", steps=1, out=str(tmp_path / "silent"))
+    assert not read_run(train(silent, Quiet())).evals_of("teacher"), "no attempt taught anything"
+
+
+def test_measurements_come_as_often_as_asked_and_always_at_both_ends(config_of, tmp_path) -> None:
+    run = read_run(train(config_of("hashed", steps=5, evaluation={"every": 2, "tasks": 1}), Quiet()))
+    assert [record.step for record in run.evals_of("train")] == [0, 2, 4, 5]
+    ends = config_of("hashed", steps=2, evaluation={"every": 0, "tasks": 1}, out=str(tmp_path / "ends"))
+    assert [record.step for record in read_run(train(ends, Quiet())).evals_of("train")] == [0, 2]
+
+
+def test_a_world_that_cannot_judge_is_no_accuracy_of_zero(config_of) -> None:
+    config = config_of("broken")
+    with pytest.raises(WorldError, match=r"failed on more than half[\s\S]*RuntimeError: always broken"):
+        measure(config, Quiet())
+    faults = [(rollout.drop, rollout.fault) for rollout in read_run(Path(config.out)).rollouts()]
+    assert faults
+    assert all(drop == "world_raised" and "in broken" in fault for drop, fault in faults)
+
+
+def test_a_run_says_what_was_not_judged_while_measuring(config_of, heard) -> None:
+    with pytest.raises(WorldError, match="more than half of a batch"):
+        train(config_of("broken"), heard)
+    assert any("2 answers count as wrong, not judged: RuntimeError: always broken" in note for note in heard.notes)

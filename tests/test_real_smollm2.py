@@ -1,0 +1,85 @@
+"""A real pretrained model: two SDPO steps on real programming tasks with real feedback."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from selfdistill.evaluate import roll_out
+from selfdistill.methods import SDPO
+from selfdistill.models.hf import LoraOptions, Policy, load_policy
+from selfdistill.models.sampler import SamplingOptions
+from selfdistill.models.smollm2 import cached_smollm2
+from selfdistill.models.teacher import Frozen, Teacher
+from selfdistill.render import Renderer
+from selfdistill.samples import prepare
+from selfdistill.signal import denominators
+from selfdistill.step import Batch, read_teacher, train_step
+from selfdistill.types import TrainingSample
+from selfdistill.worlds.code import CodeWorld
+from selfdistill.worlds.rows import load_tasks
+
+MBPP = Path(__file__).parents[2] / "shared" / "data" / "mbpp" / "mbpp.jsonl"
+TOKENS = 2048
+
+pytestmark = [
+    pytest.mark.skipif(cached_smollm2() is None, reason="SmolLM2 is not in the cache; `make smollm2` puts it there"),
+    pytest.mark.skipif(not MBPP.is_file(), reason=f"no MBPP rows at {MBPP}"),
+]
+
+
+@pytest.fixture(scope="module")
+def student() -> Policy:
+    return load_policy("smollm2", device="cpu", lora=LoraOptions(rank=8, alpha=16))
+
+
+def mean_divergence(policy: Policy, method: SDPO, batch: Batch) -> float:
+    """From the teacher as it was read, over all tokens of the batch."""
+    found: list[float] = []
+    with torch.no_grad():
+        for sample in batch.samples:
+            hidden = policy.answer_hidden([(sample.student_prompt_ids, sample.completion_ids)])
+            log_p = policy.head().logits(hidden).log_softmax(-1)
+            log_q = batch.teacher[0].head.logits(batch.teacher[0].hidden[sample.uid]).log_softmax(-1)
+            found += method.signal(1.0).shape.divergence(log_p, log_q).tolist()
+    return sum(found) / len(found)
+
+
+def test_two_steps_on_mbpp_bring_the_student_nearer_to_what_it_thinks_with_feedback(student: Policy) -> None:
+    method, world = SDPO(), CodeWorld()
+    renderer = Renderer(student.tokenizer, student.context_length, 2048)
+    tasks = load_tasks(MBPP)[:2]
+    teacher = Teacher(Frozen(), student)
+    optimizer = torch.optim.AdamW(list(student.trainable().values()), lr=2e-4)
+    for step in range(2):
+        found = roll_out(
+            student,
+            world,
+            renderer,
+            tasks,
+            SamplingOptions(max_new_tokens=48),
+            rollouts=2,
+            seed=1,
+            label=str(step),
+            version=step,
+        )
+        assert not found.faults
+        samples = [entry.sample for entry in prepare(method, found.groups, renderer) if entry.sample is not None]
+        assert len(samples) >= 2, "48 tokens are too few to be right, and the feedback says so"
+        batch = batch_of(student, teacher, samples)
+        before = mean_divergence(student, method, batch)
+        report = train_step(
+            student, optimizer, method.signal(1.0), method.reduction, batch, max_grad_norm=1.0, tokens=TOKENS
+        )
+        assert not report.skipped
+        assert report.divergence == pytest.approx(before, rel=1e-2), "what it minimised is what is measured here"
+        assert mean_divergence(student, method, batch) < before
+        failed = [r.outcome for r in found.rollouts if r.outcome and r.outcome.reward < 0.5]
+        assert all(outcome.feedback for outcome in failed)
+
+
+def batch_of(policy: Policy, teacher: Teacher, samples: list[TrainingSample]) -> Batch:
+    over = denominators([len(sample.completion_ids) for sample in samples])
+    return Batch(samples, over, teacher=read_teacher(policy, teacher, samples, TOKENS))
