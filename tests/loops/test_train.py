@@ -163,7 +163,7 @@ def test_a_world_that_fails_on_most_of_a_batch_stops_the_run_and_its_tracebacks_
 
 @pytest.mark.parametrize(
     ("world", "method", "reason"),
-    [("never", "sdpo", "no_context"), ("never", "grpo", "flat_group"), ("always", "grpo", "flat_group")],
+    [("never", "sdpo", "no_context"), ("never", "grpo", "flat_group"), ("nearly", "grpo", "flat_group")],
 )
 def test_batches_that_teach_nothing_say_why_and_stop_a_run_in_the_end(config_of, heard, world, method, reason) -> None:
     config = config_of(world, method=method, steps=40, rollouts_per_task=2)
@@ -175,10 +175,16 @@ def test_batches_that_teach_nothing_say_why_and_stop_a_run_in_the_end(config_of,
     assert latest_checkpoint(Path(config.out) / "checkpoints") is not None
 
 
-def test_one_rollout_per_task_can_have_no_sibling_and_says_so(config_of, heard) -> None:
-    config = config_of("always", steps=40, rollouts_per_task=1)
-    with pytest.raises(SignalError, match="2 lone_success"):
-        train(config, heard)
+@pytest.mark.parametrize(("method", "rollouts", "reason"), [("grpo", 2, "flat_group"), ("sdpo", 1, "lone_success")])
+def test_a_run_that_has_nothing_left_to_learn_ends_well(config_of, heard, method, rollouts, reason) -> None:
+    path = train(config_of("always", method=method, steps=40, rollouts_per_task=rollouts), heard)
+    run = read_run(path)
+    assert len(run.steps) == PATIENCE
+    assert run.summary is not None
+    assert run.summary.steps == PATIENCE
+    assert all(record.dropped == {reason: 2 * rollouts} for record in run.steps)
+    assert any("nothing is left to learn" in note for note in heard.notes)
+    assert latest_checkpoint(path / "checkpoints") is not None
 
 
 def test_prompts_that_are_too_long_are_counted_and_skipped(config_of, heard, tmp_path) -> None:
