@@ -177,9 +177,11 @@ def test_batches_that_teach_nothing_say_why_and_stop_a_run_in_the_end(config_of,
 
 @pytest.mark.parametrize(("method", "rollouts", "reason"), [("grpo", 2, "flat_group"), ("sdpo", 1, "lone_success")])
 def test_a_run_that_has_nothing_left_to_learn_ends_well(config_of, heard, method, rollouts, reason) -> None:
-    path = train(config_of("always", method=method, steps=40, rollouts_per_task=rollouts), heard)
+    config = config_of("always", method=method, steps=40, rollouts_per_task=rollouts)
+    path = train(config, heard)
+    train(config, heard, resume=True)
     run = read_run(path)
-    assert len(run.steps) == PATIENCE
+    assert len(run.steps) == PATIENCE, "resuming it adds nothing"
     assert run.summary is not None
     assert run.summary.steps == PATIENCE
     assert all(record.dropped == {reason: 2 * rollouts} for record in run.steps)

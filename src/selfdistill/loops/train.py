@@ -53,11 +53,10 @@ class _Training:
     reporter: Reporter
     totals: Totals
     stop_asked: bool = False
-    all_solved: bool = False
 
     @property
     def done(self) -> bool:
-        return self.totals.step >= self.session.config.steps or self.all_solved
+        return self.totals.step >= self.session.config.steps or self.totals.all_solved
 
     def run_all(self) -> Path:
         began = time.monotonic() - self.totals.wall_s
@@ -116,7 +115,7 @@ class _Training:
         self.reporter.note(f"step {record.step} taught nothing: {reasons} (mean reward {record.reward:.2f})")
         if self.totals.silent >= PATIENCE and record.accuracy == 1.0:
             self.reporter.note(f"all answers of {PATIENCE} batches were right: nothing is left to learn, the run ends")
-            self.all_solved = True
+            self.totals.all_solved = True
         elif self.totals.silent >= PATIENCE:
             self._save()
             raise SignalError(
