@@ -43,10 +43,10 @@ class Named:
 
 @dataclass(frozen=True, slots=True)
 class OptimiserOptions:
-    """AdamW. The rate rises linearly over `warmup_steps` updates and then stays."""
+    """AdamW. The rate rises linearly over `warmup_steps` generation batches and then stays."""
 
     lr: float = option(1e-5, "learning rate")
-    warmup_steps: int = option(10, "updates over which the rate rises from 0")
+    warmup_steps: int = option(10, "generation batches over which the rate rises")
     weight_decay: float = option(0.01, "decoupled weight decay")
     beta1: float = option(0.9, "decay of the mean of the gradients")
     beta2: float = option(0.999, "decay of the mean of their squares")

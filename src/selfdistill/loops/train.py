@@ -114,7 +114,9 @@ class _Training:
         reasons = ", ".join(f"{count} {reason}" for reason, count in record.dropped.items())
         self.reporter.note(f"step {record.step} taught nothing: {reasons} (mean reward {record.reward:.2f})")
         if self.totals.silent >= PATIENCE and record.accuracy == 1.0:
-            self.reporter.note(f"all answers of {PATIENCE} batches were right: nothing is left to learn, the run ends")
+            self.reporter.note(
+                f"nothing was left to learn from {PATIENCE} batches, the last of them all right: the run ends"
+            )
             self.totals.all_solved = True
         elif self.totals.silent >= PATIENCE:
             self._save()

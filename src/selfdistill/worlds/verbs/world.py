@@ -86,16 +86,16 @@ class VerbsWorld:
 
 
 def fresh_verbs(count: int, steps: Sequence[int], seed: int) -> list[Task]:
-    """Verbs with words and programs that the embedded model never met; no two agree on each other's tests."""
+    """Verbs with words and programs that the embedded model never met; no answer to one passes another's tests."""
     rng = random.Random(f"fresh verbs {seed}")
     words = rng.sample(held_out_words(), count)
-    programs: list[Program] = []
+    chosen: list[tuple[Program, list[Value]]] = []
     tasks: list[Task] = []
     while len(tasks) < count:
         program = draw_program(rng, held_out=True, steps=steps[len(tasks) % len(steps)])
         inputs = usable_inputs(program, rng)
-        if inputs and all(_differ(program, other, inputs) for other in programs):
-            programs.append(program)
+        if inputs and all(_told_apart((program, inputs), other) for other in chosen):
+            chosen.append((program, inputs))
             word = words[len(tasks)]
             tasks.append(program_task(f"verb-{word}", verb_question(word, program.kind), program, inputs, word))
     return tasks
@@ -125,12 +125,12 @@ def program_task(identity: str, question: Message, program: Program, inputs: Seq
     results = outputs(program, inputs)
     assert results is not None, "inputs were drawn so that the program runs on them"
     tests: list[Any] = [{"input": [value], "output": result} for value, result in zip(inputs, results, strict=True)]
-    half = len(tests) // 2
+    public, private = _halves(tests)
     spec = {
         "kind": "functional",
         "fn_name": "f",
-        "public": tests[:half],
-        "private": tests[half:],
+        "public": public,
+        "private": private,
         "steps": len(program.steps),
         "program": program.code,
     }
@@ -150,5 +150,14 @@ def _certain_inputs(program: Program, key: str) -> list[Value]:
     return inputs
 
 
-def _differ(program: Program, other: Program, inputs: Sequence[Value]) -> bool:
-    return program.kind != other.kind or outputs(program, inputs) != outputs(other, inputs)
+def _told_apart(one: tuple[Program, list[Value]], other: tuple[Program, list[Value]]) -> bool:
+    """Whether two programs differ on the public and on the private tests of either."""
+    if one[0].kind != other[0].kind:
+        return True
+    halves = [half for _, inputs in (one, other) for half in _halves(inputs)]
+    return all(outputs(one[0], half) != outputs(other[0], half) for half in halves)
+
+
+def _halves(values: Sequence[Value]) -> tuple[Sequence[Value], Sequence[Value]]:
+    """Of inputs or tests: the public ones, and the private ones."""
+    return values[: len(values) // 2], values[len(values) // 2 :]
