@@ -115,7 +115,7 @@ class _Training:
         self.reporter.note(f"step {record.step} taught nothing: {reasons} (mean reward {record.reward:.2f})")
         if self.totals.silent >= PATIENCE and record.accuracy == 1.0:
             self.reporter.note(
-                f"nothing was left to learn from {PATIENCE} batches, the last of them all right: the run ends"
+                f"{PATIENCE} batches in a row taught nothing, and the last was all right: the run ends"
             )
             self.totals.all_solved = True
         elif self.totals.silent >= PATIENCE:

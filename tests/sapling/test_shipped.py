@@ -1,0 +1,64 @@
+"""The sapling that ships: its size, its card, and that it can do a little of what the card says."""
+
+import json
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import selfdistill
+from selfdistill.context import teacher_messages
+from selfdistill.evaluate import accuracy, roll_out
+from selfdistill.models.hf import load_policy
+from selfdistill.models.sampler import SamplingOptions
+from selfdistill.render import Renderer
+from selfdistill.sapling.recipe import SAPLING
+from selfdistill.types import Context
+from selfdistill.worlds.verbs.world import VerbsWorld, fresh_verbs, known_tasks, plain_tasks
+
+WEIGHTS = Path(selfdistill.__file__).parent / "sapling" / "weights" / "sapling"
+GREEDY = SamplingOptions(max_new_tokens=48, temperature=0.0)
+
+
+@pytest.fixture(scope="module")
+def policy():
+    return load_policy("sapling", device="cpu")
+
+
+def share_right(policy, tasks, prompts=None):
+    renderer = Renderer(policy.tokenizer, policy.context_length, 2000)
+    ids = [renderer.prompt(prompt) for prompt in prompts] if prompts else None
+    world = VerbsWorld().for_evaluation()
+    batch = roll_out(policy, world, renderer, tasks, GREEDY, rollouts=1, seed=0, label="t", prompts=ids)
+    return accuracy(batch.groups).estimate.value
+
+
+def test_it_is_small_and_loads_with_plain_transformers():
+    model = AutoModelForCausalLM.from_pretrained(WEIGHTS)
+    assert model.config.model_type == "qwen3"
+    assert sum(parameter.numel() for parameter in model.parameters()) <= 6_000_000
+    assert sum(file.stat().st_size for file in WEIGHTS.iterdir()) <= 12_000_000
+    assert AutoTokenizer.from_pretrained(WEIGHTS).chat_template
+
+
+def test_its_card_tells_how_it_was_grown():
+    growth = json.loads((WEIGHTS / "growth.json").read_text())
+    card = (WEIGHTS / "CARD.md").read_text()
+    assert growth["recipe"]["name"] == SAPLING.name
+    assert f"{growth['tokens'] / 1e6:.1f} M tokens" in card
+    assert "plain English" in card
+
+
+def test_it_understands_plain_english(policy):
+    assert share_right(policy, plain_tasks(60, seed=5)) >= 0.9
+
+
+def test_it_knows_its_lexicon(policy):
+    assert share_right(policy, known_tasks()[:60]) >= 0.85
+
+
+def test_a_fresh_verb_means_nothing_to_it_until_it_is_told(policy):
+    tasks = fresh_verbs(40, (1, 2), seed=9)
+    told = [teacher_messages(task.messages, Context("", solution=task.demonstration)) for task in tasks]
+    assert share_right(policy, tasks) <= 0.15
+    assert share_right(policy, tasks, told) >= 0.9
