@@ -16,37 +16,49 @@ from typing import Any
 from selfdistill.cli.display import RunDisplay
 from selfdistill.config import RunConfig, from_settings
 from selfdistill.loops.compare import compare
-from selfdistill.runs import read_run
+from selfdistill.runs import Run, read_run
+from selfdistill.view.groups import grouped
 from selfdistill.view.plots import overview
 from selfdistill.view.tables import comparison
 
 SEEDS = (0, 1, 2)
-ALL = {"rehearsal": {"per_step": 32}}
-GRID = {"grpo": (2.5e-4, 5e-4, 1e-3, 2e-3)}
-EVALUATION = {"every": 4, "rollouts": 8, "temperature": 1.0}
+SDPO_RATE = 5e-4
+GRPO_RATES = (1e-4, 2.5e-4, 5e-4, 1e-3)
+REHEARSAL = {"rehearsal": {"per_step": 32}}
+COMMON = {
+    "model": "sapling",
+    "world": "verbs",
+    "checkpoint_every": 20,
+    "evaluation": {"every": 5, "rollouts": 8, "temperature": 1.0},
+}
 
 
-def arms() -> Iterator[tuple[str, dict[str, Any], int]]:
-    """Name, settings and steps of every arm; a step is 16 verbs times 8 rollouts."""
-    for rate in (5e-4, 2.5e-4):
-        yield f"sdpo-{rate:g}", {"method": "sdpo", "optimiser": {"lr": rate}}, 40
-        yield f"sdpo-{rate:g}-rehearsal", {"method": "sdpo", "optimiser": {"lr": rate}, **ALL}, 40
-    for rate in GRID["grpo"]:
-        yield f"grpo-{rate:g}", {"method": "grpo", "optimiser": {"lr": rate}}, 80
+def arms() -> Iterator[tuple[str, dict[str, Any]]]:
+    """Name and settings of every arm; a step is 16 verbs times 8 rollouts."""
+    sdpo = {"method": "sdpo", "optimiser": {"lr": SDPO_RATE}, "steps": 40}
+    yield "sdpo", sdpo
+    yield "sdpo-rehearsal", sdpo | REHEARSAL
+    for rate in GRPO_RATES:
+        grpo = {"method": "grpo", "optimiser": {"lr": rate}, "steps": 80}
+        yield f"grpo-{rate:g}", grpo
 
 
 def configs(out: Path, only: str) -> list[RunConfig]:
     """Every arm under every seed; a seed decides verbs and samples alike."""
     return [
-        from_settings(
-            settings
-            | {"seed": seed, "steps": steps, "evaluation": EVALUATION, "out": str(out / f"{name}-seed{seed}")}
-            | {"checkpoint_every": 20, "model": "sapling", "world": "verbs"}
-        )
+        from_settings(COMMON | settings | {"seed": seed, "out": str(out / f"{name}-seed{seed}")})
         for seed in SEEDS
-        for name, settings, steps in arms()
+        for name, settings in arms()
         if only in name
     ]
+
+
+def best_rate(runs: list[Run]) -> list[Run]:
+    """SDPO's runs, and of GRPO's those at the rate whose last accuracy, over all seeds, is the highest."""
+    groups = grouped(runs)
+    grpo = [group for group in groups if group.label.startswith("GRPO")]
+    best = max(grpo, key=lambda group: group.curve("train")[-1][1].value, default=None)
+    return [run for group in groups if group not in grpo or group is best for run in group.runs]
 
 
 def main() -> None:
@@ -61,7 +73,7 @@ def main() -> None:
         compare(open_runs, display.reporter)
     runs = [read_run(Path(config.out)) for config in wanted]
     (chosen.out / "results.md").write_text(comparison(runs).markdown(), encoding="utf-8")
-    overview(runs, chosen.out / "results.png")
+    overview(best_rate(runs), chosen.out / "results.png")
 
 
 if __name__ == "__main__":

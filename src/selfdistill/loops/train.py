@@ -114,9 +114,7 @@ class _Training:
         reasons = ", ".join(f"{count} {reason}" for reason, count in record.dropped.items())
         self.reporter.note(f"step {record.step} taught nothing: {reasons} (mean reward {record.reward:.2f})")
         if self.totals.silent >= PATIENCE and record.accuracy == 1.0:
-            self.reporter.note(
-                f"{PATIENCE} batches in a row taught nothing, and the last was all right: the run ends"
-            )
+            self.reporter.note(f"{PATIENCE} batches in a row taught nothing, and the last was all right: the run ends")
             self.totals.all_solved = True
         elif self.totals.silent >= PATIENCE:
             self._save()
