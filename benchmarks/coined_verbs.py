@@ -61,6 +61,25 @@ def best_rate(runs: list[Run]) -> list[Run]:
     return [run for group in groups if group not in grpo or group is best for run in group.runs]
 
 
+def from_nothing(runs: list[Run]) -> str:
+    """Of the verbs without a success among their first rollouts: how many are solved in the last step, most answers
+    right. Before its first success a verb can be learned from feedback alone."""
+    lines = []
+    for group in grouped(runs):
+        cold = solved = 0
+        for run in group.runs:
+            first, last = run.steps[0].step, run.steps[-1].step
+            rewards: dict[int, dict[str, list[float]]] = {first: {}, last: {}}
+            for rollout in run.rollouts():
+                if rollout.step in rewards and rollout.reward is not None:
+                    rewards[rollout.step].setdefault(rollout.task, []).append(rollout.reward)
+            never = [task for task, values in rewards[first].items() if not any(values)]
+            cold += len(never)
+            solved += sum(2 * sum(rewards[last].get(task, [])) > len(rewards[last].get(task, [])) for task in never)
+        lines.append(f"- {group.label}: {solved} of {cold}")
+    return "Verbs without a success in their first eight rollouts that are solved at the end:\n\n" + "\n".join(lines)
+
+
 def main() -> None:
     """Runs what is missing, then tabulates and plots everything."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -72,7 +91,7 @@ def main() -> None:
     with RunDisplay() as display:
         compare(open_runs, display.reporter)
     runs = [read_run(Path(config.out)) for config in wanted]
-    (chosen.out / "results.md").write_text(comparison(runs).markdown(), encoding="utf-8")
+    (chosen.out / "results.md").write_text(f"{comparison(runs).markdown()}\n{from_nothing(runs)}\n", encoding="utf-8")
     overview(best_rate(runs), chosen.out / "results.png")
 
 
