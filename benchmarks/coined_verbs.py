@@ -24,12 +24,12 @@ from selfdistill.view.tables import comparison
 SEEDS = (0, 1, 2)
 SDPO_RATE = 5e-4
 GRPO_RATES = (1e-4, 2.5e-4, 5e-4, 1e-3)
-REHEARSAL = {"rehearsal": {"per_step": 32}}
+REHEARSAL = {"rehearsal": {"per_step": 64}}
 COMMON = {
     "model": "sapling",
     "world": "verbs",
     "checkpoint_every": 20,
-    "evaluation": {"every": 5, "rollouts": 8, "temperature": 1.0},
+    "evaluation": {"every": 5},
 }
 
 

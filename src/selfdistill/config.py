@@ -82,7 +82,7 @@ class RehearsalOptions:
     """Keeps what the model knew: on these prompts the student is distilled toward its frozen bare self."""
 
     prompts: str = option("world", 'JSONL file of prompts, or "world": the world\'s own rehearsal tasks')
-    per_step: int = option(32, "prompts added to each update")
+    per_step: int = option(64, "prompts added to each update")
     weight: float = option(1.0, "weight of one rehearsed answer beside a trained one")
 
     def __post_init__(self) -> None:

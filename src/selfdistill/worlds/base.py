@@ -8,7 +8,7 @@ An object with `name` and `judge` is one too. It may also have
 
     judge_many(pairs) -> list[Outcome]     to judge many answers at once
     tasks(split) -> list[Task]             "train", "holdout" (never trained on), "retained" (known before),
-                                           "rehearsal" (known before too, and none of the retained ones)
+                                           "rehearsal" (what may be rehearsed, so as not to forget it)
     for_evaluation() -> World              the same world, judging by what training never shows
     isolation: str                         how untrusted programs are shut in
     time_limit_s: float                    seconds that one call of `judge` may take, instead of 30

@@ -23,7 +23,7 @@ from selfdistill.worlds.verbs.texts import dictionary_entry, plain_question, ver
 from selfdistill.worlds.verbs.words import held_out_words
 
 TESTS = 8  # of each split
-RETAINED = 200  # known verbs that measure forgetting; the others may be rehearsed
+RETAINED = 200  # known verbs that measure forgetting
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,13 +76,13 @@ class VerbsWorld:
         return VerbsWorld(self.options, seed=self.seed, code=self.code.with_split("private"))
 
     def tasks(self, split: str) -> list[Task]:
-        """Of "train" the fresh verbs, of "holdout" plain English, of "retained" and "rehearsal" known verbs."""
+        """Fresh verbs to "train", plain English as "holdout", known verbs as "retained" and for "rehearsal"."""
         if split == "train":
             return fresh_verbs(self.options.verbs, self.options.steps, self.seed)
         if split == "holdout":
             return plain_tasks(self.options.holdout, seed=0)
-        known = {"retained": slice(RETAINED), "rehearsal": slice(RETAINED, None)}
-        return known_tasks()[known[split]] if split in known else []
+        known = {"retained": RETAINED, "rehearsal": None}
+        return known_tasks()[: known[split]] if split in known else []
 
 
 def fresh_verbs(count: int, steps: Sequence[int], seed: int) -> list[Task]:
