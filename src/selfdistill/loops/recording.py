@@ -18,15 +18,15 @@ from selfdistill.types import Drop, Rollout, StopReason
 
 @dataclass
 class Totals:
-    """What a run has used so far. `silent` counts the last batches that taught nothing, `all_solved` says that they
-    were all right and the run is over."""
+    """What a run has used so far. `silent` counts the last batches that taught nothing, `ended` says that
+    they were too many, and the run is over."""
 
     step: int = 0
     generations: int = 0
     tokens: int = 0
     wall_s: float = 0.0
     silent: int = 0
-    all_solved: bool = False
+    ended: bool = False
 
 
 def step_record(

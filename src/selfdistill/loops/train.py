@@ -56,7 +56,7 @@ class _Training:
 
     @property
     def done(self) -> bool:
-        return self.totals.step >= self.session.config.steps or self.totals.all_solved
+        return self.totals.step >= self.session.config.steps or self.totals.ended
 
     def run_all(self) -> Path:
         began = time.monotonic() - self.totals.wall_s
@@ -107,19 +107,21 @@ class _Training:
         )
 
     def _check_signal(self, record: StepRecord) -> None:
-        """Says why a batch taught nothing, and stops a run that goes on like that."""
+        """Says why a batch taught nothing; ends a run that goes on like that, and refuses one that began like that."""
         self.totals.silent = 0 if record.samples else self.totals.silent + 1
         if record.samples:
             return
         reasons = ", ".join(f"{count} {reason}" for reason, count in record.dropped.items())
         self.reporter.note(f"step {record.step} taught nothing: {reasons} (mean reward {record.reward:.2f})")
-        if self.totals.silent >= PATIENCE and record.accuracy == 1.0:
-            self.reporter.note(f"{PATIENCE} batches in a row taught nothing, and the last was all right: the run ends")
-            self.totals.all_solved = True
-        elif self.totals.silent >= PATIENCE:
+        if self.totals.silent < PATIENCE:
+            return
+        if record.accuracy == 1.0 or self.totals.step > self.totals.silent:
+            self.reporter.note(f"{PATIENCE} batches in a row taught nothing: nothing is left to learn, the run ends")
+            self.totals.ended = True
+        else:
             self._save()
             raise SignalError(
-                f"{PATIENCE} batches in a row taught nothing",
+                f"{PATIENCE} batches in a row taught nothing, from the first one on",
                 got=f"{reasons}; mean reward {record.reward:.2f}",
                 why="flat_group: all siblings are equally good; no_context: no sibling succeeded and no feedback was "
                 "given; lone_success: the only success has nobody to learn from",
