@@ -24,7 +24,7 @@ from selfdistill.view.tables import comparison
 SEEDS = (0, 1, 2)
 SDPO_RATE = 5e-4
 GRPO_RATES = (1e-4, 2.5e-4, 5e-4, 1e-3)
-REHEARSAL = {"rehearsal": {"per_step": 64}}
+REHEARSAL = {"rehearsal": {"per_step": 64, "weight": 0.5}}
 COMMON = {
     "model": "sapling",
     "world": "verbs",

@@ -83,7 +83,7 @@ class RehearsalOptions:
 
     prompts: str = option("world", 'JSONL file of prompts, or "world": the world\'s own rehearsal tasks')
     per_step: int = option(64, "prompts added to each update")
-    weight: float = option(1.0, "weight of one rehearsed answer beside a trained one")
+    weight: float = option(0.5, "weight of one rehearsed answer beside a trained one")
 
     def __post_init__(self) -> None:
         _require(self.per_step > 0, "rehearsal.per_step", self.per_step, "1 or more")

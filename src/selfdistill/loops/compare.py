@@ -21,7 +21,7 @@ from selfdistill.runs.store import CONFIG
 
 # Each method at the rate that did best for it on the embedded model (EXPERIMENTS.md); all else is the same for both.
 DEMO_RATES: Mapping[str, float] = {"sdpo": 5e-4, "grpo": 2.5e-4}
-DEMO: Mapping[str, Any] = {"rehearsal": {"per_step": 64}, "evaluation": {"every": 4}}
+DEMO: Mapping[str, Any] = {"rehearsal": {"per_step": 64, "weight": 0.5}, "evaluation": {"every": 4}}
 
 
 def demo_configs(out: Path, *, seed: int, generations: int, allow_weaker: bool = False) -> list[RunConfig]:
