@@ -69,6 +69,8 @@ class _Training:
                 if self.stop_asked and not self.done:
                     self._save()
                     raise Interrupted(self.run.path, self.totals.step)
+        if not any(record.step == self.totals.step for record in read_run(self.run.path).evals):
+            self._evaluate(EVERY_SPLIT)  # a resume that was told to end where the run had stopped
         self._save(final=True)
         summary = summarise(self.session.config, self.totals, read_run(self.run.path).evals)
         self.run.finish(summary)
