@@ -75,7 +75,7 @@ def roll_out(
 
 def accuracy(groups: Sequence[RolloutGroup]) -> Accuracy:
     """Over all answers; one that a world could not judge counts as wrong."""
-    rights = [[_right(rollout) for rollout in group.rollouts] for group in groups]
+    rights = [[solved(rollout) for rollout in group.rollouts] for group in groups]
     flat = [right for group in rights for right in group]
     return Accuracy(
         share(sum(flat), len(flat)), tasks=len(rights), solved=sum(2 * sum(group) > len(group) for group in rights)
@@ -88,5 +88,6 @@ def mean_reward(rollouts: Sequence[Rollout]) -> float:
     return sum(rewards) / len(rewards) if rewards else 0.0
 
 
-def _right(rollout: Rollout) -> bool:
+def solved(rollout: Rollout) -> bool:
+    """Whether an answer counts as right; one that a world could not judge does not."""
     return rollout.outcome is not None and rollout.outcome.reward >= SOLVED

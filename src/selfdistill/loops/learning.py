@@ -16,6 +16,7 @@ from selfdistill.samples import Prepared, prepare, rehearsal_sample
 from selfdistill.signal import denominators
 from selfdistill.step import Batch, UpdateReport, behaviour_logprobs, read_reference, read_teacher, train_step
 from selfdistill.types import Completion, Outcome, Task, TrainingSample
+from selfdistill.worlds.base import Pair
 
 
 def one_step(
@@ -134,6 +135,10 @@ class Unjudged:
     def judge(self, task: Task, completion: Completion) -> Outcome:
         """Nothing is said."""
         return Outcome(0.0)
+
+    def judge_many(self, pairs: Sequence[Pair]) -> list[Outcome]:
+        """Nothing is said of any, and no thread is started to say it."""
+        return [self.judge(*pair) for pair in pairs]
 
 
 @dataclass

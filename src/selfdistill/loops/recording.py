@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from selfdistill.config import RunConfig
 from selfdistill.context import SECTIONS
 from selfdistill.errors import WorldError
-from selfdistill.evaluate import SOLVED, mean_reward
+from selfdistill.evaluate import mean_reward, solved
 from selfdistill.runs import Accuracies, EvalRecord, RolloutRecord, StepRecord, Summary
 from selfdistill.samples import Prepared
 from selfdistill.step import UpdateReport
-from selfdistill.types import Drop, Rollout, StopReason
+from selfdistill.types import Drop, StopReason
 
 
 @dataclass
@@ -47,7 +47,7 @@ def step_record(
         tokens=totals.tokens,
         wall_s=totals.wall_s,
         reward=mean_reward(rollouts),
-        accuracy=_mean([_solved(rollout) for rollout in rollouts if rollout.outcome is not None]),
+        accuracy=_mean([solved(rollout) for rollout in rollouts if rollout.outcome is not None]),
         loss=_mean([report.loss for report in reports]),
         grad_norm=_mean([report.grad_norm for report in reports]),
         lr=lr,
@@ -131,10 +131,6 @@ def summarise(config: RunConfig, totals: Totals, evaluations: Sequence[EvalRecor
 
 def _accuracies(records: Sequence[EvalRecord]) -> Accuracies:
     return Accuracies(**{f"{record.split}_accuracy": record.accuracy for record in records})
-
-
-def _solved(rollout: Rollout) -> bool:
-    return rollout.outcome is not None and rollout.outcome.reward >= SOLVED
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -40,5 +40,8 @@ def _fitting(
 def _extended(
     steps: tuple[Operation, ...], known: dict[tuple[Operation, ...], list[Value] | None]
 ) -> list[Value] | None:
-    before = known.get(steps[:-1], known[()]) if steps[:-1] in known else outputs(Program(steps[:-1]), known[()] or [])
+    prefix = steps[:-1]
+    if prefix not in known:  # a prefix that is no program of the space itself: it means what a shorter one does
+        known[prefix] = outputs(Program(prefix), known[()] or [])
+    before = known[prefix]
     return outputs(Program(steps[-1:]), before) if before is not None else None

@@ -139,7 +139,7 @@ class ProgramSpace:
             frontier = grown
 
     def draw(self, steps: int, rng: random.Random) -> Program:
-        """A program that needs exactly this many steps: a first step is drawn evenly, then the rest."""
+        """A program that needs exactly this many steps: each is as likely as any other."""
         return rng.choice(self.by_steps[steps])
 
 
