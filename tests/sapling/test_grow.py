@@ -72,3 +72,9 @@ def test_growing_learns_and_loads_with_plain_transformers(tmp_path, tokenizer):
 
 def test_recipes_keep_to_the_size_they_may_have():
     assert all(recipe.hidden % recipe.heads == 0 for recipe in RECIPES.values())
+
+
+def test_the_harder_episodes_come_with_the_decay() -> None:
+    recipe = replace(RECIPES["sapling"], rounds=10, decay_share=0.64)
+    assert [recipe.decays(number) for number in range(10)] == [False] * 4 + [True] * 6
+    assert recipe.progress(3, 0.5) == pytest.approx(0.35)

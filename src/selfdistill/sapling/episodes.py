@@ -133,6 +133,13 @@ def with_feedback(rng: random.Random) -> Episode:
     return _told(word, program, Context("feedback", feedback=feedback))
 
 
+def two_steps_with_feedback(rng: random.Random) -> Episode:
+    """The teacher prompt of a failed attempt at a fresh verb of two steps: what takes the longest to learn."""
+    word, program = rng.choice(growing_words()), draw_program(rng, steps=2)
+    _, feedback = feedback_on(program, rng, rng.choices((1, 2, 3, 4), (0.2, 0.3, 0.4, 0.1))[0])
+    return _told(word, program, Context("feedback", feedback=feedback))
+
+
 def with_solution(rng: random.Random) -> Episode:
     """The teacher prompt with a sibling's solution, sometimes beside own feedback."""
     word, program = _either(rng)
@@ -218,7 +225,11 @@ MAKERS: dict[Maker, float] = {
 }
 
 
-def draw_episode(rng: random.Random) -> Episode:
+# What is drawn once the rate decays.
+FINISH: dict[Maker, float] = {**MAKERS, two_steps_with_feedback: 0.6}
+
+
+def draw_episode(rng: random.Random, makers: dict[Maker, float] = MAKERS) -> Episode:
     """One episode of a kind drawn by its weight."""
-    maker = rng.choices(list(MAKERS), list(MAKERS.values()))[0]
+    maker = rng.choices(list(makers), list(makers.values()))[0]
     return maker(rng)

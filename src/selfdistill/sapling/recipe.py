@@ -1,7 +1,8 @@
 """How the sapling is grown: every number that matters, in one place.
 
 Small batches, Muon on the matrices and a loss on all tokens matter most; the context's tokens weigh less than the
-answer's, but predicting what programs print teaches what they do.
+answer's, but predicting what programs print teaches what they do. Most of what takes search (two steps from a few
+cases) is learned while the rate decays, so the decay is long, and from its first round on the episodes are harder.
 """
 
 from __future__ import annotations
@@ -31,11 +32,19 @@ class Recipe:
     adam_lr: float = 2e-3
     adam_betas: tuple[float, float] = (0.9, 0.95)
     warmup_steps: int = 100
-    decay_share: float = 0.4
+    decay_share: float = 0.64
     clip: float = 1.0
     seed: int = 20
 
+    def progress(self, round: int, share: float = 0.0) -> float:
+        """How much of the schedule is over (0 to 1) when this share of a round (counted from 0) is."""
+        return (round + share) / self.rounds
 
-SAPLING = Recipe("sapling", hidden=256, layers=6, heads=8, key_value_heads=4, intermediate=768, rounds=118)
+    def decays(self, round: int) -> bool:
+        """Whether the rate decays all through this round."""
+        return self.progress(round) >= 1.0 - self.decay_share
+
+
+SAPLING = Recipe("sapling", hidden=256, layers=6, heads=8, key_value_heads=4, intermediate=768, rounds=140)
 SMALL = Recipe("sapling-small", hidden=128, layers=4, heads=4, key_value_heads=2, intermediate=384, rounds=60)
 RECIPES = {recipe.name: recipe for recipe in (SAPLING, SMALL)}
