@@ -10,11 +10,12 @@ from torch import Tensor
 from selfdistill.types import TokenIds
 
 
-def length_buckets(lengths: Sequence[int], max_tokens: int | None = None) -> list[list[int]]:
+def length_buckets(lengths: Sequence[int], max_tokens: int | None = None, *, behind: int = 0) -> list[list[int]]:
     """Indices into `lengths`, cut into buckets of similar length, shortest first.
 
-    In a bucket the longest is at most a quarter and 16 tokens longer than the shortest, and `size · longest` stays
-    within `max_tokens` (a single longer sequence gets its own bucket). Equal lengths keep their order:
+    In a bucket the longest is at most a quarter and 16 tokens longer than the shortest, and `size · (behind + longest)`
+    stays within `max_tokens` (a single longer sequence gets its own bucket); `behind` counts tokens that every row has
+    in a cache. Equal lengths keep their order:
 
     >>> length_buckets([5, 90, 5, 6])
     [[0, 2, 3], [1]]
@@ -23,7 +24,7 @@ def length_buckets(lengths: Sequence[int], max_tokens: int | None = None) -> lis
     for index in sorted(range(len(lengths)), key=lengths.__getitem__):
         bucket = buckets[-1] if buckets else []
         near = bool(bucket) and lengths[index] <= 1.25 * lengths[bucket[0]] + 16
-        if near and (max_tokens is None or (len(bucket) + 1) * lengths[index] <= max_tokens):
+        if near and (max_tokens is None or (len(bucket) + 1) * (behind + lengths[index]) <= max_tokens):
             bucket.append(index)
         else:
             buckets.append([index])
