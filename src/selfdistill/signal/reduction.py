@@ -1,9 +1,10 @@
 """Reduction: what each token of a step weighs. Computed over the whole step, before it is cut into micro-batches.
 
 With answers of 2 and 6 tokens, `sequence-mean` gives their tokens 1/4 and 1/12 (each answer weighs 1/2) and
-`token-mean` gives every token 1/8. Weights of a step sum to 1, so a sum over any split into micro-batches or ranks is
-the same number. The released reference reduces inside each micro-batch instead, so that its `token-mean` changes with
-the micro-batch size (arXiv 2601.20802 writes the global token mean, Eq. 12).
+`token-mean` gives every token 1/8: weights of a step sum to 1. `sum` gives every token 1, so that the loss grows with
+the number of tokens; nothing is divided, and dropped answers dilute nothing. Whichever it is, a sum over any split into
+micro-batches or ranks is the same number. The released reference reduces inside each micro-batch instead, so that its
+`token-mean` changes with the micro-batch size (arXiv 2601.20802 writes the global token mean, Eq. 12).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from selfdistill.signal.refusal import refusal
 
-Reduction = Literal["sequence-mean", "token-mean"]
+Reduction = Literal["sequence-mean", "token-mean", "sum"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,5 +58,16 @@ def token_weights(lengths: Sequence[int], how: Reduction, over: Denominators) ->
             why="its mean over tokens is 0/0",
             do="drop empty completions before they get here",
         )
-    each = [1 / (over.answers * length) if how == "sequence-mean" else 1 / over.tokens for length in lengths]
+    each = [_token_weight(length, how, over) for length in lengths]
     return torch.tensor(each, dtype=torch.float32).repeat_interleave(torch.tensor(lengths, dtype=torch.long))
+
+
+def _token_weight(length: int, how: Reduction, over: Denominators) -> float:
+    """What each token of an answer of that length weighs."""
+    match how:
+        case "sequence-mean":
+            return 1 / (over.answers * length)
+        case "token-mean":
+            return 1 / over.tokens
+        case "sum":
+            return 1.0

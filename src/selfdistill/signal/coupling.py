@@ -1,0 +1,174 @@
+"""Coupling: how the teacher's evidence about a token meets the verdict on its answer.
+
+Legend: N tokens; A the verdict, e the evidence, s the direction, λ the strength of a token: schedule · gate · credit ·
+allocation.
+
+All but `Separate` turn the evidence on the sampled token into an advantage, so that one policy gradient carries both
+and the teacher needs no pass during the update. Where λ is 0 or the evidence unknown (NaN) they leave A exactly alone.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from selfdistill.signal.refusal import refusal
+from selfdistill.signal.shape import ReverseKL, Shape
+from selfdistill.signal.table import TokenTable
+
+_LARGEST_EVIDENCE = 20.0  # nats, as for importance weights: a token that became impossible must not make inf or NaN
+
+
+@dataclass(frozen=True, slots=True)
+class Coupled:
+    """What each token weighs in the distillation, and its advantage in the policy gradient; before any reduction."""
+
+    distil_N: Tensor
+    advantage_N: Tensor
+
+
+class Coupling(ABC):
+    """One way for evidence and verdict to meet."""
+
+    __slots__ = ()
+
+    @property
+    def needs_evidence(self) -> bool:
+        """Whether the evidence of the table is read."""
+        return True
+
+    @abstractmethod
+    def couple(self, table: TokenTable, strength_N: Tensor, direction_N: Tensor) -> Coupled:
+        """`strength_N` is λ ≥ 0, `direction_N` is s; `table` counts kept tokens only."""
+
+
+@dataclass(frozen=True, slots=True)
+class Separate(Coupling):
+    """Two terms: the distillation weighs λ·s and is measured by the kernel on its support, the advantage stays A."""
+
+    @property
+    def needs_evidence(self) -> bool:
+        """No: the kernel measures its own."""
+        return False
+
+    def couple(self, table: TokenTable, strength_N: Tensor, direction_N: Tensor) -> Coupled:
+        """distil = λ s, advantage = A."""
+        return Coupled(strength_N * direction_N, table.advantage_N.to(strength_N))
+
+
+@dataclass(frozen=True, slots=True)
+class Additive(Coupling):
+    """A + r with r = λ s Φ(h(e)) where |r| > `threshold`, else A; no distillation term.
+
+    shape: whose h maps the evidence, h(e) = e by default. scale: Φ = tanh(·/scale); None is no bound.
+    keep_sign: A + r is cut at 0 where it would change the sign of A; where A is 0 the advantage then stays 0.
+    two_path: η. Tokens that were changed and tokens that were not are averaged apart and the means added, 1 to η: with
+    M of N kept tokens changed, these are multiplied by η·N/M and the others by N/(N−M). Exact under the reduction
+    "token-mean". None averages over all tokens together.
+
+    With λ = 0.5: RLCSD is `Additive(scale=0.02, threshold=0.02, keep_sign=True, two_path=1.0)` on raw contrast; AntiSD
+    is `Additive(JensenShannon(0.5))` with the direction `Away()`, as ½(softplus(e) − log 2) is the h of that shape.
+
+    Raises `ValueError` for a scale that is not positive, a negative threshold or a negative η.
+    Source: arXiv 2606.11709 (RLCSD), 2605.11609 (AntiSD).
+    """
+
+    shape: Shape = field(default_factory=ReverseKL)
+    scale: float | None = None
+    threshold: float = 0.0
+    keep_sign: bool = False
+    two_path: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.scale is not None and not 0 < self.scale < float("inf"):
+            raise refusal(
+                "the scale of tanh must be positive and finite",
+                got=self.scale,
+                why="the evidence is divided by it",
+                do="use 0.02 as published, or None for no bound",
+            )
+        for name, value in (("threshold", self.threshold), ("two_path", self.two_path)):
+            if value is not None and not 0 <= value < float("inf"):
+                raise refusal(
+                    f"{name} must be 0 or positive, and finite",
+                    got=value,
+                    why="it is compared with an absolute value, or weighs a mean",
+                    do="use threshold 0 to change every token, two_path None for one mean",
+                )
+
+    def couple(self, table: TokenTable, strength_N: Tensor, direction_N: Tensor) -> Coupled:
+        """advantage = A + r."""
+        verdict_N, (known_N, evidence_N) = table.advantage_N.to(strength_N), _evidence(table, strength_N)
+        student_N = table.logprobs_N.to(strength_N)
+        push_N = self.shape.advantage(student_N, student_N + evidence_N)
+        push_N = push_N if self.scale is None else torch.tanh(push_N / self.scale)
+        push_N = strength_N * direction_N * push_N
+        changed_N = known_N & (push_N.abs() > self.threshold)
+        advantage_N = verdict_N + push_N
+        if self.keep_sign:
+            advantage_N = torch.where(advantage_N.sign() == verdict_N.sign(), advantage_N, 0)
+        advantage_N = torch.where(changed_N, advantage_N, verdict_N)
+        return _alone(advantage_N * self._path_weights(changed_N, table.counted_N))
+
+    def _path_weights(self, changed_N: Tensor, kept_N: Tensor) -> Tensor | float:
+        """N/M · η for changed tokens, N/(N−M) for the others."""
+        if self.two_path is None:
+            return 1.0
+        kept, changed = int(kept_N.sum()), int(changed_N.sum())
+        return torch.where(changed_N, self.two_path * kept / max(changed, 1), kept / max(kept - changed, 1))
+
+
+@dataclass(frozen=True, slots=True)
+class Multiplicative(Coupling):
+    """A · ((1 − λ) + λ · clip(e^{s e}, 1 ± `clip`)), never below 0 · A: evidence scales the verdict, keeping its sign.
+
+    With the direction `WithVerdict()` this is RLSD, with `AgainstVerdict()` and credit for solved answers alone RLRT.
+    No distillation term. Raises `ValueError` unless 0 < clip <= 1. Source: arXiv 2604.03128, 2605.10781.
+    """
+
+    clip: float = 0.2
+
+    def __post_init__(self) -> None:
+        if not 0 < self.clip <= 1:
+            raise refusal(
+                "the clip of a factor around 1 must lie in (0, 1]",
+                got=self.clip,
+                why="at 0 evidence does nothing, above 1 it could turn a verdict around",
+                do="use 0.2 as RLSD does, 0.5 or 1.0 as RLRT does",
+            )
+
+    def couple(self, table: TokenTable, strength_N: Tensor, direction_N: Tensor) -> Coupled:
+        """advantage = A · factor."""
+        verdict_N, (known_N, evidence_N) = table.advantage_N.to(strength_N), _evidence(table, strength_N)
+        ratio_N = torch.exp(direction_N * evidence_N).clamp(1 - self.clip, 1 + self.clip)
+        factor_N = (1 + strength_N * (ratio_N - 1)).clamp(min=0)
+        return _alone(torch.where(known_N, verdict_N * factor_N, verdict_N))
+
+
+@dataclass(frozen=True, slots=True)
+class Centred(Coupling):
+    """A + λ s (e − mean of e over its answer): which tokens of an answer, never whether the answer; no distillation.
+
+    The mean is over the tokens of the answer that have strength and evidence. Without a verdict (A = 0) and with λ = 1
+    this is the advantage for learning from a user's reply. Source: arXiv 2603.12273.
+    """
+
+    def couple(self, table: TokenTable, strength_N: Tensor, direction_N: Tensor) -> Coupled:
+        """advantage = A + λ s (e − mean)."""
+        verdict_N, (known_N, evidence_N) = table.advantage_N.to(strength_N), _evidence(table, strength_N)
+        centred_N = evidence_N - table.answer_means(evidence_N, known_N)
+        return _alone(torch.where(known_N, verdict_N + strength_N * direction_N * centred_N, verdict_N))
+
+
+def _evidence(table: TokenTable, strength_N: Tensor) -> tuple[Tensor, Tensor]:
+    """known_N: tokens at which evidence acts; and the evidence, 0 elsewhere."""
+    known_N = ~table.evidence_N.isnan() & (strength_N != 0)
+    held_N = table.evidence_N.to(strength_N).clamp(-_LARGEST_EVIDENCE, _LARGEST_EVIDENCE)
+    return known_N, torch.where(known_N, held_N, 0)
+
+
+def _alone(advantage_N: Tensor) -> Coupled:
+    return Coupled(torch.zeros_like(advantage_N), advantage_N)
