@@ -20,7 +20,7 @@ from selfdistill.signal import (
     PolicyGradient,
     ReverseKL,
     Signal,
-    StudentTopK,
+    TopK,
     denominators,
 )
 from selfdistill.signal import divergence as shape_of
@@ -306,7 +306,7 @@ def test_dropped_answers_dilute_the_mean_only_when_counted(tiny_policy) -> None:
     assert update(policy, diluted)[0].loss == pytest.approx(full / 2, rel=1e-6)
 
 
-@pytest.mark.parametrize("support", [FullVocabulary(), StudentTopK(20)])
+@pytest.mark.parametrize("support", [FullVocabulary(), TopK(20)])
 @pytest.mark.parametrize("shape", [ReverseKL(), JensenShannon(0.5)])
 @pytest.mark.parametrize("family", ["qwen3", "llama", "gemma2", "gemma3"])
 def test_a_live_teacher_that_knows_nothing_more_teaches_exactly_nothing(tiny_policy, family, shape, support) -> None:

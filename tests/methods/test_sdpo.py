@@ -9,7 +9,7 @@ from selfdistill.errors import ConfigError
 from selfdistill.methods import SDPO, SDPOOutcome, SDPORichFeedback, get_method
 from selfdistill.methods.base import Credit
 from selfdistill.models.teacher import Ema, Frozen
-from selfdistill.signal import FullVocabulary, JensenShannon, RatioCaps, ReverseKL, StudentTopK
+from selfdistill.signal import FullVocabulary, JensenShannon, RatioCaps, ReverseKL, TopK
 from selfdistill.types import Context, Drop
 
 
@@ -26,7 +26,7 @@ def test_sdpo_by_default_is_exact_and_has_a_teacher_that_does_not_move() -> None
 def test_rich_feedback_is_the_second_column_of_the_papers_table() -> None:
     method, config = SDPORichFeedback(), load_config(None, ["method=sdpo_rich_feedback", "model=tiny"])
     signal = method.signal(1.0)
-    assert (signal.support, signal.shape) == (StudentTopK(20), ReverseKL())
+    assert (signal.support, signal.shape) == (TopK(20), ReverseKL())
     assert signal.ratio == RatioCaps(update=2.0, sampler=2.0)
     assert (method.teacher, method.context.feedback) == (Ema(0.01), True)
     assert (config.tasks_per_step, config.rollouts_per_task, config.tasks_per_update) == (32, 8, 1)
@@ -36,7 +36,7 @@ def test_rich_feedback_is_the_second_column_of_the_papers_table() -> None:
 def test_outcome_is_the_first_column_of_the_papers_table() -> None:
     method, config = SDPOOutcome(), load_config(None, ["method=sdpo_outcome", "model=tiny"])
     signal = method.signal(1.0)
-    assert (signal.support, signal.shape) == (StudentTopK(100), JensenShannon(0.5))
+    assert (signal.support, signal.shape) == (TopK(100), JensenShannon(0.5))
     assert signal.ratio == RatioCaps(update=2.0, sampler=2.0)
     assert (method.teacher, method.context.feedback) == (Ema(0.05), False)
     assert (config.tasks_per_step, config.rollouts_per_task, config.tasks_per_update) == (32, 8, 0)

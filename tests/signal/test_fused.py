@@ -22,10 +22,10 @@ from selfdistill.signal import (
     ReverseKL,
     SampledToken,
     Signal,
-    StudentTopK,
     Support,
     TeacherView,
     TokenWeights,
+    TopK,
     divergence,
     fused_signal,
 )
@@ -33,8 +33,8 @@ from selfdistill.signal import (
 Outcomes = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 SUPPORTS: dict[str, tuple[Support, Outcomes]] = {
     "full": (FullVocabulary(), lambda p, q: (p, q)),
-    "top3-tail": (StudentTopK(3), lambda p, q: textbook.top_k_with_tail(p, q, 3)),
-    "top3-renormalised": (StudentTopK(3, tail=False), lambda p, q: textbook.top_k_renormalised(p, q, 3)),
+    "top3-tail": (TopK(3), lambda p, q: textbook.top_k_with_tail(p, q, 3)),
+    "top3-renormalised": (TopK(3, tail=False), lambda p, q: textbook.top_k_renormalised(p, q, 3)),
 }
 
 
@@ -130,7 +130,7 @@ def test_gradient_equals_finite_differences_on_five_tokens(alpha: float, support
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
-@pytest.mark.parametrize("support", [FullVocabulary(), StudentTopK(3), StudentTopK(3, tail=False)], ids=str)
+@pytest.mark.parametrize("support", [FullVocabulary(), TopK(3), TopK(3, tail=False)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_same_context_gives_exactly_nothing(alpha: float, support: Support, dtype: torch.dtype) -> None:
     """Teacher and student read the same: evidence 0, loss 0, gradient 0, to the last bit; two equal views too."""
@@ -211,7 +211,7 @@ def test_trust_region_is_the_normalised_geometric_mixture() -> None:
         torch.testing.assert_close(stats.teacher_logprobs_N, chosen.log())
 
 
-@pytest.mark.parametrize("support", [FullVocabulary(), StudentTopK(2), StudentTopK(2, tail=False)], ids=str)
+@pytest.mark.parametrize("support", [FullVocabulary(), TopK(2), TopK(2, tail=False)], ids=str)
 def test_chunk_size_changes_nothing(support: Support) -> None:
     case = textbook.problem(positions=11, bias=True, softcap=4.0)
     advantage = torch.linspace(-1, 1, 11, dtype=torch.float64)
@@ -292,7 +292,7 @@ class Allocations(TorchDispatchMode):
         self.alive -= elements
 
 
-@pytest.mark.parametrize("support", [FullVocabulary(), StudentTopK(5), StudentTopK(5, tail=False)], ids=str)
+@pytest.mark.parametrize("support", [FullVocabulary(), TopK(5), TopK(5, tail=False)], ids=str)
 def test_memory_does_not_grow_with_the_number_of_positions(support: Support) -> None:
     """V = 301, D = 8, chunks of 16. No tensor exceeds one chunk's logits, and eight times the positions add only
     what is kept per position: dH, its scaled copy, the leaf's own gradient and nine stats, 3 · 8 + 9 = 33 numbers, far
@@ -369,7 +369,7 @@ def test_padded_vocabulary_entries_stay_out() -> None:
         Head(torch.cat([h.weight_VD.detach(), torch.ones(2, 4).double()]), pad) for h in (case.head, case.teacher.head)
     ]
     wide = replace(case, head=padded[0], teacher=replace(case.teacher, head=padded[1]))
-    for alpha, support in product((0.0, 0.5, 1.0), (FullVocabulary(), StudentTopK(2), StudentTopK(6))):
+    for alpha, support in product((0.0, 0.5, 1.0), (FullVocabulary(), TopK(2), TopK(6))):
         signal = Signal(support=support, shape=divergence(alpha))
         plain, result = run(case, signal), run(wide, signal)
         torch.testing.assert_close(result.loss, plain.loss)

@@ -7,7 +7,7 @@ import signal_textbook as textbook
 import torch
 from torch import Tensor
 
-from selfdistill.signal import ForwardKL, FullVocabulary, JensenShannon, ReverseKL, SampledToken, Signal, StudentTopK
+from selfdistill.signal import ForwardKL, FullVocabulary, JensenShannon, ReverseKL, SampledToken, TopK
 from selfdistill.signal.shape import Comparison
 
 TOKENS = torch.zeros(5, dtype=torch.long)
@@ -31,7 +31,7 @@ def test_top_k_with_tail_equals_full_at_v_minus_1(shape: ReverseKL, dtype: torch
     log_p, log_q = pair(dtype=dtype)
     full = FullVocabulary().compare(shape, log_p, log_q, TOKENS)
     for k in (7, 8, 1000):
-        bucketed = StudentTopK(k).compare(shape, log_p, log_q, TOKENS)
+        bucketed = TopK(k).compare(shape, log_p, log_q, TOKENS)
         torch.testing.assert_close(bucketed.divergence_N, full.divergence_N, rtol=0, atol=1e-6)
         torch.testing.assert_close(logit_gradient(log_p, bucketed), logit_gradient(log_p, full), rtol=0, atol=1e-6)
 
@@ -48,7 +48,7 @@ def test_full_reverse_kl_gradient_is_the_centred_log_ratio() -> None:
 def test_top_k_with_tail_is_a_lower_bound(k: int) -> None:
     log_p, log_q = pair()
     for shape in SHAPES:
-        coarse = StudentTopK(k).compare(shape, log_p, log_q, TOKENS).divergence_N
+        coarse = TopK(k).compare(shape, log_p, log_q, TOKENS).divergence_N
         assert (coarse <= shape.divergence(log_p, log_q)).all()
         assert (coarse > 0).all()
 
@@ -88,7 +88,7 @@ def test_raw_top_k_would_drain_mass_at_equality_and_ours_does_not() -> None:
     pushed = z.grad.gather(-1, kept).sum(-1)
     mass = log_p.gather(-1, kept).exp().sum(-1)
     torch.testing.assert_close(pushed, mass * (1 - mass))  # > 0: a descent step lowers the kept logits
-    for support in (StudentTopK(3), StudentTopK(3, tail=False), FullVocabulary()):
+    for support in (TopK(3), TopK(3, tail=False), FullVocabulary()):
         compared = support.compare(ReverseKL(), log_p, log_p.clone(), TOKENS)
         assert logit_gradient(log_p, compared).abs().max() < 1e-15
         assert compared.divergence_N.abs().max() < 1e-15
@@ -96,7 +96,7 @@ def test_raw_top_k_would_drain_mass_at_equality_and_ours_does_not() -> None:
 
 def test_renormalised_support_leaves_tokens_outside_alone() -> None:
     log_p, log_q = pair()
-    gradient = logit_gradient(log_p, StudentTopK(3, tail=False).compare(JensenShannon(), log_p, log_q, TOKENS))
+    gradient = logit_gradient(log_p, TopK(3, tail=False).compare(JensenShannon(), log_p, log_q, TOKENS))
     inside = log_p.topk(3).indices
     assert gradient.scatter(-1, inside, 0.0).abs().max() < 1e-15
     assert gradient.gather(-1, inside).abs().max() > 1e-3
@@ -105,7 +105,7 @@ def test_renormalised_support_leaves_tokens_outside_alone() -> None:
 def test_renormalised_over_everything_is_full() -> None:
     log_p, log_q = pair()
     full = FullVocabulary().compare(ForwardKL(), log_p, log_q, TOKENS).divergence_N
-    every = StudentTopK(99, tail=False).compare(ForwardKL(), log_p, log_q, TOKENS).divergence_N
+    every = TopK(99, tail=False).compare(ForwardKL(), log_p, log_q, TOKENS).divergence_N
     torch.testing.assert_close(every, full)
 
 
@@ -113,7 +113,7 @@ def test_indices_come_from_the_student() -> None:
     """Check 4, third part: the teacher's favourite stays in the tail when the student does not share it."""
     log_p = torch.tensor([[0.6, 0.3, 0.08, 0.02]], dtype=torch.float64).log()
     log_q = torch.tensor([[0.01, 0.01, 0.08, 0.9]], dtype=torch.float64).log()
-    value = StudentTopK(1).compare(ReverseKL(), log_p, log_q, TOKENS[:1]).divergence_N
+    value = TopK(1).compare(ReverseKL(), log_p, log_q, TOKENS[:1]).divergence_N
     p, q = torch.tensor([[0.6, 0.4]]).double(), torch.tensor([[0.01, 0.99]]).double()
     torch.testing.assert_close(value, textbook.kl(p, q))
 
@@ -123,7 +123,7 @@ def test_a_vanishing_tail_keeps_its_digits() -> None:
     log_p = torch.tensor([[0.0, -30.0, -31.0]]).log_softmax(-1)
     log_q = torch.tensor([[0.0, -3.0, -4.0]]).log_softmax(-1)
     exact = ForwardKL().divergence(log_p.double(), log_q.double())
-    tail = StudentTopK(2).compare(ForwardKL(), log_p, log_q, TOKENS[:1])
+    tail = TopK(2).compare(ForwardKL(), log_p, log_q, TOKENS[:1])
     torch.testing.assert_close(tail.divergence_N.double(), exact, rtol=1e-6, atol=0)
     assert tail.flow_NV.isfinite().all()
 
@@ -131,16 +131,9 @@ def test_a_vanishing_tail_keeps_its_digits() -> None:
 @pytest.mark.parametrize("k", [0, -5])
 def test_k_must_be_positive(k: int) -> None:
     with pytest.raises(ValueError, match="FullVocabulary"):
-        StudentTopK(k)
+        TopK(k)
 
 
 def test_one_renormalised_token_is_refused() -> None:
     with pytest.raises(ValueError, match="identically 0"):
-        StudentTopK(1, tail=False)
-
-
-@pytest.mark.parametrize("shape", [ForwardKL(), JensenShannon()], ids=str)
-def test_sampled_token_measures_reverse_kl_only(shape: ForwardKL) -> None:
-    with pytest.raises(ValueError, match="reverse KL only"):
-        Signal(support=SampledToken(), shape=shape)
-    assert Signal(support=SampledToken(), shape=ReverseKL()).shape == ReverseKL()
+        TopK(1, tail=False)

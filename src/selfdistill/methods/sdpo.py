@@ -10,7 +10,7 @@ from selfdistill.context import ContextRule, SolutionOrFeedback
 from selfdistill.methods.base import Credit
 from selfdistill.models.teacher import Ema, Frozen, TeacherRule
 from selfdistill.options import option
-from selfdistill.signal import FullVocabulary, RatioCaps, Reduction, Signal, StudentTopK, Support, divergence
+from selfdistill.signal import FullVocabulary, RatioCaps, Reduction, Signal, Support, TopK, divergence
 from selfdistill.types import Context, Drop, RolloutGroup
 
 
@@ -38,7 +38,7 @@ class SDPO:
 
     def signal(self, temperature: float) -> Signal:
         """The divergence at every answer token, truncated importance weights, no policy gradient."""
-        support: Support = StudentTopK(self.top_k) if self.top_k else FullVocabulary()
+        support: Support = TopK(self.top_k) if self.top_k else FullVocabulary()
         caps = RatioCaps(self.ratio_cap, self.ratio_cap)
         return Signal(support, divergence(self.alpha), caps, temperature=temperature)
 

@@ -1,50 +1,104 @@
 """The algebra: pure tensors in, a loss and its gradient out. Sees torch and nothing of ours.
 
-    evidence → shape → weight → gradient, on a support, beside a policy gradient and a reference
+    evidence → support → shape → bound → weight → gradient, beside a policy gradient and a reference
 
-`shape` holds the divergences, `support` the outcomes they are measured on, `terms` the parts of the
-loss (and `Signal`, which chooses among all of these), `fused` the kernel that runs them.
+`evidence` makes one teacher of several readings, `support` holds the outcomes on which it is compared, `shape` the
+divergences, `bound` limits to them, `terms` the parts of the loss (and `Signal`, which chooses among all of these),
+`fused` the kernel that runs them. `weigh` decides before all that what each token weighs.
 """
 
 from selfdistill.signal.advantages import group_advantages
-from selfdistill.signal.evidence import TeacherView
+from selfdistill.signal.allocation import Allocation
+from selfdistill.signal.bound import Bound, Clip, PositiveOnly, Relative, Tanh
+from selfdistill.signal.coupling import Additive, Centred, Coupling, Multiplicative, Separate
+from selfdistill.signal.direction import AgainstVerdict, Away, Direction, EntropyRouter, Toward, WithVerdict
+from selfdistill.signal.evidence import Average, Contrast, Evidence, Product, TeacherView, keep_top_k
 from selfdistill.signal.fused import FusedResult, fused_signal
+from selfdistill.signal.gate import EntropyGate, Gate, Memory
 from selfdistill.signal.head import Head
+from selfdistill.signal.kept import KeptTopK, cheaper_as_top_k
 from selfdistill.signal.policy_gradient import PolicyGradient
 from selfdistill.signal.ratio import RatioCaps, importance_weight
 from selfdistill.signal.reduction import Denominators, Reduction, denominators, token_weights
 from selfdistill.signal.reference import ReferenceKL
+from selfdistill.signal.schedule import Constant, Linear, Schedule, Trapezoid
 from selfdistill.signal.scoring import evidence, token_logprobs
-from selfdistill.signal.shape import ForwardKL, JensenShannon, ReverseKL, Shape, divergence
-from selfdistill.signal.support import FullVocabulary, SampledToken, StudentTopK, Support
+from selfdistill.signal.shape import (
+    ClippedForwardKL,
+    ForwardKL,
+    JensenShannon,
+    Mixed,
+    ReverseKL,
+    Shape,
+    divergence,
+)
+from selfdistill.signal.support import FullVocabulary, SampledToken, Support, TopK
+from selfdistill.signal.table import TokenTable
 from selfdistill.signal.terms import Signal, TokenStats, TokenWeights
+from selfdistill.signal.weigh import Weighed, weigh
 
 __all__ = [
+    "Additive",
+    "AgainstVerdict",
+    "Allocation",
+    "Average",
+    "Away",
+    "Bound",
+    "Centred",
+    "Clip",
+    "ClippedForwardKL",
+    "Constant",
+    "Contrast",
+    "Coupling",
     "Denominators",
+    "Direction",
+    "EntropyGate",
+    "EntropyRouter",
+    "Evidence",
     "ForwardKL",
     "FullVocabulary",
     "FusedResult",
+    "Gate",
     "Head",
     "JensenShannon",
+    "KeptTopK",
+    "Linear",
+    "Memory",
+    "Mixed",
+    "Multiplicative",
     "PolicyGradient",
+    "PositiveOnly",
+    "Product",
     "RatioCaps",
     "Reduction",
     "ReferenceKL",
+    "Relative",
     "ReverseKL",
     "SampledToken",
+    "Schedule",
+    "Separate",
     "Shape",
     "Signal",
-    "StudentTopK",
     "Support",
+    "Tanh",
     "TeacherView",
     "TokenStats",
+    "TokenTable",
     "TokenWeights",
+    "TopK",
+    "Toward",
+    "Trapezoid",
+    "Weighed",
+    "WithVerdict",
+    "cheaper_as_top_k",
     "denominators",
     "divergence",
     "evidence",
     "fused_signal",
     "group_advantages",
     "importance_weight",
+    "keep_top_k",
     "token_logprobs",
     "token_weights",
+    "weigh",
 ]

@@ -1,39 +1,205 @@
 """Evidence: what the teacher's distribution is, and how much it changes the odds of what was said.
 
-Legend: N answer positions, V vocabulary, D hidden size; p student, q teacher.
+Legend: N answer positions, C positions of one chunk, V vocabulary, D hidden size; p student, q teacher.
 
-The teacher at a position is a geometric mixture of views, one per context or set of weights:
-
-    log q = log_softmax(Σ_j w_j z_j / temperature)   with Σ_j w_j = 1
-
-Two views of the same context with weights (1 − ρ, ρ), one by frozen and one by current weights, are the trust-region
-teacher q ∝ q_ref^{1−ρ} q_θ^{ρ} (arXiv 2601.20802, A.2). The mixture is formed in float32: at ρ = .01 the current
-weights' share would vanish in bfloat16 logits.
+The teacher is made of views, one per context or set of weights. Views "for" say what is wanted, views "against" what is
+not; each may have read only some of the positions, and the weights of those that did are shares of 1 there. How they
+become one distribution q is an `Evidence`: a product (the default), an average, or a contrast. Views are read one
+after the other, so that their number costs time and no memory; everything is exact where views agree: the same
+context gives u = log q − log p = 0 to the last bit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from selfdistill.signal.head import Head
+from selfdistill.signal.kept import KeptTopK, keep
 from selfdistill.signal.refusal import refusal
+
+Anchor = Literal["student", "teacher"]
 
 
 @dataclass(frozen=True, slots=True)
 class TeacherView:
-    """One reading of the answers: hidden states at the same positions as the student's, their head, and a weight."""
+    """One reading of the answers: hidden states at the same positions as the student's, their head, and a weight.
+
+    `against` marks a view of what is not wanted. `present_N` (bool) says which positions this view read; None: all.
+    Elsewhere its hidden states may be anything finite. `kept` replaces the hidden states, see `keep_top_k`.
+    """
 
     hidden_ND: Tensor
     head: Head
     weight: float = 1.0
+    against: bool = False
+    present_N: Tensor | None = None
+    kept: KeptTopK | None = None
 
     def logits(self, rows: slice) -> Tensor:
         """logits_NV of some positions, cut off from the graph."""
         return self.head.logits(self.hidden_ND[rows])
+
+    def reads(self, rows: slice) -> bool:
+        """Whether it read any of these positions."""
+        return self.present_N is None or bool(self.present_N[rows].any())
+
+    def shares(self, rows: slice, like: Tensor) -> float | Tensor:
+        """Its weight at these positions: one number, or [C, 1] with 0 where it is absent."""
+        return self.weight if self.present_N is None else self.weight * self.present_N[rows, None].to(like)
+
+    def cut_off(self, head: Head) -> TeacherView:
+        """The same view without a graph, under a head without one."""
+        return replace(self, hidden_ND=self.hidden_ND.detach(), head=head)
+
+
+def keep_top_k(view: TeacherView, k: int, temperature: float = 1.0) -> TeacherView:
+    """The same view with its K most likely tokens and the mass of all others in place of hidden states.
+
+    Exact as the only view under `TopK(k, of="teacher")` at the same temperature, and refused elsewhere. What it no
+    longer knows is NaN in the stats: the teacher's entropy, and log q(y) where y is outside the K tokens.
+    `cheaper_as_top_k` says when it is smaller.
+    """
+    kept = keep(view.head, view.hidden_ND.detach(), k, temperature)
+    return replace(view, hidden_ND=view.hidden_ND.new_empty(view.hidden_ND.shape[0], 0), kept=kept)
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Some positions: who reads them, and the student's own logits there."""
+
+    views: Sequence[TeacherView]
+    rows: slice
+    temperature: float
+    student_CV: Tensor
+    reference: TeacherView | None = None
+
+    def of(self, *, against: bool) -> list[TeacherView]:
+        """The views of one side that read any of these positions."""
+        return [view for view in self.views if view.against == against and view.reads(self.rows)]
+
+
+class Evidence(ABC):
+    """How the views become one distribution."""
+
+    __slots__ = ()
+    reads_against: ClassVar[bool] = False
+
+    @property
+    def reference(self) -> float:
+        """The share of the `reference` view in the teacher."""
+        return 0.0
+
+    @property
+    def normalised(self) -> bool:
+        """Whether q sums to 1, as every support but the sampled token needs."""
+        return True
+
+    @abstractmethod
+    def log_teacher(self, reading: Reading) -> Tensor:
+        """log_q_CV; a fresh tensor."""
+
+
+@dataclass(frozen=True, slots=True)
+class Product(Evidence):
+    """The normalised geometric mixture of the views "for", and of student and reference where they have a share:
+
+        log q = log_softmax of ((1 − student − reference) Σ_j w_j z_j + student · z_p + reference · z_ref) / temperature
+
+    Two views of the same context with weights (1 − ρ, ρ), one by frozen and one by current weights, are the
+    trust-region teacher q ∝ q_ref^{1−ρ} q_θ^{ρ} (arXiv 2601.20802, A.2). A share of the student (held fixed) is a
+    proximal teacher: it scales the evidence by 1 − student, up to normalisation. The mixture is formed in float32: at
+    ρ = .01 the current weights' share would vanish in bfloat16 logits.
+
+    Raises `ValueError` for shares outside [0, 1) or with a sum of 1 or more.
+    """
+
+    student: float = 0.0
+    reference: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not (self.student >= 0 and self.reference >= 0 and self.student + self.reference < 1):
+            raise refusal(
+                "the shares of student and reference must be at least 0 and below 1 together",
+                got=self,
+                why="what is left is the teacher's share; at 0 nobody teaches",
+                do="0 for none; 0.1 to 0.5 hold the teacher closer",
+            )
+
+    def log_teacher(self, reading: Reading) -> Tensor:
+        """The views first, then who else has a share."""
+        mixed_CV = product_logits(reading.of(against=False), reading.rows)
+        left = 1 - self.reference
+        if self.student:
+            mixed_CV = _toward_(mixed_CV, reading.student_CV, self.student / left)
+        if self.reference:
+            assert reading.reference is not None
+            mixed_CV = _toward_(mixed_CV, reading.reference.logits(reading.rows), self.reference)
+        return log_probs(mixed_CV, reading.temperature)
+
+
+@dataclass(frozen=True, slots=True)
+class Average(Evidence):
+    """The arithmetic mixture q = Σ_j w_j q_j: a token is likely if any view finds it so."""
+
+    def log_teacher(self, reading: Reading) -> Tensor:
+        """Each view at the temperature, then their mean."""
+        return mean_log_probs(reading.of(against=False), reading.rows, reading.temperature)
+
+
+@dataclass(frozen=True, slots=True)
+class Contrast(Evidence):
+    """What the views "for" say beyond those "against": log q ∝ log anchor + strength · (log T⁺ − log T̄⁻).
+
+    T⁺ is the product of the views "for", T̄⁻ the arithmetic mean of those "against"; what both sides share, the style
+    of a teacher's prompt above all, cancels. `anchor` "student" moves the student by the difference; "teacher" is
+    (1 + strength) T⁺ − strength T̄⁻ in logs. Without `normalise` the difference is kept as it is, which only the sampled
+    token can use. Positions that no view "against" read fall back on T⁺ alone.
+
+    Raises `ValueError` for an unknown anchor or a strength that is not positive. Source: arXiv 2606.11709.
+    """
+
+    reads_against: ClassVar[bool] = True
+
+    strength: float = 1.0
+    anchor: Anchor = "student"
+    normalise: bool = True
+
+    def __post_init__(self) -> None:
+        if self.anchor not in get_args(Anchor) or not 0 < self.strength < float("inf"):
+            raise refusal(
+                "a contrast needs a positive strength and a known anchor",
+                got=self,
+                why="strength multiplies the difference, the anchor is what it is added to",
+                do=f"strength 1.0, anchor one of {', '.join(get_args(Anchor))}",
+            )
+
+    @property
+    def normalised(self) -> bool:
+        """As asked."""
+        return self.normalise
+
+    def log_teacher(self, reading: Reading) -> Tensor:
+        """The difference of two normalised sides is exactly 0 where they agree, and the anchor's logits stay."""
+        wanted_CV, against = product_logits(reading.of(against=False), reading.rows), reading.of(against=True)
+        log_wanted_CV = log_probs(wanted_CV, reading.temperature)
+        if not against:
+            return log_wanted_CV
+        beyond_CV = log_wanted_CV - mean_log_probs(against, reading.rows, reading.temperature)
+        anchor_CV = reading.student_CV if self.anchor == "student" else wanted_CV
+        if self.normalise:
+            log_q_CV = torch.log_softmax(beyond_CV.mul_(self.strength).add_(anchor_CV / reading.temperature), dim=-1)
+        else:
+            log_q_CV = beyond_CV.mul_(self.strength).add_(log_probs(anchor_CV, reading.temperature))
+        if any(view.present_N is None for view in against):
+            return log_q_CV
+        contrasted_C = torch.stack([view.present_N[reading.rows] for view in against if view.present_N is not None])
+        return torch.where(contrasted_C.any(0)[:, None], log_q_CV, log_wanted_CV)
 
 
 def log_probs(logits_NV: Tensor, temperature: float) -> Tensor:
@@ -41,41 +207,52 @@ def log_probs(logits_NV: Tensor, temperature: float) -> Tensor:
     return torch.log_softmax(logits_NV if temperature == 1.0 else logits_NV / temperature, dim=-1)
 
 
-def mixed_logits(logits: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """Σ_j w_j z_j, written as z_0 + Σ_j w_j (z_j − z_0) so that equal views give that view exactly."""
-    first_NV = logits[0]
-    mixed_NV = first_NV
-    for logits_NV, weight in zip(logits[1:], weights[1:], strict=True):
-        mixed_NV = mixed_NV + weight * (logits_NV - first_NV)
-    return mixed_NV
+def product_logits(views: Sequence[TeacherView], rows: slice) -> Tensor:
+    """Σ_j w_j z_j of the views that read each position. Each view moves what is there by its share, so that equal
+    views give that view exactly."""
+    steps = _steps(views, rows)
+    mixed_CV, _ = next(steps)
+    for logits_CV, share in steps:
+        mixed_CV = _toward_(mixed_CV, logits_CV, share)
+    return mixed_CV
 
 
-def teacher_log_probs(views: Sequence[TeacherView], rows: slice, temperature: float) -> Tensor:
-    """log_q_NV of some positions under the mixture of the views."""
-    logits_NV = mixed_logits([view.logits(rows) for view in views], [view.weight for view in views])
-    return log_probs(logits_NV, temperature)
+def mean_log_probs(views: Sequence[TeacherView], rows: slice, temperature: float) -> Tensor:
+    """log Σ_j w_j softmax(z_j / temperature) of the views that read each position, formed in logs: small
+    probabilities keep their digits, and equal views give that view exactly."""
+    steps = _steps(views, rows)
+    mean_CV = log_probs(next(steps)[0], temperature)
+    for logits_CV, share in steps:
+        other_CV = log_probs(logits_CV, temperature)
+        share_C1 = torch.as_tensor(share, dtype=mean_CV.dtype, device=mean_CV.device)
+        both_CV = torch.logaddexp(mean_CV + torch.log1p(-share_C1), other_CV + share_C1.log())
+        mean_CV = torch.where(mean_CV == other_CV, mean_CV, both_CV)
+    return mean_CV
+
+
+def _steps(views: Sequence[TeacherView], rows: slice) -> Iterator[tuple[Tensor, float | Tensor]]:
+    """Each view's logits_CV and its share of all weight seen so far: the first has all, an absent one none."""
+    assert views, "positions with weight were checked to have a view"
+    total: float | Tensor = 0.0
+    for view in views:
+        logits_CV = view.logits(rows)
+        weight = view.shares(rows, logits_CV)
+        total = total + weight
+        if isinstance(total, float):
+            yield logits_CV, (weight / total if total else 0.0)
+        else:
+            yield logits_CV, torch.where(total == 0, 0.0, weight / total)
+
+
+def _toward_(mixed_CV: Tensor, other_CV: Tensor, share: float | Tensor) -> Tensor:
+    """mixed + share · (other − mixed), exact where both are equal and where one has all the weight. May overwrite the
+    first argument."""
+    if isinstance(share, float):
+        return mixed_CV.add_((other_CV - mixed_CV).mul_(share))
+    moved_CV = (other_CV - mixed_CV).mul_(share).add_(mixed_CV)
+    return torch.where(share == 1, other_CV, torch.where(share == 0, mixed_CV, moved_CV))
 
 
 def entropy(log_p_NV: Tensor) -> Tensor:
     """−Σ p log p in nats."""
     return -log_p_NV.exp().mul_(log_p_NV).sum(-1)
-
-
-def check_views(views: Sequence[TeacherView], positions: int, vocabulary: int) -> None:
-    """Raises `ValueError` unless the views read the same positions, speak the same vocabulary and weigh 1 together."""
-    for view in views:
-        if view.hidden_ND.shape[0] != positions or view.head.vocabulary != vocabulary:
-            raise refusal(
-                "a teacher view must cover the student's positions and vocabulary",
-                got=f"{view.hidden_ND.shape[0]} positions of {view.head.vocabulary} tokens",
-                why=f"they are compared one by one with {positions} positions of {vocabulary} tokens",
-                do="pass the hidden states that predict the same answer tokens, from a model with the same tokenizer",
-            )
-    total = sum(view.weight for view in views)
-    if views and abs(total - 1.0) > 1e-6:
-        raise refusal(
-            "the weights of the teacher's views must sum to 1",
-            got=[view.weight for view in views],
-            why=f"a sum of {total:g} would act as a hidden temperature of {1 / total if total else float('inf'):g}",
-            do="use (1 - rate, rate) for a trust region, 1.0 for a single view",
-        )

@@ -13,16 +13,17 @@ scales what is there. Memory: a few [C, V] buffers, whatever N is.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from typing import TypeAlias, cast
 
 import torch
 from torch import Tensor
 
-from selfdistill.signal.evidence import TeacherView, check_views, log_probs
+from selfdistill.signal.checks import check
+from selfdistill.signal.chunks import rows_per_chunk
+from selfdistill.signal.evidence import TeacherView
 from selfdistill.signal.gradients import HeadGradients
 from selfdistill.signal.head import Head, widened
-from selfdistill.signal.refusal import refusal
 from selfdistill.signal.terms import (
     Chunk,
     Inputs,
@@ -33,10 +34,6 @@ from selfdistill.signal.terms import (
     policy_gradient,
     reference_kl,
 )
-
-_CHUNK_ENTRIES_CPU = 2**22  # logits of one chunk: 16 MiB in float32, where caches are small
-_CHUNK_ENTRIES = 2**26  # 256 MiB: an accelerator wants long products
-_CHUNK_ROWS = 64  # fewer would read the head's weight more often than use it
 
 Term: TypeAlias = Callable[[Chunk], None]
 
@@ -75,12 +72,12 @@ def fused_signal(
     """
     others = [*views, *([] if reference is None else [reference])]
     own, *heads = widened([head, *(view.head for view in others)])
-    others = [replace(view, hidden_ND=view.hidden_ND.detach(), head=h) for view, h in zip(others, heads, strict=True)]
+    others = [view.cut_off(own_head) for view, own_head in zip(others, heads, strict=True)]
     leash = None if reference is None else others.pop()
     inputs = Inputs(
         signal, hidden_ND.detach(), own, tokens_N, weights, tuple(others), leash, old_logprobs_N, sampler_logprobs_N
     )
-    _check(inputs)
+    check(inputs)
     gradients = HeadGradients.zeros(hidden_ND, head)
     with torch.no_grad(), torch.autocast(hidden_ND.device.type, enabled=False):
         loss, stats = torch.zeros((), dtype=inputs.dtype, device=hidden_ND.device), inputs.blank_stats()
@@ -101,12 +98,11 @@ def _work(
     large ones in the heap and keep their memory from being used again."""
     hidden_CD = inputs.hidden_ND[rows]
     logits_CV = inputs.head.logits(hidden_CD)
-    log_p_CV = log_probs(logits_CV, inputs.signal.temperature)
-    chunk = Chunk.begin(inputs, rows, log_p_CV)
+    chunk = Chunk.begin(inputs, rows, logits_CV)
     for term in terms:
         term(chunk)
     if chunk.flow_CV is not None and gradients.wanted:
-        gradient_CV = log_p_CV.exp().mul_(chunk.flow_CV.sum(-1, keepdim=True)).sub_(chunk.flow_CV)
+        gradient_CV = chunk.log_p_CV.exp().mul_(chunk.flow_CV.sum(-1, keepdim=True)).sub_(chunk.flow_CV)
         gradient_CV.div_(inputs.signal.temperature)
         gradients.add(rows, inputs.head.before_cap_(gradient_CV, logits_CV), hidden_CD, inputs.head)
     loss += chunk.loss
@@ -116,8 +112,8 @@ def _work(
 
 def _plan(inputs: Inputs, chunk: int | None) -> Iterator[tuple[slice, list[Term]]]:
     """Slices of positions, and the terms that have weight in each; one empty slice when there are no positions."""
-    positions = inputs.hidden_ND.shape[0]
-    size = chunk or _rows_per_chunk(inputs)
+    positions = inputs.positions
+    size = chunk or rows_per_chunk(inputs.head.vocabulary, inputs.hidden_ND.device)
     weights, leashed = inputs.weights, inputs.signal.reference.coefficient > 0
     terms: list[tuple[Term, Tensor | None]] = [
         (distil, weights.distil_N),
@@ -129,43 +125,8 @@ def _plan(inputs: Inputs, chunk: int | None) -> Iterator[tuple[slice, list[Term]
         yield slice(start, min(start + size, positions)), [term for term, flags in active if flags[index]]
 
 
-def _rows_per_chunk(inputs: Inputs) -> int:
-    entries = _CHUNK_ENTRIES_CPU if inputs.hidden_ND.device.type == "cpu" else _CHUNK_ENTRIES
-    return max(_CHUNK_ROWS, entries // inputs.head.vocabulary)
-
-
 def _active_chunks(weight_N: Tensor | None, positions: int, size: int) -> list[bool]:
     """Which chunks have a non-zero weight, in one transfer from the device."""
     if weight_N is None or positions == 0:
         return [False] * max(1, -(-positions // size))
     return cast(list[bool], torch.stack([part.any() for part in torch.split(weight_N != 0, size)]).tolist())
-
-
-def _check(inputs: Inputs) -> None:
-    """Raises `ValueError`: shapes, and terms that have weight but not what they need."""
-    positions, vocabulary = inputs.hidden_ND.shape[0], inputs.head.vocabulary
-    per_token = {f.name: getattr(inputs.weights, f.name) for f in fields(TokenWeights)}
-    per_token |= {name: getattr(inputs, name) for name in ("tokens_N", "old_logprobs_N", "sampler_logprobs_N")}
-    wrong = {name: tuple(x.shape) for name, x in per_token.items() if x is not None and x.shape != (positions,)}
-    if wrong:
-        raise refusal(
-            f"one number per answer position is needed: shape ({positions},)",
-            got=wrong,
-            why="a shift by one token trains on nonsense without an error",
-            do="concatenate the answers in the order of their hidden states",
-        )
-    check_views(inputs.views, positions, vocabulary)
-    check_views([] if inputs.reference is None else [inputs.reference], positions, vocabulary)
-    distil_N, leashed = inputs.weights.distil_N, inputs.signal.reference.coefficient > 0
-    missing = {
-        "views": not inputs.views and distil_N is not None and bool((distil_N != 0).any()),
-        "reference": leashed and inputs.reference is None,
-        "weights.reference_N": leashed and inputs.weights.reference_N is None,
-    }
-    if any(missing.values()):
-        raise refusal(
-            "a term has weight but not what it needs",
-            got=", ".join(f"no {name}" for name, is_missing in missing.items() if is_missing),
-            why="it would silently do nothing",
-            do="pass what is missing, or set the weight or coefficient to 0",
-        )

@@ -7,7 +7,8 @@ For every divergence D(p, q) with q held fixed, the gradient with respect to the
     ∂D/∂z_v = −p_v (a_v − Σ_w p_w a_w)        a_v = h(u_v),  u_v = log q_v − log p_v  (the evidence)
 
 so a divergence is its value and its pointwise shape h, which acts as an advantage for every token of the vocabulary
-(Hübotter et al., arXiv 2601.20802v2, Prop. 2.1, for h(u) = u). To add one, derive from `Shape` here.
+(Hübotter et al., arXiv 2601.20802v2, Prop. 2.1, for h(u) = u). To add one, derive from `Shape` here. A number that is
+the same for all outcomes, such as the divergence itself, is no advantage: its expected gradient is 0.
 """
 
 from __future__ import annotations
@@ -29,11 +30,19 @@ class Comparison:
     """What one term says of N positions: its value, and its flow F_v = p_v a_v.
 
     Flows of several terms add up, and ∂L/∂z = p ΣF − F turns their sum into a gradient on the logits. The tensors are
-    fresh: whoever asked for them may overwrite them.
+    fresh: whoever asked for them may overwrite them. `magnitude_N` is Σ |F| before any bound; `surrogate_N` is what
+    is minimised where that is not the value itself.
     """
 
     divergence_N: Tensor
     flow_NV: Tensor
+    magnitude_N: Tensor | None = None
+    surrogate_N: Tensor | None = None
+
+    @property
+    def loss_N(self) -> Tensor:
+        """What is minimised."""
+        return self.divergence_N if self.surrogate_N is None else self.surrogate_N
 
 
 class Shape(ABC):
@@ -48,6 +57,11 @@ class Shape(ABC):
     @abstractmethod
     def compare(self, log_p_NV: Tensor, log_q_NV: Tensor) -> Comparison:
         """The value per position, and p · a without overflow where p is tiny. Both are exactly 0 when p is q."""
+
+    def sampled(self, log_p_N1: Tensor, log_q_N1: Tensor) -> Comparison:
+        """On one token drawn from p: value −h(u), for the reverse KL log p − log q, and flow h(u)."""
+        advantage_N1 = self.advantage(log_p_N1, log_q_N1)
+        return Comparison(-advantage_N1[:, 0], advantage_N1)
 
     def divergence(self, log_p_NV: Tensor, log_q_NV: Tensor) -> Tensor:
         """D(p, q) in nats, summed over the last axis."""
@@ -76,8 +90,8 @@ class ForwardKL(Shape):
     """KL(q‖p) = Σ q (log q − log p), teacher first, mass covering: h(u) = e^u − 1."""
 
     def advantage(self, log_p: Tensor, log_q: Tensor) -> Tensor:
-        """h(u) = e^u − 1; inf where q/p does not fit the number format."""
-        return torch.expm1(log_q - log_p)
+        """h(u) = e^u − 1, with u held to 80: further out it would not fit the number format."""
+        return torch.expm1((log_q - log_p).clamp_(max=_LARGEST_EVIDENCE))
 
     def compare(self, log_p_NV: Tensor, log_q_NV: Tensor) -> Comparison:
         """Flow p·(e^u − 1) = q − p."""
@@ -124,6 +138,72 @@ class JensenShannon(Shape):
         teacher_N = log_q_NV.exp().mul_(evidence_NV.sub_(log_ratio_NV)).sum(-1)
         flow_NV = log_ratio_NV.mul_(log_p_NV.exp()).mul_(1 - self.alpha)
         return Comparison(self.alpha * teacher_N - flow_NV.sum(-1), flow_NV)
+
+
+@dataclass(frozen=True, slots=True)
+class ClippedForwardKL(Shape):
+    """Σ min(q (log q − log p), limit): the forward KL with each token's share cut. h(u) = e^u − 1, or −1 where cut.
+
+    A cut token has no gradient of its own, so the others *push it down*, however much the teacher wants it. That is a
+    pressure against the few tokens, often of style, on which a teacher insists; it is not a gentler forward KL. The
+    value may be negative, as only positive entries are cut.
+
+    Raises `ValueError` unless the limit is positive. Source: arXiv 2601.18734.
+    """
+
+    limit: float = 0.05
+
+    def __post_init__(self) -> None:
+        if not self.limit > 0:
+            raise refusal(
+                "the limit of a clipped forward KL must be positive",
+                got=self.limit,
+                why="every token that the teacher wants more of would be cut, and pushed down",
+                do="0.05 as published; ForwardKL() has no limit",
+            )
+
+    def advantage(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+        """h(u) = e^u − 1, or −1 where cut."""
+        cut = log_q.exp().mul_(log_q - log_p) > self.limit
+        return ForwardKL().advantage(log_p, log_q).masked_fill_(cut, -1.0)
+
+    def compare(self, log_p_NV: Tensor, log_q_NV: Tensor) -> Comparison:
+        """Flow q − p, or −p where cut."""
+        q_NV = log_q_NV.exp()
+        entries_NV = (log_q_NV - log_p_NV).mul_(q_NV)
+        flow_NV = q_NV.masked_fill_(entries_NV > self.limit, 0.0).sub_(log_p_NV.exp())
+        return Comparison(entries_NV.clamp_(max=self.limit).sum(-1), flow_NV)
+
+
+@dataclass(frozen=True, slots=True)
+class Mixed(Shape):
+    """(1 − share) · first + share · second, such as half forward and half reverse KL (arXiv 2604.12002).
+
+    Raises `ValueError` unless 0 ≤ share ≤ 1.
+    """
+
+    first: Shape
+    second: Shape
+    share: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.share <= 1:
+            raise refusal(
+                "the share of the second divergence must lie in [0, 1]",
+                got=self.share,
+                why="a negative share of a divergence pushes away from the teacher",
+                do="0.5 for half and half",
+            )
+
+    def advantage(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+        """h is mixed as the values are."""
+        return (1 - self.share) * self.first.advantage(log_p, log_q) + self.share * self.second.advantage(log_p, log_q)
+
+    def compare(self, log_p_NV: Tensor, log_q_NV: Tensor) -> Comparison:
+        """Values and flows mixed."""
+        one, other = self.first.compare(log_p_NV, log_q_NV), self.second.compare(log_p_NV, log_q_NV)
+        value_N = (1 - self.share) * one.divergence_N + self.share * other.divergence_N
+        return Comparison(value_N, one.flow_NV.mul_(1 - self.share).add_(other.flow_NV, alpha=self.share))
 
 
 def divergence(alpha: float) -> Shape:

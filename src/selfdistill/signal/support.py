@@ -10,14 +10,18 @@ moves mass out of those tokens (its advantage is u − 1 inside and 0 outside).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from selfdistill.signal.head import LOWEST_LOGIT
+from selfdistill.signal.kept import KeptTopK, mass_outside
 from selfdistill.signal.refusal import refusal
-from selfdistill.signal.shape import Comparison, ReverseKL, Shape
+from selfdistill.signal.shape import Comparison, Shape
+
+Whose = Literal["student", "teacher", "both"]
 
 
 class Support(ABC):
@@ -28,10 +32,6 @@ class Support(ABC):
     @abstractmethod
     def compare(self, shape: Shape, log_p_NV: Tensor, log_q_NV: Tensor, tokens_N: Tensor) -> Comparison:
         """The value on this support, and its flow over the whole vocabulary. `tokens_N` are the sampled tokens."""
-
-    def check(self, shape: Shape) -> None:
-        """Raises `ValueError` when the shape cannot be measured on this support. Most can."""
-        del shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,17 +44,20 @@ class FullVocabulary(Support):
 
 
 @dataclass(frozen=True, slots=True)
-class StudentTopK(Support):
-    """The student's K most likely tokens, from the forward pass that carries the gradient.
+class TopK(Support):
+    """The K most likely tokens of the student (from the forward pass that carries the gradient), the teacher, or both
+    together; a token that both name counts once.
 
-    `tail` adds one bucket for all other tokens: K + 1 outcomes on which both distributions sum to 1. The value is then
-    a lower bound of the full divergence, and exact at K = V − 1, to which K is capped. Without `tail` both sides are
-    renormalised inside the K tokens, and nothing is said about how much mass they hold.
+    `tail` adds one bucket for all other tokens: up to K + 1 outcomes (2K + 1 of both) on which both distributions sum
+    to 1. The value is then a lower bound of the full divergence, and exact at K = V − 1, to which K is capped. Without
+    `tail` both sides are renormalised inside the kept tokens, and nothing is said about how much mass they hold.
 
-    Raises `ValueError` for K ≤ 0 and for K = 1 without `tail`. Source: arXiv 2601.20802, §2 and Table 12.
+    Raises `ValueError` for K ≤ 0, an unknown `of`, and for K = 1 without `tail`. Source: arXiv 2601.20802, §2 and
+    Table 12.
     """
 
     k: int
+    of: Whose = "student"
     tail: bool = True
 
     def __post_init__(self) -> None:
@@ -64,6 +67,13 @@ class StudentTopK(Support):
                 got=self.k,
                 why="no token would be compared",
                 do="use FullVocabulary() to compare all of them",
+            )
+        if self.of not in get_args(Whose):
+            raise refusal(
+                "the most likely tokens of whom?",
+                got=repr(self.of),
+                why="student and teacher may disagree about them",
+                do=f"one of {', '.join(get_args(Whose))}",
             )
         if self.k == 1 and not self.tail:
             raise refusal(
@@ -75,49 +85,66 @@ class StudentTopK(Support):
 
     def compare(self, shape: Shape, log_p_NV: Tensor, log_q_NV: Tensor, tokens_N: Tensor) -> Comparison:
         """On the buckets, then back: inside a bucket every token has the bucket's advantage."""
-        vocabulary = log_p_NV.shape[-1]
-        log_p_NK, top_NK = log_p_NV.topk(min(self.k, vocabulary - self.tail), dim=-1)
-        log_q_NK = log_q_NV.gather(-1, top_NK)
-        if not self.tail:
-            return _renormalised(shape, log_p_NK, log_q_NK, top_NK, vocabulary)
-        tail_p_N1, tail_q_N1 = _mass_outside(log_p_NV, top_NK), _mass_outside(log_q_NV, top_NK)
-        buckets = shape.compare(torch.cat([log_p_NK, tail_p_N1], -1), torch.cat([log_q_NK, tail_q_N1], -1))
-        flow_NV = (log_p_NV - tail_p_N1).exp_().mul_(buckets.flow_NV[:, -1:])
-        return Comparison(buckets.divergence_N, flow_NV.scatter_(-1, top_NK, buckets.flow_NV[:, :-1]))
+        if self.of == "both":
+            return self._compare_both(shape, log_p_NV, log_q_NV)
+        ranked_NV, other_NV = (log_p_NV, log_q_NV) if self.of == "student" else (log_q_NV, log_p_NV)
+        ranked_NK, top_NK = ranked_NV.topk(self.size(log_p_NV.shape[-1]), dim=-1)
+        other_NK = other_NV.gather(-1, top_NK)
+        log_p_NK, log_q_NK = (ranked_NK, other_NK) if self.of == "student" else (other_NK, ranked_NK)
+        tail_q_N1 = mass_outside(log_q_NV, top_NK) if self.tail else None
+        return _bucketed(shape, log_p_NV, log_p_NK, log_q_NK, top_NK, tail_q_N1)
+
+    def compare_kept(self, shape: Shape, log_p_NV: Tensor, kept: KeptTopK) -> Comparison:
+        """With a teacher that is known on its own K tokens only."""
+        assert self.of == "teacher"
+        assert kept.k == self.size(log_p_NV.shape[-1])
+        tail_q_N1 = kept.tail_N[:, None] if self.tail else None
+        return _bucketed(shape, log_p_NV, log_p_NV.gather(-1, kept.ids_NK), kept.logprobs_NK, kept.ids_NK, tail_q_N1)
+
+    def size(self, vocabulary: int) -> int:
+        """How many tokens of one side are kept."""
+        return min(self.k, vocabulary - self.tail)
+
+    def _compare_both(self, shape: Shape, log_p_NV: Tensor, log_q_NV: Tensor) -> Comparison:
+        """A token's second mention becomes an outcome that is impossible for both, which weighs nothing."""
+        size = self.size(log_p_NV.shape[-1])
+        named_N2K = torch.cat([log_p_NV.topk(size, dim=-1).indices, log_q_NV.topk(size, dim=-1).indices], -1)
+        top_NK = named_N2K.sort(dim=-1).values
+        again_NK = torch.zeros_like(top_NK, dtype=torch.bool)
+        again_NK[:, 1:] = top_NK[:, 1:] == top_NK[:, :-1]
+        log_p_NK, log_q_NK = (x.gather(-1, top_NK).masked_fill_(again_NK, LOWEST_LOGIT) for x in (log_p_NV, log_q_NV))
+        tail_q_N1 = mass_outside(log_q_NV, top_NK) if self.tail else None
+        return _bucketed(shape, log_p_NV, log_p_NK, log_q_NK, top_NK, tail_q_N1)
 
 
 @dataclass(frozen=True, slots=True)
 class SampledToken(Support):
-    """Only the token that was said: the score-function form of the reverse KL.
+    """Only the token that was said: the score-function form.
 
-    The value is the one-sample estimate log p(y) − log q(y); the gradient −u(y) ∇log p(y) with u = log q − log p held
-    fixed. Averaged over y ~ p it is the gradient of KL(p‖q), with far more noise than the full vocabulary.
+    The gradient is −h(u(y)) ∇log p(y) with h(u) held fixed. Averaged over y ~ p it is the gradient of the divergence
+    over the full vocabulary, with far more noise. For the reverse KL the value log p(y) − log q(y) averages to the
+    divergence too; for other shapes it is the surrogate −h(u(y)), whose average is not the divergence.
 
     Source: arXiv 2601.20802, Prop. 2.1 (the estimate of its expectation).
     """
 
-    def check(self, shape: Shape) -> None:
-        """Reverse KL only."""
-        if not isinstance(shape, ReverseKL):
-            raise refusal(
-                "the sampled-token support measures the reverse KL only",
-                got=shape,
-                why="log p(y) − log q(y) at the student's own token estimates KL(student‖teacher) and nothing else; "
-                "other divergences weigh what the teacher would say and the student did not",
-                do="use ReverseKL() / alpha = 1, or the full or top-K support",
-            )
-
     def compare(self, shape: Shape, log_p_NV: Tensor, log_q_NV: Tensor, tokens_N: Tensor) -> Comparison:
-        """Flow u(y) on y: the one-sample form of p·u."""
+        """Flow h(u(y)) on y: the one-sample form of p · h(u)."""
         tokens_N1 = tokens_N[:, None]
-        evidence_N1 = shape.advantage(log_p_NV.gather(-1, tokens_N1), log_q_NV.gather(-1, tokens_N1))
-        return Comparison(-evidence_N1[:, 0], torch.zeros_like(log_p_NV).scatter_(-1, tokens_N1, evidence_N1))
+        said = shape.sampled(log_p_NV.gather(-1, tokens_N1), log_q_NV.gather(-1, tokens_N1))
+        return replace(said, flow_NV=torch.zeros_like(log_p_NV).scatter_(-1, tokens_N1, said.flow_NV))
 
 
-def _mass_outside(log_p_NV: Tensor, top_NK: Tensor) -> Tensor:
-    """log of the probability outside the kept tokens [N, 1], summed directly: 1 − Σ kept would lose small tails."""
-    outside_NV = log_p_NV.scatter(-1, top_NK, -torch.inf)
-    return outside_NV.logsumexp(-1, keepdim=True).clamp_(min=LOWEST_LOGIT)
+def _bucketed(
+    shape: Shape, log_p_NV: Tensor, log_p_NK: Tensor, log_q_NK: Tensor, top_NK: Tensor, tail_q_N1: Tensor | None
+) -> Comparison:
+    """Compares the kept tokens and the rest, or without the teacher's rest the renormalised kept tokens."""
+    if tail_q_N1 is None:
+        return _renormalised(shape, log_p_NK, log_q_NK, top_NK, log_p_NV.shape[-1])
+    tail_p_N1 = mass_outside(log_p_NV, top_NK)
+    buckets = shape.compare(torch.cat([log_p_NK, tail_p_N1], -1), torch.cat([log_q_NK, tail_q_N1], -1))
+    flow_NV = (log_p_NV - tail_p_N1).exp_().mul_(buckets.flow_NV[:, -1:])
+    return replace(buckets, flow_NV=_put_(flow_NV, top_NK, buckets.flow_NV[:, :-1]))
 
 
 def _renormalised(shape: Shape, log_p_NK: Tensor, log_q_NK: Tensor, top_NK: Tensor, vocabulary: int) -> Comparison:
@@ -126,4 +153,9 @@ def _renormalised(shape: Shape, log_p_NK: Tensor, log_q_NK: Tensor, top_NK: Tens
     kept = shape.compare(inside_NK, log_q_NK.log_softmax(-1))
     centred_NK = kept.flow_NV - inside_NK.exp() * kept.flow_NV.sum(-1, keepdim=True)
     flow_NV = log_p_NK.new_zeros(log_p_NK.shape[0], vocabulary)
-    return Comparison(kept.divergence_N, flow_NV.scatter_(-1, top_NK, centred_NK))
+    return replace(kept, flow_NV=_put_(flow_NV, top_NK, centred_NK))
+
+
+def _put_(flow_NV: Tensor, top_NK: Tensor, flow_NK: Tensor) -> Tensor:
+    """Writes the flow of the kept tokens; second mentions of a token add their nothing."""
+    return flow_NV.scatter_(-1, top_NK, 0.0).scatter_add_(-1, top_NK, flow_NK)

@@ -13,22 +13,35 @@ from dataclasses import dataclass, field, fields
 import torch
 from torch import Tensor
 
-from selfdistill.signal.evidence import TeacherView, entropy, teacher_log_probs
+from selfdistill.signal.allocation import Allocation
+from selfdistill.signal.bound import Bound, Measured
+from selfdistill.signal.coupling import Coupling, Separate
+from selfdistill.signal.direction import Direction, Toward
+from selfdistill.signal.evidence import Evidence, Product, Reading, TeacherView, entropy, log_probs
+from selfdistill.signal.gate import Gate
 from selfdistill.signal.head import Head, accumulation_dtype
 from selfdistill.signal.policy_gradient import PolicyGradient
 from selfdistill.signal.ratio import RatioCaps, importance_weight, log_ratio, over
 from selfdistill.signal.reference import ReferenceKL
 from selfdistill.signal.refusal import refusal
+from selfdistill.signal.schedule import Constant, Schedule
 from selfdistill.signal.shape import Comparison, JensenShannon, Shape
-from selfdistill.signal.support import FullVocabulary, Support
+from selfdistill.signal.support import FullVocabulary, SampledToken, Support, TopK
 
 
 @dataclass(frozen=True, slots=True)
 class Signal:
     """How the difference between student and teacher, and the verdict on an answer, become a gradient.
 
-    `temperature` divides the logits of student, teacher and reference alike; it is the one the answers were sampled
-    at. Raises `ValueError` when it is not positive, or when the support cannot measure the shape.
+    `evidence` makes one teacher of the views, `support` says on which tokens it is compared, `shape` what a difference
+    is worth, `bound` how far one token may push. `temperature` divides the logits of student, teacher and reference
+    alike; it is the one the answers were sampled at.
+
+    The kernel reads all of these. `direction`, `allocation`, `coupling`, `schedule` and `gate` are for `weigh`, which
+    decides beforehand what each token weighs; the kernel takes its word.
+
+    Raises `ValueError` when the temperature is not positive, and for evidence that does not sum to 1 on a support that
+    needs it.
     """
 
     support: Support = field(default_factory=FullVocabulary)
@@ -37,9 +50,22 @@ class Signal:
     policy: PolicyGradient = field(default_factory=PolicyGradient)
     reference: ReferenceKL = field(default_factory=ReferenceKL)
     temperature: float = 1.0
+    evidence: Evidence = field(default_factory=Product)
+    bound: Bound | None = None
+    direction: Direction = field(default_factory=Toward)
+    allocation: Allocation = field(default_factory=Allocation)
+    coupling: Coupling = field(default_factory=Separate)
+    schedule: Schedule = field(default_factory=lambda: Constant(1.0))
+    gate: Gate | None = None
 
     def __post_init__(self) -> None:
-        self.support.check(self.shape)
+        if not self.evidence.normalised and not isinstance(self.support, SampledToken):
+            raise refusal(
+                "evidence that is not normalised can be read at the sampled token only",
+                got=f"{self.evidence} on {self.support}",
+                why="a divergence compares two distributions, each with a sum of 1",
+                do="use SampledToken(), or leave normalise=True",
+            )
         if not self.temperature > 0:
             raise refusal(
                 "the temperature must be positive",
@@ -47,6 +73,17 @@ class Signal:
                 why="logits are divided by it",
                 do="use the sampling temperature, 1.0 by default",
             )
+
+    @property
+    def needs_table(self) -> bool:
+        """Whether tokens are weighed one by one; otherwise each weighs what its answer was credited."""
+        plain = (Toward(), Allocation(), Separate(), Constant(1.0), None)
+        return (self.direction, self.allocation, self.coupling, self.schedule, self.gate) != plain
+
+    @property
+    def needs_evidence(self) -> bool:
+        """Whether weighing reads the teacher: its evidence on the tokens, or its entropy."""
+        return self.coupling.needs_evidence or self.allocation.needs_teacher or self.gate is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +104,8 @@ class TokenStats:
     """Detached numbers per token, in nats; NaN where the term that needs them has weight 0.
 
     `ratio_N` is π_θ(y)/π_old(y) and `sampler_ratio_N` π_old(y)/π_sampler(y), both before any cap; `clipped_N` says
-    that a cap or a clip changed what this token does.
+    that a cap or a clip changed what this token does. `magnitude_N` is Σ_v |F_v| over the outcomes, F = p · h(u),
+    before any bound or weight: how much the teacher wants to change.
     """
 
     logprobs_N: Tensor
@@ -79,6 +117,7 @@ class TokenStats:
     ratio_N: Tensor
     sampler_ratio_N: Tensor
     clipped_N: Tensor
+    magnitude_N: Tensor
 
     @property
     def evidence_N(self) -> Tensor:
@@ -101,13 +140,23 @@ class Inputs:
     sampler_logprobs_N: Tensor | None
 
     @property
+    def positions(self) -> int:
+        """N."""
+        return self.hidden_ND.shape[0]
+
+    @property
+    def distils(self) -> bool:
+        """Whether any position has distillation weight."""
+        return self.weights.distil_N is not None and bool((self.weights.distil_N != 0).any())
+
+    @property
     def dtype(self) -> torch.dtype:
         """That of logits, losses and numbers."""
         return accumulation_dtype(torch.promote_types(self.hidden_ND.dtype, self.head.weight_VD.dtype))
 
     def blank_stats(self) -> dict[str, Tensor]:
         """Room for the numbers of every position."""
-        blank_N = torch.empty(self.hidden_ND.shape[0], dtype=self.dtype, device=self.hidden_ND.device)
+        blank_N = torch.empty(self.positions, dtype=self.dtype, device=self.hidden_ND.device)
         stats = {f.name: torch.empty_like(blank_N) for f in fields(TokenStats)}
         return stats | {"clipped_N": torch.empty_like(blank_N, dtype=torch.bool)}
 
@@ -118,6 +167,7 @@ class Chunk:
 
     inputs: Inputs
     rows: slice
+    logits_CV: Tensor
     log_p_CV: Tensor
     tokens_C: Tensor
     logprobs_C: Tensor
@@ -128,12 +178,14 @@ class Chunk:
     flow_CV: Tensor | None = None
 
     @staticmethod
-    def begin(inputs: Inputs, rows: slice, log_p_CV: Tensor) -> Chunk:
+    def begin(inputs: Inputs, rows: slice, logits_CV: Tensor) -> Chunk:
         """No terms yet; a ratio whose other side is unknown compares a number with itself and is exactly 1."""
+        log_p_CV = log_probs(logits_CV, inputs.signal.temperature)
         tokens_C, cap = inputs.tokens_N[rows], inputs.signal.ratio.sampler
         logprobs_C = _at(log_p_CV, tokens_C)
         old_C = logprobs_C if inputs.old_logprobs_N is None else inputs.old_logprobs_N[rows].to(logprobs_C)
         sampler_C = old_C if inputs.sampler_logprobs_N is None else inputs.sampler_logprobs_N[rows].to(logprobs_C)
+        sampler_C = torch.where(sampler_C.isnan(), old_C, sampler_C)
         trust_C = importance_weight(old_C, sampler_C, cap)
         sampler_ratio_C = log_ratio(old_C, sampler_C).exp()
         numbers = {f.name: torch.full_like(logprobs_C, torch.nan) for f in fields(TokenStats)} | {
@@ -144,7 +196,7 @@ class Chunk:
             "clipped_N": over(sampler_ratio_C, cap),
         }
         nothing = logprobs_C.new_zeros(())
-        return Chunk(inputs, rows, log_p_CV, tokens_C, logprobs_C, old_C, trust_C, nothing, numbers)
+        return Chunk(inputs, rows, logits_CV, log_p_CV, tokens_C, logprobs_C, old_C, trust_C, nothing, numbers)
 
     def weight(self, weight_N: Tensor | None) -> Tensor:
         """One term's weights of these positions."""
@@ -153,7 +205,7 @@ class Chunk:
 
     def add(self, compared: Comparison, weight_C: Tensor) -> None:
         """A term that has a value and a flow per position."""
-        self.loss = self.loss + (weight_C * compared.divergence_N).sum()
+        self.loss = self.loss + (weight_C * compared.loss_N).sum()
         flow_CV = compared.flow_NV.mul_(weight_C[:, None])
         self.flow_CV = flow_CV if self.flow_CV is None else self.flow_CV.add_(flow_CV)
 
@@ -163,19 +215,33 @@ class Chunk:
 
 
 def distil(chunk: Chunk) -> None:
-    """distil · r1 · r2 · D(p, q): the divergence from the teacher."""
+    """distil · r1 · r2 · D(p, q): the divergence from the teacher, or its bounded surrogate."""
     signal, distil_C = chunk.inputs.signal, chunk.weight(chunk.inputs.weights.distil_N)
-    log_q_CV = teacher_log_probs(chunk.inputs.views, chunk.rows, signal.temperature)
-    compared = signal.support.compare(signal.shape, chunk.log_p_CV, log_q_CV, chunk.tokens_C)
+    compared, teacher = _against_teacher(chunk, Measured(signal.shape, signal.bound))
     update_C = importance_weight(chunk.logprobs_C, chunk.old_logprobs_C, signal.ratio.update)
     chunk.add(compared, distil_C * update_C * chunk.sampler_weight_C)
     chunk.note_clipped(over(chunk.numbers["ratio_N"], signal.ratio.update) & (distil_C != 0))
-    seen = {
-        "divergence_N": compared.divergence_N,
-        "teacher_logprobs_N": _at(log_q_CV, chunk.tokens_C),
-        "teacher_entropy_N": entropy(log_q_CV),
-    }
+    assert compared.magnitude_N is not None
+    seen = teacher | {"divergence_N": compared.divergence_N, "magnitude_N": compared.magnitude_N}
     chunk.numbers |= {name: torch.where(distil_C != 0, number_C, torch.nan) for name, number_C in seen.items()}
+
+
+def _against_teacher(chunk: Chunk, shape: Shape) -> tuple[Comparison, dict[str, Tensor]]:
+    """The comparison with the teacher, and what the teacher says by itself."""
+    inputs, signal = chunk.inputs, chunk.inputs.signal
+    kept = inputs.views[0].kept
+    if kept is not None:
+        assert isinstance(signal.support, TopK)
+        kept = kept.of(chunk.rows)
+        compared = signal.support.compare_kept(shape, chunk.log_p_CV, kept)
+        return compared, {"teacher_logprobs_N": kept.at(chunk.tokens_C)}
+    reading = Reading(inputs.views, chunk.rows, signal.temperature, chunk.logits_CV, inputs.reference)
+    log_q_CV = signal.evidence.log_teacher(reading)
+    compared = signal.support.compare(shape, chunk.log_p_CV, log_q_CV, chunk.tokens_C)
+    log_said_C = _at(log_q_CV, chunk.tokens_C)
+    if not signal.evidence.normalised:
+        log_q_CV = log_probs(log_q_CV, 1.0)
+    return compared, {"teacher_logprobs_N": log_said_C, "teacher_entropy_N": entropy(log_q_CV)}
 
 
 def policy_gradient(chunk: Chunk) -> None:
@@ -193,7 +259,7 @@ def reference_kl(chunk: Chunk) -> None:
     inputs = chunk.inputs
     assert inputs.reference is not None
     weight_C = inputs.signal.reference.coefficient * chunk.weight(inputs.weights.reference_N)
-    log_ref_CV = teacher_log_probs([inputs.reference], chunk.rows, inputs.signal.temperature)
+    log_ref_CV = log_probs(inputs.reference.logits(chunk.rows), inputs.signal.temperature)
     compared = inputs.signal.reference.compare(chunk.log_p_CV, log_ref_CV)
     chunk.add(compared, weight_C)
     chunk.numbers["reference_N"] = torch.where(weight_C != 0, compared.divergence_N, torch.nan)
