@@ -1,0 +1,176 @@
+"""A model of three tokens whose every probability stands in the test, run through the real path of an update.
+
+    toy = Toy({"bare": [[0.5, 0.3, 0.2]], "told": [[0.2, 0.7, 0.1]]})        # one row per position of the answer
+    group = toy.group(toy.said("b", 0.0, feedback="told"))
+    found = toy.learn(SDPO(), group).gradients["bare"]                       # ∂L/∂logits [positions, 3]
+
+Tokens are the letters of `TOKENS`, the last of which ends a turn. A table is what the model says to every conversation
+whose text holds its name; where several names occur, the last one of the tables counts. The question is "bare". What
+the model says at a position does not depend on what it said before.
+
+Legend: T positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from selfdistill.methods import Method
+from selfdistill.models.teacher import Frozen, Live, Teacher, TeacherRule
+from selfdistill.readings import look_ahead, read_reference, read_teacher
+from selfdistill.render import Renderer
+from selfdistill.samples import Prepared, prepare
+from selfdistill.signal import Head, Relative, denominators
+from selfdistill.step import Batch, UpdateReport, train_step
+from selfdistill.types import ANSWER, Completion, Drop, Message, Outcome, Rollout, RolloutGroup, Task, TokenIds
+
+TOKENS = "ab."
+QUESTION = Task("toy", (Message("user", "bare"),))
+Table = Sequence[Sequence[float]]
+Weights = Mapping[str, tuple[Tensor, Tensor]]
+MANY = 10_000
+
+
+class ToyPolicy:
+    """Tables of log-probabilities in float64, which are the hidden states; the head is the identity."""
+
+    device, has_adapter = torch.device("cpu"), False
+
+    def __init__(self, tables: Mapping[str, Table]) -> None:
+        self.names = list(tables)
+        self.tables = {name: nn.Parameter(torch.tensor(rows).double().log()) for name, rows in tables.items()}
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        return self.tables
+
+    def head(self) -> Head:
+        return Head(torch.eye(len(TOKENS), dtype=torch.float64))
+
+    def answer_hidden(self, pairs: Sequence[tuple[TokenIds, TokenIds]], max_tokens: int | None = None) -> Tensor:
+        """A prompt is one token, the place of its table."""
+        return torch.cat([self.tables[self.names[prompt]][: len(answer)] for (prompt,), answer in pairs])
+
+
+@dataclass(frozen=True)
+class ToyTokenizer:
+    """A conversation is one token: the place of the last table whose name it holds. A letter is one too."""
+
+    names: Sequence[str]
+    eos_token_id: int = len(TOKENS) - 1
+
+    def apply_chat_template(self, chat: Sequence[Mapping[str, str]], **_: object) -> list[int]:
+        text = "\n".join(turn["content"] for turn in chat)
+        return [max(place for place, name in enumerate(self.names) if name in text)]
+
+    def encode(self, text: str, **_: object) -> list[int]:
+        return [TOKENS.index(letter) for letter in text]
+
+
+class Caught(torch.optim.Optimizer):
+    """Keeps the gradients of its step, and moves nothing."""
+
+    def __init__(self, policy: ToyPolicy) -> None:
+        super().__init__(list(policy.trainable().values()), {})
+        self.policy, self.gradients = policy, dict[str, Tensor]()
+
+    def step(self, closure: None = None) -> None:
+        for name, value in self.policy.trainable().items():
+            self.gradients[name] = torch.zeros_like(value) if value.grad is None else value.grad.clone()
+
+
+@dataclass(frozen=True)
+class Learned:
+    """`gradients` are ∂L/∂logits [T, 3] by table; `weights` (distil [T], advantage [T]) by uid where tokens were
+    weighed one by one."""
+
+    gradients: dict[str, Tensor]
+    prepared: list[Prepared]
+    report: UpdateReport
+    weights: Weights = field(default_factory=dict)
+    memory: Mapping[str, float] = field(default_factory=dict)
+    numbers: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class Toy:
+    """`tables` are the student's probabilities now; `start` those it began with, where they differ, which is what a
+    teacher that is kept and a reference go by; `other` those of another model. `task` is the question."""
+
+    tables: Mapping[str, Table]
+    start: Mapping[str, Table] = field(default_factory=dict)
+    other: Mapping[str, Table] = field(default_factory=dict)
+    task: Task = QUESTION
+
+    @property
+    def renderer(self) -> Renderer:
+        return Renderer(ToyTokenizer(list(self.tables)), context_length=MANY, max_teacher_tokens=MANY)
+
+    def said(
+        self,
+        letters: str,
+        reward: float | None = 0.0,
+        feedback: str = "",
+        *,
+        reply: str = "",
+        text: str = "",
+        stage: str = ANSWER,
+        messages: tuple[Message, ...] = (),
+        of: int | None = None,
+        logprobs: tuple[float, ...] = (),
+        drop: Drop | None = None,
+    ) -> Rollout:
+        """An answer of these letters. A reward of None: nobody judged it. `text` is what others may read of it, else
+        its letters. Without `logprobs` the sampler is taken at its word."""
+        ids = self.renderer.tokenizer.encode(letters)
+        done = Completion("", text or letters, tuple(ids), logprobs)
+        outcome = None if reward is None else Outcome(reward, feedback, reply)
+        prompt = self.renderer.prompt(messages or self.task.messages)
+        return Rollout(self.task, prompt, done, outcome, drop, stage, messages, of)
+
+    def group(self, *rollouts: Rollout) -> RolloutGroup:
+        """Names them r0, r1, …"""
+        named = (replace(r, completion=replace(r.completion, uid=f"r{i}")) for i, r in enumerate(rollouts))
+        return RolloutGroup(self.task, tuple(named))
+
+    def learn(
+        self,
+        method: Method,
+        *groups: RolloutGroup,
+        teacher: TeacherRule | None = None,
+        step: int = 0,
+        memory: Mapping[str, float] | None = None,
+        temperature: float = 1.0,
+    ) -> Learned:
+        """One update from all groups together, as a run makes it. The teacher's rule is the method's own, or this."""
+        rule = teacher or method.teacher or Live()
+        policy = ToyPolicy({**self.tables, **self.start})
+        kept = Teacher(rule, policy, other=ToyPolicy(self.other) if self.other else None)
+        anchor = Teacher(Frozen(), policy)
+        for name, value in ToyPolicy(self.tables).trainable().items():
+            policy.tables[name].data.copy_(value.data)
+        memory, prepared = dict(memory or {}), prepare(method, groups, self.renderer)
+        samples = [sample for entry in prepared for sample in entry.samples]
+        signals = [
+            replace(s, bound=s.bound.at(memory.get("magnitude"))) if isinstance(s.bound, Relative) else s
+            for s in method.signals(temperature)
+        ]
+        read = read_teacher(policy, kept, samples, MANY)
+        mixed = any(signal.evidence.reference for signal in signals)
+        reference = read_reference(policy, anchor, samples, MANY, mixed=mixed)
+        ahead = look_ahead(policy, signals, samples, read, reference, step=step, memory=memory, tokens=MANY)
+        lengths = [len(sample.completion_ids) for sample in samples]
+        dropped = [len(entry.rollout.completion.token_ids) for entry in prepared if not entry.samples]
+        over = denominators(lengths, dropped, count_dropped=method.count_dropped)
+        batch = Batch(samples, over, teacher=read, reference=reference, weights=ahead.weights)
+        caught = Caught(policy)
+        report = train_step(policy, caught, signals, method.reduction, batch, max_grad_norm=0, tokens=MANY)
+        return Learned(caught.gradients, prepared, report, ahead.weights, ahead.memory, ahead.numbers)
+
+
+def towards(token: str, probabilities: Sequence[float]) -> Tensor:
+    """∂ log p(token)/∂logits = 1[token] − p."""
+    return torch.eye(len(TOKENS)).double()[TOKENS.index(token)] - torch.tensor(probabilities).double()
