@@ -14,6 +14,11 @@ def test_weights_by_hand() -> None:
     each = token_weights([2, 6], "sequence-mean", over)
     torch.testing.assert_close(each, torch.tensor([1 / 4] * 2 + [1 / 12] * 6))
     torch.testing.assert_close(token_weights([2, 6], "token-mean", over), torch.full((8,), 1 / 8))
+    assert torch.equal(token_weights([2, 6], "sum", over), torch.ones(8))
+
+
+def test_a_sum_is_diluted_by_nothing() -> None:
+    assert torch.equal(token_weights([2], "sum", denominators([2], [5, 7], count_dropped=True)), torch.ones(2))
 
 
 @pytest.mark.parametrize("how", ["sequence-mean", "token-mean"])
@@ -24,7 +29,7 @@ def test_dropped_answers_dilute_only_when_asked(how: Reduction) -> None:
     assert diluted == pytest.approx({"sequence-mean": 2 / 4, "token-mean": 8 / 12}[how])
 
 
-@pytest.mark.parametrize("how", ["sequence-mean", "token-mean"])
+@pytest.mark.parametrize("how", ["sequence-mean", "token-mean", "sum"])
 def test_loss_and_gradient_do_not_depend_on_micro_batches(how: Reduction) -> None:
     """Check 9: any split of a step of answers of 1, 4, 2 and 5 tokens gives the same sums."""
     lengths = [1, 4, 2, 5]
@@ -57,7 +62,7 @@ def test_nothing_gives_nothing() -> None:
 
 
 def test_wrong_input_is_refused() -> None:
-    with pytest.raises(ValueError, match="sequence-mean, token-mean"):
+    with pytest.raises(ValueError, match="sequence-mean, token-mean, sum"):
         token_weights([1], "mean", denominators([1]))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="drop empty completions"):
         token_weights([1, 0], "token-mean", denominators([1, 0]))

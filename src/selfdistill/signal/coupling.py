@@ -111,19 +111,16 @@ class Additive(Coupling):
         if self.keep_sign:
             advantage_N = torch.where(advantage_N.sign() == verdict_N.sign(), advantage_N, 0)
         advantage_N = torch.where(changed_N, advantage_N, verdict_N)
-        return _alone(advantage_N * self._path_weights(changed_N, table.counted_N))
-
-    def _path_weights(self, changed_N: Tensor, kept_N: Tensor) -> Tensor | float:
-        """N/M · η for changed tokens, N/(N−M) for the others."""
-        if self.two_path is None:
-            return 1.0
-        kept, changed = int(kept_N.sum()), int(changed_N.sum())
-        return torch.where(changed_N, self.two_path * kept / max(changed, 1), kept / max(kept - changed, 1))
+        if self.two_path is not None:
+            kept, changed = int(table.counted_N.sum()), int(changed_N.sum())
+            weight_N = torch.full_like(advantage_N, kept / max(kept - changed, 1))
+            advantage_N = advantage_N * weight_N.masked_fill(changed_N, self.two_path * kept / max(changed, 1))
+        return _alone(advantage_N)
 
 
 @dataclass(frozen=True, slots=True)
 class Multiplicative(Coupling):
-    """A · ((1 − λ) + λ · clip(e^{s e}, 1 ± `clip`)), never below 0 · A: evidence scales the verdict, keeping its sign.
+    """A · ((1 − λ) + λ · clip(e^{s e}, 1 ± `clip`)): evidence scales the verdict. The factor is never negative.
 
     With the direction `WithVerdict()` this is RLSD, with `AgainstVerdict()` and credit for solved answers alone RLRT.
     No distillation term. Raises `ValueError` unless 0 < clip <= 1. Source: arXiv 2604.03128, 2605.10781.

@@ -3,8 +3,8 @@
 Legend: N tokens of all answers, one answer after the other; R answers; π student, q̃ target.
 
 From it the second half of the signal decides what each token weighs: `direction` (toward the teacher or away),
-`allocation` (which tokens, how much), `schedule` and `gate` (when), `coupling` (how evidence meets the verdict). `weigh`
-runs them.
+`allocation` (which tokens, how much), `schedule` and `gate` (when), `coupling` (how evidence meets the verdict).
+`weigh` runs them.
 """
 
 from __future__ import annotations

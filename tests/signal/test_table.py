@@ -1,0 +1,80 @@
+"""The token table."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from signal_tables import table
+
+from selfdistill.signal.table import quantile
+
+
+def test_answers_are_spread_over_their_tokens() -> None:
+    rows = table([2, 1], advantage=[0.5, -1.0], distil=[0.0, 2.0], counted=[True, True, False])
+    assert rows.advantage_N.tolist() == [0.5, 0.5, -1.0]
+    assert rows.distil_N.tolist() == [0.0, 0.0, 2.0]
+    assert rows.distilled_N.tolist() == [False, False, False]
+    assert replace(rows, counted_N=torch.ones(3, dtype=torch.bool)).distilled_N.tolist() == [False, False, True]
+
+
+def test_only_narrows() -> None:
+    rows = table([3], counted=[True, True, False])
+    assert rows.only(torch.tensor([False, True, True])).counted_N.tolist() == [False, True, False]
+    assert rows.counted_N.tolist() == [True, True, False]
+
+
+def test_means_are_per_answer_and_over_the_named_tokens() -> None:
+    rows = table([3, 2, 1])
+    values = torch.tensor([1.0, 2.0, 9.0, 4.0, 6.0, 5.0], dtype=torch.float64)
+    over = torch.tensor([True, True, False, True, True, False])
+    assert rows.answer_means(values, over).tolist() == [1.5, 1.5, 1.5, 5.0, 5.0, 0.0]
+
+
+def test_a_mean_is_not_spoilt_by_what_it_leaves_out() -> None:
+    rows, values = table([2]), torch.tensor([3.0, torch.nan], dtype=torch.float64)
+    assert rows.answer_means(values, ~values.isnan()).tolist() == [3.0, 3.0]
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.0, 0.0), (0.25, 2.0), (0.5, 4.0), (0.75, 6.0), (1.0, 8.0)])
+def test_quantiles_by_hand(share: float, expected: float) -> None:
+    assert float(quantile(torch.tensor([8.0, 0.0, 4.0]), share)) == expected
+
+
+def test_quantiles_are_those_of_torch() -> None:
+    values = torch.randn(101, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for share in (0.0, 0.07, 0.2, 0.333, 0.8, 0.999, 1.0):
+        torch.testing.assert_close(quantile(values, share), torch.quantile(values, share), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_widened(dtype: torch.dtype) -> None:
+    rows = table([3], entropy=[0.5, 1.0, 2.0], evidence=[1.0, 2.0, 3.0], dtype=dtype)
+    assert rows.entropy_N.dtype == rows.evidence_N.dtype == rows.advantage_R.dtype == torch.float32
+    assert rows.answer_N.dtype == torch.int64
+    assert table([3], dtype=torch.float64).entropy_N.dtype == torch.float64
+
+
+def test_shapes_that_disagree_are_refused() -> None:
+    rows = table([2, 1])
+    with pytest.raises(ValueError, match=r"columns of \(3,\) tokens and \(2,\) answers"):
+        replace(rows, entropy_N=torch.ones(2))
+    with pytest.raises(ValueError, match="one number per token, or one per answer"):
+        replace(rows, distil_R=torch.ones(3))
+
+
+def test_a_mask_of_numbers_is_refused() -> None:
+    with pytest.raises(ValueError, match="weights_N > 0"):
+        replace(table([2]), counted_N=torch.tensor([1, 0]))
+
+
+@pytest.mark.parametrize("answer", [-1, 2])
+def test_an_answer_without_a_verdict_is_refused(answer: int) -> None:
+    with pytest.raises(ValueError, match="number the answers 0 to 1"):
+        replace(table([1, 1]), answer_N=torch.tensor([0, answer]))
+
+
+def test_a_table_may_be_empty() -> None:
+    rows = table([])
+    assert rows.advantage_N.shape == rows.distilled_N.shape == (0,)
