@@ -9,13 +9,14 @@ import pytest
 import torch
 from signal_tables import table
 
-from selfdistill.signal import ForwardKL, JensenShannon
+from selfdistill.signal import Clip, ForwardKL, JensenShannon, PositiveOnly, Relative, Tanh
 from selfdistill.signal.coupling import Additive, Centred, Coupling, Multiplicative, Separate
 from selfdistill.signal.table import TokenTable
 
 COUPLINGS: list[Coupling] = [
     Additive(),
-    Additive(JensenShannon(), scale=0.02, threshold=0.02, keep_sign=True),
+    Additive(JensenShannon(), Tanh(0.02), threshold=0.02, keep_sign=True),
+    Additive(bound=PositiveOnly()),
     Additive(two_path=1.0),
     Multiplicative(),
     Centred(),
@@ -66,9 +67,15 @@ def test_the_published_rule_of_ascent() -> None:
 def test_tanh_bounds_and_the_threshold_leaves_small_changes_out() -> None:
     """λ = 0.5, τ = 0.02, δ = 0.02: r = ½ tanh(e/τ) is 0.0249979 at 0.001 and 0.0149955 at 0.0006."""
     rows = table([4], advantage=[1.0], evidence=[0.001, 0.0006, -0.01, 5.0])
-    coupling = Additive(scale=0.02, threshold=0.02)
+    coupling = Additive(bound=Tanh(0.02), threshold=0.02)
     expected = [1 + 0.5 * math.tanh(0.05), 1.0, 1 - 0.5 * math.tanh(0.5), 1.5]
     close(advantages(coupling, rows, 0.5), expected)
+
+
+def test_other_bounds() -> None:
+    rows = table([3], advantage=[1.0], evidence=[3.0, 0.5, -2.0])
+    close(advantages(Additive(bound=Clip(1.0)), rows, 0.5), [1.5, 1.25, 0.5])
+    close(advantages(Additive(bound=PositiveOnly()), rows, 0.5), [2.5, 1.25, 1.0])
 
 
 def test_a_change_exactly_at_the_threshold_is_left_out() -> None:
@@ -156,10 +163,9 @@ def test_only_separate_needs_no_evidence() -> None:
     assert all(coupling.needs_evidence for coupling in COUPLINGS)
 
 
-@pytest.mark.parametrize("scale", [0.0, -0.02, math.inf, math.nan])
-def test_a_scale_out_of_range_is_refused(scale: float) -> None:
-    with pytest.raises(ValueError, match=r"use 0\.02 as published, or None"):
-        Additive(scale=scale)
+def test_a_relative_bound_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"resolve it with \.at"):
+        Additive(bound=Relative())
 
 
 @pytest.mark.parametrize("wrong", [-0.1, math.inf, math.nan])

@@ -12,7 +12,7 @@ import pytest
 import torch
 from signal_tables import Weights, table
 
-from selfdistill.signal import ForwardKL, JensenShannon
+from selfdistill.signal import Clip, ForwardKL, JensenShannon, Tanh
 from selfdistill.signal.allocation import Allocation
 from selfdistill.signal.coupling import Additive, Centred, Coupling, Multiplicative, Separate
 from selfdistill.signal.direction import AgainstVerdict, Away, Direction, EntropyRouter, Toward, WithVerdict
@@ -117,7 +117,7 @@ def test_nothing_is_changed_in_place_and_nothing_is_on_a_graph() -> None:
     rows = replace(rows, logprobs_N=rows.logprobs_N.requires_grad_())
     before = {f.name: getattr(rows, f.name).detach().clone() for f in fields(TokenTable)}
     everything = Allocation(1, 0, 0.9, 1.0, -5.0, 1.0)
-    for coupling in (Separate(), Additive(ForwardKL(), 0.1, 0.1, True, 1.0), Multiplicative(), Centred()):
+    for coupling in (Separate(), Additive(ForwardKL(), Clip(0.1), 0.05, True, 1.0), Multiplicative(), Centred()):
         weighed = weigh(Weights(EntropyRouter(), everything, coupling, gate=EntropyGate()), rows, 0, {})
         assert not weighed.distil_N.requires_grad
         assert not weighed.advantage_N.requires_grad
@@ -141,7 +141,7 @@ def test_half_precision_is_weighed_like_single() -> None:
 
 RLSD = Weights(WithVerdict(), coupling=Multiplicative(0.2), schedule=Linear(0.5, 0.0, 50))
 RLRT = Weights(AgainstVerdict(), coupling=Multiplicative(1.0), schedule=Constant(0.5))
-RLCSD = Weights(coupling=Additive(scale=0.02, threshold=0.02, keep_sign=True), schedule=Constant(0.5))
+RLCSD = Weights(coupling=Additive(bound=Tanh(0.02), threshold=0.02, keep_sign=True), schedule=Constant(0.5))
 SRPO = Weights(allocation=Allocation(teacher_confidence=1.0))
 
 
@@ -198,7 +198,7 @@ KNOBS: dict[tuple[type, str], tuple[Weights, Any]] = {
     (Allocation, "min_logprob"): (Weights(), -5.0),
     (Allocation, "position_growth"): (Weights(), 1.0),
     (Additive, "shape"): (Weights(coupling=Additive()), ForwardKL()),
-    (Additive, "scale"): (Weights(coupling=Additive()), 0.1),
+    (Additive, "bound"): (Weights(coupling=Additive()), Tanh(0.1)),
     (Additive, "threshold"): (Weights(coupling=Additive()), 0.6),
     (Additive, "keep_sign"): (Weights(coupling=Additive()), True),
     (Additive, "two_path"): (Weights(coupling=Additive(threshold=0.6)), 1.0),

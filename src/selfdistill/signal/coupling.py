@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from selfdistill.signal.bound import Bound, Measured, Relative, unresolved
 from selfdistill.signal.refusal import refusal
 from selfdistill.signal.shape import ReverseKL, Shape
 from selfdistill.signal.table import TokenTable
@@ -63,33 +64,28 @@ class Separate(Coupling):
 class Additive(Coupling):
     """A + r with r = λ s Φ(h(e)) where |r| > `threshold`, else A; no distillation term.
 
-    shape: whose h maps the evidence, h(e) = e by default. scale: Φ = tanh(·/scale); None is no bound.
+    shape: whose h maps the evidence, h(e) = e by default. bound: Φ; None leaves h as it is.
     keep_sign: A + r is cut at 0 where it would change the sign of A; where A is 0 the advantage then stays 0.
     two_path: η. Tokens that were changed and tokens that were not are averaged apart and the means added, 1 to η: with
     M of N kept tokens changed, these are multiplied by η·N/M and the others by N/(N−M). Exact under the reduction
     "token-mean". None averages over all tokens together.
 
-    With λ = 0.5: RLCSD is `Additive(scale=0.02, threshold=0.02, keep_sign=True, two_path=1.0)` on raw contrast; AntiSD
-    is `Additive(JensenShannon(0.5))` with the direction `Away()`, as ½(softplus(e) − log 2) is the h of that shape.
+    With λ = 0.5: RLCSD is `Additive(bound=Tanh(0.02), threshold=0.02, keep_sign=True, two_path=1.0)` on raw contrast;
+    AntiSD is `Additive(JensenShannon(0.5))` with the direction `Away()`, as ½(softplus(e) − log 2) is that shape's h.
 
-    Raises `ValueError` for a scale that is not positive, a negative threshold or a negative η.
+    Raises `ValueError` for a negative threshold or η, and for a `Relative` bound: a table has no mean to relate it to.
     Source: arXiv 2606.11709 (RLCSD), 2605.11609 (AntiSD).
     """
 
     shape: Shape = field(default_factory=ReverseKL)
-    scale: float | None = None
+    bound: Bound | None = None
     threshold: float = 0.0
     keep_sign: bool = False
     two_path: float | None = None
 
     def __post_init__(self) -> None:
-        if self.scale is not None and not 0 < self.scale < float("inf"):
-            raise refusal(
-                "the scale of tanh must be positive and finite",
-                got=self.scale,
-                why="the evidence is divided by it",
-                do="use 0.02 as published, or None for no bound",
-            )
+        if isinstance(self.bound, Relative):
+            raise unresolved(self.bound)
         for name, value in (("threshold", self.threshold), ("two_path", self.two_path)):
             if value is not None and not 0 <= value < float("inf"):
                 raise refusal(
@@ -103,8 +99,7 @@ class Additive(Coupling):
         """advantage = A + r."""
         verdict_N, (known_N, evidence_N) = table.advantage_N.to(strength_N), _evidence(table, strength_N)
         student_N = table.logprobs_N.to(strength_N)
-        push_N = self.shape.advantage(student_N, student_N + evidence_N)
-        push_N = push_N if self.scale is None else torch.tanh(push_N / self.scale)
+        push_N = Measured(self.shape, self.bound).advantage(student_N, student_N + evidence_N)
         push_N = strength_N * direction_N * push_N
         changed_N = known_N & (push_N.abs() > self.threshold)
         advantage_N = verdict_N + push_N
