@@ -19,6 +19,12 @@ def test_the_token_budget_counts_padding() -> None:
     assert length_buckets([4, 4, 5], max_tokens=15) == [[0, 1, 2]]
 
 
+def test_the_token_budget_counts_what_every_row_has_behind_it() -> None:
+    assert length_buckets([4, 4, 5], max_tokens=44, behind=10) == [[0, 1], [2]]  # three rows of 15 would be 45
+    assert length_buckets([4, 4, 5], max_tokens=45, behind=10) == [[0, 1, 2]]
+    assert length_buckets([1, 18], behind=1000) == [[0], [1]]  # similar by their own length: 1.25 · 1 + 16 < 18
+
+
 def test_a_sequence_over_the_budget_still_gets_a_bucket() -> None:
     assert length_buckets([4, 50], max_tokens=10) == [[0], [1]]
 

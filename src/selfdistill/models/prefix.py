@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -19,13 +19,24 @@ from selfdistill.models.lengths import length_buckets, pad_left, pad_right
 from selfdistill.types import TokenIds
 
 if TYPE_CHECKING:
-    from transformers import Cache
-
-    from selfdistill.models.policy import Policy
+    from transformers import Cache, PreTrainedModel
 
 Pair: TypeAlias = tuple[TokenIds, TokenIds]
 
 PAYS_FROM = 0.25  # share of the tokens, padding included, that sharing must save
+
+
+class Reader(Protocol):
+    """What reading needs of a `Policy`."""
+
+    base: PreTrainedModel
+    device: torch.device
+
+    @property
+    def context_length(self) -> int: ...
+    @property
+    def pad_id(self) -> int: ...
+    def backbone(self, ids_BL: Tensor, **options: Any) -> Tensor: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +89,7 @@ def _tokens_whole(pairs: Sequence[Pair], max_tokens: int | None) -> int:
     return sum(len(bucket) * lengths[bucket[-1]] for bucket in length_buckets(lengths, max_tokens))
 
 
-def read_whole(policy: Policy, pairs: Sequence[Pair], rows: Sequence[int], max_tokens: int | None) -> dict[int, Tensor]:
+def read_whole(policy: Reader, pairs: Sequence[Pair], rows: Sequence[int], max_tokens: int | None) -> dict[int, Tensor]:
     """hidden_TD by index into `pairs`, of the pairs in `rows`: the states that predict their completions."""
     read = [pairs[index][0] + pairs[index][1][:-1] for index in rows]
     states: dict[int, Tensor] = {}
@@ -91,7 +102,7 @@ def read_whole(policy: Policy, pairs: Sequence[Pair], rows: Sequence[int], max_t
     return states
 
 
-def read_shared(policy: Policy, pairs: Sequence[Pair], batch: SharedBatch) -> dict[int, Tensor]:
+def read_shared(policy: Reader, pairs: Sequence[Pair], batch: SharedBatch) -> dict[int, Tensor]:
     """What `read_whole` gives, up to float noise, of the pairs of one batch."""
     cache, device = empty_cache(policy), policy.device
     ids_BL, mask_BL = (part.to(device) for part in pad_left(batch.prompts, policy.pad_id))
@@ -109,7 +120,7 @@ def read_shared(policy: Policy, pairs: Sequence[Pair], batch: SharedBatch) -> di
     return states
 
 
-def _read(policy: Policy, cache: Cache, ids_BL: Tensor, mask_BL: Tensor | None) -> Tensor:
+def _read(policy: Reader, cache: Cache, ids_BL: Tensor, mask_BL: Tensor | None) -> Tensor:
     """hidden_BLD of tokens behind `cache`. `mask_BL` is of the cache and the tokens; None where no row is padded."""
     if mask_BL is None:  # the model finds mask and positions by itself
         return policy.backbone(ids_BL, past_key_values=cache, use_cache=True)
@@ -120,7 +131,7 @@ def _read(policy: Policy, cache: Cache, ids_BL: Tensor, mask_BL: Tensor | None) 
     )
 
 
-def can_share(policy: Policy) -> bool:
+def can_share(policy: Reader) -> bool:
     """Whether all that the model keeps of a prompt is keys and values, of which rows can be copied and left-padded."""
     from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
@@ -128,7 +139,7 @@ def can_share(policy: Policy) -> bool:
     return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in empty_cache(policy).layers)
 
 
-def empty_cache(policy: Policy) -> Cache:
+def empty_cache(policy: Reader) -> Cache:
     """A cache for one batch."""
     from transformers import DynamicCache
 
