@@ -47,5 +47,5 @@ def sample_of(
 ) -> TrainingSample:
     """A training sample; without `logprobs` the sampler's are unknown and written as zeros."""
     told = tuple(logprobs) if logprobs is not None else (0.0,) * len(answer)
-    read = None if teacher is None else tuple(teacher)
+    read = () if teacher is None else (tuple(teacher),)
     return TrainingSample(uid, tuple(prompt), read, tuple(answer), told, **weights)

@@ -32,7 +32,7 @@ def two_steps(tmp_path: Path) -> Two:
         tree = {
             "model": str(model),
             "world": f"{WORLD}:hashed",
-            "method": {"name": "sdpo", "teacher": {"kind": "ema", "rate": 0.1}},
+            "teacher": {"kind": "ema", "rate": 0.1},
             "out": str(tmp_path / "run"),
             "device": "cpu",
             "steps": 2,

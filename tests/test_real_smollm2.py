@@ -16,7 +16,8 @@ from selfdistill.models.teacher import Frozen, Teacher
 from selfdistill.render import Renderer
 from selfdistill.samples import prepare
 from selfdistill.signal import denominators
-from selfdistill.step import Batch, read_teacher, train_step
+from selfdistill.readings import read_teacher
+from selfdistill.step import Batch, train_step
 from selfdistill.types import TrainingSample
 from selfdistill.worlds.code import CodeWorld
 from selfdistill.worlds.rows import load_tasks
@@ -66,12 +67,12 @@ def test_two_steps_on_mbpp_bring_the_student_nearer_to_what_it_thinks_with_feedb
             version=step,
         )
         assert not found.faults
-        samples = [entry.sample for entry in prepare(method, found.groups, renderer) if entry.sample is not None]
+        samples = [sample for entry in prepare(method, found.groups, renderer) for sample in entry.samples]
         assert len(samples) >= 2, "48 tokens are too few to be right, and the feedback says so"
         batch = batch_of(student, teacher, samples)
         before = mean_divergence(student, method, batch)
         report = train_step(
-            student, optimizer, method.signal(1.0), method.reduction, batch, max_grad_norm=1.0, tokens=TOKENS
+            student, optimizer, method.signals(1.0), method.reduction, batch, max_grad_norm=1.0, tokens=TOKENS
         )
         assert not report.skipped
         assert report.divergence == pytest.approx(before, rel=1e-2), "what it minimised is what is measured here"

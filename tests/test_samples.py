@@ -25,28 +25,27 @@ def test_sampled_is_trained_plus_dropped_in_order(renderer: Renderer) -> None:
     assert [entry.drop for entry in prepared] == [
         None, Drop.LONE_SUCCESS, Drop.WORLD_RAISED, None, Drop.NO_CONTEXT, Drop.NO_CONTEXT,
     ]  # fmt: skip
-    assert all((entry.sample is None) == (entry.drop is not None) for entry in prepared)
+    assert all((not entry.samples) == (entry.drop is not None) for entry in prepared)
 
 
 def test_a_sample_holds_the_sampled_ids_and_both_prompts(renderer: Renderer) -> None:
     first = prepare(SDPO(), [group([0.0, 1.0])], renderer)[0]
     done = first.rollout.completion
     read = renderer.prompt(teacher_messages(QUESTION.messages, Context("solution", solution="answer 1")))
-    assert first.sample is not None
-    assert first.sample.student_prompt_ids == first.rollout.prompt_ids
-    assert first.sample.teacher_prompt_ids == read
-    assert first.sample.completion_ids == done.token_ids
-    assert first.sample.sampled_logprobs == done.logprobs
-    assert (first.sample.distil, first.sample.advantage, first.sample.reference) == (1.0, 0.0, 0.0)
-    assert (first.sample.context_kind, first.cut) == ("solution", False)
+    [sample] = first.samples
+    assert sample.student_prompt_ids == first.rollout.prompt_ids
+    assert sample.teacher_prompts == (read,)
+    assert sample.completion_ids == done.token_ids
+    assert sample.sampled_logprobs == done.logprobs
+    assert (sample.distil, sample.advantage, sample.reference) == (1.0, 0.0, 0.0)
+    assert (sample.context_kind, first.cut) == ("solution", False)
 
 
 def test_a_method_without_a_teacher_asks_for_no_teacher_prompt(renderer: Renderer) -> None:
-    entry = prepare(GRPO(reference_kl=0.1), [group([0.0, 1.0])], renderer)[1]
-    assert entry.sample is not None
-    assert entry.sample.teacher_prompt_ids is None
-    assert (entry.sample.distil, entry.sample.advantage, entry.sample.reference) == (0.0, 0.5, 0.1)
-    assert entry.sample.context_kind == "none"
+    [sample] = prepare(GRPO(reference_kl=0.1), [group([0.0, 1.0])], renderer)[1].samples
+    assert sample.teacher_prompts == ()
+    assert (sample.distil, sample.advantage, sample.reference) == (0.0, 0.5, 0.1)
+    assert sample.context_kind == "none"
 
 
 def test_an_answer_without_tokens_is_dropped(renderer: Renderer) -> None:
@@ -60,21 +59,19 @@ def test_a_field_that_was_cut_is_said_and_a_frame_that_does_not_fit_is_dropped(r
     siblings = RolloutGroup(QUESTION, (rollout(0), rollout(1, 1.0, text="sorted(xs)[1:] " * 200)))
     cut = prepare(SDPO(), [siblings], renderer)[0]
     assert cut.cut
-    assert cut.sample is not None
-    assert len(cut.sample.teacher_prompt_ids or ()) <= 300
+    assert len(cut.samples[0].teacher_prompts[0]) <= 300
     narrow = prepare(SDPO(), [siblings], replace(renderer, max_teacher_tokens=20))[0]
-    assert (narrow.drop, narrow.sample) == (Drop.CONTEXT_TOO_LONG, None)
+    assert (narrow.drop, narrow.samples) == (Drop.CONTEXT_TOO_LONG, ())
 
 
 def test_the_teacher_prompt_leaves_room_for_the_answer(renderer: Renderer) -> None:
     wordy = rollout(0, token_ids=(7,) * 250)
     siblings = RolloutGroup(QUESTION, (wordy, rollout(1, 1.0, text="sorted(xs)[1:] " * 200)))
-    sample = prepare(SDPO(context=SolutionOrFeedback()), [siblings], renderer)[0].sample
-    assert sample is not None
-    assert len(sample.teacher_prompt_ids or ()) + 250 <= 400
+    [sample] = prepare(SDPO(context=SolutionOrFeedback()), [siblings], renderer)[0].samples
+    assert len(sample.teacher_prompts[0]) + 250 <= 400
 
 
 def test_a_rehearsed_answer_is_held_to_the_start_and_to_nothing_else() -> None:
     sample = rehearsal_sample(rollout(3), weight=0.5)
     assert (sample.reference, sample.distil, sample.advantage) == (0.5, 0.0, 0.0)
-    assert (sample.teacher_prompt_ids, sample.context_kind) == (None, "rehearsal")
+    assert (sample.teacher_prompts, sample.context_kind) == ((), "rehearsal")

@@ -14,6 +14,7 @@ from torch import Tensor
 from core_parts import sample_of
 from selfdistill.models.hf import LoraOptions, Policy
 from selfdistill.models.teacher import Ema, Frozen, Live, Teacher, TrustRegion
+from selfdistill.readings import look_ahead, micro_batches, read_reference, read_teacher
 from selfdistill.signal import (
     FullVocabulary,
     JensenShannon,
@@ -24,15 +25,7 @@ from selfdistill.signal import (
     denominators,
 )
 from selfdistill.signal import divergence as shape_of
-from selfdistill.step import (
-    Batch,
-    UpdateReport,
-    behaviour_logprobs,
-    micro_batches,
-    read_reference,
-    read_teacher,
-    train_step,
-)
+from selfdistill.step import Batch, UpdateReport, train_step
 from selfdistill.types import TokenIds, TrainingSample
 
 PROMPTS = [(40, 41, 42), (50, 51, 52, 53, 54, 55), (60, 61)]
@@ -72,11 +65,17 @@ def batch_of(policy: Policy, teacher: Teacher, samples: Sequence[TrainingSample]
     return Batch(samples, over, teacher=readings, **({"sampler_correction": False} | options))
 
 
+def seen_ahead(policy: Policy, samples: Sequence[TrainingSample]) -> dict[str, Tensor]:
+    """log π(y) by uid under the weights as they are."""
+    ahead = look_ahead(policy, [Signal()], samples, [], None, step=0, memory={}, tokens=10_000)
+    return dict(ahead.logprobs)
+
+
 def update(
     policy: Policy, batch: Batch, signal: Signal | None = None, *, reduction="sequence-mean", tokens: int = 10_000
 ) -> tuple[UpdateReport, Gradients]:
     caught = Caught(policy)
-    report = train_step(policy, caught, signal or Signal(), reduction, batch, max_grad_norm=0, tokens=tokens)
+    report = train_step(policy, caught, [signal or Signal()], reduction, batch, max_grad_norm=0, tokens=tokens)
     return report, caught.gradients
 
 
@@ -142,7 +141,7 @@ def test_an_sdpo_update_is_the_gradient_of_the_literal_loss(tiny_policy, family:
     report, found = update(policy, batch_of(policy, teacher, samples), Signal(shape=shape_of(alpha)))
     loss = torch.zeros((), dtype=torch.float64)
     for s in samples:
-        q = probabilities(start, s.teacher_prompt_ids, s.completion_ids).detach()
+        q = probabilities(start, s.teacher_prompts[0], s.completion_ids).detach()
         p = probabilities(policy.base, s.student_prompt_ids, s.completion_ids)
         loss = loss + divergence(alpha, p, q).mean() / 3
     assert report.loss == pytest.approx(float(loss.detach()), rel=1e-6)
@@ -159,7 +158,7 @@ def test_the_same_at_another_temperature_for_both(tiny_policy) -> None:
         divergence(
             0.5,
             probabilities(policy.base, s.student_prompt_ids, s.completion_ids, 0.6),
-            probabilities(start, s.teacher_prompt_ids, s.completion_ids, 0.6).detach(),
+            probabilities(start, s.teacher_prompts[0], s.completion_ids, 0.6).detach(),
         ).mean()
         / 3
         for s in samples
@@ -174,7 +173,7 @@ def test_a_grpo_update_is_the_gradient_of_the_literal_loss(tiny_policy, tied: bo
     """Off-policy, so that ratios, clips and both importance weights act."""
     policy = precise(tiny_policy(tied=tied))
     samples = [sample_of(f"s{i}", PROMPTS[i], ANSWERS[i], advantage=(0.75, -0.5, -0.25)[i]) for i in range(3)]
-    old = behaviour_logprobs(policy, samples, 1.0, 10_000)
+    old = seen_ahead(policy, samples)
     told = [tuple((old[s.uid] - torch.tensor([0.5, -1.2] * 3)[: len(old[s.uid])]).tolist()) for s in samples]
     samples = [replace(s, sampled_logprobs=row) for s, row in zip(samples, told, strict=True)]
     moved(policy, 0.03)
@@ -224,7 +223,7 @@ def test_rehearsal_is_silent_at_the_start_and_brings_a_student_back_that_has_mov
     before = update(policy, batch)[0].loss
     optimizer = torch.optim.AdamW(list(policy.trainable().values()), lr=1e-2, weight_decay=0.0)
     for _ in range(12):
-        train_step(policy, optimizer, Signal(), "sequence-mean", batch, max_grad_norm=1.0, tokens=10_000)
+        train_step(policy, optimizer, [Signal()], "sequence-mean", batch, max_grad_norm=1.0, tokens=10_000)
     assert 0 < update(policy, batch)[0].loss < before / 3
 
 
@@ -328,7 +327,7 @@ def test_evidence_is_the_teachers_log_probability_minus_the_students(tiny_policy
     report, _ = update(policy, batch_of(policy, teacher, samples))
     for s in samples:
         rows = range(len(s.completion_ids))
-        q = probabilities(policy.base, s.teacher_prompt_ids, s.completion_ids)[rows, s.completion_ids]
+        q = probabilities(policy.base, s.teacher_prompts[0], s.completion_ids)[rows, s.completion_ids]
         p = probabilities(policy.base, s.student_prompt_ids, s.completion_ids)[rows, s.completion_ids]
         assert report.evidence[s.uid] == pytest.approx((q.log() - p.log()).tolist(), rel=1e-6, abs=1e-9)
 
@@ -350,8 +349,8 @@ def test_a_teacher_of_two_views_is_the_normalised_product_of_their_opinions(tiny
     report, found = update(policy, batch, Signal(shape=ReverseKL()))
     loss = torch.zeros((), dtype=torch.float64)
     for s in samples:
-        first = probabilities(start, s.teacher_prompt_ids, s.completion_ids)
-        now = probabilities(policy.base, s.teacher_prompt_ids, s.completion_ids)
+        first = probabilities(start, s.teacher_prompts[0], s.completion_ids)
+        now = probabilities(policy.base, s.teacher_prompts[0], s.completion_ids)
         product = first.detach() ** 0.7 * now.detach() ** 0.3
         q = product / product.sum(-1, keepdim=True)
         loss = loss + kl(probabilities(policy.base, s.student_prompt_ids, s.completion_ids), q).mean() / 3
@@ -367,7 +366,7 @@ def test_a_teacher_that_was_read_stays_as_it_was_while_the_student_moves(tiny_po
     batch = batch_of(policy, Teacher(rule, policy), samples)
     before = [(reading.head.weight_VD.clone(), dict(reading.hidden)) for reading in batch.teacher]
     optimizer = torch.optim.SGD(list(policy.trainable().values()), lr=0.5)
-    train_step(policy, optimizer, Signal(), "sequence-mean", batch, max_grad_norm=0, tokens=10_000)
+    train_step(policy, optimizer, [Signal()], "sequence-mean", batch, max_grad_norm=0, tokens=10_000)
     for reading, (weight_VD, hidden) in zip(batch.teacher, before, strict=True):
         assert torch.equal(reading.head.weight_VD, weight_VD)
         assert all(torch.equal(reading.hidden[uid], row) for uid, row in hidden.items())
@@ -380,7 +379,7 @@ def test_on_policy_the_ratio_is_exactly_one_and_later_it_is_capped(tiny_policy) 
     teacher = Teacher(Frozen(), policy)
     samples = distilled()
     batch = batch_of(policy, teacher, samples)
-    old = behaviour_logprobs(policy, samples, 1.0, 10_000)
+    old = seen_ahead(policy, samples)
     with_old = replace(batch, old_logprobs=old)
     assert update(policy, with_old)[0].loss == update(policy, batch)[0].loss
     moved(policy, 0.2)
@@ -401,7 +400,7 @@ def test_on_policy_the_ratio_is_exactly_one_and_later_it_is_capped(tiny_policy) 
 
 def test_the_sampler_correction_is_min_of_the_ratio_and_two(tiny_policy) -> None:
     policy = precise(tiny_policy())
-    (told,) = behaviour_logprobs(policy, [sample_of("s", PROMPTS[0], ANSWERS[0])], 1.0, 100).values()
+    (told,) = seen_ahead(policy, [sample_of("s", PROMPTS[0], ANSWERS[0])]).values()
     shifted = tuple((told - torch.tensor([1.5, -0.5])).tolist())  # π/π_sampler = e^1.5 > 2 and e^-0.5
     samples = [sample_of("s", PROMPTS[0], ANSWERS[0], logprobs=shifted, advantage=1.0)]
     report, _ = update(policy, Batch(samples, denominators([2])))
@@ -414,7 +413,7 @@ def test_under_lora_only_the_adapter_gets_a_gradient_and_it_is_the_literal_one(t
     teacher = Teacher(Frozen(), policy)
     moved(policy)
     with teacher.applied(policy, teacher.views()[0]):
-        start = [probabilities(policy.base, s.teacher_prompt_ids, s.completion_ids) for s in distilled()]
+        start = [probabilities(policy.base, s.teacher_prompts[0], s.completion_ids) for s in distilled()]
     samples = distilled()
     report, found = update(policy, batch_of(policy, teacher, samples))
     assert all("lora_" in name for name in found)
@@ -431,7 +430,7 @@ def test_gradients_are_scaled_down_to_the_norm_that_is_allowed(tiny_policy) -> N
     samples = [sample_of("s", PROMPTS[0], ANSWERS[0], advantage=50.0)]
     caught = Caught(policy)
     batch = Batch(samples, denominators([2]), sampler_correction=False)
-    report = train_step(policy, caught, Signal(), "sequence-mean", batch, max_grad_norm=1.0, tokens=100)
+    report = train_step(policy, caught, [Signal()], "sequence-mean", batch, max_grad_norm=1.0, tokens=100)
     norm = torch.stack([value.norm() for value in caught.gradients.values()]).norm()
     assert report.grad_norm > 1
     assert float(norm) == pytest.approx(1.0, rel=1e-4)
@@ -444,13 +443,13 @@ def test_a_gradient_that_is_not_finite_moves_nothing_and_is_said(tiny_policy, po
     before = {name: value.detach().clone() for name, value in policy.trainable().items()}
     samples = [sample_of("s", PROMPTS[0], ANSWERS[0], advantage=poison)]
     batch = Batch(samples, denominators([2]), sampler_correction=False)
-    report = train_step(policy, optimizer, Signal(), "sequence-mean", batch, max_grad_norm=1.0, tokens=100)
+    report = train_step(policy, optimizer, [Signal()], "sequence-mean", batch, max_grad_norm=1.0, tokens=100)
     assert report.skipped
     assert all(torch.equal(value, before[name]) for name, value in policy.trainable().items())
     assert all(value.grad is None for value in policy.trainable().values())
     assert not optimizer.state
     sane = replace(batch, samples=[replace(samples[0], advantage=1.0)])
-    assert not train_step(policy, optimizer, Signal(), "sequence-mean", sane, max_grad_norm=1.0, tokens=100).skipped
+    assert not train_step(policy, optimizer, [Signal()], "sequence-mean", sane, max_grad_norm=1.0, tokens=100).skipped
     assert any(not torch.equal(value, before[name]) for name, value in policy.trainable().items())
 
 
@@ -468,7 +467,7 @@ def test_an_update_leaves_the_student_closer_to_its_teacher(tiny_policy) -> None
     optimizer = torch.optim.SGD(list(policy.trainable().values()), lr=0.01)
     signal = Signal(policy=PolicyGradient())
     losses = [
-        train_step(policy, optimizer, signal, "sequence-mean", batch, max_grad_norm=0, tokens=10_000).loss
+        train_step(policy, optimizer, [signal], "sequence-mean", batch, max_grad_norm=0, tokens=10_000).loss
         for _ in range(4)
     ]
     assert losses == sorted(losses, reverse=True)

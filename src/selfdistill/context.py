@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import ClassVar, TypeAlias
 
 from selfdistill.options import option
-from selfdistill.types import Context, Drop, Message, Rollout, RolloutGroup
+from selfdistill.types import ANSWER, Context, Drop, Message, RolloutGroup
 
 CLOSING = "Correctly solve the original question."
 
@@ -25,12 +25,17 @@ SECTIONS = {
     "reply": "The user will answer an earlier attempt with:",
 }
 
+FIELDS = ("instruction", *SECTIONS)
+
 
 def teacher_messages(question: Sequence[Message], context: Context) -> tuple[Message, ...]:
     """The question with `c` written into its last message: earlier messages are kept, a missing section is left out.
 
-    With all texts empty this is the question itself: a teacher that knows nothing more reads the student's prompt.
+    An instruction becomes a system message, before any other. With all texts empty this is the question itself: a
+    teacher that knows nothing more reads the student's prompt.
     """
+    if context.instruction:
+        question = _instructed(question, context.instruction)
     *earlier, last = question
     parts = [
         f"\n\n{heading}\n\n{getattr(context, name)}" for name, heading in SECTIONS.items() if getattr(context, name)
@@ -38,6 +43,24 @@ def teacher_messages(question: Sequence[Message], context: Context) -> tuple[Mes
     if not parts:
         return tuple(question)
     return (*earlier, Message(last.role, last.content + "".join(parts) + f"\n\n{CLOSING}"))
+
+
+def _instructed(question: Sequence[Message], instruction: str) -> tuple[Message, ...]:
+    """A conversation has one system message at most: templates refuse two."""
+    if question[0].role == "system":
+        return (Message("system", f"{instruction}\n\n{question[0].content}"), *question[1:])
+    return (Message("system", instruction), *question)
+
+
+def siblings(group: RolloutGroup, index: int, *, solved: bool, success: float = 0.5) -> list[str]:
+    """The answers of the others that succeeded (or failed), as others may read them; never the rollout's own."""
+    texts = [
+        without_thinking(rollout.completion.text)
+        for place, rollout in group.at(ANSWER)
+        if place != index and rollout.outcome is not None and (rollout.outcome.reward >= success) == solved
+    ]
+    # An answer of which nothing but thinking remains shows nothing.
+    return [text for text in texts if text.strip()]
 
 
 def without_thinking(text: str) -> str:
@@ -63,9 +86,7 @@ class SolutionOrFeedback:
         """The first successful sibling in the order of the group; all failures of a group see the same one."""
         own = group.rollouts[index].outcome
         assert own is not None, "a rollout without an outcome was dropped before"
-        others = (r for i, r in enumerate(group.rollouts) if i != index and self._solved(r))
-        # An answer of which nothing but thinking remains shows nothing: the next one is taken.
-        solution = next((text for r in others if (text := without_thinking(r.completion.text)).strip()), "")
+        solution = next(iter(siblings(group, index, solved=True, success=self.success)), "")
         feedback = own.feedback if self.feedback and own.feedback.strip() else ""
         if solution:
             both = feedback if self.together else ""
@@ -73,9 +94,6 @@ class SolutionOrFeedback:
         if own.reward >= self.success:
             return Drop.LONE_SUCCESS
         return Context("feedback", feedback=feedback) if feedback else Drop.NO_CONTEXT
-
-    def _solved(self, rollout: Rollout) -> bool:
-        return rollout.outcome is not None and rollout.outcome.reward >= self.success
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,5 +120,43 @@ class Document:
         return Context("document", document=text) if text.strip() else Drop.NO_CONTEXT
 
 
-ContextRule: TypeAlias = SolutionOrFeedback | Demonstration | Document
+@dataclass(frozen=True, slots=True)
+class UserReply:
+    """What the user said next: hindsight, without a reward (arXiv 2603.12273)."""
+
+    kind: ClassVar[str] = "reply"
+
+    def context(self, group: RolloutGroup, index: int) -> Context | Drop:
+        """The reply to this rollout."""
+        outcome = group.rollouts[index].outcome
+        text = outcome.reply if outcome is not None else ""
+        return Context("reply", reply=text) if text.strip() else Drop.NO_CONTEXT
+
+
+@dataclass(frozen=True, slots=True)
+class Instruction:
+    """A system prompt or noted experience to be made permanent (OPCD, arXiv 2602.12275)."""
+
+    kind: ClassVar[str] = "instruction"
+    text: str = option("", "what the teacher reads as its system message; empty: the document of each task")
+
+    def context(self, group: RolloutGroup, index: int) -> Context | Drop:
+        """The same for every rollout of a run, or of a task."""
+        if self.text.strip():
+            return Context("instruction", instruction=self.text)
+        return Document().context(group, index)
+
+
+@dataclass(frozen=True, slots=True)
+class Bare:
+    """Nothing more than the student reads: for a teacher that knows more by itself (OPD)."""
+
+    kind: ClassVar[str] = "bare"
+
+    def context(self, group: RolloutGroup, index: int) -> Context | Drop:
+        """No text at all."""
+        return Context("bare")
+
+
+ContextRule: TypeAlias = SolutionOrFeedback | Demonstration | Document | UserReply | Instruction | Bare
 """`context(group, index)` gives the context of one rollout, or why it has none. Settings choose a rule by `kind`."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from selfdistill.models.policy import Policy
 from selfdistill.models.sampler import SamplingOptions, sample
 from selfdistill.render import Renderer
 from selfdistill.runs.stats import Estimate, share
-from selfdistill.types import Rollout, RolloutGroup, Task, TokenIds
+from selfdistill.stages import Attempts, Given, Stage, Wanted
+from selfdistill.types import Completion, Drop, Rollout, RolloutGroup, Task, TokenIds
 from selfdistill.worlds.base import Fault, World, judge_all
 
 SOLVED = 0.5  # reward from which an answer counts as right
@@ -50,27 +51,95 @@ def roll_out(
     seed: int,
     label: str,
     version: int = 0,
+    stages: Sequence[Stage] = (Attempts(),),
     prompts: Sequence[TokenIds] | None = None,
 ) -> Batch:
-    """`rollouts` answers to each task, judged. `label` makes uids unique; `prompts` replace the student's own ones."""
-    each = list(prompts) if prompts is not None else [renderer.prompt(task.messages) for task in tasks]
-    repeated = [prompt for prompt in each for _ in range(rollouts)]
-    uids = [f"{label}-{task}-{number}" for task in range(len(tasks)) for number in range(rollouts)]
-    completions = sample(policy, repeated, options, seed=seed, uids=uids, version=version)
-    pairs = [(tasks[index // rollouts], done) for index, done in enumerate(completions)]
-    judged = judge_all(world, pairs)
-    finished = [
-        Rollout(task, prompt, done, drop=entry.drop)
-        if isinstance(entry, Fault)
-        else Rollout(task, prompt, done, outcome=entry)
-        for (task, done), prompt, entry in zip(pairs, repeated, judged, strict=True)
-    ]
-    faults = {done.uid: entry.text for (_, done), entry in zip(pairs, judged, strict=True) if isinstance(entry, Fault)}
-    groups = [
-        RolloutGroup(task, tuple(finished[index * rollouts : (index + 1) * rollouts]))
-        for index, task in enumerate(tasks)
-    ]
+    """What the stages want of each task, in their order, sampled together and judged: by default `rollouts` answers.
+
+    `label` makes uids unique; `prompts`, one per task, replace those of an answer's messages.
+    """
+    groups, faults = [RolloutGroup(task, ()) for task in tasks], dict[str, str]()
+    asking = _Asking(policy, world, renderer, options, seed, label, version)
+    for stage in stages:
+        wanted = [(place, want) for place, group in enumerate(groups) for want in stage.wanted(group, rollouts)]
+        added, found = asking.rollouts(stage.name, groups, wanted, prompts)
+        faults |= found
+        groups = [
+            RolloutGroup(
+                group.task, (*group.rollouts, *(r for (at, _), r in zip(wanted, added, strict=True) if at == i))
+            )
+            for i, group in enumerate(groups)
+        ]
     return Batch(groups, faults)
+
+
+@dataclass(frozen=True, slots=True)
+class _Asking:
+    """Who is asked, who judges, and how."""
+
+    policy: Policy
+    world: World
+    renderer: Renderer
+    options: SamplingOptions
+    seed: int
+    label: str
+    version: int
+
+    def rollouts(
+        self,
+        stage: str,
+        groups: Sequence[RolloutGroup],
+        wanted: Sequence[tuple[int, Wanted]],
+        prompts: Sequence[TokenIds] | None,
+    ) -> tuple[list[Rollout], dict[str, str]]:
+        """One rollout for each want, and what is said of those that could not be judged, by uid."""
+        blank = self._blank(stage, groups, wanted, prompts)
+        asked = [place for place, rollout in enumerate(blank) if rollout.outcome is None and rollout.drop is None]
+        done = sample(
+            self.policy,
+            [blank[place].prompt_ids for place in asked],
+            self.options,
+            seed=self.seed,
+            uids=[blank[place].completion.uid for place in asked],
+            version=self.version,
+        )
+        for place, completion in zip(asked, done, strict=True):
+            blank[place] = replace(blank[place], completion=completion)
+        judged = [place for place in asked if getattr(wanted[place][1], "judged", True)]
+        verdicts = judge_all(self.world, [(blank[place].task, blank[place].completion) for place in judged])
+        faults = {}
+        for place, verdict in zip(judged, verdicts, strict=True):
+            if isinstance(verdict, Fault):
+                blank[place] = replace(blank[place], drop=verdict.drop)
+                faults[blank[place].completion.uid] = verdict.text
+            else:
+                blank[place] = replace(blank[place], outcome=verdict)
+        return blank, faults
+
+    def _blank(
+        self,
+        stage: str,
+        groups: Sequence[RolloutGroup],
+        wanted: Sequence[tuple[int, Wanted]],
+        prompts: Sequence[TokenIds] | None,
+    ) -> list[Rollout]:
+        """The rollouts before anything is sampled; given ones are whole, those whose prompt does not fit are dropped."""
+        numbers = [len(group.rollouts) for group in groups]
+        blank = []
+        for place, want in wanted:
+            group, done = groups[place], Completion(f"{self.label}-{place}-{numbers[place]}", "")
+            numbers[place] += 1
+            if isinstance(want, Given):
+                ids = self.renderer.answer(want.text)
+                done = replace(done, text=want.text, token_ids=ids, policy_version=self.version)
+                prompt = self.renderer.prompt(group.task.messages)
+                blank.append(Rollout(group.task, prompt, done, want.outcome, stage=stage))
+                continue
+            prompt = prompts[place] if prompts is not None else self.renderer.prompt(want.messages)
+            drop = Drop.CONTEXT_TOO_LONG if len(prompt) >= self.renderer.context_length else None
+            asked = want.messages if want.messages != group.task.messages else ()
+            blank.append(Rollout(group.task, prompt, done, None, drop, stage, asked, want.of))
+        return blank
 
 
 def accuracy(groups: Sequence[RolloutGroup]) -> Accuracy:

@@ -63,6 +63,12 @@ def option(default: Any, text: str) -> Any:
     return field(default=default, metadata=about(text))
 
 
+def changed(kind: type, name: str, default: Any) -> Any:
+    """The field of a base class with another default, for a preset that derives from it."""
+    cls: Any = kind
+    return field(default=default, metadata=cls.__dataclass_fields__[name].metadata)
+
+
 def build(kind: type[T], settings: Mapping[str, Any], where: Where = Where()) -> T:
     """A `kind` from its settings; what is left out keeps its default.
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from selfdistill.context import SECTIONS, teacher_messages
+from selfdistill.context import FIELDS, teacher_messages
 from selfdistill.types import Context, Drop, Message, TokenIds
 
 CUT = " …"
@@ -29,6 +29,10 @@ class Renderer:
         options = {"add_generation_prompt": True, "enable_thinking": False, "return_dict": False}
         return tuple(self.tokenizer.apply_chat_template(chat, tokenize=True, **options))
 
+    def answer(self, text: str) -> TokenIds:
+        """Words that were not sampled, with the end of turn behind them."""
+        return (*self._encode(text), self.tokenizer.eos_token_id)
+
     def teacher_prompt(
         self, question: Sequence[Message], context: Context, answer: int
     ) -> tuple[TokenIds, bool] | Drop:
@@ -48,7 +52,7 @@ class Renderer:
 
     def _shorter(self, context: Context, excess: int) -> tuple[Context, bool]:
         """The context with its longest field cut by at least `excess` tokens; False when the field would vanish."""
-        fields = {name: self._encode(getattr(context, name)) for name in SECTIONS if getattr(context, name)}
+        fields = {name: self._encode(getattr(context, name)) for name in FIELDS if getattr(context, name)}
         if not fields:
             return context, False
         name = max(fields, key=lambda field: len(fields[field]))

@@ -31,7 +31,8 @@ class Task:
     """A question `x`, and what only the world knows about it.
 
     `messages` is all that the student reads. `spec` belongs to the world (tests, answers) and is JSON.
-    `demonstration` and `document` are privileged texts that came with the data; empty means none.
+    `demonstration` and `document` are privileged texts that came with the data, `logged_answer` is somebody's answer to
+    it and `user_reply` what the user says to a wrong one; empty means none.
     """
 
     id: str
@@ -39,12 +40,15 @@ class Task:
     spec: Mapping[str, Any] = field(default_factory=dict)
     demonstration: str = ""
     document: str = ""
+    logged_answer: str = ""
+    user_reply: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
     """An answer `y` as sampled: `token_ids` [T] are never re-tokenised; `logprobs` [T] are nats under the weights,
-    temperature and support that sampled them. `uid` is unique in a run; worlds may seed choices with it."""
+    temperature and support that sampled them, and empty for words that were not sampled. `uid` is unique in a run;
+    worlds may seed choices with it."""
 
     uid: str
     text: str
@@ -57,10 +61,12 @@ class Completion:
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What a world says of a completion: `reward` in [0, 1] decides who counts as a success, `feedback` is what a
-    teacher may read (empty: nothing to say), `details` are extra numbers or words for the records."""
+    teacher may read (empty: nothing to say), `reply` is what the user says next, `details` are extra numbers or words
+    for the records."""
 
     reward: float
     feedback: str = ""
+    reply: str = ""
     details: Mapping[str, float | int | str | bool] = field(default_factory=dict)
 
 
@@ -77,15 +83,25 @@ class Drop(StrEnum):
     FLAT_GROUP = "flat_group"  # all rewards of the group are equal: no advantage
 
 
+ANSWER = "answer"  # the stage of ordinary answers: the student reads the question, and nothing more
+
+
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """One attempt at a task. `outcome` is None exactly when the world could not judge it (`drop` says why)."""
+    """One attempt at a task. `outcome` is None when nobody judged it; `drop` says why the world could not.
+
+    `stage` names what it is: an "answer", or what a stage of the method asked for after that, prompted with `messages`
+    (empty: the task's question) about the rollout at place `of` in the group.
+    """
 
     task: Task
     prompt_ids: TokenIds
     completion: Completion
     outcome: Outcome | None = None
     drop: Drop | None = None
+    stage: str = ANSWER
+    messages: tuple[Message, ...] = ()
+    of: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,15 +111,21 @@ class RolloutGroup:
     task: Task
     rollouts: tuple[Rollout, ...]
 
+    def at(self, stage: str) -> list[tuple[int, Rollout]]:
+        """The rollouts of one stage that were judged, with their places."""
+        return [(i, r) for i, r in enumerate(self.rollouts) if r.stage == stage and r.outcome is not None]
+
 
 @dataclass(frozen=True, slots=True)
 class Context:
     """Privileged context `c`: what the teacher reads beside the question. `kind` names its rule for the records.
 
-    The texts fill the fields of the teacher prompt; an empty one leaves its section out.
+    The texts fill the fields of the teacher prompt; an empty one leaves its section out. `instruction` is read as a
+    system message, before everything else. All empty: the teacher reads what the student reads.
     """
 
     kind: str
+    instruction: str = ""
     solution: str = ""
     feedback: str = ""
     demonstration: str = ""
@@ -120,18 +142,25 @@ class TrainingSample:
         student reads 5 6 7 8          teacher reads 5 9 9 6 7 8
         the signal compares their next-token distributions before 7 and before 8.
 
-    `teacher_prompt_ids` is None when no distillation is asked for (`distil` is then 0). `distil` scales the divergence
-    from the teacher, `advantage` the policy gradient on the sampled tokens, `reference` the divergence from the weights
-    at the start, which read what the student reads; a method fills in all three.
+    `teacher_prompts` are those of every context that speaks for the answer, `against_prompts` of those it is contrasted
+    with; without any there is no teacher. With `live` the student's weights of now read them, else the teacher's.
+    `distil` scales the divergence from the teacher, `advantage` the policy gradient on the tokens, `reference` the
+    divergence from the weights at the start, which read what the student reads; a method fills in all three.
+    `signal` says which of the method's signals turns them into a gradient. `sampled_logprobs` are empty where the words
+    were not sampled from this prompt. Tokens in `spans` (start, stop) count; None: all.
     """
 
     uid: str
     student_prompt_ids: TokenIds
-    teacher_prompt_ids: TokenIds | None
+    teacher_prompts: tuple[TokenIds, ...]
     completion_ids: TokenIds
     sampled_logprobs: tuple[float, ...]
+    against_prompts: tuple[TokenIds, ...] = ()
+    live: bool = False
     advantage: float = 0.0
     distil: float = 0.0
     reference: float = 0.0
+    signal: int = 0
+    spans: tuple[tuple[int, int], ...] | None = None
     context_kind: str = "none"
     policy_version: int = 0

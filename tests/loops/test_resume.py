@@ -64,7 +64,7 @@ def settings(model_dir: Path, **changes: Any) -> dict[str, Any]:
     return {
         "model": str(model_dir),
         "world": f"{loop_worlds.__file__}:Splits",
-        "method": {"name": "sdpo", "teacher": {"kind": "ema", "rate": 0.3}},
+        "teacher": {"kind": "ema", "rate": 0.3},
         "device": "cpu",
         "steps": 5,
         "tasks_per_step": 2,

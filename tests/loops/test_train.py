@@ -95,15 +95,14 @@ def test_several_updates_share_one_reading_and_the_teacher_moves_once_after_the_
 
         monkeypatch.setattr(learning, name, call)
 
-    for name in ("read_teacher", "behaviour_logprobs", "train_step"):
+    for name in ("read_teacher", "look_ahead", "train_step"):
         noted(name)
     moves = Teacher.update
     monkeypatch.setattr(Teacher, "update", lambda self, policy: (calls.append("teacher moves"), moves(self, policy))[1])
-    method = {"name": "sdpo", "teacher": {"kind": "ema", "rate": 0.5}}
-    config = config_of(method=method, steps=1, tasks_per_step=4, tasks_per_update=1)
+    config = config_of(teacher={"kind": "ema", "rate": 0.5}, steps=1, tasks_per_step=4, tasks_per_update=1)
     record = read_run(train(config, Quiet())).steps[0]
     assert record.extra["updates"] == 4
-    assert calls == ["read_teacher", "behaviour_logprobs", *["train_step"] * 4, "teacher moves"]
+    assert calls == ["read_teacher", "look_ahead", *["train_step"] * 4, "teacher moves"]
     calls.clear()
     train(replace(config, tasks_per_update=0, out=config.out + "-on-policy"), Quiet())
     assert calls == ["read_teacher", "train_step", "teacher moves"], "on-policy: r1 = 1, nothing to compute"
@@ -111,8 +110,7 @@ def test_several_updates_share_one_reading_and_the_teacher_moves_once_after_the_
 
 def test_an_ema_teacher_is_the_mean_it_says(config_of, model_dir) -> None:
     """One step at rate 1/4 from φ = θ₀: φ = 3/4 θ₀ + 1/4 θ₁."""
-    method = {"name": "sdpo", "teacher": {"kind": "ema", "rate": 0.25}}
-    path = train(config_of(method=method, steps=1), Quiet())
+    path = train(config_of(teacher={"kind": "ema", "rate": 0.25}, steps=1), Quiet())
     start, now = load_file(model_dir / "model.safetensors"), final_weights(path)
     shadow = load_file(path / "checkpoints" / "step-000001" / "teacher.safetensors")
     for name, value in start.items():
@@ -124,10 +122,10 @@ def test_an_update_that_is_not_finite_is_skipped_counted_and_said(config_of, hea
 
     def poisoned(*arguments):
         entries = real(*arguments)
-        return [e if e.sample is None else replace(e, sample=replace(e.sample, distil=math.nan)) for e in entries]
+        return [replace(e, samples=tuple(replace(s, distil=math.nan) for s in e.samples)) for e in entries]
 
     monkeypatch.setattr(learning, "prepare", poisoned)
-    path = train(config_of(steps=1, method={"name": "sdpo", "teacher": {"kind": "ema", "rate": 0.5}}), heard)
+    path = train(config_of(steps=1, teacher={"kind": "ema", "rate": 0.5}), heard)
     assert read_run(path).steps[0].extra["skipped"] == 1
     assert any("1 of 1 updates skipped" in note for note in heard.notes)
     shadow = load_file(path / "checkpoints" / "step-000001" / "teacher.safetensors")

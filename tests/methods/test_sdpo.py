@@ -74,7 +74,6 @@ def test_options_are_checked_and_the_nearest_is_named() -> None:
         get_method("sdop", {})
 
 
-def test_settings_of_the_context_rule_and_of_the_teacher_can_be_changed() -> None:
-    method = get_method("sdpo", {"context": {"success": 0.9}, "teacher": {"kind": "ema", "rate": 0.1}})
+def test_settings_of_the_context_rule_can_be_changed() -> None:
+    method = get_method("sdpo", {"context": {"success": 0.9}})
     assert method.context == SolutionOrFeedback(success=0.9)
-    assert method.teacher == Ema(0.1)

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain, islice
+from statistics import fmean
 
 from selfdistill.evaluate import roll_out
 from selfdistill.loops.recording import Totals, rollout_record, step_record
 from selfdistill.loops.session import Session
 from selfdistill.loops.tasks import draw_tasks
+from selfdistill.readings import Ahead, look_ahead, read_reference, read_teacher
 from selfdistill.runs import RolloutRecord, StepRecord
 from selfdistill.runs.progress import Reporter
 from selfdistill.samples import Prepared, prepare, rehearsal_sample
-from selfdistill.signal import denominators
-from selfdistill.step import Batch, UpdateReport, behaviour_logprobs, read_reference, read_teacher, train_step
+from selfdistill.signal import Memory, Relative, Signal, denominators
+from selfdistill.step import Batch, UpdateReport, train_step
 from selfdistill.types import Completion, Outcome, Task, TrainingSample
 from selfdistill.worlds.base import Pair
+
+MAGNITUDE = "magnitude"  # in a run's memory: the running mean of Σ p|a|
+KEPT = 0.99  # of that mean, by each generation batch
 
 
 def one_step(
@@ -37,13 +43,15 @@ def one_step(
         seed=config.seed,
         label=str(totals.step + 1),
         version=totals.step,
+        stages=session.method.stages,
     )
     rehearsed = _rehearse(session, totals.step)
     clock.lap("rollout")
     prepared = prepare(session.method, batch.groups, session.renderer)
     reporter.phase("updating")
     lr = _set_rate(session, totals.step)
-    reports = _update(session, prepared, rehearsed)
+    learned = _update(session, prepared, [len(group.rollouts) for group in batch.groups], rehearsed, totals)
+    reports = learned.reports
     skipped = sum(report.skipped for report in reports)
     if skipped:
         reporter.note(
@@ -52,50 +60,101 @@ def one_step(
     if skipped < len(reports):  # a batch from which nothing was learned moves no teacher either
         session.teacher.update(policy)
     clock.lap("update")
-    totals.generations += len(batch.rollouts)
-    totals.tokens += sum(len(r.completion.token_ids) for r in batch.rollouts)
+    sampled = [rollout for rollout in batch.rollouts if rollout.completion.logprobs]
+    totals.generations += len(sampled)
+    totals.tokens += sum(len(rollout.completion.token_ids) for rollout in sampled)
+    totals.memory = learned.memory
     totals.tokens += sum(len(sample.completion_ids) for sample in rehearsed)
     totals.wall_s = time.monotonic() - began
-    record = step_record(totals, prepared, reports, lr, clock.seconds)
-    evidence = {uid: row for report in reports for uid, row in report.evidence.items()}
+    record = step_record(totals, prepared, reports, lr, clock.seconds, learned.numbers)
+    evidence = learned.evidence | {uid: row for report in reports for uid, row in report.evidence.items()}
     records = [rollout_record(totals.step + 1, entry, batch.faults, evidence) for entry in prepared]
     return record, records
 
 
-def _update(session: Session, prepared: Sequence[Prepared], rehearsed: Sequence[TrainingSample]) -> list[UpdateReport]:
-    """All optimiser steps of a generation batch."""
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """What the updates of a generation batch say, what they pass on to the next one, and numbers for the records."""
+
+    reports: list[UpdateReport]
+    memory: Memory
+    numbers: Mapping[str, float] = field(default_factory=dict)
+    evidence: dict[str, tuple[float, ...]] = field(default_factory=dict)
+
+
+def _update(
+    session: Session,
+    prepared: Sequence[Prepared],
+    sizes: Sequence[int],
+    rehearsed: Sequence[TrainingSample],
+    totals: Totals,
+) -> Learned:
+    """All optimiser steps of a generation batch, whose groups have these sizes."""
     config, method, policy = session.config, session.method, session.policy
     tokens = config.micro_batch_tokens
-    per_update = (config.tasks_per_update or config.tasks_per_step) * config.rollouts_per_task
-    parts = [prepared[start : start + per_update] for start in range(0, len(prepared), per_update)]
-    samples = [entry.sample for entry in prepared if entry.sample is not None]
+    parts = _parts(prepared, sizes, config.tasks_per_update)
+    samples = [sample for entry in prepared for sample in entry.samples]
     if not samples:
-        return []
-    signal = method.signal(config.sampling.temperature or 1.0)
+        return Learned([], totals.memory)
+    signals = [_bounded(signal, totals.memory) for signal in method.signals(config.sampling.temperature or 1.0)]
     everything = [*samples, *rehearsed]
     teacher = read_teacher(policy, session.teacher, samples, tokens)
-    reference = read_reference(policy, session.anchor, everything, tokens)
-    old = behaviour_logprobs(policy, everything, signal.temperature, tokens) if len(parts) > 1 else None
+    mixed = any(signal.evidence.reference for signal in signals)
+    reference = read_reference(policy, session.anchor, everything, tokens, mixed=mixed)
+    ahead = None
+    if len(parts) > 1 or any(signal.needs_table for signal in signals):
+        ahead = look_ahead(
+            policy, signals, everything, teacher, reference, step=totals.step, memory=totals.memory, tokens=tokens
+        )
     reports = []
     for index, part in enumerate(parts):
-        own = [entry.sample for entry in part if entry.sample is not None]
+        own = [sample for entry in part for sample in entry.samples]
         if not own:
             continue
-        dropped = [len(entry.rollout.completion.token_ids) for entry in part if entry.sample is None]
-        over = denominators([len(sample.completion_ids) for sample in own], dropped, count_dropped=method.count_dropped)
+        dropped = [len(entry.rollout.completion.token_ids) for entry in part if not entry.samples]
+        used = [len(entry.samples[0].completion_ids) for entry in part if entry.samples]  # uses of one rollout add up
+        over = denominators(used, dropped, count_dropped=method.count_dropped)
         batch = Batch(
             samples=[*own, *rehearsed[index :: len(parts)]],
             over=over,
             teacher=teacher,
             reference=reference,
-            old_logprobs=old,
+            old_logprobs=ahead.logprobs if ahead and len(parts) > 1 else None,
             sampler_correction=config.sampling.top_p == 1.0 and config.sampling.temperature > 0,
+            weights=ahead.weights if ahead else {},
         )
         limit = config.optimiser.max_grad_norm
         reports.append(
-            train_step(policy, session.optimizer, signal, method.reduction, batch, max_grad_norm=limit, tokens=tokens)
+            train_step(policy, session.optimizer, signals, method.reduction, batch, max_grad_norm=limit, tokens=tokens)
         )
-    return reports
+    return _learned(reports, ahead, totals.memory)
+
+
+def _parts(prepared: Sequence[Prepared], sizes: Sequence[int], tasks_per_update: int) -> list[list[Prepared]]:
+    """The rollouts of each optimiser step: those of so many tasks, or all of them."""
+    rollouts, per_update = iter(prepared), tasks_per_update or max(1, len(sizes))
+    groups = [list(islice(rollouts, size)) for size in sizes]
+    return [list(chain(*groups[start : start + per_update])) for start in range(0, len(groups), per_update)]
+
+
+def _bounded(signal: Signal, memory: Memory) -> Signal:
+    """A bound relative to how large the teacher's push has been so far becomes a number."""
+    if not isinstance(signal.bound, Relative):
+        return signal
+    return replace(signal, bound=signal.bound.at(memory.get(MAGNITUDE)))
+
+
+def _learned(reports: list[UpdateReport], ahead: Ahead | None, memory: Memory) -> Learned:
+    """The running mean of the teacher's push moves on; what was seen ahead is passed on."""
+    seen = [report.magnitude for report in reports if not report.skipped and report.magnitude > 0]
+    memory = dict(ahead.memory if ahead else memory)
+    if seen:
+        mean = fmean(seen)
+        memory[MAGNITUDE] = KEPT * memory.get(MAGNITUDE, mean) + (1 - KEPT) * mean
+    if ahead is None:
+        return Learned(reports, memory)
+    evidence = {uid: tuple(row.tolist()) for uid, row in ahead.evidence.items() if not bool(row.isnan().any())}
+    return Learned(reports, memory, ahead.numbers, evidence)
 
 
 def _rehearse(session: Session, step: int) -> list[TrainingSample]:

@@ -106,13 +106,17 @@ def _teacher(session: Session, tasks: Sequence[Task], reporter: Reporter) -> Bat
         rollouts=ATTEMPTS,
         seed=config.seed,
         label="eval-attempt",
+        stages=session.method.stages,
     )
-    read = [entry for entry in prepare(session.method, attempts.groups, session.renderer) if entry.sample]
+    prepared = prepare(session.method, attempts.groups, session.renderer)
+    read = [
+        (entry.rollout.task, s.teacher_prompts[0]) for entry in prepared for s in entry.samples[:1] if s.teacher_prompts
+    ]
     if not read:
         return None
-    prompts = [entry.sample.teacher_prompt_ids or () for entry in read if entry.sample]
-    with session.teacher.applied(session.policy, session.teacher.views()[0]):
-        return _ask(session, [entry.rollout.task for entry in read], prompts, 1, "teacher", reporter)
+    with session.teacher.applied(session.policy, session.teacher.views()[0]) as reader:
+        asking = replace(session, policy=reader)
+        return _ask(asking, [task for task, _ in read], [prompt for _, prompt in read], 1, "teacher", reporter)
 
 
 def _ask(

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from selfdistill.config import RunConfig
-from selfdistill.context import SECTIONS
+from selfdistill.context import FIELDS
 from selfdistill.errors import WorldError
 from selfdistill.evaluate import mean_reward, solved
 from selfdistill.runs import Accuracies, EvalRecord, RolloutRecord, StepRecord, Summary
 from selfdistill.samples import Prepared
 from selfdistill.step import UpdateReport
-from selfdistill.types import Drop, StopReason
+from selfdistill.types import ANSWER, Drop, StopReason
 
 
 @dataclass
@@ -27,6 +27,7 @@ class Totals:
     wall_s: float = 0.0
     silent: int = 0
     ended: bool = False
+    memory: dict[str, float] = field(default_factory=dict)
 
 
 def step_record(
@@ -35,10 +36,12 @@ def step_record(
     reports: Sequence[UpdateReport],
     lr: float,
     seconds: Mapping[str, float],
+    numbers: Mapping[str, float],
 ) -> StepRecord:
     """Means over the step that `totals` has just counted in."""
     rollouts = [entry.rollout for entry in prepared]
-    samples = [entry.sample for entry in prepared if entry.sample is not None]
+    answers = [rollout for rollout in rollouts if rollout.stage == ANSWER]
+    samples = [sample for entry in prepared for sample in entry.samples]
     evidence = [abs(value) for report in reports for row in report.evidence.values() for value in row]
     cut = sum(entry.cut for entry in prepared)
     return StepRecord(
@@ -46,8 +49,8 @@ def step_record(
         generations=totals.generations,
         tokens=totals.tokens,
         wall_s=totals.wall_s,
-        reward=mean_reward(rollouts),
-        accuracy=_mean([solved(rollout) for rollout in rollouts if rollout.outcome is not None]),
+        reward=mean_reward(answers),
+        accuracy=_mean([solved(rollout) for rollout in answers if rollout.outcome is not None]),
         loss=_mean([report.loss for report in reports]),
         grad_norm=_mean([report.grad_norm for report in reports]),
         lr=lr,
@@ -65,6 +68,8 @@ def step_record(
             "updates": len(reports),
             "skipped": sum(report.skipped for report in reports),
             "contexts_cut": cut,
+            "magnitude": _mean([report.magnitude for report in reports]),
+            **numbers,
         },
     )
 
@@ -73,14 +78,16 @@ def rollout_record(
     step: int, entry: Prepared, faults: Mapping[str, str], evidence: Mapping[str, tuple[float, ...]]
 ) -> RolloutRecord:
     """One attempt, with the texts that only the teacher read."""
-    rollout, sample, context = entry.rollout, entry.sample, entry.context
+    rollout, context = entry.rollout, entry.context
+    sample = entry.samples[0] if entry.samples else None
     done, outcome = rollout.completion, rollout.outcome
-    sections = {name: getattr(context, name) for name in SECTIONS if context and getattr(context, name)}
+    sections = {name: getattr(context, name) for name in FIELDS if context and getattr(context, name)}
     return RolloutRecord(
         step=step,
         uid=done.uid,
         task=rollout.task.id,
-        prompt="\n\n".join(message.content for message in rollout.task.messages),
+        prompt="\n\n".join(message.content for message in rollout.messages or rollout.task.messages),
+        stage=rollout.stage,
         completion=done.text,
         stop=str(done.stop),
         reward=outcome.reward if outcome else None,

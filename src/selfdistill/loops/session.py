@@ -14,7 +14,7 @@ from selfdistill.loops.tasks import askable, question_rows, training_tasks
 from selfdistill.methods import Method, get_method
 from selfdistill.models.hf import load_policy
 from selfdistill.models.policy import Policy
-from selfdistill.models.teacher import Frozen, Live, Teacher
+from selfdistill.models.teacher import Frozen, Live, Other, Teacher, TeacherRule
 from selfdistill.render import Renderer
 from selfdistill.runs.progress import Reporter
 from selfdistill.types import Task
@@ -108,7 +108,8 @@ def open_session(config: RunConfig, reporter: Reporter) -> Session:
     method = get_method(config.method.name, config.method.options)
     parts = open_asking(config, reporter)
     policy = parts.policy
-    teacher = Teacher(config.teacher or method.teacher or Live(), policy)
+    rule = _teacher_rule(config, method)
+    teacher = Teacher(rule, policy, other=_other_model(rule, config, policy, reporter))
     anchor = None
     if config.rehearsal or method.needs_reference:
         anchor = teacher if isinstance(teacher.rule, Frozen) else Teacher(Frozen(), policy)
@@ -126,6 +127,36 @@ def open_session(config: RunConfig, reporter: Reporter) -> Session:
     return Session(
         **vars(parts), method=method, teacher=teacher, anchor=anchor, optimizer=optimizer, rehearsal=rehearsal
     )
+
+
+def _teacher_rule(config: RunConfig, method: Method) -> TeacherRule:
+    """The run's, else the method's own. Raises `ConfigError` for a rule that nobody would follow."""
+    if config.teacher is not None and method.teacher is None:
+        raise ConfigError(
+            f"the method {config.method.name!r} has no teacher",
+            got=f"teacher = {config.teacher}",
+            why="nothing would read a context, and the setting would do nothing",
+            do="leave the setting out, or choose a method that distils",
+        )
+    return config.teacher or method.teacher or Live()
+
+
+def _other_model(rule: TeacherRule, config: RunConfig, policy: Policy, reporter: Reporter) -> Policy | None:
+    """The model of an `Other` teacher. Raises `ConfigError` when it is not named, or speaks other tokens."""
+    if not isinstance(rule, Other):
+        return None
+    if not rule.model:
+        raise ConfigError("the teacher's model is not named", got="teacher.model is empty", do="teacher.model=DIR")
+    other = load_policy(rule.model, device=config.device, dtype=config.dtype, progress=reporter.note)
+    reporter.note(f"teacher: {other.description}")
+    if other.tokenizer.get_vocab() != policy.tokenizer.get_vocab():
+        raise ConfigError(
+            "the teacher's model has another tokenizer than the student's",
+            got=f"{other.name} and {policy.name}",
+            why="both are compared token by token",
+            do="choose a teacher of the same family",
+        )
+    return other
 
 
 def _rehearsal_tasks(config: RunConfig, world: World) -> list[Task]:

@@ -31,7 +31,8 @@ def training_tasks(world: World, data: str) -> list[Task]:
 
 def question_rows(path: Path) -> list[Task]:
     """Tasks for a world that reads its rows itself: `{"prompt": "…" or messages, "id": …, "demonstration": …,
-    "document": …}`; every other key goes to `task.spec`. Raises `DataError` naming file, line and field."""
+    "document": …, "logged_answer": …,
+    "user_reply": …}`; every other key goes to `task.spec`. Raises `DataError` naming file, line and field."""
     tasks: dict[str, Task] = {}
     for number, row in _rows(path):
         where = f"{path}, line {number}"
@@ -91,16 +92,15 @@ def _rows(path: Path) -> list[tuple[int, Any]]:
 def _task(row: Any, where: str, default: str) -> Task:
     if not isinstance(row, dict) or "prompt" not in row:
         raise DataError("a row needs a prompt", got=f"{where}: {str(row)[:80]}", do='write {"prompt": "…", …}')
-    known = {"id", "prompt", "demonstration", "document"}
-    for field in ("demonstration", "document"):
+    texts = ("demonstration", "document", "logged_answer", "user_reply")
+    for field in texts:
         if not isinstance(row.get(field, ""), str):
             raise DataError(f"{field} should be text", got=f"{where}: {str(row[field])[:80]}")
     return Task(
         str(row.get("id", default)),
         _messages(row["prompt"], where),
-        {key: value for key, value in row.items() if key not in known},
-        row.get("demonstration", ""),
-        row.get("document", ""),
+        {key: value for key, value in row.items() if key not in ("id", "prompt", *texts)},
+        **{field: row.get(field, "") for field in texts},
     )
 
 

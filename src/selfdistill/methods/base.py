@@ -1,68 +1,104 @@
 """What a method is: a frozen value that says what the teacher knows, whose weights it has, and what counts how much.
 
-A method turns the rollouts of one task into a `Credit` or a `Drop` each; everything after that (prompts, passes, the
-kernel, the update) is the same for all methods and cannot tell which one runs.
+A method turns the rollouts of one task into credits or drops; everything after that (prompts, passes, the kernel, the
+update) is the same for all methods and cannot tell which one runs.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, TypeAlias
 
 from selfdistill.models.teacher import TeacherRule
+from selfdistill.options import option
 from selfdistill.signal import Reduction, Signal
-from selfdistill.types import Context, Drop, RolloutGroup
+from selfdistill.stages import Attempts, Stage
+from selfdistill.types import ANSWER, Context, Drop, Message, RolloutGroup
 
 
 @dataclass(frozen=True, slots=True)
 class Credit:
     """What one rollout is worth to an update; a weight of 0 leaves its term out.
 
-    context: what the teacher knows (needed when `distil` is not 0). advantage: scale of the policy gradient.
-    distil: scale of the divergence from the teacher. reference: scale of the divergence from the weights at the start.
+    context: what the teacher knows. more: further contexts that speak for the answer too. against: contexts that it
+    is contrasted with. advantage: scale of the policy gradient. distil: scale of the divergence from the teacher.
+    reference: scale of the divergence from the weights at the start. signal: which of the method's signals forms the
+    gradient. question: the student reads these messages instead of what the rollout was asked. text: these words are
+    learned instead of the rollout's own. correct: words that were sampled from another prompt than they are learned
+    under get the (truncated) ratio of the two as a weight, else none. swapped: the student reads the context and the teacher, with the student's
+    weights of now, reads the question alone. spans: the tokens (start, stop) that count; None: all.
     """
 
     context: Context | None = None
     advantage: float = 0.0
     distil: float = 0.0
     reference: float = 0.0
+    more: tuple[Context, ...] = ()
+    against: tuple[Context, ...] = ()
+    signal: int = 0
+    question: tuple[Message, ...] = ()
+    text: str = ""
+    correct: bool = False
+    swapped: bool = False
+    spans: tuple[tuple[int, int], ...] | None = None
 
 
-class Method(Protocol):
+Verdict: TypeAlias = Credit | Drop | tuple[Credit, ...]
+"""What becomes of one rollout: what it is worth, why it takes no part, or several uses of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Method(ABC):
     """A frozen dataclass; its fields are its settings, its defaults the vetted ones.
 
-    settings: what the method needs of the rest of a run (rates, batch sizes), below the user's own settings.
-    summary, source: what it is and where it is published, for `selfdistill methods`.
+    settings: what the method needs of the rest of a run (rates, batch sizes), below the user's own settings. source:
+    where it is published. reads: the contexts it needs from data or world, for `selfdistill methods`. needs_reward: what
+    it needs the reward for. teacher: whose weights read the contexts unless a run says otherwise; None: no teacher.
     """
 
-    settings: ClassVar[Mapping[str, Any]]
-    source: ClassVar[str]
+    settings: ClassVar[Mapping[str, Any]] = {}
+    source: ClassVar[str] = "not published"
+    reads: ClassVar[str] = "nothing"
+    needs_reward: ClassVar[str] = "no"
+    teacher: ClassVar[TeacherRule | None] = None
+
+    reduction: Reduction = option("sequence-mean", "every answer weighs the same, or every token")
+    count_dropped: bool = option(False, "whether rollouts that take no part dilute the mean")
 
     @property
-    def teacher(self) -> TeacherRule | None:
-        """Whose weights read the context; None: no teacher."""
-        ...
+    def stages(self) -> tuple[Stage, ...]:
+        """What is asked of the student, in this order."""
+        return (Attempts(),)
 
     @property
     def needs_reference(self) -> bool:
-        """Whether credits ask for the weights at the start, which are then kept."""
-        ...
+        """Whether credits, or the teacher's mixture, ask for the weights at the start, which are then kept."""
+        return any(signal.evidence.reference for signal in self.signals(1.0))
 
-    @property
-    def reduction(self) -> Reduction:
-        """What each token of a step weighs."""
-        ...
+    def signals(self, temperature: float) -> tuple[Signal, ...]:
+        """All signals that credits may name."""
+        return (self.signal(temperature),)
 
-    @property
-    def count_dropped(self) -> bool:
-        """Whether dropped rollouts dilute the mean."""
-        ...
-
+    @abstractmethod
     def signal(self, temperature: float) -> Signal:
         """How evidence and verdict become a gradient, at the temperature the answers were sampled at."""
-        ...
 
-    def credit(self, group: RolloutGroup) -> list[Credit | Drop]:
-        """One entry per rollout of the group, in order. Rollouts without an outcome keep their own drop reason."""
-        ...
+    @abstractmethod
+    def verdict(self, group: RolloutGroup, index: int) -> Verdict:
+        """What becomes of one rollout. It has an outcome, or its stage is one that is not judged."""
+
+    def credit(self, group: RolloutGroup) -> list[Verdict]:
+        """One entry per rollout of the group, in order. What the world could not judge keeps its own drop reason."""
+        return [r.drop if r.drop is not None else self.verdict(group, i) for i, r in enumerate(group.rollouts)]
+
+
+def distilled(found: Context | Drop, **scales: Any) -> Verdict:
+    """What a context rule found as a credit of 1 with these other scales, or the reason why it found nothing."""
+    return Credit(found, **{"distil": 1.0, **scales}) if isinstance(found, Context) else found
+
+
+def judged(group: RolloutGroup) -> list[float]:
+    """The rewards of the group's first answers, without those that nobody could judge."""
+    return [rollout.outcome.reward for _, rollout in group.at(ANSWER) if rollout.outcome is not None]

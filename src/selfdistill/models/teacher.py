@@ -20,7 +20,7 @@ from selfdistill.models.policy import Policy
 from selfdistill.options import option
 from selfdistill.signal.head import Head
 
-Source: TypeAlias = Literal["shadow", "student"]
+Source: TypeAlias = Literal["shadow", "student", "other"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,16 @@ class Live:
     kind: ClassVar[str] = "live"
 
 
-TeacherRule: TypeAlias = Frozen | Ema | Snapshot | TrustRegion | Live
+@dataclass(frozen=True, slots=True)
+class Other:
+    """Another model reads the context, by its own weights: on-policy distillation from a stronger one, which must have
+    the same tokenizer. Raises `ConfigError`. Source: Agarwal et al., arXiv 2306.13649."""
+
+    kind: ClassVar[str] = "other"
+    model: str = option("", "directory or hub name of the teacher's model")
+
+
+TeacherRule: TypeAlias = Frozen | Ema | Snapshot | TrustRegion | Live | Other
 
 
 def _check_share(rate: float, what: str) -> None:
@@ -105,36 +114,47 @@ class Teacher:
 
         teacher = Teacher(Ema(0.05), policy)
         for view in teacher.views():
-            with teacher.applied(policy, view):
-                hidden_ND = policy.answer_hidden(pairs)
+            with teacher.applied(policy, view) as reader:
+                hidden_ND = reader.answer_hidden(pairs)
             head = teacher.head(policy, view)
         ...                                             # all optimiser steps of the generation batch
         teacher.update(policy)
 
     The shadow starts as the student's own parameters. It is kept on `keep_on` (the policy's device by default;
-    "cpu" saves its memory there and costs a copy for every `applied`).
+    "cpu" saves its memory there and costs a copy for every `applied`). `other` is the model of an `Other` rule.
     """
 
-    def __init__(self, rule: TeacherRule, policy: Policy, *, keep_on: str | torch.device | None = None) -> None:
+    def __init__(
+        self,
+        rule: TeacherRule,
+        policy: Policy,
+        *,
+        keep_on: str | torch.device | None = None,
+        other: Policy | None = None,
+    ) -> None:
+        assert isinstance(rule, Other) == (other is not None), "an Other rule, and no other, comes with its model"
         self.rule = rule
+        self.other = other
         self.batches = 0
         self._applied = False
         place = policy.device if keep_on is None else torch.device(keep_on)
-        kept = {} if isinstance(rule, Live) else policy.trainable()
+        kept = {} if isinstance(rule, Live | Other) else policy.trainable()
         self._shadow = {name: _float32_copy(value, place) for name, value in kept.items()}
 
     def views(self) -> tuple[View, ...]:
         """Which weights read the teacher's prompt, and how much each counts."""
         if isinstance(self.rule, Live):
             return (View(1.0, "student"),)
+        if isinstance(self.rule, Other):
+            return (View(1.0, "other"),)
         if isinstance(self.rule, TrustRegion):
             both = (View(1.0 - self.rule.rate, "shadow"), View(self.rule.rate, "student"))
             return tuple(view for view in both if view.weight > 0)  # a view that counts for nothing costs a pass
         return (View(1.0, "shadow"),)
 
     @contextmanager
-    def applied(self, policy: Policy, view: View) -> Iterator[None]:
-        """Inside, the policy computes with the view's weights and without gradients.
+    def applied(self, policy: Policy, view: View) -> Iterator[Policy]:
+        """Inside, the policy that this yields computes with the view's weights and without gradients.
 
         The parameters are pointed at the shadow and back again, so that the student's bits are never touched, also
         when the body raises. Cannot be nested.
@@ -148,7 +168,7 @@ class Teacher:
             for name, value in parameters.items():
                 value.data = self._shadow[name].to(value.device, value.dtype)
             with torch.no_grad():
-                yield
+                yield self.other if view.source == "other" and self.other else policy
         finally:
             for name, value in parameters.items():
                 value.data = student[name]
@@ -160,6 +180,8 @@ class Teacher:
         It looks at the weights it came from. Where the head is trained, use a student view's before the next optimiser
         step, and a shadow view's before the next `update`.
         """
+        if view.source == "other" and self.other:
+            return self.other.head().detached()
         head = policy.head()
         if view.source == "student":
             return head.detached()

@@ -78,7 +78,7 @@ class RolloutRecord:
 
     `reward` is None when the world could not judge it; `fault` is then the traceback. `evidence` [T] is
     log q − log p of each sampled token in nats, empty when the sample was not distilled. `context` holds the texts
-    that only the teacher read, by section.
+    that only the teacher read, by section. `stage` is "answer" for an answer to the question as it stands.
     """
 
     step: int
@@ -87,6 +87,7 @@ class RolloutRecord:
     prompt: str
     completion: str
     stop: str
+    stage: str = "answer"
     reward: float | None = None
     feedback: str = ""
     context_kind: str = "none"

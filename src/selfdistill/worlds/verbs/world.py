@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from selfdistill.errors import ConfigError
@@ -19,7 +19,7 @@ from selfdistill.worlds.code import CodeOptions, CodeWorld
 from selfdistill.worlds.verbs.lexicon import draw_program, lexicon
 from selfdistill.worlds.verbs.operations import Value
 from selfdistill.worlds.verbs.programs import Program, draw_inputs, outputs
-from selfdistill.worlds.verbs.texts import dictionary_entry, plain_question, verb_question
+from selfdistill.worlds.verbs.texts import dictionary_entry, plain_question, user_reply, verb_question
 from selfdistill.worlds.verbs.words import held_out_words
 
 TESTS = 8  # of each split
@@ -65,11 +65,15 @@ class VerbsWorld:
 
     def judge(self, task: Task, completion: Completion) -> Outcome:
         """One answer; see `judge_many`."""
-        return self.code.judge(task, completion)
+        return self.judge_many([(task, completion)])[0]
 
     def judge_many(self, pairs: Sequence[tuple[Task, Completion]]) -> list[Outcome]:
-        """All answers in parallel: reward 1 when every test passes."""
-        return self.code.judge_many(pairs)
+        """All answers in parallel: reward 1 when every test passes; the user has something to say to the others."""
+        outcomes = self.code.judge_many(pairs)
+        return [
+            outcome if outcome.reward == 1 else replace(outcome, reply=task.user_reply)
+            for (task, _), outcome in zip(pairs, outcomes, strict=True)
+        ]
 
     def for_evaluation(self) -> VerbsWorld:
         """The same verbs, judged by tests that training never shows."""
@@ -135,7 +139,9 @@ def program_task(identity: str, question: Message, program: Program, inputs: Seq
         "program": program.code,
     }
     document = dictionary_entry(word, program) if word else ""
-    return Task(identity, (question,), spec, demonstration=program.answer, document=document)
+    return Task(
+        identity, (question,), spec, demonstration=program.answer, document=document, user_reply=user_reply(program)
+    )
 
 
 def usable_inputs(program: Program, rng: random.Random) -> list[Value] | None:

@@ -1,0 +1,224 @@
+"""What other weights, and other prompts, make of the answers: read once per generation batch, without gradients.
+
+    teacher      hidden states of (x, c) ⊕ y for every context of every answer
+    reference    hidden states of x ⊕ y under the weights at the start
+    ahead        log π(y), entropy and evidence under the weights as they are, from one pass; where the method weighs
+                 tokens by them, also those weights
+
+Legend: N answer positions of a micro-batch, T answer tokens of one sample, D hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from selfdistill.models.lengths import length_buckets
+from selfdistill.models.policy import Policy
+from selfdistill.models.teacher import Teacher, View
+from selfdistill.signal import (
+    Head,
+    Memory,
+    Signal,
+    TeacherView,
+    TokenStats,
+    TokenTable,
+    TokenWeights,
+    fused_signal,
+    weigh,
+)
+from selfdistill.types import TokenIds, TrainingSample
+
+Pairs = Mapping[str, tuple[TokenIds, TokenIds]]
+STUDENT = View(1.0, "student")
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What one set of weights makes of one prompt of every sample: hidden_TD by uid, its head, its share of the teacher,
+    and whether it speaks against the answer."""
+
+    hidden: Mapping[str, Tensor]
+    head: Head
+    weight: float = 1.0
+    against: bool = False
+
+    def view(self, samples: Sequence[TrainingSample], like_ND: Tensor, *, whole: bool = False) -> TeacherView:
+        """The states of these samples one after the other; one that was not read is absent, and gets zeros. `whole`:
+        those that are absent weigh nothing anyway, and it need not be said."""
+        size = self.head.weight_VD.shape[1]
+        rows = [self.hidden.get(s.uid, like_ND.new_zeros(len(s.completion_ids), size)) for s in samples]
+        present = None
+        if not whole and not all(s.uid in self.hidden for s in samples):
+            present = spread(samples, [s.uid in self.hidden for s in samples], like_ND)
+        return TeacherView(torch.cat(rows), self.head, self.weight, self.against, present)
+
+
+@dataclass(frozen=True, slots=True)
+class Ahead:
+    """What was seen before the first update, by uid: log π(y) [T]; (distil [T], advantage [T]) where the method weighs
+    token by token; `evidence` [T] there too. `numbers` are for the records."""
+
+    logprobs: Mapping[str, Tensor]
+    weights: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    evidence: Mapping[str, Tensor] = field(default_factory=dict)
+    memory: Memory = field(default_factory=dict)
+    numbers: Mapping[str, float] = field(default_factory=dict)
+
+
+def read_teacher(policy: Policy, teacher: Teacher, samples: Sequence[TrainingSample], tokens: int) -> list[Reading]:
+    """Every context of every sample, with the teacher's weights, or the student's of now where a sample says so."""
+    readings = []
+    for against, prompts_of in ((False, _views), (True, _against)):
+        for slot in range(max((len(prompts_of(s)) for s in samples), default=0)):
+            for live, views in ((False, teacher.views()), (True, (STUDENT,))):
+                asked = [s for s in samples if s.live == live and len(prompts_of(s)) > slot]
+                pairs = {s.uid: (prompts_of(s)[slot], s.completion_ids) for s in asked}
+                readings += [_read(policy, teacher, view, pairs, tokens, against) for view in views if pairs]
+    return readings
+
+
+def read_reference(
+    policy: Policy, anchor: Teacher | None, samples: Sequence[TrainingSample], tokens: int, *, mixed: bool = False
+) -> Reading | None:
+    """The weights at the start, reading what the student reads; None when no sample asks for it. With `mixed` they are
+    part of the teacher, and read whatever is distilled."""
+    asked = [s for s in samples if s.reference or (mixed and s.teacher_prompts)]
+    if not asked:
+        return None
+    assert anchor is not None, "a method that needs the reference says so"
+    pairs = {s.uid: (s.student_prompt_ids, s.completion_ids) for s in asked}
+    return _read(policy, anchor, anchor.views()[0], pairs, tokens, against=False)
+
+
+@torch.no_grad()
+def look_ahead(
+    policy: Policy,
+    signals: Sequence[Signal],
+    samples: Sequence[TrainingSample],
+    teacher: Sequence[Reading],
+    reference: Reading | None,
+    *,
+    step: int,
+    memory: Memory,
+    tokens: int,
+) -> Ahead:
+    """One pass over the answers with the weights as they are, for behaviour log-probabilities, entropies and evidence,
+    and from them the weight of every token under the signals that look at tokens."""
+    seen: dict[str, TokenStats] = {}
+    for batch in micro_batches(samples, tokens):
+        signal = signals[batch[0].signal]
+        hidden_ND = policy.answer_hidden([(s.student_prompt_ids, s.completion_ids) for s in batch])
+        told = spread(batch, [float(bool(s.teacher_prompts)) for s in batch], hidden_ND)
+        stats = fused_signal(
+            signal,
+            hidden_ND,
+            policy.head(),
+            answer_tokens(batch, hidden_ND),
+            TokenWeights(distil_N=told) if signal.needs_table else TokenWeights(),
+            views=[reading.view(batch, hidden_ND) for reading in teacher] if signal.needs_table else (),
+            reference=reference.view(batch, hidden_ND, whole=True) if reference and signal.evidence.reference else None,
+        ).stats
+        seen |= _stats_by_uid(batch, stats)
+    ahead = Ahead({uid: stats.logprobs_N for uid, stats in seen.items()}, memory=memory)
+    for index, signal in enumerate(signals):
+        weighed = [s for s in samples if s.signal == index and (s.teacher_prompts or s.advantage)]
+        if signal.needs_table and weighed:
+            ahead = _weighed(ahead, signal, weighed, seen, step)
+    return ahead
+
+
+def _weighed(
+    ahead: Ahead, signal: Signal, samples: Sequence[TrainingSample], seen: Mapping[str, TokenStats], step: int
+) -> Ahead:
+    table = token_table(samples, [seen[s.uid] for s in samples])
+    result = weigh(signal, table, step, ahead.memory)
+    distil, advantage = by_uid(samples, result.distil_N), by_uid(samples, result.advantage_N)
+    return replace(
+        ahead,
+        weights={**ahead.weights, **{uid: (distil[uid], advantage[uid]) for uid in distil}},
+        evidence={**ahead.evidence, **by_uid(samples, table.evidence_N)},
+        memory=result.memory,
+        numbers={**ahead.numbers, **result.numbers},
+    )
+
+
+def token_table(samples: Sequence[TrainingSample], stats: Sequence[TokenStats]) -> TokenTable:
+    """The samples' numbers, one row per token."""
+    like = stats[0].logprobs_N
+    return TokenTable(
+        answer_N=spread(samples, list(range(len(samples))), like),
+        position_N=torch.cat([torch.arange(len(s.completion_ids), device=like.device) for s in samples]),
+        logprobs_N=torch.cat([entry.logprobs_N for entry in stats]),
+        entropy_N=torch.cat([entry.entropy_N for entry in stats]),
+        evidence_N=torch.cat([entry.evidence_N for entry in stats]),
+        teacher_entropy_N=torch.cat([entry.teacher_entropy_N for entry in stats]),
+        counted_N=torch.cat([_counted(s, like) for s in samples]),
+        advantage_R=torch.tensor([s.advantage for s in samples], device=like.device),
+        distil_R=torch.tensor([s.distil for s in samples], device=like.device),
+    )
+
+
+def micro_batches(samples: Sequence[TrainingSample], tokens: int) -> list[list[TrainingSample]]:
+    """Samples of one signal and of similar length together, at most `tokens` tokens each."""
+    batches = []
+    for index in sorted({s.signal for s in samples}):
+        own = [s for s in samples if s.signal == index]
+        lengths = [len(s.student_prompt_ids) + len(s.completion_ids) for s in own]
+        batches += [[own[place] for place in bucket] for bucket in length_buckets(lengths, tokens)]
+    return batches
+
+
+def answer_tokens(samples: Sequence[TrainingSample], like: Tensor) -> Tensor:
+    """tokens_N of all answers."""
+    return torch.tensor([token for s in samples for token in s.completion_ids], device=like.device)
+
+
+def spread(samples: Sequence[TrainingSample], values: Sequence[float], like: Tensor) -> Tensor:
+    """One number per sample, repeated for each of its tokens."""
+    return torch.tensor(
+        [value for s, value in zip(samples, values, strict=True) for _ in s.completion_ids], device=like.device
+    )
+
+
+def by_uid(samples: Sequence[TrainingSample], values_N: Tensor) -> dict[str, Tensor]:
+    """The numbers of each answer."""
+    rows = torch.split(values_N, [len(s.completion_ids) for s in samples])
+    return {s.uid: row for s, row in zip(samples, rows, strict=True)}
+
+
+def _stats_by_uid(samples: Sequence[TrainingSample], stats: TokenStats) -> Iterator[tuple[str, TokenStats]]:
+    columns = {name: by_uid(samples, getattr(stats, name)) for name in TokenStats.__slots__}
+    return ((s.uid, TokenStats(**{name: column[s.uid] for name, column in columns.items()})) for s in samples)
+
+
+def _counted(sample: TrainingSample, like: Tensor) -> Tensor:
+    counted_T = torch.full((len(sample.completion_ids),), sample.spans is None, device=like.device)
+    for start, stop in sample.spans or ():
+        counted_T[start:stop] = True
+    return counted_T
+
+
+def _views(sample: TrainingSample) -> tuple[TokenIds, ...]:
+    return sample.teacher_prompts
+
+
+def _against(sample: TrainingSample) -> tuple[TokenIds, ...]:
+    return sample.against_prompts
+
+
+def _read(policy: Policy, teacher: Teacher, view: View, pairs: Pairs, tokens: int, against: bool) -> Reading:
+    uids, hidden = list(pairs), dict[str, Tensor]()
+    lengths = [len(prompt) + len(answer) for prompt, answer in pairs.values()]
+    with teacher.applied(policy, view) as reader:
+        for bucket in length_buckets(lengths, tokens):
+            batch = [pairs[uids[index]] for index in bucket]
+            rows = torch.split(reader.answer_hidden(batch), [len(answer) for _, answer in batch])
+            hidden |= {uids[index]: row for index, row in zip(bucket, rows, strict=True)}
+    head = teacher.head(policy, view)
+    if view.source == "student":  # this head is the live one, and the update is about to move it
+        head = replace(head, weight_VD=head.weight_VD.clone())
+    return Reading(hidden, head, view.weight, against)

@@ -1,0 +1,161 @@
+"""What is asked of the student for a method: first answers, second attempts, reflections, answers that were given.
+
+A method lists its stages; the rollout stage of a loop runs them one after the other and knows none of them. A stage
+looks at what a group holds so far and returns what to ask next. Adding one is one frozen dataclass, here or beside
+the method that needs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Protocol, TypeAlias
+
+from selfdistill.context import ContextRule, teacher_messages
+from selfdistill.types import ANSWER, Context, Message, Outcome, Rollout, RolloutGroup
+
+REFLECT = "Say in one or two sentences how to answer the original question better next time."
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One more answer to be sampled, to these messages, about the rollout at place `of`. Without `judged` the world is
+    not asked about it."""
+
+    messages: tuple[Message, ...]
+    of: int | None = None
+    judged: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """An answer that is there already, and what is known of it."""
+
+    text: str
+    outcome: Outcome
+
+
+Wanted: TypeAlias = Ask | Given
+
+
+class Stage(Protocol):
+    """A frozen value; `name` is what its rollouts are called."""
+
+    name: ClassVar[str]
+
+    def wanted(self, group: RolloutGroup, count: int) -> Sequence[Wanted]:
+        """What to add to a group; `count` is how many rollouts a task is worth in this run."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Attempts:
+    """The student's answers to the question as it stands."""
+
+    name: ClassVar[str] = ANSWER
+
+    def wanted(self, group: RolloutGroup, count: int) -> list[Wanted]:
+        """`count` of them."""
+        return [Ask(group.task.messages) for _ in range(count)]
+
+
+@dataclass(frozen=True, slots=True)
+class Demonstrated:
+    """The demonstration that came with the task: nothing is sampled."""
+
+    name: ClassVar[str] = "demonstration"
+
+    def wanted(self, group: RolloutGroup, count: int) -> list[Wanted]:
+        """One, or none."""
+        text = group.task.demonstration
+        return [Given(text, Outcome(1.0))] if text.strip() else []
+
+
+@dataclass(frozen=True, slots=True)
+class Logged:
+    """An answer from a log, and what the user said to it: nothing is sampled."""
+
+    name: ClassVar[str] = "logged"
+
+    def wanted(self, group: RolloutGroup, count: int) -> list[Wanted]:
+        """One, or none."""
+        task = group.task
+        return [Given(task.logged_answer, Outcome(0.0, reply=task.user_reply))] if task.logged_answer.strip() else []
+
+
+@dataclass(frozen=True, slots=True)
+class Informed:
+    """The student's answers when it reads what a rule finds: what a teacher would say, from the student's weights."""
+
+    rule: ContextRule
+
+    name: ClassVar[str] = "informed"
+
+    def wanted(self, group: RolloutGroup, count: int) -> list[Wanted]:
+        """`count` of them; none where the rule finds nothing. The rule must need no rollouts."""
+        found = self.rule.context(group, 0)
+        told = teacher_messages(group.task.messages, found) if isinstance(found, Context) else ()
+        return [Ask(told) for _ in range(count)] if told else []
+
+
+@dataclass(frozen=True, slots=True)
+class SecondAttempts:
+    """Another try after each failure, in one conversation with the first and its feedback (RLTF, arXiv 2602.02482)."""
+
+    success: float = 0.5
+
+    name: ClassVar[str] = "second_attempt"
+
+    def wanted(self, group: RolloutGroup, count: int) -> list[Wanted]:
+        """One for each failure that was told something."""
+        return [Ask(after_feedback(group, r), place) for place, r in failures(group, self.success)]
+
+
+@dataclass(frozen=True, slots=True)
+class Reflections:
+    """What the student makes of each failure, in its own words (ERL, arXiv 2602.13949)."""
+
+    success: float = 0.5
+
+    name: ClassVar[str] = "reflection"
+
+    def wanted(self, group: RolloutGroup, count: int) -> list[Wanted]:
+        """One for each failure that was told something; the world has no say in it."""
+        return [
+            Ask((*before, Message("user", f"{last.content}\n\n{REFLECT}")), place, judged=False)
+            for place, rollout in failures(group, self.success)
+            for *before, last in [after_feedback(group, rollout)]
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class ReflectedAttempts:
+    """Another try at the question with the reflection as its system message (ERL, arXiv 2602.13949)."""
+
+    name: ClassVar[str] = "reflected_attempt"
+
+    def wanted(self, group: RolloutGroup, count: int) -> list[Wanted]:
+        """One for each reflection, about the place of the reflection."""
+        return [
+            Ask(
+                teacher_messages(group.task.messages, Context("reflection", instruction=rollout.completion.text)), place
+            )
+            for place, rollout in enumerate(group.rollouts)
+            if rollout.stage == Reflections.name and rollout.completion.text.strip()
+        ]
+
+
+def failures(group: RolloutGroup, success: float) -> list[tuple[int, Rollout]]:
+    """First answers that failed and were told why, with their places."""
+    return [
+        (place, rollout)
+        for place, rollout in group.at(ANSWER)
+        if rollout.outcome is not None and rollout.outcome.reward < success and rollout.outcome.feedback.strip()
+    ]
+
+
+def after_feedback(group: RolloutGroup, rollout: Rollout) -> tuple[Message, ...]:
+    """The question, the attempt, and what was said of it, as one conversation."""
+    assert rollout.outcome is not None
+    said = Message("assistant", rollout.completion.text)
+    return (*group.task.messages, said, Message("user", rollout.outcome.feedback))
