@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -104,37 +105,46 @@ def test_small_batches_give_the_same_completions(policy) -> None:
     assert [c.token_ids for c in large] == [c.token_ids for c in small]
 
 
-def test_siblings_share_one_reading_of_their_prompt(policy, monkeypatch) -> None:
-    prompts = prompts_of(policy)
-    read: list[tuple[int, int]] = []
+def reads_of(policy: Policy, monkeypatch: pytest.MonkeyPatch, draws: Callable[[], list[Completion]]):
+    """What `draws` returns, and the shape [rows, tokens] of everything the model read for it."""
+    read: list[tuple[int, ...]] = []
     backbone = Policy.backbone
 
     def watched(self: Policy, ids_BL: torch.Tensor, **options) -> torch.Tensor:
-        read.append((ids_BL.shape[0], ids_BL.shape[1]))
+        read.append(tuple(ids_BL.shape))
         return backbone(self, ids_BL, **options)
 
-    monkeypatch.setattr(Policy, "backbone", watched)
-    group = draw(policy, [prompts[0]] * 8)
-    assert read[0] == (1, len(prompts[0]))
-    assert read[1] == (8, 1)
+    with monkeypatch.context() as patched:
+        patched.setattr(Policy, "backbone", watched)
+        return draws(), read
+
+
+def test_siblings_share_one_reading_of_their_prompt_and_of_what_they_say_alike(policy, monkeypatch) -> None:
+    prompt = prompts_of(policy)[0]
+    group, read = reads_of(policy, monkeypatch, lambda: draw(policy, [prompt] * 8))
     assert len({c.token_ids for c in group}) == 8, "siblings are drawn independently"
+    beginnings = [len({c.token_ids[:length] for c in group}) for length in range(1, 20)]
+    assert read == [(1, len(prompt))] + [(different, 1) for different in beginnings]
+    assert beginnings[0] < 8, "with this seed some begin with the same token"
 
 
-def test_finished_rows_leave_the_batch(policy, monkeypatch) -> None:
+def test_the_same_answer_is_written_once(policy, monkeypatch) -> None:
+    prompt = prompts_of(policy)[0]
+    group, read = reads_of(policy, monkeypatch, lambda: draw(policy, [prompt] * 8, temperature=0.0))
+    assert len({c.token_ids for c in group}) == 1
+    assert {rows for rows, _ in read} == {1}
+
+
+def test_no_step_is_spent_on_a_finished_row(policy, monkeypatch) -> None:
     """With every other token ending the turn, rows finish at about half their number per step."""
     policy.end_ids = frozenset(range(0, len(policy.tokenizer), 2))
-    widths: list[int] = []
-    backbone = Policy.backbone
-
-    def watched(self: Policy, ids_BL: torch.Tensor, **options) -> torch.Tensor:
-        widths.append(ids_BL.shape[0])
-        return backbone(self, ids_BL, **options)
-
     prompts = prompts_of(policy) * 8
-    monkeypatch.setattr(Policy, "backbone", watched)
-    completions = draw(policy, prompts)
-    monkeypatch.undo()
-    assert min(widths[1:]) < len(prompts) / 4, "the batch never shrank"
+    completions, read = reads_of(policy, monkeypatch, lambda: draw(policy, prompts))
+    answers = [(prompt, c.token_ids) for prompt, c in zip(prompts, completions, strict=True)]
+    longest = max(len(ids) for _, ids in answers)
+    # A token is read only where another follows it.
+    unfinished = [{(prompt, ids[:end]) for prompt, ids in answers if len(ids) > end} for end in range(1, longest)]
+    assert read[1:] == [(len(different), 1) for different in unfinished]
     for prompt, completion in zip(prompts, completions, strict=True):
         *before, last = completion.token_ids
         assert not policy.end_ids.intersection(before)

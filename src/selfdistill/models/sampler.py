@@ -1,6 +1,7 @@
 """Samples answers with a key-value cache, and keeps the log-probability of every sampled token.
 
-Legend: B rows of a batch, L prompt tokens, T new tokens, V vocabulary.
+Legend: R rows (answers) of a batch, B branches (different texts among them), L tokens so far, T new tokens, V
+vocabulary.
 
 Random numbers belong to a rollout, not to a batch: they are drawn from `(seed, uid)`. Which other prompts are sampled
 at the same time changes an answer only through float noise.
@@ -26,8 +27,6 @@ from selfdistill.types import Completion, StopReason, TokenIds
 
 if TYPE_CHECKING:
     from transformers import Cache
-
-COMPACT_BELOW = 0.75  # drop finished rows from the batch when fewer than this share are still being written
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,56 +107,52 @@ def _completion(policy: Policy, uid: str, token_ids: TokenIds, logprobs: tuple[f
 
 
 class _Batch:
-    """Rows that are written together: prompts end at the same column (left-padded), finished rows are dropped."""
+    """Rows that are written together. Rows whose texts are the same so far, prompt and answer, are one branch: the
+    model reads it once. Prompts end at the same column (left-padded); a row leaves with its last token."""
 
     def __init__(
         self, policy: Policy, prompts: Sequence[TokenIds], options: SamplingOptions, noise: Sequence[Tensor]
     ) -> None:
         self.policy, self.options, self.prompts = policy, options, prompts
         device = policy.device
-        self.noise_BT = torch.stack(list(noise)).to(device)
-        self.room_B = torch.tensor([policy.context_length - len(prompt) for prompt in prompts], device=device)
+        self.noise_RT = torch.stack(list(noise)).to(device)
+        self.room_R = torch.tensor([policy.context_length - len(prompt) for prompt in prompts], device=device)
         self.ends = torch.tensor(sorted(policy.end_ids), dtype=torch.long, device=device)
-        self.tokens_BT = torch.zeros(len(prompts), options.max_new_tokens, dtype=torch.long, device=device)
-        self.logprobs_BT = torch.zeros(len(prompts), options.max_new_tokens, device=device)
-        self.length_B = torch.zeros(len(prompts), dtype=torch.long, device=device)
+        self.tokens_RT = torch.zeros(len(prompts), options.max_new_tokens, dtype=torch.long, device=device)
+        self.logprobs_RT = torch.zeros(len(prompts), options.max_new_tokens, device=device)
+        self.length_R = torch.zeros(len(prompts), dtype=torch.long, device=device)
 
     def run(self) -> list[tuple[TokenIds, tuple[float, ...]]]:
         """Token ids and log-probabilities of every row."""
         # One context around all steps: autocast keeps its bfloat16 copies of the weights until the outermost ends.
         with self.policy.computing():
             self._write()
-        rows = zip(self.tokens_BT.tolist(), self.logprobs_BT.tolist(), self.length_B.tolist(), strict=True)
+        rows = zip(self.tokens_RT.tolist(), self.logprobs_RT.tolist(), self.length_R.tolist(), strict=True)
         return [(tuple(tokens[:length]), tuple(logprobs[:length])) for tokens, logprobs, length in rows]
 
     def _write(self) -> None:
-        hidden_BD = self._prefill()
-        head, steps = self.policy.head(), self.tokens_BT.shape[1]
-        live = torch.arange(len(self.prompts), device=self.policy.device)  # rows of the results still in the batch
+        head, steps = self.policy.head(), self.tokens_RT.shape[1]
+        hidden_BD, branch_R = self._prefill()
+        live_R = torch.arange(len(self.prompts), device=self.policy.device)  # rows of the results still being written
         for step in range(steps):
-            tokens_B, logprobs_B = self._draw(head, hidden_BD, live, step)
-            # Rows that have ended are written too, past their length, where nobody looks.
-            self.tokens_BT[live, step], self.logprobs_BT[live, step] = tokens_B, logprobs_B
-            stops_B = torch.isin(tokens_B, self.ends) | (self.room_B[live] <= step + 1) | (step + 1 == steps)
-            length_B = self.length_B[live]
-            self.length_B[live] = torch.where((length_B == 0) & stops_B, step + 1, length_B)
-            open_B = self.length_B[live] == 0
-            count = int(open_B.sum())
-            if count == 0:
+            tokens_R, logprobs_R = self._draw(head, hidden_BD, branch_R, self.noise_RT[live_R, step : step + 1])
+            self.tokens_RT[live_R, step], self.logprobs_RT[live_R, step] = tokens_R, logprobs_R
+            self.length_R[live_R] = step + 1
+            stops_R = torch.isin(tokens_R, self.ends) | (self.room_R[live_R] <= step + 1)
+            kept = (~stops_R).nonzero().squeeze(1)
+            if not len(kept) or step + 1 == steps:
                 return
-            if count < COMPACT_BELOW * len(live):
-                kept = open_B.nonzero().squeeze(1)
-                live, tokens_B = live[kept], tokens_B[kept]
-                self._select(kept)
-            hidden_BD = self._read(tokens_B[:, None])
+            live_R = live_R[kept]
+            ids_B1, branch_R = self._branch(branch_R[kept], tokens_R[kept], len(hidden_BD))
+            hidden_BD = self._read(ids_B1)
 
-    def _prefill(self) -> Tensor:
-        """Reads every different prompt once, then gives each row its copy. Returns the state before the answer."""
-        from transformers import DynamicCache
+    def _prefill(self) -> tuple[Tensor, Tensor]:
+        """Reads every different prompt once. Returns the states before the answers, and the branch of each row."""
+        from selfdistill.models.kv_cache import roomy_cache
 
         places = {prompt: place for place, prompt in enumerate(dict.fromkeys(self.prompts))}
         ids_BL, mask_BL = pad_left(list(places), self.policy.pad_id)
-        self.cache: Cache = DynamicCache(config=self.policy.base.config)
+        self.cache: Cache = roomy_cache(self.policy.base.config)
         self.padded = bool((mask_BL == 0).any())
         self.mask_BL = mask_BL.to(self.policy.device)
         self.next_B = self.mask_BL.sum(1)
@@ -168,35 +163,41 @@ class _Batch:
         hidden_BLD = self.policy.backbone(
             ids_BL.to(self.policy.device), past_key_values=self.cache, use_cache=True, **options
         )
-        rows = torch.tensor([places[prompt] for prompt in self.prompts], device=self.policy.device)
-        self._select(rows)
-        return hidden_BLD[rows, -1]
+        branch_R = torch.tensor([places[prompt] for prompt in self.prompts], device=self.policy.device)
+        return hidden_BLD[:, -1], branch_R
+
+    def _branch(self, branch_R: Tensor, tokens_R: Tensor, branches: int) -> tuple[Tensor, Tensor]:
+        """Follows each branch once for every different token that its rows say; drops those without a row.
+
+        Returns the tokens to read, and the new branch of each row.
+        """
+        vocabulary = self.policy.head().vocabulary
+        pairs_B, branch_R = torch.unique(branch_R * vocabulary + tokens_R, return_inverse=True)
+        parents_B = pairs_B // vocabulary
+        if not torch.equal(parents_B, torch.arange(branches, device=parents_B.device)):
+            self.cache.reorder_cache(parents_B)
+            self.mask_BL, self.next_B = self.mask_BL[parents_B], self.next_B[parents_B]
+        return (pairs_B % vocabulary)[:, None], branch_R
 
     def _read(self, ids_B1: Tensor) -> Tensor:
-        """hidden_BD after one more token in every row."""
+        """hidden_BD after one more token in every branch."""
         options = {}
         if self.padded:
             self.mask_BL = torch.cat([self.mask_BL, torch.ones_like(ids_B1)], dim=1)
             options = {"attention_mask": self.mask_BL, "position_ids": self.next_B[:, None]}
-            # A finished row may still ride along past the end of the context; its states are never used.
-            self.next_B = (self.next_B + 1).clamp(max=self.policy.context_length - 1)
+            self.next_B = self.next_B + 1
         return self.policy.backbone(ids_B1, past_key_values=self.cache, use_cache=True, **options)[:, -1]
 
-    def _select(self, rows: Tensor) -> None:
-        """Keeps (or repeats) these rows of the cache and of the mask."""
-        self.cache.batch_select_indices(rows)
-        self.mask_BL, self.next_B = self.mask_BL[rows], self.next_B[rows]
-
-    def _draw(self, head: Head, hidden_BD: Tensor, live: Tensor, step: int) -> tuple[Tensor, Tensor]:
+    def _draw(self, head: Head, hidden_BD: Tensor, branch_R: Tensor, noise_R1: Tensor) -> tuple[Tensor, Tensor]:
         """Next tokens and their log-probabilities, from logits in float32 as the signal computes them."""
         with torch.autocast(self.policy.device.type, enabled=False):
             logits_BV = head.logits(hidden_BD)
         if self.options.temperature == 0:
-            tokens_B = logits_BV.argmax(-1)
-            return tokens_B, logits_BV.log_softmax(-1).gather(-1, tokens_B[:, None]).squeeze(-1)
-        logprobs_BV = nucleus((logits_BV / self.options.temperature).log_softmax(-1), self.options.top_p)
-        tokens_B = inverse_draw(logprobs_BV.exp(), self.noise_BT[live, step])
-        return tokens_B, logprobs_BV.gather(-1, tokens_B[:, None]).squeeze(-1)
+            tokens_R = logits_BV.argmax(-1)[branch_R]
+            return tokens_R, logits_BV.log_softmax(-1)[branch_R, tokens_R]
+        logprobs_BV = nucleus(logits_BV.div_(self.options.temperature).log_softmax(-1), self.options.top_p)
+        tokens_R = inverse_draw(logprobs_BV.exp()[branch_R], noise_R1.squeeze(1))
+        return tokens_R, logprobs_BV[branch_R, tokens_R]
 
 
 def nucleus(logprobs_BV: Tensor, top_p: float) -> Tensor:
