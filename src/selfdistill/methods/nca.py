@@ -1,0 +1,58 @@
+"""NCA: a context is learned by heart, and reading it again changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from selfdistill.context import ContextRule, Instruction
+from selfdistill.methods.base import Credit, Method, Verdict
+from selfdistill.models.teacher import Frozen, TeacherRule
+from selfdistill.options import option
+from selfdistill.signal import ForwardKL, RatioCaps, ReverseKL, Signal, TopK
+from selfdistill.types import Drop, RolloutGroup
+
+
+@dataclass(frozen=True, slots=True)
+class NCA(Method):
+    """Context distillation that survives its context: KL(student‖teacher) + β KL(p(·|x) held fixed ‖ p(·|x, c)).
+
+    A student that has learned a context becomes worse when it reads that context again; the second term draws what it
+    then says toward what it says without. Each answer is used twice, the second time read by the student with the
+    context and by the student's weights of now without it. Needs no reward: an instruction (or the document of each
+    task), or any other context rule. The two uses count as two answers of one mean, so that all is half as large as the
+    sum above.
+    """
+
+    settings: ClassVar[Mapping[str, Any]] = {
+        "tasks_per_step": 128,
+        "rollouts_per_task": 1,
+        "optimiser": {"lr": 1e-6},
+    }
+    source: ClassVar[str] = "arXiv 2606.11627"
+    reads: ClassVar[str] = "an instruction, or any other context"
+    teacher: ClassVar[TeacherRule | None] = Frozen()
+
+    context: ContextRule = field(default_factory=Instruction)
+    beta: float = option(0.5, "β: weight of agreeing with oneself when the context is read again; 0: left out")
+    top_k: int = option(256, "student tokens on which the first term is compared, the rest in one bucket")
+    ratio_cap: float = option(2.0, "upper bound of the importance weights")
+
+    def signals(self, temperature: float) -> tuple[Signal, ...]:
+        """Toward the teacher, and back to oneself."""
+        again = Signal(shape=ForwardKL(), ratio=RatioCaps(self.ratio_cap, None), temperature=temperature)
+        return (self.signal(temperature), again)
+
+    def signal(self, temperature: float) -> Signal:
+        """Context distillation as in OPCD."""
+        caps = RatioCaps(self.ratio_cap, self.ratio_cap)
+        return Signal(support=TopK(self.top_k), shape=ReverseKL(), ratio=caps, temperature=temperature)
+
+    def verdict(self, group: RolloutGroup, index: int) -> Verdict:
+        """Two uses, or one."""
+        found = self.context.context(group, index)
+        if isinstance(found, Drop):
+            return found
+        first = Credit(found, distil=1.0)
+        return (first, Credit(found, distil=self.beta, swapped=True, signal=1)) if self.beta else first

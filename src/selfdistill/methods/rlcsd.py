@@ -1,0 +1,68 @@
+"""RLCSD: evidence is what a right solution says beyond wrong ones, so that the style of a hint cancels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+from selfdistill.context import siblings
+from selfdistill.methods.base import Credit, Method, Verdict
+from selfdistill.methods.grpo import GRPO
+from selfdistill.methods.told import Told
+from selfdistill.models.teacher import Snapshot, TeacherRule
+from selfdistill.options import changed, option
+from selfdistill.signal import Additive, Constant, Contrast, Reduction, SampledToken, Signal, Tanh
+from selfdistill.types import Context, Drop, RolloutGroup
+
+
+@dataclass(frozen=True, slots=True)
+class RLCSD(Told):
+    """RL with contrastive self-distillation: A + r with r = λ tanh(e/τ), wherever |r| > δ, never past 0.
+
+    e = log T⁺(y) − log mean T⁻(y): the teacher reads a correct sibling once, and up to four wrong ones, each in the
+    same words as if it were correct; the answer itself is never among them. Changed and unchanged tokens are averaged
+    apart, exactly so under "token-mean". Needs a reward; an answer that lacks one kind of sibling keeps its plain
+    advantage. Against the paper these averages are over the generation batch, not over each update, and the evidence is
+    not clipped at ±2 before the tanh, where that has long reached 1.
+    """
+
+    settings: ClassVar[Mapping[str, Any]] = {
+        **{"tasks_per_step": 32, "tasks_per_update": 16, "sampling": {"max_new_tokens": 16384}},
+        "optimiser": {"lr": 1e-6, "warmup_steps": 50},
+    }
+    source: ClassVar[str] = "arXiv 2606.11709"
+    reads: ClassVar[str] = "a correct sibling, against wrong ones"
+    teacher: ClassVar[TeacherRule | None] = Snapshot(10)
+
+    success: float = option(0.5, "reward at which a rollout counts as solved")
+    wrong: int = option(4, "wrong siblings to contrast with, at most")
+    strength: float = option(0.5, "λ")
+    scale: float = option(0.02, "τ: evidence of this size is worth tanh(1) of λ")
+    threshold: float = option(0.02, "δ: smaller changes are left out")
+    two_path: float = option(1.0, "η: weight of the changed tokens' mean beside that of the others")
+    reduction: Reduction = changed(Method, "reduction", "token-mean")
+
+    def signal(self, temperature: float) -> Signal:
+        """One policy gradient; nothing is distilled."""
+        return replace(
+            GRPO.signal(self, temperature),
+            support=SampledToken(),
+            evidence=Contrast(normalise=False),
+            coupling=Additive(bound=Tanh(self.scale), threshold=self.threshold, keep_sign=True, two_path=self.two_path),
+            schedule=Constant(self.strength),
+        )
+
+    def verdict(self, group: RolloutGroup, index: int) -> Verdict:
+        """Right and wrong siblings, or neither."""
+        verdict = Told.verdict(self, group, index)
+        if not isinstance(verdict, Credit) or verdict.context is None:
+            return verdict
+        wrong = siblings(group, index, solved=False, success=self.success)[: self.wrong]
+        against = tuple(Context("solution", solution=text) for text in wrong)
+        return replace(verdict, against=against) if against else GRPO.verdict(self, group, index)
+
+    def told(self, group: RolloutGroup, index: int) -> Context | Drop:
+        """The first correct sibling."""
+        right = next(iter(siblings(group, index, solved=True, success=self.success)), "")
+        return Context("solution", solution=right) if right else Drop.NO_CONTEXT

@@ -1,0 +1,48 @@
+"""RLSD: the verdict says in which direction, the teacher says how far, token by token."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+from selfdistill.methods.grpo import GRPO
+from selfdistill.methods.told import Told, known_solution
+from selfdistill.models.teacher import Snapshot, TeacherRule
+from selfdistill.options import option
+from selfdistill.signal import Linear, Multiplicative, SampledToken, Signal, WithVerdict
+from selfdistill.types import Context, Drop, RolloutGroup
+
+
+@dataclass(frozen=True, slots=True)
+class RLSD(Told):
+    """RL with self-distillation: A · ((1 − λ) + λ · clip(e^{sign(A) e}, 1 ± 0.2)), e = log q(y) − log p(y).
+
+    Tokens that the teacher finds likelier than the student gain more of a reward and less of a penalty; none changes
+    sign. λ falls from 0.5 to 0 over 50 generation batches: what stays is GRPO. Needs a reward; the teacher reads the
+    demonstration of the task (in the paper its solution), else a sibling's solution, and is copied from the student
+    every tenth batch.
+    """
+
+    settings: ClassVar[Mapping[str, Any]] = {"optimiser": {"lr": 1e-6}}
+    source: ClassVar[str] = "arXiv 2604.03128"
+    reads: ClassVar[str] = "the demonstration, else a sibling's solution"
+    teacher: ClassVar[TeacherRule | None] = Snapshot(10)
+
+    clip: float = option(0.2, "how far from 1 the teacher may scale a token's advantage")
+    strength: float = option(0.5, "λ at the start")
+    fades: int = option(50, "generation batches until λ is 0")
+
+    def signal(self, temperature: float) -> Signal:
+        """One policy gradient; nothing is distilled."""
+        return replace(
+            GRPO.signal(self, temperature),
+            support=SampledToken(),
+            direction=WithVerdict(),
+            coupling=Multiplicative(self.clip),
+            schedule=Linear(self.strength, 0.0, self.fades),
+        )
+
+    def told(self, group: RolloutGroup, index: int) -> Context | Drop:
+        """The solution, or one that a sibling found."""
+        return known_solution(group, index)

@@ -1,0 +1,56 @@
+"""Safe: what the failures of the published methods suggest to somebody who trains for the first time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from selfdistill.context import ContextRule, SolutionOrFeedback
+from selfdistill.methods.base import Credit, Method, Verdict, distilled
+from selfdistill.methods.grpo import advantages
+from selfdistill.models.teacher import Frozen, TeacherRule
+from selfdistill.options import option
+from selfdistill.signal import RatioCaps, Relative, Signal, divergence
+from selfdistill.types import Context, Drop, RolloutGroup
+
+
+@dataclass(frozen=True, slots=True)
+class Safe(Method):
+    """What we would start with: failures are corrected by a teacher that does not move, successes are rewarded.
+
+    - The teacher is frozen. A moving one can run away with its student, and long runs have collapsed that way.
+    - The divergence is Jensen-Shannon's, exact over the full vocabulary: at most log 2, and no tokens to choose.
+    - A push beyond 3 times what is usual so far is cut: a few tokens, of style more often than not, do not lead.
+    - Only failures are distilled. What a teacher knows is news to them; to successes it is mostly style.
+    - Successes gain by how much better they are than their siblings, and nothing ever turns that verdict around.
+    - No reference to the weights at the start, which costs a pass; `rehearsal` keeps what a model knew, where needed.
+
+    Needs a reward that says who is solved, and feedback or siblings that are sometimes solved.
+    """
+
+    source: ClassVar[str] = "arXiv 2601.20802, routed as in 2604.02288, bounded"
+    reads: ClassVar[str] = "a sibling's solution, else own feedback, for failures"
+    needs_reward: ClassVar[str] = "who is solved"
+    teacher: ClassVar[TeacherRule | None] = Frozen()
+
+    success: float = option(0.5, "reward at which a rollout counts as solved, and is rewarded instead of distilled")
+    context: ContextRule = field(default_factory=SolutionOrFeedback)
+    reward: float = option(1.0, "scale of the advantages; 0: successes take no part")
+    bound: float = option(3.0, "a push is cut at this multiple of the running mean; 0: never")
+    ratio_cap: float = option(2.0, "upper bound of the importance weights")
+
+    def signal(self, temperature: float) -> Signal:
+        """Both terms; a rollout carries one of them."""
+        bound = Relative(self.bound) if self.bound else None
+        caps = RatioCaps(self.ratio_cap, self.ratio_cap)
+        return Signal(shape=divergence(0.5), ratio=caps, bound=bound, temperature=temperature)
+
+    def verdict(self, group: RolloutGroup, index: int) -> Verdict:
+        """One route for each rollout; a failure of which nothing is known keeps its advantage."""
+        outcome, advantage = group.rollouts[index].outcome, advantages(group)[index]
+        found = self.context.context(group, index)
+        if outcome is not None and outcome.reward < self.success and isinstance(found, Context):
+            return distilled(found)
+        if advantage is None or not self.reward:
+            return found if isinstance(found, Drop) else Drop.FLAT_GROUP
+        return Credit(advantage=self.reward * advantage)

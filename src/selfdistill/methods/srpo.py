@@ -1,0 +1,60 @@
+"""SRPO: what succeeded is rewarded, what failed is corrected by distillation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+from selfdistill.context import SolutionOrFeedback
+from selfdistill.methods.base import Verdict, distilled
+from selfdistill.methods.grpo import GRPO, advantages
+from selfdistill.models.teacher import Ema, TeacherRule
+from selfdistill.options import option
+from selfdistill.signal import Allocation, JensenShannon, RatioCaps, Signal, TopK
+from selfdistill.types import Context, RolloutGroup
+
+
+@dataclass(frozen=True, slots=True)
+class SRPO(GRPO):
+    """Sample-Routed Policy Optimization: policy gradient where an answer succeeded, distillation where it failed.
+
+    A failure is distilled from a sibling's solution, tokens weighed by how sure the teacher is: exp(−β H), over the
+    mean of the batch. Needs a reward that is sometimes high: a failure without any solved sibling falls back on its
+    advantage, and a group that agrees says nothing. Against the paper the advantage, the divergence and their weight in
+    the mean are those of this package: both kinds of answers share one mean, and advantages are not divided by their
+    deviation.
+    """
+
+    settings: ClassVar[Mapping[str, Any]] = {
+        "tasks_per_step": 32,
+        "rollouts_per_task": 8,
+        "optimiser": {"lr": 1e-5, "warmup_steps": 10},
+        "sampling": {"max_new_tokens": 8192},
+    }
+    source: ClassVar[str] = "arXiv 2604.02288"
+    reads: ClassVar[str] = "a sibling's solution, for failures"
+    teacher: ClassVar[TeacherRule | None] = Ema(0.05)
+
+    success: float = option(0.5, "reward at which a rollout counts as solved")
+    top_k: int = option(100, "student tokens on which both are compared, the rest in one bucket")
+    confidence: float = option(1.0, "β: how much less a token weighs where the teacher is unsure; 0: all the same")
+
+    def signal(self, temperature: float) -> Signal:
+        """Both terms; a rollout carries one of them."""
+        return replace(
+            GRPO.signal(self, temperature),
+            support=TopK(self.top_k),
+            shape=JensenShannon(0.5),
+            ratio=RatioCaps(self.ratio_cap, self.ratio_cap),
+            allocation=Allocation(teacher_confidence=self.confidence),
+        )
+
+    def verdict(self, group: RolloutGroup, index: int) -> Verdict:
+        """One route for each rollout."""
+        outcome, advantage = group.rollouts[index].outcome, advantages(group)[index]
+        failed = outcome is not None and outcome.reward < self.success
+        found = SolutionOrFeedback(self.success, feedback=False).context(group, index)
+        if failed and (isinstance(found, Context) or advantage is None):
+            return distilled(found, reference=self.reference_kl)
+        return GRPO.verdict(self, group, index)

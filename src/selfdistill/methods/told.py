@@ -1,0 +1,44 @@
+"""What methods share in which the verdict decides whether, and a teacher that knows more says which tokens."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+
+from selfdistill.context import Demonstration, SolutionOrFeedback
+from selfdistill.methods.base import Credit, Verdict
+from selfdistill.methods.grpo import GRPO, advantages
+from selfdistill.options import changed
+from selfdistill.types import Context, Drop, RolloutGroup
+
+
+@dataclass(frozen=True, slots=True)
+class Told(GRPO):
+    """GRPO, the answers of which are also read by a teacher that was told something: a base, no method itself.
+
+    Every rollout keeps the advantage of its group; where `told` finds a context its evidence is read as well, and the
+    signal's coupling says how the two meet. Advantages are divided by the deviation of the group, as GRPO was published
+    and as the methods that derive from this one were run: the strength of their evidence is relative to that.
+    """
+
+    divide_by_deviation: bool = changed(GRPO, "divide_by_deviation", True)
+
+    def verdict(self, group: RolloutGroup, index: int) -> Verdict:
+        """Advantage and context, or the advantage alone; nothing where all rewards of the group are equal."""
+        advantage = advantages(group, divide_by_std=self.divide_by_deviation)[index]
+        if advantage is None:
+            return Drop.FLAT_GROUP
+        found = self.told(group, index)
+        if isinstance(found, Drop):
+            return Credit(advantage=advantage, reference=self.reference_kl)
+        return Credit(found, advantage=advantage, distil=1.0, reference=self.reference_kl)
+
+    @abstractmethod
+    def told(self, group: RolloutGroup, index: int) -> Context | Drop:
+        """What the teacher knows of this rollout, or why there is nothing."""
+
+
+def known_solution(group: RolloutGroup, index: int) -> Context | Drop:
+    """The demonstration that came with the task, else what a sibling found."""
+    shown = Demonstration().context(group, index)
+    return SolutionOrFeedback(feedback=False).context(group, index) if isinstance(shown, Drop) else shown

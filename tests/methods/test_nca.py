@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import pytest
+from core_parts import group
+from formulas import close, moved, row
+from toy import Toy
+
+from selfdistill.context import Instruction, SolutionOrFeedback
+from selfdistill.methods import NCA
+from selfdistill.methods.base import Credit
+from selfdistill.models.teacher import Frozen
+from selfdistill.signal import ForwardKL, FullVocabulary, ReverseKL, TopK
+from selfdistill.types import Context, Drop
+
+P, TOLD, START = [0.5, 0.3, 0.2], [0.2, 0.7, 0.1], [0.3, 0.3, 0.4]
+
+
+def test_defaults_are_the_published_ones() -> None:
+    method = NCA()
+    first, again = method.signals(0.6)
+    assert (first.support, first.shape, first.temperature) == (TopK(256), ReverseKL(), 0.6)
+    assert (again.support, again.shape, again.temperature) == (FullVocabulary(), ForwardKL(), 0.6)
+    assert (method.teacher, method.beta, method.context) == (Frozen(), 0.5, Instruction())
+    assert not method.needs_reference
+
+
+def test_every_answer_is_used_twice() -> None:
+    told = Context("instruction", instruction="Be brief.")
+    used = (Credit(told, distil=1.0), Credit(told, distil=0.5, swapped=True, signal=1))
+    assert NCA(context=Instruction("Be brief.")).credit(group([0.0, 1.0])) == [used] * 2
+    assert NCA(context=Instruction("Be brief."), beta=0.0).credit(group([0.0])) == [used[0]]
+    assert NCA().credit(group([0.0])) == [Drop.NO_CONTEXT]
+    assert NCA(context=SolutionOrFeedback()).credit(group([0.0], "wrong"))[0][1].context.feedback == "wrong 0"
+
+
+@pytest.mark.parametrize("beta", [0.5, 0.2])
+def test_the_gradient_learns_the_context_and_draws_what_is_said_with_it_back(beta: float) -> None:
+    """Two uses of one token, each worth a half. Without the context: toward the teacher, which is as it was at the
+    start. With it: KL(p‖p_c) has the gradient p_c − p, and p is that of now."""
+    toy = Toy({"bare": [P], "told": [TOLD]}, start={"bare": [START], "told": [START]})
+    method = NCA(context=Instruction("told"), beta=beta)
+    learned = toy.learn(method, toy.group(toy.said("b")))
+    close(learned.gradients["bare"][0], moved(P, (row(START) / row(P)).log()) / 2)
+    close(learned.gradients["told"][0], beta * (row(TOLD) - row(P)) / 2)

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+from math import log, tanh
+
+from core_parts import group
+from formulas import ROOT, close
+from toy import Toy, towards
+
+from selfdistill.methods import RLCSD
+from selfdistill.models.teacher import Snapshot
+from selfdistill.signal import Additive, Constant, Contrast, SampledToken, Tanh
+from selfdistill.types import Context, Drop
+
+P, RIGHT, WRONG, WORSE = [0.5, 0.3, 0.2], [0.505, 0.3, 0.195], [0.6, 0.3, 0.1], [0.4, 0.3, 0.3]
+
+
+def solution(text: str) -> Context:
+    return Context("solution", solution=text)
+
+
+def test_defaults_are_the_published_ones() -> None:
+    method, signal = RLCSD(), RLCSD().signal(1.0)
+    assert (signal.evidence, signal.support) == (Contrast(normalise=False), SampledToken())
+    assert signal.coupling == Additive(bound=Tanh(0.02), threshold=0.02, keep_sign=True, two_path=1.0)
+    assert (signal.schedule, method.teacher) == (Constant(0.5), Snapshot(10))
+    assert (method.reduction, method.wrong, method.reference_kl) == ("token-mean", 4, 0.0)
+
+
+def test_right_and_wrong_siblings_are_read_in_the_same_words_and_never_the_answer_itself() -> None:
+    good, other, *bad = RLCSD().credit(group([1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0]))
+    assert (good.context, other.context) == (solution("answer 1"), solution("answer 0"))
+    assert good.against == tuple(solution(f"answer {n}") for n in (2, 3, 4, 5)), "four at most"
+    assert bad[0].context == solution("answer 0")
+    assert bad[0].against == tuple(solution(f"answer {n}") for n in (3, 4, 5, 6))
+    assert all(credit.distil == 1 for credit in (good, other, *bad))
+
+
+def test_who_lacks_one_kind_of_sibling_keeps_the_plain_advantage() -> None:
+    good, bad, worse = RLCSD().credit(group([1.0, 0.0, 0.0]))
+    assert (good.context, good.distil, good.advantage > 0) == (None, 0.0, True)
+    assert (bad.against, worse.against) == ((solution("answer 2"),), (solution("answer 1"),))
+    _, _, lone = RLCSD().credit(group([1.0, 1.0, 0.0]))
+    assert (lone.context, lone.against, lone.advantage < 0) == (None, (), True)
+    assert RLCSD().credit(group([1.0, 1.0])) == [Drop.FLAT_GROUP] * 2
+
+
+def test_the_gradient_adds_the_bounded_contrast_on_two_paths() -> None:
+    """Tokens "b", "a" of the solved answers are contrasted with both wrong ones, whose mean is (.5, .3, .2): "b" has no
+    evidence, "a" log 1.01. The wrong "a" is contrasted with the other wrong answer alone, "." likewise: their tanh is
+    1 to nine digits. Three of four tokens are changed, so each of these weighs 1/3 and "b" 1."""
+    toy = Toy({"bare": [P], "right": [RIGHT], "wrong": [WRONG], "worse": [WORSE]})
+    right, texts = "right", ("wrong", "worse")
+    said = [toy.said("b", 1.0, text=right), toy.said("a", 1.0, text=right)]
+    said += [toy.said(token, text=text) for token, text in zip("a.", texts, strict=True)]
+    found = toy.learn(RLCSD(), toy.group(*said)).gradients["bare"][0]
+    changed = (ROOT + 0.5 * tanh(log(1.01) / 0.02)) * towards("a", P) + (0.5 - ROOT) * (towards("a", P) + towards(".", P))
+    close(found, -(ROOT * towards("b", P) + changed / 3))
+
+
+def test_a_push_may_not_turn_a_verdict_around() -> None:
+    """λ = 2: −√3/2 + 2 would reward a failure; it is cut to 0."""
+    toy = Toy({"bare": [P], "right": [RIGHT], "wrong": [WRONG], "worse": [WORSE]})
+    said = [toy.said("b", 1.0, text="right"), toy.said("b", 1.0, text="right")]
+    said += [toy.said("a", text="wrong"), toy.said(".", text="worse")]
+    found = toy.learn(RLCSD(strength=2.0), toy.group(*said)).gradients["bare"][0]
+    close(found, -ROOT * towards("b", P))

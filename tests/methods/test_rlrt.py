@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import pytest
+from core_parts import group
+from formulas import ROOT, close
+from toy import Toy, towards
+
+from selfdistill.methods import RLRT
+from selfdistill.methods.base import Credit
+from selfdistill.models.teacher import Snapshot
+from selfdistill.signal import AgainstVerdict, Constant, Multiplicative, SampledToken
+from selfdistill.types import Context, Drop
+
+P, Q = [0.5, 0.3, 0.2], [0.45, 0.40, 0.15]
+
+
+def test_defaults_are_the_published_ones_for_instructed_models() -> None:
+    method, signal = RLRT(), RLRT().signal(1.0)
+    assert (signal.direction, signal.coupling) == (AgainstVerdict(), Multiplicative(0.5))
+    assert (signal.support, signal.schedule, method.teacher) == (SampledToken(), Constant(0.5), Snapshot(10))
+
+
+def test_only_solved_answers_are_read_by_the_teacher() -> None:
+    one, two, bad = RLRT(divide_by_deviation=False).credit(group([1.0, 1.0, 0.0], "wrong"))
+    assert one == Credit(Context("solution", solution="answer 1"), advantage=pytest.approx(1 / 3), distil=1.0)
+    assert two == Credit(Context("solution", solution="answer 0"), advantage=pytest.approx(1 / 3), distil=1.0)
+    assert bad == Credit(advantage=pytest.approx(-2 / 3))
+    assert RLRT().credit(group([1.0, 1.0])) == [Drop.FLAT_GROUP] * 2
+
+
+def test_a_lone_success_is_its_own_demonstration() -> None:
+    lone = RLRT().credit(group([0.0, 1.0]))[1]
+    assert (lone.context, lone.distil) == (Context("solution", solution="answer 1"), 1.0)
+
+
+def test_the_gradient_rewards_what_the_teacher_would_not_have_said() -> None:
+    """Where A > 0, "b" is worth p/q = 3/4 and "a" 10/9, half of each; failures are left alone."""
+    toy = Toy({"bare": [P], "right": [Q]})
+    said = [toy.said("b", 1.0, text="right"), toy.said("a", 1.0, text="right"), toy.said("a"), toy.said(".")]
+    found = toy.learn(RLRT(), toy.group(*said)).gradients["bare"][0]
+    parts = zip("baa.", (0.5 + 0.5 * 3 / 4, 0.5 + 0.5 * 10 / 9, -1, -1), strict=True)
+    close(found, -sum(ROOT * factor * towards(token, P) for token, factor in parts) / 4)

@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import pytest
+from core_parts import group
+from formulas import ROOT, close
+from toy import Toy, towards
+
+from selfdistill.methods import RLSD
+from selfdistill.methods.base import Credit
+from selfdistill.models.teacher import Snapshot
+from selfdistill.signal import Linear, Multiplicative, SampledToken, WithVerdict
+from selfdistill.types import Context, Drop
+
+P, Q = [0.5, 0.3, 0.2], [0.45, 0.40, 0.15]
+
+
+def test_defaults_are_the_published_ones() -> None:
+    method, signal = RLSD(), RLSD().signal(1.0)
+    assert (signal.direction, signal.coupling) == (WithVerdict(), Multiplicative(0.2))
+    assert (signal.support, signal.schedule) == (SampledToken(), Linear(0.5, 0.0, 50))
+    assert (method.teacher, method.reference_kl, method.divide_by_deviation) == (Snapshot(10), 0.0, True)
+
+
+def test_every_answer_keeps_its_advantage_and_is_read_where_something_is_known() -> None:
+    shown = Context("solution", solution="answer 0")
+    good, bad, none, worst = RLSD(divide_by_deviation=False).credit(group([1.0, 0.0, None, 0.0]))
+    assert good == Credit(advantage=pytest.approx(2 / 3)), "a lone success has nothing to read"
+    assert bad == worst == Credit(shown, advantage=pytest.approx(-1 / 3), distil=1.0)
+    assert none is Drop.WORLD_RAISED
+    assert RLSD().credit(group([0.0, 0.0], "wrong")) == [Drop.FLAT_GROUP] * 2
+
+
+@pytest.mark.parametrize(("step", "strength"), [(0, 0.5), (25, 0.25), (60, 0.0)])
+def test_the_gradient_scales_every_verdict_by_the_evidence(step: int, strength: float) -> None:
+    """With A > 0, "b" is worth q/p = 4/3, clipped to 1.2, and "a" 0.9; with A < 0, p/q: "a" 10/9 and "." 4/3."""
+    toy = Toy({"bare": [P], "right": [Q]})
+    said = [toy.said("b", 1.0, text="right"), toy.said("a", 1.0, text="right"), toy.said("a"), toy.said(".")]
+    found = toy.learn(RLSD(), toy.group(*said), step=step).gradients["bare"][0]
+    factors = [1 - strength + strength * ratio for ratio in (1.2, 0.9, 10 / 9, 1.2)]
+    signs = zip("baa.", (1, 1, -1, -1), factors, strict=True)
+    close(found, -sum(ROOT * sign * factor * towards(token, P) for token, sign, factor in signs) / 4)

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import pytest
+from core_parts import group
+from formulas import close, moved, toward_mean
+from toy import Toy, towards
+
+from selfdistill.methods import Safe
+from selfdistill.methods.base import Credit
+from selfdistill.models.teacher import Frozen
+from selfdistill.signal import FullVocabulary, JensenShannon, Relative
+from selfdistill.types import Context, Drop
+
+P, Q = [0.5, 0.3, 0.2], [0.2, 0.7, 0.1]
+
+
+def test_defaults() -> None:
+    method, signal = Safe(), Safe().signal(1.0)
+    assert (signal.support, signal.shape, signal.bound) == (FullVocabulary(), JensenShannon(0.5), Relative(3.0))
+    assert (method.teacher, method.reward, method.count_dropped) == (Frozen(), 1.0, False)
+    assert not method.needs_reference
+    assert not signal.needs_table, "no token is weighed beforehand, which would cost a pass"
+    assert Safe(bound=0).signal(1.0).bound is None
+
+
+def test_failures_are_distilled_and_successes_rewarded() -> None:
+    shown = Context("solution", solution="answer 1")
+    assert Safe().credit(group([0.0, 1.0, None, 0.0], "wrong")) == [
+        Credit(shown, distil=1.0),
+        Credit(advantage=1 - 1 / 3),
+        Drop.WORLD_RAISED,
+        Credit(shown, distil=1.0),
+    ]
+
+
+def test_where_nothing_was_solved_the_feedback_is_read() -> None:
+    first, second = Safe().credit(group([0.0, 0.0], "wrong"))
+    assert (first.context.feedback, second.context.feedback) == ("wrong 0", "wrong 1")
+    assert (first.distil, first.advantage) == (1.0, 0.0)
+
+
+def test_what_says_nothing_is_dropped_and_what_is_merely_worse_keeps_its_verdict() -> None:
+    assert Safe().credit(group([0.0, 0.0])) == [Drop.NO_CONTEXT] * 2
+    assert Safe().credit(group([1.0, 1.0])) == [Drop.FLAT_GROUP] * 2
+    assert Safe().credit(group([0.25, 0.0])) == [Credit(advantage=0.125), Credit(advantage=-0.125)]
+    assert Safe(reward=0.0).credit(group([1.0, 0.0]))[0] is Drop.FLAT_GROUP
+
+
+@pytest.mark.parametrize(("usual", "limit"), [(0.05, 0.15), (1.0, None)])
+def test_the_gradient_rewards_the_success_and_corrects_the_failure_within_bounds(
+    usual: float, limit: float | None
+) -> None:
+    """A push is ½ log m/p, here −.18, .25 and −.14: three times a running mean of .05 cuts the first two at ±.15."""
+    toy = Toy({"bare": [P], "right": [Q]})
+    group = toy.group(toy.said("b", 1.0, text="right"), toy.said("a"))
+    found = toy.learn(Safe(), group, memory={"magnitude": usual}).gradients["bare"][0]
+    push = toward_mean(P, Q)
+    push = push if limit is None else push.clamp(-limit, limit)
+    close(found, moved(P, push) / 2 - towards("b", P) / 2 / 2)

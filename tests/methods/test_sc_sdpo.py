@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+from math import sqrt
+
+import pytest
+from core_parts import group
+from formulas import close, moved, toward_mean
+from toy import Toy
+
+from selfdistill.methods import SCSDPO, SDPOOutcome
+from selfdistill.methods.base import Credit
+from selfdistill.models.teacher import Ema
+from selfdistill.signal import JensenShannon, TopK
+from selfdistill.types import Context, Drop
+
+P, Q = [0.5, 0.3, 0.2], [0.2, 0.7, 0.1]
+
+
+def test_it_is_sdpo_for_scores_in_all_but_the_weights() -> None:
+    method, signal = SCSDPO(), SCSDPO().signal(1.0)
+    assert signal == SDPOOutcome().signal(1.0)
+    assert (signal.support, signal.shape, method.teacher) == (TopK(100), JensenShannon(0.5), Ema(0.05))
+    assert SCSDPO.settings == SDPOOutcome.settings
+
+
+def test_a_question_weighs_most_when_it_is_solved_half_of_the_time() -> None:
+    shown = Context("solution", solution="answer 0")
+    credits = SCSDPO().credit(group([1.0, 0.0, None, 0.0, 0.0]))
+    quarter = Credit(shown, distil=pytest.approx(sqrt(3) / 2))  # 2 √(1/4 · 3/4)
+    assert credits == [Drop.LONE_SUCCESS, quarter, Drop.WORLD_RAISED, quarter, quarter]
+    assert [c.distil for c in SCSDPO().credit(group([1.0, 1.0, 0.0, 0.0]))] == [1.0] * 4
+
+
+@pytest.mark.parametrize("reward", [0.0, 1.0])
+def test_a_group_that_agrees_weighs_nothing_even_with_feedback(reward: float) -> None:
+    assert SCSDPO().credit(group([reward] * 4, "wrong")) == [Drop.FLAT_GROUP] * 4
+
+
+def test_the_gradient_is_that_of_sdpo_times_the_weight() -> None:
+    """One of four solved: 2 √(3/16); three answers are distilled and the dropped one dilutes the mean."""
+    toy = Toy({"bare": [P], "right": [Q]})
+    said = [toy.said("b", 1.0, text="right"), toy.said("a"), toy.said("."), toy.said("a")]
+    found = toy.learn(SCSDPO(), toy.group(*said)).gradients["bare"][0]
+    close(found, sqrt(3) / 2 * 3 / 4 * moved(P, toward_mean(P, Q)))

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from core_parts import QUESTION, group
+from formulas import ROOT, close, moved, row
+from toy import Toy, towards
+
+from selfdistill.methods import SDPG
+from selfdistill.methods.base import Credit
+from selfdistill.models.teacher import Live
+from selfdistill.signal import FullVocabulary, ReverseKL, Separate, Trapezoid
+from selfdistill.types import Context, Drop
+
+P, Q, START = [0.5, 0.3, 0.2], [0.2, 0.7, 0.1], [0.3, 0.3, 0.4]
+
+
+def test_defaults_are_the_published_ones() -> None:
+    method, signal = SDPG(), SDPG().signal(1.0)
+    assert (signal.support, signal.shape, signal.coupling) == (FullVocabulary(), ReverseKL(), Separate())
+    assert signal.schedule == Trapezoid(peak=1e-3, warmup=50, hold=0, decay=350)
+    assert (method.teacher, method.reference_kl, method.divide_by_deviation) == (Live(), 1e-3, True)
+    assert method.needs_reference
+
+
+def test_only_answers_better_than_their_siblings_are_distilled() -> None:
+    method, shown = SDPG(reference_kl=0.0), Context("solution", solution="answer 1")
+    worse = Credit(advantage=pytest.approx(-ROOT))
+    assert method.credit(group([1.0, 1.0, 0.0, 0.0])) == [
+        Credit(shown, advantage=pytest.approx(ROOT), distil=1.0),
+        Credit(Context("solution", solution="answer 0"), advantage=pytest.approx(ROOT), distil=1.0),
+        worse,
+        worse,
+    ]
+    assert method.credit(group([0.0, 0.0])) == [Drop.FLAT_GROUP] * 2
+    assert method.credit(group([1.0, 0.0]))[0].distil == 0, "a lone success has nothing to read"
+
+
+def test_the_demonstration_comes_first() -> None:
+    taught = replace(QUESTION, demonstration="12")
+    first = SDPG().credit(group([1.0, 1.0, 0.0], task=taught))[0]
+    assert first.context == Context("demonstration", demonstration="12")
+    assert first.reference == 1e-3
+
+
+@pytest.mark.parametrize(("step", "strength"), [(0, 0.0), (25, 5e-4), (50, 1e-3), (225, 5e-4), (400, 0.0)])
+def test_the_gradient_is_grpo_with_a_pull_that_rises_and_falls(step: int, strength: float) -> None:
+    """Four answers of one token, each worth a quarter; the pull is made 100 times stronger, to be seen."""
+    toy = Toy({"bare": [P], "right": [Q]}, start={"bare": [START]})
+    said = [toy.said("b", 1.0, text="right"), toy.said("a", 1.0, text="right"), toy.said("a"), toy.said(".")]
+    found = toy.learn(SDPG(peak=0.1), toy.group(*said), step=step).gradients["bare"][0]
+    up = towards("b", P) + towards("a", P) - towards("a", P) - towards(".", P)
+    pull = 2 * 100 * strength * moved(P, (row(Q) / row(P)).log())
+    close(found, (-ROOT * up + pull + 4 * 1e-3 * moved(P, (row(START) / row(P)).log())) / 4)
