@@ -13,10 +13,10 @@ from selfdistill.models.hf import LoraOptions, Policy, load_policy
 from selfdistill.models.sampler import SamplingOptions
 from selfdistill.models.smollm2 import cached_smollm2
 from selfdistill.models.teacher import Frozen, Teacher
+from selfdistill.readings import read_teacher
 from selfdistill.render import Renderer
 from selfdistill.samples import prepare
 from selfdistill.signal import denominators
-from selfdistill.readings import read_teacher
 from selfdistill.step import Batch, train_step
 from selfdistill.types import TrainingSample
 from selfdistill.worlds.code import CodeWorld

@@ -471,3 +471,17 @@ def test_an_update_leaves_the_student_closer_to_its_teacher(tiny_policy) -> None
         for _ in range(4)
     ]
     assert losses == sorted(losses, reverse=True)
+
+
+@pytest.mark.parametrize("k, kept", [(3, True), (200, False)])
+def test_the_teachers_likeliest_tokens_are_kept_where_that_is_smaller_and_change_nothing(tiny_policy, k, kept) -> None:
+    policy = precise(tiny_policy())
+    teacher, signal = Teacher(Frozen(), policy), Signal(TopK(k, of="teacher"), ReverseKL())
+    moved(policy)
+    samples = [*distilled(), sample_of("told nothing", PROMPTS[0], ANSWERS[0], advantage=0.5)]
+    whole = batch_of(policy, teacher, samples)
+    small = replace(whole, teacher=read_teacher(policy, teacher, samples, 10_000, [signal]))
+    assert bool(small.teacher[0].kept) == kept
+    (wanted_report, wanted), (report, found) = (update(policy, batch, signal) for batch in (whole, small))
+    assert report.loss == pytest.approx(wanted_report.loss, rel=1e-9)
+    assert_same(found, wanted, rtol=1e-9)

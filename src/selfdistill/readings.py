@@ -21,15 +21,20 @@ from selfdistill.models.policy import Policy
 from selfdistill.models.teacher import Teacher, View
 from selfdistill.signal import (
     Head,
+    KeptTopK,
     Memory,
+    Product,
     Signal,
     TeacherView,
     TokenStats,
     TokenTable,
     TokenWeights,
+    TopK,
+    cheaper_as_top_k,
     fused_signal,
     weigh,
 )
+from selfdistill.signal.kept import keep
 from selfdistill.types import TokenIds, TrainingSample
 
 Pairs = Mapping[str, tuple[TokenIds, TokenIds]]
@@ -38,23 +43,37 @@ STUDENT = View(1.0, "student")
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What one set of weights makes of one prompt of every sample: hidden_TD by uid, its head, its share of the teacher,
-    and whether it speaks against the answer."""
+    """What one set of weights makes of one prompt of each sample: hidden_TD by uid, its head, its share of the teacher,
+    and whether it speaks against the answer. `kept` are the likeliest tokens by uid where they replace the states."""
 
     hidden: Mapping[str, Tensor]
     head: Head
     weight: float = 1.0
     against: bool = False
+    kept: Mapping[str, KeptTopK] = field(default_factory=dict)
+
+    def covers(self, uid: str) -> bool:
+        """Whether this sample was read."""
+        return uid in self.hidden or uid in self.kept
 
     def view(self, samples: Sequence[TrainingSample], like_ND: Tensor, *, whole: bool = False) -> TeacherView:
         """The states of these samples one after the other; one that was not read is absent, and gets zeros. `whole`:
         those that are absent weigh nothing anyway, and it need not be said."""
+        if self.kept:
+            kept = KeptTopK.joined([self.kept.get(s.uid) or self._nothing(len(s.completion_ids)) for s in samples])
+            return TeacherView(like_ND.new_empty(len(kept.tail_N), 0), self.head, self.weight, self.against, kept=kept)
         size = self.head.weight_VD.shape[1]
         rows = [self.hidden.get(s.uid, like_ND.new_zeros(len(s.completion_ids), size)) for s in samples]
         present = None
         if not whole and not all(s.uid in self.hidden for s in samples):
             present = spread(samples, [s.uid in self.hidden for s in samples], like_ND)
         return TeacherView(torch.cat(rows), self.head, self.weight, self.against, present)
+
+    def _nothing(self, size: int) -> KeptTopK:
+        """What stands where a sample was not read; it weighs nothing."""
+        like = next(iter(self.kept.values()))
+        columns = (x[:1].expand(size, *x.shape[1:]) for x in (like.ids_NK, like.logprobs_NK, like.tail_N))
+        return KeptTopK(*columns, like.temperature)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +88,14 @@ class Ahead:
     numbers: Mapping[str, float] = field(default_factory=dict)
 
 
-def read_teacher(policy: Policy, teacher: Teacher, samples: Sequence[TrainingSample], tokens: int) -> list[Reading]:
-    """Every context of every sample, with the teacher's weights, or the student's of now where a sample says so."""
+def read_teacher(
+    policy: Policy, teacher: Teacher, samples: Sequence[TrainingSample], tokens: int, signals: Sequence[Signal] = ()
+) -> list[Reading]:
+    """Every context of every sample, with the teacher's weights, or the student's of now where a sample says so.
+
+    Kept are hidden states: exact for whatever the signals do with them. Where all `signals` compare the teacher's K
+    likeliest tokens alone, and K of them are smaller than a state, those tokens are kept instead, which is as exact.
+    """
     readings = []
     for against, prompts_of in ((False, _views), (True, _against)):
         for slot in range(max((len(prompts_of(s)) for s in samples), default=0)):
@@ -78,7 +103,7 @@ def read_teacher(policy: Policy, teacher: Teacher, samples: Sequence[TrainingSam
                 asked = [s for s in samples if s.live == live and len(prompts_of(s)) > slot]
                 pairs = {s.uid: (prompts_of(s)[slot], s.completion_ids) for s in asked}
                 readings += [_read(policy, teacher, view, pairs, tokens, against) for view in views if pairs]
-    return readings
+    return [_shrunk(readings[0], signals)] if len(readings) == 1 and signals else readings
 
 
 def read_reference(
@@ -109,17 +134,18 @@ def look_ahead(
     """One pass over the answers with the weights as they are, for behaviour log-probabilities, entropies and evidence,
     and from them the weight of every token under the signals that look at tokens."""
     seen: dict[str, TokenStats] = {}
+    hidden = by_uid(samples, policy.answer_hidden([(s.student_prompt_ids, s.completion_ids) for s in samples], tokens))
     for batch in micro_batches(samples, tokens):
         signal = signals[batch[0].signal]
-        hidden_ND = policy.answer_hidden([(s.student_prompt_ids, s.completion_ids) for s in batch])
+        hidden_ND = torch.cat([hidden[s.uid] for s in batch])
         told = spread(batch, [float(bool(s.teacher_prompts)) for s in batch], hidden_ND)
         stats = fused_signal(
             signal,
             hidden_ND,
             policy.head(),
             answer_tokens(batch, hidden_ND),
-            TokenWeights(distil_N=told) if signal.needs_table else TokenWeights(),
-            views=[reading.view(batch, hidden_ND) for reading in teacher] if signal.needs_table else (),
+            TokenWeights(distil_N=told) if signal.needs_evidence else TokenWeights(),
+            views=[reading.view(batch, hidden_ND) for reading in teacher] if signal.needs_evidence else (),
             reference=reference.view(batch, hidden_ND, whole=True) if reference and signal.evidence.reference else None,
         ).stats
         seen |= _stats_by_uid(batch, stats)
@@ -210,14 +236,24 @@ def _against(sample: TrainingSample) -> tuple[TokenIds, ...]:
     return sample.against_prompts
 
 
+def _shrunk(reading: Reading, signals: Sequence[Signal]) -> Reading:
+    """The same reading, by its likeliest tokens where that is exact and smaller."""
+    support, temperature = signals[0].support, signals[0].temperature
+    some = next(iter(reading.hidden.values()))
+    alone = all(s.support == support and s.evidence == Product() and not s.needs_evidence for s in signals)
+    if not (alone and isinstance(support, TopK) and support.of == "teacher"):
+        return reading
+    if not cheaper_as_top_k(support.k, some.shape[1], some.element_size()):
+        return reading
+    kept = {uid: keep(reading.head, hidden_TD, support.k, temperature) for uid, hidden_TD in reading.hidden.items()}
+    return replace(reading, hidden={}, kept=kept)
+
+
 def _read(policy: Policy, teacher: Teacher, view: View, pairs: Pairs, tokens: int, against: bool) -> Reading:
-    uids, hidden = list(pairs), dict[str, Tensor]()
-    lengths = [len(prompt) + len(answer) for prompt, answer in pairs.values()]
     with teacher.applied(policy, view) as reader:
-        for bucket in length_buckets(lengths, tokens):
-            batch = [pairs[uids[index]] for index in bucket]
-            rows = torch.split(reader.answer_hidden(batch), [len(answer) for _, answer in batch])
-            hidden |= {uids[index]: row for index, row in zip(bucket, rows, strict=True)}
+        hidden_ND = reader.answer_hidden(list(pairs.values()), tokens)
+    rows = torch.split(hidden_ND, [len(answer) for _, answer in pairs.values()])
+    hidden = dict(zip(pairs, rows, strict=True))
     head = teacher.head(policy, view)
     if view.source == "student":  # this head is the live one, and the update is about to move it
         head = replace(head, weight_VD=head.weight_VD.clone())

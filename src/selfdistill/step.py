@@ -51,9 +51,9 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class UpdateReport:
-    """`evidence` [T] by uid is log q − log p in nats; `divergence` and `entropy` are means over tokens, `magnitude` that
-    of Σ p|a|, the size of the teacher's push before any bound. `skipped` says that loss or gradient were not finite and
-    nothing moved: a step on NaN would destroy what was learned."""
+    """`evidence` [T] by uid is log q − log p in nats; `divergence` and `entropy` are means over tokens, `magnitude` is
+    the mean of Σ p|a|, the size of the teacher's push before any bound. `skipped` says that loss or gradient were not
+    finite and nothing moved: a step on NaN would destroy what was learned."""
 
     loss: float
     grad_norm: float
@@ -109,7 +109,7 @@ def _backward(policy: Policy, signal: Signal, reduction: Reduction, batch: Batch
     hidden_ND = policy.answer_hidden([(s.student_prompt_ids, s.completion_ids) for s in part])
     weight_N = token_weights([len(s.completion_ids) for s in part], reduction, batch.over).to(hidden_ND.device)
     distil_N, advantage_N = _credited(part, batch, hidden_ND)
-    old, teacher = batch.old_logprobs, [r for r in batch.teacher if any(s.uid in r.hidden for s in part)]
+    old, teacher = batch.old_logprobs, [r for r in batch.teacher if any(r.covers(s.uid) for s in part)]
     result = fused_signal(
         signal,
         hidden_ND,
@@ -127,7 +127,8 @@ def _backward(policy: Policy, signal: Signal, reduction: Reduction, batch: Batch
     )
     result.loss.backward()  # type: ignore[no-untyped-call]
     stats, distilled = result.stats, [s.uid for s in part if s.distil]
-    evidence = {uid: row for uid, row in by_uid(part, stats.evidence_N).items() if uid in distilled}
+    rows = by_uid(part, stats.evidence_N).items()  # where only the likeliest tokens are known, some have none
+    evidence = {uid: row for uid, row in rows if uid in distilled and not bool(row.isnan().any())}
     loss = result.loss.detach()
     return _Part(loss, stats.divergence_N, stats.magnitude_N, stats.entropy_N, stats.clipped_N, evidence)
 

@@ -98,7 +98,7 @@ def _update(
         return Learned([], totals.memory)
     signals = [_bounded(signal, totals.memory) for signal in method.signals(config.sampling.temperature or 1.0)]
     everything = [*samples, *rehearsed]
-    teacher = read_teacher(policy, session.teacher, samples, tokens)
+    teacher = read_teacher(policy, session.teacher, samples, tokens, signals)
     mixed = any(signal.evidence.reference for signal in signals)
     reference = read_reference(policy, session.anchor, everything, tokens, mixed=mixed)
     ahead = None

@@ -5,6 +5,7 @@ Legend: N answer positions, V vocabulary, D hidden size, K tokens kept.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,6 +37,13 @@ class KeptTopK:
         """Those of some positions."""
         return KeptTopK(self.ids_NK[rows], self.logprobs_NK[rows], self.tail_N[rows], self.temperature)
 
+    @staticmethod
+    def joined(parts: Sequence[KeptTopK]) -> KeptTopK:
+        """Those of several answers, one after the other."""
+        columns = zip(*((p.ids_NK, p.logprobs_NK, p.tail_N) for p in parts), strict=True)
+        ids_NK, logprobs_NK, tail_N = (torch.cat(column) for column in columns)
+        return KeptTopK(ids_NK, logprobs_NK, tail_N, parts[0].temperature)
+
     def at(self, tokens_N: Tensor) -> Tensor:
         """log q of one token per position; NaN where it is not among the kept."""
         here_NK = self.ids_NK == tokens_N[:, None]
@@ -61,7 +69,7 @@ def keep(head: Head, hidden_ND: Tensor, k: int, temperature: float) -> KeptTopK:
             why="nothing of the teacher would be kept",
             do="keep as many tokens as the support compares",
         )
-    pieces = hidden_ND.split(rows_per_chunk(head.vocabulary, hidden_ND.device))
+    pieces = torch.split(hidden_ND, rows_per_chunk(head.vocabulary, hidden_ND.device))
     kept = [_keep(head.logits(piece_CD), min(k, head.vocabulary - 1), temperature) for piece_CD in pieces]
     ids_NK, logprobs_NK, tail_N = (torch.cat(parts) for parts in zip(*kept, strict=True))
     return KeptTopK(ids_NK, logprobs_NK, tail_N, temperature)
