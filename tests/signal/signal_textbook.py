@@ -3,12 +3,34 @@ autograd. Slow, memory-hungry and plain, so that the kernel has something indepe
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from selfdistill.signal import Head, TeacherView
+from selfdistill.signal import (
+    Average,
+    Bound,
+    Clip,
+    ClippedForwardKL,
+    Contrast,
+    Evidence,
+    ForwardKL,
+    FullVocabulary,
+    Head,
+    JensenShannon,
+    Mixed,
+    PositiveOnly,
+    Product,
+    ReverseKL,
+    SampledToken,
+    Shape,
+    Support,
+    Tanh,
+    TeacherView,
+    TopK,
+)
 
 
 def logits(hidden_ND: Tensor, head: Head) -> Tensor:
@@ -52,6 +74,120 @@ def top_k_renormalised(p: Tensor, q: Tensor, k: int) -> tuple[Tensor, Tensor]:
     kept = p.argsort(-1, descending=True)[:, :k]
     inside_p, inside_q = p.gather(-1, kept), q.gather(-1, kept)
     return inside_p / inside_p.sum(-1, keepdim=True), inside_q / inside_q.sum(-1, keepdim=True)
+
+
+def normalised(x: Tensor) -> Tensor:
+    return x / x.sum(-1, keepdim=True)
+
+
+def target(
+    evidence: Evidence, views: Sequence[TeacherView], p: Tensor, p_ref: Tensor | None = None, temperature: float = 1.0
+) -> Tensor:
+    """q, in probabilities: powers, products and sums. `p` is the student; no gradient flows through it."""
+    p = p.detach()
+
+    def side(against: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Shares [J, N, 1] and distributions [J, N, V] of one side's views, and whether a position has any."""
+        ours = [v for v in views if v.against == against]
+        if not ours:
+            return torch.zeros(1, len(p), 1).to(p), p[None], torch.zeros(len(p), 1, dtype=torch.bool)
+        q = torch.stack([probabilities(v.hidden_ND.to(p), _as(p, v.head), temperature) for v in ours]).detach()
+        ones = torch.ones(len(p), dtype=torch.bool)
+        w = torch.stack([v.weight * (ones if v.present_N is None else v.present_N).to(p) for v in ours])[..., None]
+        return (w / w.sum(0)).nan_to_num(0.0), q, w.sum(0) > 0
+
+    w, q, _ = side(False)
+    product = normalised((q**w).prod(0))
+    if isinstance(evidence, Average):
+        return (w * q).sum(0)
+    if isinstance(evidence, Contrast):
+        w_against, q_against, contrasted = side(True)
+        ratio = product / (w_against * q_against).sum(0).where(contrasted, torch.ones(()).to(p))
+        raw = (p if evidence.anchor == "student" else product) * ratio**evidence.strength
+        return torch.where(contrasted, normalised(raw) if evidence.normalise else raw, product)
+    assert isinstance(evidence, Product)
+    mixed = product ** (1 - evidence.student - evidence.reference) * p**evidence.student
+    return normalised(mixed if p_ref is None else mixed * p_ref.detach() ** evidence.reference)
+
+
+def _as(like: Tensor, head: Head) -> Head:
+    """The head in `like`'s number format, without a gradient."""
+    bias = None if head.bias_V is None else head.bias_V.detach().to(like)
+    return Head(head.weight_VD.detach().to(like), bias, head.softcap, head.scale)
+
+
+def value(shape: Shape, p: Tensor, q: Tensor) -> Tensor:
+    """D(p, q), for autograd through p."""
+    if isinstance(shape, Mixed):
+        return (1 - shape.share) * value(shape.first, p, q) + shape.share * value(shape.second, p, q)
+    if isinstance(shape, ClippedForwardKL):
+        return (q * (q / p).log()).clamp(max=shape.limit).sum(-1)
+    return divergence({ReverseKL: 1.0, ForwardKL: 0.0}.get(type(shape), getattr(shape, "alpha", 0.0)), p, q)
+
+
+def push(shape: Shape, p: Tensor, q: Tensor) -> Tensor:
+    """h(log q/p), the column of formulas."""
+    r = q / p
+    if isinstance(shape, Mixed):
+        return (1 - shape.share) * push(shape.first, p, q) + shape.share * push(shape.second, p, q)
+    if isinstance(shape, JensenShannon):
+        return (1 - shape.alpha) * (1 - shape.alpha + shape.alpha * r).log()
+    if isinstance(shape, ClippedForwardKL):
+        return torch.where(q * r.log() > shape.limit, -1.0, r - 1)
+    return r.log() if isinstance(shape, ReverseKL) else r - 1
+
+
+def held(bound: Bound | None, a: Tensor) -> Tensor:
+    """Φ(a)."""
+    if isinstance(bound, Clip):
+        return a.clamp(-bound.limit, bound.limit)
+    if isinstance(bound, Tanh):
+        return (a / bound.scale).tanh()
+    return a.relu() if isinstance(bound, PositiveOnly) else a
+
+
+def outcomes(support: Support, p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+    """Both distributions on what is compared. Tokens that are not kept become (1, 1), which every divergence and
+    every surrogate counts as 0."""
+    if isinstance(support, FullVocabulary):
+        return p, q
+    assert isinstance(support, TopK)
+    named = {"student": [p], "teacher": [q], "both": [p, q]}[support.of]
+    ranks = [x.argsort(-1, descending=True).argsort(-1) for x in named]
+    kept = torch.stack([rank < support.k for rank in ranks]).any(0)
+
+    def seen(x: Tensor) -> Tensor:
+        inside, one = torch.where(kept, x, 0.0), torch.ones(()).to(x)
+        if not support.tail:
+            return torch.where(kept, normalised(inside), one)
+        outside = torch.where(kept, 0.0, x).sum(-1, keepdim=True)
+        return torch.cat([torch.where(kept, x, one), torch.where(kept.all(-1, keepdim=True), one, outside)], -1)
+
+    return seen(p), seen(q)
+
+
+@dataclass
+class Numbers:
+    """Per position: what is minimised, what autograd differentiates, the divergence, and Σ |p h(u)|."""
+
+    loss_N: Tensor
+    surrogate_N: Tensor
+    divergence_N: Tensor
+    magnitude_N: Tensor
+
+
+def numbers(support: Support, shape: Shape, bound: Bound | None, p: Tensor, q: Tensor, tokens_N: Tensor) -> Numbers:
+    """Any support, shape and bound; q is held fixed."""
+    q = q.detach()
+    if isinstance(support, SampledToken):
+        p_y, q_y = (x.gather(-1, tokens_N[:, None])[:, 0] for x in (p, q))
+        a = push(shape, p_y, q_y).detach()
+        return Numbers(-held(bound, a), -held(bound, a) * p_y.log(), -a, a.abs())
+    p, q = outcomes(support, p, q)
+    a = push(shape, p, q).detach()
+    d, magnitude = value(shape, p, q), (p.detach() * a).abs().sum(-1)
+    loss = d if bound is None else -(p * held(bound, a)).sum(-1)
+    return Numbers(loss, loss, d, magnitude)
 
 
 def ppo_loss(

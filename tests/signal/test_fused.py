@@ -15,9 +15,13 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from selfdistill.signal import (
+    Average,
+    Contrast,
+    Evidence,
     FullVocabulary,
     FusedResult,
     Head,
+    Product,
     ReferenceKL,
     ReverseKL,
     SampledToken,
@@ -306,6 +310,32 @@ def test_memory_does_not_grow_with_the_number_of_positions(support: Support) -> 
         peaks[positions] = seen.peak
     assert peaks[64] < 16 * 16 * 301
     assert peaks[512] - peaks[64] < 448 * 40
+
+
+@pytest.mark.parametrize("evidence", [Product(), Average(), Contrast()], ids=str)
+def test_memory_does_not_grow_with_the_number_of_views(evidence: Evidence) -> None:
+    """V = 301, chunks of 16: a fourth and a twelfth view are read one after the other."""
+    peaks = {}
+    for count in (4, 12):
+        case = textbook.problem(positions=32, vocabulary=301, size=8)
+        others = [textbook.problem(positions=32, vocabulary=301, size=8, seed=s).teacher for s in range(count)]
+        views = [replace(view, weight=1 / count) for view in others]
+        views += [replace(view, against=True) for view in others] if evidence.reads_against else []
+        with Allocations() as seen:
+            run(case, Signal(evidence=evidence), views=views, chunk=16)
+        assert seen.largest == 16 * 301
+        peaks[count] = seen.peak
+    assert peaks[12] < peaks[4] + 16 * 301
+
+
+def test_a_view_costs_nothing_where_it_read_nothing() -> None:
+    """Three chunks of two, the second view present in one of them: four products of teacher logits, not six."""
+    case, other = textbook.problem(positions=6), textbook.problem(positions=6, seed=1).teacher
+    everywhere, middle = torch.ones(6, dtype=torch.bool), torch.tensor([0, 0, 1, 1, 0, 0], dtype=torch.bool)
+    views = [replace(case.teacher, present_N=everywhere), replace(other, present_N=middle)]
+    with torch.no_grad(), Allocations() as seen:
+        run(case, Signal(), views=views, chunk=2)
+    assert seen.products == 3 + 4
 
 
 def test_a_term_without_weight_costs_nothing() -> None:

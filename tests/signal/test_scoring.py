@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import pytest
 import signal_textbook as textbook
 import torch
 
-from selfdistill.signal import Signal, TokenWeights, evidence, fused_signal, token_logprobs
+from selfdistill.signal import Average, Signal, TokenWeights, evidence, fused_signal, token_logprobs
 
 
 def test_logprobs_and_entropy_are_those_of_the_update() -> None:
@@ -26,3 +29,14 @@ def test_evidence_telescopes_to_the_odds_of_the_answer() -> None:
     at = (torch.arange(6), case.tokens_N)
     p, q = (textbook.probabilities(v.hidden_ND, v.head)[at].detach() for v in (case, case.teacher))
     torch.testing.assert_close(seen.evidence_N.sum(), (q.prod() / p.prod()).log())
+
+
+def test_evidence_is_absent_where_nobody_read() -> None:
+    case = textbook.problem()
+    here = torch.tensor([1, 0, 1, 0, 0, 1], dtype=torch.bool)
+    seen = evidence(case.hidden_ND, case.head, [replace(case.teacher, present_N=here)], case.tokens_N, target=Average())
+    whole = evidence(case.hidden_ND, case.head, [case.teacher], case.tokens_N)
+    assert torch.equal(seen.evidence_N.isnan(), ~here)
+    torch.testing.assert_close(seen.evidence_N[here], whole.evidence_N[here])
+    with pytest.raises(ValueError, match="no views"):
+        evidence(case.hidden_ND, case.head, [], case.tokens_N)

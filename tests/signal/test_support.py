@@ -137,3 +137,42 @@ def test_k_must_be_positive(k: int) -> None:
 def test_one_renormalised_token_is_refused() -> None:
     with pytest.raises(ValueError, match="identically 0"):
         TopK(1, tail=False)
+
+
+@pytest.mark.parametrize(("of", "expected"), [("student", 1), ("teacher", 1), ("both", 2)])
+def test_whose_favourites(of: str, expected: int) -> None:
+    """The student's favourite is the first token, the teacher's the last: the number of outcomes beside the tail."""
+    log_p = torch.tensor([[0.6, 0.3, 0.08, 0.02]], dtype=torch.float64).log()
+    log_q = torch.tensor([[0.01, 0.01, 0.08, 0.9]], dtype=torch.float64).log()
+    kept = {"student": [0], "teacher": [3], "both": [0, 3]}[of]
+    assert len(kept) == expected
+    p, q = (torch.cat([x.exp()[:, kept], 1 - x.exp()[:, kept].sum(-1, keepdim=True)], -1) for x in (log_p, log_q))
+    value = TopK(1, of).compare(ReverseKL(), log_p, log_q, TOKENS[:1]).divergence_N
+    torch.testing.assert_close(value, textbook.kl(p, q))
+
+
+def test_a_token_that_both_name_counts_once() -> None:
+    """Where both rank alike, the union is either's own top K: same value, same flow."""
+    log_p, _ = pair()
+    log_q = (0.5 * log_p).log_softmax(-1)
+    for tail in (True, False):
+        both = TopK(3, "both", tail).compare(ReverseKL(), log_p, log_q, TOKENS)
+        own = TopK(3, "student", tail).compare(ReverseKL(), log_p, log_q, TOKENS)
+        torch.testing.assert_close(both.divergence_N, own.divergence_N)
+        torch.testing.assert_close(both.flow_NV, own.flow_NV)
+
+
+@pytest.mark.parametrize("k", [4, 7, 100])
+def test_the_union_may_be_the_whole_vocabulary(k: int) -> None:
+    """Nothing is left in the tail then: an empty bucket counts nothing and spoils nothing."""
+    log_p, log_q = pair(outcomes=4)
+    for shape in SHAPES:
+        union = TopK(k, of="both").compare(shape, log_p, log_q, TOKENS)
+        full = FullVocabulary().compare(shape, log_p, log_q, TOKENS)
+        torch.testing.assert_close(union.divergence_N, full.divergence_N)
+        torch.testing.assert_close(union.flow_NV, full.flow_NV)
+
+
+def test_whose_must_be_known() -> None:
+    with pytest.raises(ValueError, match="student, teacher, both"):
+        TopK(3, of="mine")

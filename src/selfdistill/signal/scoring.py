@@ -10,9 +10,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from selfdistill.signal.evidence import TeacherView
+from selfdistill.signal.evidence import Evidence, Product, TeacherView
 from selfdistill.signal.fused import fused_signal
 from selfdistill.signal.head import Head
+from selfdistill.signal.support import FullVocabulary, SampledToken
 from selfdistill.signal.terms import Signal, TokenStats, TokenWeights
 
 
@@ -34,9 +35,24 @@ def evidence(
     tokens_N: Tensor,
     temperature: float = 1.0,
     chunk: int | None = None,
+    *,
+    target: Evidence | None = None,
+    reference: TeacherView | None = None,
 ) -> TokenStats:
     """What the teacher would have changed: `.evidence_N` is u(y) = log q(y) − log p(y), beside log-probabilities,
-    entropies and the Jensen-Shannon divergence of every position."""
-    everywhere = TokenWeights(distil_N=torch.ones_like(tokens_N, dtype=torch.float32))
-    signal = Signal(temperature=temperature)
-    return fused_signal(signal, hidden_ND, head, tokens_N, everywhere, views=views, chunk=chunk).stats
+    entropies and the Jensen-Shannon divergence of every position. `target` makes one teacher of the views; one that
+    is not normalised leaves no divergence but its estimate at the tokens. NaN where no view "for" was read."""
+    target = Product() if target is None else target
+    support = FullVocabulary() if target.normalised else SampledToken()
+    signal = Signal(support, temperature=temperature, evidence=target)
+    return fused_signal(
+        signal, hidden_ND, head, tokens_N, _where_read(views, tokens_N), views=views, reference=reference, chunk=chunk
+    ).stats
+
+
+def _where_read(views: Sequence[TeacherView], tokens_N: Tensor) -> TokenWeights:
+    """1 at each position that some view "for" read, and everywhere without any, so that their absence is noticed."""
+    present = [view.present_N for view in views if not view.against]
+    known = [present_N for present_N in present if present_N is not None]
+    read_N = torch.stack(known).any(0) if present and len(known) == len(present) else torch.ones_like(tokens_N)
+    return TokenWeights(distil_N=read_N.float())

@@ -184,6 +184,7 @@ class Chunk:
         tokens_C, cap = inputs.tokens_N[rows], inputs.signal.ratio.sampler
         logprobs_C = _at(log_p_CV, tokens_C)
         old_C = logprobs_C if inputs.old_logprobs_N is None else inputs.old_logprobs_N[rows].to(logprobs_C)
+        old_C = torch.where(old_C.isnan(), logprobs_C, old_C)
         sampler_C = old_C if inputs.sampler_logprobs_N is None else inputs.sampler_logprobs_N[rows].to(logprobs_C)
         sampler_C = torch.where(sampler_C.isnan(), old_C, sampler_C)
         trust_C = importance_weight(old_C, sampler_C, cap)

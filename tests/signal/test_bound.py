@@ -1,0 +1,117 @@
+"""Bounds, and how much a shape would push before them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import signal_textbook as textbook
+import torch
+
+from selfdistill.signal import (
+    Clip,
+    ForwardKL,
+    FullVocabulary,
+    JensenShannon,
+    PositiveOnly,
+    Relative,
+    ReverseKL,
+    SampledToken,
+    Signal,
+    Tanh,
+    TokenWeights,
+    TopK,
+    fused_signal,
+)
+from selfdistill.signal.bound import Measured
+from selfdistill.signal.shape import Comparison
+
+P, Q = (torch.tensor([row], dtype=torch.float64) for row in ([0.5, 0.25, 0.25], [0.25, 0.25, 0.5]))
+
+
+def compare(bound: Any, shape: Any = None) -> Comparison:
+    return Measured(shape or ReverseKL(), bound).compare(P.log(), Q.log())
+
+
+def run(case: textbook.Problem, **signal: Any) -> Any:
+    weights = TokenWeights(distil_N=case.weight_N)
+    return fused_signal(Signal(**signal), case.hidden_ND, case.head, case.tokens_N, weights, views=[case.teacher])
+
+
+def test_bounds_by_hand() -> None:
+    """u = (−log 2, 0, log 2) at p = (1/2, 1/4, 1/4), with log 2 = .693."""
+    p = P[0]
+    two = torch.tensor([-1.0, 0.0, 1.0]).double()
+    torch.testing.assert_close(compare(Clip(0.5)).flow_NV[0], 0.5 * two * p)
+    torch.testing.assert_close(compare(Clip(0.7)).flow_NV[0], compare(None).flow_NV[0])
+    torch.testing.assert_close(compare(Tanh(0.1)).flow_NV[0], torch.tanh(two * 6.931471805599453) * p)
+    torch.testing.assert_close(compare(PositiveOnly()).flow_NV[0], compare(None).flow_NV[0].clamp(min=0))
+
+
+def test_the_divergence_and_the_magnitude_are_those_before_the_bound() -> None:
+    for shape in (ReverseKL(), ForwardKL(), JensenShannon(0.3)):
+        plain, held = compare(None, shape), compare(Clip(0.1), shape)
+        torch.testing.assert_close(held.divergence_N, plain.divergence_N)
+        torch.testing.assert_close(held.magnitude_N, plain.magnitude_N)
+        torch.testing.assert_close(plain.magnitude_N, plain.flow_NV.abs().sum(-1))
+        torch.testing.assert_close(held.loss_N, -held.flow_NV.sum(-1))
+        assert torch.equal(plain.loss_N, plain.divergence_N)
+
+
+@pytest.mark.parametrize("support", [FullVocabulary(), TopK(2), TopK(3, tail=False), SampledToken()], ids=str)
+def test_a_bound_beyond_every_advantage_changes_no_gradient(support: Any) -> None:
+    case = textbook.problem()
+    plain, wide = (run(case, support=support, shape=ReverseKL(), bound=bound) for bound in (None, Clip(1e6)))
+    for ours, theirs in zip(textbook.gradients(wide.loss, case), textbook.gradients(plain.loss, case), strict=True):
+        torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(wide.loss, plain.loss)  # for the reverse KL, −Σ p u is the divergence itself
+
+
+def test_a_tight_clip_limits_the_gradient() -> None:
+    """|∂L/∂z| ≤ 2 p · limit: with hidden states as logits each row of the gradient holds to that."""
+    case = textbook.problem(vocabulary=4, size=4)
+    eye = type(case.head)(torch.eye(4, dtype=torch.float64))
+    weights = TokenWeights(distil_N=torch.ones(6))
+    signal = Signal(shape=ReverseKL(), bound=Clip(0.01))
+    loss = fused_signal(signal, case.hidden_ND, eye, case.tokens_N, weights, views=[case.teacher]).loss
+    (gradient,) = torch.autograd.grad(loss, case.hidden_ND)
+    assert (gradient.abs() <= 0.02 * case.hidden_ND.softmax(-1)).all()
+
+
+def test_only_what_the_teacher_wants_more_of_rises() -> None:
+    """Positive-only: a token with u < 0 has the gradient p ΣF, the same push in proportion to p for each of them."""
+    compared = compare(PositiveOnly())
+    gradient = P * compared.flow_NV.sum(-1, keepdim=True) - compared.flow_NV
+    assert gradient[0, 2] < 0 < gradient[0, 0]
+    torch.testing.assert_close(gradient[0, 0] / P[0, 0], gradient[0, 1] / P[0, 1])
+
+
+@pytest.mark.parametrize("bound", [Clip(1.0), Tanh(1.0), PositiveOnly()], ids=str)
+@pytest.mark.parametrize("shape", [ReverseKL(), ForwardKL(), JensenShannon()], ids=str)
+def test_bounds_stay_finite_where_probabilities_vanish(bound: Any, shape: Any) -> None:
+    """float32: p underflows to 0 at the first token, q at the second."""
+    log_p, log_q = torch.tensor([[-200.0, 0.0]]), torch.tensor([[0.0, -200.0]])
+    compared = Measured(shape, bound).compare(log_p, log_q)
+    assert compared.flow_NV.isfinite().all()
+    assert compared.loss_N.isfinite().all()
+
+
+def test_a_relative_bound_becomes_a_clip() -> None:
+    assert Relative(3.0).at(0.5) == Clip(1.5)
+    assert Relative().at(None) is None
+    assert Relative().at(0.0) is None
+
+
+def test_an_unresolved_relative_bound_is_refused_where_it_would_act() -> None:
+    case = textbook.problem()
+    with pytest.raises(ValueError, match=r"\.at\(mean"):
+        run(case, bound=Relative())
+    nothing = TokenWeights(advantage_N=case.weight_N)
+    fused_signal(Signal(bound=Relative()), case.hidden_ND, case.head, case.tokens_N, nothing)
+
+
+@pytest.mark.parametrize("make", [Clip, Tanh, Relative])
+@pytest.mark.parametrize("number", [0.0, -1.0, float("nan")])
+def test_bounds_must_be_positive(make: Any, number: float) -> None:
+    with pytest.raises(ValueError, match="must be positive"):
+        make(number)
