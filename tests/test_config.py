@@ -6,7 +6,7 @@ import pytest
 from selfdistill.config import RunConfig, from_settings, load_config, parse_override, resolved
 from selfdistill.errors import ConfigError
 from selfdistill.models.hf import LoraOptions
-from selfdistill.models.teacher import Ema, Frozen
+from selfdistill.models.teacher import Ema, Frozen, Other
 from selfdistill.options import settings_of
 
 
@@ -46,6 +46,15 @@ def test_another_kind_starts_from_its_own_defaults(tmp_path: Path):
     config = load_config(file, ["method=sdpo", "teacher=frozen"])
     assert config.method.options == {}
     assert config.teacher == Frozen()
+
+
+def test_a_teachers_setting_without_its_kind_is_one_of_the_methods_own_teacher():
+    assert load_config(None, ["method=opd", "teacher.model=some/model"]).teacher == Other("some/model")
+    assert load_config(None, ["method=sdft", "teacher.rate=0.01"]).teacher == Ema(0.01)
+    with pytest.raises(ConfigError, match="unknown setting"):
+        load_config(None, ["method=opsd", "teacher.rate=0.01"])
+    with pytest.raises(ConfigError, match="kind is missing"):
+        load_config(None, ["method=grpo", "teacher.rate=0.01"])
 
 
 def test_what_a_model_needs_gives_way_to_what_the_user_says():

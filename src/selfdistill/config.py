@@ -166,14 +166,17 @@ def load_config(
 
 def from_settings(settings: Mapping[str, Any], sources: Mapping[str, str] | None = None) -> RunConfig:
     """A run from nested settings; `sources` says where each dotted key was written, for the error messages."""
-    chosen = _named("method", settings.get("method", {}))["name"]
-    needs = _merged(find_method(chosen).settings, FOR_MODEL.get(str(settings.get("model", _default("model"))), {}))
+    method = find_method(_named("method", settings.get("method", {}))["name"])
+    needs = _merged(method.settings, FOR_MODEL.get(str(settings.get("model", _default("model"))), {}))
     tree = _merged(needs, settings)
     for name in NAMED:
         if name in tree:
             tree[name] = _named(name, tree[name])
     if tree.get("data") and "world" not in tree:
         tree["world"] = {"name": "code"}  # rows of programming tasks are what a data file holds unless a world is named
+    rule = tree.get("teacher")
+    if isinstance(rule, dict) and "kind" not in rule and method.teacher is not None:
+        tree["teacher"] = {**plain(method.teacher, TeacherRule), **rule}  # the method's own kind of teacher is meant
     config = build(RunConfig, tree, Where(sources=sources or {}))
     get_method(config.method.name, config.method.options)  # refuses what it cannot use, before anything is loaded
     return config

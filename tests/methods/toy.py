@@ -42,7 +42,12 @@ class ToyPolicy:
 
     def __init__(self, tables: Mapping[str, Table]) -> None:
         self.names = list(tables)
-        self.tables = {name: nn.Parameter(torch.tensor(rows).double().log()) for name, rows in tables.items()}
+        self.tables = {name: nn.Parameter(torch.zeros(len(rows), 3).double()) for name, rows in tables.items()}
+        self.become(tables)
+
+    def become(self, tables: Mapping[str, Table]) -> None:
+        for name, rows in tables.items():
+            self.tables[name].data.copy_(torch.tensor(rows).double().log())
 
     def trainable(self) -> dict[str, nn.Parameter]:
         return self.tables
@@ -131,9 +136,9 @@ class Toy:
         prompt = self.renderer.prompt(messages or self.task.messages)
         return Rollout(self.task, prompt, done, outcome, drop, stage, messages, of)
 
-    def group(self, *rollouts: Rollout) -> RolloutGroup:
-        """Names them r0, r1, …"""
-        named = (replace(r, completion=replace(r.completion, uid=f"r{i}")) for i, r in enumerate(rollouts))
+    def group(self, *rollouts: Rollout, name: str = "r") -> RolloutGroup:
+        """Names them r0, r1, …; a second group of an update needs another name."""
+        named = (replace(r, completion=replace(r.completion, uid=f"{name}{i}")) for i, r in enumerate(rollouts))
         return RolloutGroup(self.task, tuple(named))
 
     def learn(
@@ -144,16 +149,18 @@ class Toy:
         step: int = 0,
         memory: Mapping[str, float] | None = None,
         temperature: float = 1.0,
+        before: Mapping[str, Table] | None = None,
     ) -> Learned:
-        """One update from all groups together, as a run makes it. The teacher's rule is the method's own, or this."""
+        """One update from all groups together, as a run makes it. The teacher's rule is the method's own, or this.
+        `before` are the student's probabilities when the batch was sampled, if an update has moved it since."""
         rule = teacher or method.teacher or Live()
         policy = ToyPolicy({**self.tables, **self.start})
         kept = Teacher(rule, policy, other=ToyPolicy(self.other) if self.other else None)
         anchor = Teacher(Frozen(), policy)
-        for name, value in ToyPolicy(self.tables).trainable().items():
-            policy.tables[name].data.copy_(value.data)
+        policy.become({**self.tables, **(before or {})})
         memory, prepared = dict(memory or {}), prepare(method, groups, self.renderer)
         samples = [sample for entry in prepared for sample in entry.samples]
+        assert len({sample.uid for sample in samples}) == len(samples), "groups need names of their own"
         signals = [
             replace(s, bound=s.bound.at(memory.get("magnitude"))) if isinstance(s.bound, Relative) else s
             for s in method.signals(temperature)
@@ -162,10 +169,12 @@ class Toy:
         mixed = any(signal.evidence.reference for signal in signals)
         reference = read_reference(policy, anchor, samples, MANY, mixed=mixed)
         ahead = look_ahead(policy, signals, samples, read, reference, step=step, memory=memory, tokens=MANY)
-        lengths = [len(sample.completion_ids) for sample in samples]
+        lengths = [len(entry.samples[0].completion_ids) for entry in prepared if entry.samples]
         dropped = [len(entry.rollout.completion.token_ids) for entry in prepared if not entry.samples]
         over = denominators(lengths, dropped, count_dropped=method.count_dropped)
-        batch = Batch(samples, over, teacher=read, reference=reference, weights=ahead.weights)
+        old = ahead.logprobs if before else None
+        batch = Batch(samples, over, teacher=read, reference=reference, old_logprobs=old, weights=ahead.weights)
+        policy.become(self.tables)
         caught = Caught(policy)
         report = train_step(policy, caught, signals, method.reduction, batch, max_grad_norm=0, tokens=MANY)
         return Learned(caught.gradients, prepared, report, ahead.weights, ahead.memory, ahead.numbers)

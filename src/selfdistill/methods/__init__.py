@@ -10,9 +10,28 @@ from dataclasses import is_dataclass
 from typing import Any
 
 from selfdistill.errors import ConfigError, nearest
-from selfdistill.methods.base import Credit, Method
+from selfdistill.methods.antisd import AntiSD
+from selfdistill.methods.base import Credit, Method, Verdict
+from selfdistill.methods.erl import ERL
 from selfdistill.methods.grpo import GRPO
+from selfdistill.methods.nca import NCA
+from selfdistill.methods.opcd import OPCD
+from selfdistill.methods.opd import OPD
+from selfdistill.methods.opsd import OPSD
+from selfdistill.methods.pi_distill import PiDistill
+from selfdistill.methods.rlcsd import RLCSD
+from selfdistill.methods.rlrt import RLRT
+from selfdistill.methods.rlsd import RLSD
+from selfdistill.methods.rltf_fm import RLTFFM
+from selfdistill.methods.rltf_sd import RLTFSD
+from selfdistill.methods.safe import Safe
+from selfdistill.methods.sc_sdpo import SCSDPO
+from selfdistill.methods.sdft import SDFT
+from selfdistill.methods.sdpg import SDPG
 from selfdistill.methods.sdpo import SDPO, SDPOOutcome, SDPORichFeedback
+from selfdistill.methods.sft import SFT
+from selfdistill.methods.srpo import SRPO
+from selfdistill.methods.user_replies import UserReplies
 from selfdistill.options import Where, build
 from selfdistill.plugins import is_file_name, load_from_file
 
@@ -21,8 +40,26 @@ METHODS: Mapping[str, type[Method]] = {
     "sdpo_rich_feedback": SDPORichFeedback,
     "sdpo_outcome": SDPOOutcome,
     "grpo": GRPO,
+    "sft": SFT,
+    "opd": OPD,
+    "opcd": OPCD,
+    "opsd": OPSD,
+    "sdft": SDFT,
+    "user_replies": UserReplies,
+    "erl": ERL,
+    "pi_distill": PiDistill,
+    "rltf_fm": RLTFFM,
+    "rltf_sd": RLTFSD,
+    "antisd": AntiSD,
+    "nca": NCA,
+    "rlcsd": RLCSD,
+    "rlrt": RLRT,
+    "rlsd": RLSD,
+    "safe": Safe,
+    "sc_sdpo": SCSDPO,
+    "sdpg": SDPG,
+    "srpo": SRPO,
 }
-METHOD_PARTS = [name for name in (*Method.__annotations__, *vars(Method)) if not name.startswith("_")]
 
 
 def find_method(name: str) -> type[Method]:
@@ -39,7 +76,7 @@ def get_method(name: str, options: Mapping[str, Any]) -> Method:
     """A method with some of its settings replaced. Raises `ConfigError`, also for values that its signal refuses."""
     method = build(find_method(name), options, Where("method"))
     try:
-        method.signal(temperature=1.0)
+        method.signals(temperature=1.0)
     except ValueError as error:
         raise ConfigError(f"the settings of method {name!r} do not work together", got=error) from error
     return method
@@ -48,24 +85,41 @@ def get_method(name: str, options: Mapping[str, Any]) -> Method:
 def _from_file(name: str) -> type[Method]:
     found, _ = load_from_file(name, default="Method")
     kind: type[Method] = found
-    if not isinstance(found, type) or not is_dataclass(found):
-        raise ConfigError(f"{name} is no method", got=found, do="name a frozen dataclass with the parts of `Method`")
-    missing = [part for part in METHOD_PARTS if not hasattr(found, part) and part not in found.__dataclass_fields__]
-    if missing:
+    if not isinstance(found, type) or not issubclass(found, Method) or not is_dataclass(found):
         raise ConfigError(
-            f"{name} is no method", got=f"it lacks {', '.join(missing)}", do="give it all parts of `Method`"
+            f"{name} is no method", got=found, do="name a frozen dataclass that derives from `selfdistill.Method`"
         )
     return kind
 
 
 __all__ = [
+    "ERL",
     "GRPO",
     "METHODS",
+    "NCA",
+    "OPCD",
+    "OPD",
+    "OPSD",
+    "RLCSD",
+    "RLRT",
+    "RLSD",
+    "RLTFFM",
+    "RLTFSD",
+    "SCSDPO",
+    "SDFT",
+    "SDPG",
     "SDPO",
+    "SFT",
+    "SRPO",
+    "AntiSD",
     "Credit",
     "Method",
+    "PiDistill",
     "SDPOOutcome",
     "SDPORichFeedback",
+    "Safe",
+    "UserReplies",
+    "Verdict",
     "find_method",
     "get_method",
 ]

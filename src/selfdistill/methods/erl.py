@@ -1,0 +1,57 @@
+"""ERL: try, reflect, try again, and learn to do at once what took the reflection."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+from selfdistill.methods.base import Credit, Verdict
+from selfdistill.methods.grpo import GRPO, advantages
+from selfdistill.options import changed, option
+from selfdistill.stages import Attempts, ReflectedAttempts, Reflections, Stage
+from selfdistill.types import Drop, RolloutGroup
+
+
+@dataclass(frozen=True, slots=True)
+class ERL(GRPO):
+    """Experiential Reinforcement Learning: GRPO on first attempts, on reflections and on second attempts, each among
+    their own; second attempts that succeed are also learned as answers to the bare question.
+
+    Needs a reward, and feedback to reflect on. A reflection has the reward of the attempt that read it. There is no
+    memory of reflections across tasks, and one mean is taken over the rollouts of all three streams.
+    """
+
+    settings: ClassVar[Mapping[str, Any]] = {
+        "tasks_per_step": 64,
+        "rollouts_per_task": 4,
+        "optimiser": {"lr": 1e-6},
+        "sampling": {"temperature": 0.7},
+    }
+    source: ClassVar[str] = "arXiv 2602.13949"
+    reads: ClassVar[str] = "own feedback, in reflections"
+
+    reference_kl: float = changed(GRPO, "reference_kl", 0.001)
+    success: float = option(0.5, "reward at which an attempt counts as solved")
+    internalise: float = option(1.0, "scale of a solved second attempt's reward, as an answer to the bare question")
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """Answers; of those that failed a reflection, and another attempt after it."""
+        return (Attempts(), Reflections(self.success), ReflectedAttempts())
+
+    def verdict(self, group: RolloutGroup, index: int) -> Verdict:
+        """The reward beyond that of others of the stage; where the bare question is to be answered so, that too."""
+        rollout, judged = group.rollouts[index], _with_reflections(group)
+        among = advantages(judged, divide_by_std=self.divide_by_deviation, stage=rollout.stage)[index]
+        found = [] if among is None else [Credit(advantage=among, reference=self.reference_kl)]
+        if rollout.stage == ReflectedAttempts.name and rollout.outcome and rollout.outcome.reward >= self.success:
+            found.append(Credit(question=group.task.messages, advantage=self.internalise * rollout.outcome.reward))
+        return tuple(found) or Drop.FLAT_GROUP
+
+
+def _with_reflections(group: RolloutGroup) -> RolloutGroup:
+    """The same group, its reflections judged by the attempts that read them."""
+    told = {rollout.of: rollout.outcome for _, rollout in group.at(ReflectedAttempts.name)}
+    own = (told.get(i) if r.stage == Reflections.name else r.outcome for i, r in enumerate(group.rollouts))
+    return replace(group, rollouts=tuple(replace(r, outcome=o) for r, o in zip(group.rollouts, own, strict=True)))

@@ -1,0 +1,44 @@
+"""OPCD: make a system prompt, or noted experience, permanent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from selfdistill.context import Instruction
+from selfdistill.methods.base import Method, Verdict, distilled
+from selfdistill.models.teacher import Frozen, TeacherRule
+from selfdistill.options import option
+from selfdistill.signal import ReverseKL, Signal, TopK
+from selfdistill.types import RolloutGroup
+
+
+@dataclass(frozen=True, slots=True)
+class OPCD(Method):
+    """On-Policy Context Distillation: the reverse KL to the frozen model that reads an instruction.
+
+    Needs `context.text`, or a document in each task; no reward. The paper sums over the student's top 256 tokens alone,
+    which drains them even where student and teacher agree; here all other tokens are one more outcome.
+    """
+
+    settings: ClassVar[Mapping[str, Any]] = {
+        "tasks_per_step": 128,
+        "rollouts_per_task": 1,
+        "optimiser": {"lr": 1e-6},
+        "sampling": {"temperature": 0.6},
+    }
+    source: ClassVar[str] = "arXiv 2602.12275"
+    reads: ClassVar[str] = "an instruction, else document"
+    teacher: ClassVar[TeacherRule | None] = Frozen()
+
+    top_k: int = option(256, "student tokens on which both are compared, the rest in one bucket")
+    context: Instruction = field(default_factory=Instruction)
+
+    def signal(self, temperature: float) -> Signal:
+        """KL(student‖teacher) on the student's likeliest tokens."""
+        return Signal(support=TopK(self.top_k), shape=ReverseKL(), temperature=temperature)
+
+    def verdict(self, group: RolloutGroup, index: int) -> Verdict:
+        """Every answer counts 1."""
+        return distilled(self.context.context(group, index))

@@ -1,0 +1,43 @@
+"""OPSD: the model at its start, shown the reference solution, teaches the model that has not seen it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from selfdistill.context import Demonstration
+from selfdistill.methods.base import Method, Verdict, distilled
+from selfdistill.models.teacher import Frozen, TeacherRule
+from selfdistill.options import option
+from selfdistill.signal import ClippedForwardKL, Signal
+from selfdistill.types import RolloutGroup
+
+
+@dataclass(frozen=True, slots=True)
+class OPSD(Method):
+    """On-Policy Self-Distillation: the forward KL, cut token by token, to the frozen model with the solution at hand.
+
+    Each task needs a reference solution as its demonstration; no reward. The cut keeps a few words of style from
+    ruling the loss, and pushes them down (see `ClippedForwardKL`). The teacher's prompt has this package's frame, not
+    the paper's sentence of transition; the student is sampled from all tokens, without its limit to the top 20.
+    """
+
+    settings: ClassVar[Mapping[str, Any]] = {
+        "rollouts_per_task": 1,
+        "optimiser": {"lr": 5e-6},
+        "sampling": {"temperature": 1.1, "max_new_tokens": 2048},
+    }
+    source: ClassVar[str] = "arXiv 2601.18734"
+    reads: ClassVar[str] = "demonstration"
+    teacher: ClassVar[TeacherRule | None] = Frozen()
+
+    limit: float = option(0.05, "largest share of one token in the divergence at a position")
+
+    def signal(self, temperature: float) -> Signal:
+        """Σ min(q log(q/p), limit) at every token."""
+        return Signal(shape=ClippedForwardKL(self.limit), temperature=temperature)
+
+    def verdict(self, group: RolloutGroup, index: int) -> Verdict:
+        """Every answer to a task with a solution counts 1."""
+        return distilled(Demonstration().context(group, index))

@@ -1,0 +1,41 @@
+"""RLTF-FM: beside the reward, the model learns to foresee what will be said of its answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from selfdistill.methods.base import Credit, Verdict
+from selfdistill.methods.grpo import GRPO, advantages
+from selfdistill.options import option
+from selfdistill.types import Drop, Message, RolloutGroup
+
+CRITIQUE = Message("user", "Write a critique of this answer: what is wrong with it?")
+
+
+@dataclass(frozen=True, slots=True)
+class RLTFFM(GRPO):
+    """RL from Text Feedback, feedback modelling: GRPO, and cross-entropy on each answer's feedback after question,
+    answer and a request for a critique.
+
+    Needs a reward, and feedback. The paper's policy gradient spans two turns; here it is the first one's.
+    """
+
+    settings: ClassVar[Mapping[str, Any]] = {"optimiser": {"lr": 2e-5}}
+    source: ClassVar[str] = "arXiv 2602.02482"
+    reads: ClassVar[str] = "own feedback, to foresee it"
+
+    foresee: float = option(0.1, "scale of the cross-entropy on the feedback")
+
+    def verdict(self, group: RolloutGroup, index: int) -> Verdict:
+        """The reward beyond that of the siblings, and the feedback."""
+        rollout, found = group.rollouts[index], list[Credit]()
+        advantage = advantages(group, divide_by_std=self.divide_by_deviation)[index]
+        if advantage is not None:
+            found.append(Credit(advantage=advantage, reference=self.reference_kl))
+        feedback = rollout.outcome.feedback if rollout.outcome is not None else ""
+        if feedback.strip() and self.foresee:
+            asked = (*group.task.messages, Message("assistant", rollout.completion.text), CRITIQUE)
+            found.append(Credit(advantage=self.foresee, question=asked, text=feedback))
+        return tuple(found) or Drop.FLAT_GROUP

@@ -1,0 +1,54 @@
+"""RLTF-SD: what was said on a second attempt, after the feedback, is learned as the answer to the first question."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from statistics import fmean
+from typing import Any, ClassVar
+
+from selfdistill.methods.base import Credit, Verdict, judged
+from selfdistill.methods.grpo import GRPO, advantages
+from selfdistill.options import option
+from selfdistill.signal import Allocation, Signal
+from selfdistill.stages import Attempts, SecondAttempts, Stage
+from selfdistill.types import Drop, RolloutGroup
+
+
+@dataclass(frozen=True, slots=True)
+class RLTFSD(GRPO):
+    """RL from Text Feedback, self-distillation: GRPO on first and second attempts, and the second one's words under the
+    first question, by how much better they were than the first attempts: A = r(y₁) − mean r(y₀), without a ratio.
+
+    Needs a reward, and feedback on failures. First attempts have no share in the second one's reward (the paper gives
+    them a tenth of it).
+    """
+
+    settings: ClassVar[Mapping[str, Any]] = {"optimiser": {"lr": 2e-5}}
+    source: ClassVar[str] = "arXiv 2602.02482"
+    reads: ClassVar[str] = "own feedback, in second attempts"
+
+    success: float = option(0.5, "reward at which an attempt counts as solved")
+    distil: float = option(0.1, "scale of second attempts as answers to the first question")
+    min_logprob: float = option(-5.0, "tokens less likely than this, there, count nothing")
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """Answers, and another one after the feedback of each that failed."""
+        return (Attempts(), SecondAttempts(self.success))
+
+    def signals(self, temperature: float) -> tuple[Signal, ...]:
+        """The policy gradient, and the same on likely tokens alone."""
+        whole = self.signal(temperature)
+        return whole, replace(whole, allocation=Allocation(min_logprob=self.min_logprob))
+
+    def verdict(self, group: RolloutGroup, index: int) -> Verdict:
+        """The reward beyond that of the others of the stage; a second attempt is also measured by the first ones."""
+        rollout, found = group.rollouts[index], list[Credit]()
+        among = advantages(group, divide_by_std=self.divide_by_deviation, stage=rollout.stage)[index]
+        if among is not None:
+            found.append(Credit(advantage=among, reference=self.reference_kl))
+        if rollout.stage == SecondAttempts.name and rollout.outcome is not None:
+            gain = self.distil * (rollout.outcome.reward - fmean(judged(group)))
+            found += [Credit(advantage=gain, question=group.task.messages, signal=1)] if gain else []
+        return tuple(found) or Drop.FLAT_GROUP

@@ -1,0 +1,42 @@
+"""SFT: learn the words of the demonstration, the baseline that samples nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from selfdistill.methods.base import Credit, Method, Verdict
+from selfdistill.options import changed
+from selfdistill.signal import Reduction, Signal
+from selfdistill.stages import Demonstrated, Stage
+from selfdistill.types import RolloutGroup
+
+
+@dataclass(frozen=True, slots=True)
+class SFT(Method):
+    """Supervised fine-tuning: cross-entropy on the demonstration, the off-policy baseline of self-distillation.
+
+    Each task needs a demonstration; no reward, no teacher, and nothing is sampled, so that the temperature of sampling
+    plays no part. The loss that is recorded is that of a policy gradient with advantage 1 and has no meaning of its
+    own; its gradient is the cross-entropy's.
+    """
+
+    settings: ClassVar[Mapping[str, Any]] = {"rollouts_per_task": 1}
+    source: ClassVar[str] = "arXiv 2601.19897 (its baseline)"
+    reads: ClassVar[str] = "demonstration"
+
+    reduction: Reduction = changed(Method, "reduction", "token-mean")
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The demonstration alone."""
+        return (Demonstrated(),)
+
+    def signal(self, temperature: float) -> Signal:
+        """The policy gradient, which is the cross-entropy's at an advantage of 1."""
+        return Signal()
+
+    def verdict(self, group: RolloutGroup, index: int) -> Verdict:
+        """Every demonstration counts 1."""
+        return Credit(advantage=1.0)

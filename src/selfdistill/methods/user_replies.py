@@ -1,0 +1,47 @@
+"""Learning from users: what they say next tells the model how its answer should have been."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from selfdistill.context import UserReply
+from selfdistill.methods.base import Method, Verdict, distilled
+from selfdistill.models.teacher import Live, TeacherRule
+from selfdistill.options import option
+from selfdistill.signal import Additive, Centred, Coupling, Signal
+from selfdistill.stages import Attempts, Logged, Stage
+from selfdistill.types import RolloutGroup
+
+
+@dataclass(frozen=True, slots=True)
+class UserReplies(Method):
+    """Hindsight from user replies: each token's advantage is how much likelier the reply makes it, e = log q − log p.
+
+    Needs replies and no reward: the world's replies to fresh answers, or with `logged` tasks that hold an `answer` and
+    the `reply` to it. As published, fresh answers are centred (e minus its mean over the answer) and clipped as in PPO,
+    logged ones take e as it is and have no ratio, since nobody knows how they were sampled. One frame is used for both;
+    the paper words the two prompts differently. It trains on logs at 2e-6.
+    """
+
+    settings: ClassVar[Mapping[str, Any]] = {"rollouts_per_task": 1, "optimiser": {"lr": 5e-6}}
+    source: ClassVar[str] = "arXiv 2603.12273"
+    reads: ClassVar[str] = "the user's reply"
+    teacher: ClassVar[TeacherRule | None] = Live()
+
+    logged: bool = option(False, "learn from answers and replies in the data; nothing is sampled")
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """Fresh answers, or those of a log."""
+        return (Logged(),) if self.logged else (Attempts(),)
+
+    def signal(self, temperature: float) -> Signal:
+        """The policy gradient on the sampled tokens, with the evidence as their advantage."""
+        coupling: Coupling = Additive() if self.logged else Centred()
+        return Signal(coupling=coupling, temperature=1.0 if self.logged else temperature)
+
+    def verdict(self, group: RolloutGroup, index: int) -> Verdict:
+        """Every answer that was replied to counts 1."""
+        return distilled(UserReply().context(group, index))

@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from math import log
+
+import pytest
+import torch
+from toy import QUESTION, Learned, Toy
+
+from core_parts import group, rollout
+from selfdistill.context import Demonstration, Instruction
+from selfdistill.methods import PiDistill, get_method
+from selfdistill.methods.base import Credit
+from selfdistill.models.teacher import Live
+from selfdistill.signal import ForwardKL, RatioCaps, ReverseKL
+from selfdistill.stages import Informed
+from selfdistill.types import Context, Drop, Message, RolloutGroup
+
+TASK = replace(QUESTION, demonstration="told")
+TOLD = Context("demonstration", demonstration="told")
+S, T = [0.5, 0.3, 0.2], [0.2, 0.7, 0.1]
+
+
+def informed(*rewards: float) -> RolloutGroup:
+    said = [replace(rollout(number, reward, task=TASK), stage=Informed.name) for number, reward in enumerate(rewards)]
+    return RolloutGroup(TASK, tuple(said))
+
+
+def test_defaults_share_evenly_and_answer_with_the_demonstration_at_hand() -> None:
+    method = PiDistill()
+    assert (method.share, method.kl, method.teacher) == (0.5, 0.1, Live())
+    assert method.stages == (Informed(Demonstration()),)
+    own, other = method.signals(0.7)
+    assert (own.shape, other.shape) == (ReverseKL(), ForwardKL())
+    assert own.ratio == other.ratio == RatioCaps(2.0, 2.0)
+    assert (own.temperature, other.temperature) == (0.7, 0.7)
+
+
+def test_each_answer_is_used_by_both_readers() -> None:
+    bare = TASK.messages
+    assert PiDistill().credit(informed(1.0, 0.0))[0] == (
+        Credit(TOLD, advantage=0.25, distil=0.05, question=bare, swapped=True),
+        Credit(TOLD, distil=0.05, question=bare, signal=1),
+        Credit(advantage=0.25, question=bare, correct=True, signal=1),
+    )
+
+
+def test_what_weighs_nothing_is_no_use() -> None:
+    bare, flat = TASK.messages, informed(1.0, 1.0)
+    assert PiDistill(share=1.0).credit(flat)[0] == (Credit(TOLD, distil=0.1, question=bare, swapped=True),)
+    assert PiDistill(share=0.0, kl=0.0).credit(informed(1.0, 0.0))[1] == (
+        Credit(advantage=-0.5, question=bare, correct=True, signal=1),
+    )
+    assert PiDistill(kl=0.0).credit(flat) == [Drop.FLAT_GROUP] * 2
+    assert PiDistill().credit(group([1.0])) == [Drop.NO_CONTEXT]
+    assert get_method("pi_distill", {"context": {"kind": "instruction", "text": "hm"}}).context == Instruction("hm")
+
+
+def learned(method: PiDistill) -> Learned:
+    """Two answers, "b" with reward 1 and "a" with 0: A = ±1/2. Both were sampled by the informed reader."""
+    toy = Toy({"bare": [S], "told": [T]}, task=TASK)
+    read = (Message("user", "bare, told"),)
+    said = [
+        toy.said(letter, reward, stage=Informed.name, messages=read, logprobs=(log(T["ab".index(letter)]),))
+        for letter, reward in (("b", 1.0), ("a", 0.0))
+    ]
+    return toy.learn(method, toy.group(*said))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_the_gradient_is_that_of_the_joint_objective(share: float) -> None:
+    """J = share · J_T + (1 − share) · J_S by autograd, S/T = 0.3/0.7 on "b" and 0.5/0.2 = 2.5, cut at 2, on "a"."""
+    method = PiDistill(share=share, kl=0.3)
+    z_s, z_t = (torch.tensor(row).double().log().requires_grad_() for row in (S, T))
+    log_s, log_t = z_s.log_softmax(-1), z_t.log_softmax(-1)
+    objective = torch.zeros(()).double()
+    for token, advantage, ratio in ((1, 0.5, 0.3 / 0.7), (0, -0.5, 2.0)):
+        own = advantage * log_t[token] - 0.3 * (log_t.exp() * (log_t - log_s.detach())).sum()
+        other = ratio * advantage * log_s[token] - 0.3 * (log_t.detach().exp() * (log_t.detach() - log_s)).sum()
+        objective = objective + (share * own + (1 - share) * other) / 2
+    (-objective).backward()
+    found = learned(method).gradients
+    torch.testing.assert_close(found["bare"][0], z_s.grad, atol=1e-6, rtol=0)
+    torch.testing.assert_close(found["told"][0], z_t.grad, atol=1e-6, rtol=0)

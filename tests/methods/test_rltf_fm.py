@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import torch
+from toy import Toy, towards
+
+from core_parts import group
+from selfdistill.config import load_config
+from selfdistill.methods import RLTFFM
+from selfdistill.methods.base import Credit
+from selfdistill.methods.rltf_fm import CRITIQUE
+from selfdistill.stages import Attempts
+from selfdistill.types import Drop, Message
+
+
+def test_defaults_are_those_of_the_paper() -> None:
+    method, config = RLTFFM(), load_config(None, ["method=rltf_fm", "model=tiny"])
+    assert (method.stages, method.foresee, method.teacher, method.needs_reward) == ((Attempts(),), 0.1, None, "yes")
+    assert (config.tasks_per_step, config.rollouts_per_task, config.optimiser.lr) == (32, 8, 2e-5)
+
+
+def test_an_answer_is_rewarded_and_its_feedback_foreseen() -> None:
+    siblings = group([1.0, 0.0], "wrong")
+    asked = (*siblings.task.messages, Message("assistant", "answer 1"), CRITIQUE)
+    foreseen = Credit(advantage=0.1, question=asked, text="wrong 1")
+    assert RLTFFM().credit(siblings) == [(Credit(advantage=0.5),), (Credit(advantage=-0.5), foreseen)]
+
+
+def test_without_a_difference_in_reward_there_is_the_feedback_and_without_either_nothing() -> None:
+    siblings = group([0.0, 0.0], "wrong")
+    [first, _] = RLTFFM().credit(siblings)
+    assert [(credit.advantage, credit.text) for credit in first] == [(0.1, "wrong 0")]
+    assert RLTFFM().credit(group([0.0, 0.0])) == [Drop.FLAT_GROUP] * 2
+    assert RLTFFM(foresee=0.0).credit(siblings) == [Drop.FLAT_GROUP] * 2
+
+
+def test_the_gradient_is_grpo_and_the_cross_entropy_of_the_feedback() -> None:
+    """Two answers share the step; the feedback, "ab" and the end of turn, weighs a third of its answer's share each."""
+    bare, critique = [[0.5, 0.3, 0.2]], [[0.2, 0.6, 0.2], [0.3, 0.3, 0.4], [0.1, 0.2, 0.7]]
+    toy = Toy({"bare": bare, "critique": critique})
+    found = toy.learn(RLTFFM(), toy.group(toy.said("a", 0.0, "ab"), toy.said("b", 1.0))).gradients
+    verdict = 0.5 * towards("b", bare[0]) - 0.5 * towards("a", bare[0])
+    torch.testing.assert_close(found["bare"][0], -verdict / 2, atol=1e-6, rtol=0)
+    wanted = torch.stack([towards(token, row) for token, row in zip("ab.", critique, strict=True)])
+    torch.testing.assert_close(found["critique"], -0.1 * wanted / 3 / 2, atol=1e-6, rtol=0)

@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+import torch
+from toy import Toy, towards
+
+from core_parts import group
+from selfdistill.methods import SFT
+from selfdistill.methods.base import Credit
+from selfdistill.signal import Signal
+from selfdistill.stages import Demonstrated
+
+BARE = [[0.5, 0.3, 0.2], [0.1, 0.2, 0.7]]
+
+
+def test_defaults_sample_nothing_and_have_no_teacher() -> None:
+    method = SFT()
+    assert method.stages == (Demonstrated(),)
+    assert method.signals(0.6) == (Signal(),), "the temperature of sampling plays no part"
+    assert (method.teacher, method.needs_reward, method.reduction) == (None, "no", "token-mean")
+
+
+def test_every_demonstration_counts_one() -> None:
+    assert SFT().credit(group([1.0, 1.0])) == [Credit(advantage=1.0)] * 2
+
+
+def test_the_gradient_is_that_of_the_cross_entropy() -> None:
+    """Three tokens of two demonstrations, "b." and "a": each weighs a third."""
+    toy = Toy({"bare": BARE})
+    found = toy.learn(SFT(), toy.group(toy.said("b.", 1.0)), toy.group(toy.said("a", 1.0), name="s"))
+    wanted = -torch.stack([towards("b", BARE[0]) + towards("a", BARE[0]), towards(".", BARE[1])]) / 3
+    torch.testing.assert_close(found.gradients["bare"], wanted, atol=1e-6, rtol=0)
+
+
+def test_words_that_nobody_sampled_have_no_ratio_however_far_the_student_has_moved() -> None:
+    """A ratio of 0.7/0.1 would be clipped, and the token lost."""
+    toy = Toy({"bare": BARE})
+    found = toy.learn(SFT(), toy.group(toy.said("b.", 1.0)), before={"bare": [[0.1, 0.1, 0.8], [0.8, 0.1, 0.1]]})
+    wanted = -torch.stack([towards("b", BARE[0]), towards(".", BARE[1])]) / 2
+    torch.testing.assert_close(found.gradients["bare"], wanted, atol=1e-6, rtol=0)
