@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from core_parts import group
 from selfdistill.evaluate import accuracy, mean_reward, roll_out
 from selfdistill.models.sampler import SamplingOptions
 from selfdistill.render import Renderer
+from selfdistill.stages import Attempts, Demonstrated, ReflectedAttempts, Reflections, SecondAttempts
 from selfdistill.types import Drop, Message, Outcome, Task
 from selfdistill.worlds.base import FunctionWorld
 
@@ -75,3 +78,70 @@ def test_other_prompts_may_be_read_in_place_of_the_questions(tiny_policy) -> Non
     batch = roll_out(policy, world, renderer, TASKS, SHORT, rollouts=2, seed=1, label="x", prompts=prompts)
     assert [r.prompt_ids for r in batch.rollouts] == [prompts[0]] * 2 + [prompts[1]] * 2
     assert [r.task.id for r in batch.rollouts] == ["t0", "t0", "t1", "t1"]
+
+
+def test_stages_follow_one_another_and_each_rollout_says_what_it_was_asked(tiny_policy) -> None:
+    policy = tiny_policy()
+    renderer = Renderer(policy.tokenizer, policy.context_length, 100)
+    asked: list[str] = []
+
+    def world(task: Task, done) -> Outcome:
+        asked.append(done.uid)
+        return Outcome(float(done.uid == "x-0-0"), "" if done.uid == "x-0-0" else "no")
+
+    stages = (Attempts(), Reflections(), ReflectedAttempts())
+    batch = roll_out(
+        policy, FunctionWorld(world, "w"), renderer, TASKS, SHORT, rollouts=2, seed=1, label="x", stages=stages
+    )
+    first, second = batch.groups
+    kinds = [(r.completion.uid, r.stage, r.of) for r in first.rollouts]
+    assert kinds == [
+        ("x-0-0", "answer", None), ("x-0-1", "answer", None), ("x-0-2", "reflection", 1),
+        ("x-0-3", "reflected_attempt", 2),
+    ]  # fmt: skip
+    assert [(r.stage, r.of) for r in second.rollouts[2:]] == [
+        ("reflection", 0), ("reflection", 1), ("reflected_attempt", 2), ("reflected_attempt", 3),
+    ]  # fmt: skip
+    assert asked == ["x-0-0", "x-0-1", "x-1-0", "x-1-1", "x-0-3", "x-1-4", "x-1-5"], "reflections are not judged"
+    noted, again = first.rollouts[2:]
+    assert (noted.outcome, noted.drop, again.outcome) == (None, None, Outcome(0.0, "no"))
+    assert noted.messages[1] == Message("assistant", first.rollouts[1].completion.text)
+    assert again.messages == (Message("system", noted.completion.text), *TASKS[0].messages)
+    assert first.rollouts[0].messages == (), "the task's own question"
+    for rollout in batch.rollouts:
+        assert rollout.prompt_ids == renderer.prompt(rollout.messages or rollout.task.messages)
+        assert 0 < len(rollout.completion.token_ids) == len(rollout.completion.logprobs) <= 6
+
+
+def test_words_that_are_there_already_are_neither_sampled_nor_judged(tiny_policy) -> None:
+    policy = tiny_policy()
+    renderer = Renderer(policy.tokenizer, policy.context_length, 100)
+    tasks = [replace(TASKS[0], demonstration="yes"), TASKS[1]]
+    world = FunctionWorld(lambda task, done: Outcome(0.0), "w")
+    batch = roll_out(
+        policy, world, renderer, tasks, SHORT, rollouts=3, seed=1, label="x", version=7, stages=(Demonstrated(),)
+    )
+    assert [len(group.rollouts) for group in batch.groups] == [1, 0]
+    [given] = batch.rollouts
+    assert given.completion.token_ids == (*policy.tokenizer.encode("yes"), policy.tokenizer.eos_token_id)
+    assert (given.completion.logprobs, given.completion.text, given.completion.policy_version) == ((), "yes", 7)
+    assert (given.outcome, given.prompt_ids) == (Outcome(1.0), renderer.prompt(TASKS[0].messages))
+
+
+def test_a_prompt_without_room_for_an_answer_is_dropped_and_the_rest_goes_on(tiny_policy) -> None:
+    policy = tiny_policy()
+    renderer = Renderer(policy.tokenizer, policy.context_length, 100)
+    judged: list[str] = []
+
+    def world(task: Task, done) -> Outcome:
+        judged.append(done.uid)
+        return Outcome(0.0, "no " * (policy.context_length if task.id == "t0" else 1))
+
+    batch = roll_out(
+        policy, FunctionWorld(world, "w"), renderer, TASKS, SHORT, rollouts=1, seed=1, label="x",
+        stages=(Attempts(), SecondAttempts()),
+    )  # fmt: skip
+    long, short = (group.rollouts[1] for group in batch.groups)
+    assert (long.drop, long.outcome, long.completion.token_ids) == (Drop.CONTEXT_TOO_LONG, None, ())
+    assert (short.drop, short.stage) == (None, "second_attempt")
+    assert judged == ["x-0-0", "x-1-0", "x-1-1"]

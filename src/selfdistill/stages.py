@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol, TypeAlias
 
-from selfdistill.context import ContextRule, teacher_messages
+from selfdistill.context import ContextRule, teacher_messages, without_thinking
 from selfdistill.types import ANSWER, Context, Message, Outcome, Rollout, RolloutGroup
 
 REFLECT = "Say in one or two sentences how to answer the original question better next time."
@@ -136,12 +136,15 @@ class ReflectedAttempts:
 
     def wanted(self, group: RolloutGroup, count: int) -> list[Wanted]:
         """One for each reflection, about the place of the reflection."""
-        return [
-            Ask(
-                teacher_messages(group.task.messages, Context("reflection", instruction=rollout.completion.text)), place
-            )
+        noted = [
+            (place, without_thinking(rollout.completion.text))
             for place, rollout in enumerate(group.rollouts)
-            if rollout.stage == Reflections.name and rollout.completion.text.strip()
+            if rollout.stage == Reflections.name
+        ]
+        return [
+            Ask(teacher_messages(group.task.messages, Context("reflection", instruction=text)), place)
+            for place, text in noted
+            if text.strip()
         ]
 
 
