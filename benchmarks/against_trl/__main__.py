@@ -55,7 +55,8 @@ def main() -> None:
     trl = Skipped("TRL was left out") if refusal or not chosen.trl_python else chosen.trl_python
     sheets: dict[str, Sheet] = {}
     with console.status("starting") as status, quiet():
-        bench = Bench(plan, chosen.out, trl, lambda text: status.update(text))
+        say = status.update if console.is_terminal else console.print
+        bench = Bench(plan, chosen.out, trl, say)
         for name in wanted:
             sheets[name] = SECTIONS[name](bench)
             console.print(sheets[name].table())

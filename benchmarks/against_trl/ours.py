@@ -27,10 +27,11 @@ from selfdistill.models.hf import load_policy
 from selfdistill.models.policy import Policy
 from selfdistill.models.sampler import SamplingOptions, sample
 from selfdistill.models.teacher import Frozen, Live, Teacher
+from selfdistill.readings import read_teacher
 from selfdistill.runs import StepRecord
 from selfdistill.runs.progress import Quiet
 from selfdistill.signal import Signal, TeacherView, TokenWeights, denominators, fused_signal
-from selfdistill.step import Batch, read_teacher, train_step
+from selfdistill.step import Batch, train_step
 from selfdistill.types import TrainingSample
 
 Case = dict[str, Any]
@@ -84,8 +85,9 @@ def norms(loss: Tensor, hidden_grad: Tensor, weight_grad: Tensor) -> dict[str, f
 
 def sample_of(index: int, row: Row) -> TrainingSample:
     """A rollout with a signal."""
+    assert row.teacher is not None
     said = (0.0,) * len(row.completion)
-    return TrainingSample(f"r{index}", row.prompt, row.teacher, row.completion, said, distil=1.0)
+    return TrainingSample(f"r{index}", row.prompt, (row.teacher,), row.completion, said, distil=1.0)
 
 
 def update_case(case: Case) -> dict[str, Any]:
@@ -120,10 +122,10 @@ class Update:
         if self.sampled:
             uids = [f"r{index}" for index in range(len(self.prompts))]
             sample(self.policy, self.prompts, self.sampled, seed=1, uids=uids, version=0)
-        readings = read_teacher(self.policy, self.teacher, self.samples, self.tokens)
+        readings = read_teacher(self.policy, self.teacher, self.samples, self.tokens, [self.signal])
         batch = Batch(self.samples, self.over, teacher=readings, sampler_correction=False)
         report = train_step(
-            self.policy, self.optimizer, self.signal, "sequence-mean", batch, max_grad_norm=1.0, tokens=self.tokens
+            self.policy, self.optimizer, [self.signal], "sequence-mean", batch, max_grad_norm=1.0, tokens=self.tokens
         )
         self.history.append({"loss": report.loss, "grad_norm": report.grad_norm})
         return self.history

@@ -16,10 +16,9 @@ class Plan:
     full: bool = False
     repeats: int = 2
     inner: int = 1
-    limit_s: float = 400.0
+    limit_s: float = 900.0
     loss_size: str = "tiny"
-    modes: tuple[str, ...] = ("topk", "full")
-    tokens: tuple[int, ...] = (512, 2048)
+    losses: tuple[tuple[str, int], ...] = (("topk", 512), ("topk", 2048), ("full", 512))
     goal_tokens: int = 2048
     sizes: tuple[str, ...] = ("small",)
     teachers: tuple[str, ...] = ("frozen",)
@@ -49,7 +48,7 @@ FULL = Plan(
     inner=3,
     limit_s=1800.0,
     loss_size="0.6b",
-    tokens=(512, 2048, 8192),
+    losses=tuple((mode, tokens) for mode in ("topk", "full") for tokens in (512, 2048, 8192)),
     sizes=("0.6b", "1.7b", "4b", "8b"),
     teachers=("frozen", "live"),
     ragged=Ragged(count=20, longest=8192, prompt=512, context=2048),
