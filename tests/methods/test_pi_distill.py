@@ -39,8 +39,8 @@ def test_defaults_share_evenly_and_answer_with_the_demonstration_at_hand() -> No
 def test_each_answer_is_used_by_both_readers() -> None:
     bare = TASK.messages
     assert PiDistill().credit(informed(1.0, 0.0))[0] == (
-        Credit(TOLD, advantage=0.25, distil=0.05, question=bare, swapped=True),
         Credit(TOLD, distil=0.05, question=bare, signal=1),
+        Credit(TOLD, advantage=0.25, distil=0.05, question=bare, swapped=True),
         Credit(advantage=0.25, question=bare, correct=True, signal=1),
     )
 

@@ -110,7 +110,10 @@ def _teacher(session: Session, tasks: Sequence[Task], reporter: Reporter) -> Bat
     )
     prepared = prepare(session.method, attempts.groups, session.renderer)
     read = [
-        (entry.rollout.task, s.teacher_prompts[0]) for entry in prepared for s in entry.samples[:1] if s.teacher_prompts
+        (entry.rollout.task, s.teacher_prompts[0])
+        for entry in prepared
+        for s in entry.samples[:1]
+        if s.teacher_prompts and not s.live  # a live view is the student's: of this prompt the train split tells
     ]
     if not read:
         return None

@@ -47,15 +47,15 @@ class PiDistill(Method):
         return self.signal(temperature), replace(self.signal(temperature), shape=ForwardKL())
 
     def verdict(self, group: RolloutGroup, index: int) -> Verdict:
-        """The answer as T's, as S's to imitate, and as S's to be rewarded for; only the last has importance weights."""
+        """The answer as S's to imitate, as T's, and as S's to be rewarded for; only the last has importance weights."""
         found, bare = self.context.context(group, index), group.task.messages
         if not isinstance(found, Context):
             return found
         advantage = advantages(group, stage=Informed.name)[index] or 0.0
         other = 1 - self.share
         uses = (
-            Credit(found, self.share * advantage, self.share * self.kl, question=bare, swapped=True),
             Credit(found, distil=other * self.kl, question=bare, signal=1),
+            Credit(found, self.share * advantage, self.share * self.kl, question=bare, swapped=True),
             Credit(advantage=other * advantage, question=bare, correct=True, signal=1),
         )
         return tuple(use for use in uses if use.distil or use.advantage) or Drop.FLAT_GROUP
