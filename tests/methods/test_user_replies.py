@@ -11,7 +11,7 @@ from selfdistill.config import load_config
 from selfdistill.methods import UserReplies
 from selfdistill.methods.base import Credit
 from selfdistill.models.teacher import Live
-from selfdistill.signal import Additive, Centred, PolicyGradient
+from selfdistill.signal import Additive, Centred, PolicyGradient, SampledToken
 from selfdistill.stages import Attempts, Logged
 from selfdistill.types import Context, Drop, Outcome, RolloutGroup
 
@@ -23,7 +23,7 @@ def test_defaults_are_those_of_fresh_answers_as_published() -> None:
     method, config = UserReplies(), load_config(None, ["method=user_replies", "model=tiny"])
     assert (method.stages, method.teacher, method.needs_reward) == ((Attempts(),), Live(), "no")
     assert (method.signal(0.9).coupling, method.signal(0.9).policy) == (Centred(), PolicyGradient())
-    assert method.signal(0.9).temperature == 0.9
+    assert (method.signal(0.9).support, method.signal(0.9).temperature) == (SampledToken(), 0.9)
     assert (config.rollouts_per_task, config.optimiser.lr) == (1, 5e-6)
 
 

@@ -10,7 +10,7 @@ from selfdistill.context import UserReply
 from selfdistill.methods.base import Method, Verdict, distilled
 from selfdistill.models.teacher import Live, TeacherRule
 from selfdistill.options import option
-from selfdistill.signal import Additive, Centred, Coupling, Signal
+from selfdistill.signal import Additive, Centred, Coupling, SampledToken, Signal
 from selfdistill.stages import Attempts, Logged, Stage
 from selfdistill.types import RolloutGroup
 
@@ -40,7 +40,7 @@ class UserReplies(Method):
     def signal(self, temperature: float) -> Signal:
         """The policy gradient on the sampled tokens, with the evidence as their advantage."""
         coupling: Coupling = Additive() if self.logged else Centred()
-        return Signal(coupling=coupling, temperature=1.0 if self.logged else temperature)
+        return Signal(SampledToken(), coupling=coupling, temperature=1.0 if self.logged else temperature)
 
     def verdict(self, group: RolloutGroup, index: int) -> Verdict:
         """Every answer that was replied to counts 1."""
