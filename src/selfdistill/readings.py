@@ -72,8 +72,11 @@ class Reading:
     def _nothing(self, size: int) -> KeptTopK:
         """What stands where a sample was not read; it weighs nothing."""
         like = next(iter(self.kept.values()))
-        columns = (x[:1].expand(size, *x.shape[1:]) for x in (like.ids_NK, like.logprobs_NK, like.tail_N))
-        return KeptTopK(*columns, like.temperature)
+        k = like.k
+        return KeptTopK(
+            like.ids_NK[:1].expand(size, k), like.logprobs_NK[:1].expand(size, k), like.tail_N[:1].expand(size),
+            like.temperature,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
