@@ -7,29 +7,31 @@ selfdistill methods examples/my_method.py:Lessons
 from dataclasses import dataclass
 from typing import ClassVar
 
-from selfdistill import Context, Credit, Drop, Frozen, Outcome, RolloutGroup, Signal, divergence
+from selfdistill import Additive, Context, Credit, Drop, Frozen, Method, RolloutGroup, SampledToken, Signal, Tanh
 
 
 @dataclass(frozen=True, slots=True)
-class Lessons:
+class Lessons(Method):
     """Distil failures from their own feedback, reward successes."""
 
-    settings: ClassVar = {"optimiser": {"weight_decay": 0.0}}  # what it needs of a run, below the user's own settings
-    source: ClassVar = "examples/my_method.py"
     teacher: ClassVar = Frozen()  # whose weights read the feedback
-    needs_reference: ClassVar = False  # nothing is measured against the weights at the start
-    reduction: ClassVar = "token-mean"  # every token weighs the same
-    count_dropped: ClassVar = False  # rollouts that take no part do not dilute the mean
+    settings: ClassVar = {"optimiser": {"weight_decay": 0.0}}  # what it needs of a run, below the user's own settings
     reward: float = 1.0
 
     def signal(self, temperature: float) -> Signal:
-        return Signal(shape=divergence(0.5), temperature=temperature)
+        return Signal(temperature=temperature)
 
-    def credit(self, group: RolloutGroup) -> list[Credit | Drop]:
-        return [rollout.drop or self.lesson(rollout.outcome) for rollout in group.rollouts]
-
-    def lesson(self, outcome: Outcome) -> Credit | Drop:
+    def verdict(self, group: RolloutGroup, index: int) -> Credit | Drop:
+        outcome = group.rollouts[index].outcome
         if outcome.reward == 1:
             return Credit(advantage=self.reward)
         context = Context("feedback", feedback=outcome.feedback)
         return Credit(context, distil=1.0) if outcome.feedback else Drop.NO_CONTEXT
+
+
+@dataclass(frozen=True, slots=True)
+class Hints(Lessons):
+    """The same as a policy gradient: how much likelier the feedback makes each token is its advantage, within ±1."""
+
+    def signal(self, temperature: float) -> Signal:
+        return Signal(support=SampledToken(), coupling=Additive(bound=Tanh(1.0)), temperature=temperature)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from selfdistill import load_config, load_tasks, read_run, train
+from selfdistill import Additive, SampledToken, Tanh, load_config, load_tasks, read_run, train
 from selfdistill.errors import ConfigError
 from selfdistill.methods import find_method, get_method
 from selfdistill.plugins import load_from_file, short_name
@@ -103,6 +103,15 @@ def test_the_method_credits_and_trains(model: str, tmp_path: Path):
     assert run.config["settings"]["optimiser"]["weight_decay"] == 0.0, "what the method needs of a run"
 
 
+def test_its_relative_learns_from_the_same_lessons_in_another_way(model: str, tmp_path: Path):
+    method = f"{EXAMPLES / 'my_method.py'}:Hints"
+    signal = get_method(method, {}).signal(1.0)
+    assert (signal.support, signal.coupling) == (SampledToken(), Additive(bound=Tanh(1.0)))
+    run = trained(model, tmp_path / "run", f"method={method}", f"world={EXAMPLES / 'my_world.py'}")
+    assert run.steps[0].contexts == {"feedback": 4}
+    assert run.steps[0].grad_norm > 0
+
+
 def test_a_run_is_named_after_the_files_it_uses(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     class Names(Quiet):
         path = Path()
@@ -144,7 +153,7 @@ def test_the_commands_of_the_examples(model: str, tmp_path: Path):
         (
             "from dataclasses import dataclass\n@dataclass\nclass Mine:\n    source = 'x'\n    teacher = None",
             "mine.py:Mine",
-            "it lacks settings, ",
+            "derives from `selfdistill.Method`",
         ),
     ],
 )

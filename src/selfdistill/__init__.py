@@ -34,12 +34,13 @@ if TYPE_CHECKING:
     from selfdistill.models.sampler import SamplingOptions, sample
     from selfdistill.models.teacher import Ema, Frozen
     from selfdistill.runs import Quiet, Reporter, Run, read_run
-    from selfdistill.signal import Signal, divergence, fused_signal
+    from selfdistill.signal import Additive, SampledToken, Signal, Tanh, divergence, fused_signal
     from selfdistill.worlds.rows import load_tasks
 
 __all__ = [
     "GRPO",
     "SDPO",
+    "Additive",
     "Completion",
     "Context",
     "Credit",
@@ -59,11 +60,13 @@ __all__ = [
     "RolloutGroup",
     "Run",
     "RunConfig",
+    "SampledToken",
     "SamplingOptions",
     "SelfDistillError",
     "Signal",
     "SolutionOrFeedback",
     "StopReason",
+    "Tanh",
     "Task",
     "compare",
     "divergence",
@@ -90,7 +93,7 @@ _HOMES = {
     "models.sampler": "SamplingOptions sample",
     "models.teacher": "Ema Frozen",
     "runs": "Quiet Reporter Run read_run",
-    "signal": "Signal divergence fused_signal",
+    "signal": "Additive SampledToken Signal Tanh divergence fused_signal",
     "worlds.rows": "load_tasks",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}

@@ -3,10 +3,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from core_parts import QUESTION, group
 from formulas import ROOT, close, entropy, toward_mean
 from toy import TOKENS, Toy, towards
 
+from core_parts import QUESTION, group
 from selfdistill.methods import AntiSD
 from selfdistill.methods.base import Credit
 from selfdistill.models.teacher import Live
@@ -31,7 +31,7 @@ def test_the_teacher_reads_a_solution_and_whether_the_attempt_was_right() -> Non
 
 
 def test_without_a_solved_sibling_it_is_the_demonstration_or_nothing() -> None:
-    lone, bad = AntiSD().credit(group([1.0, 0.0]))
+    lone, _ = AntiSD().credit(group([1.0, 0.0]))
     assert (lone.context, lone.distil, lone.advantage > 0) == (None, 0.0, True)
     assert AntiSD().credit(group([0.0, 0.0])) == [Drop.FLAT_GROUP] * 2
     taught = group([0.0, 0.0], task=replace(QUESTION, demonstration="12"))

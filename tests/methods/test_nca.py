@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 import pytest
-from core_parts import group
 from formulas import close, moved, row
 from toy import Toy
 
+from core_parts import group
 from selfdistill.context import Instruction, SolutionOrFeedback
 from selfdistill.methods import NCA
 from selfdistill.methods.base import Credit
@@ -35,10 +35,10 @@ def test_every_answer_is_used_twice() -> None:
 
 @pytest.mark.parametrize("beta", [0.5, 0.2])
 def test_the_gradient_learns_the_context_and_draws_what_is_said_with_it_back(beta: float) -> None:
-    """Two uses of one token, each worth a half. Without the context: toward the teacher, which is as it was at the
+    """Two uses of one token, which add up. Without the context: toward the teacher, which is as it was at the
     start. With it: KL(p‖p_c) has the gradient p_c − p, and p is that of now."""
     toy = Toy({"bare": [P], "told": [TOLD]}, start={"bare": [START], "told": [START]})
     method = NCA(context=Instruction("told"), beta=beta)
     learned = toy.learn(method, toy.group(toy.said("b")))
-    close(learned.gradients["bare"][0], moved(P, (row(START) / row(P)).log()) / 2)
-    close(learned.gradients["told"][0], beta * (row(TOLD) - row(P)) / 2)
+    close(learned.gradients["bare"][0], moved(P, (row(START) / row(P)).log()))
+    close(learned.gradients["told"][0], beta * (row(TOLD) - row(P)))

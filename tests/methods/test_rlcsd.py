@@ -2,10 +2,10 @@ from __future__ import annotations
 
 from math import log, tanh
 
-from core_parts import group
 from formulas import ROOT, close
 from toy import Toy, towards
 
+from core_parts import group
 from selfdistill.methods import RLCSD
 from selfdistill.models.teacher import Snapshot
 from selfdistill.signal import Additive, Constant, Contrast, SampledToken, Tanh
@@ -53,7 +53,8 @@ def test_the_gradient_adds_the_bounded_contrast_on_two_paths() -> None:
     said = [toy.said("b", 1.0, text=right), toy.said("a", 1.0, text=right)]
     said += [toy.said(token, text=text) for token, text in zip("a.", texts, strict=True)]
     found = toy.learn(RLCSD(), toy.group(*said)).gradients["bare"][0]
-    changed = (ROOT + 0.5 * tanh(log(1.01) / 0.02)) * towards("a", P) + (0.5 - ROOT) * (towards("a", P) + towards(".", P))
+    turned = (0.5 - ROOT) * (towards("a", P) + towards(".", P))
+    changed = (ROOT + 0.5 * tanh(log(1.01) / 0.02)) * towards("a", P) + turned
     close(found, -(ROOT * towards("b", P) + changed / 3))
 
 

@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 import pytest
-from core_parts import group
 from formulas import ROOT, close
 from toy import Toy, towards
 
+from core_parts import group
 from selfdistill.methods import RLRT
 from selfdistill.methods.base import Credit
 from selfdistill.models.teacher import Snapshot

@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 import pytest
-from core_parts import group
 from formulas import close, moved, toward_mean
 from toy import Toy, towards
 
+from core_parts import group
 from selfdistill.methods import Safe
 from selfdistill.methods.base import Credit
 from selfdistill.models.teacher import Frozen
@@ -43,7 +43,7 @@ def test_what_says_nothing_is_dropped_and_what_is_merely_worse_keeps_its_verdict
     assert Safe().credit(group([0.0, 0.0])) == [Drop.NO_CONTEXT] * 2
     assert Safe().credit(group([1.0, 1.0])) == [Drop.FLAT_GROUP] * 2
     assert Safe().credit(group([0.25, 0.0])) == [Credit(advantage=0.125), Credit(advantage=-0.125)]
-    assert Safe(reward=0.0).credit(group([1.0, 0.0]))[0] is Drop.FLAT_GROUP
+    assert Safe(reward=0.0).credit(group([1.0, 0.0]))[0] is Drop.LONE_SUCCESS
 
 
 @pytest.mark.parametrize(("usual", "limit"), [(0.05, 0.15), (1.0, None)])

@@ -3,10 +3,10 @@ from __future__ import annotations
 from math import sqrt
 
 import pytest
-from core_parts import group
 from formulas import close, moved, toward_mean
 from toy import Toy
 
+from core_parts import group
 from selfdistill.methods import SCSDPO, SDPOOutcome
 from selfdistill.methods.base import Credit
 from selfdistill.models.teacher import Ema

@@ -3,10 +3,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from core_parts import QUESTION, group
 from formulas import ROOT, close, moved, row
 from toy import Toy, towards
 
+from core_parts import QUESTION, group
 from selfdistill.methods import SDPG
 from selfdistill.methods.base import Credit
 from selfdistill.models.teacher import Live

@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 import torch
-from core_parts import group
 from formulas import close, entropy, moved, row, toward_mean
 from toy import Toy, towards
 
+from core_parts import group
 from selfdistill.methods import SRPO
 from selfdistill.methods.base import Credit
 from selfdistill.models.teacher import Ema

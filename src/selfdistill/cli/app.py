@@ -166,15 +166,16 @@ def evaluate(
 
 @app.command()
 def methods(
-    name: Annotated[str | None, typer.Argument(help="Show the settings of this method.", show_default=False)] = None,
+    name: Annotated[str | None, typer.Argument(help="Show this method and its settings.", show_default=False)] = None,
 ) -> None:
-    """List the methods, or show one with its settings."""
+    """List the methods side by side, or say what one does and list its settings."""
+    from selfdistill.cli.method_table import print_method, print_methods
     from selfdistill.methods import METHODS, get_method
 
     if name is None:
-        print_listing({key: method.__doc__ or "" for key, method in METHODS.items()})
+        print_methods({key: get_method(key, {}) for key in METHODS})
     else:
-        print_settings(get_method(name, {}), prefix="method.")
+        print_method(get_method(name, {}))
 
 
 @app.command()

@@ -28,8 +28,6 @@ class AntiSD(Told):
     """
 
     settings: ClassVar[Mapping[str, Any]] = {
-        "tasks_per_step": 32,
-        "rollouts_per_task": 8,
         "optimiser": {"lr": 1e-6},
         "sampling": {"max_new_tokens": 32768},
     }
@@ -47,7 +45,6 @@ class AntiSD(Told):
         return replace(
             GRPO.signal(self, temperature),
             support=SampledToken(),
-            shape=JensenShannon(0.5),
             direction=Away(),
             coupling=Additive(JensenShannon(0.5)),
             schedule=Constant(self.strength),
@@ -56,11 +53,9 @@ class AntiSD(Told):
 
     def verdict(self, group: RolloutGroup, index: int) -> Verdict:
         """As told; in a group that agrees the push is all there is."""
-        verdict = Told.verdict(self, group, index)
-        if verdict is not Drop.FLAT_GROUP:
-            return verdict
-        found = self.told(group, index)
-        return distilled(found, reference=self.reference_kl) if isinstance(found, Context) else verdict
+        verdict, found = Told.verdict(self, group, index), self.told(group, index)
+        alone = verdict is Drop.FLAT_GROUP and isinstance(found, Context)
+        return distilled(found, reference=self.reference_kl) if alone else verdict
 
     def told(self, group: RolloutGroup, index: int) -> Context | Drop:
         """A solution, and what became of this attempt."""

@@ -10,7 +10,7 @@ from selfdistill.context import ContextRule, Instruction
 from selfdistill.methods.base import Credit, Method, Verdict
 from selfdistill.models.teacher import Frozen, TeacherRule
 from selfdistill.options import option
-from selfdistill.signal import ForwardKL, RatioCaps, ReverseKL, Signal, TopK
+from selfdistill.signal import ForwardKL, ReverseKL, Signal, TopK
 from selfdistill.types import Drop, RolloutGroup
 
 
@@ -21,8 +21,7 @@ class NCA(Method):
     A student that has learned a context becomes worse when it reads that context again; the second term draws what it
     then says toward what it says without. Each answer is used twice, the second time read by the student with the
     context and by the student's weights of now without it. Needs no reward: an instruction (or the document of each
-    task), or any other context rule. The two uses count as two answers of one mean, so that all is half as large as the
-    sum above.
+    task), or any other context rule. The first term is that of OPCD, with all tokens beyond the top 256 as one.
     """
 
     settings: ClassVar[Mapping[str, Any]] = {
@@ -37,17 +36,14 @@ class NCA(Method):
     context: ContextRule = field(default_factory=Instruction)
     beta: float = option(0.5, "β: weight of agreeing with oneself when the context is read again; 0: left out")
     top_k: int = option(256, "student tokens on which the first term is compared, the rest in one bucket")
-    ratio_cap: float = option(2.0, "upper bound of the importance weights")
 
     def signals(self, temperature: float) -> tuple[Signal, ...]:
         """Toward the teacher, and back to oneself."""
-        again = Signal(shape=ForwardKL(), ratio=RatioCaps(self.ratio_cap, None), temperature=temperature)
-        return (self.signal(temperature), again)
+        return (self.signal(temperature), Signal(shape=ForwardKL(), temperature=temperature))
 
     def signal(self, temperature: float) -> Signal:
-        """Context distillation as in OPCD."""
-        caps = RatioCaps(self.ratio_cap, self.ratio_cap)
-        return Signal(support=TopK(self.top_k), shape=ReverseKL(), ratio=caps, temperature=temperature)
+        """KL(student‖teacher) on the student's likeliest tokens."""
+        return Signal(support=TopK(self.top_k), shape=ReverseKL(), temperature=temperature)
 
     def verdict(self, group: RolloutGroup, index: int) -> Verdict:
         """Two uses, or one."""

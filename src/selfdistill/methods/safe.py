@@ -10,7 +10,7 @@ from selfdistill.methods.base import Credit, Method, Verdict, distilled
 from selfdistill.methods.grpo import advantages
 from selfdistill.models.teacher import Frozen, TeacherRule
 from selfdistill.options import option
-from selfdistill.signal import RatioCaps, Relative, Signal, divergence
+from selfdistill.signal import JensenShannon, Relative, Signal
 from selfdistill.types import Context, Drop, RolloutGroup
 
 
@@ -37,13 +37,11 @@ class Safe(Method):
     context: ContextRule = field(default_factory=SolutionOrFeedback)
     reward: float = option(1.0, "scale of the advantages; 0: successes take no part")
     bound: float = option(3.0, "a push is cut at this multiple of the running mean; 0: never")
-    ratio_cap: float = option(2.0, "upper bound of the importance weights")
 
     def signal(self, temperature: float) -> Signal:
         """Both terms; a rollout carries one of them."""
         bound = Relative(self.bound) if self.bound else None
-        caps = RatioCaps(self.ratio_cap, self.ratio_cap)
-        return Signal(shape=divergence(0.5), ratio=caps, bound=bound, temperature=temperature)
+        return Signal(shape=JensenShannon(0.5), bound=bound, temperature=temperature)
 
     def verdict(self, group: RolloutGroup, index: int) -> Verdict:
         """One route for each rollout; a failure of which nothing is known keeps its advantage."""

@@ -27,7 +27,6 @@ class SDPG(Told):
 
     settings: ClassVar[Mapping[str, Any]] = {
         "tasks_per_step": 128,
-        "rollouts_per_task": 8,
         "optimiser": {"lr": 1e-6},
         "sampling": {"max_new_tokens": 4096},
     }

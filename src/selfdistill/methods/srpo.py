@@ -21,14 +21,11 @@ class SRPO(GRPO):
 
     A failure is distilled from a sibling's solution, tokens weighed by how sure the teacher is: exp(−β H), over the
     mean of the batch. Needs a reward that is sometimes high: a failure without any solved sibling falls back on its
-    advantage, and a group that agrees says nothing. Against the paper the advantage, the divergence and their weight in
-    the mean are those of this package: both kinds of answers share one mean, and advantages are not divided by their
-    deviation.
+    advantage, and a group that agrees says nothing. Both kinds of answers share one mean, and advantages are not
+    divided by their deviation.
     """
 
     settings: ClassVar[Mapping[str, Any]] = {
-        "tasks_per_step": 32,
-        "rollouts_per_task": 8,
         "optimiser": {"lr": 1e-5, "warmup_steps": 10},
         "sampling": {"max_new_tokens": 8192},
     }

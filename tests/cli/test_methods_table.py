@@ -1,0 +1,124 @@
+"""The table of methods says what their values say, and can be read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import pytest
+from typer.testing import CliRunner
+
+from selfdistill.cli import app
+from selfdistill.cli.method_table import COLUMNS, describe, method_row
+from selfdistill.methods import GRPO, METHODS, NCA, RLCSD, RLSD, SDPO, Safe, SDPORichFeedback, get_method
+from selfdistill.models.teacher import Ema, Frozen, Snapshot
+from selfdistill.signal import (
+    Additive,
+    Allocation,
+    Contrast,
+    FullVocabulary,
+    JensenShannon,
+    Mixed,
+    ReverseKL,
+    Signal,
+    Tanh,
+    TopK,
+    Trapezoid,
+)
+
+runner = CliRunner()
+WIDTH = 100
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (FullVocabulary(), "full vocabulary"),
+        (ReverseKL(), "reverse KL"),
+        (JensenShannon(0.3), "jensen shannon 0.3"),
+        (TopK(20), "top K 20"),
+        (TopK(20, of="teacher", tail=False), "top K 20, of teacher, no tail"),
+        (Frozen(), "frozen"),
+        (Ema(0.05), "ema 0.05"),
+        (Snapshot(), "snapshot 10"),
+        (Trapezoid(1e-3, 50, 0, 350), "trapezoid 0.001, 50, 0, 350"),
+        (Additive(), "additive"),
+        (Additive(bound=Tanh(0.02), keep_sign=True), "additive bound tanh 0.02, keep sign"),
+        (Mixed(ReverseKL(), JensenShannon(0.5)), "mixed reverse KL, jensen shannon 0.5"),
+        (Contrast(2.0, normalise=False), "contrast 2, no normalise"),
+        (Allocation(skip_first=3), "allocation skip first 3"),
+    ],
+)
+def test_a_value_is_described_by_what_was_chosen_in_it(value: object, said: str) -> None:
+    assert describe(value) == said
+
+
+def cells(method: object) -> dict[str, str]:
+    return dict(zip(COLUMNS, method_row("it", method), strict=True))  # type: ignore[arg-type]
+
+
+def test_a_row_follows_the_settings() -> None:
+    plain = cells(SDPO())
+    assert (plain["compared by"], plain["teacher"], plain["coupled by"]) == (
+        "jensen shannon 0.5\nfull vocabulary",
+        "frozen",
+        "–",
+    )
+    assert cells(replace(SDPO(), alpha=1.0, top_k=7))["compared by"] == "reverse KL\ntop K 7"
+    assert cells(SDPORichFeedback())["rollouts"] == "8 × answer"
+    assert cells(Safe())["coupled by"] == "bound relative 3"
+    assert cells(Safe(bound=0))["coupled by"] == "–"
+
+
+def test_without_a_teacher_nothing_is_compared() -> None:
+    row = cells(GRPO())
+    assert (row["teacher"], row["compared by"], row["needs reward"]) == ("–", "–", "yes")
+    assert row["arXiv"] == "2402.03300\n2503.14476"
+
+
+def test_where_evidence_becomes_an_advantage_there_is_no_divergence() -> None:
+    assert cells(RLSD())["compared by"] == "sampled token"
+    assert cells(RLSD())["coupled by"] == "with verdict\nmultiplicative 0.2\nlinear 0.5, 0, 50"
+    assert cells(RLCSD())["compared by"] == "contrast 1, no normalise\nsampled token"
+
+
+def test_several_signals_are_all_told() -> None:
+    assert cells(NCA())["compared by"] == "reverse KL\ntop K 256\nforward KL\nfull vocabulary"
+
+
+def test_a_method_of_ones_own_has_a_row_too() -> None:
+    @dataclass(frozen=True, slots=True)
+    class Mine(SDPO):
+        source: ClassVar[str] = "not published"
+
+        def signal(self, temperature: float) -> Signal:
+            return Signal(support=TopK(3), temperature=temperature)
+
+    assert cells(Mine())["compared by"] == "jensen shannon 0.5\ntop K 3"
+    assert cells(Mine())["arXiv"] == "–"
+
+
+def test_the_table_fits_a_terminal_and_cuts_no_word() -> None:
+    result = runner.invoke(app, ["methods"], env={"COLUMNS": str(WIDTH)})
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert max(map(len, lines)) <= WIDTH
+    assert "…" not in result.stdout
+    names = [line.split()[0] for line in lines if line[:1].isalpha()]
+    assert [name for name in names if name in METHODS] == list(METHODS)
+    words = {word for name in METHODS for cell in method_row(name, get_method(name, {})) for word in cell.split()}
+    assert words <= set(result.stdout.split())
+
+
+def test_one_method_is_told_with_its_settings_and_what_it_sets() -> None:
+    result = runner.invoke(app, ["methods", "sdpg"], env={"COLUMNS": str(WIDTH)})
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith("Self-Distilled Policy Gradient: ")
+    assert "Source: arXiv 2606.04036." in result.stdout
+    assert "optimiser.lr=1e-06" in result.stdout
+    assert "method.peak" in result.stdout
+
+
+def test_dashes_of_a_docstring_keep_their_lines() -> None:
+    lines = runner.invoke(app, ["methods", "safe"], env={"COLUMNS": "200"}).stdout.splitlines()
+    assert sum(line.startswith("- ") for line in lines) == 6
