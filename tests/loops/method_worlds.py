@@ -1,0 +1,59 @@
+"""A world that knows everything a method may ask for, and methods that divide what they credit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+from zlib import crc32
+
+from selfdistill import Completion, Credit, Message, Outcome, RolloutGroup, Signal, Task
+from selfdistill.methods.base import Method
+
+QUESTIONS = ["What is seven plus five?", "Say yes or no."]
+
+
+class Telling:
+    """About half of all answers are right; the others hear why not, from the world and from the user."""
+
+    name = "telling"
+
+    def tasks(self, split: str) -> list[Task]:
+        if split != "train":
+            return []
+        return [
+            Task(
+                f"q{number}",
+                (Message("user", text),),
+                demonstration="The answer is twelve.",
+                document="Seven plus five is twelve.",
+                logged_answer="yes",
+                user_reply="No, twelve.",
+            )
+            for number, text in enumerate(QUESTIONS)
+        ]
+
+    def judge(self, task: Task, completion: Completion) -> Outcome:
+        right = crc32(completion.text.encode()) % 2
+        return Outcome(float(right), "" if right else f"Not {completion.text!r}.", reply=task.user_reply)
+
+
+@dataclass(frozen=True, slots=True)
+class Whole(Method):
+    """Every answer once."""
+
+    settings: ClassVar[Mapping[str, Any]] = {}
+
+    def signal(self, temperature: float) -> Signal:
+        return Signal(temperature=temperature)
+
+    def verdict(self, group: RolloutGroup, index: int) -> Credit | tuple[Credit, ...]:
+        return Credit(advantage=1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Halves(Whole):
+    """The same in two uses of each answer."""
+
+    def verdict(self, group: RolloutGroup, index: int) -> Credit | tuple[Credit, ...]:
+        return Credit(advantage=0.5), Credit(advantage=0.5)

@@ -1,0 +1,66 @@
+"""Methods that ask more than once, or credit more than once, in whole runs of a tiny model."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from selfdistill.config import Named
+from selfdistill.loops.train import train
+from selfdistill.runs import Quiet, Run, read_run
+
+PARTS = Path(__file__).with_name("method_worlds.py")
+
+
+def ran(config_of: Any, method: str | dict[str, Any], out: Path, **changes: Any) -> Run:
+    config = replace(config_of(method=method, out=str(out), **changes), world=Named(f"{PARTS}:Telling"))
+    return read_run(train(config, Quiet()))
+
+
+@pytest.mark.parametrize("reduction", ["sequence-mean", "token-mean"])
+def test_uses_of_one_answer_add_up(config_of, tmp_path, reduction: str) -> None:
+    one, two = (
+        ran(config_of, {"name": f"{PARTS}:{name}", "reduction": reduction}, tmp_path / name, steps=1).steps[0]
+        for name in ("Whole", "Halves")
+    )
+    assert (one.samples, two.samples) == (8, 16)
+    assert two.loss == pytest.approx(one.loss, rel=1e-5)
+    assert two.grad_norm == pytest.approx(one.grad_norm, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("method", "stages"),
+    [
+        ("sft", {"demonstration": 2}),
+        ("sdft", {"answer": 8}),
+        ("opsd", {"answer": 8}),
+        ("opcd", {"answer": 8}),
+        ("user_replies", {"answer": 8}),
+        ({"name": "user_replies", "logged": True}, {"logged": 2}),
+        ("pi_distill", {"informed": 8}),
+        ("rltf_fm", {"answer": 8}),
+        ("rltf_sd", {"answer": 8, "second_attempt": None}),
+        ("erl", {"answer": 8, "reflection": None, "reflected_attempt": None}),
+    ],
+)
+def test_every_rollout_is_trained_on_or_dropped_also_off_policy(
+    config_of, tmp_path, method: str | dict[str, Any], stages: dict[str, int | None]
+) -> None:
+    run = ran(config_of, method, tmp_path / "run", steps=1, tasks_per_update=1)
+    [step] = run.steps
+    rollouts = list(run.rollouts())
+    counted = Counter(rollout.stage for rollout in rollouts)
+    assert counted.keys() == stages.keys()
+    assert all(counted[stage] == count for stage, count in stages.items() if count is not None)
+    failures = sum(rollout.reward == 0 for rollout in rollouts if rollout.stage == "answer")
+    assert all(counted[stage] <= failures for stage, count in stages.items() if count is None)
+    dropped = [rollout for rollout in rollouts if rollout.drop]
+    assert len(dropped) == sum(step.dropped.values()) < len(rollouts)
+    assert step.samples >= len(rollouts) - len(dropped)
+    assert (step.extra["updates"], step.extra["skipped"]) == (2, 0)
+    assert step.grad_norm > 0
+    assert step.generations == sum(bool(rollout.logprobs) for rollout in rollouts)
