@@ -23,6 +23,8 @@ from rich.console import Console
 
 from selfdistill.models.device import quiet
 
+WIDTH = 160
+
 
 def arguments() -> argparse.Namespace:
     """What is asked for."""
@@ -42,7 +44,7 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     """Measures section after section; what is done is written before the next begins."""
-    chosen, console = arguments(), Console()
+    chosen, console = arguments(), wide_console()
     plan = FULL if chosen.full else REDUCED
     plan = replace(plan, repeats=chosen.repeats or plan.repeats)
     wanted = ["own", "rollouts"] if chosen.own else chosen.only or list(SECTIONS)
@@ -61,6 +63,12 @@ def main() -> None:
             sheets[name] = SECTIONS[name](bench)
             console.print(sheets[name].table())
             write(chosen.out, sheets)
+
+
+def wide_console() -> Console:
+    """The terminal; where there is none, lines that are long enough for the tables."""
+    console = Console()
+    return console if console.is_terminal else Console(width=WIDTH)
 
 
 def write(folder: Path, sheets: dict[str, Sheet]) -> None:
