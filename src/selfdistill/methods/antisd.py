@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from selfdistill.context import siblings
-from selfdistill.methods.base import Verdict, distilled
+from selfdistill.methods.base import Credit, Verdict, distilled
 from selfdistill.methods.grpo import GRPO
 from selfdistill.methods.told import Told
 from selfdistill.models.teacher import Live, TeacherRule
@@ -21,24 +21,20 @@ class AntiSD(Told):
     """Anti-Self-Distillation: A − λ h(e), with h(e) = ½ (softplus(e) − log 2) of the Jensen-Shannon divergence.
 
     A teacher that knows the solution is sure of what follows from it and unsure of "wait" and "maybe"; this goes up its
-    divergence instead of down. It has no minimum, so a gate stops it when the entropy of the teacher falls below 0.93
-    of what it was over the first 5 generation batches. Needs a reward, and siblings that are sometimes solved, else a
-    demonstration. The teacher is the student's weights of now. It is told whether the attempt was right as if by the
-    user: the section for feedback speaks of unsuccessful attempts. Groups that agree are pushed away all the same.
+    divergence instead of down. It has no minimum, so a gate stops it when the teacher's entropy falls below 0.93 of
+    what it was over the first 5 generation batches. Needs a reward, and solved siblings or a demonstration. The teacher,
+    live, is told whether the attempt was right as if by the user: the section for feedback speaks of unsuccessful
+    attempts. Groups that agree are pushed away all the same.
     """
 
-    settings: ClassVar[Mapping[str, Any]] = {
-        "optimiser": {"lr": 1e-6},
-        "sampling": {"max_new_tokens": 32768},
-    }
+    settings: ClassVar[Mapping[str, Any]] = {"optimiser": {"lr": 1e-6}, "sampling": {"max_new_tokens": 32768}}
     source: ClassVar[str] = "arXiv 2605.11609"
     reads: ClassVar[str] = "a sibling's solution, else the demonstration; whether it was right"
     teacher: ClassVar[TeacherRule | None] = Live()
 
     success: float = option(0.5, "reward at which a rollout counts as solved")
     strength: float = option(0.5, "λ")
-    gate_off: float = option(0.93, "share of the first batches' teacher entropy below which nothing is pushed away")
-    gate_warmup: int = option(5, "generation batches over which that entropy is measured, and nothing is pushed away")
+    gate: EntropyGate = field(default_factory=EntropyGate)
 
     def signal(self, temperature: float) -> Signal:
         """One policy gradient, with the push added to its advantages."""
@@ -48,20 +44,19 @@ class AntiSD(Told):
             direction=Away(),
             coupling=Additive(JensenShannon(0.5)),
             schedule=Constant(self.strength),
-            gate=EntropyGate(self.gate_off, self.gate_warmup),
+            gate=self.gate,
         )
 
     def verdict(self, group: RolloutGroup, index: int) -> Verdict:
         """As told; in a group that agrees the push is all there is."""
         verdict, found = Told.verdict(self, group, index), self.told(group, index)
-        alone = verdict is Drop.FLAT_GROUP and isinstance(found, Context)
-        return distilled(found, reference=self.reference_kl) if alone else verdict
+        return found if verdict is Drop.FLAT_GROUP and isinstance(found, Credit) else verdict
 
-    def told(self, group: RolloutGroup, index: int) -> Context | Drop:
+    def told(self, group: RolloutGroup, index: int) -> Verdict:
         """A solution, and what became of this attempt."""
         outcome = group.rollouts[index].outcome
         solution = next(iter(siblings(group, index, solved=True, success=self.success)), group.task.demonstration)
         if outcome is None or not solution.strip():
             return Drop.NO_CONTEXT
         said = "This is correct." if outcome.reward >= self.success else "This is incorrect."
-        return Context("solution+verdict", solution=solution, reply=said)
+        return distilled(Context("solution+verdict", solution=solution, reply=said), reference=self.reference_kl)

@@ -22,14 +22,14 @@ class RLCSD(Told):
 
     e = log T⁺(y) − log mean T⁻(y): the teacher reads a correct sibling once, and up to four wrong ones, each in the
     same words as if it were correct; the answer itself is never among them. Changed and unchanged tokens are averaged
-    apart, exactly so under "token-mean". Needs a reward; an answer that lacks one kind of sibling keeps its plain
-    advantage. Against the paper these averages are over the generation batch, not over each update, and the evidence is
-    not clipped at ±2 before the tanh, where that has long reached 1.
+    apart, exactly so under "token-mean", and over the generation batch where the paper does it for each update. Needs a
+    reward; an answer that lacks one kind of sibling keeps its plain advantage.
     """
 
     settings: ClassVar[Mapping[str, Any]] = {
-        **{"tasks_per_step": 32, "tasks_per_update": 16, "sampling": {"max_new_tokens": 16384}},
+        "tasks_per_update": 16,
         "optimiser": {"lr": 1e-6, "warmup_steps": 50},
+        "sampling": {"max_new_tokens": 16384},
     }
     source: ClassVar[str] = "arXiv 2606.11709"
     reads: ClassVar[str] = "a correct sibling, against wrong ones"
@@ -53,16 +53,10 @@ class RLCSD(Told):
             schedule=Constant(self.strength),
         )
 
-    def verdict(self, group: RolloutGroup, index: int) -> Verdict:
-        """Right and wrong siblings, or neither."""
-        verdict = Told.verdict(self, group, index)
-        if not isinstance(verdict, Credit) or verdict.context is None:
-            return verdict
-        wrong = siblings(group, index, solved=False, success=self.success)[: self.wrong]
-        against = tuple(Context("solution", solution=text) for text in wrong)
-        return replace(verdict, against=against) if against else GRPO.verdict(self, group, index)
-
-    def told(self, group: RolloutGroup, index: int) -> Context | Drop:
-        """The first correct sibling."""
-        right = next(iter(siblings(group, index, solved=True, success=self.success)), "")
-        return Context("solution", solution=right) if right else Drop.NO_CONTEXT
+    def told(self, group: RolloutGroup, index: int) -> Verdict:
+        """The first correct sibling, against the wrong ones; both or neither."""
+        right, wrong = (siblings(group, index, solved=solved, success=self.success) for solved in (True, False))
+        if not right or not wrong:
+            return Drop.NO_CONTEXT
+        shown, *against = [Context("solution", solution=text) for text in (right[0], *wrong[: self.wrong])]
+        return Credit(shown, distil=1.0, against=tuple(against))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from selfdistill.context import siblings, without_thinking
+from selfdistill.methods.base import Verdict, distilled
 from selfdistill.methods.grpo import GRPO
 from selfdistill.methods.told import Told
 from selfdistill.models.teacher import Snapshot, TeacherRule
@@ -45,11 +46,11 @@ class RLRT(Told):
             schedule=Constant(self.strength),
         )
 
-    def told(self, group: RolloutGroup, index: int) -> Context | Drop:
+    def told(self, group: RolloutGroup, index: int) -> Verdict:
         """A correct answer, to what was answered correctly."""
         own = group.rollouts[index]
         if own.outcome is None or own.outcome.reward < self.success:
             return Drop.NO_CONTEXT
         mine = without_thinking(own.completion.text)
         solution = next(iter(siblings(group, index, solved=True, success=self.success)), mine)
-        return Context("solution", solution=solution) if solution.strip() else Drop.NO_CONTEXT
+        return distilled(Context("solution", solution=solution)) if solution.strip() else Drop.NO_CONTEXT

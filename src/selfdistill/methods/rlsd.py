@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+from selfdistill.methods.base import Verdict
 from selfdistill.methods.grpo import GRPO
 from selfdistill.methods.told import Told, known_solution
 from selfdistill.models.teacher import Snapshot, TeacherRule
 from selfdistill.options import option
 from selfdistill.signal import Linear, Multiplicative, SampledToken, Signal, WithVerdict
-from selfdistill.types import Context, Drop, RolloutGroup
+from selfdistill.types import RolloutGroup
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,6 @@ class RLSD(Told):
             schedule=Linear(self.strength, 0.0, self.fades),
         )
 
-    def told(self, group: RolloutGroup, index: int) -> Context | Drop:
+    def told(self, group: RolloutGroup, index: int) -> Verdict:
         """The solution, or one that a sibling found."""
         return known_solution(group, index)

@@ -12,7 +12,7 @@ from selfdistill.methods.told import Told, known_solution
 from selfdistill.models.teacher import Live, TeacherRule
 from selfdistill.options import changed, option
 from selfdistill.signal import RatioCaps, ReverseKL, Signal, Trapezoid
-from selfdistill.types import Context, Drop, RolloutGroup
+from selfdistill.types import RolloutGroup
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +54,6 @@ class SDPG(Told):
         good = isinstance(verdict, Credit) and verdict.advantage > 0
         return verdict if good else GRPO.verdict(self, group, index)
 
-    def told(self, group: RolloutGroup, index: int) -> Context | Drop:
+    def told(self, group: RolloutGroup, index: int) -> Verdict:
         """The answer, or one that a sibling found."""
         return known_solution(group, index)

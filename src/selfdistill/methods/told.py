@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from selfdistill.context import Demonstration, SolutionOrFeedback
-from selfdistill.methods.base import Credit, Verdict
+from selfdistill.methods.base import Credit, Verdict, distilled
 from selfdistill.methods.grpo import GRPO, advantages
 from selfdistill.options import changed
-from selfdistill.types import Context, Drop, RolloutGroup
+from selfdistill.types import Drop, RolloutGroup
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,16 +29,15 @@ class Told(GRPO):
         if advantage is None:
             return Drop.FLAT_GROUP
         found = self.told(group, index)
-        if isinstance(found, Drop):
-            return Credit(advantage=advantage, reference=self.reference_kl)
-        return Credit(found, advantage=advantage, distil=1.0, reference=self.reference_kl)
+        credit = found if isinstance(found, Credit) else Credit()
+        return replace(credit, advantage=advantage, reference=self.reference_kl)
 
     @abstractmethod
-    def told(self, group: RolloutGroup, index: int) -> Context | Drop:
-        """What the teacher knows of this rollout, or why there is nothing."""
+    def told(self, group: RolloutGroup, index: int) -> Verdict:
+        """A credit that says what the teacher knows of this rollout, or why there is nothing."""
 
 
-def known_solution(group: RolloutGroup, index: int) -> Context | Drop:
+def known_solution(group: RolloutGroup, index: int) -> Verdict:
     """The demonstration that came with the task, else what a sibling found."""
     shown = Demonstration().context(group, index)
-    return SolutionOrFeedback(feedback=False).context(group, index) if isinstance(shown, Drop) else shown
+    return distilled(SolutionOrFeedback(feedback=False).context(group, index) if isinstance(shown, Drop) else shown)
