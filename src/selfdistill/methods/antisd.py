@@ -22,8 +22,8 @@ class AntiSD(Told):
 
     A teacher that knows the solution is sure of what follows from it and unsure of "wait" and "maybe"; this goes up its
     divergence instead of down. It has no minimum, so a gate stops it when the teacher's entropy falls below 0.93 of
-    what it was over the first 5 generation batches. Needs a reward, and solved siblings or a demonstration. The teacher,
-    live, is told whether the attempt was right as if by the user: the section for feedback speaks of unsuccessful
+    what it was over the first 5 generation batches. Needs a reward, and solved siblings or a demonstration. The live
+    teacher is told whether the attempt was right as if by the user: the section for feedback speaks of unsuccessful
     attempts. Groups that agree are pushed away all the same.
     """
 
