@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from selfdistill.config import Named
-from selfdistill.loops.train import train
+from selfdistill.errors import ConfigError, SignalError
+from selfdistill.loops.train import PATIENCE, train
 from selfdistill.runs import Quiet, Run, read_run
 
 PARTS = Path(__file__).with_name("method_worlds.py")
@@ -64,3 +65,19 @@ def test_every_rollout_is_trained_on_or_dropped_also_off_policy(
     assert (step.extra["updates"], step.extra["skipped"]) == (2, 0)
     assert step.grad_norm > 0
     assert step.generations == sum(bool(rollout.logprobs) for rollout in rollouts)
+
+
+def test_tasks_that_lack_what_a_method_reads_are_refused_with_its_name(config_of) -> None:
+    with pytest.raises(SignalError, match="no task has what the method reads, demonstration"):
+        train(config_of(method="sft", steps=PATIENCE), Quiet())
+
+
+def test_a_teacher_without_a_name_is_refused_before_any_model_is_loaded(config_of) -> None:
+    with pytest.raises(ConfigError, match="the teacher's model is not named"):
+        train(config_of(method="opd", model="no/such/model"), Quiet())
+
+
+def test_another_model_may_be_the_teacher(config_of, model_dir, tmp_path) -> None:
+    run = ran(config_of, "opd", tmp_path / "run", steps=1, teacher={"model": str(model_dir)})
+    assert run.steps[0].loss == pytest.approx(0.0, abs=1e-5), "here it is the student itself"
+    assert run.steps[0].samples == 8

@@ -106,9 +106,9 @@ def open_asking(config: RunConfig, reporter: Reporter) -> Asking:
 def open_session(config: RunConfig, reporter: Reporter) -> Session:
     """Everything that can be refused is refused here, before anything is written or sampled."""
     method = get_method(config.method.name, config.method.options)
+    rule = _teacher_rule(config, method)
     parts = open_asking(config, reporter)
     policy = parts.policy
-    rule = _teacher_rule(config, method)
     teacher = Teacher(rule, policy, other=_other_model(rule, config, policy, reporter))
     anchor = None
     if config.rehearsal or method.needs_reference:
@@ -138,15 +138,16 @@ def _teacher_rule(config: RunConfig, method: Method) -> TeacherRule:
             why="nothing would read a context, and the setting would do nothing",
             do="leave the setting out, or choose a method that distils",
         )
-    return config.teacher or method.teacher or Live()
+    rule = config.teacher or method.teacher or Live()
+    if isinstance(rule, Other) and not rule.model:
+        raise ConfigError("the teacher's model is not named", got="teacher.model is empty", do="teacher.model=DIR")
+    return rule
 
 
 def _other_model(rule: TeacherRule, config: RunConfig, policy: Policy, reporter: Reporter) -> Policy | None:
-    """The model of an `Other` teacher. Raises `ConfigError` when it is not named, or speaks other tokens."""
+    """The model of an `Other` teacher. Raises `ConfigError` when it speaks other tokens."""
     if not isinstance(rule, Other):
         return None
-    if not rule.model:
-        raise ConfigError("the teacher's model is not named", got="teacher.model is empty", do="teacher.model=DIR")
     other = load_policy(rule.model, device=config.device, dtype=config.dtype, progress=reporter.note)
     reporter.note(f"teacher: {other.description}")
     if other.tokenizer.get_vocab() != policy.tokenizer.get_vocab():

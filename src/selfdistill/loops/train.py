@@ -114,6 +114,7 @@ class _Training:
         if record.samples:
             return
         reasons = ", ".join(f"{count} {reason}" for reason, count in record.dropped.items())
+        reasons = reasons or f"no task has what the method reads, {self.session.method.reads}"
         self.reporter.note(f"step {record.step} taught nothing: {reasons} (mean reward {record.reward:.2f})")
         if self.totals.silent < PATIENCE:
             return
