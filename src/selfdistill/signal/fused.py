@@ -102,8 +102,9 @@ def _work(
     for term in terms:
         term(chunk)
     if chunk.flow_CV is not None and gradients.wanted:
-        gradient_CV = chunk.log_p_CV.exp().mul_(chunk.flow_CV.sum(-1, keepdim=True)).sub_(chunk.flow_CV)
-        gradient_CV.div_(inputs.signal.temperature)
+        gradient_CV = chunk.p_CV.mul_(chunk.flow_CV.sum(-1, keepdim=True)).sub_(chunk.flow_CV)
+        if inputs.signal.temperature != 1.0:
+            gradient_CV.div_(inputs.signal.temperature)
         gradients.add(rows, inputs.head.before_cap_(gradient_CV, logits_CV), hidden_CD, inputs.head)
     loss += chunk.loss
     for name, number_C in chunk.numbers.items():

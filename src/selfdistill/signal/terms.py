@@ -169,6 +169,7 @@ class Chunk:
     rows: slice
     logits_CV: Tensor
     log_p_CV: Tensor
+    p_CV: Tensor
     tokens_C: Tensor
     logprobs_C: Tensor
     old_logprobs_C: Tensor
@@ -181,6 +182,7 @@ class Chunk:
     def begin(inputs: Inputs, rows: slice, logits_CV: Tensor) -> Chunk:
         """No terms yet; a ratio whose other side is unknown compares a number with itself and is exactly 1."""
         log_p_CV = log_probs(logits_CV, inputs.signal.temperature)
+        p_CV = log_p_CV.exp()
         tokens_C, cap = inputs.tokens_N[rows], inputs.signal.ratio.sampler
         logprobs_C = _at(log_p_CV, tokens_C)
         old_C = logprobs_C if inputs.old_logprobs_N is None else inputs.old_logprobs_N[rows].to(logprobs_C)
@@ -191,13 +193,13 @@ class Chunk:
         sampler_ratio_C = log_ratio(old_C, sampler_C).exp()
         numbers = {f.name: torch.full_like(logprobs_C, torch.nan) for f in fields(TokenStats)} | {
             "logprobs_N": logprobs_C,
-            "entropy_N": entropy(log_p_CV),
+            "entropy_N": -(p_CV * log_p_CV).sum(-1),
             "ratio_N": log_ratio(logprobs_C, old_C).exp(),
             "sampler_ratio_N": sampler_ratio_C,
             "clipped_N": over(sampler_ratio_C, cap),
         }
         nothing = logprobs_C.new_zeros(())
-        return Chunk(inputs, rows, logits_CV, log_p_CV, tokens_C, logprobs_C, old_C, trust_C, nothing, numbers)
+        return Chunk(inputs, rows, logits_CV, log_p_CV, p_CV, tokens_C, logprobs_C, old_C, trust_C, nothing, numbers)
 
     def weight(self, weight_N: Tensor | None) -> Tensor:
         """One term's weights of these positions."""
