@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from selfdistill.errors import ConfigError, ModelError
+from selfdistill.models import sampler
 from selfdistill.models.hf import LoraOptions, Policy
+from selfdistill.models.kv_cache import roomy_cache
 from selfdistill.models.sampler import SamplingOptions, inverse_draw, nucleus, sample
 from selfdistill.types import Completion, StopReason, TokenIds
 from tiny_models import FAMILIES
@@ -117,6 +119,28 @@ def reads_of(policy: Policy, monkeypatch: pytest.MonkeyPatch, draws: Callable[[]
     with monkeypatch.context() as patched:
         patched.setattr(Policy, "backbone", watched)
         return draws(), read
+
+
+def test_choosing_a_few_rows_at_a_time_changes_nothing(policy, monkeypatch) -> None:
+    prompts = prompts_of(policy)
+    at_once = draw(policy, prompts)
+    monkeypatch.setattr(sampler, "CACHED_LOGITS", 2 * policy.head().vocabulary)
+    assert draw(policy, prompts) == at_once
+
+
+def test_the_cache_is_written_in_place_and_keeps_the_rows_it_is_told(policy) -> None:
+    layer = roomy_cache(policy.base.config).layers[0]
+    states_BHLD = torch.arange(3 * 2 * 9 * 4.0).view(3, 2, 9, 4)
+    places = set()
+    for token in range(9):
+        keys, values = layer.update(states_BHLD[:, :, token : token + 1], -states_BHLD[:, :, token : token + 1])
+        places.add(keys.data_ptr())
+    assert torch.equal(keys, states_BHLD)
+    assert torch.equal(values, -states_BHLD)
+    assert len(places) == 2, "4 spare tokens: copied with the first, the sixth and no other"
+    layer.reorder_cache(torch.tensor([2, 2, 0, 1]))
+    assert torch.equal(layer.keys, states_BHLD[[2, 2, 0, 1]])
+    assert torch.equal(layer.values, -states_BHLD[[2, 2, 0, 1]])
 
 
 def test_siblings_share_one_reading_of_their_prompt_and_of_what_they_say_alike(policy, monkeypatch) -> None:

@@ -22,11 +22,14 @@ from selfdistill.errors import ConfigError, ModelError
 from selfdistill.models.lengths import length_buckets, pad_left
 from selfdistill.models.policy import Policy
 from selfdistill.options import about, option
-from selfdistill.signal.head import Head
 from selfdistill.types import Completion, StopReason, TokenIds
 
 if TYPE_CHECKING:
     from transformers import Cache
+
+# Numbers that a CPU works on at a time after the head. Arrays of megabytes leave its cache, and the operating system
+# maps and clears their memory anew for every operation, which takes longer than the operation.
+CACHED_LOGITS = 2**16
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +74,11 @@ def sample(
     Raises `ModelError` for an empty prompt, or one that leaves no room in the context for a single token.
     """
     assert len(prompts) == len(uids)
+    context = policy.context_length
     for prompt in prompts:
-        _check_prompt(policy, prompt)
+        _check_prompt(policy.name, context, prompt)
     completions: dict[int, Completion] = {}
-    budget = [len(prompt) + min(options.max_new_tokens, policy.context_length - len(prompt)) for prompt in prompts]
+    budget = [min(len(prompt) + options.max_new_tokens, context) for prompt in prompts]
     for bucket in length_buckets(budget, options.batch_tokens):
         # Equal prompts side by side: they are read once.
         bucket.sort(key=lambda index: (len(prompts[index]), prompts[index], index))
@@ -84,11 +88,11 @@ def sample(
     return [completions[index] for index in range(len(prompts))]
 
 
-def _check_prompt(policy: Policy, prompt: TokenIds) -> None:
+def _check_prompt(model: str, context: int, prompt: TokenIds) -> None:
     if not prompt:
         raise ModelError("a prompt is empty", why="the first token is predicted from the last prompt token")
-    if len(prompt) >= policy.context_length:
-        why = f"{policy.name} reads at most {policy.context_length} tokens, prompt and answer together"
+    if len(prompt) >= context:
+        why = f"{model} reads at most {context} tokens, prompt and answer together"
         do = "leave this task out, or shorten it"
         raise ModelError("a prompt leaves no room for an answer", got=f"{len(prompt)} tokens", why=why, do=do)
 
@@ -114,9 +118,9 @@ class _Batch:
         self, policy: Policy, prompts: Sequence[TokenIds], options: SamplingOptions, noise: Sequence[Tensor]
     ) -> None:
         self.policy, self.options, self.prompts = policy, options, prompts
-        device = policy.device
+        self.head, device, context = policy.head(), policy.device, policy.context_length
         self.noise_RT = torch.stack(list(noise)).to(device)
-        self.room_R = torch.tensor([policy.context_length - len(prompt) for prompt in prompts], device=device)
+        self.room_R = torch.tensor([context - len(prompt) for prompt in prompts], device=device)
         self.ends = torch.tensor(sorted(policy.end_ids), dtype=torch.long, device=device)
         self.tokens_RT = torch.zeros(len(prompts), options.max_new_tokens, dtype=torch.long, device=device)
         self.logprobs_RT = torch.zeros(len(prompts), options.max_new_tokens, device=device)
@@ -131,11 +135,11 @@ class _Batch:
         return [(tuple(tokens[:length]), tuple(logprobs[:length])) for tokens, logprobs, length in rows]
 
     def _write(self) -> None:
-        head, steps = self.policy.head(), self.tokens_RT.shape[1]
+        steps = self.tokens_RT.shape[1]
         hidden_BD, branch_R = self._prefill()
         live_R = torch.arange(len(self.prompts), device=self.policy.device)  # rows of the results still being written
         for step in range(steps):
-            tokens_R, logprobs_R = self._draw(head, hidden_BD, branch_R, self.noise_RT[live_R, step : step + 1])
+            tokens_R, logprobs_R = self._draw(hidden_BD, branch_R, self.noise_RT[live_R, step : step + 1])
             self.tokens_RT[live_R, step], self.logprobs_RT[live_R, step] = tokens_R, logprobs_R
             self.length_R[live_R] = step + 1
             stops_R = torch.isin(tokens_R, self.ends) | (self.room_R[live_R] <= step + 1)
@@ -171,13 +175,12 @@ class _Batch:
 
         Returns the tokens to read, and the new branch of each row.
         """
-        vocabulary = self.policy.head().vocabulary
-        pairs_B, branch_R = torch.unique(branch_R * vocabulary + tokens_R, return_inverse=True)
-        parents_B = pairs_B // vocabulary
+        pairs_B, branch_R = torch.unique(branch_R * self.head.vocabulary + tokens_R, return_inverse=True)
+        parents_B = pairs_B // self.head.vocabulary
         if not torch.equal(parents_B, torch.arange(branches, device=parents_B.device)):
             self.cache.reorder_cache(parents_B)
             self.mask_BL, self.next_B = self.mask_BL[parents_B], self.next_B[parents_B]
-        return (pairs_B % vocabulary)[:, None], branch_R
+        return (pairs_B % self.head.vocabulary)[:, None], branch_R
 
     def _read(self, ids_B1: Tensor) -> Tensor:
         """hidden_BD after one more token in every branch."""
@@ -188,16 +191,23 @@ class _Batch:
             self.next_B = self.next_B + 1
         return self.policy.backbone(ids_B1, past_key_values=self.cache, use_cache=True, **options)[:, -1]
 
-    def _draw(self, head: Head, hidden_BD: Tensor, branch_R: Tensor, noise_R1: Tensor) -> tuple[Tensor, Tensor]:
+    def _draw(self, hidden_BD: Tensor, branch_R: Tensor, noise_R1: Tensor) -> tuple[Tensor, Tensor]:
         """Next tokens and their log-probabilities, from logits in float32 as the signal computes them."""
         with torch.autocast(self.policy.device.type, enabled=False):
-            logits_BV = head.logits(hidden_BD)
+            logits_BV = self.head.logits(hidden_BD)
+        rows = max(1, CACHED_LOGITS // self.head.vocabulary) if branch_R.device.type == "cpu" else len(branch_R)
+        parts = zip(torch.split(branch_R, rows), torch.split(noise_R1, rows), strict=True)
+        tokens, logprobs = zip(*(self._choose(logits_BV[branch], noise_B1) for branch, noise_B1 in parts), strict=True)
+        return torch.cat(tokens), torch.cat(logprobs)
+
+    def _choose(self, logits_BV: Tensor, noise_B1: Tensor) -> tuple[Tensor, Tensor]:
         if self.options.temperature == 0:
-            tokens_R = logits_BV.argmax(-1)[branch_R]
-            return tokens_R, logits_BV.log_softmax(-1)[branch_R, tokens_R]
-        logprobs_BV = nucleus(logits_BV.div_(self.options.temperature).log_softmax(-1), self.options.top_p)
-        tokens_R = inverse_draw(logprobs_BV.exp()[branch_R], noise_R1.squeeze(1))
-        return tokens_R, logprobs_BV[branch_R, tokens_R]
+            logprobs_BV = logits_BV.log_softmax(-1)
+            tokens_B1 = logits_BV.argmax(-1, keepdim=True)
+        else:
+            logprobs_BV = nucleus((logits_BV / self.options.temperature).log_softmax(-1), self.options.top_p)
+            tokens_B1 = inverse_draw(logprobs_BV.exp(), noise_B1.squeeze(1))[:, None]
+        return tokens_B1.squeeze(1), logprobs_BV.gather(-1, tokens_B1).squeeze(1)
 
 
 def nucleus(logprobs_BV: Tensor, top_p: float) -> Tensor:
