@@ -31,7 +31,7 @@ def print_methods(methods: Mapping[str, Method]) -> None:
     head = (f"{COLUMNS[0]}, {COLUMNS[-1]}", *COLUMNS[1:-1])
     console, table = Console(), Table(box=box.SIMPLE_HEAD, padding=(0, 1, 1, 0), pad_edge=False, show_edge=False)
     for name, width in zip(head, _widths([head, *rows], console.width), strict=True):
-        table.add_column(name, width=width)
+        table.add_column(name, width=width, overflow="fold")
     for name, *cells, ids in rows:
         table.add_row(Text.assemble((name, "bold"), "\n", (ids, "dim")), *cells)
     console.print(table)
