@@ -81,3 +81,18 @@ def test_another_model_may_be_the_teacher(config_of, model_dir, tmp_path) -> Non
     run = ran(config_of, "opd", tmp_path / "run", steps=1, teacher={"model": str(model_dir)})
     assert run.steps[0].loss == pytest.approx(0.0, abs=1e-5), "here it is the student itself"
     assert run.steps[0].samples == 8
+
+
+def test_of_several_uses_the_largest_weights_are_recorded_and_rewards_are_those_of_what_was_asked_first(
+    config_of, tmp_path
+) -> None:
+    run = ran(config_of, "pi_distill", tmp_path / "run", steps=1, rollouts_per_task=8)
+    rollouts = list(run.rollouts())
+    rewards = [rollout.reward for rollout in rollouts]
+    assert 0 < sum(rewards) < 16, "some are right, some are not"
+    assert run.steps[0].reward == pytest.approx(sum(rewards) / 16)
+    for task in ("q0", "q1"):
+        own = [rollout for rollout in rollouts if rollout.task == task]
+        mean = sum(rollout.reward for rollout in own) / 8
+        assert [rollout.advantage for rollout in own] == pytest.approx([(r.reward - mean) / 2 for r in own])
+        assert {rollout.distil for rollout in own} == {0.05}

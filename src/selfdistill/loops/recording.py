@@ -13,7 +13,7 @@ from selfdistill.evaluate import mean_reward, solved
 from selfdistill.runs import Accuracies, EvalRecord, RolloutRecord, StepRecord, Summary
 from selfdistill.samples import Prepared
 from selfdistill.step import UpdateReport
-from selfdistill.types import ANSWER, Drop, StopReason
+from selfdistill.types import Drop, StopReason
 
 
 @dataclass
@@ -40,7 +40,7 @@ def step_record(
 ) -> StepRecord:
     """Means over the step that `totals` has just counted in."""
     rollouts = [entry.rollout for entry in prepared]
-    answers = [rollout for rollout in rollouts if rollout.stage == ANSWER]
+    answers = [rollout for rollout in rollouts if rollout.of is None]  # not about another one
     samples = [sample for entry in prepared for sample in entry.samples]
     evidence = [abs(value) for report in reports for row in report.evidence.values() for value in row]
     cut = sum(entry.cut for entry in prepared)
@@ -77,9 +77,8 @@ def step_record(
 def rollout_record(
     step: int, entry: Prepared, faults: Mapping[str, str], evidence: Mapping[str, tuple[float, ...]]
 ) -> RolloutRecord:
-    """One attempt, with the texts that only the teacher read."""
+    """One attempt, with the texts that only the teacher read; of several uses, the largest weights."""
     rollout, context = entry.rollout, entry.context
-    sample = entry.samples[0] if entry.samples else None
     done, outcome = rollout.completion, rollout.outcome
     sections = {name: getattr(context, name) for name in FIELDS if context and getattr(context, name)}
     return RolloutRecord(
@@ -96,8 +95,8 @@ def rollout_record(
         context=sections,
         drop=str(entry.drop) if entry.drop else None,
         fault=faults.get(done.uid, ""),
-        advantage=sample.advantage if sample else 0.0,
-        distil=sample.distil if sample else 0.0,
+        advantage=max((sample.advantage for sample in entry.samples), key=abs, default=0.0),
+        distil=max((sample.distil for sample in entry.samples), key=abs, default=0.0),
         policy_version=done.policy_version,
         token_ids=done.token_ids,
         logprobs=done.logprobs,
