@@ -15,8 +15,8 @@ from benchmarks.against_trl.meter import RESULT
 
 ROOT = Path(__file__).parents[2]
 TRL_VERSION = "1.16.0"
-SETUP = (
-    "python -m venv trl-venv && trl-venv/bin/pip install 'torch>=2.11,<2.14' 'transformers>=5.17,<6' "
+SETUP = (  # the pins give both sides the same torch and transformers
+    "python -m venv trl-venv && trl-venv/bin/pip install -c requirements/pins.txt torch transformers "
     f"trl=={TRL_VERSION} accelerate datasets peft pydantic typer rich matplotlib"
 )
 PROBE = "import importlib.metadata as m, trl.experimental.sdpo; print('VERSION', m.version('trl'))"

@@ -26,6 +26,7 @@ class Plan:
     micro_rows: int = 2
     seeds: tuple[int, ...] = (0,)
     learn_s: float = 60.0
+    rollouts: int = 64
     own: tuple[tuple[str, Ragged], ...] = ()
 
 
@@ -54,6 +55,7 @@ FULL = Plan(
     ragged=Ragged(count=20, longest=8192, prompt=512, context=2048),
     seeds=(0, 1, 2),
     learn_s=300.0,
+    rollouts=128,
     own=tuple(
         (size, Ragged(count=count, longest=longest, prompt=256, context=1024))
         for size, count, longest in (

@@ -197,18 +197,19 @@ def _mfu(size: str, ragged: Ragged, measured: Measured) -> str:
 
 
 def rollout_section(bench: Bench) -> Sheet:
-    """Sampled tokens a second against transformers' `generate`."""
-    sheet = Sheet("Rollouts against `generate`", ("measured", "value"))
-    try:
-        from benchmarks import rollouts
-    except ImportError:
-        sheet.notes.append("skipped: benchmarks/rollouts.py is not there")
-        return sheet
-    entry = getattr(rollouts, "compare_with_generate", None)
-    if entry is None:
-        sheet.notes.append("run it on its own: python -m benchmarks.rollouts --help")
-        return sheet
-    sheet.rows += [[name, str(value)] for name, value in entry(bench.plan.full).items()]
+    """Sampled tokens a second against transformers' `generate`, as `benchmarks/rollouts.py` measures them."""
+    from benchmarks.rollouts import measure
+
+    columns = ("answers", "sampler", "tokens/s", "rollouts/s", "ours is faster by")
+    sheet = Sheet("Rollouts against `generate`: the sapling, processor seconds", columns)
+    bench.say("rollouts · this library and generate")
+    found = measure(batch=bench.plan.rollouts, repeats=bench.plan.repeats)
+    for answers in ("rollouts", "greedy"):
+        for name, one in found[answers].items():
+            spread = f"{one['ratio_median']:.2f} ({one['ratio_low']:.2f}–{one['ratio_high']:.2f})"
+            rates = [f"{one['tokens_per_s']:,.0f}", f"{one['rollouts_per_s']:,.1f}"]
+            sheet.rows.append([answers, name, *rates, spread])
+    sheet.notes.append(f"greedy answers that are the same to the token: {found['same']} of {found['of']}")
     return sheet
 
 
