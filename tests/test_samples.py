@@ -1,15 +1,16 @@
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 
 from core_parts import QUESTION, group, rollout
 from selfdistill.context import SolutionOrFeedback, teacher_messages
 from selfdistill.methods import GRPO, SDPO
+from selfdistill.methods.base import Credit, Verdict
 from selfdistill.render import Renderer
 from selfdistill.samples import Prepared, prepare, rehearsal_sample
-from selfdistill.types import Context, Drop, RolloutGroup
+from selfdistill.types import Context, Drop, Message, RolloutGroup
 from tiny_models import tiny_tokenizer
 
 
@@ -75,3 +76,30 @@ def test_a_rehearsed_answer_is_held_to_the_start_and_to_nothing_else() -> None:
     sample = rehearsal_sample(rollout(3), weight=0.5)
     assert (sample.reference, sample.distil, sample.advantage) == (0.5, 0.0, 0.0)
     assert (sample.teacher_prompts, sample.context_kind) == ((), "rehearsal")
+
+
+def test_log_probabilities_stay_with_the_prompt_the_words_were_sampled_from(renderer: Renderer) -> None:
+    """However a use names that prompt; elsewhere they are known only where they are to be corrected for."""
+    other, told = (Message("user", "Say yes."),), Context("demonstration", demonstration="twelve")
+    asked = teacher_messages(QUESTION.messages, told)
+    uses = (
+        Credit(advantage=1.0),
+        Credit(told, advantage=1.0, question=QUESTION.messages, swapped=True),
+        Credit(advantage=1.0, question=other),
+        Credit(advantage=1.0, question=other, correct=True),
+        Credit(advantage=1.0, text="yes"),
+    )
+
+    @dataclass(frozen=True, slots=True)
+    class Uses(GRPO):
+        def verdict(self, group: RolloutGroup, index: int) -> Verdict:
+            return uses
+
+    said = rollout(0, prompt_ids=renderer.prompt(asked))
+    [entry] = prepare(Uses(), [RolloutGroup(QUESTION, (said,))], renderer)
+    known = said.completion.logprobs
+    assert [sample.sampled_logprobs for sample in entry.samples] == [known, known, (), known, ()]
+    assert [sample.uid for sample in entry.samples] == ["r0", "r0+1", "r0+2", "r0+3", "r0+4"]
+    swapped = entry.samples[1]
+    assert (swapped.student_prompt_ids, swapped.live) == (said.prompt_ids, True)
+    assert swapped.teacher_prompts == (renderer.prompt(QUESTION.messages),)
