@@ -17,7 +17,7 @@ P, Q = [0.5, 0.3, 0.2], [0.2, 0.7, 0.1]
 def test_defaults() -> None:
     method, signal = Safe(), Safe().signal(1.0)
     assert (signal.support, signal.shape, signal.bound) == (FullVocabulary(), JensenShannon(0.5), Relative(3.0))
-    assert (method.teacher, method.reward, method.count_dropped) == (Frozen(), 1.0, False)
+    assert (method.teacher, method.reward, method.count_dropped) == (Frozen(), 0.1, False)
     assert not method.needs_reference
     assert not signal.needs_table, "no token is weighed beforehand, which would cost a pass"
     assert Safe(bound=0).signal(1.0).bound is None
@@ -27,7 +27,7 @@ def test_failures_are_distilled_and_successes_rewarded() -> None:
     shown = Context("solution", solution="answer 1")
     assert Safe().credit(group([0.0, 1.0, None, 0.0], "wrong")) == [
         Credit(shown, distil=1.0),
-        Credit(advantage=1 - 1 / 3),
+        Credit(advantage=pytest.approx(0.1 * 2 / 3)),
         Drop.WORLD_RAISED,
         Credit(shown, distil=1.0),
     ]
@@ -42,7 +42,7 @@ def test_where_nothing_was_solved_the_feedback_is_read() -> None:
 def test_what_says_nothing_is_dropped_and_what_is_merely_worse_keeps_its_verdict() -> None:
     assert Safe().credit(group([0.0, 0.0])) == [Drop.NO_CONTEXT] * 2
     assert Safe().credit(group([1.0, 1.0])) == [Drop.FLAT_GROUP] * 2
-    assert Safe().credit(group([0.25, 0.0])) == [Credit(advantage=0.125), Credit(advantage=-0.125)]
+    assert Safe(reward=1.0).credit(group([0.25, 0.0])) == [Credit(advantage=0.125), Credit(advantage=-0.125)]
     assert Safe(reward=0.0).credit(group([1.0, 0.0]))[0] is Drop.LONE_SUCCESS
 
 
@@ -56,4 +56,4 @@ def test_the_gradient_rewards_the_success_and_corrects_the_failure_within_bounds
     found = toy.learn(Safe(), group, memory={"magnitude": usual}).gradients["bare"][0]
     push = toward_mean(P, Q)
     push = push if limit is None else push.clamp(-limit, limit)
-    close(found, moved(P, push) / 2 - towards("b", P) / 2 / 2)
+    close(found, moved(P, push) / 2 - 0.1 * towards("b", P) / 2 / 2)

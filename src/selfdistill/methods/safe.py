@@ -22,7 +22,8 @@ class Safe(Method):
     - The divergence is Jensen-Shannon's, exact over the full vocabulary: at most log 2, and no tokens to choose.
     - A push beyond 3 times what is usual so far is cut: a few tokens, of style more often than not, do not lead.
     - Only failures are distilled. What a teacher knows is news to them; to successes it is mostly style.
-    - Successes gain by how much better they are than their siblings, and nothing ever turns that verdict around.
+    - Successes gain by how much better they are than their siblings, and nothing ever turns that verdict around. A
+      tenth of it is about as large as the teacher's push; all of it would lead.
     - No reference to the weights at the start, which costs a pass; `rehearsal` keeps what a model knew, where needed.
 
     Needs a reward that says who is solved, and feedback or siblings that are sometimes solved.
@@ -35,7 +36,7 @@ class Safe(Method):
 
     success: float = option(0.5, "reward at which a rollout counts as solved, and is rewarded instead of distilled")
     context: ContextRule = field(default_factory=SolutionOrFeedback)
-    reward: float = option(1.0, "scale of the advantages; 0: successes take no part")
+    reward: float = option(0.1, "scale of the advantages; 0: successes take no part")
     bound: float = option(3.0, "a push is cut at this multiple of the running mean; 0: never")
 
     def signal(self, temperature: float) -> Signal:
