@@ -51,8 +51,7 @@ class PiDistill(Method):
         found, bare = self.context.context(group, index), group.task.messages
         if not isinstance(found, Context):
             return found
-        advantage = advantages(group, stage=Informed.name)[index] or 0.0
-        other = 1 - self.share
+        advantage, other = advantages(group, stage=Informed.name)[index] or 0.0, 1 - self.share
         uses = (
             Credit(found, distil=other * self.kl, question=bare, signal=1),
             Credit(found, self.share * advantage, self.share * self.kl, question=bare, swapped=True),
