@@ -473,7 +473,7 @@ def test_an_update_leaves_the_student_closer_to_its_teacher(tiny_policy) -> None
     assert losses == sorted(losses, reverse=True)
 
 
-@pytest.mark.parametrize("k, kept", [(3, True), (200, False)])
+@pytest.mark.parametrize(("k", "kept"), [(3, True), (200, False)])
 def test_the_teachers_likeliest_tokens_are_kept_where_that_is_smaller_and_change_nothing(tiny_policy, k, kept) -> None:
     policy = precise(tiny_policy())
     teacher, signal = Teacher(Frozen(), policy), Signal(TopK(k, of="teacher"), ReverseKL())

@@ -123,7 +123,7 @@ class _Asking:
         wanted: Sequence[tuple[int, Wanted]],
         prompts: Sequence[TokenIds] | None,
     ) -> list[Rollout]:
-        """The rollouts before anything is sampled; given ones are whole, those whose prompt does not fit are dropped."""
+        """The rollouts before anything is sampled: given ones are whole, those whose prompt does not fit dropped."""
         numbers = [len(group.rollouts) for group in groups]
         blank = []
         for place, want in wanted:

@@ -27,8 +27,8 @@ class Credit:
     reference: scale of the divergence from the weights at the start. signal: which of the method's signals forms the
     gradient. question: the student reads these messages instead of what the rollout was asked. text: these words are
     learned instead of the rollout's own. correct: words that were sampled from another prompt than they are learned
-    under get the (truncated) ratio of the two as a weight, else none. swapped: the student reads the context and the teacher, with the student's
-    weights of now, reads the question alone. spans: the tokens (start, stop) that count; None: all.
+    under get the (truncated) ratio of the two as a weight, else none. swapped: the student reads the context, and the
+    teacher, with the student's weights of now, the question alone. spans: the tokens (start, stop) that count.
     """
 
     context: Context | None = None
@@ -54,8 +54,8 @@ class Method(ABC):
     """A frozen dataclass; its fields are its settings, its defaults the vetted ones.
 
     settings: what the method needs of the rest of a run (rates, batch sizes), below the user's own settings. source:
-    where it is published. reads: the contexts it needs from data or world, for `selfdistill methods`. needs_reward: what
-    it needs the reward for. teacher: whose weights read the contexts unless a run says otherwise; None: no teacher.
+    where it is published. reads: the contexts it needs from data or world, for `selfdistill methods`. needs_reward: for
+    what it needs the reward. teacher: whose weights read the contexts unless a run says otherwise; None: no teacher.
     """
 
     settings: ClassVar[Mapping[str, Any]] = {}
