@@ -1,0 +1,160 @@
+"""How soon a task is solved for the first time: discovery@k, the mean number of attempts, and how two ways compare.
+
+T is the attempt that solves a task first. discovery@k = P(T ≤ k), averaged over tasks (Hübotter et al. 2026, arXiv
+2601.20802, §5). A task's P(T ≤ k) is known in one of two ways:
+
+    Independent   samples that know nothing of each other: the unbiased pass@k from `solved` of `samples`
+    Sequential    runs in which an attempt depends on the ones before it: the share of runs with T ≤ k
+
+Everything else is the same for both: a task is one value with `by(k)`, a way of solving is a list of such values, one
+a task. k counts attempts, or whatever else the values count (rounds, tokens), from 1; k = 0 is never enough.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Protocol
+
+from selfdistill.runs.stats import Estimate
+
+DRAWS = 2000  # resamplings behind an interval
+TAIL = 0.025  # on either side of it
+
+
+class Discovery(Protocol):
+    """What is known of when one task is solved."""
+
+    def by(self, k: int) -> float:
+        """P(T ≤ k)."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Independent:
+    """`solved` of `samples` independent attempts were right. `per` attempts are made at once: k counts such rounds."""
+
+    samples: int
+    solved: int
+    per: int = 1
+
+    def __post_init__(self) -> None:
+        assert 0 <= self.solved <= self.samples, f"{self.solved} of {self.samples}"
+        assert self.per >= 1
+
+    def by(self, k: int) -> float:
+        """pass@k; beyond the samples that there are, what all of them say."""
+        return pass_at_k(self.samples, self.solved, min(k * self.per, self.samples))
+
+
+@dataclass(frozen=True, slots=True)
+class Sequential:
+    """When each run (seed) of one task solved it, counted from 1; None: not within `budget`."""
+
+    times: tuple[int | None, ...]
+    budget: int
+
+    def __post_init__(self) -> None:
+        assert self.times
+        assert all(time is None or 1 <= time <= self.budget for time in self.times), f"{self.times} in {self.budget}"
+
+    def by(self, k: int) -> float:
+        """The share of runs; beyond the budget, what is known at its end."""
+        return fmean(time is not None and time <= k for time in self.times)
+
+
+def pass_at_k(samples: int, solved: int, k: int) -> float:
+    """The probability that k of the samples, drawn without replacement, hold one that is right.
+
+        1 − C(samples − solved, k) / C(samples, k)
+
+    Unbiased for every k up to `samples`. Chen et al. 2021 (arXiv 2107.03374).
+    """
+    assert 0 <= k <= samples
+    if solved == 0:
+        return 0.0
+    missed = 1.0
+    for right in range(solved):
+        missed *= max(0, samples - k - right) / (samples - right)
+    return 1.0 - missed
+
+
+def mean_of(task: Discovery, budget: int) -> float:
+    """E[min(T, budget)] = Σ_{k < budget} (1 − P(T ≤ k)): the mean time to the first success, capped at the budget."""
+    if isinstance(task, Sequential):
+        return fmean(budget if time is None else min(time, budget) for time in task.times)
+    return sum(1.0 - task.by(k) for k in range(budget))
+
+
+def discovery_at(tasks: Sequence[Discovery], k: int, *, seed: int = 0) -> Estimate:
+    """discovery@k, with a 95 % bootstrap interval over tasks."""
+    return _bootstrapped([[task.by(k)] for task in tasks], lambda row: row[0], seed)
+
+
+def mean_attempts(tasks: Sequence[Discovery], budget: int, *, seed: int = 0) -> Estimate:
+    """The mean of E[min(T, budget)] over tasks, with a 95 % bootstrap interval over tasks."""
+    return _bootstrapped([[mean_of(task, budget)] for task in tasks], lambda row: row[0], seed)
+
+
+def ratio_of_means(slower: Sequence[Discovery], faster: Sequence[Discovery], budget: int, *, seed: int = 0) -> Estimate:
+    """How many times fewer attempts `faster` needs in the mean, both capped at the budget; the same tasks in the same
+    order. The 95 % interval resamples tasks, each with what both made of it."""
+    pairs = [[mean_of(a, budget), mean_of(b, budget)] for a, b in zip(slower, faster, strict=True)]
+    return _bootstrapped(pairs, lambda row: row[0] / row[1], seed)
+
+
+def attempts_to_reach(tasks: Sequence[Discovery], level: float, budget: int) -> int | None:
+    """The smallest k ≤ budget with discovery@k ≥ level; None when there is none."""
+    low, high = 0, budget
+    if _mean_by(tasks, high) < level - 1e-9:
+        return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if _mean_by(tasks, middle) >= level - 1e-9 else (middle, high)
+    return high
+
+
+@dataclass(frozen=True, slots=True)
+class SpeedUp:
+    """Attempts that each of two ways needs to reach a level of discovery; None: not within the budget."""
+
+    level: float
+    slower: int | None
+    faster: int | None
+
+    @property
+    def ratio(self) -> float | None:
+        """How many times fewer the second one needs."""
+        return self.slower / self.faster if self.slower is not None and self.faster is not None else None
+
+
+def speed_ups(
+    slower: Sequence[Discovery], faster: Sequence[Discovery], budget: int, levels: Sequence[float] | None = None
+) -> list[SpeedUp]:
+    """At each level of discovery (by default every tenth), never the best one alone."""
+    chosen = levels if levels is not None else [tenth / 10 for tenth in range(1, 11)]
+    return [
+        SpeedUp(level, attempts_to_reach(slower, level, budget), attempts_to_reach(faster, level, budget))
+        for level in chosen
+    ]
+
+
+def _mean_by(tasks: Sequence[Discovery], k: int) -> float:
+    return fmean(task.by(k) for task in tasks)
+
+
+def _bootstrapped(rows: Sequence[Sequence[float]], statistic: Callable[[list[float]], float], seed: int) -> Estimate:
+    """A statistic of the columns' means over tasks, one row a task, and the percentiles of it when tasks are resampled
+    with replacement. The same seed resamples the same tasks."""
+    rng, size = random.Random(f"bootstrap {seed}"), len(rows)
+    columns = [list(column) for column in zip(*rows, strict=True)]
+    drawn = []
+    for _ in range(DRAWS if size > 1 else 1):
+        places = rng.choices(range(size), k=size)
+        drawn.append(statistic([sum(column[place] for place in places) / size for column in columns]))
+    drawn.sort()
+    edge = int(TAIL * len(drawn))
+    value = statistic([fmean(column) for column in columns])
+    return Estimate(value, size, drawn[edge], drawn[-1 - edge])
