@@ -66,7 +66,7 @@ def test_a_row_follows_the_settings() -> None:
     )
     assert cells(replace(SDPO(), alpha=1.0, top_k=7))["compared by"] == "reverse KL\ntop K 7"
     assert cells(SDPORichFeedback())["rollouts"] == "8 × answer"
-    assert cells(Safe())["coupled by"] == "bound relative 3"
+    assert cells(Safe())["coupled by"] == "bound relative 10"
     assert cells(Safe(bound=0))["coupled by"] == "–"
 
 

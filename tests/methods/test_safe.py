@@ -16,7 +16,7 @@ P, Q = [0.5, 0.3, 0.2], [0.2, 0.7, 0.1]
 
 def test_defaults() -> None:
     method, signal = Safe(), Safe().signal(1.0)
-    assert (signal.support, signal.shape, signal.bound) == (FullVocabulary(), JensenShannon(0.5), Relative(3.0))
+    assert (signal.support, signal.shape, signal.bound) == (FullVocabulary(), JensenShannon(0.5), Relative(10.0))
     assert (method.teacher, method.reward, method.count_dropped) == (Frozen(), 0.1, False)
     assert not method.needs_reference
     assert not signal.needs_table, "no token is weighed beforehand, which would cost a pass"
@@ -46,11 +46,11 @@ def test_what_says_nothing_is_dropped_and_what_is_merely_worse_keeps_its_verdict
     assert Safe(reward=0.0).credit(group([1.0, 0.0]))[0] is Drop.LONE_SUCCESS
 
 
-@pytest.mark.parametrize(("usual", "limit"), [(0.05, 0.15), (1.0, None)])
+@pytest.mark.parametrize(("usual", "limit"), [(0.015, 0.15), (1.0, None)])
 def test_the_gradient_rewards_the_success_and_corrects_the_failure_within_bounds(
     usual: float, limit: float | None
 ) -> None:
-    """A push is ½ log m/p, here −.18, .25 and −.14: three times a running mean of .05 cuts the first two at ±.15."""
+    """A push is ½ log m/p, here −.18, .25 and −.14: ten times a running mean of .015 cuts the first two at ±.15."""
     toy = Toy({"bare": [P], "right": [Q]})
     group = toy.group(toy.said("b", 1.0, text="right"), toy.said("a"))
     found = toy.learn(Safe(), group, memory={"magnitude": usual}).gradients["bare"][0]

@@ -20,7 +20,8 @@ class Safe(Method):
 
     - The teacher is frozen. A moving one can run away with its student, and long runs have collapsed that way.
     - The divergence is Jensen-Shannon's, exact over the full vocabulary: at most log 2, and no tokens to choose.
-    - A push beyond 3 times what is usual so far is cut: a few tokens, of style more often than not, do not lead.
+    - A push beyond 10 times what is usual so far is cut, so that no token leads. A tighter cut would take away what the
+      teacher has to say: at most tokens it agrees with the student, which makes the usual push small.
     - Only failures are distilled. What a teacher knows is news to them; to successes it is mostly style.
     - Successes gain by how much better they are than their siblings, and nothing ever turns that verdict around. A
       tenth of it is about as large as the teacher's push; all of it would lead.
@@ -37,7 +38,7 @@ class Safe(Method):
     success: float = option(0.5, "reward at which a rollout counts as solved, and is rewarded instead of distilled")
     context: ContextRule = field(default_factory=SolutionOrFeedback)
     reward: float = option(0.1, "scale of the advantages; 0: successes take no part")
-    bound: float = option(3.0, "a push is cut at this multiple of the running mean; 0: never")
+    bound: float = option(10.0, "a push is cut at this multiple of the running mean; 0: never")
 
     def signal(self, temperature: float) -> Signal:
         """Both terms; a rollout carries one of them."""
