@@ -40,7 +40,13 @@ class Renderer:
 
         The longest field is shortened until all fits: question, closing instruction and the assistant's header stay.
         """
-        limit = min(self.max_teacher_tokens, self.context_length - answer)
+        found = self.fitted(question, context, min(self.max_teacher_tokens, self.context_length - answer))
+        return found if isinstance(found, Drop) else (found[1], found[2])
+
+    def fitted(
+        self, question: Sequence[Message], context: Context, limit: int
+    ) -> tuple[Context, TokenIds, bool] | Drop:
+        """The context as it fits a prompt of `limit` tokens, that prompt, and whether a field had to be cut."""
         tries = 0
         while len(ids := self.prompt(teacher_messages(question, context))) > limit:
             # Text cut between tokens may need other tokens when it is read again: every try takes one more.
@@ -48,7 +54,7 @@ class Renderer:
             tries += 1
             if not shortened:
                 return Drop.CONTEXT_TOO_LONG
-        return ids, tries > 0
+        return context, ids, tries > 0
 
     def _shorter(self, context: Context, excess: int) -> tuple[Context, bool]:
         """The context with its longest field cut by at least `excess` tokens; False when the field would vanish."""

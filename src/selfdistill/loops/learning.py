@@ -1,4 +1,4 @@
-"""One generation batch: sample, judge, find what the teacher may know, update."""
+"""One generation batch: sample, judge, find what the teacher may know, update; and the last two alone."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from statistics import fmean
 
+from selfdistill import evaluate
 from selfdistill.evaluate import roll_out
 from selfdistill.loops.recording import Totals, rollout_record, step_record
 from selfdistill.loops.session import Session
@@ -29,12 +30,12 @@ def one_step(
     session: Session, totals: Totals, reporter: Reporter, began: float
 ) -> tuple[StepRecord, list[RolloutRecord]]:
     """Samples a generation batch, learns from it, and says what happened; `totals` counts what it used."""
-    config, policy = session.config, session.policy
+    config = session.config
     clock = Laps()
     reporter.phase("sampling and judging")
     tasks = draw_tasks(session.tasks, config.tasks_per_step, totals.step, config.seed)
     batch = roll_out(
-        policy,
+        session.policy,
         session.world,
         session.renderer,
         tasks,
@@ -45,6 +46,13 @@ def one_step(
         version=totals.step,
         stages=session.method.stages,
     )
+    return learn(session, batch, totals, reporter, began, clock)
+
+
+def learn(
+    session: Session, batch: evaluate.Batch, totals: Totals, reporter: Reporter, began: float, clock: Laps
+) -> tuple[StepRecord, list[RolloutRecord]]:
+    """Updates the weights from a batch that was sampled and judged, and says what happened."""
     rehearsed = _rehearse(session, totals.step)
     clock.lap("rollout")
     prepared = prepare(session.method, batch.groups, session.renderer)
@@ -58,18 +66,33 @@ def one_step(
             f"step {totals.step + 1}: {skipped} of {len(reports)} updates skipped: loss or gradient not finite"
         )
     if skipped < len(reports):  # a batch from which nothing was learned moves no teacher either
-        session.teacher.update(policy)
+        session.teacher.update(session.policy)
     clock.lap("update")
-    sampled = [rollout for rollout in batch.rollouts if rollout.completion.logprobs]
-    totals.generations += len(sampled)
-    totals.tokens += sum(len(rollout.completion.token_ids) for rollout in sampled)
+    _count(totals, batch, began)
     totals.memory = learned.memory
     totals.tokens += sum(len(sample.completion_ids) for sample in rehearsed)
-    totals.wall_s = time.monotonic() - began
     record = step_record(totals, prepared, reports, lr, clock.seconds, learned.numbers)
     evidence = learned.evidence | {uid: row for report in reports for uid, row in report.evidence.items()}
     records = [rollout_record(totals.step + 1, entry, batch.faults, evidence) for entry in prepared]
     return record, records
+
+
+def note_down(
+    batch: evaluate.Batch, totals: Totals, began: float, clock: Laps
+) -> tuple[StepRecord, list[RolloutRecord]]:
+    """What happened in a batch from which nothing is to be learned."""
+    clock.lap("rollout")
+    prepared = [Prepared(rollout, drop=rollout.drop) for rollout in batch.rollouts]
+    _count(totals, batch, began)
+    record = step_record(totals, prepared, [], 0.0, clock.seconds, {})
+    return record, [rollout_record(totals.step + 1, entry, batch.faults, {}) for entry in prepared]
+
+
+def _count(totals: Totals, batch: evaluate.Batch, began: float) -> None:
+    sampled = [rollout for rollout in batch.rollouts if rollout.completion.logprobs]
+    totals.generations += len(sampled)
+    totals.tokens += sum(len(rollout.completion.token_ids) for rollout in sampled)
+    totals.wall_s = time.monotonic() - began
 
 
 @dataclass(frozen=True, slots=True)

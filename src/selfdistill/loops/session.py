@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from selfdistill.config import RunConfig
 from selfdistill.errors import ConfigError
@@ -108,24 +109,46 @@ def open_session(config: RunConfig, reporter: Reporter) -> Session:
     method = get_method(config.method.name, config.method.options)
     rule = _teacher_rule(config, method)
     parts = open_asking(config, reporter)
-    policy = parts.policy
-    teacher = Teacher(rule, policy, other=_other_model(rule, config, policy, reporter))
-    anchor = None
-    if config.rehearsal or method.needs_reference:
-        anchor = teacher if isinstance(teacher.rule, Frozen) else Teacher(Frozen(), policy)
-    options = config.optimiser
-    optimizer = torch.optim.AdamW(
-        list(policy.trainable().values()),
-        lr=options.lr,
-        betas=(options.beta1, options.beta2),
-        weight_decay=options.weight_decay,
-    )
+    teacher = Teacher(rule, parts.policy, other=_other_model(rule, config, parts.policy, reporter))
     rehearsal: list[Task] = []
     if config.rehearsal:
         found = _rehearsal_tasks(config, parts.world)
         rehearsal = askable(found, parts.renderer, config.context.max_prompt_tokens, reporter)
     return Session(
-        **vars(parts), method=method, teacher=teacher, anchor=anchor, optimizer=optimizer, rehearsal=rehearsal
+        **vars(parts),
+        method=method,
+        teacher=teacher,
+        anchor=_anchor(config, method, teacher, parts.policy),
+        optimizer=_optimizer(config, parts.policy),
+        rehearsal=rehearsal,
+    )
+
+
+@torch.no_grad()
+def started_over(session: Session, weights: Mapping[str, Tensor]) -> Session:
+    """The session with these weights, and a teacher and an optimiser that have seen nothing yet."""
+    config, policy = session.config, session.policy
+    for name, value in policy.trainable().items():
+        value.copy_(weights[name])
+    teacher = Teacher(session.teacher.rule, policy, other=session.teacher.other)
+    anchor = _anchor(config, session.method, teacher, policy)
+    return replace(session, teacher=teacher, anchor=anchor, optimizer=_optimizer(config, policy))
+
+
+def _anchor(config: RunConfig, method: Method, teacher: Teacher, policy: Policy) -> Teacher | None:
+    """The weights at the start, where somebody reads them; a frozen teacher is they."""
+    if not (config.rehearsal or method.needs_reference):
+        return None
+    return teacher if isinstance(teacher.rule, Frozen) else Teacher(Frozen(), policy)
+
+
+def _optimizer(config: RunConfig, policy: Policy) -> torch.optim.Optimizer:
+    options = config.optimiser
+    return torch.optim.AdamW(
+        list(policy.trainable().values()),
+        lr=options.lr,
+        betas=(options.beta1, options.beta2),
+        weight_decay=options.weight_decay,
     )
 
 

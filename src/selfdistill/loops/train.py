@@ -6,10 +6,8 @@ the name of a rollout, and everything else is in the checkpoint.
 
 from __future__ import annotations
 
-import signal as signals
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,6 +17,7 @@ from selfdistill.loops.learning import one_step
 from selfdistill.loops.measure import EVERY_SPLIT, STUDENT_SPLITS, measure_splits
 from selfdistill.loops.recording import Totals, check_world, summarise
 from selfdistill.loops.session import Session, open_session
+from selfdistill.loops.stopping import StopSign
 from selfdistill.models.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from selfdistill.plugins import short_name
 from selfdistill.runs import RunDir, Split, StepRecord, allowed_changes, fresh_path, read_run
@@ -43,7 +42,7 @@ def train(config: RunConfig, reporter: Reporter, *, resume: bool = False) -> Pat
     totals = _restore(checkpoint, session) if checkpoint else Totals()
     with _open_run(out, config, session, totals, resume=resume) as run:
         reporter.started(_info(out, session, totals))
-        return _Training(session, run, reporter, totals).run_all()
+        return _Training(session, run, reporter, totals, StopSign(reporter)).run_all()
 
 
 @dataclass
@@ -52,7 +51,7 @@ class _Training:
     run: RunDir
     reporter: Reporter
     totals: Totals
-    stop_asked: bool = False
+    stop: StopSign
 
     @property
     def done(self) -> bool:
@@ -63,10 +62,10 @@ class _Training:
         if self.totals.step == 0:  # a run that was killed at once may have measured some of it
             measured = {record.split for record in read_run(self.run.path).evals}
             self._evaluate([split for split in EVERY_SPLIT if split not in measured])
-        with self._asked_to_stop():
+        with self.stop.watched():
             while not self.done:
                 self._one_step(began)
-                if self.stop_asked and not self.done:
+                if self.stop.asked and not self.done:
                     self._save()
                     raise Interrupted(self.run.path, self.totals.step)
         if not any(record.step == self.totals.step for record in read_run(self.run.path).evals):
@@ -130,26 +129,6 @@ class _Training:
                 "given; lone_success: the only success has nobody to learn from",
                 do="take easier tasks, more rollouts_per_task, or a world that gives feedback",
             )
-
-    @contextmanager
-    def _asked_to_stop(self) -> Iterator[None]:
-        """The first Ctrl-C asks for a stop after the step; a second one interrupts at once."""
-
-        def ask(*_: object) -> None:
-            if self.stop_asked:
-                raise KeyboardInterrupt
-            self.stop_asked = True
-            self.reporter.note("stopping after this step; press Ctrl-C again to stop at once")
-
-        try:
-            previous = signals.signal(signals.SIGINT, ask)
-        except ValueError:  # not in the main thread: whoever owns it decides
-            yield
-            return
-        try:
-            yield
-        finally:
-            signals.signal(signals.SIGINT, previous)
 
 
 def _run_name(config: RunConfig) -> str:
