@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import json
 import resource
@@ -55,6 +56,11 @@ def level_before() -> int:
         cuda.reset_peak_memory_stats()
         return int(cuda.memory_allocated())
     if CLEAR.exists():
+        trim = getattr(
+            ctypes.CDLL(None), "malloc_trim", None
+        )  # glibc keeps what was freed, and would hide its next use
+        if trim is not None:
+            trim(0)
         CLEAR.write_text("5", encoding="ascii")  # the peak of the resident set becomes its present size
         return _status("VmRSS")
     return peak_bytes()
