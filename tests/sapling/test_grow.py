@@ -74,7 +74,5 @@ def test_recipes_keep_to_the_size_they_may_have():
     assert all(recipe.hidden % recipe.heads == 0 for recipe in RECIPES.values())
 
 
-def test_the_harder_episodes_come_with_the_decay() -> None:
-    recipe = replace(RECIPES["sapling"], rounds=10, decay_share=0.64)
-    assert [recipe.decays(number) for number in range(10)] == [False] * 4 + [True] * 6
-    assert recipe.progress(3, 0.5) == pytest.approx(0.35)
+def test_progress_is_the_share_of_the_rounds_that_is_over() -> None:
+    assert replace(RECIPES["sapling"], rounds=10).progress(3, 0.5) == pytest.approx(0.35)

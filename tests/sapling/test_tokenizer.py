@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from selfdistill.sapling.episodes import FINISH, draw_episode
+from selfdistill.sapling.episodes import MAKERS, draw_episode
 from selfdistill.sapling.tokenizer import build_tokenizer
 from selfdistill.worlds.verbs.operations import OPERATIONS
 from selfdistill.worlds.verbs.words import held_out_words, known_words
@@ -19,7 +19,7 @@ def ids(tokenizer, text):
     return tokenizer.encode(text, add_special_tokens=False)
 
 
-@pytest.mark.parametrize("maker", FINISH, ids=lambda maker: maker.__name__)
+@pytest.mark.parametrize("maker", MAKERS, ids=lambda maker: maker.__name__)
 def test_every_kind_of_episode_survives(tokenizer, maker):
     rng = random.Random(1)
     for _ in range(20):

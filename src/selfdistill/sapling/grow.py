@@ -22,7 +22,7 @@ from torch.nn import functional
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from selfdistill.runs.environment import git_commit
-from selfdistill.sapling.episodes import FINISH, MAKERS, Episode, draw_episode
+from selfdistill.sapling.episodes import Episode, draw_episode
 from selfdistill.sapling.recipe import Recipe
 from selfdistill.sapling.tokenizer import END, build_tokenizer
 
@@ -75,8 +75,7 @@ def round_batches(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, number: in
     Rows are padded to the next bucket; those longer than the last, and those that fill no batch, are left out.
     """
     rng = random.Random(f"{recipe.seed} {number}")
-    makers = FINISH if recipe.decays(number) else MAKERS
-    rows = encode(tokenizer, [draw_episode(rng, makers) for _ in range(recipe.episodes_per_round)])
+    rows = encode(tokenizer, [draw_episode(rng) for _ in range(recipe.episodes_per_round)])
     batches: list[list[tuple[list[int], int]]] = []
     for shortest, longest in zip((0, *recipe.buckets), recipe.buckets, strict=False):
         fitting = [row for row in rows if shortest < len(row[0]) <= longest]

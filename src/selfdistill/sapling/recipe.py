@@ -2,7 +2,7 @@
 
 Small batches, Muon on the matrices and a loss on all tokens matter most; the context's tokens weigh less than the
 answer's, but predicting what programs print teaches what they do. Most of what takes search (two steps from a few
-cases) is learned while the rate decays, so the decay is long, and from its first round on the episodes are harder.
+cases) is learned while the rate decays, so the decay is long; and from many different programs, see `sapling.wide`.
 """
 
 from __future__ import annotations
@@ -40,11 +40,7 @@ class Recipe:
         """How much of the schedule is over (0 to 1) when this share of a round (counted from 0) is."""
         return (round + share) / self.rounds
 
-    def decays(self, round: int) -> bool:
-        """Whether the rate decays all through this round."""
-        return self.progress(round) >= 1.0 - self.decay_share
 
-
-SAPLING = Recipe("sapling", hidden=256, layers=6, heads=8, key_value_heads=4, intermediate=768, rounds=140)
+SAPLING = Recipe("sapling", hidden=256, layers=6, heads=8, key_value_heads=4, intermediate=768, rounds=160)
 SMALL = Recipe("sapling-small", hidden=128, layers=4, heads=4, key_value_heads=2, intermediate=384, rounds=60)
 RECIPES = {recipe.name: recipe for recipe in (SAPLING, SMALL)}
