@@ -51,7 +51,7 @@ def test_fresh_words_stand_for_many_programs_and_for_none_that_is_held_out():
     for program in drawn:
         same = program_space(program.kind).meaning.get(signature_of(program))
         assert same is None or not is_held_out(same)
-        assert wide_space(program.kind).meaning.get(signature_of(program), program) == program
+        assert wide_space(program.kind).meaning.get(signature_of(program), same or program) == program
     assert len({program.code for program in drawn if len(program.steps) == 2}) > 200
     assert sum(op in OPERATIONS[op.kind] for program in drawn for op in program.steps) > 500
 

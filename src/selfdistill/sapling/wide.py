@@ -137,7 +137,7 @@ def draw_wide(rng: random.Random) -> Program:
         meaning = signature_of(Program(steps))
         if meaning is None or meaning == wide_space(kind).identity:
             continue
-        program = wide_space(kind).meaning.get(meaning, Program(steps))  # of those that do the same, the first
         same = program_space(kind).meaning.get(meaning)
+        program = wide_space(kind).meaning.get(meaning, same or Program(steps))  # the first of those that do the same
         if len(program.steps) == size and (same is None or not is_held_out(same)):
             return program
