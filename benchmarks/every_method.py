@@ -66,17 +66,17 @@ def after(run: Run, split: str, which: int = -1) -> float | None:
     return records[which].accuracy.value if records else None
 
 
-def best_rate(out: Path, method: str, seed: int) -> float:
+def best_rate(out: Path, method: str, rates: Sequence[float], seed: int) -> float:
     """The rate of the grid with the highest last accuracy on the verbs."""
-    return max(RATES, key=lambda rate: after(read_run(path_of(out, method, rate, seed)), "train") or 0.0)
+    return max(rates, key=lambda rate: after(read_run(path_of(out, method, rate, seed)), "train") or 0.0)
 
 
-def table(out: Path, methods: Sequence[str], seeds: Sequence[int]) -> str:
+def table(out: Path, methods: Sequence[str], rates: Sequence[float], seeds: Sequence[int]) -> str:
     """One row for each method, means over seeds."""
     head = "| method | lr | new verbs | solved of 16 | teacher at the start | known verbs | plain English | wall |"
     lines = [head, "|---|--:|--:|--:|--:|--:|--:|--:|"]
     for method in methods:
-        rate = best_rate(out, method, seeds[0])
+        rate = best_rate(out, method, rates, seeds[0])
         runs = [read_run(path_of(out, method, rate, seed)) for seed in seeds]
         solved = fmean(next(r.solved for r in reversed(run.evals) if r.split == "train") for run in runs)
         cells = [_mean(runs, "train"), f"{solved:.3g}", _mean(runs, "teacher", 0), _mean(runs, "retained")]
@@ -99,15 +99,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/every-method"), help="folder for runs and results")
     parser.add_argument("--seeds", type=int, default=3, help="seeds, of which the first decides the rate")
+    parser.add_argument("--rates", type=float, nargs="*", default=RATES, help="learning rates to choose from")
     parser.add_argument("--only", nargs="*", default=[], help="only these methods")
     chosen = parser.parse_args()
     seeds = list(range(chosen.seeds))
     methods = [name for name in METHODS if not chosen.only or name in chosen.only]
     for wave in ([m for m in methods if m != "opd"], [m for m in methods if m == "opd"]):
-        run_all([config_of(chosen.out, method, rate, seeds[0]) for method in wave for rate in RATES])
-        best = {method: best_rate(chosen.out, method, seeds[0]) for method in wave}
+        run_all([config_of(chosen.out, method, rate, seeds[0]) for method in wave for rate in chosen.rates])
+        best = {method: best_rate(chosen.out, method, chosen.rates, seeds[0]) for method in wave}
         run_all([config_of(chosen.out, method, rate, seed) for method, rate in best.items() for seed in seeds[1:]])
-    (chosen.out / "results.md").write_text(table(chosen.out, methods, seeds), encoding="utf-8")
+    (chosen.out / "results.md").write_text(table(chosen.out, methods, chosen.rates, seeds), encoding="utf-8")
 
 
 if __name__ == "__main__":
