@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from selfdistill.cli.credit import credit
 from selfdistill.cli.display import RunDisplay
 from selfdistill.cli.guard import Guarded
 from selfdistill.cli.output import print_comparison, print_listing, print_settings, print_table
@@ -30,6 +31,7 @@ app = typer.Typer(
 )
 
 app.add_typer(sapling)
+app.command()(credit)
 
 Overrides = Annotated[
     list[str] | None,

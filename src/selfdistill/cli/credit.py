@@ -1,0 +1,169 @@
+"""`selfdistill credit`: which tokens of an answer the teacher would not have said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.style import Style
+from rich.table import Table
+from rich.text import Text
+
+from selfdistill.cli.display import RunDisplay
+from selfdistill.context import FIELDS
+from selfdistill.errors import ConfigError, DataError
+from selfdistill.runs.credit import AnswerCredit
+from selfdistill.types import Context
+from selfdistill.view.credit import FULL, PART, has_own, has_recorded, numbers, shown, strength, write_credit_page
+
+RED, GREEN, WHITE = (214, 64, 58), (46, 158, 79), (255, 255, 255)
+NAMED = 3  # tokens that are named below the answer
+
+
+def _told(what: str) -> object:
+    return typer.Option(help=f"{what} Text, or @FILE.", show_default=False)
+
+
+def credit(
+    question: Annotated[str | None, _told("What the answer answers. (default: the example)")] = None,
+    answer: Annotated[str | None, _told("The answer whose tokens are judged. (default: the example's)")] = None,
+    feedback: Annotated[str | None, _told("What the teacher was told is wrong. (default: Don't include n.)")] = None,
+    solution: Annotated[str | None, _told("A right solution that the teacher reads.")] = None,
+    demonstration: Annotated[str | None, _told("An example of an answer that the teacher reads.")] = None,
+    document: Annotated[str | None, _told("What is known about the question, for the teacher.")] = None,
+    reply: Annotated[str | None, _told("What the user says to an earlier attempt, for the teacher.")] = None,
+    instruction: Annotated[str | None, _told("The teacher's system message.")] = None,
+    correct: Annotated[
+        str | None, _told("A corrected answer, to test whether the model sees the mistake (the teacher does not).")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Whose evidence. (default: the sapling where it knows the words, else smollm2 where it is on this "
+            "machine; of a run its newest checkpoint)",
+            show_default=False,
+        ),
+    ] = None,
+    run: Annotated[
+        Path | None, typer.Option(help="Run directory: judge one of its rollouts, with --uid.", show_default=False)
+    ] = None,
+    uid: Annotated[str | None, typer.Option(help="Which rollout of the run, as 3-0-1.", show_default=False)] = None,
+    advantage: Annotated[
+        float | None,
+        typer.Option(help="Show GRPO's uniform credit beside it. (default: a run's own)", show_default=False),
+    ] = None,
+    numbers: Annotated[bool, typer.Option("--numbers", help="Print a table of every token.")] = False,
+    html: Annotated[Path | None, typer.Option(help="Write a self-contained page.", show_default=False)] = None,
+    top: Annotated[int, typer.Option(min=1, max=50, help="Likeliest tokens to show in place of each.")] = 4,
+) -> None:
+    """Show where the credit goes: what a teacher that was told more would rather not have said, token by token.
+
+    Without a text it shows the example of the method's poster: an answer that counts to n, and the feedback "Don't
+    include n.".
+    """
+    sections = dict(zip(FIELDS, (instruction, document, demonstration, solution, feedback, reply), strict=True))
+    told = {name: _text(value) for name, value in sections.items() if value is not None}
+    context = Context("+".join(told), **told) if told else None
+    from selfdistill.loops.asked import EXAMPLE, Texts, credit_of_rollout, credit_of_texts
+
+    with RunDisplay(Console(stderr=True)) as display:
+        reporter = display.reporter("credit")
+        if run is not None or uid is not None:
+            if run is None or uid is None:
+                raise ConfigError("a rollout is named by its run and its uid", do="give --run DIR --uid 3-0-1")
+            if question is not None or answer is not None:
+                raise ConfigError("a rollout has its own question and answer", do="leave --question and --answer out")
+            found = credit_of_rollout(
+                run, uid, reporter, model=model, context=context, correct=_text(correct), advantage=advantage, top=top
+            )
+        else:
+            if (question is None) != (answer is None):
+                missing = "question" if question is None else "answer"
+                raise ConfigError(f"there is no {missing}", do=f"give --{missing} too, or neither for the example")
+            texts = EXAMPLE
+            if question is not None:
+                texts = Texts(_text(question), _text(answer), Context("none"))
+            texts = Texts(texts.question, texts.answer, context or texts.context, _text(correct) or texts.correct)
+            found = credit_of_texts(texts, reporter, model=model, advantage=advantage, top=top)
+    print_credit(found, Console(), table=numbers)
+    if html:
+        typer.echo(f"page: {write_credit_page(found, html)}")
+
+
+def _text(value: str | None) -> str:
+    """The text itself, or that of the file it names after an @, without the line ends behind it."""
+    if value is None or not value.startswith("@"):
+        return value or ""
+    try:
+        return Path(value[1:]).read_text(encoding="utf-8").rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError("the text cannot be read", got=error, do="check the name after the @") from error
+
+
+def print_credit(found: AnswerCredit, console: Console, *, table: bool) -> None:
+    """The answer in colours, what they mean, and in words where the blame falls."""
+    console.print(Text(f"{found.model} reads the answer with and without the context", style="dim"))
+    for name, text in found.told.items():
+        console.print(Text.assemble((f"{name}: ", "bold"), text))
+    console.print()
+    console.print(Text.assemble(*((_visible(token.text), _style(token.evidence)) for token in found.tokens)))
+    console.print()
+    if found.advantage is not None:
+        told = f"GRPO: every token gets A = {found.advantage:+.2f}"
+        uniform = _style(found.advantage * FULL)
+        console.print(Text.assemble((told, "bold"), "\n", *((_visible(t.text), uniform) for t in found.tokens), "\n"))
+    console.print(_legend())
+    console.print(_named(found))
+    console.print(Text(found.verdict, style="bold"))
+    if found.sight:
+        console.print(Text(found.sight.rule, style="dim"))
+    if table:
+        console.print(_table(found))
+
+
+def _visible(text: str) -> str:
+    return (text or PART).replace("\n", "↵\n")
+
+
+def _style(evidence: float) -> Style:
+    """Black on a tint of red or green; no colour where next to nothing changes."""
+    share = strength(evidence)
+    if not share:
+        return Style()
+    colour = RED if evidence < 0 else GREEN
+    tint = [round(light + (full - light) * (0.15 + 0.85 * share)) for light, full in zip(WHITE, colour, strict=True)]
+    return Style.parse(f"black on #{tint[0]:02x}{tint[1]:02x}{tint[2]:02x}")
+
+
+def _legend() -> Text:
+    steps = [-FULL, -FULL / 2, FULL / 2, FULL]
+    scale = [(f" {value:+g} ", _style(value)) for value in steps]
+    return Text.assemble(
+        *scale[:2], " the teacher would not have said it   ", *scale[2:], " it would rather   ", ("(u in nats)", "dim")
+    )
+
+
+def _named(found: AnswerCredit) -> Text:
+    """The tokens that lost or gained most, for those who see no colours."""
+    ordered = sorted(found.tokens, key=lambda token: token.evidence)
+    sides = (("least wanted", ordered[:NAMED], -1), ("most wanted", ordered[::-1][:NAMED], 1))
+    lines = []
+    for name, tokens, sign in sides:
+        few = [f"{shown(t.text)} {t.evidence:+.2f}" for t in tokens if t.evidence * sign > 0 and strength(t.evidence)]
+        lines.append(f"{name}: {', '.join(few) or 'nothing'}")
+    return Text("\n".join(lines))
+
+
+def _table(found: AnswerCredit) -> Table:
+    own, recorded = has_own(found), has_recorded(found)
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("token", no_wrap=True)
+    for head in ["log p", "log q", "u", *["own"] * own, *["recorded"] * recorded]:
+        table.add_column(head, justify="right", no_wrap=True)
+    table.add_column("likeliest, % student → teacher", overflow="fold")
+    for token in found.tokens:
+        table.add_row(*(Text(cell) for cell in numbers(token, own, recorded)))
+    return table

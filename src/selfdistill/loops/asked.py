@@ -1,0 +1,252 @@
+"""Where an answer whose credit is asked for comes from: texts of the user's, or a rollout of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from pathlib import Path
+
+from selfdistill.config import RunConfig, from_settings
+from selfdistill.context import FIELDS
+from selfdistill.errors import DataError, ModelError, RunError, SelfDistillError, nearest
+from selfdistill.evaluate import SOLVED
+from selfdistill.loops.credit import Asked, credit
+from selfdistill.loops.session import open_policy
+from selfdistill.loops.tasks import training_tasks
+from selfdistill.loops.unrelated import contexts_of_others, unrelated_contexts
+from selfdistill.models.checkpoint import latest_checkpoint
+from selfdistill.models.hf import load_policy
+from selfdistill.models.policy import Policy
+from selfdistill.models.smollm2 import cached_smollm2
+from selfdistill.render import Renderer
+from selfdistill.runs import Reporter, RolloutRecord, Run, read_run
+from selfdistill.runs.credit import AnswerCredit
+from selfdistill.runs.store import CHECKPOINTS, CONFIG
+from selfdistill.sapling.language import foreign_words
+from selfdistill.types import ANSWER, Context, Message, Task, TokenIds
+from selfdistill.worlds.base import tasks_of
+from selfdistill.worlds.registry import make_world
+
+SPLITS = ("train", "holdout", "retained")
+
+
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """A question, an answer and a context in words; `correct` is a corrected answer, or empty."""
+
+    question: str
+    answer: str
+    context: Context
+    correct: str = ""
+
+
+# The example of the method's poster: the feedback says what is wrong, and nothing of where.
+EXAMPLE = Texts(
+    question="Write a python function that returns all numbers from 1 to n",
+    answer="```python\ndef numbers(n):\n    return list(range(1, n + 1))\n```",
+    context=Context("feedback", feedback="Don't include n."),
+    correct="```python\ndef numbers(n):\n    return list(range(1, n))\n```",
+)
+
+
+def credit_of_texts(
+    texts: Texts, reporter: Reporter, *, model: str | None = None, advantage: float | None = None, top: int = 4
+) -> AnswerCredit:
+    """The credit of an answer in words, its end included; without a model, the smallest at hand that reads the words.
+
+    Raises `DataError` for empty texts, `ModelError` when no model at hand reads the words.
+    """
+    for name, text in (("question", texts.question), ("answer", texts.answer)):
+        if not text.strip():
+            raise DataError(f"the {name} is empty", do=f"give it with --{name} TEXT")
+    context = texts.context
+    if not any(getattr(context, name) for name in FIELDS):
+        raise DataError(
+            "there is no context",
+            why="a teacher that knows what the student knows would say the same: all evidence would be 0",
+            do="give --feedback TEXT, or another of " + ", ".join(f"--{name}" for name in FIELDS),
+        )
+    told = [getattr(context, name) for name in FIELDS]
+    policy = _reader(model, [texts.question, texts.answer, texts.correct, *told], reporter)
+    renderer = _renderer(policy)
+    correct = renderer.answer(texts.correct) if texts.correct.strip() else ()
+    question = (Message("user", texts.question),)
+    asked = Asked(question, renderer.answer(texts.answer), context, correct, advantage=advantage)
+    return _read(policy, renderer, asked, (), reporter, top)
+
+
+def credit_of_rollout(
+    path: Path,
+    uid: str,
+    reporter: Reporter,
+    *,
+    model: str | None = None,
+    context: Context | None = None,
+    correct: str = "",
+    advantage: float | None = None,
+    top: int = 4,
+) -> AnswerCredit:
+    """The credit of one rollout of a run, read by the run's newest checkpoint, or by `model`.
+
+    Prompts are rendered anew from the record; `context` replaces what the teacher read. The corrected answer is
+    `correct`, else one of the run to the same question that was right, else the task's demonstration. Raises `RunError`
+    for a run or a rollout that is not there (with the nearest name), `DataError` for one without a context.
+    """
+    run = _run(path)
+    record = _record(run, uid)
+    config = from_settings(run.config["settings"])
+    context = context or _context(record)
+    policy = open_policy(_with_weights(config, path, model, reporter), reporter)
+    renderer = _renderer(policy)
+    task = _task(config, record, reporter)
+    answer = _answer(policy, renderer, record, reporter)
+    same_tokens = answer == record.token_ids
+    correct = correct or _right_answer(run, record) or task.demonstration
+    asked = Asked(
+        task.messages,
+        answer,
+        context,
+        renderer.answer(correct) if correct and correct.strip() != record.completion.strip() else (),
+        recorded=record.evidence if same_tokens else (),
+        advantage=record.advantage or None if advantage is None else advantage,
+        temperature=config.sampling.temperature or 1.0,
+    )
+    known = [(other.task, _sections(other)) for other in run.rollouts() if other.context]
+    return _read(policy, renderer, asked, contexts_of_others(context, known, record.task), reporter, top)
+
+
+def _read(
+    policy: Policy, renderer: Renderer, asked: Asked, others: Sequence[Context], reporter: Reporter, top: int
+) -> AnswerCredit:
+    if asked.correct == asked.answer:
+        asked = replace(asked, correct=())
+    made = unrelated_contexts(asked.context, plain_words=not policy.name.startswith("sapling"))
+    reporter.phase("reading the answer under every context")
+    found = credit(policy, renderer, asked, [*others, *made][: len(made)], top=top)
+    if found.cut:
+        reporter.note(f"the context was cut: {policy.name} reads {renderer.context_length} tokens")
+    return found
+
+
+def _renderer(policy: Policy) -> Renderer:
+    return Renderer(policy.tokenizer, policy.context_length, policy.context_length)
+
+
+def _reader(model: str | None, texts: Sequence[str], reporter: Reporter) -> Policy:
+    """The model that was named, else the sapling where it knows every word, else SmolLM2 where it is here."""
+    if model is not None:
+        return load_policy(model, progress=reporter.note)
+    policy = load_policy("sapling")
+    foreign = foreign_words(policy.tokenizer, texts)
+    if not foreign:
+        return policy
+    few = ", ".join(foreign[:6])
+    if cached_smollm2() is None:
+        raise ModelError(
+            "the embedded model cannot read this text, and no other is at hand",
+            got=f"words it never met: {few}",
+            why="it grew on the language of coined verbs, and nothing else",
+            do="name a model: --model DIR or owner/name; --model smollm2 fetches a small one (270 MB)",
+        )
+    reporter.note(f"smollm2 reads it: the sapling never met {few}")
+    return load_policy("smollm2", progress=reporter.note)
+
+
+def _run(path: Path) -> Run:
+    """Reads a run; one that is not there is said with the nearest one beside it."""
+    if not path.exists():
+        beside = {found.parent.name for found in path.parent.glob(f"*/{CONFIG}")}
+        do = f"in {path.parent}: {nearest(path.name, beside)}" if beside else "name a directory that a run made"
+        raise RunError("there is no such run", got=path, do=do)
+    return read_run(path)
+
+
+def _record(run: Run, uid: str) -> RolloutRecord:
+    uids = []
+    for record in run.rollouts():
+        if record.uid == uid:
+            return record
+        uids.append(record.uid)
+    if not uids:
+        raise RunError("this run has no rollouts", got=run.path)
+    close = get_close_matches(uid, uids, n=1, cutoff=0.0)[0]
+    raise RunError(
+        "the run has no such rollout",
+        got=repr(uid),
+        why=f"it has {len(uids)}, from {uids[0]} to {uids[-1]}",
+        do=f"did you mean {close!r}?",
+    )
+
+
+def _sections(record: RolloutRecord) -> Context:
+    return Context(record.context_kind, **{name: record.context.get(name, "") for name in FIELDS})
+
+
+def _context(record: RolloutRecord) -> Context:
+    """What the teacher read; where there was none, what the world said."""
+    if record.context:
+        return _sections(record)
+    if record.feedback.strip():
+        return Context("feedback", feedback=record.feedback)
+    raise DataError(
+        "nothing was known about this rollout",
+        got=f"{record.uid}, {record.drop or 'no context'}",
+        why="without a context the teacher says what the student says: all evidence would be 0",
+        do="choose another --uid, or give a context: --feedback TEXT",
+    )
+
+
+def _with_weights(config: RunConfig, path: Path, model: str | None, reporter: Reporter) -> RunConfig:
+    """The run's settings with the weights that are to read."""
+    checkpoint = latest_checkpoint(path / CHECKPOINTS)
+    if model is not None:
+        return replace(config, model=model, lora=None)
+    if checkpoint is not None:
+        reporter.note(f"read by {checkpoint.name}: the weights of then are not kept")
+        return replace(config, model=str(checkpoint), lora=None)
+    reporter.note(f"the run has no checkpoint: read by {config.model} as it was at the start")
+    return replace(config, lora=None)
+
+
+def _task(config: RunConfig, record: RolloutRecord, reporter: Reporter) -> Task:
+    """The task as the run's world still knows it; else one message with the text that the record kept."""
+    plain = Task(record.task, (Message("user", record.prompt),))
+    if record.stage != ANSWER:
+        reporter.note(f"a rollout of the stage {record.stage!r}: its conversation is read as one message")
+        return plain
+    try:
+        world = make_world(config.world.name, config.world.options, seed=config.seed)
+        held_out = [task for split in SPLITS[1:] for task in tasks_of(world, split)]
+        tasks = [*training_tasks(world, config.data), *held_out]
+    except SelfDistillError as error:
+        reporter.note(f"the question is read as one message, since its world is not to be had: {error.what}")
+        return plain
+    found = next((task for task in tasks if task.id == record.task), plain)
+    return found if "\n\n".join(message.content for message in found.messages) == record.prompt else plain
+
+
+def _answer(policy: Policy, renderer: Renderer, record: RolloutRecord, reporter: Reporter) -> TokenIds:
+    """The tokens as sampled where this model would read them as the same text, else the text in its own tokens."""
+    ids = record.token_ids
+    if ids and max(ids) < len(policy.tokenizer):
+        text = policy.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        if str(text).strip() == record.completion.strip():
+            return ids
+    if not record.completion.strip():
+        return ()
+    reporter.note(f"{policy.name} has other tokens than the model that sampled: the text is read in its own")
+    return renderer.answer(record.completion)
+
+
+def _right_answer(run: Run, record: RolloutRecord) -> str:
+    """The first answer of the run to the same question that was right."""
+    return next(
+        (
+            other.completion
+            for other in run.rollouts()
+            if other.task == record.task and other.stage == ANSWER and other.reward is not None
+            and other.reward >= SOLVED
+        ),
+        "",
+    )  # fmt: skip

@@ -1,0 +1,130 @@
+"""The credit of one answer as values: what each token was worth to student and teacher, and whether to believe it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from math import log
+
+from selfdistill.types import Context, Message
+
+HALVED = log(2)  # the smallest blame that counts
+
+
+@dataclass(frozen=True, slots=True)
+class Alternative:
+    """A token that could have stood there, and its probabilities."""
+
+    text: str
+    student: float
+    teacher: float
+
+
+@dataclass(frozen=True, slots=True)
+class TokenCredit:
+    """One token of the answer: its log-probabilities in nats, and the likeliest tokens in its place, the teacher's
+    first. `text` is empty for a part of a letter; the last part has the letter. `own` is the evidence beyond what
+    unrelated contexts cause; None where they were not read."""
+
+    text: str
+    student: float
+    teacher: float
+    alternatives: tuple[Alternative, ...]
+    own: float | None = None
+    recorded: float | None = None
+
+    @property
+    def evidence(self) -> float:
+        """u = log q − log p: below 0 the teacher would rather not have said it, above 0 rather have."""
+        return self.teacher - self.student
+
+    @property
+    def halved(self) -> bool:
+        """Whether the probability at least halved, or doubled."""
+        return abs(self.evidence) >= HALVED
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """Whether the model sees what the context is about, by a permutation test among contexts.
+
+    With a corrected answer, `value` is by how many nats the context moves the odds of the corrected answer against the
+    given one; else it is the deepest own blame of a token. `unrelated` are the same numbers of contexts that say
+    something else. A model that does not read what the context says is as likely to put any of them first. `before` are
+    the odds of the corrected answer without any context, in nats.
+    """
+
+    corrected: bool
+    value: float
+    unrelated: tuple[float, ...]
+    before: float = 0.0
+
+    @property
+    def seen(self) -> bool:
+        """Above the least that counts, and above that of every unrelated context."""
+        return self.value > (0.0 if self.corrected else HALVED) and self.value > max(self.unrelated)
+
+    @property
+    def rule(self) -> str:
+        """What was asked for, in a sentence."""
+        count = len(self.unrelated)
+        chance = f"than under each of {count} unrelated contexts (by chance: 1 in {count + 1})"
+        if self.corrected:
+            return f"Rule: the context must raise the odds of the corrected answer against this one, and more {chance}."
+        return (
+            "Rule: beyond what contexts cause that say something else, the probability of some token must at least "
+            f"halve, and fall deeper {chance}."
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerCredit:
+    """The credit of every token of one answer. `cut` says that the context had to be shortened to fit."""
+
+    model: str
+    question: tuple[Message, ...]
+    context: Context
+    tokens: tuple[TokenCredit, ...]
+    cut: bool
+    sight: Sight | None
+    advantage: float | None = None
+
+    @property
+    def told(self) -> dict[str, str]:
+        """The texts of the context, by section."""
+        texts = {item.name: getattr(self.context, item.name) for item in fields(self.context) if item.name != "kind"}
+        return {name: text for name, text in texts.items() if text}
+
+    @property
+    def total(self) -> float:
+        """log q − log p of the whole answer."""
+        return sum(token.evidence for token in self.tokens)
+
+    @property
+    def blamed(self) -> tuple[TokenCredit, ...]:
+        """The tokens that lost half of their probability or more, the most blamed first."""
+        return tuple(sorted((t for t in self.tokens if t.halved and t.evidence < 0), key=lambda t: t.evidence))
+
+    @property
+    def verdict(self) -> str:
+        """Whether the model at hand sees what the context is about."""
+        if self.sight is None:
+            return "Whether the model sees what the context is about was not tested."
+        value, most = self.sight.value, max(self.sight.unrelated)
+        if self.sight.corrected:
+            found = f"{value:+.2f} nats for the corrected answer; unrelated contexts reach {most:+.2f}"
+        else:
+            found = f"deepest blame of its own {value:.2f} nats; unrelated contexts reach {most:.2f}"
+        if self.sight.seen:
+            place = f"; the blame falls on {self.blamed[0].text!r}" if self.blamed else ""
+            return f"The model sees what the context is about{place} ({found})."
+        if self.sight.corrected and self.sight.before > HALVED:
+            return (
+                f"Without the context this model prefers the corrected answer already, by {self.sight.before:.2f} "
+                f"nats: there is little left to see ({found})."
+            )
+        if self.sight.corrected:
+            return f"This model is too weak to see the mistake: its colours say little ({found})."
+        return (
+            "Either this model is too weak to see a mistake, or there is none, or any context of this kind blames it "
+            f"as much ({found}). A corrected answer would tell."
+        )

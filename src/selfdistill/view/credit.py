@@ -1,0 +1,211 @@
+"""The credit of an answer as one HTML page that needs nothing but itself: no script, style, font or picture from
+elsewhere. Numbers of a token stand under the pointer and under the keyboard's focus, and all of them in a table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from html import escape
+from pathlib import Path
+
+from selfdistill.errors import RunError
+from selfdistill.runs.credit import AnswerCredit, TokenCredit
+
+FULL = 4.0  # nats at which a colour is as strong as it gets
+FAINT = 0.05  # nats below which there is none
+FEW = 4  # alternatives of a token in a table
+RARE = 0.001  # a probability below it is not told, and an alternative that is rarer to both is left out of tables
+PART = "◌"  # stands for a token that is part of a letter
+
+STYLE = """
+:root { color-scheme: light dark; --ink: #1b1f24; --paper: #fff; --soft: #6a737d; --line: #d0d7de; --tip: #f6f8fa;
+  --less: 220 50 47; --more: 26 148 76; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6edf3; --paper: #0d1117; --soft: #9aa4af; --line: #3d444d;
+  --tip: #161b22; --less: 230 80 75; --more: 60 175 100; } }
+body { margin: 2rem auto; max-width: 60rem; padding: 0 1rem; color: var(--ink); background: var(--paper);
+  font: 1rem/1.5 system-ui, sans-serif; }
+h1 { font-size: 1.4rem; } h2 { font-size: 1.05rem; margin-top: 1.8rem; }
+pre, .answer, td:first-child { font-family: ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere; }
+pre, .answer { border: 1px solid var(--line); border-radius: 6px; padding: .8rem; line-height: 1.9; margin: .4rem 0; }
+.note { color: var(--soft); } .verdict { border-left: 4px solid var(--soft); padding-left: .8rem; }
+.token { position: relative; border-radius: 3px; }
+.less { background: rgb(var(--less) / var(--strength)); } .more { background: rgb(var(--more) / var(--strength)); }
+.less.halved { border-bottom: 2px solid rgb(var(--less)); } .more.halved { border-bottom: 2px dotted rgb(var(--more)); }
+.token:hover, .token:focus { outline: 2px solid currentColor; z-index: 2; }
+.tip { display: none; position: absolute; top: 100%; left: var(--shift, 0); width: max-content; max-width: 22rem;
+  padding: .5rem .7rem; background: var(--tip); border: 1px solid var(--line); border-radius: 6px; z-index: 3;
+  white-space: normal; font-size: .85rem; line-height: 1.4; box-shadow: 0 2px 8px rgb(0 0 0 / .3); }
+.token:hover > .tip, .token:focus > .tip { display: block; } .quiet .tip { display: none !important; }
+.newline { color: var(--soft); } .scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
+th, td { padding: .15rem .6rem; text-align: right; border-bottom: 1px solid var(--line); white-space: pre; }
+th:first-child, td:first-child, th:last-child, td:last-child { text-align: left; }
+"""
+
+# Arrow keys walk along the tokens, Escape hides the numbers, and those at the edge are moved into sight.
+SCRIPT = """
+const tokens = [...document.querySelectorAll('.token')];
+const show = (token) => {
+  document.body.classList.remove('quiet');
+  const tip = token.querySelector('.tip');
+  token.style.setProperty('--shift', '0px');
+  const over = tip.getBoundingClientRect().right - document.documentElement.clientWidth + 8;
+  if (over > 0) token.style.setProperty('--shift', -over + 'px');
+};
+tokens.forEach((token, place) => {
+  token.addEventListener('mouseenter', () => show(token));
+  token.addEventListener('focus', () => show(token));
+  token.addEventListener('keydown', (event) => {
+    const next = tokens[place + (event.key === 'ArrowRight') - (event.key === 'ArrowLeft')];
+    if (next && next !== token) { event.preventDefault(); next.focus(); }
+  });
+});
+document.addEventListener('keydown', (event) => {
+  if (event.key === 'Escape') document.body.classList.add('quiet');
+});
+"""
+
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+
+
+def strength(evidence: float) -> float:
+    """How strong a colour is, from 0 to 1."""
+    return 0.0 if abs(evidence) < FAINT else min(abs(evidence) / FULL, 1.0)
+
+
+def shown(text: str) -> str:
+    """A token as it is quoted: line ends, spaces at its ends and missing letters can be seen."""
+    core = text.strip(" ")
+    before, after = len(text) - len(text.lstrip(" ")), len(text) - len(text.rstrip(" "))
+    quoted = f"{'·' * before}{core}{'·' * after}" if core else "·" * len(text)
+    return (quoted or PART).replace("\n", "↵").replace("\t", "⇥")
+
+
+def percent(probability: float) -> str:
+    """A probability for people."""
+    return f"{100 * probability:.1f} %" if probability >= RARE else "< 0.1 %"
+
+
+def write_credit_page(found: AnswerCredit, path: Path) -> Path:
+    """Writes the page and returns where it is. Raises `RunError` when it cannot be written."""
+    try:
+        path.write_text(credit_page(found), encoding="utf-8")
+    except OSError as error:
+        raise RunError("the page cannot be written", got=error, do="choose another file with --html") from error
+    return path
+
+
+def credit_page(found: AnswerCredit) -> str:
+    """The whole page."""
+    return "\n".join(
+        [
+            "<!doctype html>",
+            '<html lang="en"><head><meta charset="utf-8"><title>Credit, token by token</title>',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
+            f"<style>{STYLE}</style></head><body><main>",
+            "<h1>Credit, token by token</h1>",
+            *_asked(found),
+            "<h2>Answer: what the teacher would not, and would rather, have said</h2>",
+            '<div class="answer" role="list" aria-label="The answer, token by token">' + "".join(_tokens(found)),
+            "</div>",
+            _legend(),
+            f'<p class="verdict">{escape(found.verdict)}',
+            f'<br><span class="note">{escape(found.sight.rule)}</span></p>' if found.sight else "</p>",
+            *_uniform(found),
+            "<h2>Numbers</h2>",
+            *_table(found),
+            f"</main><script>{SCRIPT}</script></body></html>\n",
+        ]
+    )
+
+
+def _asked(found: AnswerCredit) -> Iterator[str]:
+    yield f'<p class="note">Student and teacher: {escape(found.model)}; the teacher reads the context too.</p>'
+    yield "<h2>Question</h2>"
+    for message in found.question:
+        yield f'<pre><span class="note">{escape(message.role)}</span>\n{escape(message.content)}</pre>'
+    for name, text in found.told.items():
+        yield f"<h2>Context: {name}{' (cut to fit)' if found.cut else ''}</h2><pre>{escape(text)}</pre>"
+
+
+def _tokens(found: AnswerCredit) -> Iterator[str]:
+    for place, token in enumerate(found.tokens):
+        name = "less" if token.evidence < 0 else "more"
+        classes = f"token {name}" if strength(token.evidence) else "token"
+        if token.halved:
+            classes += " halved"
+        style = f' style="--strength:{0.8 * strength(token.evidence):.2f}"' if strength(token.evidence) else ""
+        yield (
+            f'<span role="listitem" class="{classes}" tabindex="0" aria-describedby="t{place}"{style}>'
+            f'{_visible(token.text)}<span class="tip" role="tooltip" id="t{place}">{_tip(token)}</span></span>'
+        )
+
+
+def _visible(text: str) -> str:
+    return escape(text or PART).replace("\n", '<span class="newline" aria-hidden="true">↵</span>\n')
+
+
+def _tip(token: TokenCredit) -> str:
+    own = "" if token.own is None else f", its own part {token.own:+.2f}"
+    rows = "".join(
+        f"<tr><td>{escape(shown(other.text))}</td><td>{percent(other.student)}</td><td>{percent(other.teacher)}</td></tr>"
+        for other in token.alternatives
+    )
+    return (
+        f"<b>{escape(shown(token.text))}</b> u = {token.evidence:+.2f}{own}"
+        f"<table><tr><th>token</th><th>student</th><th>teacher</th></tr>{rows}</table>"
+    )
+
+
+def _legend() -> str:
+    return (
+        '<p class="note"><span class="less" style="--strength:.8">red</span>: the teacher would not have said it '
+        '(u below 0); <span class="more" style="--strength:.8">green</span>: it would rather (u above 0); '
+        f"strongest at {FULL:g} nats. Underlined: probability at least halved (line) or doubled (dots). "
+        "u = log q − log p, q the teacher's and p the student's probability. Point at a token, or walk along them "
+        "with Tab and the arrow keys, for the likeliest tokens in its place; Escape hides them.</p>"
+    )
+
+
+def _uniform(found: AnswerCredit) -> Iterator[str]:
+    """The same answer with the one number that every token would get."""
+    if found.advantage is None:
+        return
+    name, value = ("less" if found.advantage < 0 else "more"), min(abs(found.advantage), 1.0)
+    text = "".join(_visible(token.text) for token in found.tokens)
+    yield f"<h2>GRPO: every token gets the same, A = {found.advantage:+.2f}</h2>"
+    yield f'<div class="answer"><span class="{name}" style="--strength:{0.8 * value:.2f}">{text}</span></div>'
+
+
+def _table(found: AnswerCredit) -> Iterator[str]:
+    own, recorded = has_own(found), has_recorded(found)
+    heads = ["token", "log p", "log q", "u", *(["own"] if own else []), *(["recorded"] if recorded else [])]
+    heads.append("likeliest, % student → teacher")
+    yield '<div class="scroll"><table><caption class="note">Nats. Own: the part of u that contexts about other things '
+    yield "do not cause. The whole answer: u = " + f"{found.total:+.2f}.</caption>"
+    yield "<thead><tr>" + "".join(f'<th scope="col">{head}</th>' for head in heads) + "</tr></thead><tbody>"
+    for token in found.tokens:
+        yield "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in numbers(token, own, recorded)) + "</tr>"
+    yield "</tbody></table></div>"
+
+
+def has_own(found: AnswerCredit) -> bool:
+    """Whether unrelated contexts were read."""
+    return any(token.own is not None for token in found.tokens)
+
+
+def has_recorded(found: AnswerCredit) -> bool:
+    """Whether a run recorded the evidence of the teacher that it learned from."""
+    return any(token.recorded is not None for token in found.tokens)
+
+
+def numbers(token: TokenCredit, own: bool, recorded: bool) -> list[str]:
+    """The cells of one token: text, log p, log q, u, what else is there, and the likeliest tokens in its place."""
+    some = [token.own] * own + [token.recorded] * recorded
+    others = ", ".join(
+        f"{shown(other.text)} {100 * other.student:.1f} → {100 * other.teacher:.1f}"
+        for other in token.alternatives[:FEW]
+        if max(other.student, other.teacher) >= RARE
+    )
+    values = [f"{token.student:.2f}", f"{token.teacher:.2f}", f"{token.evidence:+.2f}"]
+    return [shown(token.text), *values, *("" if value is None else f"{value:+.2f}" for value in some), others]
