@@ -71,9 +71,8 @@ def learn(
     _count(totals, batch, began)
     totals.memory = learned.memory
     totals.tokens += sum(len(sample.completion_ids) for sample in rehearsed)
-    record = step_record(totals, prepared, reports, lr, clock.seconds, learned.numbers)
-    evidence = learned.evidence | {uid: row for report in reports for uid, row in report.evidence.items()}
-    records = [rollout_record(totals.step + 1, entry, batch.faults, evidence) for entry in prepared]
+    record = step_record(totals, prepared, reports, lr, clock.seconds, learned.numbers, learned.evidence)
+    records = [rollout_record(totals.step + 1, entry, batch.faults, learned.evidence) for entry in prepared]
     return record, records
 
 
@@ -84,7 +83,7 @@ def note_down(
     clock.lap("rollout")
     prepared = [Prepared(rollout, drop=rollout.drop) for rollout in batch.rollouts]
     _count(totals, batch, began)
-    record = step_record(totals, prepared, [], 0.0, clock.seconds, {})
+    record = step_record(totals, prepared, [], 0.0, clock.seconds, {}, {})
     return record, [rollout_record(totals.step + 1, entry, batch.faults, {}) for entry in prepared]
 
 
@@ -174,10 +173,11 @@ def _learned(reports: list[UpdateReport], ahead: Ahead | None, memory: Memory) -
     if seen:
         mean = fmean(seen)
         memory[MAGNITUDE] = KEPT * memory.get(MAGNITUDE, mean) + (1 - KEPT) * mean
+    evidence = {uid: row for report in reports for uid, row in report.evidence.items()}
     if ahead is None:
-        return Learned(reports, memory)
-    evidence = {uid: tuple(row.tolist()) for uid, row in ahead.evidence.items() if not bool(row.isnan().any())}
-    return Learned(reports, memory, ahead.numbers, evidence)
+        return Learned(reports, memory, evidence=evidence)
+    seen_ahead = {uid: tuple(row.tolist()) for uid, row in ahead.evidence.items() if not bool(row.isnan().any())}
+    return Learned(reports, memory, ahead.numbers, seen_ahead | evidence)
 
 
 def _rehearse(session: Session, step: int) -> list[TrainingSample]:

@@ -37,12 +37,12 @@ def step_record(
     lr: float,
     seconds: Mapping[str, float],
     numbers: Mapping[str, float],
+    evidence: Mapping[str, tuple[float, ...]],
 ) -> StepRecord:
     """Means over the step that `totals` has just counted in."""
     rollouts = [entry.rollout for entry in prepared]
     answers = [rollout for rollout in rollouts if rollout.of is None]  # not about another one
     samples = [sample for entry in prepared for sample in entry.samples]
-    evidence = [abs(value) for report in reports for row in report.evidence.values() for value in row]
     cut = sum(entry.cut for entry in prepared)
     return StepRecord(
         step=totals.step + 1,
@@ -54,7 +54,7 @@ def step_record(
         loss=_mean([report.loss for report in reports]),
         grad_norm=_mean([report.grad_norm for report in reports]),
         lr=lr,
-        evidence=_mean(evidence),
+        evidence=_mean([abs(value) for row in evidence.values() for value in row]),
         completion_tokens=_mean([len(rollout.completion.token_ids) for rollout in rollouts]),
         truncated=_mean([rollout.completion.stop is StopReason.LENGTH for rollout in rollouts]),
         samples=len(samples),
