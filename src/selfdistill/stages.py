@@ -60,6 +60,19 @@ class Attempts:
 
 
 @dataclass(frozen=True, slots=True)
+class Prompted:
+    """The student's answers to prompts that somebody has chosen, one to each."""
+
+    prompts: tuple[tuple[Message, ...], ...]
+
+    name: ClassVar[str] = ANSWER
+
+    def wanted(self, group: RolloutGroup, count: int) -> list[Wanted]:
+        """As many as there are prompts."""
+        return [Ask(messages) for messages in self.prompts]
+
+
+@dataclass(frozen=True, slots=True)
 class Demonstrated:
     """The demonstration that came with the task: nothing is sampled."""
 

@@ -87,8 +87,8 @@ def deliver(event: Event, reporter: Reporter) -> None:
 
 
 class Interrupted(KeyboardInterrupt):
-    """The user asked a run to stop: the step was finished and saved, and the run can go on from there."""
+    """The user asked a run to stop: the step was finished and saved, and the run can go on from there, by `command`."""
 
-    def __init__(self, path: Path, step: int) -> None:
-        self.path, self.step = path, step
+    def __init__(self, path: Path, step: int, command: str = "train") -> None:
+        self.path, self.step, self.command = path, step, command
         super().__init__(f"stopped after step {step}; saved in {path}")

@@ -78,7 +78,8 @@ class RolloutRecord:
 
     `reward` is None when the world could not judge it; `fault` is then the traceback. `evidence` [T] is
     log q − log p of each sampled token in nats, empty when the sample was not distilled. `context` holds the texts
-    that only the teacher read, by section. `stage` is "answer" for an answer to the question as it stands.
+    that only the teacher read, by section. `stage` is "answer" for an answer to the question as it stands. `right` says
+    whether an answer that passed what training may see also passed what it may not; None: it was not asked.
     """
 
     step: int
@@ -89,6 +90,7 @@ class RolloutRecord:
     stop: str
     stage: str = "answer"
     reward: float | None = None
+    right: bool | None = None
     feedback: str = ""
     context_kind: str = "none"
     context: Mapping[str, str] = field(default_factory=dict)

@@ -1,0 +1,302 @@
+"""The search for a solution of one task: rounds of attempts, what the world says of them, and what is learned."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from selfdistill.evaluate import Batch, roll_out
+from selfdistill.loops.learning import Laps, learn, note_down
+from selfdistill.loops.recording import Totals, check_world
+from selfdistill.loops.session import Asking, Session
+from selfdistill.loops.solve_config import SolveConfig, solve_settings
+from selfdistill.loops.stopping import StopSign
+from selfdistill.loops.strategies import Attempt, Prompt, Scene
+from selfdistill.models.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from selfdistill.runs import Accuracies, RolloutRecord, RunDir, StepRecord, Summary, read_run
+from selfdistill.runs.environment import describe_environment
+from selfdistill.runs.progress import Interrupted, Reporter, RunInfo
+from selfdistill.runs.solving import SolveResult, write_result
+from selfdistill.runs.store import CHECKPOINTS, CONFIG
+from selfdistill.stages import Prompted
+from selfdistill.types import Outcome, Task
+from selfdistill.worlds.base import judge_all
+
+PASSED = 1.0  # reward of an attempt that passed
+MAY_CHANGE = ("checkpoint_every", "micro_batch_tokens", "solve.keep")
+
+
+@dataclass
+class Search:
+    """The search for a solution of one task. `said` holds what is worth saying only once."""
+
+    config: SolveConfig
+    asking: Asking
+    task: Task
+    run: RunDir
+    reporter: Reporter
+    stop: StopSign
+    totals: Totals
+    attempts: list[Attempt] = field(default_factory=list)
+    said: set[str] = field(default_factory=set)
+
+    @classmethod
+    def opened(
+        cls, config: SolveConfig, asking: Asking, task: Task, path: Path, reporter: Reporter, stop: StopSign
+    ) -> Search:
+        """A new search, or one that goes on where it was."""
+        settings = solve_settings(config)
+        if (path / CONFIG).exists():
+            totals = _restored(asking, path)
+            run = RunDir.resume(path, totals.step, settings, MAY_CHANGE)
+        else:
+            totals, run = Totals(), RunDir.create(path, _about(asking, settings), expected_bytes=_bytes(asking))
+        search = cls(config, asking, task, run, reporter, stop, totals)
+        search._remember(list(read_run(path).rollouts()))
+        reporter.started(search._info())
+        return search
+
+    def __enter__(self) -> Search:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.run.close()
+
+    @property
+    def over(self) -> bool:
+        """Whether a right attempt was found, or the budget is used."""
+        limits = self.config.limits
+        if not limits.go_on and any(attempt.right for attempt in self.attempts):
+            return True
+        used = {"attempts": len(self.attempts), "tokens": self.totals.tokens, "seconds": self.totals.wall_s}
+        return used[limits.unit] >= limits.budget
+
+    def until_done(self) -> SolveResult:
+        """Round after round. Raises `Interrupted` after Ctrl-C."""
+        began = time.monotonic() - self.totals.wall_s
+        while not self.over:
+            self._round(began)
+            every = self.config.run.checkpoint_every
+            if self.stop.asked and not self.over:
+                self._save()
+                raise Interrupted(self.run.path.parent, self.totals.step, "solve")
+            if every and self.totals.step % every == 0 and not self.over:
+                self._save()
+        return self._finish()
+
+    def _round(self, began: float) -> None:
+        """One batch of attempts, what the world says of them, and what is learned."""
+        prompts, clock = self._prompts(), Laps()
+        self.reporter.phase("sampling and judging", len(self.attempts), self._goal())
+        batch = self._attempt(prompts)
+        right = self._verified(batch)
+        found = any(right.values()) and not self.config.limits.go_on
+        if isinstance(self.asking, Session) and not found:
+            record, rollouts = learn(self.asking, batch, self.totals, self.reporter, began, clock)
+        else:
+            record, rollouts = note_down(batch, self.totals, began, clock)
+        lost = {"prompts_cut": sum(p.cut for p in prompts), "left_out": sum(p.left_out for p in prompts)}
+        record = replace(record, extra={**record.extra, **lost})
+        rollouts = [replace(rollout, right=right.get(rollout.uid)) for rollout in rollouts]
+        self.run.append(*rollouts, record)
+        self.totals.step = record.step
+        self._remember(rollouts)
+        self.reporter.step(record)
+        check_world(rollouts)
+        self._comment(record, rollouts, found)
+
+    def _prompts(self) -> list[Prompt]:
+        run, strategy, limits = self.config.run, self.config.strategy, self.config.limits
+        left = limits.budget - len(self.attempts) if limits.unit == "attempts" else strategy.batch
+        scene = Scene(self.task, self.asking.renderer, run.sampling.max_new_tokens, run.seed, tuple(self.attempts))
+        return strategy.prompts(scene, min(strategy.batch, left))
+
+    def _attempt(self, prompts: Sequence[Prompt]) -> Batch:
+        run, asking = self.config.run, self.asking
+        return roll_out(
+            asking.policy,
+            asking.world,
+            asking.renderer,
+            [self.task],
+            run.sampling,
+            rollouts=len(prompts),
+            seed=run.seed,
+            label=f"{self.totals.step + 1}-{self.task.id}",
+            version=self.totals.step if isinstance(asking, Session) else 0,
+            stages=(Prompted(tuple(prompt.messages for prompt in prompts)),),
+        )
+
+    def _verified(self, batch: Batch) -> dict[str, bool]:
+        """Of the attempts that passed, by uid, whether they are right by tests that training does not show."""
+        passed = [r for r in batch.rollouts if r.outcome is not None and r.outcome.reward >= PASSED]
+        judge = self.asking.judge_for_evaluation
+        if judge is self.asking.world or not passed:
+            return {rollout.completion.uid: True for rollout in passed}
+        verdicts = judge_all(judge, [(rollout.task, rollout.completion) for rollout in passed])
+        return {
+            rollout.completion.uid: isinstance(verdict, Outcome) and verdict.reward >= PASSED
+            for rollout, verdict in zip(passed, verdicts, strict=True)
+        }
+
+    def _remember(self, rollouts: Sequence[RolloutRecord]) -> None:
+        """The attempts of the records, which are whole rounds in order."""
+        places: dict[int, int] = {}
+        for rollout in rollouts:
+            place = places.get(rollout.step, 0)
+            places[rollout.step] = place + 1
+            self.attempts.append(
+                Attempt(
+                    round=rollout.step - 1,
+                    place=place,
+                    text=rollout.completion,
+                    feedback=rollout.feedback,
+                    passed=rollout.reward is not None and rollout.reward >= PASSED,
+                    right=bool(rollout.right),
+                    judged=rollout.reward is not None,
+                )
+            )
+
+    def _comment(self, record: StepRecord, rollouts: Sequence[RolloutRecord], found: bool) -> None:
+        """What whoever watches should know: attempts that only seem right, rounds that say nothing."""
+        wrong = sum(rollout.right is False for rollout in rollouts)
+        if wrong:
+            self._say(f"{wrong} of round {record.step} passed the tests that training sees, but not the private ones")
+        failed = [rollout for rollout in rollouts if rollout.reward is not None and rollout.reward < PASSED]
+        silent = bool(failed) and not any(rollout.feedback.strip() for rollout in failed)
+        learns = isinstance(self.asking, Session)
+        if found or not self.config.strategy.idle or not (record.samples == 0 if learns else silent):
+            return
+        reasons = ", ".join(f"{count} {reason}" for reason, count in record.dropped.items())
+        why = "no failed attempt was told anything" if silent else f"round {record.step} taught nothing ({reasons})"
+        self._say(f"{why}: {self.config.strategy.idle}", once="idle")
+
+    def _say(self, text: str, once: str = "") -> None:
+        if once not in self.said:
+            self.reporter.note(text)
+        self.said |= {once} - {""}
+
+    def _save(self, *, final: bool = False) -> None:
+        """What was learned. Without learning there is nothing but the records, which are there already."""
+        if not isinstance(self.asking, Session):
+            return
+        self.reporter.phase("saving")
+        session = self.asking
+        save_checkpoint(
+            self.run.checkpoints,
+            self.totals.step,
+            policy=session.policy,
+            optimizer=session.optimizer,
+            teacher=session.teacher,
+            extra=vars(self.totals),
+            final=final,
+        )
+
+    def _finish(self) -> SolveResult:
+        """Writes the result; then the weights are kept or thrown away."""
+        result = self._result()
+        if self.config.keep:
+            self._save(final=True)
+        run, totals = self.config.run, self.totals
+        summary = Summary(
+            method=result.strategy,
+            model=run.model,
+            world=self.asking.world.name,
+            seed=run.seed,
+            steps=totals.step,
+            generations=totals.generations,
+            tokens=totals.tokens,
+            wall_s=totals.wall_s,
+            before=Accuracies(),
+            after=Accuracies(),
+        )
+        self.run.finish(summary)
+        write_result(self.run.path, result)
+        if not self.config.keep:
+            shutil.rmtree(self.run.path / CHECKPOINTS, ignore_errors=True)
+        self._say(_verdict(result))
+        self.reporter.finished(summary)
+        return result
+
+    def _result(self) -> SolveResult:
+        config, totals, attempts = self.config, self.totals, self.attempts
+        lost = [record.extra for record in read_run(self.run.path).steps]
+        solved_at = next((number for number, attempt in enumerate(attempts, start=1) if attempt.right), None)
+        first = attempts[solved_at - 1] if solved_at else None
+        return SolveResult(
+            task=self.task.id,
+            strategy=config.strategy.name,
+            model=config.run.model,
+            world=self.asking.world.name,
+            seed=config.run.seed,
+            budget=config.limits.budget,
+            unit=config.limits.unit,
+            attempts=len(attempts),
+            rounds=totals.step,
+            tokens=totals.tokens,
+            wall_s=totals.wall_s,
+            right=sum(attempt.right for attempt in attempts),
+            passed=sum(attempt.passed for attempt in attempts),
+            solved_at=solved_at,
+            solved_round=first.round + 1 if first else None,
+            passed_at=next((number for number, attempt in enumerate(attempts, start=1) if attempt.passed), None),
+            solution=first.text if first else "",
+            contexts_cut=int(sum(extra.get("contexts_cut", 0) for extra in lost)),
+            prompts_cut=int(sum(extra.get("prompts_cut", 0) for extra in lost)),
+            left_out=int(sum(extra.get("left_out", 0) for extra in lost)),
+        )
+
+    def _goal(self) -> int:
+        return self.config.limits.budget if self.config.limits.unit == "attempts" else 0
+
+    def _info(self) -> RunInfo:
+        config = self.config
+        return RunInfo(
+            path=self.run.path,
+            method=config.strategy.name,
+            model=config.run.model,
+            world=self.asking.world.name,
+            device=str(self.asking.policy.device),
+            steps=config.rounds,
+            generations=self._goal(),
+            first_step=self.totals.step,
+        )
+
+
+def _restored(asking: Asking, path: Path) -> Totals:
+    """What was used up to where a search can go on: the last checkpoint, or without learning the last whole round."""
+    if isinstance(asking, Session):
+        checkpoint = latest_checkpoint(path / CHECKPOINTS)
+        if checkpoint is None:
+            return Totals()
+        parts: dict[str, Any] = {name: getattr(asking, name) for name in ("policy", "optimizer", "teacher")}
+        return Totals(**load_checkpoint(checkpoint, **parts))
+    steps = read_run(path).steps
+    if not steps:
+        return Totals()
+    last = steps[-1]
+    return Totals(step=last.step, generations=last.generations, tokens=last.tokens, wall_s=last.wall_s)
+
+
+def _about(asking: Asking, settings: Mapping[str, Any]) -> dict[str, Any]:
+    environment = describe_environment(device=str(asking.policy.device), isolation=asking.isolation)
+    return {"settings": settings, **environment}
+
+
+def _bytes(asking: Asking) -> int:
+    """Room for three checkpoints side by side: weights, two moments of the optimiser and a shadow each."""
+    trained = sum(value.numel() for value in asking.policy.trainable().values())
+    return 3 * 16 * trained if isinstance(asking, Session) else 0
+
+
+def _verdict(result: SolveResult) -> str:
+    """One sentence about how it ended."""
+    if result.solved_at is None:
+        seen = f"; {result.passed} passed the tests that training sees" if result.passed else ""
+        return f"not solved: {result.attempts:,} attempts, {result.tokens:,} tokens{seen}"
+    if result.solved_round == 1:
+        return f"solved by attempt {result.solved_at}, in the first round: before anything was told or learned"
+    return f"solved by attempt {result.solved_at:,}, in round {result.solved_round:,}"

@@ -1,0 +1,124 @@
+"""Solving tasks at test time: attempt, judge, learn, and again, until an attempt is right or the budget is used.
+
+One loop for every strategy. Each task has a run directory of its own, and weights of its own that begin where the
+model began:
+
+    <out>/config.json    settings of all                    <out>/000-<task>/    a run directory, and result.json
+
+A search can be killed at any moment and goes on to the same bits: what was attempted is in the records, what was
+learned in the checkpoints, and everything random follows from the seed, the round and the place of an attempt.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from torch import Tensor
+
+from selfdistill.errors import ConfigError, DataError, RunError, nearest
+from selfdistill.loops.search import MAY_CHANGE, Search
+from selfdistill.loops.session import Asking, Session, open_asking, open_session, started_over
+from selfdistill.loops.solve_config import SolveConfig, is_file, solve_settings
+from selfdistill.loops.stopping import StopSign
+from selfdistill.loops.tasks import askable, training_tasks
+from selfdistill.plugins import short_name
+from selfdistill.runs import allowed_changes, fresh_path
+from selfdistill.runs.progress import Interrupted, Reporter
+from selfdistill.runs.solving import SolveResult, read_result
+from selfdistill.runs.store import CONFIG, probe, write_atomic
+from selfdistill.stages import Attempts
+from selfdistill.types import Task
+
+ReporterFor = Callable[[str], Reporter]
+
+
+def solve(
+    config: SolveConfig, reporter_for: ReporterFor, *, out: Path | None = None, resume: bool = False
+) -> list[SolveResult]:
+    """Searches for a solution of each task, one after the other; what became of them, in order.
+
+    `reporter_for` gives the reporter of what is told under a name: "solve", then the tasks. With `resume`, tasks that
+    are done in `out` are not repeated. Raises what `selfdistill.errors` lists; `Interrupted` after Ctrl-C, when the
+    round is finished and saved.
+    """
+    out = out or default_path(config)
+    settings = solve_settings(config)
+    if resume:
+        allowed_changes(out, settings, MAY_CHANGE)
+    elif out.exists() and any(out.iterdir()):
+        raise RunError(
+            "the directory is already in use", got=out, do=f"choose another, or: selfdistill solve --resume {out}"
+        )
+    reporter = reporter_for("solve")
+    asking = _open(config, reporter)
+    tasks = _chosen(config, asking, reporter)
+    if not resume:
+        probe(out, 0)
+        write_atomic(out / CONFIG, json.dumps({"settings": settings}, indent=2) + "\n")
+    start = _start(asking) if len(tasks) > 1 else {}
+    results = []
+    stop = StopSign(reporter)
+    with stop.watched():
+        for number, task in enumerate(tasks):
+            path = task_path(out, number, task)
+            found = read_result(path)
+            if found is None:
+                own = started_over(asking, start) if isinstance(asking, Session) and start else asking
+                with Search.opened(config, own, task, path, reporter_for(task.id), stop) as search:
+                    found = search.until_done()
+            results.append(found)
+            if stop.asked and number + 1 < len(tasks):
+                raise Interrupted(out, found.rounds, "solve")
+    return results
+
+
+def default_path(config: SolveConfig) -> Path:
+    """A directory under `runs` that is not used yet."""
+    run = config.run
+    return fresh_path(Path("runs"), f"solve-{config.strategy.name}-{short_name(run.world.name)}-seed{run.seed}")
+
+
+def task_path(out: Path, number: int, task: Task) -> Path:
+    """The run directory of the `number`-th task."""
+    return out / f"{number:03d}-{re.sub(r'[^A-Za-z0-9._-]+', '_', task.id)[:80]}"
+
+
+def _open(config: SolveConfig, reporter: Reporter) -> Asking:
+    """A strategy that learns needs a session; one that does not keeps no teacher and no optimiser."""
+    if not config.strategy.learns:
+        return open_asking(config.run, reporter)
+    session = open_session(config.run, reporter)
+    if session.method.stages != (Attempts(),):
+        raise ConfigError(
+            "this method asks for more than attempts",
+            got=f"method = {config.run.method.name}",
+            why="a strategy decides what every attempt reads",
+            do="choose a method that learns from attempts alone, such as sdpo",
+        )
+    session.method = config.strategy.learner(session.method)
+    return session
+
+
+def _start(asking: Asking) -> dict[str, Tensor]:
+    """The weights that every task begins with."""
+    if not isinstance(asking, Session):
+        return {}
+    return {name: value.detach().clone() for name, value in asking.policy.trainable().items()}
+
+
+def _chosen(config: SolveConfig, asking: Asking, reporter: Reporter) -> list[Task]:
+    """The tasks that were asked for; all of the run where none was. Raises `DataError` for an unknown id."""
+    if not config.tasks:
+        return asking.tasks
+    every = {task.id: task for task in training_tasks(asking.world, config.run.data)}
+    chosen: list[Task] = []
+    for name in config.tasks:
+        if not is_file(name) and name not in every:
+            do = f"{nearest(name, every)}; a file of tasks ends with .jsonl"
+            raise DataError("there is no such task", got=name, do=do)
+        found = training_tasks(asking.world, name) if is_file(name) else [every[name]]
+        chosen += [task for task in found if task not in chosen]
+    return askable(chosen, asking.renderer, config.run.context.max_prompt_tokens, reporter)

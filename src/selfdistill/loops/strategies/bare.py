@@ -1,0 +1,42 @@
+"""Strategies whose attempts read the question and nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from selfdistill.loops.strategies.base import Prompt, Scene, Strategy
+
+
+@dataclass(frozen=True, slots=True)
+class Bare(Strategy):
+    """Every attempt reads the question as it stands."""
+
+    def prompts(self, scene: Scene, count: int) -> list[Prompt]:
+        """The question, `count` times."""
+        return [Prompt(scene.task.messages)] * count
+
+
+@dataclass(frozen=True, slots=True)
+class BestOfK(Bare):
+    """Independent attempts by the weights as they are, until one is right."""
+
+    name: ClassVar[str] = "best-of-k"
+
+
+@dataclass(frozen=True, slots=True)
+class SelfDistill(Bare):
+    """Every failure is distilled from its own feedback, or from a sibling once one is right; then the next attempts."""
+
+    name: ClassVar[str] = "self-distill"
+    learns: ClassVar[str] = "sdpo"
+    idle: ClassVar[str] = "attempts are independent until one of them passes; its siblings then learn from it"
+
+
+@dataclass(frozen=True, slots=True)
+class Grpo(Bare):
+    """Attempts are rewarded against their siblings: nothing is learned before the first of them differs."""
+
+    name: ClassVar[str] = "grpo"
+    learns: ClassVar[str] = "grpo"
+    idle: ClassVar[str] = "attempts are independent until one of a round earns more than another"

@@ -1,0 +1,100 @@
+"""What a strategy is: a frozen value that says what the next attempts at a task read, and which method learns of them.
+
+The solver does the rest, the same for every strategy: it samples, judges, learns, counts, records and stops.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from selfdistill.errors import ConfigError
+from selfdistill.methods import Method
+from selfdistill.options import option
+from selfdistill.render import Renderer
+from selfdistill.types import Message, Task
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One attempt of the past: the `place`-th of its round, both from 0. `passed` the tests that training may see;
+    `right`: the private ones too. Not `judged`: the world could not say."""
+
+    round: int
+    place: int
+    text: str
+    feedback: str = ""
+    passed: bool = False
+    right: bool = False
+    judged: bool = True
+
+    @property
+    def failed(self) -> bool:
+        """Whether it is known to be wrong."""
+        return self.judged and not self.passed
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """What a strategy sees before a round: the task, all attempts so far, and how prompts are written. `answer` tokens
+    are to be left free; `seed` decides what is drawn."""
+
+    task: Task
+    renderer: Renderer
+    answer: int
+    seed: int
+    attempts: Sequence[Attempt] = ()
+
+    @property
+    def round(self) -> int:
+        """The number of the round that comes."""
+        return self.attempts[-1].round + 1 if self.attempts else 0
+
+    def room(self, window: int) -> int:
+        """Tokens that a prompt may have: those of a window, and no more than the model can read."""
+        return min(window, self.renderer.context_length - self.answer)
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What one attempt reads. `left_out` counts feedback that did not fit; `cut` says that what is left had to be
+    shortened."""
+
+    messages: tuple[Message, ...]
+    left_out: int = 0
+    cut: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Strategy(ABC):
+    """Its fields are its settings.
+
+    learns: the method that learns from every round unless another is named; empty: the weights stay as they are.
+    idle: what can still happen after a round that told it nothing, for whoever watches.
+    """
+
+    name: ClassVar[str]
+    learns: ClassVar[str] = ""
+    idle: ClassVar[str] = ""
+
+    batch: int = option(16, "attempts made at once, before any of them is learned from")
+
+    def __post_init__(self) -> None:
+        at_least_one(self, "batch")
+
+    @abstractmethod
+    def prompts(self, scene: Scene, count: int) -> list[Prompt]:
+        """What the next `count` attempts read."""
+
+    def learner(self, method: Method) -> Method:
+        """The method as it learns from the attempts of this strategy."""
+        return method
+
+
+def at_least_one(strategy: Any, *names: str) -> None:
+    """Raises `ConfigError` for a setting below 1."""
+    for name in names:
+        if getattr(strategy, name) < 1:
+            raise ConfigError(f"strategy.{name} must be at least 1", got=getattr(strategy, name))

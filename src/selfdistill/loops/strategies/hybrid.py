@@ -1,0 +1,97 @@
+"""Learning in the context and in the weights at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Literal
+
+from selfdistill.errors import ConfigError
+from selfdistill.loops.strategies.base import Attempt, Prompt, Scene, Strategy, at_least_one
+from selfdistill.loops.strategies.window import distinct, told, with_feedback
+from selfdistill.methods import Credit, Method
+from selfdistill.methods.base import Verdict
+from selfdistill.options import changed, option
+from selfdistill.signal import Signal
+from selfdistill.types import RolloutGroup
+
+
+@dataclass(frozen=True, slots=True)
+class UnderTheQuestion(Method):
+    """Another method, whose student reads the task's question, whatever the attempt itself had read.
+
+    What an attempt was told in its prompt thereby becomes part of what is to be learned.
+    """
+
+    inner: Method = field(kw_only=True)
+
+    @property
+    def needs_reference(self) -> bool:
+        """As the method says."""
+        return self.inner.needs_reference
+
+    def signals(self, temperature: float) -> tuple[Signal, ...]:
+        """As the method says."""
+        return self.inner.signals(temperature)
+
+    def signal(self, temperature: float) -> Signal:
+        """As the method says."""
+        return self.inner.signal(temperature)
+
+    def verdict(self, group: RolloutGroup, index: int) -> Verdict:
+        """The method's credits, under the question; those that name a question of their own keep it."""
+        found = self.inner.verdict(group, index)
+        if isinstance(found, tuple):
+            return tuple(_asked(credit, group) for credit in found)
+        return _asked(found, group) if isinstance(found, Credit) else found
+
+
+def _asked(credit: Credit, group: RolloutGroup) -> Credit:
+    return credit if credit.question else replace(credit, question=group.task.messages)
+
+
+@dataclass(frozen=True, slots=True)
+class Hybrid(Strategy):
+    """Attempts read recent feedback, by the weights as learned so far, and each is distilled into the bare question.
+
+    The first round reads the question alone.
+    """
+
+    name: ClassVar[str] = "hybrid"
+    learns: ClassVar[str] = "sdpo"
+    idle: ClassVar[str] = "attempts are independent until one of them passes; its siblings then learn from it"
+
+    batch: int = changed(Strategy, "batch", 8)
+    reads: Literal["own", "round"] = option(
+        "own", "feedback on the attempt at the same place of the last round, or on all of them"
+    )
+    rounds: int = option(1, "rounds whose feedback is recent")
+    share: float = option(1.0, "of the attempts of a round, those that read feedback")
+    window: int = option(32_000, "tokens of a prompt, at most; never more than the model can read")
+
+    def __post_init__(self) -> None:
+        at_least_one(self, "batch", "rounds", "window")
+        if not 0 < self.share <= 1:
+            raise ConfigError("strategy.share must be above 0 and at most 1", got=self.share)
+
+    def prompts(self, scene: Scene, count: int) -> list[Prompt]:
+        """The first ones of a round are informed, the rest bare."""
+        recent = told([past for past in scene.attempts if past.round >= scene.round - self.rounds])
+        informed = round(self.share * count)
+        if self.reads == "round":
+            seen = [with_feedback(scene, distinct(recent), self.window)] * informed
+        else:
+            seen = [with_feedback(scene, distinct(_at(recent, place)), self.window) for place in range(informed)]
+        return seen + [Prompt(scene.task.messages)] * (count - informed)
+
+    def learner(self, method: Method) -> Method:
+        """The method under the bare question."""
+        return UnderTheQuestion(method.reduction, method.count_dropped, inner=method)
+
+
+def _at(recent: list[Attempt], place: int) -> list[Attempt]:
+    """Those of one place; where it was told nothing, those of the next place that was."""
+    places = sorted({attempt.place for attempt in recent})
+    if not places:
+        return []
+    chosen = place if place in places else places[place % len(places)]
+    return [attempt for attempt in recent if attempt.place == chosen]

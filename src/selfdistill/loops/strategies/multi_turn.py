@@ -1,0 +1,45 @@
+"""Learning in the context alone: the weights stay, and what was said so far is read before the next attempt."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from selfdistill.loops.strategies.base import Prompt, Scene, Strategy, at_least_one
+from selfdistill.loops.strategies.window import distinct, told, with_attempts, with_feedback
+from selfdistill.options import changed, option
+
+
+@dataclass(frozen=True, slots=True)
+class MultiTurn(Strategy):
+    """One conversation about the task: every attempt reads the feedback on those before it, as much as fits.
+
+    Follows the baseline of Hübotter et al. 2026 (arXiv 2601.20802, §5): feedback only, in one message, the oldest
+    dropped. Feedback that repeats another word for word is read once.
+    """
+
+    name: ClassVar[str] = "multi-turn"
+    idle: ClassVar[str] = "every attempt reads the question alone, or with its wrong attempts"
+
+    batch: int = changed(Strategy, "batch", 1)
+    attempts: bool = option(False, "read the attempts too, each before its feedback")
+    keep: Literal["newest", "random"] = option(
+        "newest", "what stays when not all fits: the newest, or ones drawn anew for each attempt"
+    )
+    window: int = option(32_000, "tokens of a prompt, at most; never more than the model can read")
+
+    def __post_init__(self) -> None:
+        at_least_one(self, "batch", "window")
+
+    def prompts(self, scene: Scene, count: int) -> list[Prompt]:
+        """Equal ones, unless chance decides what stays."""
+        if self.keep == "newest":
+            return [self._prompt(scene, None)] * count
+        key = f"window {scene.seed} {scene.task.id} {len(scene.attempts)}"
+        return [self._prompt(scene, random.Random(f"{key} {number}")) for number in range(count)]
+
+    def _prompt(self, scene: Scene, drawn: random.Random | None) -> Prompt:
+        if self.attempts:
+            return with_attempts(scene, [past for past in scene.attempts if past.failed], self.window, drawn)
+        return with_feedback(scene, distinct(told(scene.attempts)), self.window, drawn)

@@ -1,0 +1,69 @@
+"""What became of one task that was to be solved: `result.json` of its run directory, written when all is done."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from pydantic import ConfigDict
+
+from selfdistill.errors import RunError
+from selfdistill.runs.records import JSON, to_json, value_from_json
+from selfdistill.runs.store import write_atomic
+
+RESULT = "result.json"
+
+
+@dataclass(frozen=True, slots=True)
+class SolveResult:
+    """Attempts and rounds are counted from 1; None: it did not happen within the budget.
+
+    An attempt is right when it earns a reward of 1 by the tests that training may see, and by the private ones too.
+    `solved_at` is the first right one, `passed_at` the first that passed what training may see, `right` and `passed`
+    count both kinds. `contexts_cut` and `prompts_cut` count prompts of the teacher and of attempts in which a text had
+    to be shortened, `left_out` the feedback that found no room in them.
+    """
+
+    task: str
+    strategy: str
+    model: str
+    world: str
+    seed: int
+    budget: int
+    unit: str
+    attempts: int
+    rounds: int
+    tokens: int
+    wall_s: float
+    right: int = 0
+    passed: int = 0
+    solved_at: int | None = None
+    solved_round: int | None = None
+    passed_at: int | None = None
+    solution: str = ""
+    contexts_cut: int = 0
+    prompts_cut: int = 0
+    left_out: int = 0
+    __pydantic_config__: ClassVar[ConfigDict] = JSON
+
+    @property
+    def solved(self) -> bool:
+        """Whether there was a right attempt."""
+        return self.solved_at is not None
+
+
+def write_result(path: Path, result: SolveResult) -> None:
+    """Puts `result.json` into a run directory, at once. Raises `RunError`."""
+    write_atomic(path / RESULT, to_json(result, indent=2) + "\n")
+
+
+def read_result(path: Path) -> SolveResult | None:
+    """The result in a run directory; None while there is none. Raises `RunError` when it cannot be read."""
+    file = path / RESULT
+    if not file.exists():
+        return None
+    try:
+        return value_from_json(SolveResult, file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError("a result cannot be read", got=f"{file} ({error})", do="remove it, and resume") from error

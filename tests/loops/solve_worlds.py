@@ -1,0 +1,54 @@
+"""Worlds for searches by a tiny model, whose answers mean nothing: what they earn follows from their letters alone."""
+
+from __future__ import annotations
+
+from zlib import crc32
+
+from loop_worlds import tasks as tasks
+
+from selfdistill import Completion, Outcome, Task
+
+
+def luck(completion: Completion) -> int:
+    return crc32(completion.text.encode())
+
+
+def hints(task: Task, completion: Completion) -> Outcome:
+    """Never right, and always told so."""
+    return Outcome(0.0, f"Not {completion.text!r}.")
+
+
+def wordy(task: Task, completion: Completion) -> Outcome:
+    """Never right, and told so at length."""
+    return Outcome(0.0, "This is wrong, and was wrong, and will be wrong. " * 9)
+
+
+def mute(task: Task, completion: Completion) -> Outcome:
+    """Never right, and nothing is said."""
+    return Outcome(0.0)
+
+
+def rare(task: Task, completion: Completion) -> Outcome:
+    """One in twelve is right; the others hear what they were."""
+    right = luck(completion) % 12 == 0
+    return Outcome(float(right), "" if right else f"Not {completion.text!r}.")
+
+
+class Strict:
+    """One in four passes; of those one in five passes the private tests too."""
+
+    name = "strict"
+    private = False
+
+    def judge(self, task: Task, completion: Completion) -> Outcome:
+        quarter, rest = divmod(luck(completion), 4)
+        passed = rest == 0 and (not self.private or quarter % 5 == 1)
+        return Outcome(float(passed), "" if passed else f"Not {completion.text!r}.")
+
+    def tasks(self, split: str) -> list[Task]:
+        return tasks() if split == "train" else []
+
+    def for_evaluation(self) -> Strict:
+        judge = Strict()
+        judge.private = True
+        return judge

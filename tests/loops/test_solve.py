@@ -1,0 +1,323 @@
+"""Searches of a tiny model in worlds of hashes: what is attempted, what is learned, when it ends, how it goes on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from selfdistill.errors import ConfigError, DataError, RunError, WorldError
+from selfdistill.loops import search
+from selfdistill.loops.solve import solve
+from selfdistill.loops.solve_config import SolveConfig, config_from, solve_config, solve_settings
+from selfdistill.loops.strategies import STRATEGIES
+from selfdistill.models.checkpoint import latest_checkpoint
+from selfdistill.runs import Interrupted, Quiet, RolloutRecord, read_run
+from selfdistill.runs.solving import SolveResult, read_result
+
+HERE = Path(__file__).parent
+SearchOf = Callable[..., SolveConfig]
+
+
+@pytest.fixture
+def search_of(model_dir: Path) -> SearchOf:
+    def build(strategy: str, world: str, budget: int = 24, **changes: Any) -> SolveConfig:
+        file = "solve_worlds.py" if world in ("hints", "wordy", "mute", "rare", "Strict") else "loop_worlds.py"
+        options = {
+            "model": str(model_dir), "world": f"{HERE / file}:{world}", "device": "cpu", "checkpoint_every": 2,
+            "sampling.max_new_tokens": 8, "optimiser.lr": 1e-3, **changes.pop("settings", {}),
+        }  # fmt: skip
+        limits = {"budget": budget, **changes.pop("limits", {})}
+        return solve_config(strategy, list(options.items()), limits=limits, **{"tasks": ["q1"], **changes})
+
+    return build
+
+
+def rollouts(path: Path) -> list[RolloutRecord]:
+    return list(read_run(path).rollouts())
+
+
+def facts(out: Path) -> list[Any]:
+    """All that a search says, but for the time it took."""
+    found: list[Any] = []
+    for path in sorted(out.glob("0*")):
+        run, result = read_run(path), read_result(path)
+        assert result is not None
+        found += [replace(result, wall_s=0.0), *run.rollouts()]
+        found += [replace(step, wall_s=0.0, seconds={}) for step in run.steps]
+    return found
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    latest = latest_checkpoint(path / "checkpoints")
+    assert latest is not None
+    return {name: value for file in sorted(latest.glob("*.safetensors")) for name, value in load_file(file).items()}
+
+
+def recount(path: Path) -> tuple[int | None, int | None]:
+    """The numbers of the first attempt that is right and of the first that passed, from the records alone."""
+    found = rollouts(path)
+    right = [number for number, rollout in enumerate(found, start=1) if rollout.right]
+    passed = [number for number, rollout in enumerate(found, start=1) if rollout.reward == 1]
+    return min(right, default=None), min(passed, default=None)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_every_strategy_stops_with_its_first_right_attempt(search_of, tmp_path: Path, strategy: str) -> None:
+    out = tmp_path / "out"
+    (result,) = solve(search_of(strategy, "rare", 200), lambda label: Quiet(), out=out)
+    path = out / "000-q1"
+    found = rollouts(path)
+    assert result == read_result(path)
+    assert result.solved_at is not None
+    assert (result.solved_at, result.passed_at) == recount(path)
+    assert found[result.solved_at - 1].completion == result.solution
+    assert not any(rollout.right for rollout in found if rollout.step < result.rounds), "no round after a right one"
+    assert result.solved_round == result.rounds == found[-1].step
+    assert result.attempts == len(found)
+    assert result.tokens == sum(len(rollout.token_ids) for rollout in found)
+    learned = [step.samples for step in read_run(path).steps]
+    assert learned[-1] == 0, "nothing is learned from the round that ends the search"
+    if strategy in ("self-distill", "hybrid"):
+        assert all(samples == STRATEGIES[strategy]().batch for samples in learned[:-1])
+
+
+def test_what_passes_must_also_be_right_by_tests_that_training_does_not_show(search_of, tmp_path, heard) -> None:
+    (result,) = solve(search_of("best-of-k", "Strict", 200), lambda label: heard, out=tmp_path)
+    found = rollouts(tmp_path / "000-q1")
+    assert (result.solved_at, result.passed_at) == recount(tmp_path / "000-q1")
+    assert result.passed_at is not None
+    assert result.solved_at is not None
+    assert result.passed_at < result.solved_at, "the search went on"
+    assert [rollout.right for rollout in found if rollout.reward == 0] == [None] * (len(found) - result.passed)
+    assert any("passed the tests that training sees, but not the private ones" in note for note in heard.notes)
+
+
+@pytest.mark.parametrize(("strategy", "rounds"), [("self-distill", [16, 5]), ("hybrid", [8, 8, 5])])
+def test_a_budget_of_attempts_is_used_to_the_last_one_and_no_further(search_of, tmp_path, strategy, rounds) -> None:
+    (result,) = solve(search_of(strategy, "hints", 21), lambda label: Quiet(), out=tmp_path)
+    assert (result.attempts, result.solved_at, result.rounds) == (21, None, len(rounds))
+    assert [step.samples for step in read_run(tmp_path / "000-q1").steps] == rounds
+
+
+def test_a_budget_of_tokens_ends_after_the_round_that_uses_it_up(search_of, tmp_path) -> None:
+    config = search_of("best-of-k", "hints", 300, limits={"unit": "tokens"}, settings={"strategy.batch": 4})
+    (result,) = solve(config, lambda label: Quiet(), out=tmp_path)
+    steps = read_run(tmp_path / "000-q1").steps
+    assert steps[-2].tokens < 300 <= steps[-1].tokens == result.tokens
+
+
+def test_a_budget_of_seconds_ends(search_of, tmp_path) -> None:
+    (result,) = solve(
+        search_of("multi-turn", "hints", 1, limits={"unit": "seconds"}), lambda label: Quiet(), out=tmp_path
+    )
+    assert result.wall_s >= 1
+    assert result.attempts > 1
+
+
+def test_best_of_k_may_go_on_to_count_all_right_attempts(search_of, tmp_path) -> None:
+    config = search_of("best-of-k", "rare", 100, limits={"go_on": True})
+    (result,) = solve(config, lambda label: Quiet(), out=tmp_path)
+    assert result.attempts == 100
+    assert result.right == sum(bool(rollout.right) for rollout in rollouts(tmp_path / "000-q1")) > 1
+
+
+def test_attempts_of_a_hybrid_are_made_with_what_the_last_round_was_told(search_of, tmp_path) -> None:
+    solve(search_of("hybrid", "hints", 16), lambda label: Quiet(), out=tmp_path)
+    found = rollouts(tmp_path / "000-q1")
+    question = found[0].prompt
+    assert all(rollout.prompt == question for rollout in found[:8])
+    for before, after in zip(found[:8], found[8:], strict=True):
+        assert before.feedback in after.prompt
+        assert after.context == {"feedback": after.feedback}
+        assert after.policy_version == 1
+
+
+def test_every_task_begins_with_the_weights_of_the_model(search_of, tmp_path) -> None:
+    """The second task of a search is what it would have been alone."""
+    both = tmp_path / "both"
+    solve(search_of("self-distill", "hints", 48, tasks=["q0", "q1"], keep=True), lambda label: Quiet(), out=both)
+    alone = tmp_path / "alone"
+    solve(search_of("self-distill", "hints", 48, tasks=["q1"], keep=True), lambda label: Quiet(), out=alone)
+    assert rollouts(both / "001-q1") == rollouts(alone / "000-q1")
+    left, right = weights(both / "001-q1"), weights(alone / "000-q1")
+    assert all(torch.equal(left[name], right[name]) for name in right)
+    assert not all(torch.equal(left[name], weights(both / "000-q0")[name]) for name in left)
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_weights_are_thrown_away_unless_they_are_to_be_kept(search_of, tmp_path, keep: bool) -> None:
+    solve(search_of("self-distill", "hints", 64, keep=keep), lambda label: Quiet(), out=tmp_path)
+    assert (tmp_path / "000-q1" / "checkpoints").exists() == keep
+
+
+def test_under_lora_the_adapter_is_learned_and_kept(search_of, tmp_path) -> None:
+    config = search_of("hybrid", "hints", 24, keep=True, settings={"lora.rank": 2}, tasks=["q0", "q1"])
+    solve(config, lambda label: Quiet(), out=tmp_path)
+    first, second = (latest_checkpoint(path / "checkpoints") for path in sorted(tmp_path.glob("0*")))
+    assert first is not None
+    assert second is not None
+    adapters = [load_file(place / "adapter_model.safetensors") for place in (first, second)]
+    assert not (first / "model.safetensors").exists()
+    assert any(not torch.equal(adapters[0][name], adapters[1][name]) for name in adapters[0])
+
+
+class Killed(RuntimeError):
+    """Stands for a kill: nothing is saved, nothing is closed."""
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("moment", ["sampling", "records"])
+def test_a_search_that_was_killed_goes_on_to_the_same_bits(
+    search_of, tmp_path, monkeypatch, strategy: str, moment: str
+) -> None:
+    """Killed in the fourth round of two tasks of six: before it is sampled, or when only its rollouts are written."""
+    config = search_of(strategy, "hints", 24, tasks=["q0", "q2"], settings={"strategy.batch": 4}, keep=True)
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    solve(config, lambda label: Quiet(), out=whole)
+    owner, name = (search, "roll_out") if moment == "sampling" else (search.RunDir, "append")
+    real, calls = getattr(owner, name), [0]
+
+    def dying(*arguments: Any, **options: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == 10:  # the fourth round of the second task
+            if moment == "records":
+                real(*arguments[:3], **options)
+            raise Killed
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(owner, name, dying)
+    with pytest.raises(Killed):
+        solve(config, lambda label: Quiet(), out=cut)
+    monkeypatch.undo()
+    before = (cut / "000-q0" / "rollouts.jsonl").read_bytes()
+    solve(config, lambda label: Quiet(), out=cut, resume=True)
+    assert facts(cut) == facts(whole)
+    assert (cut / "000-q0" / "rollouts.jsonl").read_bytes() == before, "a task that is done is not repeated"
+    if config.strategy.learns:
+        left, right = weights(cut / "001-q2"), weights(whole / "001-q2")
+        assert left.keys() == right.keys()
+        assert all(torch.equal(left[name], right[name]) for name in right)
+
+
+@pytest.mark.parametrize("strategy", ["self-distill", "multi-turn"])
+def test_ctrl_c_ends_the_round_saves_it_and_the_search_goes_on_to_the_same_bits(search_of, tmp_path, strategy) -> None:
+    """Ctrl-C is pressed while the second round is judged; of this world about half of all answers are right."""
+    config = search_of(
+        strategy, "CtrlC", 40, tasks=["q0", "q1"], keep=True, limits={"go_on": True}, settings={"strategy.batch": 10}
+    )
+    out = tmp_path / "out"
+    with pytest.raises(Interrupted, match="after step 2") as stopped:
+        solve(config, lambda label: Quiet(), out=out)
+    assert (stopped.value.path, stopped.value.command) == (out, "solve")
+    assert [step.step for step in read_run(out / "000-q0").steps] == [1, 2]
+    with pytest.raises(Interrupted):  # the world is loaded anew, and presses again: in the second task
+        solve(config, lambda label: Quiet(), out=out, resume=True)
+    solve(config, lambda label: Quiet(), out=out, resume=True)
+    world = str(config.run.world.name).replace("CtrlC", "hashed")
+    quiet = replace(config, run=replace(config.run, world=replace(config.run.world, name=world)))
+    solve(quiet, lambda label: Quiet(), out=tmp_path / "whole")
+    assert [r.token_ids for r in rollouts(out / "001-q1")] == [
+        r.token_ids for r in rollouts(tmp_path / "whole" / "001-q1")
+    ]
+
+
+def test_a_task_solved_at_once_is_said_to_be(search_of, tmp_path, heard) -> None:
+    (result,) = solve(search_of("self-distill", "always"), lambda label: heard, out=tmp_path)
+    assert (result.solved_at, result.solved_round, result.attempts) == (1, 1, 16)
+    assert any("in the first round: before anything was told or learned" in note for note in heard.notes)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "world", "said"),
+    [
+        ("self-distill", "mute", "no failed attempt was told anything: attempts are independent until"),
+        ("hybrid", "mute", "no failed attempt was told anything: attempts are independent until"),
+        ("multi-turn", "mute", "no failed attempt was told anything: every attempt reads"),
+        ("grpo", "hints", "round 1 taught nothing (16 flat_group): attempts are independent until"),
+    ],
+)
+def test_a_world_that_says_nothing_is_said_once_with_what_can_still_happen(
+    search_of, tmp_path, heard, strategy, world, said
+) -> None:
+    (result,) = solve(search_of(strategy, world, 48), lambda label: heard, out=tmp_path)
+    assert sum(said in note for note in heard.notes) == 1
+    assert result.attempts == 48, "it goes on as independent attempts"
+    assert any("not solved: 48 attempts" in note for note in heard.notes)
+
+
+def test_feedback_that_finds_no_room_is_counted(search_of, tmp_path) -> None:
+    """The tiny model reads 256 tokens."""
+    (result,) = solve(search_of("multi-turn", "hints", 40), lambda label: Quiet(), out=tmp_path)
+    assert result.left_out > 0
+    assert result.prompts_cut == 0
+
+
+def test_a_teacher_prompt_that_is_too_long_is_cut_and_counted(search_of, tmp_path) -> None:
+    config = search_of("self-distill", "wordy", 16, settings={"context.max_teacher_tokens": 150})
+    (result,) = solve(config, lambda label: Quiet(), out=tmp_path)
+    assert result.contexts_cut == 16
+    assert not [rollout.drop for rollout in rollouts(tmp_path / "000-q1") if rollout.drop]
+
+
+def test_a_world_that_breaks_stops_the_search_and_keeps_the_records(search_of, tmp_path) -> None:
+    with pytest.raises(WorldError, match="more than half of a batch"):
+        solve(search_of("best-of-k", "broken"), lambda label: Quiet(), out=tmp_path)
+    assert "always broken" in rollouts(tmp_path / "000-q1")[0].fault
+
+
+def test_settings_come_back_as_they_were(search_of) -> None:
+    config = search_of("hybrid", "rare", 30, limits={"unit": "tokens"}, settings={"strategy.share": 0.5})
+    assert config_from(json.loads(json.dumps(solve_settings(config)))) == config
+    assert config.run.optimiser.warmup_steps == 0
+    assert search_of("grpo", "rare").run.method.name == "grpo"
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "said"),
+    [
+        ({"budget": 0}, ConfigError, "the budget must be at least 1"),
+        ({"limits": {"unit": "hours"}}, ConfigError, "one of attempts, tokens, seconds"),
+        ({"tasks": ["q9"]}, DataError, r"there is no such task[\s\S]*did you mean"),
+        ({"tasks": ["nowhere.jsonl"]}, DataError, "nowhere.jsonl"),
+        ({"settings": {"steps": 3}}, ConfigError, r"does not read this setting[\s\S]*--budget"),
+        ({"settings": {"evaluation.every": 3}}, ConfigError, "does not read this setting"),
+        ({"settings": {"strategy.bacth": 3}}, ConfigError, "did you mean 'batch'"),
+        ({"settings": {"method": "rltf_sd"}}, ConfigError, "asks for more than attempts"),
+    ],
+)
+def test_what_cannot_be_searched_is_refused_before_anything_is_written(
+    search_of, tmp_path, changes, error, said
+) -> None:
+    with pytest.raises(error, match=said):
+        solve(search_of("self-distill", "rare", **changes), lambda label: Quiet(), out=tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_question_that_does_not_fit_is_refused_and_others_are_asked(search_of, tmp_path, heard) -> None:
+    rows = [{"prompt": "What? " * 200, "id": "long"}, {"prompt": "What is seven plus five?", "id": "short"}]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {"data": str(file)}
+    with pytest.raises(DataError, match="no question fits the model"):
+        solve(search_of("best-of-k", "rare", tasks=["long"], settings=data), lambda label: heard, out=tmp_path / "a")
+    found = solve(search_of("best-of-k", "rare", tasks=[str(file)]), lambda label: heard, out=tmp_path / "b")
+    assert [result.task for result in found] == ["short"]
+    assert any("1 of 2 tasks are skipped" in note for note in heard.notes)
+
+
+def test_a_directory_in_use_is_not_overwritten_and_a_resume_keeps_its_settings(search_of, tmp_path) -> None:
+    solve(search_of("best-of-k", "hints", 8), lambda label: Quiet(), out=tmp_path)
+    with pytest.raises(RunError, match=r"already in use[\s\S]*selfdistill solve --resume"):
+        solve(search_of("best-of-k", "hints", 8), lambda label: Quiet(), out=tmp_path)
+    with pytest.raises(RunError, match=r"cannot change its settings[\s\S]*solve.budget"):
+        solve(search_of("best-of-k", "hints", 9), lambda label: Quiet(), out=tmp_path, resume=True)
+    (again,) = solve(search_of("best-of-k", "hints", 8), lambda label: Quiet(), out=tmp_path, resume=True)
+    assert isinstance(again, SolveResult)
+    assert again.attempts == 8

@@ -1,0 +1,170 @@
+"""What the next attempts read, and under which question they are learned from."""
+
+from __future__ import annotations
+
+import pytest
+
+from core_parts import rollout
+from selfdistill.errors import ConfigError
+from selfdistill.loops.strategies import Attempt, Hybrid, MultiTurn, Scene, SelfDistill, Strategy, get_strategy
+from selfdistill.loops.strategies.window import most
+from selfdistill.methods import SDPO
+from selfdistill.render import CUT, Renderer
+from selfdistill.samples import prepare
+from selfdistill.types import Message, RolloutGroup, Task
+from tiny_models import tiny_tokenizer
+
+TASK = Task("t", (Message("user", "What is seven plus five?"),))
+QUESTION = TASK.messages[0].content
+LENGTH, ANSWER = 256, 16
+
+
+@pytest.fixture(scope="module")
+def renderer() -> Renderer:
+    return Renderer(tiny_tokenizer(), LENGTH, 10_000)
+
+
+def failures(*feedback: str, batch: int = 1) -> list[Attempt]:
+    """One attempt for each feedback, `batch` a round."""
+    return [Attempt(*divmod(n, batch), text=f"answer {n}", feedback=said) for n, said in enumerate(feedback)]
+
+
+def texts(strategy: Strategy, renderer: Renderer, attempts: list[Attempt], count: int = 1, seed: int = 0) -> list[str]:
+    scene = Scene(TASK, renderer, ANSWER, seed, attempts)
+    return [prompt.messages[-1].content for prompt in strategy.prompts(scene, count)]
+
+
+def test_attempts_of_plain_strategies_read_the_question_alone(renderer: Renderer) -> None:
+    for name in ("best-of-k", "self-distill", "grpo"):
+        assert texts(get_strategy(name, {}), renderer, failures("Wrong."), 3) == [QUESTION] * 3
+
+
+def test_the_first_round_is_bare_for_all(renderer: Renderer) -> None:
+    for strategy in (MultiTurn(), MultiTurn(attempts=True), Hybrid()):
+        assert texts(strategy, renderer, [], 2) == [QUESTION] * 2
+
+
+def test_feedback_is_read_in_order_without_repetition_and_without_what_passed(renderer: Renderer) -> None:
+    attempts = [*failures("one", "two", "one"), Attempt(3, 0, "right", "three", passed=True), Attempt(4, 0, "?", "  ")]
+    (text,) = texts(MultiTurn(), renderer, attempts)
+    assert text.startswith(f"{QUESTION}\n\n")
+    assert "\n\ntwo\none\n\n" in text
+    assert "three" not in text
+    assert text.endswith("Correctly solve the original question.")
+
+
+@pytest.mark.parametrize("strategy", [MultiTurn(), MultiTurn(attempts=True), MultiTurn(keep="random")])
+def test_a_window_holds_as_much_as_fits_and_counts_the_rest(renderer: Renderer, strategy: MultiTurn) -> None:
+    attempts = failures(*(f"number {n} is wrong" for n in range(20)))
+    scene = Scene(TASK, renderer, ANSWER, 0, attempts)
+    (prompt,) = strategy.prompts(scene, 1)
+    whole = "\n".join(message.content for message in prompt.messages)
+    kept = [n for n in range(20) if f"number {n} is" in whole]
+    size = len(renderer.prompt(prompt.messages))
+    one_more = size / (len(kept) or 1)
+    assert LENGTH - ANSWER - one_more <= size <= LENGTH - ANSWER
+    assert prompt.left_out == 20 - len(kept) > 0
+    assert not prompt.cut
+    assert (kept == list(range(20 - len(kept), 20))) == (strategy.keep == "newest"), "the oldest go first"
+    assert whole.index(f"number {kept[0]} is") < whole.index(f"number {kept[-1]} is")
+
+
+def test_a_window_may_be_smaller_than_the_model(renderer: Renderer) -> None:
+    attempts = failures(*(f"number {n} is wrong" for n in range(20)))
+    (prompt,) = MultiTurn(window=120).prompts(Scene(TASK, renderer, ANSWER, 0, attempts), 1)
+    assert len(renderer.prompt(prompt.messages)) <= 120
+
+
+def test_what_chance_keeps_follows_from_seed_and_attempt(renderer: Renderer) -> None:
+    attempts = failures(*(f"number {n} is wrong" for n in range(20)))
+    first = texts(MultiTurn(keep="random"), renderer, attempts, 3)
+    assert texts(MultiTurn(keep="random"), renderer, attempts, 3) == first
+    assert len(set(first)) == 3
+    assert texts(MultiTurn(keep="random"), renderer, attempts, 3, seed=1) != first
+
+
+def test_attempts_and_feedback_are_one_conversation(renderer: Renderer) -> None:
+    scene = Scene(TASK, renderer, ANSWER, 0, [Attempt(0, 0, "<think>hm</think>ten", "Too small."), Attempt(1, 0, "11")])
+    (prompt,) = MultiTurn(attempts=True).prompts(scene, 1)
+    assert [message.role for message in prompt.messages] == ["user", "assistant", "user", "assistant", "user"]
+    assert [message.content for message in prompt.messages[1:]] == ["ten", "Too small.", "11", "That was not right."]
+
+
+def test_an_attempt_nobody_could_judge_is_not_called_wrong(renderer: Renderer) -> None:
+    attempts = [Attempt(0, 0, "ten", judged=False)]
+    assert texts(MultiTurn(attempts=True), renderer, attempts) == [QUESTION]
+
+
+def test_one_feedback_too_long_is_cut_and_the_frame_stays(renderer: Renderer) -> None:
+    scene = Scene(TASK, renderer, ANSWER, 0, failures("short", "wrong " * 300))
+    (prompt,) = MultiTurn().prompts(scene, 1)
+    assert prompt.cut
+    assert prompt.left_out == 1
+    assert CUT in prompt.messages[-1].content
+    assert prompt.messages[-1].content.endswith("Correctly solve the original question.")
+    assert len(renderer.prompt(prompt.messages)) <= LENGTH - ANSWER
+
+
+def test_where_no_feedback_fits_the_question_is_asked_as_it_stands(renderer: Renderer) -> None:
+    size = len(renderer.prompt(TASK.messages))
+    scene = Scene(TASK, renderer, ANSWER, 0, failures("wrong " * 9))
+    for strategy in (MultiTurn(window=size), MultiTurn(window=size, attempts=True)):
+        (prompt,) = strategy.prompts(scene, 1)
+        assert (prompt.messages, prompt.left_out) == (TASK.messages, 1)
+
+
+def test_hybrid_attempts_read_what_their_predecessor_was_told(renderer: Renderer) -> None:
+    attempts = failures("old a", "old b", "old c", "new a", "new b", "", batch=3)
+    found = texts(Hybrid(batch=3), renderer, attempts, 3)
+    assert "new a" in found[0]
+    assert "new b" in found[1]
+    assert "new c" not in found[2]
+    assert "new a" in found[2], "its own said nothing: another one's"
+    assert not any("old" in text for text in found)
+    both = texts(Hybrid(batch=3, rounds=2), renderer, attempts, 3)
+    assert "old c" in both[2]
+    assert "old a\nnew a" in both[0]
+
+
+def test_hybrid_attempts_may_read_the_whole_round_and_some_stay_bare(renderer: Renderer) -> None:
+    attempts = failures("a", "b", "b", "c", batch=4)
+    found = texts(Hybrid(batch=4, reads="round", share=0.5), renderer, attempts, 4)
+    assert ["\na\nb\nc\n" in text for text in found] == [True, True, False, False]
+    assert found[2:] == [QUESTION] * 2
+
+
+def test_a_hybrid_is_learned_under_the_bare_question(renderer: Renderer) -> None:
+    """An attempt that had read feedback: the student reads the question, the teacher the attempt's own feedback."""
+    informed = renderer.prompt((Message("user", f"{QUESTION} Not eleven."),))
+    group = RolloutGroup(TASK, (rollout(0, 0.0, "Not ten.", task=TASK, prompt_ids=informed),))
+    method = Hybrid().learner(SDPO(alpha=1.0))
+    (entry,) = prepare(method, [group], renderer)
+    (sample,) = entry.samples
+    assert sample.student_prompt_ids == renderer.prompt(TASK.messages) != informed
+    told = renderer.tokenizer.decode(list(sample.teacher_prompts[0]))
+    assert "Not ten." in told
+    assert "Not eleven." not in told
+    assert sample.sampled_logprobs == (), "not sampled from the prompt it is learned under"
+    assert method.signals(1.0) == SDPO(alpha=1.0).signals(1.0)
+    assert SelfDistill().learner(SDPO()) == SDPO()
+
+
+def test_most_finds_the_last_that_fits() -> None:
+    assert [most(9, lambda n, limit=limit: n <= limit) for limit in (0, 1, 5, 9, 20)] == [0, 1, 5, 9, 9]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("self-distil", {}, "did you mean 'self-distill'"),
+        ("hybrid", {"bacth": 2}, "did you mean 'batch'"),
+        ("hybrid", {"share": 0.0}, "strategy.share"),
+        ("hybrid", {"rounds": 0}, "strategy.rounds"),
+        ("multi-turn", {"batch": 0}, "strategy.batch"),
+        ("multi-turn", {"keep": "oldest"}, "one of newest, random"),
+        ("best-of-k", {"batch": 0}, "strategy.batch"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(name: str, options: dict[str, object], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        get_strategy(name, options)
