@@ -13,6 +13,7 @@ from selfdistill.cli.display import RunDisplay
 from selfdistill.cli.guard import Guarded
 from selfdistill.cli.output import print_comparison, print_listing, print_settings, print_table
 from selfdistill.cli.sapling import sapling
+from selfdistill.cli.uplift import print_uplift
 from selfdistill.runs import read_run, saved_config
 from selfdistill.runs.environment import package_version
 from selfdistill.view.plots import overview
@@ -140,6 +141,10 @@ def evaluate(
         str | None,
         typer.Option(help="Directory for the records of the answers. (default: nothing is kept)", show_default=False),
     ] = None,
+    teacher: Annotated[
+        bool,
+        typer.Option("--teacher", help="Measure how much better the model is with each kind of context: go or no go."),
+    ] = False,
 ) -> None:
     """Measure a model on the tasks of a world, without training it."""
     from selfdistill.config import load_config
@@ -147,6 +152,9 @@ def evaluate(
     flags: dict[str, object] = {"model": model, "world": world, "data": data, "seed": seed, "out": out}
     flags |= {"evaluation.tasks": tasks, "evaluation.rollouts": rollouts, "evaluation.temperature": temperature}
     settings = load_config(config, [*_as_overrides(flags), *(overrides or ())])
+    if teacher:
+        print_uplift(settings)
+        return
     from selfdistill.loops.measure import measure
 
     with RunDisplay() as display:

@@ -1,0 +1,338 @@
+"""Before any training: is the model better when it is told more, and because of what it is told?
+
+A model learns here from what it says itself once it reads a context. Where that is no better than what it says
+anyway, there is nothing to learn; where another task's context does as well, it is not the context that helps.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean
+
+import torch
+
+from selfdistill.config import RunConfig, resolved
+from selfdistill.context import Demonstration, Document, SolutionOrFeedback, UserReply
+from selfdistill.evaluate import SOLVED, Batch, accuracy, roll_out, solved
+from selfdistill.loops.recording import check_world, rollout_record
+from selfdistill.loops.session import Asking, open_asking
+from selfdistill.runs import Estimate, EvalRecord, RolloutRecord, RunDir
+from selfdistill.runs.environment import describe_environment
+from selfdistill.runs.progress import Reporter
+from selfdistill.runs.records import to_json
+from selfdistill.runs.store import write_atomic
+from selfdistill.samples import Prepared
+from selfdistill.stages import Informed, failures
+from selfdistill.types import ANSWER, Context, Drop, Rollout, RolloutGroup, Task, TokenIds
+from selfdistill.worlds.extract import extract_code
+
+UPLIFT = "uplift.json"
+RESAMPLES = 10_000
+FEWEST = 6  # tasks below which even a gain on every one of them could be chance: 2 · 0.5⁶ = 0.03
+SHARE = 0.8  # of the gain, which another task's context must not reach
+MOSTLY = 0.5  # of the answers
+SLICE = 64  # answers between two signs of progress
+RULE = (
+    f"Rule: go where the 95 % interval of the gain (paired by task, bootstrap over at least {FEWEST} tasks) lies above "
+    f"0, and the same kind of context from another task gains less than {SHARE} of it."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Gain:
+    """How much better the model is with one kind of context.
+
+    `bare` and `told` are accuracies on the same tasks, those that have such a context; `gain` their difference with a
+    paired interval, `shuffled` the gain when each task is given another task's context (None: there is no other),
+    `copied` the share of answers that repeat the solution they were shown (None: none was). `cut` contexts had to be
+    shortened, `left_out` tasks had no room for theirs.
+    """
+
+    kind: str
+    tasks: int
+    bare: float
+    told: float
+    gain: Estimate
+    shuffled: Estimate | None = None
+    copied: float | None = None
+    cut: int = 0
+    left_out: int = 0
+
+    @property
+    def against(self) -> str:
+        """Why not to teach with it; empty: nothing speaks against it."""
+        if self.tasks < FEWEST:
+            return f"fewer than {FEWEST} tasks"
+        if self.gain.low <= 0:
+            return "no gain that is sure"
+        if self.shuffled is None:
+            return "no other context to compare with"
+        if self.shuffled.value >= SHARE * self.gain.value:
+            return "another task's context does as well"
+        return ""
+
+
+@dataclass(frozen=True, slots=True)
+class Uplift:
+    """What each kind of context is worth to a model, and how well it answers without any."""
+
+    bare: Estimate
+    gains: tuple[Gain, ...]
+
+    @property
+    def verdict(self) -> str:
+        """Whether to train, in one sentence."""
+        go = [f"{g.kind} ({g.gain.value:+.2f})" for g in self.gains if not g.against]
+        if go:
+            return f"Go: the model is better when it is told more, with {', '.join(go)}."
+        return (
+            "No go: with no kind of context at hand is the model surely better, and it would learn nothing from them."
+        )
+
+    @property
+    def caveat(self) -> str:
+        """What a gain by copying does not say; empty where most answers were the model's own."""
+        kinds = [gain.kind for gain in self.gains if gain.copied is not None and gain.copied > MOSTLY]
+        if not kinds:
+            return ""
+        return (
+            f"Most answers told by {' or '.join(kinds)} are copies: that gain says that the model reads, and no more."
+        )
+
+
+def failed_attempts(group: RolloutGroup) -> list[Context]:
+    """What the world said of each failed attempt of the model's own."""
+    told = [rollout.outcome for _, rollout in failures(group, SOLVED)]
+    return [Context("feedback", feedback=outcome.feedback) for outcome in told if outcome is not None]
+
+
+def _by(rule: SolutionOrFeedback | Demonstration | Document | UserReply) -> Callable[[RolloutGroup], list[Context]]:
+    """What a rule finds for the answers of a group, each text once."""
+
+    def contexts(group: RolloutGroup) -> list[Context]:
+        found = [rule.context(group, place) for place, _ in group.at(ANSWER)]
+        return list(dict.fromkeys(context for context in found if isinstance(context, Context)))
+
+    return contexts
+
+
+KINDS: Mapping[str, Callable[[RolloutGroup], list[Context]]] = {
+    "feedback": failed_attempts,
+    "solution": _by(SolutionOrFeedback(feedback=False)),
+    "demonstration": _by(Demonstration()),
+    "document": _by(Document()),
+    "reply": _by(UserReply()),
+}
+
+
+def measure_uplift(config: RunConfig, reporter: Reporter) -> Uplift:
+    """Accuracy without and with each kind of context that world or data have, before any training.
+
+    Attempts are sampled as in training and teach what they teach there; every answer that counts is sampled and judged
+    as in evaluation. With `config.out` all answers are kept there, and the result as uplift.json. Raises what opening
+    a run raises, and `WorldError` when most answers could not be judged.
+    """
+    asking = open_asking(config, reporter)
+    run = _opened(asking)
+    with run or nullcontext():
+        return _measured(_Bench(asking, reporter, run))
+
+
+def _measured(bench: _Bench) -> Uplift:
+    asking, config = bench.asking, bench.asking.config
+    tasks = asking.tasks[: config.evaluation.tasks]
+    groups = bench.attempts(tasks)
+    questions = [(task, asking.renderer.prompt(task.messages), None) for task in tasks]
+    bare = bench.ask("bare", questions, config.evaluation.rollouts)
+    gains = []
+    for kind, contexts in KINDS.items():
+        told = {group.task.id: some for group in groups if (some := contexts(group))}
+        if told:
+            gains.append(bench.gain(kind, [task for task in tasks if task.id in told], told, bare))
+        else:
+            bench.reporter.note(f"{kind}: no task has any")
+    found = accuracy([RolloutGroup(task, tuple(bare[task.id])) for task in tasks])
+    uplift = Uplift(found.estimate, tuple(gains))
+    if bench.run:
+        bench.run.append(EvalRecord(0, 0, 0.0, "train", found.estimate, found.tasks, found.solved))
+        write_atomic(bench.run.path / UPLIFT, to_json(uplift, indent=2) + "\n")
+    return uplift
+
+
+def _opened(asking: Asking) -> RunDir | None:
+    config = asking.config
+    if not config.out:
+        return None
+    environment = describe_environment(device=str(asking.policy.device), isolation=asking.isolation)
+    return RunDir.create(Path(config.out), {"settings": resolved(config), **environment})
+
+
+@dataclass(frozen=True, slots=True)
+class _Bench:
+    """Asks, judges and keeps records."""
+
+    asking: Asking
+    reporter: Reporter
+    run: RunDir | None
+
+    def attempts(self, tasks: Sequence[Task]) -> list[RolloutGroup]:
+        """Groups of answers, sampled and judged as in training."""
+        asking, config = self.asking, self.asking.config
+        groups: list[RolloutGroup] = []
+        size = max(1, SLICE // config.rollouts_per_task)
+        for start in range(0, len(tasks), size):
+            self.reporter.phase("attempts to be told about", start, len(tasks))
+            batch = roll_out(
+                asking.policy, asking.world, asking.renderer, tasks[start : start + size], config.sampling,
+                rollouts=config.rollouts_per_task, seed=config.seed, label=f"uplift-attempt-{start}",
+            )  # fmt: skip
+            self._keep(batch, [None] * len(batch.rollouts))
+            groups += batch.groups
+        return groups
+
+    def ask(
+        self, name: str, asked: Sequence[tuple[Task, TokenIds, Context | None]], rollouts: int = 1
+    ) -> dict[str, list[Rollout]]:
+        """Answers by task, so many to each of these prompts, sampled and judged as in evaluation."""
+        asking, config = self.asking, self.asking.config
+        options = replace(config.sampling, temperature=config.evaluation.temperature)
+        found: dict[str, list[Rollout]] = {}
+        size = max(1, SLICE // rollouts)
+        for start in range(0, len(asked), size):
+            self.reporter.phase(f"measuring: {name}", start, len(asked))
+            part = asked[start : start + size]
+            batch = roll_out(
+                asking.policy, asking.judge_for_evaluation, asking.renderer, [task for task, _, _ in part], options,
+                rollouts=rollouts, seed=config.seed, label=f"uplift-{name}-{start}",
+                prompts=[prompt for _, prompt, _ in part],
+            )  # fmt: skip
+            told = [context for _, _, context in part for _ in range(rollouts)]
+            self._keep(batch, told)
+            for rollout in batch.rollouts:
+                found.setdefault(rollout.task.id, []).append(rollout)
+        return found
+
+    def gain(
+        self,
+        kind: str,
+        tasks: Sequence[Task],
+        told: Mapping[str, Sequence[Context]],
+        bare: Mapping[str, Sequence[Rollout]],
+    ) -> Gain:
+        """What this kind is worth, and what it is worth from another task."""
+        seed = self.asking.config.seed
+        prompts = {task.id: self._prompts(task, told[task.id]) for task in tasks}
+        fitting = [task for task in tasks if prompts[task.id]]
+        answers = self._told(kind, fitting, prompts)
+        spare = {} if kind != "solution" else _demonstrations(self.asking.tasks)
+        others = other_contexts(fitting, {**spare, **told}, seed)
+        swapped = {task.id: self._prompts(task, others[task.id]) for task in fitting if task.id in others}
+        shuffled = self._told(f"shuffled-{kind}", [task for task in fitting if swapped.get(task.id)], swapped)
+        names = [task.id for task in fitting]
+        shown = [
+            (rollout, context)
+            for name in names
+            for rollout, (_, context, _) in zip(answers[name], prompts[name], strict=True)
+        ]
+        cut = sum(was_cut for entries in prompts.values() for _, _, was_cut in entries)
+        if cut or len(fitting) < len(tasks):
+            self.reporter.note(f"{kind}: {cut} contexts were cut to fit, {len(tasks) - len(fitting)} tasks left out")
+        return Gain(
+            kind=kind,
+            tasks=len(fitting),
+            bare=_mean([_rate(bare[name]) for name in names]),
+            told=_mean([_rate(answers[name]) for name in names]),
+            gain=paired(bare, answers, names, seed),
+            shuffled=paired(bare, shuffled, list(shuffled), seed) if shuffled else None,
+            copied=copied(shown),
+            cut=cut,
+            left_out=len(tasks) - len(fitting),
+        )
+
+    def _told(
+        self, name: str, tasks: Sequence[Task], prompts: Mapping[str, Sequence[tuple[TokenIds, Context, bool]]]
+    ) -> dict[str, list[Rollout]]:
+        """One answer to each prompt."""
+        asked = [(task, ids, replace(context, kind=name)) for task in tasks for ids, context, _ in prompts[task.id]]
+        return self.ask(name, asked)
+
+    def _prompts(self, task: Task, contexts: Sequence[Context]) -> list[tuple[TokenIds, Context, bool]]:
+        """One prompt for each answer of an evaluation, the contexts in turn; none when there is no room."""
+        config, renderer = self.asking.config, self.asking.renderer
+        room = min(config.sampling.max_new_tokens, renderer.context_length // 2)
+        chosen = [contexts[number % len(contexts)] for number in range(config.evaluation.rollouts)]
+        read = [(renderer.teacher_prompt(task.messages, context, room), context) for context in chosen]
+        return [(found[0], context, found[1]) for found, context in read if not isinstance(found, Drop)]
+
+    def _keep(self, batch: Batch, told: Sequence[Context | None]) -> None:
+        """Writes the answers down where records are kept, and stops when the world fails on most."""
+        records: list[RolloutRecord] = []
+        for rollout, context in zip(batch.rollouts, told, strict=True):
+            known = replace(rollout, stage=Informed.name) if context else rollout
+            records.append(rollout_record(0, Prepared(known, context=context, drop=rollout.drop), batch.faults, {}))
+        if self.run:
+            self.run.append(*records)
+        check_world(records)
+
+
+def _demonstrations(tasks: Sequence[Task]) -> dict[str, list[Context]]:
+    """Solutions of tasks that nobody has solved yet: what another task's solution can be taken from."""
+    return {task.id: [Context("solution", solution=task.demonstration)] for task in tasks if task.demonstration.strip()}
+
+
+def other_contexts(
+    tasks: Sequence[Task], told: Mapping[str, Sequence[Context]], seed: int
+) -> dict[str, Sequence[Context]]:
+    """For each task the contexts of another one, that say something else; no entry where no other does."""
+    order = list(told)
+    random.Random(f"other contexts {seed}").shuffle(order)
+    found = {}
+    for name in (task.id for task in tasks):
+        place = order.index(name)
+        donors = (*order[place + 1 :], *order[:place])
+        other = next((donor for donor in donors if not set(told[donor]) & set(told[name])), None)
+        if other is not None:
+            found[name] = told[other]
+    return found
+
+
+def paired(
+    bare: Mapping[str, Sequence[Rollout]], told: Mapping[str, Sequence[Rollout]], names: Sequence[str], seed: int
+) -> Estimate:
+    """The mean over tasks of the difference in accuracy, with its bootstrap interval."""
+    return bootstrap_mean([_rate(told[name]) - _rate(bare[name]) for name in names], seed)
+
+
+def bootstrap_mean(values: Sequence[float], seed: int) -> Estimate:
+    """The mean of independent values with its 95 % percentile interval over resamples. No values: 0, n = 0."""
+    if not values:
+        return Estimate(0.0, 0, 0.0, 0.0)
+    values_N = torch.tensor(values, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(seed)
+    picked_RN = torch.randint(len(values), (RESAMPLES, len(values)), generator=generator)
+    ends = torch.quantile(values_N[picked_RN].mean(1), torch.tensor([0.025, 0.975], dtype=torch.float64))
+    return Estimate(fmean(values), len(values), float(ends[0]), float(ends[1]))
+
+
+def copied(shown: Sequence[tuple[Rollout, Context]]) -> float | None:
+    """The share of answers that repeat the solution or demonstration that they were shown; None where none was."""
+    pairs = [(r, c.solution or c.demonstration) for r, c in shown if c.solution or c.demonstration]
+    return _mean([same_text(rollout.completion.text, text) for rollout, text in pairs]) if pairs else None
+
+
+def same_text(one: str, other: str) -> bool:
+    """Whether two answers hold the same program, or the same words where there is none, up to white space."""
+    first, second = ("".join((extract_code(text) or text).split()) for text in (one, other))
+    return first == second
+
+
+def _rate(rollouts: Sequence[Rollout]) -> float:
+    return _mean([solved(rollout) for rollout in rollouts])
+
+
+def _mean(values: Sequence[float]) -> float:
+    return fmean(values) if values else 0.0
