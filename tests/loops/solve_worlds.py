@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from zlib import crc32
 
-from loop_worlds import tasks as tasks
+from selfdistill import Completion, Message, Outcome, Task
 
-from selfdistill import Completion, Outcome, Task
+QUESTIONS = ["What is seven plus five?", "Say yes or no.", "Write f(xs) that sorts the list."]
+
+
+def tasks() -> list[Task]:
+    return [Task(f"q{number}", (Message("user", text),)) for number, text in enumerate(QUESTIONS)]
 
 
 def luck(completion: Completion) -> int:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from selfdistill.cli.arguments import ConfigFile, Data, MethodName, Model, Overrides, Seed, WorldName, as_overrides
 from selfdistill.cli.credit import credit
 from selfdistill.cli.display import RunDisplay
 from selfdistill.cli.guard import Guarded
 from selfdistill.cli.output import print_comparison, print_listing, print_settings, print_table
 from selfdistill.cli.sapling import sapling
+from selfdistill.cli.solve import solve
 from selfdistill.cli.uplift import print_uplift
 from selfdistill.runs import read_run, saved_config
 from selfdistill.runs.environment import package_version
@@ -33,34 +34,7 @@ app = typer.Typer(
 
 app.add_typer(sapling)
 app.command()(credit)
-
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="KEY=VALUE",
-        help="Any setting by its dotted key, as in optimiser.lr=1e-5 teacher.kind=ema. "
-        "`selfdistill train --list-settings` prints all of them.",
-        show_default=False,
-    ),
-]
-ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help="TOML file of settings.", show_default=False)]
-Model = Annotated[
-    str | None,
-    typer.Option(
-        help="Directory or hub name of a causal LM; sapling is embedded. (default: sapling)", show_default=False
-    ),
-]
-MethodName = Annotated[
-    str | None, typer.Option(help="How to learn; see `selfdistill methods`. (default: sdpo)", show_default=False)
-]
-WorldName = Annotated[
-    str | None,
-    typer.Option(help="Who judges; see `selfdistill worlds`. (default: verbs; code with --data)", show_default=False),
-]
-Data = Annotated[
-    str | None, typer.Option(help="JSONL file of tasks. (default: the world's own tasks)", show_default=False)
-]
-Seed = Annotated[int | None, typer.Option(help="Decides every random choice. (default: 0)", show_default=False)]
+app.command()(solve)
 
 
 def main() -> None:
@@ -113,7 +87,7 @@ def train(
     flags = {"model": model, "method": method, "world": world, "data": data, "steps": steps, "seed": seed, "out": out}
     flags |= {"out": str(resume)} if resume else {}
     saved = saved_config(resume).get("settings", {}) if resume else None
-    settings = load_config(config, [*_as_overrides(flags), *(overrides or ())], saved)
+    settings = load_config(config, [*as_overrides(flags), *(overrides or ())], saved)
     if list_settings:
         _print_all_settings(settings)
         return
@@ -151,7 +125,7 @@ def evaluate(
 
     flags: dict[str, object] = {"model": model, "world": world, "data": data, "seed": seed, "out": out}
     flags |= {"evaluation.tasks": tasks, "evaluation.rollouts": rollouts, "evaluation.temperature": temperature}
-    settings = load_config(config, [*_as_overrides(flags), *(overrides or ())])
+    settings = load_config(config, [*as_overrides(flags), *(overrides or ())])
     if teacher:
         print_uplift(settings)
         return
@@ -249,7 +223,3 @@ def _show(paths: list[Path], png: Path) -> None:
     typer.echo(f"plot: {overview(runs, png)}")
     for path in paths:
         typer.echo(f"run:  {path}")
-
-
-def _as_overrides(flags: Mapping[str, object]) -> list[tuple[str, object]]:
-    return [(key, value) for key, value in flags.items() if value is not None]

@@ -1,0 +1,136 @@
+"""`selfdistill solve`: one hard task, or some, until they are solved."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from selfdistill.cli.arguments import ConfigFile, Data, MethodName, Model, Overrides, Seed, WorldName, as_overrides
+from selfdistill.cli.display import RunDisplay
+from selfdistill.cli.output import print_settings, print_table
+from selfdistill.errors import ConfigError
+from selfdistill.runs import saved_config
+from selfdistill.runs.solving import SolveResult
+from selfdistill.view.tables import duration
+
+if TYPE_CHECKING:
+    from selfdistill.loops.solve_config import SolveConfig
+
+
+def solve(
+    overrides: Overrides = None,
+    task: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A task's id, or a .jsonl file of tasks; repeat it for more. (default: all tasks of --data or of the "
+            "world)",
+            show_default=False,
+        ),
+    ] = None,
+    strategy: Annotated[
+        str,
+        typer.Option(
+            help="self-distill: learn from the feedback on every failure. hybrid: the same, and read recent feedback "
+            "before an attempt. multi-turn: read all feedback, learn nothing. best-of-k: independent attempts. grpo: "
+            "learn from the score alone."
+        ),
+    ] = "self-distill",
+    budget: Annotated[int, typer.Option(help="Most attempts (or what --unit says) for each task.")] = 2750,
+    unit: Annotated[str, typer.Option(help="What the budget counts: attempts, tokens or seconds.")] = "attempts",
+    config: ConfigFile = None,
+    model: Model = None,
+    method: MethodName = None,
+    world: WorldName = None,
+    data: Data = None,
+    seed: Seed = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Directory of the search. (default: runs/solve-<strategy>-…)", show_default=False),
+    ] = None,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Keep the weights that every task ends with, in its checkpoints.")
+    ] = False,
+    go_on: Annotated[bool, typer.Option("--go-on", help="Use the whole budget, also after a right attempt.")] = False,
+    resume: Annotated[
+        Path | None,
+        typer.Option(help="Directory of a search to go on with; its settings are kept.", show_default=False),
+    ] = None,
+    list_settings: Annotated[
+        bool, typer.Option("--list-settings", help="Print the settings of the strategy and exit.")
+    ] = False,
+) -> None:
+    """Solve hard tasks at test time: attempt, hear why it failed, learn, and again, until an attempt is right.
+
+    Every task begins with the model's own weights. An attempt is right when it passes the tests that it may be told
+    about, and the private ones too. Settings of the strategy are written strategy.KEY=VALUE.
+    """
+    if list_settings:
+        _print_strategy(strategy)
+        return
+    if resume is not None:
+        if overrides or task or any(value is not None for value in (config, model, method, world, data, seed, out)):
+            raise ConfigError("a resumed search keeps its settings", got=resume, do="give --resume DIR alone")
+        chosen, out = _saved(resume), resume
+    else:
+        from selfdistill.loops.solve_config import solve_config
+
+        flags = {"model": model, "method": method, "world": world, "data": data, "seed": seed}
+        limits = {"budget": budget, "unit": unit, "go_on": go_on}
+        settings = [*as_overrides(flags), *(overrides or ())]
+        chosen = solve_config(strategy, settings, file=config, tasks=task or (), limits=limits, keep=keep)
+    _run(chosen, out, resume is not None)
+
+
+def _saved(path: Path) -> SolveConfig:
+    from selfdistill.loops.solve_config import config_from
+
+    return config_from(saved_config(path).get("settings", {}))
+
+
+def _run(config: SolveConfig, out: Path | None, again: bool) -> None:
+    from selfdistill.loops.solve import default_path
+    from selfdistill.loops.solve import solve as search
+
+    out = out or default_path(config)
+    with RunDisplay() as display:
+        results = search(config, display.reporter, out=out, resume=again)
+    print_results(results)
+    typer.echo(f"every attempt: {out}")
+
+
+def print_results(results: Sequence[SolveResult]) -> None:
+    """The solutions, and what each of them took."""
+    console = Console()
+    for result in results:
+        if result.solved:
+            console.rule(result.task, align="left", style="dim")
+            console.print(result.solution, markup=False, highlight=False, soft_wrap=True)
+    header = ("task", "solved by attempt", "round", "attempts", "tokens", "time", "passed, not right")
+    print_table(header, [_row(result) for result in results])
+    cut = (
+        sum(result.contexts_cut for result in results),
+        sum(result.prompts_cut + result.left_out for result in results),
+    )
+    if any(cut):
+        console.print(
+            f"shortened to fit: {cut[0]:,} prompts of the teacher; left out or shortened in prompts of attempts: "
+            f"{cut[1]:,} feedbacks",
+            style="dim",
+            highlight=False,
+        )
+
+
+def _row(result: SolveResult) -> tuple[str, ...]:
+    solved = ("no", "–") if result.solved_at is None else (f"{result.solved_at:,}", f"{result.solved_round:,}")
+    used = (f"{result.attempts:,}", f"{result.tokens:,}", duration(result.wall_s))
+    return (result.task, *solved, *used, str(result.passed - result.right))
+
+
+def _print_strategy(name: str) -> None:
+    from selfdistill.loops.strategies import get_strategy
+
+    print_settings(get_strategy(name, {}), prefix="strategy.")
