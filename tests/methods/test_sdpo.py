@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from toy import Toy
 
 from core_parts import group
 from selfdistill.config import load_config
@@ -77,3 +79,19 @@ def test_options_are_checked_and_the_nearest_is_named() -> None:
 def test_settings_of_the_context_rule_can_be_changed() -> None:
     method = get_method("sdpo", {"context": {"success": 0.9}})
     assert method.context == SolutionOrFeedback(success=0.9)
+
+
+def test_credit_may_be_that_of_the_sampled_tokens_or_of_the_whole_answer() -> None:
+    """p = (.5, .3, .2) and q = (.2, .7, .1) at both positions, the answer is b a: evidence log 7/3 and log 2/5."""
+    toy = Toy({"bare": [[0.5, 0.3, 0.2]] * 2, "told": [[0.2, 0.7, 0.1]] * 2})
+    group, p = toy.group(toy.said("ba", 0.0, feedback="told")), torch.tensor([0.5, 0.3, 0.2]).double()
+    evidence = torch.tensor([7 / 3, 2 / 5]).double().log()
+    for level, advantages in (("token", evidence), ("sequence", evidence.mean().repeat(2))):
+        found = toy.learn(SDPO(alpha=1.0, level=level), group).gradients["bare"]
+        said = torch.tensor([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]]).double()
+        torch.testing.assert_close(found, -advantages[:, None] * (said - p) / 2, rtol=1e-6, atol=1e-8)
+
+
+def test_top_tokens_at_another_level_are_refused() -> None:
+    with pytest.raises(ConfigError, match="set top_k = 0"):
+        get_method("sdpo_outcome", {"level": "token"})

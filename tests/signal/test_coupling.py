@@ -10,7 +10,7 @@ import torch
 from signal_tables import table
 
 from selfdistill.signal import Clip, ForwardKL, JensenShannon, PositiveOnly, Relative, Tanh
-from selfdistill.signal.coupling import Additive, Centred, Coupling, Multiplicative, Separate
+from selfdistill.signal.coupling import Additive, Centred, Coupling, Multiplicative, Pooled, Separate
 from selfdistill.signal.table import TokenTable
 
 COUPLINGS: list[Coupling] = [
@@ -20,6 +20,7 @@ COUPLINGS: list[Coupling] = [
     Additive(two_path=1.0),
     Multiplicative(),
     Centred(),
+    Pooled(),
 ]
 
 
@@ -127,6 +128,14 @@ def test_centred_by_hand() -> None:
     """Means 2 and −1; the token without evidence is in no mean and keeps A."""
     rows = table([3, 2], advantage=[0.0, 0.25], evidence=[1.0, 3.0, math.nan, -4.0, 2.0])
     close(advantages(Centred(), rows), [-1.0, 1.0, 0.0, 0.25 - 3.0, 0.25 + 3.0])
+
+
+def test_pooled_by_hand() -> None:
+    """Means 2 and −1 of the evidence that is known; the token without keeps A."""
+    rows = table([3, 2], advantage=[0.0, 0.25], evidence=[1.0, 3.0, math.nan, -4.0, 2.0])
+    close(advantages(Pooled(), rows), [2.0, 2.0, 0.0, 0.25 - 1.0, 0.25 - 1.0])
+    forward = [(math.expm1(-4.0) + math.expm1(2.0)) / 2] * 2
+    close(advantages(Pooled(ForwardKL()), rows)[3:], [0.25 + value for value in forward])
 
 
 def test_centred_sums_to_the_verdict() -> None:

@@ -14,7 +14,7 @@ from signal_tables import Weights, table
 
 from selfdistill.signal import Clip, ForwardKL, JensenShannon, Tanh
 from selfdistill.signal.allocation import Allocation
-from selfdistill.signal.coupling import Additive, Centred, Coupling, Multiplicative, Separate
+from selfdistill.signal.coupling import Additive, Centred, Coupling, Multiplicative, Pooled, Separate
 from selfdistill.signal.direction import AgainstVerdict, Away, Direction, EntropyRouter, Toward, WithVerdict
 from selfdistill.signal.gate import EntropyGate, Gate
 from selfdistill.signal.schedule import Constant, Linear, Schedule, Trapezoid
@@ -202,6 +202,7 @@ KNOBS: dict[tuple[type, str], tuple[Weights, Any]] = {
     (Additive, "threshold"): (Weights(coupling=Additive()), 0.6),
     (Additive, "keep_sign"): (Weights(coupling=Additive()), True),
     (Additive, "two_path"): (Weights(coupling=Additive(threshold=0.6)), 1.0),
+    (Pooled, "shape"): (Weights(coupling=Pooled()), ForwardKL()),
     (Multiplicative, "clip"): (Weights(coupling=Multiplicative()), 0.5),
     (Constant, "value"): (Weights(), 0.5),
     (Linear, "start"): (Weights(schedule=Linear(steps=4)), 0.7),
@@ -256,6 +257,7 @@ def test_every_knob_is_turned() -> None:
 
 def test_no_two_kinds_do_the_same() -> None:
     directions = [course(Weights(kind())) for kind in (Toward, Away, WithVerdict, AgainstVerdict, EntropyRouter)]
-    couplings = [course(Weights(coupling=kind())) for kind in (Separate, Additive, Multiplicative, Centred)]
+    kinds = (Separate, Additive, Multiplicative, Centred, Pooled)
+    couplings = [course(Weights(coupling=kind())) for kind in kinds]
     for family in (directions, couplings):
         assert all(not torch.equal(one, other) for i, one in enumerate(family) for other in family[:i])

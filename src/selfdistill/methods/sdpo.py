@@ -4,13 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from selfdistill.context import ContextRule, SolutionOrFeedback
 from selfdistill.methods.base import Method, Verdict, distilled
 from selfdistill.models.teacher import Ema, Frozen, TeacherRule
 from selfdistill.options import changed, option
-from selfdistill.signal import FullVocabulary, RatioCaps, Signal, Support, TopK, divergence
+from selfdistill.signal import (
+    Coupling,
+    FullVocabulary,
+    Pooled,
+    RatioCaps,
+    SampledToken,
+    Separate,
+    Signal,
+    Support,
+    TopK,
+    divergence,
+)
 from selfdistill.types import RolloutGroup
 
 
@@ -33,12 +44,23 @@ class SDPO(Method):
     top_k: int = option(0, "student tokens on which both are compared, the rest in one bucket; 0: the full vocabulary")
     context: ContextRule = field(default_factory=SolutionOrFeedback)
     ratio_cap: float = option(2.0, "upper bound of the importance weights")
+    level: Literal["logit", "token", "sequence"] = option(
+        "logit", "credit for every token of the vocabulary, for the sampled tokens, or one for the whole answer"
+    )
 
     def signal(self, temperature: float) -> Signal:
-        """The divergence at every answer token, truncated importance weights, no policy gradient."""
-        support: Support = TopK(self.top_k) if self.top_k else FullVocabulary()
-        caps = RatioCaps(self.ratio_cap, self.ratio_cap)
-        return Signal(support=support, shape=divergence(self.alpha), ratio=caps, temperature=temperature)
+        """The divergence at every answer token, truncated importance weights, no policy gradient.
+
+        Raises `ValueError` for a `top_k` at the other levels of credit, which look at the sampled token alone.
+        """
+        shape, caps = divergence(self.alpha), RatioCaps(self.ratio_cap, self.ratio_cap)
+        if self.level == "logit":
+            support: Support = TopK(self.top_k) if self.top_k else FullVocabulary()
+            return Signal(support=support, shape=shape, ratio=caps, temperature=temperature)
+        if self.top_k:
+            raise ValueError(f"level = {self.level!r} compares sampled tokens only: set top_k = 0, not {self.top_k}")
+        coupling: Coupling = Pooled(shape) if self.level == "sequence" else Separate()
+        return Signal(support=SampledToken(), shape=shape, ratio=caps, coupling=coupling, temperature=temperature)
 
     def verdict(self, group: RolloutGroup, index: int) -> Verdict:
         """Every rollout for which the context rule finds something counts 1."""

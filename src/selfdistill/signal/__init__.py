@@ -10,7 +10,7 @@ divergences, `bound` limits to them, `terms` the parts of the loss (and `Signal`
 from selfdistill.signal.advantages import group_advantages
 from selfdistill.signal.allocation import Allocation
 from selfdistill.signal.bound import Bound, Clip, PositiveOnly, Relative, Tanh
-from selfdistill.signal.coupling import Additive, Centred, Coupling, Multiplicative, Separate
+from selfdistill.signal.coupling import Additive, Centred, Coupling, Multiplicative, Pooled, Separate
 from selfdistill.signal.direction import AgainstVerdict, Away, Direction, EntropyRouter, Toward, WithVerdict
 from selfdistill.signal.evidence import Average, Contrast, Evidence, Product, TeacherView, keep_top_k
 from selfdistill.signal.fused import FusedResult, fused_signal
@@ -67,6 +67,7 @@ __all__ = [
     "Mixed",
     "Multiplicative",
     "PolicyGradient",
+    "Pooled",
     "PositiveOnly",
     "Product",
     "RatioCaps",

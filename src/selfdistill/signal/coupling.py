@@ -155,6 +155,24 @@ class Centred(Coupling):
         return _alone(torch.where(known_N, verdict_N + strength_N * direction_N * centred_N, verdict_N))
 
 
+@dataclass(frozen=True, slots=True)
+class Pooled(Coupling):
+    """A + λ s · (mean of h(e) over its answer): one advantage for all tokens of an answer; no distillation term.
+
+    What is left of the teacher's opinion when it may only say how good the answer is: the comparison by which credit
+    for tokens is measured. Source: arXiv 2601.20802, the ablation of sequence-level credit.
+    """
+
+    shape: Shape = field(default_factory=ReverseKL)
+
+    def couple(self, table: TokenTable, strength_N: Tensor, direction_N: Tensor) -> Coupled:
+        """advantage = A + λ s mean h(e)."""
+        verdict_N, (known_N, evidence_N) = table.advantage_N.to(strength_N), _evidence(table, strength_N)
+        student_N = table.logprobs_N.to(strength_N)
+        pooled_N = table.answer_means(self.shape.advantage(student_N, student_N + evidence_N), known_N)
+        return _alone(torch.where(known_N, verdict_N + strength_N * direction_N * pooled_N, verdict_N))
+
+
 def _evidence(table: TokenTable, strength_N: Tensor) -> tuple[Tensor, Tensor]:
     """known_N: tokens at which evidence acts; and the evidence, 0 elsewhere."""
     known_N = ~table.evidence_N.isnan() & (strength_N != 0)
