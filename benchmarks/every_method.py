@@ -67,8 +67,9 @@ def after(run: Run, split: str, which: int = -1) -> float | None:
 
 
 def best_rate(out: Path, method: str, rates: Sequence[float], seed: int) -> float:
-    """The rate of the grid with the highest last accuracy on the verbs."""
-    return max(rates, key=lambda rate: after(read_run(path_of(out, method, rate, seed)), "train") or 0.0)
+    """Of the finished rates of the grid, the one with the highest last accuracy on the verbs."""
+    finished = [rate for rate in rates if (path_of(out, method, rate, seed) / "summary.json").exists()]
+    return max(finished, key=lambda rate: after(read_run(path_of(out, method, rate, seed)), "train") or 0.0)
 
 
 def table(out: Path, methods: Sequence[str], rates: Sequence[float], seeds: Sequence[int]) -> str:
