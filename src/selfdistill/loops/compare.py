@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import queue
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from multiprocessing.queues import Queue
 from pathlib import Path
 from typing import Any
@@ -41,30 +42,54 @@ def compare(configs: Sequence[RunConfig], reporter_for: Callable[[str], Reporter
 
     A failed run does not stop the others; its error is raised when all are done. Ctrl-C reaches every run, each saves.
     """
+    jobs = [Job(Path(config.out), resolved(config), _train) for config in configs]
+    side_by_side(jobs, reporter_for)
+    return [job.path for job in jobs]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What one process does: `work(path, settings, reporter)`, a function of a module, so that another process finds
+    it. It goes on where it was if `path` was begun, by what `command` does with --resume."""
+
+    path: Path
+    settings: Mapping[str, Any]
+    work: Callable[[Path, Mapping[str, Any], Reporter], object]
+    command: str = "train"
+
+
+def side_by_side(jobs: Sequence[Job], reporter_for: Callable[[str], Reporter]) -> None:
+    """Does all jobs, as many at a time as there are cores, each in a process of its own.
+
+    A failed job does not stop the others; its error is raised when all are done. Ctrl-C reaches every job.
+    """
     context = multiprocessing.get_context("spawn")
     events: Queue[tuple[int, Event]] = context.Queue()
-    reporters = [reporter_for(Path(config.out).name) for config in configs]
-    waiting = list(range(len(configs)))
+    waiting = list(range(len(jobs)))
+    reporters: dict[int, Reporter] = {}
     running: dict[int, Any] = {}
     failures: dict[int, str] = {}
     while waiting or running:
         while waiting and len(running) < max(1, os.cpu_count() or 1):
             index = waiting.pop(0)
-            running[index] = context.Process(target=_run, args=(index, resolved(configs[index]), events))
+            reporters[index] = reporter_for(jobs[index].path.name)
+            running[index] = context.Process(target=_run, args=(index, jobs[index], events))
             running[index].start()
         try:
             _drain(events, reporters, failures, running)
-        except KeyboardInterrupt:  # the runs got it too: they finish their step, save, and say so
+        except KeyboardInterrupt:  # the jobs got it too: they finish their step, save, and say so
             waiting.clear()
     for index, text in failures.items():
         if text == "interrupted":
-            raise Interrupted(Path(configs[index].out), 0)
-        raise RunError(f"the run {configs[index].out} failed", got=text)
-    return [Path(config.out) for config in configs]
+            raise Interrupted(jobs[index].path, 0, jobs[index].command)
+        raise RunError(f"the run {jobs[index].path} failed", got=text)
 
 
 def _drain(
-    events: Queue[tuple[int, Event]], reporters: Sequence[Reporter], failures: dict[int, str], running: dict[int, Any]
+    events: Queue[tuple[int, Event]],
+    reporters: Mapping[int, Reporter],
+    failures: dict[int, str],
+    running: dict[int, Any],
 ) -> None:
     """Delivers what has come in for half a second, then looks who has ended."""
     try:
@@ -82,14 +107,16 @@ def _drain(
                 failures.setdefault(index, f"the process ended with code {code}")
 
 
-def _run(index: int, settings: Mapping[str, Any], events: Queue[tuple[int, Event]]) -> None:
-    """One run in a process of its own."""
+def _run(index: int, job: Job, events: Queue[tuple[int, Event]]) -> None:
+    """One job in a process of its own."""
     torch.set_num_threads(1)
     try:
-        config = from_settings(settings)
-        begun = (Path(config.out) / CONFIG).exists()  # stopped earlier: goes on where it was
-        train(config, Relay(lambda event: events.put((index, event))), resume=begun)
+        job.work(job.path, job.settings, Relay(lambda event: events.put((index, event))))
     except KeyboardInterrupt:
         events.put((index, ("failed", ("interrupted",))))
     except SelfDistillError as error:
         events.put((index, ("failed", (str(error),))))
+
+
+def _train(path: Path, settings: Mapping[str, Any], reporter: Reporter) -> None:
+    train(from_settings(settings), reporter, resume=(path / CONFIG).exists())

@@ -13,15 +13,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from selfdistill.errors import ConfigError, DataError, RunError, nearest
 from selfdistill.loops.search import MAY_CHANGE, Search
 from selfdistill.loops.session import Asking, Session, open_asking, open_session, started_over
-from selfdistill.loops.solve_config import SolveConfig, is_file, solve_settings
+from selfdistill.loops.solve_config import SolveConfig, config_from, is_file, solve_settings
 from selfdistill.loops.stopping import StopSign
 from selfdistill.loops.tasks import askable, training_tasks
 from selfdistill.plugins import short_name
@@ -73,6 +74,11 @@ def solve(
             if stop.asked and number + 1 < len(tasks):
                 raise Interrupted(out, found.rounds, "solve")
     return results
+
+
+def solve_job(path: Path, settings: Mapping[str, Any], reporter: Reporter) -> None:
+    """A search from its settings, for a process of its own; one that was begun goes on."""
+    solve(config_from(settings), lambda label: reporter, out=path, resume=(path / CONFIG).exists())
 
 
 def default_path(config: SolveConfig) -> Path:

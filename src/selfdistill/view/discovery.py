@@ -1,0 +1,142 @@
+"""Discovery side by side: how many tasks are solved by how many attempts, as curves and as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter, StrMethodFormatter
+
+from selfdistill.errors import RunError
+from selfdistill.runs.discovery import (
+    Discovery,
+    Independent,
+    Sequential,
+    attempts_to_reach,
+    discovery_at,
+    mean_attempts,
+    ratio_of_means,
+    speed_ups,
+)
+from selfdistill.runs.solving import SolveResult
+from selfdistill.runs.stats import Estimate
+from selfdistill.view.plots import COLOURS, STYLE
+
+POINTS = 40  # of a curve
+DASHES = ("-", "--", "-.", ":", "-", "--", "-.")
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """One way to solve the tasks, the same tasks in the same order as the others: by attempts, and by rounds of
+    attempts that are made at once."""
+
+    label: str
+    by_attempts: Sequence[Discovery]
+    by_rounds: Sequence[Discovery]
+
+
+def arm_of(label: str, results: Sequence[SolveResult], *, batch: int, independent: bool = False) -> Arm:
+    """From the results of all seeds and tasks under one budget of attempts. `batch` attempts make a round.
+
+    `independent` attempts, which must have gone on to the end of their budget, are pooled over seeds.
+    """
+    tasks: dict[str, list[SolveResult]] = {}
+    for result in sorted(results, key=lambda result: result.task):
+        tasks.setdefault(result.task, []).append(result)
+    if independent:
+        counts = [(sum(r.attempts for r in own), sum(r.right for r in own)) for own in tasks.values()]
+        return Arm(label, [Independent(*both) for both in counts], [Independent(*both, per=batch) for both in counts])
+    return Arm(
+        label,
+        [Sequential(tuple(r.solved_at for r in own), own[0].budget) for own in tasks.values()],
+        [Sequential(tuple(r.solved_round for r in own), -(-own[0].budget // batch)) for own in tasks.values()],
+    )
+
+
+def discovery_figure(arms: Sequence[Arm], budget: int, title: str, file: Path) -> Path:
+    """Curves by attempts and by rounds, bands of 95 % over tasks, as a PNG. Raises `RunError` if it cannot be
+    written."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(10.5, 4.4), layout="constrained")
+        left, right = figure.subplots(1, 2, sharey=True)
+        for index, arm in enumerate(arms):
+            _curve(left, arm.label, arm.by_attempts, budget, index)
+            _curve(right, arm.label, arm.by_rounds, budget, index)
+        left.set(title=title, xlabel="k, attempts", ylabel="discovery@k", ylim=(0, 1.02))
+        right.set(title="the same by rounds", xlabel="k, sequential rounds of attempts made at once")
+        right.legend(loc="best", fontsize=8)
+        figure.supxlabel("bands: 95 % bootstrap intervals over tasks", fontsize=8, color="#555555")
+        try:
+            figure.savefig(file, dpi=160)
+        except OSError as error:
+            raise RunError("the figure cannot be written", got=f"{file} ({error})", do="name another file") from error
+    return file
+
+
+def _curve(axes: Axes, label: str, tasks: Sequence[Discovery], budget: int, index: int) -> None:
+    last = min(task.budget for task in tasks if isinstance(task, Sequential)) if _sequential(tasks) else budget
+    places = sorted({max(1, round(last ** (point / (POINTS - 1)))) for point in range(POINTS)})
+    found = [discovery_at(tasks, k) for k in places]
+    colour = COLOURS[index % len(COLOURS)]
+    axes.fill_between(
+        places, [e.low for e in found], [e.high for e in found], alpha=0.1, color=colour, lw=0, step="post"
+    )
+    style = DASHES[index % len(DASHES)]
+    axes.step(places, [e.value for e in found], where="post", label=label, color=colour, ls=style, lw=1.8)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+
+
+def _sequential(tasks: Sequence[Discovery]) -> bool:
+    return all(isinstance(task, Sequential) for task in tasks)
+
+
+def means_table(arms: Sequence[Arm], budget: int) -> str:
+    """Markdown: of every way what is solved in the budget, the mean number of attempts, and how many times fewer the
+    last one needs."""
+    best = arms[-1]
+    marks = sorted({max(1, budget // share) for share in (16, 4, 1)})
+    head = ["way", *(f"discovery@{k}" for k in marks), f"mean attempts (≤ {budget:,})", f"÷ {best.label}", "rounds"]
+    lines = ["| " + " | ".join(head) + " |", "|---" + "|--:" * (len(head) - 1) + "|"]
+    for arm in arms:
+        ratio = ratio_of_means(arm.by_attempts, best.by_attempts, budget)
+        rounds = mean_attempts(arm.by_rounds, budget)
+        cells = [_share(discovery_at(arm.by_attempts, k)) for k in marks]
+        cells += [_number(mean_attempts(arm.by_attempts, budget)), "" if arm is best else _times(ratio)]
+        lines.append("| " + " | ".join([arm.label, *cells, f"{rounds.value:,.1f}"]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def levels_table(arms: Sequence[Arm], budget: int) -> str:
+    """Markdown: attempts that every way needs to reach each tenth of discovery, and how many times fewer the last one
+    needs."""
+    best = arms[-1]
+    levels = [tenth / 10 for tenth in range(1, 11)]
+    head = ["way", *(f"{level:.0%}" for level in levels)]
+    lines = ["| " + " | ".join(head) + " |", "|---" + "|--:" * len(levels) + "|"]
+    for arm in arms:
+        cells = []
+        for up in speed_ups(arm.by_attempts, best.by_attempts, budget, levels):
+            reached = attempts_to_reach(arm.by_attempts, up.level, budget)
+            ratio = "" if arm is best or up.ratio is None else f" ({up.ratio:.1f}×)"
+            cells.append("–" if reached is None else f"{reached:,}{ratio}")
+        lines.append("| " + " | ".join([arm.label, *cells]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _share(estimate: Estimate) -> str:
+    return f"{estimate.value:.2f} ({estimate.low:.2f}–{estimate.high:.2f})"
+
+
+def _number(estimate: Estimate) -> str:
+    return f"{estimate.value:,.0f} ({estimate.low:,.0f}–{estimate.high:,.0f})"
+
+
+def _times(estimate: Estimate) -> str:
+    return f"{estimate.value:.1f}× ({estimate.low:.1f}–{estimate.high:.1f})"
