@@ -95,7 +95,7 @@ def credit_of_rollout(
     """
     run = _run(path)
     record = _record(run, uid)
-    config = from_settings(run.config["settings"])
+    config = replace(from_settings(run.config.get("settings", {})), device="auto", dtype="auto", lora=None)
     context = context or _context(record)
     policy = open_policy(_with_weights(config, path, model, reporter), reporter)
     renderer = _renderer(policy)
@@ -201,12 +201,12 @@ def _with_weights(config: RunConfig, path: Path, model: str | None, reporter: Re
     """The run's settings with the weights that are to read."""
     checkpoint = latest_checkpoint(path / CHECKPOINTS)
     if model is not None:
-        return replace(config, model=model, lora=None)
+        return replace(config, model=model)
     if checkpoint is not None:
         reporter.note(f"read by {checkpoint.name}: the weights of then are not kept")
-        return replace(config, model=str(checkpoint), lora=None)
+        return replace(config, model=str(checkpoint))
     reporter.note(f"the run has no checkpoint: read by {config.model} as it was at the start")
-    return replace(config, lora=None)
+    return config
 
 
 def _task(config: RunConfig, record: RolloutRecord, reporter: Reporter) -> Task:

@@ -14,6 +14,7 @@ from selfdistill.worlds.verbs.world import fresh_verbs
 
 COUNT = 19  # with the real one 20, so that a model that does not read puts the real one first 1 time in 20
 SEED = 19
+SHUFFLED = "shuffled-"  # begins the kind of a context that a task was given from another one
 
 PROSE = (
     "Don't forget the salt.",
@@ -54,13 +55,18 @@ def unrelated_contexts(context: Context, *, plain_words: bool) -> list[Context]:
 
 
 def contexts_of_others(context: Context, known: Sequence[tuple[str, Context]], task: str) -> list[Context]:
-    """Contexts with the same sections that other tasks of a run gave; at most as many as the test takes."""
+    """Contexts with the same sections that other tasks of a run gave; at most as many as the test takes. One that was
+    itself given from another task may be this task's own, and is left out."""
+    texts = tuple(getattr(context, name) for name in FIELDS)
     sections = {name for name in FIELDS if getattr(context, name)}
     fitting = {
         tuple(getattr(other, name) for name in FIELDS): other
         for name_of, other in known
-        if name_of != task and {name for name in FIELDS if getattr(other, name)} == sections
+        if name_of != task
+        and not other.kind.startswith(SHUFFLED)
+        and {name for name in FIELDS if getattr(other, name)} == sections
     }
+    fitting.pop(texts, None)
     others = list(fitting.values())
     return random.Random(SEED).sample(others, min(COUNT, len(others)))
 

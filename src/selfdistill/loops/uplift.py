@@ -20,6 +20,7 @@ from selfdistill.context import Demonstration, Document, SolutionOrFeedback, Use
 from selfdistill.evaluate import SOLVED, Batch, accuracy, roll_out, solved
 from selfdistill.loops.recording import check_world, rollout_record
 from selfdistill.loops.session import Asking, open_asking
+from selfdistill.loops.unrelated import SHUFFLED
 from selfdistill.runs import Estimate, EvalRecord, RolloutRecord, RunDir
 from selfdistill.runs.environment import describe_environment
 from selfdistill.runs.progress import Reporter
@@ -231,7 +232,7 @@ class _Bench:
         spare = {} if kind != "solution" else _demonstrations(self.asking.tasks)
         others = other_contexts(fitting, {**spare, **told}, seed)
         swapped = {task.id: self._prompts(task, others[task.id]) for task in fitting if task.id in others}
-        shuffled = self._told(f"shuffled-{kind}", [task for task in fitting if swapped.get(task.id)], swapped)
+        shuffled = self._told(f"{SHUFFLED}{kind}", [task for task in fitting if swapped.get(task.id)], swapped)
         names = [task.id for task in fitting]
         shown = [
             (rollout, context)
