@@ -61,13 +61,13 @@ class Completion:
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What a world says of a completion: `reward` in [0, 1] decides who counts as a success, `feedback` is what a
-    teacher may read (empty: nothing to say), `reply` is what the user says next, `details` are extra numbers or words
-    for the records."""
+    teacher may read (empty: nothing to say), `details` are extra numbers or words for the records, `reply` is what the
+    user says next."""
 
     reward: float
     feedback: str = ""
-    reply: str = ""
     details: Mapping[str, float | int | str | bool] = field(default_factory=dict)
+    reply: str = ""
 
 
 class Drop(StrEnum):

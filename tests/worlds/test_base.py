@@ -125,6 +125,7 @@ def test_after_more_than_half_has_failed_the_rest_is_not_tried() -> None:
         (Outcome(0.0, feedback=None), "feedback is not text: None"),  # type: ignore[arg-type]
         (Outcome(0.0, feedback=b"x"), "feedback is not text"),  # type: ignore[arg-type]
         (Outcome(0.0, feedback="half a pair: \ud83d"), "feedback is not text"),
+        (Outcome(0.0, reply=3), "reply is not text: 3"),  # type: ignore[arg-type]
         (Outcome(0.0, details={"seen": [1, 2]}), "details are not names with numbers or words"),  # type: ignore[dict-item]
         (Outcome(0.0, details=[1]), "details are not names with numbers or words"),  # type: ignore[arg-type]
     ],

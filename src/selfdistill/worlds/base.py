@@ -182,8 +182,9 @@ def _checked(outcome: Any) -> Judged:
         return Fault(Drop.BAD_OUTCOME, f"the reward is not a finite number: {reward!r:.200}")
     if not 0 <= float(reward) <= 1:
         return Fault(Drop.BAD_OUTCOME, f"the reward is outside [0, 1]: {reward!r}")
-    if not _is_text(outcome.feedback):
-        return Fault(Drop.BAD_OUTCOME, f"the feedback is not text: {outcome.feedback!r:.200}")
+    for name in ("feedback", "reply"):
+        if not _is_text(getattr(outcome, name)):
+            return Fault(Drop.BAD_OUTCOME, f"the {name} is not text: {getattr(outcome, name)!r:.200}")
     details: Any = outcome.details
     if not isinstance(details, Mapping) or not all(_is_text(key) and _is_plain(details[key]) for key in details):
         return Fault(Drop.BAD_OUTCOME, f"the details are not names with numbers or words: {details!r:.200}")
