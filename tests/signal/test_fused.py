@@ -272,6 +272,9 @@ def test_stats_are_the_textbook_numbers() -> None:
     assert not stats.logprobs_N.requires_grad
 
 
+PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.mm.out, torch.ops.aten.addmm_.default)
+
+
 class Allocations(TorchDispatchMode):
     """Counts elements of what operations return: the largest tensor, and the most alive at once. Counts products."""
 
@@ -288,7 +291,7 @@ class Allocations(TorchDispatchMode):
                 self.alive += x.numel()
                 weakref.finalize(x, self.forget, x.data_ptr(), x.numel())
                 self.largest, self.peak = max(self.largest, x.numel()), max(self.peak, self.alive)
-        self.products += func in (torch.ops.aten.mm.default, torch.ops.aten.addmm_.default)
+        self.products += func in PRODUCTS
         return out
 
     def forget(self, address: int, elements: int) -> None:

@@ -22,6 +22,7 @@ from torch import Tensor
 from selfdistill.signal.head import Head
 from selfdistill.signal.kept import KeptTopK, keep
 from selfdistill.signal.refusal import refusal
+from selfdistill.signal.split import Split
 
 Anchor = Literal["student", "teacher"]
 
@@ -41,9 +42,9 @@ class TeacherView:
     present_N: Tensor | None = None
     kept: KeptTopK | None = None
 
-    def logits(self, rows: slice) -> Tensor:
-        """logits_NV of some positions, cut off from the graph."""
-        return self.head.logits(self.hidden_ND[rows])
+    def logits(self, rows: slice, out_CV: Tensor | None = None) -> Tensor:
+        """logits_CV of some positions, cut off from the graph; in `out_CV` where given."""
+        return self.head.logits(self.hidden_ND[rows], out_CV)
 
     def reads(self, rows: slice) -> bool:
         """Whether it read any of these positions."""
@@ -71,13 +72,14 @@ def keep_top_k(view: TeacherView, k: int, temperature: float = 1.0) -> TeacherVi
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """Some positions: who reads them, and the student's own logits there."""
+    """Some positions: who reads them, and the student's own logits there. `room_CV` may be used for the result."""
 
     views: Sequence[TeacherView]
     rows: slice
     temperature: float
     student_CV: Tensor
     reference: TeacherView | None = None
+    room_CV: Tensor | None = None
 
     def of(self, *, against: bool) -> list[TeacherView]:
         """The views of one side that read any of these positions."""
@@ -101,8 +103,9 @@ class Evidence(ABC):
         return True
 
     @abstractmethod
-    def log_teacher(self, reading: Reading) -> Tensor:
-        """log_q_CV; a fresh tensor."""
+    def logits(self, reading: Reading) -> Tensor:
+        """logits_CV of q at the temperature: log q up to a constant per position, or log q as it is if `normalised`
+        is False. A fresh tensor, or the reading's room."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,25 +134,25 @@ class Product(Evidence):
                 do="0 for none; 0.1 to 0.5 hold the teacher closer",
             )
 
-    def log_teacher(self, reading: Reading) -> Tensor:
+    def logits(self, reading: Reading) -> Tensor:
         """The views first, then who else has a share."""
-        mixed_CV = product_logits(reading.of(against=False), reading.rows)
+        mixed_CV = product_logits(reading.of(against=False), reading.rows, reading.room_CV)
         left = 1 - self.reference
         if self.student:
             mixed_CV = _toward_(mixed_CV, reading.student_CV, self.student / left)
         if self.reference:
             assert reading.reference is not None
             mixed_CV = _toward_(mixed_CV, reading.reference.logits(reading.rows), self.reference)
-        return log_probs(mixed_CV, reading.temperature)
+        return mixed_CV if reading.temperature == 1.0 else mixed_CV.div_(reading.temperature)
 
 
 @dataclass(frozen=True, slots=True)
 class Average(Evidence):
     """The arithmetic mixture q = Σ_j w_j q_j: a token is likely if any view finds it so."""
 
-    def log_teacher(self, reading: Reading) -> Tensor:
+    def logits(self, reading: Reading) -> Tensor:
         """Each view at the temperature, then their mean."""
-        return mean_log_probs(reading.of(against=False), reading.rows, reading.temperature)
+        return mean_logits(reading.of(against=False), reading.rows, reading.temperature)
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,58 +187,68 @@ class Contrast(Evidence):
         """As asked."""
         return self.normalise
 
-    def log_teacher(self, reading: Reading) -> Tensor:
+    def logits(self, reading: Reading) -> Tensor:
         """The difference of two normalised sides is exactly 0 where they agree, and the anchor's logits stay."""
         wanted_CV, against = product_logits(reading.of(against=False), reading.rows), reading.of(against=True)
         log_wanted_CV = log_probs(wanted_CV, reading.temperature)
+        alone_CV = _at_temperature(wanted_CV, reading.temperature) if self.normalise else log_wanted_CV
         if not against:
-            return log_wanted_CV
-        beyond_CV = log_wanted_CV - mean_log_probs(against, reading.rows, reading.temperature)
+            return alone_CV
+        unwanted_CV = mean_logits(against, reading.rows, reading.temperature)
+        beyond_CV = log_wanted_CV.sub(log_probs(unwanted_CV, 1.0)).mul_(self.strength)
         anchor_CV = reading.student_CV if self.anchor == "student" else wanted_CV
-        if self.normalise:
-            log_q_CV = torch.log_softmax(beyond_CV.mul_(self.strength).add_(anchor_CV / reading.temperature), dim=-1)
-        else:
-            log_q_CV = beyond_CV.mul_(self.strength).add_(log_probs(anchor_CV, reading.temperature))
+        form = _at_temperature if self.normalise else log_probs
+        contrast_CV = beyond_CV.add_(form(anchor_CV, reading.temperature))
         if any(view.present_N is None for view in against):
-            return log_q_CV
+            return contrast_CV
         contrasted_C = torch.stack([view.present_N[reading.rows] for view in against if view.present_N is not None])
-        return torch.where(contrasted_C.any(0)[:, None], log_q_CV, log_wanted_CV)
+        return torch.where(contrasted_C.any(0)[:, None], contrast_CV, alone_CV)
 
 
 def log_probs(logits_NV: Tensor, temperature: float) -> Tensor:
-    """log_softmax(z / temperature) over the last axis."""
-    return torch.log_softmax(logits_NV if temperature == 1.0 else logits_NV / temperature, dim=-1)
+    """log_softmax(z / temperature) over the last axis, as the kernel rounds it."""
+    return Split.of(_at_temperature(logits_NV, temperature)).log_p()
 
 
-def product_logits(views: Sequence[TeacherView], rows: slice) -> Tensor:
+def _at_temperature(logits_NV: Tensor, temperature: float) -> Tensor:
+    return logits_NV if temperature == 1.0 else logits_NV / temperature
+
+
+def product_logits(views: Sequence[TeacherView], rows: slice, room_CV: Tensor | None = None) -> Tensor:
     """Σ_j w_j z_j of the views that read each position. Each view moves what is there by its share, so that equal
     views give that view exactly."""
-    steps = _steps(views, rows)
+    steps = _steps(views, rows, room_CV)
     mixed_CV, _ = next(steps)
     for logits_CV, share in steps:
         mixed_CV = _toward_(mixed_CV, logits_CV, share)
     return mixed_CV
 
 
-def mean_log_probs(views: Sequence[TeacherView], rows: slice, temperature: float) -> Tensor:
-    """log Σ_j w_j softmax(z_j / temperature) of the views that read each position, formed in logs: small
-    probabilities keep their digits, and equal views give that view exactly."""
+def mean_logits(views: Sequence[TeacherView], rows: slice, temperature: float) -> Tensor:
+    """log Σ_j w_j softmax(z_j / temperature) of the views that read each position, plus the first one's normaliser.
+    Formed in logs, where small probabilities keep their digits; equal views give that view's logits exactly."""
     steps = _steps(views, rows)
-    mean_CV = log_probs(next(steps)[0], temperature)
+    mean_CV = _at_temperature(next(steps)[0], temperature)
+    first_C1 = mean_CV.logsumexp(-1, keepdim=True)
     for logits_CV, share in steps:
-        other_CV = log_probs(logits_CV, temperature)
+        other_CV = _at_temperature(logits_CV, temperature)
         share_C1 = torch.as_tensor(share, dtype=mean_CV.dtype, device=mean_CV.device)
+        own_C1 = other_CV.logsumexp(-1, keepdim=True)
+        first_C1 = torch.where(share_C1 == 1, own_C1, first_C1)  # nobody read this position before
+        other_CV = other_CV - (own_C1 - first_C1)
         both_CV = torch.logaddexp(mean_CV + torch.log1p(-share_C1), other_CV + share_C1.log())
         mean_CV = torch.where(mean_CV == other_CV, mean_CV, both_CV)
     return mean_CV
 
 
-def _steps(views: Sequence[TeacherView], rows: slice) -> Iterator[tuple[Tensor, float | Tensor]]:
+def _steps(
+    views: Sequence[TeacherView], rows: slice, room_CV: Tensor | None = None
+) -> Iterator[tuple[Tensor, float | Tensor]]:
     """Each view's logits_CV and its share of all weight seen so far: the first has all, an absent one none."""
     assert views, "positions with weight were checked to have a view"
     total: float | Tensor = 0.0
     for view in views:
-        logits_CV = view.logits(rows)
+        logits_CV, room_CV = view.logits(rows, room_CV), None
         weight = view.shares(rows, logits_CV)
         total = total + weight
         if isinstance(total, float):
@@ -251,8 +264,3 @@ def _toward_(mixed_CV: Tensor, other_CV: Tensor, share: float | Tensor) -> Tenso
         return mixed_CV.add_((other_CV - mixed_CV).mul_(share))
     moved_CV = (other_CV - mixed_CV).mul_(share).add_(mixed_CV)
     return torch.where(share == 1, other_CV, torch.where(share == 0, mixed_CV, moved_CV))
-
-
-def entropy(log_p_NV: Tensor) -> Tensor:
-    """−Σ p log p in nats."""
-    return -log_p_NV.exp().mul_(log_p_NV).sum(-1)

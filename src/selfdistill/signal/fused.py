@@ -7,7 +7,8 @@ A chunk of positions at a time: student logits, teacher logits, each term's flow
     ∂L/∂z = (p ΣF − F) / temperature
 
 which goes through the head at once: dH for the chunk and, if the head trains, a float32 sum of dW. Backward only
-scales what is there. Memory: a few [C, V] buffers, whatever N is.
+scales what is there. Memory: a few [C, V] buffers, whatever N is. Products with the head take a chunk; what is done
+entry by entry takes as many of its positions as fit into a cache, and leaves the gradient where the logits were.
 """
 
 from __future__ import annotations
@@ -20,19 +21,22 @@ import torch
 from torch import Tensor
 
 from selfdistill.signal.checks import check
-from selfdistill.signal.chunks import rows_per_chunk
+from selfdistill.signal.chunks import blocks, rows_per_chunk
 from selfdistill.signal.evidence import TeacherView
+from selfdistill.signal.flow import logit_gradient
 from selfdistill.signal.gradients import HeadGradients
 from selfdistill.signal.head import Head, widened
 from selfdistill.signal.terms import (
     Chunk,
     Inputs,
+    Logits,
     Signal,
     TokenStats,
     TokenWeights,
     distil,
     policy_gradient,
     reference_kl,
+    teacher_logits,
 )
 
 Term: TypeAlias = Callable[[Chunk], None]
@@ -81,34 +85,63 @@ def fused_signal(
     gradients = HeadGradients.zeros(hidden_ND, head)
     with torch.no_grad(), torch.autocast(hidden_ND.device.type, enabled=False):
         loss, stats = torch.zeros((), dtype=inputs.dtype, device=hidden_ND.device), inputs.blank_stats()
+        kernel = _Kernel(inputs, gradients, loss, stats, _rooms(inputs, chunk))
         for rows, terms in _plan(inputs, chunk):
-            _work(inputs, rows, terms, gradients, loss, stats)
+            kernel.work(rows, terms)
     return FusedResult(gradients.attach(loss, hidden_ND, head), TokenStats(**stats))
 
 
-def _work(
-    inputs: Inputs,
-    rows: slice,
-    terms: Sequence[Term],
-    gradients: HeadGradients,
-    loss: Tensor,
-    stats: dict[str, Tensor],
-) -> None:
-    """All terms of one chunk, added to what was made before: a small tensor that outlived the chunk would lie between
-    large ones in the heap and keep their memory from being used again."""
-    hidden_CD = inputs.hidden_ND[rows]
-    logits_CV = inputs.head.logits(hidden_CD)
-    chunk = Chunk.begin(inputs, rows, logits_CV)
-    for term in terms:
-        term(chunk)
-    if chunk.flow_CV is not None and gradients.wanted:
-        gradient_CV = chunk.p_CV.mul_(chunk.flow_CV.sum(-1, keepdim=True)).sub_(chunk.flow_CV)
-        if inputs.signal.temperature != 1.0:
-            gradient_CV.div_(inputs.signal.temperature)
-        gradients.add(rows, inputs.head.before_cap_(gradient_CV, logits_CV), hidden_CD, inputs.head)
-    loss += chunk.loss
-    for name, number_C in chunk.numbers.items():
-        stats[name][rows] = number_C
+@dataclass(frozen=True, slots=True)
+class _Kernel:
+    """Where chunks are worked on, and what they add up to. `rooms` hold the logits of student and teacher: buffers of
+    this size are fetched from the operating system, page by page, each time one is asked for."""
+
+    inputs: Inputs
+    gradients: HeadGradients
+    loss: Tensor
+    stats: dict[str, Tensor]
+    rooms: tuple[Tensor, ...]
+
+    def work(self, rows: slice, terms: Sequence[Term]) -> None:
+        """All terms of one chunk, added to what was made before."""
+        inputs, hidden_CD = self.inputs, self.inputs.hidden_ND[rows]
+        logits = self._logits(rows, terms)
+        wanted = bool(terms) and self.gradients.wanted
+        for block in blocks(len(hidden_CD), inputs.head.vocabulary, hidden_CD.device):
+            part = logits.of(block)
+            chunk = Chunk.begin(inputs, slice(rows.start + block.start, rows.start + block.stop), part)
+            for term in terms:
+                term(chunk)
+            self.loss.add_(chunk.loss)
+            for name, number_C in chunk.numbers.items():
+                self.stats[name][chunk.rows] = number_C
+            if wanted:
+                gradient_CV = logit_gradient(chunk.student, chunk.flows)
+                if inputs.signal.temperature != 1.0:
+                    gradient_CV.div_(inputs.signal.temperature)
+                part.student_CV.copy_(inputs.head.before_cap_(gradient_CV, part.student_CV))
+        if wanted:
+            self.gradients.add(rows, logits.student_CV, hidden_CD, inputs.head)
+
+    def _logits(self, rows: slice, terms: Sequence[Term]) -> Logits:
+        """Of those that the terms read."""
+        inputs, count = self.inputs, rows.stop - rows.start
+        student_room, teacher_room = (room[:count] for room in self.rooms) if self.rooms else (None, None)
+        student_CV = inputs.head.logits(inputs.hidden_ND[rows], student_room)
+        teacher = teacher_logits(inputs, rows, student_CV, teacher_room) if distil in terms else None
+        reference_CV = None
+        if reference_kl in terms:
+            assert inputs.reference is not None
+            reference_CV = inputs.reference.logits(rows)
+        return Logits(student_CV, teacher, reference_CV)
+
+
+def _rooms(inputs: Inputs, chunk: int | None) -> tuple[Tensor, ...]:
+    """Two matrices of logits on a processor; none on an accelerator, which keeps the memory it was given."""
+    if inputs.hidden_ND.device.type != "cpu":
+        return ()
+    rows = min(inputs.positions, chunk or rows_per_chunk(inputs.head.vocabulary, inputs.hidden_ND.device))
+    return tuple(torch.empty(rows, inputs.head.vocabulary, dtype=inputs.dtype) for _ in range(2))
 
 
 def _plan(inputs: Inputs, chunk: int | None) -> Iterator[tuple[slice, list[Term]]]:

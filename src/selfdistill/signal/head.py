@@ -25,12 +25,12 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def matmul(left: Tensor, right: Tensor) -> Tensor:
-    """`left @ right`, summed and returned in float32 (float64 when either side is)."""
+def matmul(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
+    """`left @ right`, summed and returned in float32 (float64 when either side is); in `out` if that is its format."""
     if left.is_cuda and left.dtype == right.dtype == torch.bfloat16:
         return torch.mm(left, right, out_dtype=torch.float32)
     wide = accumulation_dtype(torch.promote_types(left.dtype, right.dtype))
-    return left.to(wide) @ right.to(wide)
+    return torch.mm(left.to(wide), right.to(wide), out=out if out is not None and out.dtype == wide else None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,14 +74,14 @@ class Head:
         bias_V = None if self.bias_V is None else self.bias_V.detach()
         return replace(self, weight_VD=self.weight_VD.detach(), bias_V=bias_V)
 
-    def logits(self, hidden_ND: Tensor) -> Tensor:
-        """logits_NV in float32 (float64 for float64 inputs)."""
-        logits_NV = matmul(hidden_ND, self.weight_VD.T)
+    def logits(self, hidden_ND: Tensor, out_NV: Tensor | None = None) -> Tensor:
+        """logits_NV in float32 (float64 for float64 inputs), a fresh tensor or `out_NV` where that fits."""
+        logits_NV = matmul(hidden_ND, self.weight_VD.T, out_NV)
         if self.scale != 1.0:
-            logits_NV = logits_NV * self.scale
+            logits_NV = logits_NV.mul_(self.scale)
         if self.bias_V is not None:
-            logits_NV = (logits_NV + self.bias_V).clamp(min=LOWEST_LOGIT)
-        return logits_NV if self.softcap is None else self.softcap * torch.tanh(logits_NV / self.softcap)
+            logits_NV = logits_NV.add_(self.bias_V).clamp_(min=LOWEST_LOGIT)
+        return logits_NV if self.softcap is None else logits_NV.div_(self.softcap).tanh_().mul_(self.softcap)
 
     def before_cap_(self, gradient_NV: Tensor, logits_NV: Tensor) -> Tensor:
         """Turns ∂L/∂z into ∂L/∂r in place: dz/dr = 1 − (z/softcap)²."""

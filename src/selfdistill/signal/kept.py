@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from selfdistill.signal.chunks import rows_per_chunk
-from selfdistill.signal.head import LOWEST_LOGIT, Head
+from selfdistill.signal.head import Head
 from selfdistill.signal.refusal import refusal
+from selfdistill.signal.split import Apart, Split
 
 _BYTES_PER_TOKEN = 12  # an id in 64 bits and a log-probability in 32
 
@@ -27,6 +28,16 @@ class KeptTopK:
     logprobs_NK: Tensor
     tail_N: Tensor
     temperature: float = 1.0
+
+    @property
+    def log_p_NB(self) -> Tensor:
+        """Log-probabilities of the K tokens and of all others together."""
+        return torch.cat([self.logprobs_NK, self.tail_N[:, None]], -1)
+
+    @property
+    def entropy_N(self) -> Tensor:
+        """NaN: not known."""
+        return torch.full_like(self.tail_N, torch.nan)
 
     @property
     def k(self) -> int:
@@ -76,12 +87,7 @@ def keep(head: Head, hidden_ND: Tensor, k: int, temperature: float) -> KeptTopK:
 
 
 def _keep(logits_CV: Tensor, k: int, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
-    log_q_CV = torch.log_softmax(logits_CV if temperature == 1.0 else logits_CV / temperature, dim=-1)
-    logprobs_CK, ids_CK = log_q_CV.topk(k, dim=-1)
-    return ids_CK, logprobs_CK, mass_outside(log_q_CV, ids_CK)[:, 0]
-
-
-def mass_outside(log_p_NV: Tensor, top_NK: Tensor) -> Tensor:
-    """log of the probability outside some tokens [N, 1], summed directly: 1 − Σ kept would lose small tails."""
-    outside_NV = log_p_NV.scatter(-1, top_NK, -torch.inf)
-    return outside_NV.logsumexp(-1, keepdim=True).clamp_(min=LOWEST_LOGIT)
+    if temperature != 1.0:
+        logits_CV = logits_CV / temperature
+    split = Split.of(logits_CV, Apart(logits_CV.topk(k, dim=-1).indices))
+    return split.ids_NK, split.log_p_NB[:, :-1], split.log_p_NB[:, -1]

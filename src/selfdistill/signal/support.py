@@ -2,26 +2,28 @@
 
 Legend: N positions, V vocabulary, K tokens kept.
 
-A support maps both distributions onto the same outcomes, lets a shape compare them there, and spreads the flow back
-over the vocabulary. Summing p (log p − log q) over the top K tokens alone is not offered: at p = q its gradient still
-moves mass out of those tokens (its advantage is u − 1 inside and 0 outside).
+A support maps both distributions onto the same outcomes, lets a shape compare them there, and says where in the
+vocabulary the flow goes. Summing p (log p − log q) over the top K tokens alone is not offered: at p = q its gradient
+still moves mass out of those tokens (its advantage is u − 1 inside and 0 outside).
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
 
-from selfdistill.signal.head import LOWEST_LOGIT
-from selfdistill.signal.kept import KeptTopK, mass_outside
+from selfdistill.signal.flow import Flow
+from selfdistill.signal.kept import KeptTopK
 from selfdistill.signal.refusal import refusal
 from selfdistill.signal.shape import Comparison, Shape
+from selfdistill.signal.split import Apart, Split
 
 Whose = Literal["student", "teacher", "both"]
+Compared: TypeAlias = tuple[Comparison, Flow]
 
 
 class Support(ABC):
@@ -29,18 +31,26 @@ class Support(ABC):
 
     __slots__ = ()
 
+    def apart(self, student_NV: Tensor, teacher: Tensor | KeptTopK) -> Apart | None:
+        """The tokens that are outcomes of their own while all others are one; None if it is not to be cut like that.
+        Both sides are logits, up to a constant per position."""
+        return None
+
     @abstractmethod
-    def compare(self, shape: Shape, log_p_NV: Tensor, log_q_NV: Tensor, tokens_N: Tensor) -> Comparison:
-        """The value on this support, and its flow over the whole vocabulary. `tokens_N` are the sampled tokens."""
+    def compare(self, shape: Shape, student: Split, teacher: Split | KeptTopK, tokens_N: Tensor) -> Compared:
+        """The value on this support, and its flow. Both sides are split at `apart`; `tokens_N` are the sampled
+        tokens."""
 
 
 @dataclass(frozen=True, slots=True)
 class FullVocabulary(Support):
     """Every token: exact."""
 
-    def compare(self, shape: Shape, log_p_NV: Tensor, log_q_NV: Tensor, tokens_N: Tensor) -> Comparison:
+    def compare(self, shape: Shape, student: Split, teacher: Split | KeptTopK, tokens_N: Tensor) -> Compared:
         """As the shape says."""
-        return shape.compare(log_p_NV, log_q_NV)
+        assert isinstance(teacher, Split)
+        compared = shape.compare(student.log_p(), teacher.log_p())
+        return compared, Flow.on_all(compared.flow_NV)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,38 +93,42 @@ class TopK(Support):
                 do="keep the tail bucket, or raise k",
             )
 
-    def compare(self, shape: Shape, log_p_NV: Tensor, log_q_NV: Tensor, tokens_N: Tensor) -> Comparison:
-        """On the buckets, then back: inside a bucket every token has the bucket's advantage."""
-        if self.of == "both":
-            return self._compare_both(shape, log_p_NV, log_q_NV)
-        ranked_NV, other_NV = (log_p_NV, log_q_NV) if self.of == "student" else (log_q_NV, log_p_NV)
-        ranked_NK, top_NK = ranked_NV.topk(self.size(log_p_NV.shape[-1]), dim=-1)
-        other_NK = other_NV.gather(-1, top_NK)
-        log_p_NK, log_q_NK = (ranked_NK, other_NK) if self.of == "student" else (other_NK, ranked_NK)
-        tail_q_N1 = mass_outside(log_q_NV, top_NK) if self.tail else None
-        return _bucketed(shape, log_p_NV, log_p_NK, log_q_NK, top_NK, tail_q_N1)
+    def apart(self, student_NV: Tensor, teacher: Tensor | KeptTopK) -> Apart:
+        """The kept tokens. Of both, a token's second mention becomes an outcome that is impossible for both, which
+        weighs nothing."""
+        if isinstance(teacher, KeptTopK):
+            assert self.of == "teacher"
+            assert teacher.k == self.size(student_NV.shape[-1])
+            return Apart(teacher.ids_NK)
+        size = self.size(student_NV.shape[-1])
+        ranked = {"student": [student_NV], "teacher": [teacher], "both": [student_NV, teacher]}[self.of]
+        named = [logits_NV.topk(size, dim=-1).indices for logits_NV in ranked]
+        if len(named) == 1:
+            return Apart(named[0])
+        ids_NK = torch.cat(named, -1).sort(dim=-1).values
+        again_NK = torch.zeros_like(ids_NK, dtype=torch.bool)
+        again_NK[:, 1:] = ids_NK[:, 1:] == ids_NK[:, :-1]
+        return Apart(ids_NK, again_NK)
 
-    def compare_kept(self, shape: Shape, log_p_NV: Tensor, kept: KeptTopK) -> Comparison:
-        """With a teacher that is known on its own K tokens only."""
-        assert self.of == "teacher"
-        assert kept.k == self.size(log_p_NV.shape[-1])
-        tail_q_N1 = kept.tail_N[:, None] if self.tail else None
-        return _bucketed(shape, log_p_NV, log_p_NV.gather(-1, kept.ids_NK), kept.logprobs_NK, kept.ids_NK, tail_q_N1)
+    def compare(self, shape: Shape, student: Split, teacher: Split | KeptTopK, tokens_N: Tensor) -> Compared:
+        """On the buckets: inside the tail every token has the tail's advantage."""
+        if not self.tail:
+            return self._renormalised(shape, student, teacher)
+        compared = shape.compare(student.log_p_NB, teacher.log_p_NB)
+        return compared, Flow.on_buckets(compared.flow_NV)
 
     def size(self, vocabulary: int) -> int:
         """How many tokens of one side are kept."""
         return min(self.k, vocabulary - self.tail)
 
-    def _compare_both(self, shape: Shape, log_p_NV: Tensor, log_q_NV: Tensor) -> Comparison:
-        """A token's second mention becomes an outcome that is impossible for both, which weighs nothing."""
-        size = self.size(log_p_NV.shape[-1])
-        named_N2K = torch.cat([log_p_NV.topk(size, dim=-1).indices, log_q_NV.topk(size, dim=-1).indices], -1)
-        top_NK = named_N2K.sort(dim=-1).values
-        again_NK = torch.zeros_like(top_NK, dtype=torch.bool)
-        again_NK[:, 1:] = top_NK[:, 1:] == top_NK[:, :-1]
-        log_p_NK, log_q_NK = (x.gather(-1, top_NK).masked_fill_(again_NK, LOWEST_LOGIT) for x in (log_p_NV, log_q_NV))
-        tail_q_N1 = mass_outside(log_q_NV, top_NK) if self.tail else None
-        return _bucketed(shape, log_p_NV, log_p_NK, log_q_NK, top_NK, tail_q_N1)
+    def _renormalised(self, shape: Shape, student: Split, teacher: Split | KeptTopK) -> Compared:
+        """Both sides renormalised inside the kept tokens; the flow is centred there, so that tokens outside stay
+        put."""
+        inside_NK, teacher_NK = (side.log_p_NB[:, :-1].log_softmax(-1) for side in (student, teacher))
+        kept = shape.compare(inside_NK, teacher_NK)
+        total_N1 = kept.flow_NV.sum(-1, keepdim=True)
+        centred_NK = kept.flow_NV - inside_NK.exp() * total_N1
+        return kept, Flow(torch.zeros_like(total_N1), ids_NE=student.ids_NK, tokens_NE=centred_NK)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,34 +142,8 @@ class SampledToken(Support):
     Source: arXiv 2601.20802, Prop. 2.1 (the estimate of its expectation).
     """
 
-    def compare(self, shape: Shape, log_p_NV: Tensor, log_q_NV: Tensor, tokens_N: Tensor) -> Comparison:
+    def compare(self, shape: Shape, student: Split, teacher: Split | KeptTopK, tokens_N: Tensor) -> Compared:
         """Flow h(u(y)) on y: the one-sample form of p · h(u)."""
-        tokens_N1 = tokens_N[:, None]
-        said = shape.sampled(log_p_NV.gather(-1, tokens_N1), log_q_NV.gather(-1, tokens_N1))
-        return replace(said, flow_NV=torch.zeros_like(log_p_NV).scatter_(-1, tokens_N1, said.flow_NV))
-
-
-def _bucketed(
-    shape: Shape, log_p_NV: Tensor, log_p_NK: Tensor, log_q_NK: Tensor, top_NK: Tensor, tail_q_N1: Tensor | None
-) -> Comparison:
-    """Compares the kept tokens and the rest, or without the teacher's rest the renormalised kept tokens."""
-    if tail_q_N1 is None:
-        return _renormalised(shape, log_p_NK, log_q_NK, top_NK, log_p_NV.shape[-1])
-    tail_p_N1 = mass_outside(log_p_NV, top_NK)
-    buckets = shape.compare(torch.cat([log_p_NK, tail_p_N1], -1), torch.cat([log_q_NK, tail_q_N1], -1))
-    flow_NV = (log_p_NV - tail_p_N1).exp_().mul_(buckets.flow_NV[:, -1:])
-    return replace(buckets, flow_NV=_put_(flow_NV, top_NK, buckets.flow_NV[:, :-1]))
-
-
-def _renormalised(shape: Shape, log_p_NK: Tensor, log_q_NK: Tensor, top_NK: Tensor, vocabulary: int) -> Comparison:
-    """Both sides renormalised inside the kept tokens; the flow is centred there, so that tokens outside stay put."""
-    inside_NK = log_p_NK.log_softmax(-1)
-    kept = shape.compare(inside_NK, log_q_NK.log_softmax(-1))
-    centred_NK = kept.flow_NV - inside_NK.exp() * kept.flow_NV.sum(-1, keepdim=True)
-    flow_NV = log_p_NK.new_zeros(log_p_NK.shape[0], vocabulary)
-    return replace(kept, flow_NV=_put_(flow_NV, top_NK, centred_NK))
-
-
-def _put_(flow_NV: Tensor, top_NK: Tensor, flow_NK: Tensor) -> Tensor:
-    """Writes the flow of the kept tokens; second mentions of a token add their nothing."""
-    return flow_NV.scatter_(-1, top_NK, 0.0).scatter_add_(-1, top_NK, flow_NK)
+        assert isinstance(teacher, Split)
+        said = shape.sampled(student.at(tokens_N)[:, None], teacher.at(tokens_N)[:, None])
+        return said, Flow.on_tokens(tokens_N[:, None], said.flow_NV)

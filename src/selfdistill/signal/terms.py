@@ -17,16 +17,19 @@ from selfdistill.signal.allocation import Allocation
 from selfdistill.signal.bound import Bound, Measured
 from selfdistill.signal.coupling import Coupling, Separate
 from selfdistill.signal.direction import Direction, Toward
-from selfdistill.signal.evidence import Evidence, Product, Reading, TeacherView, entropy, log_probs
+from selfdistill.signal.evidence import Evidence, Product, Reading, TeacherView
+from selfdistill.signal.flow import Flow
 from selfdistill.signal.gate import Gate
 from selfdistill.signal.head import Head, accumulation_dtype
+from selfdistill.signal.kept import KeptTopK
 from selfdistill.signal.policy_gradient import PolicyGradient
 from selfdistill.signal.ratio import RatioCaps, importance_weight, log_ratio, over
 from selfdistill.signal.reference import ReferenceKL
 from selfdistill.signal.refusal import refusal
 from selfdistill.signal.schedule import Constant, Schedule
-from selfdistill.signal.shape import Comparison, JensenShannon, Shape
-from selfdistill.signal.support import FullVocabulary, SampledToken, Support, TopK
+from selfdistill.signal.shape import JensenShannon, Shape
+from selfdistill.signal.split import Split
+from selfdistill.signal.support import FullVocabulary, SampledToken, Support
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,118 +158,143 @@ class Inputs:
         return accumulation_dtype(torch.promote_types(self.hidden_ND.dtype, self.head.weight_VD.dtype))
 
     def blank_stats(self) -> dict[str, Tensor]:
-        """Room for the numbers of every position."""
-        blank_N = torch.empty(self.positions, dtype=self.dtype, device=self.hidden_ND.device)
-        stats = {f.name: torch.empty_like(blank_N) for f in fields(TokenStats)}
+        """Room for the numbers of every position, NaN as long as no term writes them."""
+        blank_N = torch.full((self.positions,), torch.nan, dtype=self.dtype, device=self.hidden_ND.device)
+        stats = {f.name: blank_N.clone() for f in fields(TokenStats)}
         return stats | {"clipped_N": torch.empty_like(blank_N, dtype=torch.bool)}
+
+
+@dataclass(frozen=True, slots=True)
+class Logits:
+    """What is said at some positions, in logits: by the student, and where a term reads them by the teacher (at the
+    temperature already, or kept) and the reference."""
+
+    student_CV: Tensor
+    teacher: Tensor | KeptTopK | None = None
+    reference_CV: Tensor | None = None
+
+    def of(self, rows: slice) -> Logits:
+        """Those of some of the positions."""
+        teacher = self.teacher.of(rows) if isinstance(self.teacher, KeptTopK) else _rows(self.teacher, rows)
+        return Logits(self.student_CV[rows], teacher, _rows(self.reference_CV, rows))
 
 
 @dataclass(slots=True)
 class Chunk:
-    """Some positions: what all terms need to know about them, and the sums that the terms leave."""
+    """Some positions: what all terms need to know about them, and what the terms leave."""
 
     inputs: Inputs
     rows: slice
-    logits_CV: Tensor
-    log_p_CV: Tensor
-    p_CV: Tensor
+    student: Split
+    teacher: Split | KeptTopK | None
+    reference: Split | None
     tokens_C: Tensor
     logprobs_C: Tensor
     old_logprobs_C: Tensor
     sampler_weight_C: Tensor
     loss: Tensor
     numbers: dict[str, Tensor]
-    flow_CV: Tensor | None = None
+    flows: list[Flow] = field(default_factory=list)
 
     @staticmethod
-    def begin(inputs: Inputs, rows: slice, logits_CV: Tensor) -> Chunk:
+    def begin(inputs: Inputs, rows: slice, logits: Logits) -> Chunk:
         """No terms yet; a ratio whose other side is unknown compares a number with itself and is exactly 1."""
-        log_p_CV = log_probs(logits_CV, inputs.signal.temperature)
-        p_CV = log_p_CV.exp()
+        student, teacher, reference = _split(inputs.signal, logits)
         tokens_C, cap = inputs.tokens_N[rows], inputs.signal.ratio.sampler
-        logprobs_C = _at(log_p_CV, tokens_C)
+        logprobs_C = student.at(tokens_C)
         old_C = logprobs_C if inputs.old_logprobs_N is None else inputs.old_logprobs_N[rows].to(logprobs_C)
         old_C = torch.where(old_C.isnan(), logprobs_C, old_C)
         sampler_C = old_C if inputs.sampler_logprobs_N is None else inputs.sampler_logprobs_N[rows].to(logprobs_C)
         sampler_C = torch.where(sampler_C.isnan(), old_C, sampler_C)
         trust_C = importance_weight(old_C, sampler_C, cap)
         sampler_ratio_C = log_ratio(old_C, sampler_C).exp()
-        numbers = {f.name: torch.full_like(logprobs_C, torch.nan) for f in fields(TokenStats)} | {
+        numbers = {
             "logprobs_N": logprobs_C,
-            "entropy_N": -(p_CV * log_p_CV).sum(-1),
+            "entropy_N": student.entropy_N,
             "ratio_N": log_ratio(logprobs_C, old_C).exp(),
             "sampler_ratio_N": sampler_ratio_C,
             "clipped_N": over(sampler_ratio_C, cap),
         }
-        nothing = logprobs_C.new_zeros(())
-        return Chunk(inputs, rows, logits_CV, log_p_CV, p_CV, tokens_C, logprobs_C, old_C, trust_C, nothing, numbers)
+        return Chunk(
+            inputs, rows, student, teacher, reference, tokens_C, logprobs_C, old_C, trust_C,
+            logprobs_C.new_zeros(()), numbers,
+        )  # fmt: skip
 
     def weight(self, weight_N: Tensor | None) -> Tensor:
         """One term's weights of these positions."""
         assert weight_N is not None
         return weight_N[self.rows].to(self.logprobs_C)
 
-    def add(self, compared: Comparison, weight_C: Tensor) -> None:
+    def add(self, loss_C: Tensor, flow: Flow, weight_C: Tensor) -> None:
         """A term that has a value and a flow per position."""
-        self.loss = self.loss + (weight_C * compared.loss_N).sum()
-        flow_CV = compared.flow_NV.mul_(weight_C[:, None])
-        self.flow_CV = flow_CV if self.flow_CV is None else self.flow_CV.add_(flow_CV)
+        self.loss = self.loss + (weight_C * loss_C).sum()
+        self.flows.append(flow.times(weight_C[:, None]))
 
     def note_clipped(self, clipped_C: Tensor) -> None:
         """Positions at which a cap or clip was active."""
         self.numbers["clipped_N"] = self.numbers["clipped_N"] | clipped_C
 
 
+def _rows(x: Tensor | None, rows: slice) -> Tensor | None:
+    return None if x is None else x[rows]
+
+
+def _split(signal: Signal, logits: Logits) -> tuple[Split, Split | KeptTopK | None, Split | None]:
+    """Student, teacher and reference; the first two with the same tokens apart."""
+    student_CV, teacher, apart = logits.student_CV, logits.teacher, None
+    if signal.temperature != 1.0:
+        student_CV = student_CV / signal.temperature
+    if teacher is not None:
+        apart = signal.support.apart(student_CV, teacher)
+    reference = None if logits.reference_CV is None else Split.of(logits.reference_CV / signal.temperature)
+    told = Split.of(teacher, apart) if isinstance(teacher, Tensor) else teacher
+    if isinstance(told, Split) and not signal.evidence.normalised:
+        told = told.unnormalised()
+    return Split.of(student_CV, apart), told, reference
+
+
+def teacher_logits(inputs: Inputs, rows: slice, student_CV: Tensor, room_CV: Tensor | None) -> Tensor | KeptTopK:
+    """The views as one teacher, or what was kept of the only one."""
+    kept = inputs.views[0].kept
+    if kept is not None:
+        return kept.of(rows)
+    signal = inputs.signal
+    reading = Reading(inputs.views, rows, signal.temperature, student_CV, inputs.reference, room_CV)
+    return signal.evidence.logits(reading)
+
+
 def distil(chunk: Chunk) -> None:
     """distil · r1 · r2 · D(p, q): the divergence from the teacher, or its bounded surrogate."""
     signal, distil_C = chunk.inputs.signal, chunk.weight(chunk.inputs.weights.distil_N)
-    compared, teacher = _against_teacher(chunk, Measured(signal.shape, signal.bound))
+    assert chunk.teacher is not None
+    shape = Measured(signal.shape, signal.bound)
+    compared, flow = signal.support.compare(shape, chunk.student, chunk.teacher, chunk.tokens_C)
     update_C = importance_weight(chunk.logprobs_C, chunk.old_logprobs_C, signal.ratio.update)
-    chunk.add(compared, distil_C * update_C * chunk.sampler_weight_C)
+    chunk.add(compared.loss_N, flow, distil_C * update_C * chunk.sampler_weight_C)
     chunk.note_clipped(over(chunk.numbers["ratio_N"], signal.ratio.update) & (distil_C != 0))
     assert compared.magnitude_N is not None
-    seen = teacher | {"divergence_N": compared.divergence_N, "magnitude_N": compared.magnitude_N}
+    seen = {
+        "teacher_logprobs_N": chunk.teacher.at(chunk.tokens_C),
+        "teacher_entropy_N": chunk.teacher.entropy_N,
+        "divergence_N": compared.divergence_N,
+        "magnitude_N": compared.magnitude_N,
+    }
     chunk.numbers |= {name: torch.where(distil_C != 0, number_C, torch.nan) for name, number_C in seen.items()}
-
-
-def _against_teacher(chunk: Chunk, shape: Shape) -> tuple[Comparison, dict[str, Tensor]]:
-    """The comparison with the teacher, and what the teacher says by itself."""
-    inputs, signal = chunk.inputs, chunk.inputs.signal
-    kept = inputs.views[0].kept
-    if kept is not None:
-        assert isinstance(signal.support, TopK)
-        kept = kept.of(chunk.rows)
-        compared = signal.support.compare_kept(shape, chunk.log_p_CV, kept)
-        return compared, {"teacher_logprobs_N": kept.at(chunk.tokens_C)}
-    reading = Reading(inputs.views, chunk.rows, signal.temperature, chunk.logits_CV, inputs.reference)
-    log_q_CV = signal.evidence.log_teacher(reading)
-    compared = signal.support.compare(shape, chunk.log_p_CV, log_q_CV, chunk.tokens_C)
-    log_said_C = _at(log_q_CV, chunk.tokens_C)
-    if not signal.evidence.normalised:
-        log_q_CV = log_probs(log_q_CV, 1.0)
-    return compared, {"teacher_logprobs_N": log_said_C, "teacher_entropy_N": entropy(log_q_CV)}
 
 
 def policy_gradient(chunk: Chunk) -> None:
     """r2 · PG(advantage): a flow of −∂loss/∂log p(y) on the sampled token, 0 elsewhere."""
     advantage_C = chunk.weight(chunk.inputs.weights.advantage_N)
     term = chunk.inputs.signal.policy.term(chunk.logprobs_C, chunk.old_logprobs_C, advantage_C)
-    chunk.loss = chunk.loss + (chunk.sampler_weight_C * term.loss_N).sum()
-    chunk.flow_CV = torch.zeros_like(chunk.log_p_CV) if chunk.flow_CV is None else chunk.flow_CV
-    chunk.flow_CV.scatter_add_(-1, chunk.tokens_C[:, None], -(chunk.sampler_weight_C * term.slope_N)[:, None])
+    chunk.add(term.loss_N, Flow.on_tokens(chunk.tokens_C[:, None], -term.slope_N[:, None]), chunk.sampler_weight_C)
     chunk.note_clipped(term.clipped_N)
 
 
 def reference_kl(chunk: Chunk) -> None:
     """coefficient · reference · KL(p‖p_ref), on the visited positions as they are: no importance weight."""
     inputs = chunk.inputs
-    assert inputs.reference is not None
+    assert chunk.reference is not None
     weight_C = inputs.signal.reference.coefficient * chunk.weight(inputs.weights.reference_N)
-    log_ref_CV = log_probs(inputs.reference.logits(chunk.rows), inputs.signal.temperature)
-    compared = inputs.signal.reference.compare(chunk.log_p_CV, log_ref_CV)
-    chunk.add(compared, weight_C)
+    compared = inputs.signal.reference.compare(chunk.student.log_p(), chunk.reference.log_p())
+    chunk.add(compared.loss_N, Flow.on_all(compared.flow_NV), weight_C)
     chunk.numbers["reference_N"] = torch.where(weight_C != 0, compared.divergence_N, torch.nan)
-
-
-def _at(log_p_CV: Tensor, tokens_C: Tensor) -> Tensor:
-    return log_p_CV.gather(-1, tokens_C[:, None])[:, 0]
