@@ -14,7 +14,7 @@ from torch import Tensor
 from selfdistill.signal.chunks import rows_per_chunk
 from selfdistill.signal.head import Head
 from selfdistill.signal.refusal import refusal
-from selfdistill.signal.split import Apart, Split
+from selfdistill.signal.split import Apart, Split, likeliest
 
 _BYTES_PER_TOKEN = 12  # an id in 64 bits and a log-probability in 32
 
@@ -89,5 +89,5 @@ def keep(head: Head, hidden_ND: Tensor, k: int, temperature: float) -> KeptTopK:
 def _keep(logits_CV: Tensor, k: int, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
     if temperature != 1.0:
         logits_CV = logits_CV / temperature
-    split = Split.of(logits_CV, Apart(logits_CV.topk(k, dim=-1).indices))
+    split = Split.of(logits_CV, Apart(likeliest(logits_CV, k)))
     return split.ids_NK, split.log_p_NB[:, :-1], split.log_p_NB[:, -1]

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from selfdistill.signal.head import LOWEST_LOGIT
 
+_DEPTH = 64  # tokens in a column of `likeliest`
+
 
 @dataclass(frozen=True, slots=True)
 class Apart:
@@ -80,3 +82,22 @@ class Split:
         """A number per bucket, over the vocabulary [N, V]: that of the last in proportion to p. A fresh tensor."""
         over_NV = self.rest_NV * (buckets_NB[:, -1:] / self.rest_sum_N1)
         return over_NV.scatter_add_(-1, self.ids_NK, buckets_NB[:, :-1]) if self.ids_NK.shape[-1] else over_NV
+
+
+def likeliest(logits_NV: Tensor, k: int) -> Tensor:
+    """ids_NK of the K largest logits, the largest first.
+
+    The vocabulary is laid out in columns of 64 tokens. Whatever lies outside the K columns with the largest maxima is
+    exceeded or equalled by K tokens inside them, so that only 64 K candidates need be sorted: exact, and a fraction of
+    the time.
+    """
+    positions, vocabulary = logits_NV.shape
+    columns = vocabulary // _DEPTH
+    if columns < 4 * k:
+        return logits_NV.topk(k, dim=-1).indices
+    laid_out = columns * _DEPTH
+    best_NK = logits_NV[:, :laid_out].unflatten(-1, (_DEPTH, columns)).amax(1).topk(k, dim=-1).indices
+    firsts = torch.arange(0, laid_out, columns, device=logits_NV.device)[:, None]
+    left_over = torch.arange(laid_out, vocabulary, device=logits_NV.device).expand(positions, -1)
+    candidates = torch.cat([(best_NK[:, None] + firsts).flatten(1), left_over], -1)
+    return candidates.gather(-1, logits_NV.gather(-1, candidates).topk(k, dim=-1).indices)

@@ -20,7 +20,7 @@ from selfdistill.signal.flow import Flow
 from selfdistill.signal.kept import KeptTopK
 from selfdistill.signal.refusal import refusal
 from selfdistill.signal.shape import Comparison, Shape
-from selfdistill.signal.split import Apart, Split
+from selfdistill.signal.split import Apart, Split, likeliest
 
 Whose = Literal["student", "teacher", "both"]
 Compared: TypeAlias = tuple[Comparison, Flow]
@@ -102,7 +102,7 @@ class TopK(Support):
             return Apart(teacher.ids_NK)
         size = self.size(student_NV.shape[-1])
         ranked = {"student": [student_NV], "teacher": [teacher], "both": [student_NV, teacher]}[self.of]
-        named = [logits_NV.topk(size, dim=-1).indices for logits_NV in ranked]
+        named = [likeliest(logits_NV, size) for logits_NV in ranked]
         if len(named) == 1:
             return Apart(named[0])
         ids_NK = torch.cat(named, -1).sort(dim=-1).values
