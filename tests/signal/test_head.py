@@ -24,6 +24,15 @@ def test_bfloat16_products_are_summed_in_float32() -> None:
     assert logits.item() == 1.5
 
 
+@pytest.mark.parametrize("softcap", [None, 2.0])
+def test_logits_carry_a_gradient(softcap: float | None) -> None:
+    """Σ z at r = 0 of two tokens: dz/dr = 1 there with or without a soft-cap, so ∂/∂W is scale · h in each row."""
+    weight, bias = torch.zeros(2, 3, requires_grad=True), torch.zeros(2, requires_grad=True)
+    Head(weight, bias, softcap, scale=0.5).logits(torch.tensor([[2.0, 4.0, 6.0]])).sum().backward()
+    assert weight.grad.tolist() == [[1.0, 2.0, 3.0]] * 2
+    assert bias.grad.tolist() == [1.0, 1.0]
+
+
 def test_heads_that_share_a_weight_share_its_conversion() -> None:
     weight = torch.ones(3, 2, dtype=torch.bfloat16)
     first, second = widened([Head(weight), Head(weight, softcap=2.0)])

@@ -75,13 +75,13 @@ class Head:
         return replace(self, weight_VD=self.weight_VD.detach(), bias_V=bias_V)
 
     def logits(self, hidden_ND: Tensor, out_NV: Tensor | None = None) -> Tensor:
-        """logits_NV in float32 (float64 for float64 inputs), a fresh tensor or `out_NV` where that fits."""
+        """logits_NV in float32 (float64 for float64 inputs), in `out_NV` where that fits."""
         logits_NV = matmul(hidden_ND, self.weight_VD.T, out_NV)
         if self.scale != 1.0:
             logits_NV = logits_NV.mul_(self.scale)
         if self.bias_V is not None:
             logits_NV = logits_NV.add_(self.bias_V).clamp_(min=LOWEST_LOGIT)
-        return logits_NV if self.softcap is None else logits_NV.div_(self.softcap).tanh_().mul_(self.softcap)
+        return logits_NV if self.softcap is None else self.softcap * logits_NV.div_(self.softcap).tanh_()
 
     def before_cap_(self, gradient_NV: Tensor, logits_NV: Tensor) -> Tensor:
         """Turns ∂L/∂z into ∂L/∂r in place: dz/dr = 1 − (z/softcap)²."""

@@ -96,7 +96,7 @@ def likeliest(logits_NV: Tensor, k: int) -> Tensor:
     if columns < 4 * k:
         return logits_NV.topk(k, dim=-1).indices
     laid_out = columns * _DEPTH
-    best_NK = logits_NV[:, :laid_out].unflatten(-1, (_DEPTH, columns)).amax(1).topk(k, dim=-1).indices
+    best_NK = logits_NV[:, :laid_out].reshape(positions, _DEPTH, columns).amax(1).topk(k, dim=-1).indices
     firsts = torch.arange(0, laid_out, columns, device=logits_NV.device)[:, None]
     left_over = torch.arange(laid_out, vocabulary, device=logits_NV.device).expand(positions, -1)
     candidates = torch.cat([(best_NK[:, None] + firsts).flatten(1), left_over], -1)
