@@ -1,0 +1,236 @@
+"""Discovery at test time: every strategy on the same hard verbs, under the same budget of attempts.
+
+    python benchmarks/discovery.py --out runs/discovery
+
+Two sets of three-step coined verbs, chosen before any strategy runs and by what none of them does:
+
+    very hard      bare pass@64 < 0.03, estimated without bias from --samples attempts of the weights as they are
+    teacher blind  moreover none of 48 answers is right that the same weights give when each of them reads three
+                   failing cases of one bare attempt
+
+Sets are the first --tasks verbs in the order in which the world draws them. Every strategy, every seed and ten tasks at
+a time are a search of their own (`selfdistill solve`); as many run at once as there are cores. What is finished is not
+repeated, what was stopped goes on. Writes results.md and a figure for each set.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from selfdistill.cli.display import RunDisplay
+from selfdistill.config import from_settings, resolved
+from selfdistill.context import teacher_messages
+from selfdistill.evaluate import roll_out, solved
+from selfdistill.loops.compare import Job, side_by_side
+from selfdistill.loops.session import Asking, open_asking
+from selfdistill.loops.solve import solve_job
+from selfdistill.loops.solve_config import solve_config, solve_settings
+from selfdistill.runs.discovery import pass_at_k
+from selfdistill.runs.progress import Reporter
+from selfdistill.runs.solving import SolveResult, read_result
+from selfdistill.types import Context, Task
+from selfdistill.view.discovery import Arm, arm_of, discovery_figure, levels_table, means_table
+
+K, HARD = 64, 0.03  # very hard: pass@K below HARD
+SHOWN = 48  # answers of the informed weights
+CASES = 3  # failing cases in one feedback
+CHUNK = 256  # bare attempts at a time
+TASKS_A_JOB = 10
+SELECTION_SEED = 90_000  # no strategy samples with it
+BATCH = 16
+SETS = ("very hard", "teacher blind")
+ARMS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "best-of-k": ("best-of-k", {}),
+    "grpo": ("grpo", {}),
+    "multi-turn": ("multi-turn", {}),
+    "multi-turn, attempts": ("multi-turn", {"strategy.attempts": True}),
+    "multi-turn, random": ("multi-turn", {"strategy.keep": "random"}),
+    "self-distill": ("self-distill", {}),
+    "hybrid": ("hybrid", {}),
+}
+
+
+def world(chosen: argparse.Namespace) -> dict[str, Any]:
+    """The settings of the world, from which every candidate is drawn."""
+    return {"name": "verbs", "verbs": chosen.candidates, "steps": [3], "draw": chosen.draw, "cases": CASES}
+
+
+def measure_candidates(path: Path, settings: Mapping[str, Any], reporter: Reporter) -> None:
+    """Writes one line for each candidate of a share of them: right bare attempts, right informed answers."""
+    run = from_settings(settings["run"])
+    asking = open_asking(run, reporter)
+    own = asking.tasks[settings["part"] :: settings["parts"]]
+    rows = rows_of(path)
+    done = {row["task"] for row in rows}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")  # without half a line
+    for number, task in enumerate(own):
+        reporter.phase("measuring candidates", number, len(own))
+        if task.id not in done:
+            row = {"task": task.id, "place": asking.tasks.index(task), **measure(asking, task, settings["samples"])}
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+
+
+def measure(asking: Asking, task: Task, samples: int) -> dict[str, int]:
+    """Bare attempts until the task is known not to be very hard; what the informed weights can do, if it is."""
+    made = right = 0
+    feedback: list[str] = []
+    while made < samples and pass_at_k(samples, right, K) < HARD:
+        count = min(CHUNK, samples - made)
+        rewards, said = bare(asking, task, count, made)
+        made, right = made + count, right + rewards
+        feedback += [text for text in said if text.count("Expected: ") == CASES][: SHOWN - len(feedback)]
+    if pass_at_k(samples, right, K) >= HARD:
+        return {"samples": made, "right": right}
+    return {"samples": made, "right": right, "informed": len(feedback), "informed_right": told(asking, task, feedback)}
+
+
+def bare(asking: Asking, task: Task, count: int, start: int) -> tuple[int, list[str]]:
+    """How many of so many bare attempts are right by all tests, and what was said of the others."""
+    config = asking.config
+    made = roll_out(
+        asking.policy, asking.world, asking.renderer, [task], config.sampling,
+        rollouts=count, seed=SELECTION_SEED, label=f"bare-{task.id}-{start}",
+    )  # fmt: skip
+    passed = [(r.task, r.completion) for r in made.rollouts if solved(r)]
+    verdicts = [asking.judge_for_evaluation.judge(*pair) for pair in passed]
+    return sum(verdict.reward == 1 for verdict in verdicts), [r.outcome.feedback for r in made.rollouts if r.outcome]
+
+
+def told(asking: Asking, task: Task, feedback: Sequence[str]) -> int:
+    """Right answers of the weights as they are, one to each feedback."""
+    asked = [teacher_messages(task.messages, Context("feedback", feedback=text)) for text in feedback]
+    prompts = [asking.renderer.prompt(messages) for messages in asked]
+    found = roll_out(
+        asking.policy, asking.judge_for_evaluation, asking.renderer, [task] * len(prompts), asking.config.sampling,
+        rollouts=1, seed=SELECTION_SEED, label=f"told-{task.id}", prompts=prompts,
+    )  # fmt: skip
+    return sum(solved(rollout) for rollout in found.rollouts)
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a file, if it is there."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    found = []
+    for line in lines:
+        try:
+            found.append(json.loads(line))
+        except ValueError:  # cut short by a kill; measured again
+            continue
+    return found
+
+
+def choose_sets(rows: Sequence[Mapping[str, Any]], samples: int, tasks: int) -> dict[str, list[str]]:
+    """The ids of each set, by the rule in the head of this file."""
+    hard = [row for row in sorted(rows, key=lambda row: row["place"]) if pass_at_k(samples, row["right"], K) < HARD]
+    blind = [row for row in hard if row["informed"] == SHOWN and row["informed_right"] == 0]
+    return {name: [row["task"] for row in found[:tasks]] for name, found in zip(SETS, (hard, blind), strict=True)}
+
+
+def selection(chosen: argparse.Namespace, display: RunDisplay) -> dict[str, list[str]]:
+    """Measures what was not measured yet, on all cores."""
+    run = resolved(from_settings({"world": world(chosen), "sampling": {"temperature": 1.0}}))
+    parts = max(1, os.cpu_count() or 1)
+    names = [chosen.out / "candidates" / f"part-{part}-of-{parts}.jsonl" for part in range(parts)]
+    jobs = [
+        Job(name, {"run": run, "part": part, "parts": parts, "samples": chosen.samples}, measure_candidates)
+        for part, name in enumerate(names)
+        if len(rows_of(name)) < len(range(part, chosen.candidates, parts))
+    ]
+    side_by_side(jobs, display.reporter)
+    found = choose_sets([row for name in names for row in rows_of(name)], chosen.samples, chosen.tasks)
+    (chosen.out / "sets.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    return found
+
+
+def searches(chosen: argparse.Namespace, tasks: Sequence[str]) -> Iterator[tuple[str, Job]]:
+    """Every arm, seed and handful of tasks, with the arm's name."""
+    settings = [("world." + key if key != "name" else "world", value) for key, value in world(chosen).items()]
+    for seed in range(chosen.seeds):
+        for name in arms(chosen):
+            strategy, own = ARMS[name]
+            limits = {"budget": chosen.budget, "go_on": strategy == "best-of-k"}
+            for start in range(0, len(tasks), TASKS_A_JOB):
+                part = list(tasks[start : start + TASKS_A_JOB])
+                config = solve_config(strategy, [*settings, *own.items(), ("seed", seed)], tasks=part, limits=limits)
+                path = chosen.out / "searches" / f"{name.replace(', ', '-')}-seed{seed}-{start:03d}"
+                yield name, Job(path, solve_settings(config), solve_job, command="solve")
+
+
+def arms(chosen: argparse.Namespace) -> list[str]:
+    """The arms of this run, in order."""
+    return [name for name in ARMS if not chosen.only or name in chosen.only]
+
+
+def results_of(job: Job) -> list[SolveResult]:
+    """What is finished of a search."""
+    found = [read_result(path) for path in sorted(job.path.glob("[0-9]*"))]
+    return [result for result in found if result is not None]
+
+
+def unfinished(job: Job) -> bool:
+    """Whether a search has tasks left."""
+    return len(results_of(job)) < len(job.settings["solve"]["tasks"])
+
+
+def arms_on(found: Mapping[str, Sequence[SolveResult]], tasks: Sequence[str]) -> list[Arm]:
+    """The arms on the tasks of one set."""
+    made = []
+    for name, results in found.items():
+        strategy, own = ARMS[name]
+        config = solve_config(strategy, list(own.items()))
+        independent = strategy == "best-of-k"
+        batch = BATCH if independent else config.strategy.batch
+        made.append(arm_of(name, [r for r in results if r.task in tasks], batch=batch, independent=independent))
+    return made
+
+
+def report(chosen: argparse.Namespace, sets: Mapping[str, Sequence[str]], jobs: Sequence[tuple[str, Job]]) -> str:
+    """Figures, and the text of results.md."""
+    found = {name: [r for own, job in jobs if own == name for r in results_of(job)] for name in arms(chosen)}
+    parts = ["# Discovery\n", (__doc__ or "").split("\n\n", 1)[1], f"\nSettings: {vars(chosen)}\n"]
+    for name, tasks in sets.items():
+        parts.append(f"\n## {name}: {len(tasks)} tasks x {chosen.seeds} seeds\n")
+        if not tasks:
+            parts.append("No candidate is one of these.\n")
+            continue
+        ways = arms_on(found, tasks)
+        file = chosen.out / f"discovery-{name.replace(' ', '-')}.png"
+        discovery_figure(ways, chosen.budget, f"Discovery, {name}", file)
+        never = [task for task in tasks if not any(r.right for r in found.get("best-of-k", []) if r.task == task)]
+        others = {n: sum(any(r.solved for r in rs if r.task == t) for t in never) for n, rs in found.items()}
+        parts += [means_table(ways, chosen.budget), "\nAttempts to reach each level of discovery:\n"]
+        parts += [levels_table(ways, chosen.budget), f"\nOf {len(never)} tasks that best-of-k never solves, solved: "]
+        parts.append(", ".join(f"{n} {count}" for n, count in others.items() if n != "best-of-k") + "\n")
+    return "\n".join(parts)
+
+
+def main() -> None:
+    """Chooses the sets, runs what is missing, then tabulates and plots everything."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/discovery"), help="folder for searches and results")
+    parser.add_argument("--tasks", type=int, default=20, help="tasks of each set, at most")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--budget", type=int, default=640, help="attempts for each task and seed")
+    parser.add_argument("--candidates", type=int, default=60, help="verbs from which the sets are chosen")
+    parser.add_argument("--samples", type=int, default=2176, help="bare attempts behind pass@64 of a candidate")
+    parser.add_argument("--draw", type=int, default=4000, help="decides which verbs are drawn")
+    parser.add_argument("--only", nargs="*", default=[], choices=list(ARMS), help="only these ways")
+    chosen = parser.parse_args()
+    chosen.out.mkdir(parents=True, exist_ok=True)
+    with RunDisplay() as display:
+        sets = selection(chosen, display)
+        jobs = list(searches(chosen, sorted({task for tasks in sets.values() for task in tasks})))
+        side_by_side([job for _, job in jobs if unfinished(job)], display.reporter)
+    chosen.only = arms(chosen)
+    (chosen.out / "results.md").write_text(report(chosen, sets, jobs), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
