@@ -34,6 +34,7 @@ def test_independent_attempts_of_all_seeds_are_pooled() -> None:
     found = arm_of("k", [result("a", 0, 5, right=1), result("a", 1, None)], batch=16, independent=True)
     assert found.by_attempts == [Independent(64, 1)]
     assert found.by_rounds == [Independent(64, 1, per=16)]
+    assert found.rounds == 2, "of the budget of one seed"
 
 
 def test_the_table_of_means() -> None:
@@ -41,6 +42,7 @@ def test_the_table_of_means() -> None:
     lines = means_table(arms(), BUDGET).splitlines()
     assert "discovery@2 | discovery@8 | discovery@32" in lines[0]
     assert "| slow | 0.00 (0.00–0.00) | 0.00 (0.00–0.00) | 0.75 (0.50–1.00) | 24 (16–32) | 3.4× (" in lines[2]
+    assert lines[2].endswith("| 6.0 |"), "rounds of four: (4 + 4 + 8 + 8) / 4"
     assert "| fast | 0.00 (0.00–0.00) | 1.00 (1.00–1.00) | 1.00 (1.00–1.00) | 7 (6–8) |  | 1.8 |" in lines[3]
 
 

@@ -84,6 +84,7 @@ def pass_at_k(samples: int, solved: int, k: int) -> float:
 def mean_of(task: Discovery, budget: int) -> float:
     """E[min(T, budget)] = Σ_{k < budget} (1 − P(T ≤ k)): the mean time to the first success, capped at the budget."""
     if isinstance(task, Sequential):
+        assert budget <= task.budget, "nothing is known beyond the budget of the runs"
         return fmean(budget if time is None else min(time, budget) for time in task.times)
     return sum(1.0 - task.by(k) for k in range(budget))
 

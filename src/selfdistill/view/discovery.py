@@ -33,11 +33,12 @@ DASHES = ("-", "--", "-.", ":", "-", "--", "-.")
 @dataclass(frozen=True, slots=True)
 class Arm:
     """One way to solve the tasks, the same tasks in the same order as the others: by attempts, and by rounds of
-    attempts that are made at once."""
+    attempts that are made at once, of which the budget allows so many."""
 
     label: str
     by_attempts: Sequence[Discovery]
     by_rounds: Sequence[Discovery]
+    rounds: int
 
 
 def arm_of(label: str, results: Sequence[SolveResult], *, batch: int, independent: bool = False) -> Arm:
@@ -48,13 +49,17 @@ def arm_of(label: str, results: Sequence[SolveResult], *, batch: int, independen
     tasks: dict[str, list[SolveResult]] = {}
     for result in sorted(results, key=lambda result: result.task):
         tasks.setdefault(result.task, []).append(result)
+    budget = results[0].budget
+    rounds = -(-budget // batch)
     if independent:
         counts = [(sum(r.attempts for r in own), sum(r.right for r in own)) for own in tasks.values()]
-        return Arm(label, [Independent(*both) for both in counts], [Independent(*both, per=batch) for both in counts])
+        by_rounds = [Independent(*both, per=batch) for both in counts]
+        return Arm(label, [Independent(*both) for both in counts], by_rounds, rounds)
     return Arm(
         label,
-        [Sequential(tuple(r.solved_at for r in own), own[0].budget) for own in tasks.values()],
-        [Sequential(tuple(r.solved_round for r in own), -(-own[0].budget // batch)) for own in tasks.values()],
+        [Sequential(tuple(r.solved_at for r in own), budget) for own in tasks.values()],
+        [Sequential(tuple(r.solved_round for r in own), rounds) for own in tasks.values()],
+        rounds,
     )
 
 
@@ -66,7 +71,7 @@ def discovery_figure(arms: Sequence[Arm], budget: int, title: str, file: Path) -
         left, right = figure.subplots(1, 2, sharey=True)
         for index, arm in enumerate(arms):
             _curve(left, arm.label, arm.by_attempts, budget, index)
-            _curve(right, arm.label, arm.by_rounds, budget, index)
+            _curve(right, arm.label, arm.by_rounds, arm.rounds, index)
         left.set(title=title, xlabel="k, attempts", ylabel="discovery@k", ylim=(0, 1.02))
         right.set(title="the same by rounds", xlabel="k, sequential rounds of attempts made at once")
         right.legend(loc="best", fontsize=8)
@@ -78,8 +83,7 @@ def discovery_figure(arms: Sequence[Arm], budget: int, title: str, file: Path) -
     return file
 
 
-def _curve(axes: Axes, label: str, tasks: Sequence[Discovery], budget: int, index: int) -> None:
-    last = min(task.budget for task in tasks if isinstance(task, Sequential)) if _sequential(tasks) else budget
+def _curve(axes: Axes, label: str, tasks: Sequence[Discovery], last: int, index: int) -> None:
     places = sorted({max(1, round(last ** (point / (POINTS - 1)))) for point in range(POINTS)})
     found = [discovery_at(tasks, k) for k in places]
     colour = COLOURS[index % len(COLOURS)]
@@ -93,10 +97,6 @@ def _curve(axes: Axes, label: str, tasks: Sequence[Discovery], budget: int, inde
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
 
 
-def _sequential(tasks: Sequence[Discovery]) -> bool:
-    return all(isinstance(task, Sequential) for task in tasks)
-
-
 def means_table(arms: Sequence[Arm], budget: int) -> str:
     """Markdown: of every way what is solved in the budget, the mean number of attempts, and how many times fewer the
     last one needs."""
@@ -106,7 +106,7 @@ def means_table(arms: Sequence[Arm], budget: int) -> str:
     lines = ["| " + " | ".join(head) + " |", "|---" + "|--:" * (len(head) - 1) + "|"]
     for arm in arms:
         ratio = ratio_of_means(arm.by_attempts, best.by_attempts, budget)
-        rounds = mean_attempts(arm.by_rounds, budget)
+        rounds = mean_attempts(arm.by_rounds, arm.rounds)
         cells = [_share(discovery_at(arm.by_attempts, k)) for k in marks]
         cells += [_number(mean_attempts(arm.by_attempts, budget)), "" if arm is best else _times(ratio)]
         lines.append("| " + " | ".join([arm.label, *cells, f"{rounds.value:,.1f}"]) + " |")
