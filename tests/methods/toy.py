@@ -132,7 +132,7 @@ class Toy:
         its letters. Without `logprobs` the sampler is taken at its word."""
         ids = self.renderer.tokenizer.encode(letters)
         done = Completion("", text or letters, tuple(ids), logprobs)
-        outcome = None if reward is None else Outcome(reward, feedback, reply)
+        outcome = None if reward is None else Outcome(reward, feedback, reply=reply)
         prompt = self.renderer.prompt(messages or self.task.messages)
         return Rollout(self.task, prompt, done, outcome, drop, stage, messages, of)
 
