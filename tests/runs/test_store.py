@@ -39,7 +39,15 @@ def an_eval(step: int, value: float = 0.5) -> EvalRecord:
 
 def a_rollout(step: int, uid: str) -> RolloutRecord:
     return RolloutRecord(
-        step, uid, "t", "question\u2028", "answer\n", "end", 1.0, token_ids=(1, 2), evidence=(0.5, -0.5)
+        step,
+        uid,
+        task="t",
+        prompt="question\u2028",
+        completion="answer\n",
+        stop="end",
+        reward=1.0,
+        token_ids=(1, 2),
+        evidence=(0.5, -0.5),
     )
 
 
