@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 from selfdistill.models.policy import Policy
 from selfdistill.models.sampler import SamplingOptions, sample
@@ -64,12 +65,10 @@ def roll_out(
         wanted = [(place, want) for place, group in enumerate(groups) for want in stage.wanted(group, rollouts)]
         added, found = asking.rollouts(stage.name, groups, wanted, prompts)
         faults |= found
-        groups = [
-            RolloutGroup(
-                group.task, (*group.rollouts, *(r for (at, _), r in zip(wanted, added, strict=True) if at == i))
-            )
-            for i, group in enumerate(groups)
-        ]
+        grown = [list(group.rollouts) for group in groups]
+        for (place, _), rollout in zip(wanted, added, strict=True):
+            grown[place].append(rollout)
+        groups = [RolloutGroup(task, tuple(rollouts)) for task, rollouts in zip(tasks, grown, strict=True)]
     return Batch(groups, faults)
 
 
@@ -125,6 +124,7 @@ class _Asking:
     ) -> list[Rollout]:
         """The rollouts before anything is sampled: given ones are whole, those whose prompt does not fit dropped."""
         numbers = [len(group.rollouts) for group in groups]
+        rendered = cache(self.renderer.prompt)  # siblings are asked the same
         blank = []
         for place, want in wanted:
             group, done = groups[place], Completion(f"{self.label}-{place}-{numbers[place]}", "")
@@ -132,10 +132,10 @@ class _Asking:
             if isinstance(want, Given):
                 ids = self.renderer.answer(want.text)
                 done = replace(done, text=want.text, token_ids=ids, policy_version=self.version)
-                prompt = self.renderer.prompt(group.task.messages)
+                prompt = rendered(group.task.messages)
                 blank.append(Rollout(group.task, prompt, done, want.outcome, stage=stage))
                 continue
-            prompt = prompts[place] if prompts is not None else self.renderer.prompt(want.messages)
+            prompt = prompts[place] if prompts is not None else rendered(want.messages)
             drop = Drop.CONTEXT_TOO_LONG if len(prompt) >= self.renderer.context_length else None
             asked = want.messages if want.messages != group.task.messages else ()
             blank.append(Rollout(group.task, prompt, done, None, drop, stage, asked, want.of))

@@ -16,7 +16,7 @@ from selfdistill.loops.session import Asking, Session
 from selfdistill.loops.solve_config import SolveConfig, solve_settings
 from selfdistill.loops.stopping import StopSign
 from selfdistill.loops.strategies import Attempt, Prompt, Scene
-from selfdistill.models.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from selfdistill.models.checkpoint import latest_checkpoint, load_checkpoint
 from selfdistill.runs import Accuracies, RolloutRecord, RunDir, StepRecord, Summary, read_run
 from selfdistill.runs.environment import describe_environment
 from selfdistill.runs.progress import Interrupted, Reporter, RunInfo
@@ -184,16 +184,7 @@ class Search:
         if not isinstance(self.asking, Session):
             return
         self.reporter.phase("saving")
-        session = self.asking
-        save_checkpoint(
-            self.run.checkpoints,
-            self.totals.step,
-            policy=session.policy,
-            optimizer=session.optimizer,
-            teacher=session.teacher,
-            extra=vars(self.totals),
-            final=final,
-        )
+        self.asking.save(self.run.checkpoints, self.totals.step, vars(self.totals), final=final)
 
     def _finish(self) -> SolveResult:
         """Writes the result; then the weights are kept or thrown away."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from selfdistill.config import RunConfig
 from selfdistill.errors import ConfigError
 from selfdistill.loops.tasks import askable, question_rows, training_tasks
 from selfdistill.methods import Method, get_method
+from selfdistill.models.checkpoint import save_checkpoint
 from selfdistill.models.hf import load_policy
 from selfdistill.models.policy import Policy
 from selfdistill.models.teacher import Frozen, Live, Other, Teacher, TeacherRule
@@ -59,6 +61,12 @@ class Session(Asking):
     anchor: Teacher | None
     optimizer: torch.optim.Optimizer
     rehearsal: list[Task]
+
+    def save(self, folder: Path, step: int, totals: Mapping[str, Any], *, final: bool) -> None:
+        """All that the next step reads, as a checkpoint; a final one stays when newer ones come."""
+        save_checkpoint(
+            folder, step, policy=self.policy, optimizer=self.optimizer, teacher=self.teacher, extra=totals, final=final
+        )
 
 
 def open_policy(config: RunConfig, reporter: Reporter) -> Policy:

@@ -18,7 +18,7 @@ from selfdistill.loops.measure import EVERY_SPLIT, STUDENT_SPLITS, measure_split
 from selfdistill.loops.recording import Totals, check_world, summarise
 from selfdistill.loops.session import Session, open_session
 from selfdistill.loops.stopping import StopSign
-from selfdistill.models.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from selfdistill.models.checkpoint import latest_checkpoint, load_checkpoint
 from selfdistill.plugins import short_name
 from selfdistill.runs import RunDir, Split, StepRecord, allowed_changes, fresh_path, read_run
 from selfdistill.runs.environment import describe_environment
@@ -96,16 +96,7 @@ class _Training:
 
     def _save(self, *, final: bool = False) -> None:
         self.reporter.phase("saving")
-        session, extra = self.session, vars(self.totals)
-        save_checkpoint(
-            self.run.checkpoints,
-            self.totals.step,
-            policy=session.policy,
-            optimizer=session.optimizer,
-            teacher=session.teacher,
-            extra=extra,
-            final=final,
-        )
+        self.session.save(self.run.checkpoints, self.totals.step, vars(self.totals), final=final)
 
     def _check_signal(self, record: StepRecord) -> None:
         """Says why a batch taught nothing; ends a run that goes on like that, and refuses one that began like that."""

@@ -41,6 +41,6 @@ class Recipe:
         return (round + share) / self.rounds
 
 
-SAPLING = Recipe("sapling", hidden=256, layers=6, heads=8, key_value_heads=4, intermediate=768, rounds=160)
+SAPLING = Recipe("sapling", hidden=256, layers=6, heads=8, key_value_heads=4, intermediate=768, rounds=140)
 SMALL = Recipe("sapling-small", hidden=128, layers=4, heads=4, key_value_heads=2, intermediate=384, rounds=60)
 RECIPES = {recipe.name: recipe for recipe in (SAPLING, SMALL)}
