@@ -7,7 +7,7 @@ from typing import ClassVar, Literal, Protocol
 import pytest
 
 from selfdistill.errors import ConfigError
-from selfdistill.options import Where, build, option, override, plain, settings_of, tag
+from selfdistill.options import Where, build, changed, check_ranges, option, override, plain, settings_of, tag
 
 
 class Mode(StrEnum):
@@ -135,6 +135,40 @@ class Choice:
     one: Frozen | TrustRegion
 
 
+@dataclass(frozen=True, slots=True)
+class Ranged:
+    share: float = option(0.5, "one side's share", least=0, most=1)
+    scale: float = option(2.0, "how much", least=0)
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Stronger(Ranged):
+    scale: float = changed(Ranged, "scale", 8.0)
+
+
+@pytest.mark.parametrize("kind", [Ranged, Stronger])
+@pytest.mark.parametrize(
+    ("settings", "range_"),
+    [
+        ({"share": -0.1}, "share must be a number from 0 to 1"),
+        ({"share": 1.1}, "share must be a number from 0 to 1"),
+        ({"share": float("nan")}, "share must be a number from 0 to 1"),
+        ({"scale": -1e-9}, "scale must be a number, 0 or more"),
+        ({"scale": float("inf")}, "scale must be a number, 0 or more"),
+    ],
+)
+def test_a_number_outside_its_range_is_refused_by_whoever_asks(kind, settings, range_):
+    kind(share=0.0, scale=0.0)
+    kind(share=1.0, scale=1e9)
+    with pytest.raises(ConfigError, match=range_):
+        kind(**settings)
+    with pytest.raises(ConfigError, match=f"ranged: {range_}"):
+        build(kind, settings, Where("ranged"))
+
+
 def test_tags():
     assert tag(TrustRegion) == "trust_region"
     assert tag(Sibling) == "from_sibling"
@@ -147,3 +181,4 @@ def test_settings_are_listed_with_what_they_take_and_mean():
     assert listed["teacher.rate"].value == 0.05
     assert listed["teacher.rate"].expected == "a number"
     assert listed["extra"].expected == 'a table or "none"'
+    assert [setting.expected for setting in settings_of(Ranged())] == ["a number from 0 to 1", "a number, 0 or more"]

@@ -11,6 +11,7 @@ Keys are checked against the fields, values against the annotations. Where a fie
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
@@ -58,9 +59,9 @@ def about(text: str) -> Mapping[str, str]:
     return {"text": text}
 
 
-def option(default: Any, text: str) -> Any:
-    """A dataclass field with a default and a sentence that explains it."""
-    return field(default=default, metadata=about(text))
+def option(default: Any, text: str, *, least: float | None = None, most: float = math.inf) -> Any:
+    """A dataclass field with a default, a sentence that explains it, and for a number the range that it is held to."""
+    return field(default=default, metadata={**about(text), "range": None if least is None else (least, most)})
 
 
 def changed(kind: type, name: str, default: Any) -> Any:
@@ -81,6 +82,15 @@ def override(value: T, settings: Mapping[str, Any], where: Where = Where()) -> T
     """A copy of a dataclass with some settings replaced, at any depth. Raises `ConfigError` as `build` does."""
     current = {item.name: getattr(value, item.name) for item in _fields(type(value))}
     return _make(type(value), settings, where, current)
+
+
+def check_ranges(value: Any) -> None:
+    """Raises `ConfigError` for a number of a dataclass that is outside its range, or not finite where it has one."""
+    for item in _fields(type(value)):
+        number, bounds = getattr(value, item.name), item.metadata.get("range")
+        if bounds is not None and not (math.isfinite(number) and bounds[0] <= number <= bounds[1]):
+            what = f"{item.name} must be a number{_in_words(bounds)}"
+            raise ConfigError(what, got=number, why=f"it means: {item.metadata['text']}", do=f"try {_default(item)}")
 
 
 def plain(value: Any, declared: Any = None) -> Any:
@@ -126,7 +136,8 @@ def settings_of(value: Any, prefix: str = "") -> Iterator[Setting]:
         if is_dataclass(current) and not isinstance(current, type):
             yield from settings_of(current, f"{key}.")
         elif not isinstance(current, Mapping):
-            yield Setting(key, plain(current), expected(hints[item.name]), item.metadata.get("text", ""))
+            takes = expected(hints[item.name]) + _in_words(item.metadata.get("range"))
+            yield Setting(key, plain(current), takes, item.metadata.get("text", ""))
 
 
 def expected(kind: Any) -> str:
@@ -237,6 +248,14 @@ def _dataclasses(kind: Any) -> tuple[type, ...]:
 
 def _fields(kind: type) -> tuple[Field[Any], ...]:
     return tuple(item for item in fields(cast(Any, kind)) if item.init)
+
+
+def _in_words(bounds: tuple[float, float] | None) -> str:
+    """The range of a setting, said after "a number"; empty without one."""
+    if bounds is None:
+        return ""
+    least, most = bounds
+    return f" from {least:g} to {most:g}" if math.isfinite(most) else f", {least:g} or more"
 
 
 @cache

@@ -58,3 +58,21 @@ def test_every_method_says_what_it_is_where_it_is_from_and_what_its_settings_mea
     assert (method.__doc__ or "").strip()
     assert method.source.startswith("arXiv")
     assert get_method(name, {}) == method()
+
+
+SCALES = {
+    "erl": "internalise",
+    "grpo": "reference_kl",
+    "nca": "beta",
+    "pi_distill": "kl",
+    "rltf_fm": "foresee",
+    "rltf_sd": "distil",
+    "safe": "reward",
+    "sdpg": "reference_kl",
+}
+
+
+@pytest.mark.parametrize(("name", "scale"), SCALES.items())
+def test_a_negative_scale_would_turn_its_term_around_and_is_refused(name: str, scale: str) -> None:
+    with pytest.raises(ConfigError, match=f"method: {scale} must be a number, 0 or more"):
+        get_method(name, {scale: -0.1})

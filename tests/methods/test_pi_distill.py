@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from math import log
+from math import log, nan
 
 import pytest
 import torch
@@ -9,6 +9,7 @@ from toy import QUESTION, Learned, Toy
 
 from core_parts import group, rollout
 from selfdistill.context import Demonstration, Instruction
+from selfdistill.errors import ConfigError
 from selfdistill.methods import PiDistill, get_method
 from selfdistill.methods.base import Credit
 from selfdistill.models.teacher import Live
@@ -54,6 +55,14 @@ def test_what_weighs_nothing_is_no_use() -> None:
     assert PiDistill(kl=0.0).credit(flat) == [Drop.FLAT_GROUP] * 2
     assert PiDistill().credit(group([1.0])) == [Drop.NO_CONTEXT]
     assert get_method("pi_distill", {"context": {"kind": "instruction", "text": "hm"}}).context == Instruction("hm")
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.5, nan])
+def test_a_share_that_would_train_one_reader_against_itself_is_refused(share: float) -> None:
+    with pytest.raises(ConfigError, match="share must be a number from 0 to 1"):
+        PiDistill(share=share)
+    with pytest.raises(ConfigError, match="method: share must be a number from 0 to 1"):
+        get_method("pi_distill", {"share": share})
 
 
 def learned(method: PiDistill) -> Learned:

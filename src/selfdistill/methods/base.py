@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, TypeAlias
 
 from selfdistill.models.teacher import TeacherRule
-from selfdistill.options import option
+from selfdistill.options import check_ranges, option
 from selfdistill.signal import Reduction, Signal
 from selfdistill.stages import Attempts, Stage
 from selfdistill.types import ANSWER, Context, Drop, Message, RolloutGroup
@@ -51,7 +51,8 @@ Verdict: TypeAlias = Credit | Drop | tuple[Credit, ...]
 
 @dataclass(frozen=True, slots=True)
 class Method(ABC):
-    """A frozen dataclass; its fields are its settings, its defaults the vetted ones.
+    """A frozen dataclass; its fields are its settings, its defaults the vetted ones. A number outside the range of its
+    `option` raises `ConfigError`.
 
     settings: what the method needs of the rest of a run (rates, batch sizes), below the user's own settings. source:
     where it is published. reads: the contexts it needs from data or world, for `selfdistill methods`. needs_reward: for
@@ -66,6 +67,9 @@ class Method(ABC):
 
     reduction: Reduction = option("sequence-mean", "every answer weighs the same, or every token")
     count_dropped: bool = option(False, "whether rollouts that take no part dilute the mean")
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
     @property
     def stages(self) -> tuple[Stage, ...]:

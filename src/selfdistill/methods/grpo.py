@@ -27,7 +27,7 @@ class GRPO(Method):
     clip_high: float = option(0.28, "a ratio above 1 plus this no longer pushes")
     dual_clip: float = option(3.0, "bound of the loss where the advantage is negative, in advantages")
     divide_by_deviation: bool = option(False, "divide advantages by the standard deviation of the group")
-    reference_kl: float = option(0.0, "scale of the divergence from the weights at the start; 0: none")
+    reference_kl: float = option(0.0, "scale of the divergence from the weights at the start; 0: none", least=0)
     ratio_cap: float = option(2.0, "upper bound of the weight between trainer and sampler")
     count_dropped: bool = changed(Method, "count_dropped", True)
 

@@ -28,8 +28,8 @@ class PiDistill(Method):
     needs_reward: ClassVar[str] = "yes"
     teacher: ClassVar[TeacherRule | None] = Live()
 
-    share: float = option(0.5, "share of the informed reader's objective")
-    kl: float = option(0.1, "scale of the divergences between both readers")
+    share: float = option(0.5, "share of the informed reader's objective", least=0, most=1)
+    kl: float = option(0.1, "scale of the divergences between both readers", least=0)
     ratio_cap: float = option(2.0, "upper bound of the importance weights")
     context: Demonstration | Document | Instruction = field(default_factory=Demonstration)
 

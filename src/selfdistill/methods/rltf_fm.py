@@ -26,7 +26,7 @@ class RLTFFM(GRPO):
     source: ClassVar[str] = "arXiv 2602.02482"
     reads: ClassVar[str] = "own feedback, to foresee it"
 
-    foresee: float = option(0.1, "scale of the cross-entropy on the feedback")
+    foresee: float = option(0.1, "scale of the cross-entropy on the feedback", least=0)
 
     def verdict(self, group: RolloutGroup, index: int) -> Verdict:
         """The reward beyond that of the siblings, and the feedback."""

@@ -29,7 +29,7 @@ class RLTFSD(GRPO):
     reads: ClassVar[str] = "own feedback, in second attempts"
 
     success: float = option(0.5, "reward at which an attempt counts as solved")
-    distil: float = option(0.1, "scale of second attempts as answers to the first question")
+    distil: float = option(0.1, "scale of second attempts as answers to the first question", least=0)
     min_logprob: float = option(-5.0, "tokens less likely than this, there, count nothing")
 
     @property

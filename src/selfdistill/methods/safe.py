@@ -37,7 +37,7 @@ class Safe(Method):
 
     success: float = option(0.5, "reward at which a rollout counts as solved, and is rewarded instead of distilled")
     context: ContextRule = field(default_factory=SolutionOrFeedback)
-    reward: float = option(0.1, "scale of the advantages; 0: successes take no part")
+    reward: float = option(0.1, "scale of the advantages; 0: successes take no part", least=0)
     bound: float = option(10.0, "a push is cut at this multiple of the running mean; 0: never")
 
     def signal(self, temperature: float) -> Signal:
