@@ -126,6 +126,13 @@ def test_files_stay_short(file: Path):
     assert len(file.read_text().splitlines()) <= 400
 
 
+@pytest.mark.parametrize("file", [file for file in FILES if module_of(file).startswith("methods.")], ids=module_of)
+def test_a_method_is_read_at_one_glance(file: Path):
+    """Sixty lines, imports and all, for each method of a file; the base of all of them is no method."""
+    classes = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.ClassDef)]
+    assert module_of(file) == "methods.base" or len(file.read_text().splitlines()) <= 60 * len(classes)
+
+
 @pytest.mark.parametrize("file", FILES, ids=module_of)
 def test_only_the_command_line_prints(file: Path):
     calls = [node.func for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)]

@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 
 from selfdistill.context import siblings
 from selfdistill.methods.base import Credit, Verdict, distilled
-from selfdistill.methods.grpo import GRPO
 from selfdistill.methods.told import Told
 from selfdistill.models.teacher import Live, TeacherRule
 from selfdistill.options import option
@@ -21,10 +20,9 @@ class AntiSD(Told):
     """Anti-Self-Distillation: A − λ h(e), with h(e) = ½ (softplus(e) − log 2) of the Jensen-Shannon divergence.
 
     A teacher that knows the solution is sure of what follows from it and unsure of "wait" and "maybe"; this goes up its
-    divergence instead of down. It has no minimum, so a gate stops it when the teacher's entropy falls below 0.93 of
-    what it was over the first 5 generation batches. Needs a reward, and solved siblings or a demonstration. The live
-    teacher is told whether the attempt was right as if by the user: the section for feedback speaks of unsuccessful
-    attempts. Groups that agree are pushed away all the same.
+    divergence instead of down. It has no minimum, so a gate stops it when the teacher's entropy collapses. Needs a
+    reward, and solved siblings or a demonstration; groups that agree are pushed away all the same. The live teacher is
+    told whether the attempt was right as if by the user: the section for feedback speaks of unsuccessful attempts.
     """
 
     settings: ClassVar[Mapping[str, Any]] = {"optimiser": {"lr": 1e-6}, "sampling": {"max_new_tokens": 32768}}
@@ -39,7 +37,7 @@ class AntiSD(Told):
     def signal(self, temperature: float) -> Signal:
         """One policy gradient, with the push added to its advantages."""
         return replace(
-            GRPO.signal(self, temperature),
+            Told.signal(self, temperature),
             support=SampledToken(),
             direction=Away(),
             coupling=Additive(JensenShannon(0.5)),

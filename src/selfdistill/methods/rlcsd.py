@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 
 from selfdistill.context import siblings
 from selfdistill.methods.base import Credit, Method, Verdict
-from selfdistill.methods.grpo import GRPO
 from selfdistill.methods.told import Told
 from selfdistill.models.teacher import Snapshot, TeacherRule
 from selfdistill.options import changed, option
@@ -20,10 +19,9 @@ from selfdistill.types import Context, Drop, RolloutGroup
 class RLCSD(Told):
     """RL with contrastive self-distillation: A + r with r = λ tanh(e/τ), wherever |r| > δ, never past 0.
 
-    e = log T⁺(y) − log mean T⁻(y): the teacher reads a correct sibling once, and up to four wrong ones, each in the
-    same words as if it were correct; the answer itself is never among them. Changed and unchanged tokens are averaged
-    apart, exactly so under "token-mean", and over the generation batch where the paper does it for each update. Needs a
-    reward; an answer that lacks one kind of sibling keeps its plain advantage.
+    e = log T⁺(y) − log mean T⁻(y): the teacher reads a correct sibling, and wrong ones in the same words as if they
+    were correct, never the answer itself. Changed and unchanged tokens are averaged apart, exactly under "token-mean",
+    over a generation batch, not an update. Needs a reward; an answer without both kinds of siblings keeps A alone.
     """
 
     settings: ClassVar[Mapping[str, Any]] = {
@@ -46,7 +44,7 @@ class RLCSD(Told):
     def signal(self, temperature: float) -> Signal:
         """One policy gradient; nothing is distilled."""
         return replace(
-            GRPO.signal(self, temperature),
+            Told.signal(self, temperature),
             support=SampledToken(),
             evidence=Contrast(normalise=False),
             coupling=Additive(bound=Tanh(self.scale), threshold=self.threshold, keep_sign=True, two_path=self.two_path),

@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 
 from selfdistill.context import siblings, without_thinking
 from selfdistill.methods.base import Verdict, distilled
-from selfdistill.methods.grpo import GRPO
 from selfdistill.methods.told import Told
 from selfdistill.models.teacher import Snapshot, TeacherRule
 from selfdistill.options import option
@@ -39,7 +38,7 @@ class RLRT(Told):
     def signal(self, temperature: float) -> Signal:
         """One policy gradient; nothing is distilled."""
         return replace(
-            GRPO.signal(self, temperature),
+            Told.signal(self, temperature),
             support=SampledToken(),
             direction=AgainstVerdict(),
             coupling=Multiplicative(self.clip),

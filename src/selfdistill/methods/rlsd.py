@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from selfdistill.methods.base import Verdict
-from selfdistill.methods.grpo import GRPO
 from selfdistill.methods.told import Told, known_solution
 from selfdistill.models.teacher import Snapshot, TeacherRule
 from selfdistill.options import option
@@ -37,7 +36,7 @@ class RLSD(Told):
     def signal(self, temperature: float) -> Signal:
         """One policy gradient; nothing is distilled."""
         return replace(
-            GRPO.signal(self, temperature),
+            Told.signal(self, temperature),
             support=SampledToken(),
             direction=WithVerdict(),
             coupling=Multiplicative(self.clip),
