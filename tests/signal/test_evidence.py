@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import signal_textbook as textbook
 import torch
+from signal_kernel import run
 from torch import Tensor
 
 from selfdistill.signal import (
@@ -37,11 +38,6 @@ ALL: tuple[Evidence, ...] = (
     Contrast(),
     Contrast(2.0, anchor="teacher"),
 )
-
-
-def run(case: textbook.Problem, signal: Signal, views: list[TeacherView], **options: Any) -> FusedResult:
-    weights = options.pop("weights", TokenWeights(distil_N=case.weight_N))
-    return fused_signal(signal, case.hidden_ND, case.head, case.tokens_N, weights, views=views, **options)
 
 
 def gradient(result: FusedResult, case: textbook.Problem) -> Tensor:

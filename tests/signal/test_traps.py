@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import signal_textbook as textbook
 import torch
+from signal_kernel import run
 from test_combinations import EVIDENCE, SHAPES, SUPPORTS
 from torch import Tensor
 
@@ -42,11 +43,6 @@ from selfdistill.signal import (
 
 DISTRIBUTIONS = {name: shape for name, shape in SHAPES.items() if name != "clipped"}
 EXACT = {name: support for name, support in SUPPORTS.items() if name != "sampled"}
-
-
-def run(case: textbook.Problem, signal: Signal, views: list[TeacherView], **options: Any) -> FusedResult:
-    weights = options.pop("weights", TokenWeights(distil_N=case.weight_N))
-    return fused_signal(signal, case.hidden_ND, case.head, case.tokens_N, weights, views=views, **options)
 
 
 def views_for(kind: Evidence, wanted: TeacherView, unwanted: TeacherView) -> list[TeacherView]:
