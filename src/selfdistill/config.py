@@ -143,7 +143,7 @@ class RunConfig:
 
     @property
     def generations(self) -> int:
-        """Answers sampled for training over the whole run."""
+        """Answers to tasks over the whole run, for a method that samples `rollouts_per_task` of them."""
         return self.steps * self.tasks_per_step * self.rollouts_per_task
 
 

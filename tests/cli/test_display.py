@@ -1,6 +1,8 @@
 import io
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from rich.console import Console
 
 from selfdistill.cli.display import RunDisplay
@@ -51,6 +53,23 @@ def test_plain_lines_tell_the_whole_run():
     assert lines[6].endswith("dropped 6  generations 256  left 1:48")
     assert lines[-1] == "sdpo: done in 1:15"
     assert "\x1b" not in output.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("generations", "given", "more", "words"),
+    [
+        (2560, 0, False, "20 steps, 2,560 generations →"),
+        (0, 640, False, "20 steps, 640 given answers →"),
+        (2560, 640, False, "20 steps, 2,560 generations and 640 given answers →"),
+        (2560, 0, True, "20 steps, at least 2,560 generations →"),
+        (0, 0, False, "20 steps →"),
+    ],
+)
+def test_a_run_begins_by_saying_how_many_answers_there_will_be(generations: int, given: int, more: bool, words: str):
+    output = io.StringIO()
+    info = replace(INFO, generations=generations, given=given, more=more)
+    RunDisplay(Console(file=output, width=200)).reporter("sdpo").started(info)
+    assert words in output.getvalue()
 
 
 def test_a_terminal_shows_one_row_for_each_run():

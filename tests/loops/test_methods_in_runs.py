@@ -67,6 +67,27 @@ def test_every_rollout_is_trained_on_or_dropped_also_off_policy(
     assert step.generations == sum(bool(rollout.logprobs) for rollout in rollouts)
 
 
+@pytest.mark.parametrize(
+    ("method", "steps", "wanted"),
+    [
+        ("sft", 2, (0, 4, False)),
+        ({"name": "user_replies", "logged": True}, 1, (0, 2, False)),
+        ("sdft", 1, (8, 0, False)),
+        ("erl", 1, (8, 0, True)),
+    ],
+)
+def test_a_run_says_beforehand_what_it_will_sample_and_what_it_is_given(
+    config_of, tmp_path, heard, method: str | dict[str, Any], steps: int, wanted: tuple[int, int, bool]
+) -> None:
+    config = config_of(method=method, out=str(tmp_path / "run"), steps=steps)
+    run = read_run(train(replace(config, world=Named(f"{PARTS}:Telling")), heard))
+    info = next(told for event, told in heard.events if event == "started")
+    assert (info.generations, info.given, info.more) == wanted
+    first = [rollout for rollout in run.rollouts() if rollout.stage in ("answer", "demonstration", "logged")]
+    assert len(first) == info.generations + info.given
+    assert (run.steps[-1].generations > info.generations) == info.more
+
+
 def test_tasks_that_lack_what_a_method_reads_are_refused_with_its_name(config_of) -> None:
     with pytest.raises(SignalError, match="no task has what the method reads, demonstration"):
         train(config_of(method="sft", steps=PATIENCE), Quiet())

@@ -2,13 +2,15 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from selfdistill.errors import ConfigError, DataError
-from selfdistill.loops.tasks import askable, draw_tasks, question_rows, training_tasks
+from selfdistill.loops.tasks import askable, draw_tasks, question_rows, training_tasks, wanted_answers
 from selfdistill.render import Renderer
+from selfdistill.stages import Attempts, Demonstrated, SecondAttempts
 from selfdistill.types import Message, Outcome, Task
 from selfdistill.worlds.base import FunctionWorld
 from tiny_models import tiny_tokenizer
@@ -37,6 +39,17 @@ def test_what_a_step_asks_follows_from_its_number_and_the_seed() -> None:
 
 def test_more_tasks_a_step_than_there_are_are_asked_again() -> None:
     assert Counter(names(draw_tasks(TASKS, 15, 3, seed=0))) == dict.fromkeys("01234", 3)
+
+
+@pytest.mark.parametrize("draws", [0, 1, 4, 5, 6, 17])
+def test_what_a_run_will_ask_and_be_given_is_counted_over_the_tasks_it_draws(draws: int) -> None:
+    """Tasks 1 and 3 of five have a demonstration; those drawn are counted one by one."""
+    tasks = [replace(task, demonstration="so" if task.id in ("1", "3") else "") for task in TASKS]
+    drawn = [task for step in range(draws) for task in draw_tasks(tasks, 1, step, seed=1)]
+    shown = sum(bool(task.demonstration) for task in drawn)
+    assert wanted_answers(tasks, (Demonstrated(),), 8, draws, seed=1) == (0, shown)
+    assert wanted_answers(tasks, (Attempts(), SecondAttempts()), 8, draws, seed=1) == (8 * draws, 0)
+    assert wanted_answers(tasks, (), 8, draws, seed=1) == (0, 0)
 
 
 def write(path: Path, *rows: object) -> Path:

@@ -127,7 +127,7 @@ class RowReporter:
         again = f", going on after step {info.first_step}" if info.first_step else ""
         self.display.say(
             f"{self.row.label}: {info.method} on {info.world}, model {info.model}, device {info.device}, "
-            f"{info.steps} steps, {info.generations:,} generations{again} → {info.path}"
+            f"{info.steps} steps{_answers(info)}{again} → {info.path}"
         )
         self.display.changed(at_once=True)
 
@@ -166,6 +166,13 @@ class RowReporter:
         if not self.display.is_live:
             self.display.say(f"{self.row.label}: {self.row.phase}")
         self.display.changed(at_once=True)
+
+
+def _answers(info: RunInfo) -> str:
+    """How many there will be, said after the steps."""
+    kinds = {"generations": info.generations, "given answers": info.given}
+    counts = " and ".join(f"{count:,} {kind}" for kind, count in kinds.items() if count)
+    return f", {'at least ' if info.more else ''}{counts}" if counts else ""
 
 
 def _numbers(row: Row) -> tuple[str, ...]:

@@ -11,7 +11,8 @@ from typing import Any, get_args
 from selfdistill.errors import ConfigError, DataError
 from selfdistill.render import Renderer
 from selfdistill.runs.progress import Reporter
-from selfdistill.types import Message, Role, Task
+from selfdistill.stages import Given, Stage
+from selfdistill.types import Message, Role, RolloutGroup, Task
 from selfdistill.worlds.base import World, tasks_of
 from selfdistill.worlds.code import CodeWorld
 from selfdistill.worlds.rows import load_tasks
@@ -72,6 +73,23 @@ def draw_tasks(tasks: Sequence[Task], count: int, step: int, seed: int) -> list[
     for epoch, order in orders.items():
         random.Random(f"{seed} {epoch}").shuffle(order)
     return [tasks[orders[epoch][place]] for epoch, place in places]
+
+
+def wanted_answers(
+    tasks: Sequence[Task], stages: Sequence[Stage], rollouts: int, draws: int, seed: int
+) -> tuple[int, int]:
+    """How many answers the first stage asks for, and how many it is given, when `draws` tasks have been drawn in all;
+    what the other stages want depends on these."""
+    passes, rest = divmod(draws, len(tasks))
+    begun = draw_tasks(tasks, len(tasks), passes, seed)[:rest]
+
+    def counted(drawn: Sequence[Task]) -> tuple[int, int]:
+        wants = [w for stage in stages[:1] for task in drawn for w in stage.wanted(RolloutGroup(task, ()), rollouts)]
+        given = sum(isinstance(want, Given) for want in wants)
+        return len(wants) - given, given
+
+    whole, part = counted(tasks), counted(begun)
+    return passes * whole[0] + part[0], passes * whole[1] + part[1]
 
 
 def _rows(path: Path) -> list[tuple[int, Any]]:

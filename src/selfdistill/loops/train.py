@@ -18,6 +18,7 @@ from selfdistill.loops.measure import EVERY_SPLIT, STUDENT_SPLITS, measure_split
 from selfdistill.loops.recording import Totals, check_world, summarise
 from selfdistill.loops.session import Session, open_session
 from selfdistill.loops.stopping import StopSign
+from selfdistill.loops.tasks import wanted_answers
 from selfdistill.models.checkpoint import latest_checkpoint, load_checkpoint
 from selfdistill.plugins import short_name
 from selfdistill.runs import RunDir, Split, StepRecord, allowed_changes, fresh_path, read_run
@@ -143,7 +144,9 @@ def _open_run(out: Path, config: RunConfig, session: Session, totals: Totals, *,
 
 
 def _info(out: Path, session: Session, totals: Totals) -> RunInfo:
-    config = session.config
+    config, stages = session.config, session.method.stages
+    draws = config.steps * config.tasks_per_step
+    asked, given = wanted_answers(session.tasks, stages, config.rollouts_per_task, draws, config.seed)
     return RunInfo(
         path=out,
         method=config.method.name,
@@ -151,6 +154,8 @@ def _info(out: Path, session: Session, totals: Totals) -> RunInfo:
         world=session.world.name,
         device=str(session.policy.device),
         steps=config.steps,
-        generations=config.generations,
+        generations=asked,
         first_step=totals.step,
+        given=given,
+        more=len(stages) > 1,
     )

@@ -14,7 +14,11 @@ Event: TypeAlias = tuple[str, tuple[Any, ...]]
 
 @dataclass(frozen=True, slots=True)
 class RunInfo:
-    """What is about to run. `first_step` is the number of updates already made (more than 0 after a resume)."""
+    """What is about to run. `first_step` is the number of updates already made (more than 0 after a resume).
+
+    `generations` are the answers to be sampled and `given` those that are there already, 0 where there are none or
+    nobody can know; `more` says that others will follow from what becomes of these.
+    """
 
     path: Path
     method: str
@@ -24,6 +28,8 @@ class RunInfo:
     steps: int
     generations: int
     first_step: int = 0
+    given: int = 0
+    more: bool = False
 
 
 class Reporter(Protocol):
