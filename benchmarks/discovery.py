@@ -8,9 +8,9 @@ Two sets of three-step coined verbs, chosen before any strategy runs and by what
     teacher blind  moreover none of 48 answers is right that the same weights give when each of them reads three
                    failing cases of one bare attempt
 
-Sets are the first --tasks verbs in the order in which the world draws them. Every strategy, every seed and ten tasks at
-a time are a search of their own (`selfdistill solve`); as many run at once as there are cores. What is finished is not
-repeated, what was stopped goes on. Writes results.md and a figure for each set.
+Sets are the first --tasks verbs in the order in which the world draws them. What follows is one `selfdistill compare`
+on the verbs of both: what is finished is not repeated, what was stopped goes on. Writes results.md and a figure of each
+set.
 """
 
 from __future__ import annotations
@@ -18,41 +18,38 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from selfdistill.cli.compare import arms_of
 from selfdistill.cli.display import RunDisplay
 from selfdistill.config import from_settings, resolved
 from selfdistill.context import teacher_messages
 from selfdistill.evaluate import roll_out, solved
 from selfdistill.loops.compare import Job, side_by_side
+from selfdistill.loops.contest import Contest, hold, parse_way
 from selfdistill.loops.session import Asking, open_asking
-from selfdistill.loops.solve import solve_job
-from selfdistill.loops.solve_config import solve_config, solve_settings
 from selfdistill.runs.discovery import pass_at_k
 from selfdistill.runs.progress import Reporter
-from selfdistill.runs.solving import SolveResult, read_result
 from selfdistill.types import Context, Task
-from selfdistill.view.discovery import Arm, arm_of, discovery_figure, levels_table, means_table
+from selfdistill.view.discovery import report
 
 K, HARD = 64, 0.03  # very hard: pass@K below HARD
 SHOWN = 48  # answers of the informed weights
 CASES = 3  # failing cases in one feedback
 CHUNK = 256  # bare attempts at a time
-TASKS_A_JOB = 10
 SELECTION_SEED = 90_000  # no strategy samples with it
-BATCH = 16
 SETS = ("very hard", "teacher blind")
-ARMS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
-    "best-of-k": ("best-of-k", {}),
-    "grpo": ("grpo", {}),
-    "multi-turn": ("multi-turn", {}),
-    "multi-turn, attempts": ("multi-turn", {"strategy.attempts": True}),
-    "multi-turn, random": ("multi-turn", {"strategy.keep": "random"}),
-    "self-distill": ("self-distill", {}),
-    "hybrid": ("hybrid", {}),
-}
+WAYS = (
+    "best-of-k",
+    "grpo",
+    "multi-turn",
+    "multi-turn, attempts: multi-turn strategy.attempts=true",
+    'multi-turn, random: multi-turn strategy.keep="random"',
+    "self-distill",
+    "hybrid",
+)
 
 
 def world(chosen: argparse.Namespace) -> dict[str, Any]:
@@ -149,66 +146,11 @@ def selection(chosen: argparse.Namespace, display: RunDisplay) -> dict[str, list
     return found
 
 
-def searches(chosen: argparse.Namespace, tasks: Sequence[str]) -> Iterator[tuple[str, Job]]:
-    """Every arm, seed and handful of tasks, with the arm's name."""
-    settings = [("world." + key if key != "name" else "world", value) for key, value in world(chosen).items()]
-    for seed in range(chosen.seeds):
-        for name in arms(chosen):
-            strategy, own = ARMS[name]
-            limits = {"budget": chosen.budget, "go_on": strategy == "best-of-k"}
-            for start in range(0, len(tasks), TASKS_A_JOB):
-                part = list(tasks[start : start + TASKS_A_JOB])
-                config = solve_config(strategy, [*settings, *own.items(), ("seed", seed)], tasks=part, limits=limits)
-                path = chosen.out / "searches" / f"{name.replace(', ', '-')}-seed{seed}-{start:03d}"
-                yield name, Job(path, solve_settings(config), solve_job, command="solve")
-
-
-def arms(chosen: argparse.Namespace) -> list[str]:
-    """The arms of this run, in order."""
-    return [name for name in ARMS if not chosen.only or name in chosen.only]
-
-
-def results_of(job: Job) -> list[SolveResult]:
-    """What is finished of a search."""
-    found = [read_result(path) for path in sorted(job.path.glob("[0-9]*"))]
-    return [result for result in found if result is not None]
-
-
-def unfinished(job: Job) -> bool:
-    """Whether a search has tasks left."""
-    return len(results_of(job)) < len(job.settings["solve"]["tasks"])
-
-
-def arms_on(found: Mapping[str, Sequence[SolveResult]], tasks: Sequence[str]) -> list[Arm]:
-    """The arms on the tasks of one set."""
-    made = []
-    for name, results in found.items():
-        strategy, own = ARMS[name]
-        config = solve_config(strategy, list(own.items()))
-        independent = strategy == "best-of-k"
-        batch = BATCH if independent else config.strategy.batch
-        made.append(arm_of(name, [r for r in results if r.task in tasks], batch=batch, independent=independent))
-    return made
-
-
-def report(chosen: argparse.Namespace, sets: Mapping[str, Sequence[str]], jobs: Sequence[tuple[str, Job]]) -> str:
-    """Figures, and the text of results.md."""
-    found = {name: [r for own, job in jobs if own == name for r in results_of(job)] for name in arms(chosen)}
-    parts = ["# Discovery\n", (__doc__ or "").split("\n\n", 1)[1], f"\nSettings: {vars(chosen)}\n"]
-    for name, tasks in sets.items():
-        parts.append(f"\n## {name}: {len(tasks)} tasks x {chosen.seeds} seeds\n")
-        if not tasks:
-            parts.append("No candidate is one of these.\n")
-            continue
-        ways = arms_on(found, tasks)
-        file = chosen.out / f"discovery-{name.replace(' ', '-')}.png"
-        discovery_figure(ways, chosen.budget, f"Discovery, {name}", file)
-        never = [task for task in tasks if not any(r.right for r in found.get("best-of-k", []) if r.task == task)]
-        others = {n: sum(any(r.solved for r in rs if r.task == t) for t in never) for n, rs in found.items()}
-        parts += [means_table(ways, chosen.budget), "\nAttempts to reach each level of discovery:\n"]
-        parts += [levels_table(ways, chosen.budget), f"\nOf {len(never)} tasks that best-of-k never solves, solved: "]
-        parts.append(", ".join(f"{n} {count}" for n, count in others.items() if n != "best-of-k") + "\n")
-    return "\n".join(parts)
+def contest(chosen: argparse.Namespace, tasks: Sequence[str]) -> Contest:
+    """All ways on the tasks of both sets."""
+    settings = tuple(("world." + key if key != "name" else "world", value) for key, value in world(chosen).items())
+    ways = tuple(parse_way(way) for way in chosen.ways)
+    return Contest(ways, tuple(tasks), seeds=chosen.seeds, budget=chosen.budget, settings=settings)
 
 
 def main() -> None:
@@ -221,15 +163,21 @@ def main() -> None:
     parser.add_argument("--candidates", type=int, default=60, help="verbs from which the sets are chosen")
     parser.add_argument("--samples", type=int, default=2176, help="bare attempts behind pass@64 of a candidate")
     parser.add_argument("--draw", type=int, default=4000, help="decides which verbs are drawn")
-    parser.add_argument("--only", nargs="*", default=[], choices=list(ARMS), help="only these ways")
+    parser.add_argument("--ways", nargs="*", default=WAYS, help="as `selfdistill compare --way` takes them")
     chosen = parser.parse_args()
     chosen.out.mkdir(parents=True, exist_ok=True)
     with RunDisplay() as display:
         sets = selection(chosen, display)
-        jobs = list(searches(chosen, sorted({task for tasks in sets.values() for task in tasks})))
-        side_by_side([job for _, job in jobs if unfinished(job)], display.reporter)
-    chosen.only = arms(chosen)
-    (chosen.out / "results.md").write_text(report(chosen, sets, jobs), encoding="utf-8")
+        tasks = sorted({task for own in sets.values() for task in own})
+        whole, found = hold(contest(chosen, tasks), chosen.out, display.reporter)
+    parts = ["# Discovery\n", (__doc__ or "").split("\n\n", 1)[1], f"\nSettings: {vars(chosen)}\n"]
+    for name, own in sets.items():
+        parts.append(f"\n## {name}: {len(own)} tasks x {whole.seeds} seeds\n")
+        figure = chosen.out / f"discovery-{name.replace(' ', '-')}.png"
+        parts.append(
+            report(arms_of(whole, found, own), whole.budget, figure, f"Discovery, {name}") if own else "None is one.\n"
+        )
+    (chosen.out / "results.md").write_text("\n".join(parts), encoding="utf-8")
 
 
 if __name__ == "__main__":

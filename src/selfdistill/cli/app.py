@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from selfdistill.cli.arguments import ConfigFile, Data, MethodName, Model, Overrides, Seed, WorldName, as_overrides
+from selfdistill.cli.compare import compare
 from selfdistill.cli.credit import credit
 from selfdistill.cli.display import RunDisplay
 from selfdistill.cli.guard import Guarded
@@ -33,6 +34,7 @@ app = typer.Typer(
 )
 
 app.add_typer(sapling)
+app.command()(compare)
 app.command()(credit)
 app.command()(solve)
 
@@ -192,18 +194,6 @@ def demo(
     with RunDisplay() as display:
         paths = run_side_by_side(configs, display.reporter)
     _show(paths, paths[0].parent / "demo.png")
-
-
-@app.command()
-def compare(
-    runs: Annotated[list[Path], typer.Argument(help="Run directories; seeds of one method are put together.")],
-    plot: Annotated[Path | None, typer.Option(help="PNG file to draw the curves into.", show_default=False)] = None,
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print the table as Markdown.")] = False,
-) -> None:
-    """Put run directories side by side: what was gained, what it cost, what was forgotten."""
-    print_comparison([read_run(path) for path in runs], markdown=markdown)
-    if plot:
-        typer.echo(f"plot: {overview([read_run(path) for path in runs], plot)}")
 
 
 def _print_all_settings(settings: RunConfig) -> None:

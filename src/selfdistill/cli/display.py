@@ -17,6 +17,7 @@ from selfdistill.view.tables import duration
 
 REDRAW_S = 0.1
 PLAIN_PHASE_S = 5.0
+MANY = 12  # rows from which on those that are done make room
 COLUMNS = ("run", "", "step", "accuracy", "batch", "reward", "loss", "dropped", "generations", "left", "now")
 
 
@@ -32,6 +33,7 @@ class Row:
     dropped: int = 0
     phase: str = "starting"
     spoke: float = 0.0
+    done: bool = False
 
     def left(self, now: float) -> str:
         """The time left at the pace so far."""
@@ -94,7 +96,8 @@ class RunDisplay:
     def table(self) -> RenderableType:
         """All rows as they stand."""
         table = Table(*COLUMNS, box=None, pad_edge=False, header_style="dim")
-        for row in self.rows:
+        shown = self.rows if len(self.rows) < MANY else [row for row in self.rows if not row.done]
+        for row in shown:
             table.add_row(*self._cells(row))
         return Group(
             table, Text("accuracy: greedy, on the run's tasks · batch: share of this step's rollouts", style="dim")
@@ -123,7 +126,7 @@ class RowReporter:
 
     def started(self, info: RunInfo) -> None:
         """Says what runs, on what, and where its records go."""
-        self.row.info, self.row.began = info, self.display.clock()
+        self.row.info, self.row.began, self.row.done = info, self.display.clock(), False
         again = f", going on after step {info.first_step}" if info.first_step else ""
         self.display.say(
             f"{self.row.label}: {info.method} on {info.world}, model {info.model}, device {info.device}, "
@@ -162,7 +165,7 @@ class RowReporter:
 
     def finished(self, summary: Summary) -> None:
         """The run is done."""
-        self.row.phase = f"done in {duration(summary.wall_s)}"
+        self.row.phase, self.row.done = f"done in {duration(summary.wall_s)}", True
         if not self.display.is_live:
             self.display.say(f"{self.row.label}: {self.row.phase}")
         self.display.changed(at_once=True)

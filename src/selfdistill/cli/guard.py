@@ -25,7 +25,7 @@ class Guarded(TyperGroup):
             raise typer.Exit(USER_ERROR) from None
         except Interrupted as stop:
             typer.echo(
-                f"\nStopped after step {stop.step}; it is saved. Go on with:\n"
+                f"\nStopped{stop.after}; what was done is saved. Go on with:\n"
                 f"  selfdistill {stop.command} --resume {stop.path}",
                 err=True,
             )

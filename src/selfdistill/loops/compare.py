@@ -81,7 +81,7 @@ def side_by_side(jobs: Sequence[Job], reporter_for: Callable[[str], Reporter]) -
             waiting.clear()
     for index, text in failures.items():
         if text == "interrupted":
-            raise Interrupted(jobs[index].path, 0, jobs[index].command)
+            raise Interrupted(jobs[index].path, None, jobs[index].command)
         raise RunError(f"the run {jobs[index].path} failed", got=text)
 
 

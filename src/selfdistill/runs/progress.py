@@ -93,8 +93,14 @@ def deliver(event: Event, reporter: Reporter) -> None:
 
 
 class Interrupted(KeyboardInterrupt):
-    """The user asked a run to stop: the step was finished and saved, and the run can go on from there, by `command`."""
+    """The user asked a run to stop: the step was finished and saved, and the run can go on from there, by `command`.
+    `step` is None where several runs stopped, each after its own."""
 
-    def __init__(self, path: Path, step: int, command: str = "train") -> None:
+    def __init__(self, path: Path, step: int | None, command: str = "train") -> None:
         self.path, self.step, self.command = path, step, command
-        super().__init__(f"stopped after step {step}; saved in {path}")
+        super().__init__(f"stopped{self.after}; saved in {path}")
+
+    @property
+    def after(self) -> str:
+        """After which step, in words that follow "stopped"."""
+        return "" if self.step is None else f" after step {self.step}"

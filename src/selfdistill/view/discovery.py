@@ -63,6 +63,26 @@ def arm_of(label: str, results: Sequence[SolveResult], *, batch: int, independen
     )
 
 
+def report(arms: Sequence[Arm], budget: int, figure: Path, title: str = "Discovery") -> str:
+    """Draws the curves and returns the tables as Markdown. Raises `RunError` when the figure cannot be written."""
+    discovery_figure(arms, budget, title, figure)
+    parts = [
+        means_table(arms, budget),
+        f"Attempts to reach each level of discovery, and how many times fewer {arms[-1].label} needs:\n",
+        levels_table(arms, budget),
+    ]
+    for arm in arms:
+        if all(isinstance(task, Independent) for task in arm.by_attempts):
+            parts.append(_never_solved(arm, [other for other in arms if other is not arm], budget))
+    return "\n".join(parts)
+
+
+def _never_solved(arm: Arm, others: Sequence[Arm], budget: int) -> str:
+    never = [place for place, task in enumerate(arm.by_attempts) if task.by(budget) == 0]
+    found = (f"{o.label} {sum(o.by_attempts[place].by(budget) > 0 for place in never)}" for o in others)
+    return f"Of the {len(never)} tasks that {arm.label} never solves, solved by some seed: {', '.join(found)}\n"
+
+
 def discovery_figure(arms: Sequence[Arm], budget: int, title: str, file: Path) -> Path:
     """Curves by attempts and by rounds, bands of 95 % over tasks, as a PNG. Raises `RunError` if it cannot be
     written."""

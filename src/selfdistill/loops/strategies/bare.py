@@ -22,6 +22,7 @@ class BestOfK(Bare):
     """Independent attempts by the weights as they are, until one is right."""
 
     name: ClassVar[str] = "best-of-k"
+    independent: ClassVar[bool] = True
 
 
 @dataclass(frozen=True, slots=True)

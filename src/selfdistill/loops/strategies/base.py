@@ -73,11 +73,13 @@ class Strategy(ABC):
 
     learns: the method that learns from every round unless another is named; empty: the weights stay as they are.
     idle: what can still happen after a round that told it nothing, for whoever watches.
+    independent: its attempts know nothing of each other.
     """
 
     name: ClassVar[str]
     learns: ClassVar[str] = ""
     idle: ClassVar[str] = ""
+    independent: ClassVar[bool] = False
 
     batch: int = option(16, "attempts made at once, before any of them is learned from")
 

@@ -1,0 +1,199 @@
+"""Ways to solve tasks, side by side, under one budget: `selfdistill compare --way`.
+
+Every way, seed and handful of tasks is a search of its own, in a process of its own:
+
+    <out>/contest.json    what is compared          <out>/searches/<way>-seed0-000/    as `selfdistill solve` leaves it
+
+What is finished is not repeated and what was stopped goes on, so that ways and seeds can be added to a contest later.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from selfdistill.config import parse_override
+from selfdistill.errors import ConfigError, DataError, RunError, nearest
+from selfdistill.loops.compare import Job, side_by_side
+from selfdistill.loops.solve import solve_job
+from selfdistill.loops.solve_config import SolveConfig, is_file, solve_config, solve_settings
+from selfdistill.loops.tasks import training_tasks
+from selfdistill.runs.progress import Interrupted, Reporter
+from selfdistill.runs.solving import SolveResult, read_result
+from selfdistill.runs.store import write_atomic
+from selfdistill.worlds.registry import make_world
+
+CONTEST = "contest.json"
+TASKS_A_JOB = 10  # loading a model takes about as long as a few attempts at one task
+
+Settings = tuple[tuple[str, Any], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """A strategy with settings of its own, under a label."""
+
+    label: str
+    strategy: str
+    settings: Settings = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Contest:
+    """Ways × seeds × tasks. `tasks` are ids; `settings` hold for all ways; `budget` counts attempts for each task and
+    seed. Raises `ConfigError`."""
+
+    ways: tuple[Way, ...]
+    tasks: tuple[str, ...]
+    seeds: int = 3
+    first_seed: int = 0
+    budget: int = 640
+    settings: Settings = ()
+
+    def __post_init__(self) -> None:
+        labels = [way.label for way in self.ways]
+        twice = sorted({label for label in labels if labels.count(label) > 1})
+        if twice:
+            raise ConfigError("two ways have one label", got=", ".join(twice), do='write "LABEL: STRATEGY KEY=VALUE"')
+        if self.seeds < 1:
+            raise ConfigError("a contest needs at least one seed", got=self.seeds)
+
+    def config(self, way: Way, seed: int = 0, tasks: Sequence[str] = ()) -> SolveConfig:
+        """One search. Independent attempts go on to the end of the budget, which their estimate needs."""
+        settings = [*self.settings, *way.settings, ("seed", seed)]
+        found = solve_config(way.strategy, settings, tasks=tasks, limits={"budget": self.budget})
+        return replace(found, limits=replace(found.limits, go_on=found.strategy.independent))
+
+
+def parse_way(text: str) -> Way:
+    """`[LABEL: ]STRATEGY [KEY=VALUE …]`; without a label the text is the label. Raises `ConfigError`."""
+    label, colon, rest = text.partition(": ")
+    try:
+        words = shlex.split(rest if colon else text)
+    except ValueError as error:
+        raise ConfigError("this way cannot be read", got=text, why=str(error)) from error
+    if not words:
+        raise ConfigError("a way names a strategy", got=repr(text), do='write for example "hybrid strategy.batch=4"')
+    return Way(label.strip(), words[0], pairs_of(words[1:]))
+
+
+def pairs_of(settings: Sequence[str | tuple[str, Any]]) -> Settings:
+    """Settings as dotted keys with values, from `KEY=VALUE` where they are text. Raises `ConfigError`."""
+    return tuple(parse_override(item) if isinstance(item, str) else item for item in settings)
+
+
+def task_ids(names: Sequence[str], settings: Settings, seed: int = 0) -> tuple[Settings, tuple[str, ...]]:
+    """The settings with the file of tasks among `names`, if there is one, and the ids of the tasks that were asked for:
+    those named, all of the file, or all of the world.
+
+    Raises `ConfigError` for more than one file, and where the tasks depend on the seed; `DataError` for an unknown id.
+    """
+    files = [name for name in names if is_file(name)]
+    if len(files) > 1:
+        raise ConfigError("a contest takes its tasks from one file", got=", ".join(files), do="put them into one")
+    own: Settings = (*settings, ("data", files[0])) if files else settings
+    every = [_ids(own, number) for number in (seed, seed + 1)]
+    if every[0] != every[1]:
+        raise ConfigError(
+            "every seed would search other tasks",
+            got=f"{every[0][0]} … for seed {seed}, {every[1][0]} … for seed {seed + 1}",
+            why="ways and seeds are compared on the same tasks",
+            do="fix them by a setting of the world, such as world.draw=0 for the coined verbs",
+        )
+    named = tuple(name for name in names if not is_file(name))
+    for name in named:
+        if name not in every[0]:
+            raise DataError("there is no such task", got=name, do=nearest(name, every[0]))
+    return own, named or tuple(every[0])
+
+
+def _ids(settings: Settings, seed: int) -> list[str]:
+    run = solve_config(overrides=[*settings, ("seed", seed)]).run
+    world = make_world(run.world.name, run.world.options, seed=seed)
+    return [task.id for task in training_tasks(world, run.data)]
+
+
+def hold(
+    contest: Contest, out: Path, reporter_for: Callable[[str], Reporter]
+) -> tuple[Contest, dict[str, list[SolveResult]]]:
+    """Makes all searches that are missing in `out`, as many at a time as there are cores; returns the contest with the
+    ways and seeds that `out` had before, and the results by label.
+
+    Raises `RunError` where `out` holds a contest on other tasks, budget or settings; `Interrupted` after Ctrl-C.
+    """
+    whole = _joined(contest, out)
+    jobs = list(searches(whole, out))
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomic(out / CONTEST, json.dumps(asdict(whole), indent=1) + "\n")
+    try:
+        side_by_side([job for _, job in jobs if not _finished(job)], reporter_for)
+    except Interrupted as stop:
+        raise Interrupted(out, None, "compare") from stop
+    return whole, results(whole, out)
+
+
+def results(contest: Contest, out: Path) -> dict[str, list[SolveResult]]:
+    """What is finished, by the label of the way."""
+    found: dict[str, list[SolveResult]] = {way.label: [] for way in contest.ways}
+    for label, job in searches(contest, out):
+        found[label] += _done(job)
+    return found
+
+
+def read_contest(out: Path) -> Contest:
+    """The contest that a folder holds. Raises `RunError`."""
+    try:
+        saved = json.loads((out / CONTEST).read_text(encoding="utf-8"))
+        ways = tuple(Way(w["label"], w["strategy"], _pairs(w["settings"])) for w in saved.pop("ways"))
+        return Contest(ways, tuple(saved.pop("tasks")), settings=_pairs(saved.pop("settings")), **saved)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError("there is no contest here", got=f"{out / CONTEST} ({error})", do="name its folder") from error
+
+
+def searches(contest: Contest, out: Path) -> Iterator[tuple[str, Job]]:
+    """Every way, seed and handful of tasks, with the way's label; all ways of a seed before the next seed."""
+    for seed in range(contest.first_seed, contest.first_seed + contest.seeds):
+        for number, way in enumerate(contest.ways):
+            folder = f"{number:02d}-{re.sub(r'[^A-Za-z0-9._=-]+', '-', way.label)[:80]}"
+            for start in range(0, len(contest.tasks), TASKS_A_JOB):
+                config = contest.config(way, seed, contest.tasks[start : start + TASKS_A_JOB])
+                path = out / "searches" / f"{folder}-seed{seed}-{start:03d}"
+                yield way.label, Job(path, solve_settings(config), solve_job, command="solve")
+
+
+def _joined(contest: Contest, out: Path) -> Contest:
+    """This contest, with the ways and seeds that the folder already had."""
+    if not (out / CONTEST).exists():
+        return contest
+    before = read_contest(out)
+    same = ("tasks", "budget", "settings", "first_seed")
+    different = [name for name in same if getattr(before, name) != getattr(contest, name)]
+    if different:
+        raise RunError(
+            "the folder holds a contest with other " + ", ".join(different),
+            got=out,
+            why="ways are compared on the same tasks under the same budget",
+            do="choose another --out; ways and seeds alone can be added",
+        )
+    own = {way.label: way for way in (*before.ways, *contest.ways)}
+    if any(own[way.label] != way for way in before.ways):
+        raise RunError("a way of the same label had other settings", got=out, do="give it another label")
+    return replace(contest, ways=tuple(own.values()), seeds=max(before.seeds, contest.seeds))
+
+
+def _done(job: Job) -> list[SolveResult]:
+    found = [read_result(path) for path in sorted(job.path.glob("[0-9]*"))]
+    return [result for result in found if result is not None]
+
+
+def _finished(job: Job) -> bool:
+    return len(_done(job)) >= len(job.settings["solve"]["tasks"])
+
+
+def _pairs(saved: Sequence[Sequence[Any]]) -> Settings:
+    return tuple((str(key), value) for key, value in saved)

@@ -1,0 +1,82 @@
+"""`selfdistill compare --way`: strategies from the command line, bad input, Ctrl-C and a second run."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from selfdistill.cli import app
+
+LOOPS = Path(__file__).parent.parent / "loops"
+WIDE = {"COLUMNS": "200"}
+runner = CliRunner()
+
+
+def chosen(model_dir: Path, out: Path, *ways: str, budget: int = 8, world: str = "rare") -> list[str]:
+    named = [word for way in ways for word in ("--way", way)]
+    where = ["--world", f"{LOOPS / 'solve_worlds.py'}:{world}", "--model", str(model_dir), "--out", str(out)]
+    limits = ["--budget", str(budget), "--seeds", "1", "--task", "q0", "--task", "q1"]
+    return ["compare", *named, *where, *limits, "sampling.max_new_tokens=8", "device=cpu"]
+
+
+def test_curves_means_and_levels_and_a_second_run(model_dir: Path, tmp_path: Path) -> None:
+    out = tmp_path / "contest"
+    result = runner.invoke(app, chosen(model_dir, out, "best-of-k", "few: hybrid strategy.batch=4"), env=WIDE)
+    assert result.exit_code == 0, result.output
+    text = (out / "results.md").read_text()
+    assert text in result.output
+    assert "mean attempts (≤ 8) | ÷ few" in text
+    assert "| best-of-k |" in text
+    assert "tasks that best-of-k never solves, solved by some seed: few" in text
+    assert (out / "discovery.png").read_bytes()[:4] == b"\x89PNG"
+    again = runner.invoke(app, ["compare", "--resume", str(out)], env=WIDE)
+    assert again.exit_code == 0, again.output
+    assert "step 1/" not in again.output, "nothing is searched again"
+    assert text in again.output
+    wrong = runner.invoke(app, ["compare", "--resume", str(out), "--seed", "3"], env=WIDE)
+    assert wrong.exit_code == 2
+    assert "a resumed contest keeps its settings" in wrong.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "nothing to compare"),
+        (["--way", "hybird"], "did you mean 'hybrid'"),
+        (["--way", "hybrid strategy.bacth=3"], "did you mean 'batch'"),
+        (["--way", "hybrid", "--budget", "0"], "the budget must be at least 1"),
+        (["--way", "hybrid", "--task", "q9"], "there is no such task"),
+        (["--resume", "nowhere"], "there is no contest here"),
+        (["runs/a", "--task", "q0"], "finished runs are compared as they are"),
+    ],
+)
+def test_bad_input_is_a_message(arguments: list[str], message: str, tmp_path: Path) -> None:
+    own = ["world.draw=0", "--out", str(tmp_path / "out")] if "--way" in arguments else []
+    result = runner.invoke(app, ["compare", *arguments, *own], env=WIDE)
+    assert result.exit_code == 2, result.output
+    assert message in result.stderr
+    assert "Traceback" not in result.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_ctrl_c_says_how_to_go_on(model_dir: Path, tmp_path: Path) -> None:
+    out = tmp_path / "contest"
+    arguments = chosen(model_dir, out, "best-of-k", "multi-turn", budget=100_000, world="hints")
+    command = [sys.executable, "-c", "from selfdistill.cli import main; main()", *arguments]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "step 2/" in line:
+            os.killpg(process.pid, signal.SIGINT)
+            break
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert f"selfdistill compare --resume {out}" in said

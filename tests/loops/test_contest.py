@@ -1,0 +1,101 @@
+"""Contests of strategies: what runs, what is not repeated, what may be added, what is refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from selfdistill.errors import ConfigError, DataError, RunError
+from selfdistill.loops.contest import Contest, Way, hold, parse_way, read_contest, results, searches, task_ids
+
+WORLDS = Path(__file__).with_name("solve_worlds.py")
+
+
+@pytest.fixture
+def contest_of(model_dir: Path):
+    def build(*ways: str, world: str = "rare", **changes: Any) -> Contest:
+        own = {"model": str(model_dir), "world": f"{WORLDS}:{world}", "device": "cpu", "sampling.max_new_tokens": 8}
+        base: dict[str, Any] = {"tasks": ("q0", "q1"), "seeds": 1, "budget": 8, "settings": tuple(own.items())}
+        return Contest(tuple(parse_way(way) for way in ways), **{**base, **changes})
+
+    return build
+
+
+def test_a_way_is_a_strategy_with_settings_and_perhaps_a_label() -> None:
+    assert parse_way("hybrid") == Way("hybrid", "hybrid")
+    assert parse_way("small: hybrid strategy.batch=4") == Way("small", "hybrid", (("strategy.batch", 4),))
+    assert parse_way("multi-turn strategy.keep='random'").label == "multi-turn strategy.keep='random'"
+    for bad, message in (("a: ", "names a strategy"), ("x 'y", "cannot be read"), ("hybrid 4", "key=value")):
+        with pytest.raises(ConfigError, match=message):
+            parse_way(bad)
+
+
+def test_every_way_seed_and_task_is_searched_under_one_budget(contest_of, tmp_path: Path, heard) -> None:
+    """Independent attempts use the whole budget, which their estimate needs; the others stop when they are right."""
+    contest = contest_of("best-of-k", "turns: multi-turn strategy.batch=4", budget=16)
+    whole, found = hold(contest, tmp_path, lambda label: heard)
+    assert whole == contest == read_contest(tmp_path)
+    assert {label: [(r.seed, r.task) for r in rs] for label, rs in found.items()} == {
+        label: [(0, "q0"), (0, "q1")] for label in ("best-of-k", "turns")
+    }
+    assert all(r.attempts == 16 for r in found["best-of-k"])
+    assert all(r.attempts == 16 or r.solved for r in found["turns"])
+    assert any(r.right > 0 for r in found["best-of-k"]), "one in twelve is right, and there are 32 attempts"
+
+
+def test_what_is_finished_is_not_repeated_and_ways_and_seeds_may_be_added(contest_of, tmp_path: Path, heard) -> None:
+    _, before = hold(contest_of("best-of-k"), tmp_path, lambda label: heard)
+    jobs: list[str] = []
+    whole, after = hold(contest_of("multi-turn", seeds=2), tmp_path, lambda label: jobs.append(label) or heard)
+    assert [way.label for way in whole.ways] == ["best-of-k", "multi-turn"]
+    assert after["best-of-k"][:2] == before["best-of-k"], "wall time and all"
+    assert [result.seed for result in after["best-of-k"]] == [0, 0, 1, 1]
+    assert jobs == ["01-multi-turn-seed0-000", "00-best-of-k-seed1-000", "01-multi-turn-seed1-000"]
+    assert results(whole, tmp_path) == after
+    hold(whole, tmp_path, lambda label: pytest.fail(f"{label} runs again"))
+
+
+def test_a_folder_holds_one_contest(contest_of, tmp_path: Path, heard) -> None:
+    hold(contest_of("best-of-k"), tmp_path, lambda label: heard)
+    with pytest.raises(RunError, match="other tasks, budget"):
+        hold(contest_of("best-of-k", tasks=("q2",), budget=4), tmp_path, lambda label: heard)
+    with pytest.raises(RunError, match="had other settings"):
+        hold(contest_of("best-of-k: multi-turn"), tmp_path, lambda label: heard)
+    with pytest.raises(RunError, match="no contest here"):
+        read_contest(tmp_path / "elsewhere")
+
+
+def test_tasks_are_shared_out_in_handfuls_and_folders_do_not_collide(contest_of, tmp_path: Path) -> None:
+    contest = contest_of("a b: hybrid", "a-b: hybrid", tasks=tuple(f"t{n}" for n in range(23)))
+    paths = [job.path for _, job in searches(contest, tmp_path)]
+    assert len(set(paths)) == len(paths) == 6
+    assert [len(job.settings["solve"]["tasks"]) for _, job in searches(contest, tmp_path)] == [10, 10, 3] * 2
+
+
+def test_which_tasks_are_meant(tmp_path: Path) -> None:
+    file = tmp_path / "tasks.jsonl"
+    row = '{"id": "%s", "prompt": "Give one.", "fn_name": "one", "tests": [{"input": [], "output": 1}]}\n'
+    file.write_text("".join(row % name for name in ("one", "two")))
+    assert task_ids((str(file),), ()) == ((("data", str(file)),), ("one", "two"))
+    assert task_ids((str(file), "two"), ())[1] == ("two",)
+    with pytest.raises(DataError, match="did you mean 'two'"):
+        task_ids((str(file), "tow"), ())
+    with pytest.raises(ConfigError, match="from one file"):
+        task_ids((str(file), "other.jsonl"), ())
+
+
+def test_every_seed_must_search_the_same_tasks() -> None:
+    with pytest.raises(ConfigError, match=r"every seed would search other tasks[\s\S]*world\.draw=0"):
+        task_ids((), (("world", "verbs"), ("world.verbs", 2)))
+    _, ids = task_ids((), (("world", "verbs"), ("world.verbs", 2), ("world.draw", 3)))
+    assert len(ids) == 2
+
+
+def test_a_contest_needs_distinct_labels_and_a_seed(contest_of) -> None:
+    with pytest.raises(ConfigError, match="two ways have one label"):
+        contest_of("hybrid", "hybrid")
+    with pytest.raises(ConfigError, match="at least one seed"):
+        replace(contest_of("hybrid"), seeds=0)
