@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from selfdistill.errors import RunError
+from selfdistill.loops.solve_config import solve_config, solve_settings
 from selfdistill.runs import (
     Accuracies,
     Estimate,
@@ -102,9 +103,16 @@ def test_summary_is_read_back(tmp_path: Path):
 
 def test_a_used_directory_is_refused_and_left_alone(tmp_path: Path):
     (tmp_path / "letter.txt").write_text("mine")
-    with pytest.raises(RunError, match="--resume"):
+    with pytest.raises(RunError, match=r"choose another with --out$"):
         RunDir.create(tmp_path, CONFIG)
     assert [entry.name for entry in tmp_path.iterdir()] == ["letter.txt"]
+
+
+def test_a_directory_that_a_run_uses_can_be_gone_on_with(tmp_path: Path):
+    path = tmp_path / "run"
+    RunDir.create(path, CONFIG).close()
+    with pytest.raises(RunError, match=f"go on with that run: selfdistill train --resume {path}$"):
+        RunDir.create(path, CONFIG)
 
 
 def test_a_file_in_the_way_is_refused(tmp_path: Path):
@@ -129,12 +137,39 @@ def test_a_disk_that_is_too_full_is_refused_before_the_first_step(tmp_path: Path
 def test_a_full_disk_later_is_a_clean_stop(tmp_path: Path):
     run = RunDir.create(tmp_path / "run", CONFIG)
     run.append(a_step(1))
+    fill_the_disk(run)
+    with pytest.raises(RunError, match=f"go on with: selfdistill train --resume {tmp_path / 'run'}$"):
+        run.append(a_step(2))
+    assert read_run(tmp_path / "run").steps == (a_step(1),)
+
+
+def test_a_search_is_gone_on_with_as_a_whole(tmp_path: Path):
+    """The folder of all tasks is what `selfdistill solve` resumes, not the run of one task inside it."""
+    config = {"settings": solve_settings(solve_config())}
+    whole = tmp_path / "solve"
+    command = f"selfdistill solve --resume {whole}$"
+    whole.mkdir()
+    write_atomic(whole / "config.json", json.dumps(config))
+    with RunDir.create(whole / "000-first", config) as run:
+        fill_the_disk(run)
+        with pytest.raises(RunError, match=f"go on with: {command}"):
+            run.append(a_step(1))
+    for used in (whole, run.path):
+        with pytest.raises(RunError, match=f"go on with that run: {command}"):
+            RunDir.create(used, config)
+    with pytest.raises(RunError, match=f"go on with: {command}"):
+        write_atomic(whole / "001-second" / "result.json", "{}")
+
+
+def test_what_could_not_even_begin_is_started_again(tmp_path: Path):
+    with pytest.raises(RunError, match=r"make room, then start again$"):
+        write_atomic(tmp_path / "run" / "config.json", "{}")
+
+
+def fill_the_disk(run: RunDir) -> None:
     os.close(run._files["metrics.jsonl"].fileno())
     full = os.open("/dev/full", os.O_WRONLY)  # every write to it fails with "No space left on device"
     os.dup2(full, run._files["metrics.jsonl"].fileno())
-    with pytest.raises(RunError, match="--resume"):
-        run.append(a_step(2))
-    assert read_run(tmp_path / "run").steps == (a_step(1),)
 
 
 def test_a_resume_takes_back_later_steps(tmp_path: Path):

@@ -29,7 +29,6 @@ CONFIG, METRICS, ROLLOUTS, SUMMARY, CHECKPOINTS = (
     "checkpoints",
 )
 MEBIBYTE = 2**20
-FULL_DISK = "make room, then go on with: selfdistill train --resume {path}"
 
 
 class RunDir:
@@ -48,11 +47,12 @@ class RunDir:
         """A new run directory holding `config`. Raises `RunError` when `path` is in use, cannot be written to, or
         when fewer than `expected_bytes` are free: better now than after an hour."""
         if path.exists() and (not path.is_dir() or any(not entry.name.startswith(".") for entry in path.iterdir())):
+            command = _resuming(path)
             raise RunError(
                 "the run directory is already in use",
                 got=path,
                 why="a run never overwrites another one's records",
-                do=f"choose another with --out, or go on with that run: selfdistill train --resume {path}",
+                do="choose another with --out" + (f", or go on with that run: {command}" if command else ""),
             )
         probe(path, expected_bytes)
         write_atomic(path / CONFIG, json.dumps(config, indent=2, default=str) + "\n")
@@ -141,7 +141,7 @@ def write_atomic(path: Path, text: str) -> None:
         os.close(folder)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise RunError(f"{path.name} cannot be written", got=error, do=FULL_DISK.format(path=path.parent)) from error
+        raise RunError(f"{path.name} cannot be written", got=error, do=_when_there_is_room(path.parent)) from error
 
 
 def saved_config(path: Path) -> dict[str, Any]:
@@ -152,7 +152,7 @@ def saved_config(path: Path) -> dict[str, Any]:
         raise RunError(
             "this is not a run directory",
             got=f"{path} ({error})",
-            do=f"name a directory that `selfdistill train` made: it holds {CONFIG}",
+            do=f"name a directory that a run made: it holds {CONFIG}",
         ) from error
     if not isinstance(config, dict):
         raise RunError(f"{CONFIG} is not what a run writes", got=path / CONFIG, do="restore it, or start a new run")
@@ -197,6 +197,30 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
 
 
+def _when_there_is_room(path: Path) -> str:
+    """What to do about a disk that refused to write into `path`."""
+    command = _resuming(path)
+    return f"make room, then go on with: {command}" if command else "make room, then start again"
+
+
+def _resuming(path: Path) -> str:
+    """The command that goes on with what was begun in `path`; empty where nothing was."""
+    # A search keeps the runs of its tasks in one folder, which has settings of its own and is what it goes on with.
+    searches = [folder for folder in (path.parent, path) if "solve" in _settings(folder)]
+    if searches:
+        return f"selfdistill solve --resume {searches[0]}"
+    return f"selfdistill train --resume {path}" if (path / CONFIG).exists() else ""
+
+
+def _settings(path: Path) -> Mapping[str, Any]:
+    """Those of a run; none where no run has written any."""
+    try:
+        settings: Mapping[str, Any] = saved_config(path).get("settings", {})
+    except RunError:
+        return {}
+    return settings
+
+
 def _open_for_append(path: Path) -> IO[bytes]:
     return open(path, "ab+", buffering=0)
 
@@ -225,7 +249,7 @@ def _write(file: IO[bytes], text: str, path: Path) -> None:
             data = data[file.write(data) :]
         os.fsync(file.fileno())
     except OSError as error:
-        raise RunError("the run's records cannot be written", got=error, do=FULL_DISK.format(path=path)) from error
+        raise RunError("the run's records cannot be written", got=error, do=_when_there_is_room(path)) from error
 
 
 def _end_torn_line(file: IO[bytes]) -> None:
