@@ -6,9 +6,9 @@ import pytest
 
 from core_parts import QUESTION, group, rollout
 from selfdistill.context import SolutionOrFeedback, teacher_messages
-from selfdistill.methods import GRPO, SDPO
+from selfdistill.methods import GRPO, RLCSD, SDPO
 from selfdistill.methods.base import Credit, Verdict
-from selfdistill.render import Renderer
+from selfdistill.render import CUT, Renderer
 from selfdistill.samples import Prepared, prepare, rehearsal_sample
 from selfdistill.types import Context, Drop, Message, RolloutGroup
 from tiny_models import tiny_tokenizer
@@ -63,6 +63,21 @@ def test_a_field_that_was_cut_is_said_and_a_frame_that_does_not_fit_is_dropped(r
     assert len(cut.samples[0].teacher_prompts[0]) <= 300
     narrow = prepare(SDPO(), [siblings], replace(renderer, max_teacher_tokens=20))[0]
     assert (narrow.drop, narrow.samples) == (Drop.CONTEXT_TOO_LONG, ())
+
+
+def test_a_context_that_speaks_against_an_answer_is_cut_like_one_that_speaks_for_it(renderer: Renderer) -> None:
+    """The wrong sibling is too long: its text is shortened, the frame around it stays, and it is counted."""
+    wrong = rollout(2, 0.0, text="sorted(xs)[1:] " * 200)
+    entry = prepare(RLCSD(), [RolloutGroup(QUESTION, (rollout(0, 1.0), rollout(1, 1.0), wrong))], renderer)[0]
+    [sample] = entry.samples
+    [told], [against] = sample.teacher_prompts, sample.against_prompts
+    assert entry.cut
+    assert told == renderer.prompt(teacher_messages(QUESTION.messages, Context("solution", solution="answer 1")))
+    assert 280 < len(against) <= 300
+    first, last = renderer.tokenizer.decode(told).split("answer 1")
+    text = renderer.tokenizer.decode(against)
+    assert text.startswith(first + "sorted(xs)")
+    assert text.endswith(CUT + last), "the closing instruction and the assistant's header"
 
 
 def test_the_teacher_prompt_leaves_room_for_the_answer(renderer: Renderer) -> None:
