@@ -136,7 +136,7 @@ def look_ahead(
 ) -> Ahead:
     """One pass over the answers with the weights as they are, for behaviour log-probabilities, entropies and evidence,
     and from them the weight of every token under the signals that look at tokens."""
-    assert sum(signal.gate is not None for signal in signals) <= 1, "two gates would share one memory"
+    assert sum(signal.gate is not None for signal in signals) <= 1, "a method with two gates was refused"
     seen: dict[str, TokenStats] = {}
     hidden = by_uid(samples, policy.answer_hidden([(s.student_prompt_ids, s.completion_ids) for s in samples], tokens))
     for batch in micro_batches(samples, tokens):

@@ -9,6 +9,7 @@ from zlib import crc32
 
 from selfdistill import Completion, Credit, Message, Outcome, RolloutGroup, Signal, Task
 from selfdistill.methods.base import Method
+from selfdistill.signal import EntropyGate
 
 QUESTIONS = ["What is seven plus five?", "Say yes or no."]
 
@@ -57,3 +58,14 @@ class Halves(Whole):
 
     def verdict(self, group: RolloutGroup, index: int) -> Credit | tuple[Credit, ...]:
         return Credit(advantage=0.5), Credit(advantage=0.5)
+
+
+@dataclass(frozen=True, slots=True)
+class Gated(Whole):
+    """Two signals, of which so many have a gate."""
+
+    gates: int = 1
+
+    def signals(self, temperature: float) -> tuple[Signal, ...]:
+        gates = [EntropyGate() if number < self.gates else None for number in range(2)]
+        return tuple(Signal(gate=gate, temperature=temperature) for gate in gates)

@@ -98,6 +98,12 @@ def test_a_teacher_without_a_name_is_refused_before_any_model_is_loaded(config_o
         train(config_of(method="opd", model="no/such/model"), Quiet())
 
 
+def test_a_second_gate_is_refused_before_any_model_is_loaded(config_of, tmp_path) -> None:
+    assert ran(config_of, f"{PARTS}:Gated", tmp_path / "run", steps=1).steps[0].samples == 8
+    with pytest.raises(ConfigError, match="more than one signal with a gate"):
+        train(config_of(method={"name": f"{PARTS}:Gated", "gates": 2}, model="no/such/model"), Quiet())
+
+
 def test_another_model_may_be_the_teacher(config_of, model_dir, tmp_path) -> None:
     run = ran(config_of, "opd", tmp_path / "run", steps=1, teacher={"model": str(model_dir)})
     assert run.steps[0].loss == pytest.approx(0.0, abs=1e-5), "here it is the student itself"

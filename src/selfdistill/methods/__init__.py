@@ -73,12 +73,20 @@ def find_method(name: str) -> type[Method]:
 
 
 def get_method(name: str, options: Mapping[str, Any]) -> Method:
-    """A method with some of its settings replaced. Raises `ConfigError`, also for values that its signal refuses."""
+    """A method with some of its settings replaced. Raises `ConfigError`, also for values that its signal refuses, and
+    for more than one signal with a gate."""
     method = build(find_method(name), options, Where("method"))
     try:
-        method.signals(temperature=1.0)
+        gates = [signal.gate for signal in method.signals(temperature=1.0) if signal.gate is not None]
     except ValueError as error:
         raise ConfigError(f"the settings of method {name!r} do not work together", got=error) from error
+    if len(gates) > 1:
+        raise ConfigError(
+            f"method {name!r} has more than one signal with a gate",
+            got=gates,
+            why="a run remembers what one gate has read; two would overwrite each other",
+            do="keep the gate in one of its signals, and gate=None in the others",
+        )
     return method
 
 
