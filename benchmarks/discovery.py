@@ -41,12 +41,12 @@ CASES = 3  # failing cases in one feedback
 CHUNK = 256  # bare attempts at a time
 SELECTION_SEED = 90_000  # no strategy samples with it
 SETS = ("very hard", "teacher blind")
+# The sapling met contexts of up to 288 tokens while it grew: a longer window is no favour to who reads it.
 WAYS = (
     "best-of-k",
-    "grpo",
-    "multi-turn",
-    "multi-turn, attempts: multi-turn strategy.attempts=true",
-    'multi-turn, random: multi-turn strategy.keep="random"',
+    "multi-turn: multi-turn strategy.window=288",
+    "multi-turn, attempts: multi-turn strategy.window=288 strategy.attempts=true",
+    'multi-turn, random: multi-turn strategy.window=288 strategy.keep="random"',
     "self-distill",
     "hybrid",
 )

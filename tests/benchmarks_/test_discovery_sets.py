@@ -42,7 +42,7 @@ def test_sets_are_the_first_that_the_rule_admits(benchmark: ModuleType) -> None:
 def test_every_way_is_a_strategy_with_settings_it_has(benchmark: ModuleType) -> None:
     contest = benchmark.Contest(tuple(benchmark.parse_way(way) for way in benchmark.WAYS), ("verb",))
     names = [contest.config(way).strategy.name for way in contest.ways]
-    assert sorted(set(names)) == ["best-of-k", "grpo", "hybrid", "multi-turn", "self-distill"]
+    assert sorted(set(names)) == ["best-of-k", "hybrid", "multi-turn", "self-distill"]
 
 
 def test_a_line_that_a_kill_cut_short_is_measured_again(benchmark: ModuleType, tmp_path: Path) -> None:

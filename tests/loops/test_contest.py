@@ -69,10 +69,10 @@ def test_a_folder_holds_one_contest(contest_of, tmp_path: Path, heard) -> None:
 
 
 def test_tasks_are_shared_out_in_handfuls_and_folders_do_not_collide(contest_of, tmp_path: Path) -> None:
-    contest = contest_of("a b: hybrid", "a-b: hybrid", tasks=tuple(f"t{n}" for n in range(23)))
+    contest = contest_of("a b: hybrid", "a-b: hybrid", tasks=tuple(f"t{n}" for n in range(43)))
     paths = [job.path for _, job in searches(contest, tmp_path)]
     assert len(set(paths)) == len(paths) == 6
-    assert [len(job.settings["solve"]["tasks"]) for _, job in searches(contest, tmp_path)] == [10, 10, 3] * 2
+    assert [len(job.settings["solve"]["tasks"]) for _, job in searches(contest, tmp_path)] == [20, 20, 3] * 2
 
 
 def test_which_tasks_are_meant(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from selfdistill.runs.store import write_atomic
 from selfdistill.worlds.registry import make_world
 
 CONTEST = "contest.json"
-TASKS_A_JOB = 10  # loading a model takes about as long as a few attempts at one task
+TASKS_A_JOB = 20  # loading a model takes about as long as a few attempts at one task
 
 Settings = tuple[tuple[str, Any], ...]
 

@@ -27,6 +27,7 @@ h1 { font-size: 1.4rem; } h2 { font-size: 1.05rem; margin-top: 1.8rem; }
 pre, .answer, td:first-child { font-family: ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere; }
 pre, .answer { border: 1px solid var(--line); border-radius: 6px; padding: .8rem; line-height: 1.9; margin: .4rem 0; }
 .note { color: var(--soft); } .verdict { border-left: 4px solid var(--soft); padding-left: .8rem; }
+.note .less, .note .more { color: var(--ink); border-radius: 3px; padding: 0 .2em; }
 .token { position: relative; border-radius: 3px; }
 .less { background: rgb(var(--less) / var(--strength)); } .more { background: rgb(var(--more) / var(--strength)); }
 .less.halved { border-bottom: 2px solid rgb(var(--less)); } .more.halved { border-bottom: 2px dotted rgb(var(--more)); }
