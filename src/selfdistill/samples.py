@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from selfdistill.methods.base import Credit, Method, Verdict
 from selfdistill.render import Renderer
@@ -39,6 +39,11 @@ def rehearsal_sample(rollout: Rollout, weight: float) -> TrainingSample:
     return TrainingSample(
         done.uid, rollout.prompt_ids, (), done.token_ids, done.logprobs, reference=weight, context_kind="rehearsal"
     )
+
+
+def untaught(sample: TrainingSample) -> TrainingSample:
+    """What is left of a sample that no teacher reads."""
+    return replace(sample, teacher_prompts=(), against_prompts=(), distil=0.0)
 
 
 def _prepare(rollout: Rollout, verdict: Verdict, renderer: Renderer) -> Prepared:

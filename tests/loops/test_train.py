@@ -108,6 +108,36 @@ def test_several_updates_share_one_reading_and_the_teacher_moves_once_after_the_
     assert calls == ["read_teacher", "train_step", "teacher moves"], "on-policy: r1 = 1, nothing to compute"
 
 
+def test_a_teacher_that_has_no_say_at_a_step_is_not_read(config_of, tmp_path) -> None:
+    """λ is 1/2 in the first batch and 0 from the second on: no evidence there, and the update is that of GRPO."""
+    fading = read_run(train(config_of(method={"name": "rlsd", "fades": 1}), Quiet()))
+    for rollout in fading.rollouts():
+        assert bool(rollout.evidence) == (rollout.step == 1 and rollout.drop is None and rollout.context_kind != "none")
+    assert [record.extra["lambda"] for record in fading.steps] == [0.5, 0.0, 0.0]
+    assert [record.evidence > 0 for record in fading.steps] == [True, False, False]
+    silent = config_of(method={"name": "rlsd", "strength": 0.0}, out=str(tmp_path / "silent"))
+    plain = config_of(method={"name": "grpo", "divide_by_deviation": True}, out=str(tmp_path / "plain"))
+    ours, theirs = (final_weights(train(config, Quiet())) for config in (silent, plain))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_distillation_on_a_schedule_is_not_read_where_it_weighs_nothing(config_of, monkeypatch) -> None:
+    """SDPG begins at 0; answers that are to be distilled keep their credit in the records."""
+    real, readings = learning.read_teacher, list[int]()
+
+    def counted(*arguments):
+        found = real(*arguments)
+        readings.append(len(found))
+        return found
+
+    monkeypatch.setattr(learning, "read_teacher", counted)
+    run = read_run(train(config_of(method={"name": "sdpg", "warmup": 2, "peak": 1.0}, steps=2), Quiet()))
+    assert readings == [0, 1]
+    distilled = [rollout for rollout in run.rollouts() if rollout.distil]
+    assert {rollout.step for rollout in distilled} == {1, 2}
+    assert all(bool(rollout.evidence) == (rollout.step == 2) for rollout in distilled)
+
+
 def test_an_ema_teacher_is_the_mean_it_says(config_of, model_dir) -> None:
     """One step at rate 1/4 from φ = θ₀: φ = 3/4 θ₀ + 1/4 θ₁."""
     path = train(config_of(teacher={"kind": "ema", "rate": 0.25}, steps=1), Quiet())

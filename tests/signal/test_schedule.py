@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
+from selfdistill.signal import EntropyGate, Signal
 from selfdistill.signal.schedule import Constant, Linear, Schedule, Trapezoid
 
 
 def test_constant() -> None:
     assert [Constant(0.5).at(step) for step in (0, 7, 10**6)] == [0.5, 0.5, 0.5]
+
+
+def test_a_teacher_is_heard_where_it_has_strength_and_wherever_a_gate_reads_it() -> None:
+    fading = Signal(schedule=Linear(0.5, 0.0, 2))
+    assert [fading.teaches(step) for step in range(4)] == [True, True, False, False]
+    assert all(replace(fading, gate=EntropyGate()).teaches(step) for step in range(4))
 
 
 def test_linear_by_hand() -> None:

@@ -16,7 +16,7 @@ from selfdistill.loops.tasks import draw_tasks
 from selfdistill.readings import Ahead, look_ahead, read_reference, read_teacher
 from selfdistill.runs import RolloutRecord, StepRecord
 from selfdistill.runs.progress import Reporter
-from selfdistill.samples import Prepared, prepare, rehearsal_sample
+from selfdistill.samples import Prepared, prepare, rehearsal_sample, untaught
 from selfdistill.signal import Memory, Relative, Signal, denominators
 from selfdistill.step import Batch, UpdateReport, train_step
 from selfdistill.types import Completion, Outcome, Task, TrainingSample
@@ -114,11 +114,12 @@ def _update(
     """All optimiser steps of a generation batch, whose groups have these sizes."""
     config, method, policy = session.config, session.method, session.policy
     tokens = config.micro_batch_tokens
+    signals = [_bounded(signal, totals.memory) for signal in method.signals(config.sampling.temperature or 1.0)]
+    prepared = [_heard(entry, signals, totals.step) for entry in prepared]
     parts = _parts(prepared, sizes, config.tasks_per_update)
     samples = [sample for entry in prepared for sample in entry.samples]
     if not samples:
         return Learned([], totals.memory)
-    signals = [_bounded(signal, totals.memory) for signal in method.signals(config.sampling.temperature or 1.0)]
     everything = [*samples, *rehearsed]
     teacher = read_teacher(policy, session.teacher, samples, tokens, signals)
     mixed = any(signal.evidence.reference for signal in signals)
@@ -157,6 +158,12 @@ def _parts(prepared: Sequence[Prepared], sizes: Sequence[int], tasks_per_update:
     rollouts, per_update = iter(prepared), tasks_per_update or max(1, len(sizes))
     groups = [list(islice(rollouts, size)) for size in sizes]
     return [list(chain(*groups[start : start + per_update])) for start in range(0, len(groups), per_update)]
+
+
+def _heard(entry: Prepared, signals: Sequence[Signal], step: int) -> Prepared:
+    """The same uses, those without a teacher whose signal gives it no say at this step: it is not read for nothing."""
+    uses = [s if signals[s.signal].teaches(step) else untaught(s) for s in entry.samples]
+    return replace(entry, samples=tuple(uses))
 
 
 def _bounded(signal: Signal, memory: Memory) -> Signal:

@@ -88,6 +88,10 @@ class Signal:
         """Whether weighing reads the teacher: its evidence on the tokens, or its entropy."""
         return self.coupling.needs_evidence or self.allocation.needs_teacher or self.gate is not None
 
+    def teaches(self, step: int) -> bool:
+        """Whether the teacher is heard at generation batch `step`: it has strength there, or a gate that reads it."""
+        return self.gate is not None or self.schedule.at(step) != 0
+
 
 @dataclass(frozen=True, slots=True)
 class TokenWeights:
