@@ -3,8 +3,10 @@
 import importlib.util
 import json
 import re
+import shlex
 import tomllib
 from dataclasses import fields
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ import typer
 
 from selfdistill.cli import app
 from selfdistill.config import from_settings, load_config
+from selfdistill.loops.contest import Contest, parse_way
 from selfdistill.loops.tasks import question_rows
 from selfdistill.runs import EvalRecord, RolloutRecord, StepRecord
 from selfdistill.types import Drop
@@ -65,12 +68,15 @@ def test_json_rows_are_tasks(text: str, tmp_path: Path):
 def test_command_lines_are_understood(page: Path):
     """Every option exists, and every KEY=VALUE is a setting."""
     program = typer.main.get_command(app)
-    lines = [line.split("#")[0].split() for text in blocks(page, "") for line in text.replace("\\\n", "").splitlines()]
+    texts = [line.split("#")[0] for text in blocks(page, "") for line in text.replace("\\\n", "").splitlines()]
+    lines = [shlex.split(text) for text in texts if "selfdistill " in text]
     for words in (line for line in lines if line[:1] == ["selfdistill"] or line[1:2] == ["selfdistill"]):
         name, *rest = words[words.index("selfdistill") + 1 :]
         known = {option for parameter in program.commands[name].params for option in parameter.opts}
         assert {word for word in rest if word.startswith("-")} <= known, words
-        load_config(None, [word for word in rest if "=" in word])
+        ways = [parse_way(word) for flag, word in pairwise(rest) if flag == "--way"]
+        assert not ways or Contest(tuple(ways), ("task",)).config(ways[-1])
+        load_config(None, [word for word in rest if "=" in word and " " not in word])
 
 
 @pages

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from selfdistill import Additive, SampledToken, Tanh, load_config, load_tasks, read_run, train
+from selfdistill import Additive, SampledToken, Tanh, load_config, load_tasks, read_run, solve, solve_config, train
 from selfdistill.errors import ConfigError
+from selfdistill.loops.solve import default_path
+from selfdistill.loops.solve_config import config_from, solve_settings
 from selfdistill.methods import find_method, get_method
 from selfdistill.plugins import load_from_file, short_name
 from selfdistill.runs import Quiet, Run, RunInfo
@@ -49,6 +51,7 @@ def code_lines(file: Path) -> int:
 def test_they_are_short():
     assert code_lines(EXAMPLES / "my_world.py") <= 15
     assert code_lines(EXAMPLES / "my_method.py") <= 25
+    assert code_lines(EXAMPLES / "my_strategy.py") <= 12
 
 
 def test_the_world_judges_and_trains(model: str, tmp_path: Path):
@@ -110,6 +113,25 @@ def test_its_relative_learns_from_the_same_lessons_in_another_way(model: str, tm
     run = trained(model, tmp_path / "run", f"method={method}", f"world={EXAMPLES / 'my_world.py'}")
     assert run.steps[0].contexts == {"feedback": 4}
     assert run.steps[0].grad_norm > 0
+
+
+def test_the_strategy_reads_the_newest_feedback_learns_and_resumes(model: str, tmp_path: Path):
+    name = f"{EXAMPLES / 'my_strategy.py'}:Reminded"
+    own = ["world=" + f"{EXAMPLES / 'my_world.py'}:world", f"model={model}", "device=cpu", "sampling.max_new_tokens=8"]
+    config = solve_config(
+        name, [*own, "strategy.batch=2", "strategy.before=Wrong:"], tasks=["12"], limits={"budget": 4}
+    )
+    assert default_path(config).name == "solve-my_strategy-my_world-seed0"
+    again = config_from(solve_settings(config))
+    assert solve_settings(again) == solve_settings(config), "a resume finds it by its file"
+    assert again.strategy.prompts.__code__ == config.strategy.prompts.__code__
+    [found] = solve(config, lambda label: Quiet(), out=tmp_path / "search")
+    assert found.attempts == 4
+    run = read_run(tmp_path / "search" / "000-12")
+    assert [step.samples for step in run.steps] == [2, 2]
+    assert ["Wrong:" in rollout.prompt for rollout in run.rollouts()] == [False, False, True, True]
+    with pytest.raises(ConfigError, match="is no strategy"):
+        solve_config(METHOD)
 
 
 def test_a_run_is_named_after_the_files_it_uses(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

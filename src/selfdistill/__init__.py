@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from selfdistill.context import Demonstration, Document, SolutionOrFeedback
     from selfdistill.loops.compare import compare
     from selfdistill.loops.measure import measure
+    from selfdistill.loops.solve import solve
+    from selfdistill.loops.solve_config import solve_config
+    from selfdistill.loops.strategies import Prompt, Scene, Strategy
     from selfdistill.loops.train import train
     from selfdistill.methods import GRPO, SDPO, Credit, Method
     from selfdistill.models.hf import LoraOptions, load_policy
@@ -54,6 +57,7 @@ __all__ = [
     "Method",
     "Outcome",
     "Policy",
+    "Prompt",
     "Quiet",
     "Reporter",
     "Rollout",
@@ -62,10 +66,12 @@ __all__ = [
     "RunConfig",
     "SampledToken",
     "SamplingOptions",
+    "Scene",
     "SelfDistillError",
     "Signal",
     "SolutionOrFeedback",
     "StopReason",
+    "Strategy",
     "Tanh",
     "Task",
     "compare",
@@ -77,6 +83,8 @@ __all__ = [
     "measure",
     "read_run",
     "sample",
+    "solve",
+    "solve_config",
     "train",
 ]
 
@@ -86,6 +94,9 @@ _HOMES = {
     "context": "Demonstration Document SolutionOrFeedback",
     "loops.compare": "compare",
     "loops.measure": "measure",
+    "loops.solve": "solve",
+    "loops.solve_config": "solve_config",
+    "loops.strategies": "Prompt Scene Strategy",
     "loops.train": "train",
     "methods": "GRPO SDPO Credit Method",
     "models.hf": "LoraOptions load_policy",

@@ -36,7 +36,7 @@ def solve(
         typer.Option(
             help="self-distill: learn from the feedback on every failure. hybrid: the same, and read recent feedback "
             "before an attempt. multi-turn: read all feedback, learn nothing. best-of-k: independent attempts. grpo: "
-            "learn from the score alone."
+            "learn from the score alone. FILE.py:NAME: one of your own."
         ),
     ] = "self-distill",
     budget: Annotated[int, typer.Option(help="Most attempts (or what --unit says) for each task.")] = 2750,

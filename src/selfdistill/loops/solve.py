@@ -84,7 +84,8 @@ def solve_job(path: Path, settings: Mapping[str, Any], reporter: Reporter) -> No
 def default_path(config: SolveConfig) -> Path:
     """A directory under `runs` that is not used yet."""
     run = config.run
-    return fresh_path(Path("runs"), f"solve-{config.strategy.name}-{short_name(run.world.name)}-seed{run.seed}")
+    names = f"{short_name(config.strategy.name)}-{short_name(run.world.name)}"
+    return fresh_path(Path("runs"), f"solve-{names}-seed{run.seed}")
 
 
 def task_path(out: Path, number: int, task: Task) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import is_dataclass
 from typing import Any
 
 from selfdistill.errors import ConfigError, nearest
@@ -11,6 +12,7 @@ from selfdistill.loops.strategies.base import Attempt, Prompt, Scene, Strategy
 from selfdistill.loops.strategies.hybrid import Hybrid, UnderTheQuestion
 from selfdistill.loops.strategies.multi_turn import MultiTurn
 from selfdistill.options import Where, build
+from selfdistill.plugins import is_file_name, load_from_file
 
 STRATEGIES: Mapping[str, type[Strategy]] = {
     strategy.name: strategy for strategy in (SelfDistill, Hybrid, MultiTurn, BestOfK, Grpo)
@@ -18,10 +20,24 @@ STRATEGIES: Mapping[str, type[Strategy]] = {
 
 
 def get_strategy(name: str, options: Mapping[str, Any]) -> Strategy:
-    """A strategy by name. Raises `ConfigError`: unknown strategy or setting, with the nearest name."""
+    """A strategy by name, or `FILE.py:NAME` for one of the user's. Raises `ConfigError`: unknown strategy or setting,
+    with the nearest name."""
+    if is_file_name(name):
+        return build(_from_file(name), options, Where("strategy"))
     if name not in STRATEGIES:
-        raise ConfigError("unknown strategy", got=name, do=nearest(name, STRATEGIES))
+        do = f"{nearest(name, STRATEGIES)}; or a file of your own: --strategy my_strategy.py:MyStrategy"
+        raise ConfigError("unknown strategy", got=name, do=do)
     return build(STRATEGIES[name], options, Where("strategy"))
+
+
+def _from_file(name: str) -> type[Strategy]:
+    """The class under the name by which a resumed search finds it again."""
+    found, _ = load_from_file(name, default="Strategy")
+    if not isinstance(found, type) or not issubclass(found, Strategy) or not is_dataclass(found):
+        raise ConfigError(
+            f"{name} is no strategy", got=found, do="name a frozen dataclass that derives from `selfdistill.Strategy`"
+        )
+    return type(found.__name__, (found,), {"__slots__": (), "__doc__": found.__doc__, "name": name})
 
 
 __all__ = [
