@@ -50,17 +50,19 @@ def roll_out(
     *,
     rollouts: int,
     seed: int,
-    label: str,
+    label: str | Sequence[str],
     version: int = 0,
     stages: Sequence[Stage] = (Attempts(),),
     prompts: Sequence[TokenIds] | None = None,
 ) -> Batch:
     """What the stages want of each task, in their order, sampled together and judged: by default `rollouts` answers.
 
-    `label` makes uids unique; `prompts`, one per task, replace those of an answer's messages.
+    `label` makes uids unique, one for all or one per task; `prompts`, one per task, replace those of an answer's
+    messages.
     """
     groups, faults = [RolloutGroup(task, ()) for task in tasks], dict[str, str]()
-    asking = _Asking(policy, world, renderer, options, seed, label, version)
+    labels = [f"{label}-{place}" for place in range(len(tasks))] if isinstance(label, str) else label
+    asking = _Asking(policy, world, renderer, options, seed, labels, version)
     for stage in stages:
         wanted = [(place, want) for place, group in enumerate(groups) for want in stage.wanted(group, rollouts)]
         added, found = asking.rollouts(stage.name, groups, wanted, prompts)
@@ -81,7 +83,7 @@ class _Asking:
     renderer: Renderer
     options: SamplingOptions
     seed: int
-    label: str
+    labels: Sequence[str]
     version: int
 
     def rollouts(
@@ -127,7 +129,7 @@ class _Asking:
         rendered = cache(self.renderer.prompt)  # siblings are asked the same
         blank = []
         for place, want in wanted:
-            group, done = groups[place], Completion(f"{self.label}-{place}-{numbers[place]}", "")
+            group, done = groups[place], Completion(f"{self.labels[place]}-{numbers[place]}", "")
             numbers[place] += 1
             if isinstance(want, Given):
                 ids = self.renderer.answer(want.text)

@@ -7,7 +7,7 @@ the method that needs it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol, TypeAlias
 
@@ -61,15 +61,15 @@ class Attempts:
 
 @dataclass(frozen=True, slots=True)
 class Prompted:
-    """The student's answers to prompts that somebody has chosen, one to each."""
+    """The student's answers to prompts that somebody has chosen for each task, by its id; one to each prompt."""
 
-    prompts: tuple[tuple[Message, ...], ...]
+    prompts: Mapping[str, Sequence[tuple[Message, ...]]]
 
     name: ClassVar[str] = ANSWER
 
     def wanted(self, group: RolloutGroup, count: int) -> list[Wanted]:
         """As many as there are prompts."""
-        return [Ask(messages) for messages in self.prompts]
+        return [Ask(messages) for messages in self.prompts[group.task.id]]
 
 
 @dataclass(frozen=True, slots=True)

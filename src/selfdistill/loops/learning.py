@@ -232,12 +232,12 @@ class Unjudged:
 
 @dataclass
 class Laps:
-    """Seconds by phase."""
+    """Seconds by phase, the first one `since` then."""
 
     seconds: dict[str, float] = field(default_factory=dict)
-    _last: float = field(default_factory=time.monotonic)
+    since: float = field(default_factory=time.monotonic)
 
     def lap(self, name: str) -> None:
         """What has passed since the last lap belongs to this phase."""
         now = time.monotonic()
-        self.seconds[name], self._last = now - self._last, now
+        self.seconds[name], self.since = now - self.since, now

@@ -46,12 +46,20 @@ class Search:
 
     @classmethod
     def opened(
-        cls, config: SolveConfig, asking: Asking, task: Task, path: Path, reporter: Reporter, stop: StopSign
+        cls,
+        config: SolveConfig,
+        asking: Asking,
+        task: Task,
+        path: Path,
+        reporter: Reporter,
+        stop: StopSign,
+        *,
+        rounds: int | None = None,
     ) -> Search:
-        """A new search, or one that goes on where it was."""
+        """A new search, or one that goes on where it was; without learning, `rounds` may say after which round."""
         settings = solve_settings(config)
         if (path / CONFIG).exists():
-            totals = _restored(asking, path)
+            totals = _restored(asking, path, rounds)
             run = RunDir.resume(path, totals.step, settings, MAY_CHANGE)
         else:
             totals, run = Totals(), RunDir.create(path, _about(asking, settings), expected_bytes=_bytes(asking))
@@ -75,26 +83,11 @@ class Search:
         used = {"attempts": len(self.attempts), "tokens": self.totals.tokens, "seconds": self.totals.wall_s}
         return used[limits.unit] >= limits.budget
 
-    def until_done(self) -> SolveResult:
-        """Round after round. Raises `Interrupted` after Ctrl-C."""
-        began = time.monotonic() - self.totals.wall_s
-        while not self.over:
-            self._round(began)
-            every = self.config.run.checkpoint_every
-            if self.stop.asked and not self.over:
-                self._save()
-                raise Interrupted(self.run.path.parent, self.totals.step, "solve")
-            if every and self.totals.step % every == 0 and not self.over:
-                self._save()
-        return self._finish()
-
-    def _round(self, began: float) -> None:
-        """One batch of attempts, what the world says of them, and what is learned."""
-        prompts, clock = self._prompts(), Laps()
-        self.reporter.phase("sampling and judging", len(self.attempts), self._goal())
-        batch = self._attempt(prompts)
-        right = self._verified(batch)
-        found = any(right.values()) and not self.config.limits.go_on
+    def take(self, batch: Batch, prompts: Sequence[Prompt], right: Mapping[str, bool], spent: float) -> None:
+        """What the world says of a round of attempts, and what is learned from it; `spent` seconds on it so far."""
+        now = time.monotonic()
+        began, clock = now - self.totals.wall_s - spent, Laps(since=now - spent)
+        found = any(right.get(r.completion.uid) for r in batch.rollouts) and not self.config.limits.go_on
         if isinstance(self.asking, Session) and not found:
             record, rollouts = learn(self.asking, batch, self.totals, self.reporter, began, clock)
         else:
@@ -108,39 +101,17 @@ class Search:
         self.reporter.step(record)
         check_world(rollouts)
         self._comment(record, rollouts, found)
+        every = self.config.run.checkpoint_every
+        if every and self.totals.step % every == 0 and not self.over:
+            self.save()
 
-    def _prompts(self) -> list[Prompt]:
+    def prompts(self) -> list[Prompt]:
+        """What the next round of attempts reads."""
+        self.reporter.phase("sampling and judging", len(self.attempts), self._goal())
         run, strategy, limits = self.config.run, self.config.strategy, self.config.limits
         left = limits.budget - len(self.attempts) if limits.unit == "attempts" else strategy.batch
         scene = Scene(self.task, self.asking.renderer, run.sampling.max_new_tokens, run.seed, tuple(self.attempts))
         return strategy.prompts(scene, min(strategy.batch, left))
-
-    def _attempt(self, prompts: Sequence[Prompt]) -> Batch:
-        run, asking = self.config.run, self.asking
-        return roll_out(
-            asking.policy,
-            asking.world,
-            asking.renderer,
-            [self.task],
-            run.sampling,
-            rollouts=len(prompts),
-            seed=run.seed,
-            label=f"{self.totals.step + 1}-{self.task.id}",
-            version=self.totals.step if isinstance(asking, Session) else 0,
-            stages=(Prompted(tuple(prompt.messages for prompt in prompts)),),
-        )
-
-    def _verified(self, batch: Batch) -> dict[str, bool]:
-        """Of the attempts that passed, by uid, whether they are right by tests that training does not show."""
-        passed = [r for r in batch.rollouts if r.outcome is not None and r.outcome.reward >= PASSED]
-        judge = self.asking.judge_for_evaluation
-        if judge is self.asking.world or not passed:
-            return {rollout.completion.uid: True for rollout in passed}
-        verdicts = judge_all(judge, [(rollout.task, rollout.completion) for rollout in passed])
-        return {
-            rollout.completion.uid: isinstance(verdict, Outcome) and verdict.reward >= PASSED
-            for rollout, verdict in zip(passed, verdicts, strict=True)
-        }
 
     def _remember(self, rollouts: Sequence[RolloutRecord]) -> None:
         """The attempts of the records, which are whole rounds in order."""
@@ -179,18 +150,18 @@ class Search:
             self.reporter.note(text)
         self.said |= {once} - {""}
 
-    def _save(self, *, final: bool = False) -> None:
+    def save(self, *, final: bool = False) -> None:
         """What was learned. Without learning there is nothing but the records, which are there already."""
         if not isinstance(self.asking, Session):
             return
         self.reporter.phase("saving")
         self.asking.save(self.run.checkpoints, self.totals.step, vars(self.totals), final=final)
 
-    def _finish(self) -> SolveResult:
+    def finish(self) -> SolveResult:
         """Writes the result; then the weights are kept or thrown away."""
         result = self._result()
         if self.config.keep:
-            self._save(final=True)
+            self.save(final=True)
         run, totals = self.config.run, self.totals
         summary = Summary(
             method=result.strategy,
@@ -257,15 +228,75 @@ class Search:
         )
 
 
-def _restored(asking: Asking, path: Path) -> Totals:
-    """What was used up to where a search can go on: the last checkpoint, or without learning the last whole round."""
+def until_done(searches: Sequence[Search]) -> list[SolveResult]:
+    """Round after round, of all searches together: one model makes the attempts at all tasks at once. Searches that
+    learn have weights of their own and come one at a time.
+
+    Raises `Interrupted` after Ctrl-C, when the round is saved.
+    """
+    assert len(searches) <= 1 or not isinstance(searches[0].asking, Session)
+    found = {search.task.id: search.finish() for search in searches if search.over}
+    while active := [search for search in searches if search.task.id not in found]:
+        _round(active)
+        found |= {search.task.id: search.finish() for search in active if search.over}
+        left = [search for search in active if not search.over]
+        if left and left[0].stop.asked:
+            for search in left:
+                search.save()
+            raise Interrupted(left[0].run.path.parent, left[0].totals.step, "solve")
+    return [found[search.task.id] for search in searches]
+
+
+def _round(searches: Sequence[Search]) -> None:
+    """The next batch of attempts of each. Its time is shared out evenly."""
+    began, asking, run = time.monotonic(), searches[0].asking, searches[0].config.run
+    prompts = {search.task.id: search.prompts() for search in searches}
+    batch = roll_out(
+        asking.policy,
+        asking.world,
+        asking.renderer,
+        [search.task for search in searches],
+        run.sampling,
+        rollouts=0,  # as many as there are prompts
+        seed=run.seed,
+        label=[f"{search.totals.step + 1}-{search.task.id}" for search in searches],
+        version=searches[0].totals.step if isinstance(asking, Session) else 0,
+        stages=(Prompted({task: [prompt.messages for prompt in own] for task, own in prompts.items()}),),
+    )
+    right = _verified(asking, batch)
+    spent = (time.monotonic() - began) / len(searches)
+    for search, group in zip(searches, batch.groups, strict=True):
+        search.take(Batch([group], batch.faults), prompts[search.task.id], right, spent)
+
+
+def _verified(asking: Asking, batch: Batch) -> dict[str, bool]:
+    """Of the attempts that passed, by uid, whether they are right by tests that training does not show."""
+    passed = [r for r in batch.rollouts if r.outcome is not None and r.outcome.reward >= PASSED]
+    judge = asking.judge_for_evaluation
+    if judge is asking.world or not passed:
+        return {rollout.completion.uid: True for rollout in passed}
+    verdicts = judge_all(judge, [(rollout.task, rollout.completion) for rollout in passed])
+    return {
+        rollout.completion.uid: isinstance(verdict, Outcome) and verdict.reward >= PASSED
+        for rollout, verdict in zip(passed, verdicts, strict=True)
+    }
+
+
+def rounds_made(paths: Sequence[Path]) -> int:
+    """The whole rounds that all of some searches have made. After a kill some may have one more; it is made again, for
+    what a batch of the sampler holds decides the last bits of its numbers."""
+    return min((len(read_run(path).steps) if (path / CONFIG).exists() else 0 for path in paths), default=0)
+
+
+def _restored(asking: Asking, path: Path, rounds: int | None) -> Totals:
+    """What was used up to where a search can go on: the last checkpoint, or without learning this whole round."""
     if isinstance(asking, Session):
         checkpoint = latest_checkpoint(path / CHECKPOINTS)
         if checkpoint is None:
             return Totals()
         parts: dict[str, Any] = {name: getattr(asking, name) for name in ("policy", "optimizer", "teacher")}
         return Totals(**load_checkpoint(checkpoint, **parts))
-    steps = read_run(path).steps
+    steps = read_run(path).steps[:rounds]
     if not steps:
         return Totals()
     last = steps[-1]

@@ -14,13 +14,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from selfdistill.errors import ConfigError, DataError, RunError, nearest
-from selfdistill.loops.search import MAY_CHANGE, Search
+from selfdistill.loops.search import MAY_CHANGE, Search, rounds_made, until_done
 from selfdistill.loops.session import Asking, Session, open_asking, open_session, started_over
 from selfdistill.loops.solve_config import SolveConfig, config_from, is_file, solve_settings
 from selfdistill.loops.stopping import StopSign
@@ -33,13 +34,15 @@ from selfdistill.runs.store import CONFIG, probe, write_atomic
 from selfdistill.stages import Attempts
 from selfdistill.types import Task
 
+TOGETHER = 32  # tasks at a time; `sampling.batch_tokens` bounds what one batch of the sampler holds
 ReporterFor = Callable[[str], Reporter]
 
 
 def solve(
     config: SolveConfig, reporter_for: ReporterFor, *, out: Path | None = None, resume: bool = False
 ) -> list[SolveResult]:
-    """Searches for a solution of each task, one after the other; what became of them, in order.
+    """Searches for a solution of each task; what became of them, in order. A strategy that learns takes them one after
+    the other; one that does not makes its attempts at several tasks together.
 
     `reporter_for` gives the reporter of what is told under a name: "solve", then the tasks. With `resume`, tasks that
     are done in `out` are not repeated. Raises what `selfdistill.errors` lists; `Interrupted` after Ctrl-C, when the
@@ -60,20 +63,22 @@ def solve(
         probe(out, 0)
         write_atomic(out / CONFIG, json.dumps({"settings": settings}, indent=2) + "\n")
     start = _start(asking) if len(tasks) > 1 else {}
-    results = []
+    numbered = [(task_path(out, number, task), task) for number, task in enumerate(tasks)]
+    size = 1 if config.strategy.learns or config.limits.unit == "seconds" else TOGETHER
     stop = StopSign(reporter)
     with stop.watched():
-        for number, task in enumerate(tasks):
-            path = task_path(out, number, task)
-            found = read_result(path)
-            if found is None:
-                own = started_over(asking, start) if isinstance(asking, Session) and start else asking
-                with Search.opened(config, own, task, path, reporter_for(task.id), stop) as search:
-                    found = search.until_done()
-            results.append(found)
-            if stop.asked and number + 1 < len(tasks):
-                raise Interrupted(out, found.rounds, "solve")
-    return results
+        for first in range(0, len(tasks), size):
+            left = [pair for pair in numbered[first : first + size] if read_result(pair[0]) is None]
+            with ExitStack() as stack:
+                searches, rounds = [], rounds_made([path for path, _ in left])
+                for path, task in left:
+                    own = started_over(asking, start) if isinstance(asking, Session) and start else asking
+                    opened = Search.opened(config, own, task, path, reporter_for(task.id), stop, rounds=rounds)
+                    searches.append(stack.enter_context(opened))
+                until_done(searches)
+            if stop.asked and first + size < len(tasks):
+                raise Interrupted(out, None, "solve")
+    return [result for path, _ in numbered if (result := read_result(path)) is not None]
 
 
 def solve_job(path: Path, settings: Mapping[str, Any], reporter: Reporter) -> None:
@@ -128,4 +133,8 @@ def _chosen(config: SolveConfig, asking: Asking, reporter: Reporter) -> list[Tas
             raise DataError("there is no such task", got=name, do=do)
         found = training_tasks(asking.world, name) if is_file(name) else [every[name]]
         chosen += [task for task in found if task not in chosen]
+    ids = [task.id for task in chosen]
+    twice = sorted({name for name in ids if ids.count(name) > 1})
+    if twice:
+        raise DataError("two tasks have the same id", got=", ".join(twice), do="give each its own, in all files")
     return askable(chosen, asking.renderer, config.run.context.max_prompt_tokens, reporter)
