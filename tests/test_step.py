@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
 
 from core_parts import sample_of
-from selfdistill.models.hf import LoraOptions, Policy
+from selfdistill.models.hf import LoraOptions
 from selfdistill.models.teacher import Ema, Frozen, Live, Teacher, TrustRegion
-from selfdistill.readings import look_ahead, micro_batches, read_reference, read_teacher
+from selfdistill.readings import read_reference, read_teacher
 from selfdistill.signal import (
     FullVocabulary,
     JensenShannon,
@@ -25,109 +23,26 @@ from selfdistill.signal import (
     denominators,
 )
 from selfdistill.signal import divergence as shape_of
-from selfdistill.step import Batch, UpdateReport, train_step
-from selfdistill.types import TokenIds, TrainingSample
-
-PROMPTS = [(40, 41, 42), (50, 51, 52, 53, 54, 55), (60, 61)]
-TOLD = [(90, 91, 92, 93, *prompt) for prompt in PROMPTS]
-ANSWERS = [(101, 102), (110, 111, 112, 113, 114, 115), (120, 121, 122)]
-Gradients = dict[str, Tensor]
-
-
-class Caught(torch.optim.Optimizer):
-    """Keeps the gradients of its last step, and moves nothing."""
-
-    def __init__(self, policy: Policy) -> None:
-        super().__init__(list(policy.trainable().values()), {})
-        self.policy, self.steps, self.gradients = policy, 0, Gradients()
-
-    def step(self, closure: None = None) -> None:
-        self.steps += 1
-        found = self.policy.trainable().items()
-        self.gradients = {name: value.grad.clone() for name, value in found if value.grad is not None}
-
-
-def precise(policy: Policy) -> Policy:
-    policy.model.double()
-    return policy
-
-
-def distilled(**changes: float) -> list[TrainingSample]:
-    """Three answers of different lengths, each read by a teacher that knows four tokens more."""
-    return [
-        sample_of(f"s{i}", PROMPTS[i], ANSWERS[i], teacher=TOLD[i], **({"distil": 1.0} | changes)) for i in range(3)
-    ]
-
-
-def batch_of(policy: Policy, teacher: Teacher, samples: Sequence[TrainingSample], **options) -> Batch:
-    over = denominators([len(s.completion_ids) for s in samples])
-    readings = read_teacher(policy, teacher, samples, 10_000)
-    return Batch(samples, over, teacher=readings, **({"sampler_correction": False} | options))
-
-
-def seen_ahead(policy: Policy, samples: Sequence[TrainingSample]) -> dict[str, Tensor]:
-    """log π(y) by uid under the weights as they are."""
-    ahead = look_ahead(policy, [Signal()], samples, [], None, step=0, memory={}, tokens=10_000)
-    return dict(ahead.logprobs)
-
-
-def update(
-    policy: Policy, batch: Batch, signal: Signal | None = None, *, reduction="sequence-mean", tokens: int = 10_000
-) -> tuple[UpdateReport, Gradients]:
-    caught = Caught(policy)
-    report = train_step(policy, caught, [signal or Signal()], reduction, batch, max_grad_norm=0, tokens=tokens)
-    return report, caught.gradients
-
-
-def whole_logits(model: torch.nn.Module, prompt: TokenIds, answer: TokenIds) -> Tensor:
-    """logits_TV before each token of the answer, from the model as transformers runs it."""
-    logits_LV = model(torch.tensor([prompt + answer])).logits[0]
-    return logits_LV[len(prompt) - 1 : -1]
-
-
-def probabilities(model: torch.nn.Module, prompt: TokenIds, answer: TokenIds, temperature: float = 1.0) -> Tensor:
-    return (whole_logits(model, prompt, answer) / temperature).softmax(-1)
-
-
-def kl(a: Tensor, b: Tensor) -> Tensor:
-    return (a * (a / b).log()).sum(-1)
-
-
-def divergence(alpha: float, p: Tensor, q: Tensor) -> Tensor:
-    mixture = (1 - alpha) * p + alpha * q
-    if alpha in (0, 1):
-        return kl(p, q) if alpha else kl(q, p)
-    return (1 - alpha) * kl(p, mixture) + alpha * kl(q, mixture)
-
-
-def ppo_loss(ratio: Tensor, advantage: float) -> Tensor:
-    """Per token: the clipped objective, and its bound where the advantage is negative."""
-    loss = torch.maximum(-ratio * advantage, -ratio.clamp(0.8, 1.28) * advantage)
-    return loss.clamp(max=-3.0 * advantage) if advantage < 0 else loss
-
-
-def literal_gradients(policy: Policy, loss: Tensor) -> Gradients:
-    """What autograd says, for the trained parameters."""
-    named = policy.trainable()
-    found = torch.autograd.grad(loss, list(named.values()))
-    return dict(zip(named, found, strict=True))
-
-
-def assert_same(found: Gradients, wanted: Gradients, rtol: float = 1e-5) -> None:
-    assert found.keys() == wanted.keys()
-    largest = max(float(value.abs().max()) for value in wanted.values())
-    assert largest > 1e-4, "there is a gradient"
-    for name, value in wanted.items():
-        torch.testing.assert_close(found[name], value, rtol=rtol, atol=rtol * 1e-1 * largest, msg=name)
-
-
-def moved(policy: Policy, scale: float = 0.05, seed: int = 0) -> Policy:
-    """The student after some updates: every weight a little off."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for value in policy.trainable().values():
-            value.add_(scale * torch.randn(value.shape, generator=generator).to(value.dtype))
-    return policy
+from selfdistill.step import Batch, train_step
+from selfdistill.types import TrainingSample
+from step_parts import (
+    ANSWERS,
+    PROMPTS,
+    TOLD,
+    Gradients,
+    assert_same,
+    batch_of,
+    distilled,
+    divergence,
+    kl,
+    literal_gradients,
+    moved,
+    ppo_loss,
+    precise,
+    probabilities,
+    seen_ahead,
+    update,
+)
 
 
 @pytest.mark.parametrize("family", ["qwen3", "gemma2"])
@@ -249,62 +164,6 @@ def test_samples_that_ask_for_different_terms_share_one_update(tiny_policy) -> N
     assert_same(together, {name: sum(part[name] for part in apart) for name in together}, rtol=1e-9)
 
 
-@pytest.mark.parametrize("tokens", [1, 12, 25, 10_000])
-@pytest.mark.parametrize("reduction", ["sequence-mean", "token-mean"])
-def test_micro_batches_and_order_change_nothing(tiny_policy, tokens: int, reduction: str) -> None:
-    policy = precise(tiny_policy("gemma2"))
-    teacher = Teacher(Frozen(), policy)
-    moved(policy)
-    samples = distilled(advantage=0.4)
-    batch = batch_of(policy, teacher, samples, reference=None)
-    wanted_report, wanted = update(policy, batch, reduction=reduction)
-    shuffled = random.Random(tokens).sample(samples, 3)
-    report, found = update(policy, replace(batch, samples=shuffled), reduction=reduction, tokens=tokens)
-    assert report.loss == pytest.approx(wanted_report.loss, rel=1e-6)
-    assert report.evidence.keys() == wanted_report.evidence.keys()
-    for uid, row in report.evidence.items():
-        assert row == pytest.approx(wanted_report.evidence[uid], rel=1e-6)
-    assert_same(found, wanted)  # the models' norms compute in float32
-
-
-def test_micro_batches_hold_every_sample_once_within_their_budget() -> None:
-    samples = [sample_of(f"s{n}", (1,) * (n % 7 + 1), (2,) * (n % 5 + 1)) for n in range(40)]
-    parts = micro_batches(samples, 24)
-    assert sorted(s.uid for part in parts for s in part) == sorted(s.uid for s in samples)
-    assert all(len(part) * max(len(s.student_prompt_ids + s.completion_ids) for s in part) <= 24 for part in parts)
-    assert len(parts) < 40
-
-
-def test_one_long_answer_weighs_as_much_as_a_short_one_or_as_its_tokens(tiny_policy) -> None:
-    """Advantages 1 on both answers: the loss −Σ w·A is −1 for either mean, the gradient differs."""
-    policy = precise(tiny_policy())
-    samples = [sample_of(f"s{i}", PROMPTS[i], ANSWERS[i], advantage=1.0) for i in (0, 1)]
-    batch = Batch(samples, denominators([2, 6]), sampler_correction=False)
-    reports = {how: update(policy, batch, reduction=how) for how in ("sequence-mean", "token-mean")}
-    assert [report.loss for report, _ in reports.values()] == pytest.approx([-1.0, -1.0])
-    log_p = [probabilities(policy.base, s.student_prompt_ids, s.completion_ids).log() for s in samples]
-    chosen = [row[range(len(s.completion_ids)), s.completion_ids] for row, s in zip(log_p, samples, strict=True)]
-    wanted = {
-        "sequence-mean": -(chosen[0].sum() / 4 + chosen[1].sum() / 12),
-        "token-mean": -(chosen[0].sum() + chosen[1].sum()) / 8,
-    }
-    for how, (_, found) in reports.items():
-        named = policy.trainable()
-        grads = torch.autograd.grad(wanted[how], list(named.values()), retain_graph=True)
-        assert_same(found, dict(zip(named, grads, strict=True)))
-
-
-def test_dropped_answers_dilute_the_mean_only_when_counted(tiny_policy) -> None:
-    policy = precise(tiny_policy())
-    teacher = Teacher(Frozen(), policy)
-    moved(policy)
-    samples = distilled()
-    batch = batch_of(policy, teacher, samples)
-    full = update(policy, batch)[0].loss
-    diluted = replace(batch, over=denominators([2, 6, 3], [4, 4, 4], count_dropped=True))
-    assert update(policy, diluted)[0].loss == pytest.approx(full / 2, rel=1e-6)
-
-
 @pytest.mark.parametrize("support", [FullVocabulary(), TopK(20)])
 @pytest.mark.parametrize("shape", [ReverseKL(), JensenShannon(0.5)])
 @pytest.mark.parametrize("family", ["qwen3", "llama", "gemma2", "gemma3"])
@@ -423,34 +282,6 @@ def test_under_lora_only_the_adapter_gets_a_gradient_and_it_is_the_literal_one(t
     )
     assert report.loss == pytest.approx(float(loss.detach()), rel=1e-6)
     assert_same(found, literal_gradients(policy, loss))
-
-
-def test_gradients_are_scaled_down_to_the_norm_that_is_allowed(tiny_policy) -> None:
-    policy = tiny_policy()
-    samples = [sample_of("s", PROMPTS[0], ANSWERS[0], advantage=50.0)]
-    caught = Caught(policy)
-    batch = Batch(samples, denominators([2]), sampler_correction=False)
-    report = train_step(policy, caught, [Signal()], "sequence-mean", batch, max_grad_norm=1.0, tokens=100)
-    norm = torch.stack([value.norm() for value in caught.gradients.values()]).norm()
-    assert report.grad_norm > 1
-    assert float(norm) == pytest.approx(1.0, rel=1e-4)
-
-
-@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
-def test_a_gradient_that_is_not_finite_moves_nothing_and_is_said(tiny_policy, poison: float) -> None:
-    policy = tiny_policy()
-    optimizer = torch.optim.AdamW(list(policy.trainable().values()), lr=0.1)
-    before = {name: value.detach().clone() for name, value in policy.trainable().items()}
-    samples = [sample_of("s", PROMPTS[0], ANSWERS[0], advantage=poison)]
-    batch = Batch(samples, denominators([2]), sampler_correction=False)
-    report = train_step(policy, optimizer, [Signal()], "sequence-mean", batch, max_grad_norm=1.0, tokens=100)
-    assert report.skipped
-    assert all(torch.equal(value, before[name]) for name, value in policy.trainable().items())
-    assert all(value.grad is None for value in policy.trainable().values())
-    assert not optimizer.state
-    sane = replace(batch, samples=[replace(samples[0], advantage=1.0)])
-    assert not train_step(policy, optimizer, [Signal()], "sequence-mean", sane, max_grad_norm=1.0, tokens=100).skipped
-    assert any(not torch.equal(value, before[name]) for name, value in policy.trainable().items())
 
 
 def test_no_gradient_reaches_the_teacher(tiny_policy) -> None:

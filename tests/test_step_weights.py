@@ -1,0 +1,114 @@
+"""What an update weighs: answers, tokens, micro-batches, dropped answers; and what it does with bad gradients."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+
+from core_parts import sample_of
+from selfdistill.models.teacher import Frozen, Teacher
+from selfdistill.readings import micro_batches
+from selfdistill.signal import (
+    Signal,
+    denominators,
+)
+from selfdistill.step import Batch, train_step
+from step_parts import (
+    ANSWERS,
+    PROMPTS,
+    Caught,
+    assert_same,
+    batch_of,
+    distilled,
+    moved,
+    precise,
+    probabilities,
+    update,
+)
+
+
+@pytest.mark.parametrize("tokens", [1, 12, 25, 10_000])
+@pytest.mark.parametrize("reduction", ["sequence-mean", "token-mean"])
+def test_micro_batches_and_order_change_nothing(tiny_policy, tokens: int, reduction: str) -> None:
+    policy = precise(tiny_policy("gemma2"))
+    teacher = Teacher(Frozen(), policy)
+    moved(policy)
+    samples = distilled(advantage=0.4)
+    batch = batch_of(policy, teacher, samples, reference=None)
+    wanted_report, wanted = update(policy, batch, reduction=reduction)
+    shuffled = random.Random(tokens).sample(samples, 3)
+    report, found = update(policy, replace(batch, samples=shuffled), reduction=reduction, tokens=tokens)
+    assert report.loss == pytest.approx(wanted_report.loss, rel=1e-6)
+    assert report.evidence.keys() == wanted_report.evidence.keys()
+    for uid, row in report.evidence.items():
+        assert row == pytest.approx(wanted_report.evidence[uid], rel=1e-6)
+    assert_same(found, wanted)  # the models' norms compute in float32
+
+
+def test_micro_batches_hold_every_sample_once_within_their_budget() -> None:
+    samples = [sample_of(f"s{n}", (1,) * (n % 7 + 1), (2,) * (n % 5 + 1)) for n in range(40)]
+    parts = micro_batches(samples, 24)
+    assert sorted(s.uid for part in parts for s in part) == sorted(s.uid for s in samples)
+    assert all(len(part) * max(len(s.student_prompt_ids + s.completion_ids) for s in part) <= 24 for part in parts)
+    assert len(parts) < 40
+
+
+def test_one_long_answer_weighs_as_much_as_a_short_one_or_as_its_tokens(tiny_policy) -> None:
+    """Advantages 1 on both answers: the loss −Σ w·A is −1 for either mean, the gradient differs."""
+    policy = precise(tiny_policy())
+    samples = [sample_of(f"s{i}", PROMPTS[i], ANSWERS[i], advantage=1.0) for i in (0, 1)]
+    batch = Batch(samples, denominators([2, 6]), sampler_correction=False)
+    reports = {how: update(policy, batch, reduction=how) for how in ("sequence-mean", "token-mean")}
+    assert [report.loss for report, _ in reports.values()] == pytest.approx([-1.0, -1.0])
+    log_p = [probabilities(policy.base, s.student_prompt_ids, s.completion_ids).log() for s in samples]
+    chosen = [row[range(len(s.completion_ids)), s.completion_ids] for row, s in zip(log_p, samples, strict=True)]
+    wanted = {
+        "sequence-mean": -(chosen[0].sum() / 4 + chosen[1].sum() / 12),
+        "token-mean": -(chosen[0].sum() + chosen[1].sum()) / 8,
+    }
+    for how, (_, found) in reports.items():
+        named = policy.trainable()
+        grads = torch.autograd.grad(wanted[how], list(named.values()), retain_graph=True)
+        assert_same(found, dict(zip(named, grads, strict=True)))
+
+
+def test_dropped_answers_dilute_the_mean_only_when_counted(tiny_policy) -> None:
+    policy = precise(tiny_policy())
+    teacher = Teacher(Frozen(), policy)
+    moved(policy)
+    samples = distilled()
+    batch = batch_of(policy, teacher, samples)
+    full = update(policy, batch)[0].loss
+    diluted = replace(batch, over=denominators([2, 6, 3], [4, 4, 4], count_dropped=True))
+    assert update(policy, diluted)[0].loss == pytest.approx(full / 2, rel=1e-6)
+
+
+def test_gradients_are_scaled_down_to_the_norm_that_is_allowed(tiny_policy) -> None:
+    policy = tiny_policy()
+    samples = [sample_of("s", PROMPTS[0], ANSWERS[0], advantage=50.0)]
+    caught = Caught(policy)
+    batch = Batch(samples, denominators([2]), sampler_correction=False)
+    report = train_step(policy, caught, [Signal()], "sequence-mean", batch, max_grad_norm=1.0, tokens=100)
+    norm = torch.stack([value.norm() for value in caught.gradients.values()]).norm()
+    assert report.grad_norm > 1
+    assert float(norm) == pytest.approx(1.0, rel=1e-4)
+
+
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+def test_a_gradient_that_is_not_finite_moves_nothing_and_is_said(tiny_policy, poison: float) -> None:
+    policy = tiny_policy()
+    optimizer = torch.optim.AdamW(list(policy.trainable().values()), lr=0.1)
+    before = {name: value.detach().clone() for name, value in policy.trainable().items()}
+    samples = [sample_of("s", PROMPTS[0], ANSWERS[0], advantage=poison)]
+    batch = Batch(samples, denominators([2]), sampler_correction=False)
+    report = train_step(policy, optimizer, [Signal()], "sequence-mean", batch, max_grad_norm=1.0, tokens=100)
+    assert report.skipped
+    assert all(torch.equal(value, before[name]) for name, value in policy.trainable().items())
+    assert all(value.grad is None for value in policy.trainable().values())
+    assert not optimizer.state
+    sane = replace(batch, samples=[replace(samples[0], advantage=1.0)])
+    assert not train_step(policy, optimizer, [Signal()], "sequence-mean", sane, max_grad_norm=1.0, tokens=100).skipped
+    assert any(not torch.equal(value, before[name]) for name, value in policy.trainable().items())
