@@ -39,7 +39,7 @@ def test_curves_means_and_levels_and_a_second_run(model_dir: Path, tmp_path: Pat
     assert again.exit_code == 0, again.output
     assert "step 1/" not in again.output, "nothing is searched again"
     assert text in again.output
-    wrong = runner.invoke(app, ["compare", "--resume", str(out), "--seed", "3"], env=WIDE)
+    wrong = runner.invoke(app, ["compare", "--resume", str(out), "--budget", "3"], env=WIDE)
     assert wrong.exit_code == 2
     assert "a resumed contest keeps its settings" in wrong.stderr
 
@@ -51,9 +51,11 @@ def test_curves_means_and_levels_and_a_second_run(model_dir: Path, tmp_path: Pat
         (["--way", "hybird"], "did you mean 'hybrid'"),
         (["--way", "hybrid strategy.bacth=3"], "did you mean 'batch'"),
         (["--way", "hybrid", "--budget", "0"], "the budget must be at least 1"),
+        (["--way", "hybrid", "--markdown"], "are Markdown already"),
         (["--way", "hybrid", "--task", "q9"], "there is no such task"),
         (["--resume", "nowhere"], "there is no contest here"),
         (["runs/a", "--task", "q0"], "finished runs are compared as they are"),
+        (["runs/a", "--seeds", "2"], "finished runs are compared as they are"),
     ],
 )
 def test_bad_input_is_a_message(arguments: list[str], message: str, tmp_path: Path) -> None:

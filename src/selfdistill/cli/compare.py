@@ -54,8 +54,13 @@ def compare(
             show_default=False,
         ),
     ] = None,
-    seeds: Annotated[int, typer.Option(help="With --way: seeds of every task.")] = 3,
-    budget: Annotated[int, typer.Option(help="With --way: attempts for each task and seed.")] = 640,
+    seeds: Annotated[
+        int | None, typer.Option(help="With --way: seeds of every task. (default: 3)", show_default=False)
+    ] = None,
+    budget: Annotated[
+        int | None,
+        typer.Option(help="With --way: attempts for each task and seed. (default: 640)", show_default=False),
+    ] = None,
     model: Model = None,
     world: WorldName = None,
     data: Data = None,
@@ -66,7 +71,7 @@ def compare(
     ] = None,
     resume: Annotated[
         Path | None,
-        typer.Option(help="Folder of a contest to go on with; ways may be added to it.", show_default=False),
+        typer.Option(help="Folder of a contest to go on with; ways and seeds may be added to it.", show_default=False),
     ] = None,
 ) -> None:
     """Put runs side by side: what was gained, what it cost, what was forgotten. Or run ways to solve tasks.
@@ -75,42 +80,52 @@ def compare(
     as there are cores, and the curves of discovery are drawn with their means, ratios and levels.
     """
     flags = {"model": model, "world": world, "data": data}
-    if way or resume:
-        if resume is not None and any((given, task, out, seed is not None, *flags.values())):
-            raise ConfigError("a resumed contest keeps its settings", got=resume, do="give --resume DIR, and --way")
-        if resume is not None:
-            contest = _resumed(resume, way or ())
-        else:
-            shared = [*as_overrides(flags), *(given or ())]
-            contest = _new(way or (), task or (), shared, seeds=seeds, first_seed=seed or 0, budget=budget)
-        _hold(contest, out or resume or fresh_path(Path("runs"), "contest"), plot)
-        return
-    if not given:
+    kept = {"--task": task, "--out": out, "--seed": seed, "--budget": budget, "--markdown": markdown or None}
+    kept |= {f"--{key}": value for key, value in flags.items()}
+    if resume is not None:
+        _refuse({**kept, "KEY=VALUE": given}, "a resumed contest keeps its settings")
+        _hold(_resumed(resume, way or (), seeds), resume, plot)
+    elif way:
+        _refuse({"--markdown": markdown or None}, "the tables of a contest are Markdown already")
+        numbers = {"seeds": seeds, "budget": budget, "first_seed": seed}
+        shared = [*as_overrides(flags), *(given or ())]
+        _hold(_new(way, task or (), shared, numbers), out or fresh_path(Path("runs"), "contest"), plot)
+    elif given:
+        _refuse({**kept, "--seeds": seeds, "--markdown": None}, "finished runs are compared as they are")
+        runs = [read_run(Path(path)) for path in given]
+        print_comparison(runs, markdown=markdown)
+        if plot:
+            typer.echo(f"plot: {overview(runs, plot)}")
+    else:
         raise ConfigError("nothing to compare", do="name run directories, or ways to be run with --way")
-    unread = {"--task": task, "--out": out, "--seed": seed, **{f"--{key}": value for key, value in flags.items()}}
-    if any(value is not None for value in unread.values()):
-        names = ", ".join(name for name, value in unread.items() if value is not None)
-        raise ConfigError("finished runs are compared as they are", got=names, do="leave these out, or name a --way")
-    runs = [read_run(Path(path)) for path in given]
-    print_comparison(runs, markdown=markdown)
-    if plot:
-        typer.echo(f"plot: {overview(runs, plot)}")
+
+
+def _refuse(options: Mapping[str, object], why: str) -> None:
+    """Raises `ConfigError` for options that were given and would not be read."""
+    given = [name for name, value in options.items() if value not in (None, [])]
+    if given:
+        raise ConfigError(why, got=", ".join(given), do="leave out what is named here")
 
 
 def _new(
-    ways: Sequence[str], tasks: Sequence[str], shared: Sequence[str | tuple[str, object]], **numbers: int
+    ways: Sequence[str],
+    tasks: Sequence[str],
+    shared: Sequence[str | tuple[str, object]],
+    numbers: Mapping[str, int | None],
 ) -> Contest:
     from selfdistill.loops.contest import Contest, pairs_of, parse_way, task_ids
 
-    settings, ids = task_ids(tasks, pairs_of(shared), numbers["first_seed"])
-    return Contest(tuple(parse_way(text) for text in ways), ids, settings=settings, **numbers)
+    settings, ids = task_ids(tasks, pairs_of(shared), numbers["first_seed"] or 0)
+    chosen = {name: value for name, value in numbers.items() if value is not None}
+    return Contest(tuple(parse_way(text) for text in ways), ids, settings=settings, **chosen)
 
 
-def _resumed(path: Path, ways: Sequence[str]) -> Contest:
+def _resumed(path: Path, ways: Sequence[str], seeds: int | None) -> Contest:
     from selfdistill.loops.contest import parse_way, read_contest
 
     saved = read_contest(path)
-    return replace(saved, ways=(*saved.ways, *(parse_way(text) for text in ways)))
+    every = (*saved.ways, *(parse_way(text) for text in ways))
+    return replace(saved, ways=every, seeds=saved.seeds if seeds is None else seeds)
 
 
 def arms_of(contest: Contest, found: Mapping[str, Sequence[SolveResult]], tasks: Collection[str] = ()) -> list[Arm]:
