@@ -182,6 +182,20 @@ def test_a_resume_takes_back_later_steps(tmp_path: Path):
     assert (path / "metrics.jsonl").read_bytes().startswith(before)  # nothing was rewritten
 
 
+def test_rollouts_are_on_the_disk_before_the_line_that_counts_their_step(tmp_path: Path):
+    path = a_run(tmp_path / "run", steps=1)
+    with RunDir.resume(path, 1) as run:
+        fill_the_disk(run)
+        with pytest.raises(RunError, match="records cannot be written"):
+            run.append(a_step(2), a_rollout(2, "2a"))
+    assert read_run(path).steps == (a_step(1),)
+    assert uids(read_run(path)) == ["1a", "1b", "2a"]
+    with RunDir.resume(path, 1) as run:
+        run.append(a_step(2), a_rollout(2, "again"))
+    assert read_run(path).steps == (a_step(1), a_step(2))
+    assert uids(read_run(path)) == ["1a", "1b", "again"]
+
+
 def test_two_resumes(tmp_path: Path):
     path = a_run(tmp_path / "run", steps=3)
     with RunDir.resume(path, 2) as run:

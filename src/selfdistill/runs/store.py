@@ -5,7 +5,8 @@
           checkpoints/    step-000040/ …                 summary.json     written when the run is done
 
 Step n is the n-th update: its rollouts were sampled before it, an evaluation of step n follows it. After a kill, a run
-goes on from a checkpoint; lines about later steps stay, and a `resumed` line takes them back for every reader.
+goes on from a checkpoint; lines about later steps stay, and a `resumed` line takes them back for every reader. A step
+is made when its line is in metrics.jsonl, which is written after its rollouts.
 """
 
 from __future__ import annotations
@@ -69,7 +70,9 @@ class RunDir:
         changes = allowed_changes(path, settings, may_change)
         probe(path, 0)
         run = cls(path)
-        for file in run._files.values():
+        # metrics.jsonl first: were it still to count steps whose rollouts are taken back, a kill would lose those
+        for name in (METRICS, ROLLOUTS):
+            file = run._files[name]
             _end_torn_line(file)
             _write(file, to_json(ResumedRecord(step, changes)) + "\n", path)
         return run
@@ -82,8 +85,11 @@ class RunDir:
         return folder
 
     def append(self, *records: Record) -> None:
-        """Writes records, one a line, and returns once they are on the disk. Raises `RunError` when they cannot be."""
-        lines: dict[str, list[str]] = {METRICS: [], ROLLOUTS: []}
+        """Writes records, one a line, and returns once they are on the disk. Raises `RunError` when they cannot be.
+
+        Rollouts come first: where metrics.jsonl counts a step, its rollouts are on the disk.
+        """
+        lines: dict[str, list[str]] = {ROLLOUTS: [], METRICS: []}
         for record in records:
             lines[ROLLOUTS if isinstance(record, RolloutRecord) else METRICS].append(to_json(record) + "\n")
         for name, texts in lines.items():
