@@ -88,6 +88,8 @@ def test_a_mistake_is_found_and_its_page_written(tmp_path: Path):
         (["--question", "x"], "there is no answer"),
         (["--question", VERB, "--answer", "", "--reply", "No."], "the answer is empty"),
         (["--question", VERB, "--answer", "x"], "there is no context"),
+        (["--question", VERB, "--answer", "x", "--feedback", ""], "there is no context"),
+        (["--run", "nowhere/a", "--uid", "1", "--feedback", ""], "there is no context"),
         (["--run", "runs/a"], "named by its run and its uid"),
         (["--uid", "3-0-1"], "named by its run and its uid"),
         (["--run", "a", "--uid", "1", "--answer", "x"], "has its own question and answer"),

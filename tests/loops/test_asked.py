@@ -9,11 +9,14 @@ import pytest
 from selfdistill.config import from_settings, resolved
 from selfdistill.errors import DataError, ModelError, RunError
 from selfdistill.loops.asked import EXAMPLE, Texts, credit_of_rollout, credit_of_texts
+from selfdistill.loops.solve import solve
+from selfdistill.loops.solve_config import solve_config
 from selfdistill.loops.train import train
 from selfdistill.runs import Quiet, RolloutRecord, RunDir, read_run
 from selfdistill.types import Context
 from selfdistill.worlds.verbs.world import fresh_verbs
 
+WORLDS = Path(__file__).with_name("solve_worlds.py")
 VERB = fresh_verbs(16, (1, 2), 0)[0]
 OTHER = fresh_verbs(16, (1, 2), 0)[2]
 WRONG = "```python\ndef f(xs):\n    xs = xs[1:]\n    return xs\n```"
@@ -64,6 +67,7 @@ def test_other_words_need_another_model_and_it_is_said_which(monkeypatch, tmp_pa
         (spoken(answer=" \n"), "the answer is empty"),
         (spoken(question=""), "the question is empty"),
         (spoken(context=Context("none")), "there is no context"),
+        (spoken(context=Context("feedback", feedback=" ")), "there is no context"),
     ],
 )
 def test_empty_texts_are_refused(texts: Texts, message: str) -> None:
@@ -104,6 +108,8 @@ def test_a_rollout_that_is_not_there_is_said_with_the_nearest(tmp_path: Path) ->
     assert "did you mean 'run'?" in error.value.do
     with pytest.raises(DataError, match="nothing was known about this rollout"):
         credit_of_rollout(run, "3-0-2", Quiet())
+    with pytest.raises(DataError, match="there is no context"):
+        credit_of_rollout(run, "3-0-1", Quiet(), context=Context("feedback", feedback=""))
 
 
 def test_feedback_that_nobody_distilled_is_a_context_too(tmp_path: Path, heard) -> None:
@@ -126,3 +132,37 @@ def test_the_runs_checkpoint_reads_the_tokens_as_sampled(config_of, heard) -> No
     assert [t.evidence for t in before.tokens] == pytest.approx(list(record.evidence), abs=1e-3), (
         "as it was learned from"
     )
+
+
+def a_search(strategy: str, model: Path, out: Path, batch: int = 4) -> Path:
+    """Two rounds on each of two tasks by a tiny model that is never right; the second one's run."""
+    settings = {
+        "model": str(model), "world": f"{WORLDS}:hints", "device": "cpu", "sampling.max_new_tokens": 8,
+        "optimiser.lr": 1e-3, "checkpoint_every": 1, "strategy.batch": batch, "teacher.kind": "live",
+    }  # fmt: skip
+    config = solve_config(strategy, list(settings.items()), tasks=["q0", "q1"], limits={"budget": 2 * batch}, keep=True)
+    solve(config, lambda label: Quiet(), out=out)
+    return out / "001-q1"
+
+
+@pytest.mark.parametrize("strategy", ["self-distill", "hybrid"])
+def test_a_rollout_of_a_search_is_read_as_it_was_learned_from(model_dir, tmp_path: Path, strategy: str) -> None:
+    """An attempt of a hybrid had read another one's feedback: the student reads the question alone all the same."""
+    path = a_search(strategy, model_dir, tmp_path / "search")
+    record = next(r for r in read_run(path).rollouts() if r.step == 2 and r.evidence)
+    found = credit_of_rollout(path, record.uid, Quiet(), model=str(path / "checkpoints" / "step-000001"))
+    assert [message.content for message in found.question] == ["Say yes or no."]
+    assert (record.prompt == "Say yes or no.") == (strategy == "self-distill")
+    assert found.context.feedback == record.feedback
+    assert [token.evidence for token in found.tokens] == pytest.approx(list(record.evidence), abs=1e-3)
+
+
+def test_where_nothing_was_learned_a_rollout_is_read_as_it_was_asked(model_dir, tmp_path: Path) -> None:
+    path = a_search("multi-turn", model_dir, tmp_path / "search", batch=1)
+    *_, last = read_run(path).rollouts()
+    found = credit_of_rollout(path, last.uid, Quiet())
+    assert [message.content for message in found.question] == [last.prompt]
+    assert len(last.prompt) > len("Say yes or no."), "it had read the feedback on the first"
+    assert found.context == Context("feedback", feedback=last.feedback)
+    with pytest.raises(RunError, match=r"each of its tasks is a run of its own[\s\S]*000-q0, 001-q1"):
+        credit_of_rollout(tmp_path / "search", last.uid, Quiet())

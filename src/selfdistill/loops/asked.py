@@ -13,8 +13,11 @@ from selfdistill.errors import DataError, ModelError, RunError, SelfDistillError
 from selfdistill.evaluate import SOLVED
 from selfdistill.loops.credit import Asked, credit
 from selfdistill.loops.session import open_policy
+from selfdistill.loops.solve_config import SolveConfig, config_from, is_file
+from selfdistill.loops.strategies import UnderTheQuestion
 from selfdistill.loops.tasks import training_tasks
 from selfdistill.loops.unrelated import contexts_of_others, unrelated_contexts
+from selfdistill.methods import get_method
 from selfdistill.models.checkpoint import latest_checkpoint
 from selfdistill.models.hf import load_policy
 from selfdistill.models.policy import Policy
@@ -29,6 +32,7 @@ from selfdistill.worlds.base import tasks_of
 from selfdistill.worlds.registry import make_world
 
 SPLITS = ("train", "holdout", "retained")
+SEARCH = "solve"  # the table that the settings of a search have beside those of a run
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +64,7 @@ def credit_of_texts(
     for name, text in (("question", texts.question), ("answer", texts.answer)):
         if not text.strip():
             raise DataError(f"the {name} is empty", do=f"give it with --{name} TEXT")
-    context = texts.context
-    if not any(getattr(context, name) for name in FIELDS):
-        raise DataError(
-            "there is no context",
-            why="a teacher that knows what the student knows would say the same: all evidence would be 0",
-            do="give --feedback TEXT, or another of " + ", ".join(f"--{name}" for name in FIELDS),
-        )
+    context = _filled(texts.context)
     told = [getattr(context, name) for name in FIELDS]
     policy = _reader(model, [texts.question, texts.answer, texts.correct, *told], reporter)
     renderer = _renderer(policy)
@@ -90,16 +88,25 @@ def credit_of_rollout(
     """The credit of one rollout of a run, read by the run's newest checkpoint, or by `model`.
 
     Prompts are rendered anew from the record; `context` replaces what the teacher read. The corrected answer is
-    `correct`, else one of the run to the same question that was right, else the task's demonstration. Raises `RunError`
-    for a run or a rollout that is not there (with the nearest name), `DataError` for one without a context.
+    `correct`, else one of the run to the same question that was right, else the task's demonstration.
+
+    The student reads the prompt that the run learned the answer under: in a search by `hybrid` the task's question
+    alone, whatever the attempt had been told in its own prompt; everywhere else what was asked, with the feedback that
+    stood in it. The teacher reads the same, and the context.
+
+    Raises `RunError` for a run or a rollout that is not there (with the nearest name), `DataError` for one without a
+    context, and for a `context` that says nothing.
     """
+    if context is not None:
+        _filled(context)
     run = _run(path)
     record = _record(run, uid)
-    config = replace(from_settings(run.config.get("settings", {})), device="auto", dtype="auto", lora=None)
+    original, search = _settings(run)
+    config = replace(original, device="auto", dtype="auto", lora=None)
     context = context or _context(record)
     policy = open_policy(_with_weights(config, path, model, reporter), reporter)
     renderer = _renderer(policy)
-    task = _task(config, record, reporter)
+    task = _task(config, search, record, reporter)
     answer = _answer(policy, renderer, record, reporter)
     same_tokens = answer == record.token_ids
     correct = correct or _right_answer(run, record) or task.demonstration
@@ -114,6 +121,26 @@ def credit_of_rollout(
     )
     known = [(other.task, _sections(other)) for other in run.rollouts() if other.context]
     return _read(policy, renderer, asked, contexts_of_others(context, known, record.task), reporter, top)
+
+
+def _filled(context: Context) -> Context:
+    """The context itself. Raises `DataError` for one that says nothing."""
+    if not any(getattr(context, name).strip() for name in FIELDS):
+        raise DataError(
+            "there is no context",
+            why="a teacher that knows what the student knows would say the same: all evidence would be 0",
+            do="give --feedback TEXT, or another of " + ", ".join(f"--{name}" for name in FIELDS),
+        )
+    return context
+
+
+def _settings(run: Run) -> tuple[RunConfig, SolveConfig | None]:
+    """Those of the run, and those of the search that it is part of."""
+    saved = run.config.get("settings", {})
+    if SEARCH not in saved:
+        return from_settings(saved), None
+    search = config_from(saved)
+    return search.run, search
 
 
 def _read(
@@ -169,6 +196,10 @@ def _record(run: Run, uid: str) -> RolloutRecord:
             return record
         uids.append(record.uid)
     if not uids:
+        tasks = sorted(found.parent.name for found in run.path.glob(f"*/{CONFIG}"))
+        if tasks:
+            do = f"name one of them: {', '.join(tasks)}"
+            raise RunError("this is a search, and each of its tasks is a run of its own", got=run.path, do=do)
         raise RunError("this run has no rollouts", got=run.path)
     close = get_close_matches(uid, uids, n=1, cutoff=0.0)[0]
     raise RunError(
@@ -209,21 +240,40 @@ def _with_weights(config: RunConfig, path: Path, model: str | None, reporter: Re
     return config
 
 
-def _task(config: RunConfig, record: RolloutRecord, reporter: Reporter) -> Task:
-    """The task as the run's world still knows it; else one message with the text that the record kept."""
+def _task(config: RunConfig, search: SolveConfig | None, record: RolloutRecord, reporter: Reporter) -> Task:
+    """The task as the run's world still knows it, with the question that the student is to read: its own, or one
+    message with the text that was asked."""
     plain = Task(record.task, (Message("user", record.prompt),))
     if record.stage != ANSWER:
         reporter.note(f"a rollout of the stage {record.stage!r}: its conversation is read as one message")
         return plain
     try:
-        world = make_world(config.world.name, config.world.options, seed=config.seed)
-        held_out = [task for split in SPLITS[1:] for task in tasks_of(world, split)]
-        tasks = [*training_tasks(world, config.data), *held_out]
+        tasks = _tasks(config, search)
     except SelfDistillError as error:
-        reporter.note(f"the question is read as one message, since its world is not to be had: {error.what}")
+        reporter.note(f"the question is read as it was asked, in one message: its world is not to be had, {error.what}")
         return plain
     found = next((task for task in tasks if task.id == record.task), plain)
-    return found if "\n\n".join(message.content for message in found.messages) == record.prompt else plain
+    question = "\n\n".join(message.content for message in found.messages)
+    if question == record.prompt or (question in record.prompt and _under_the_question(search)):
+        return found
+    # A search adds to the question; any other text is that of a task which the world no longer knows.
+    return replace(found, messages=plain.messages) if search and question in record.prompt else plain
+
+
+def _tasks(config: RunConfig, search: SolveConfig | None) -> list[Task]:
+    """All that a run may have asked."""
+    world = make_world(config.world.name, config.world.options, seed=config.seed)
+    files = [name for name in search.tasks if is_file(name)] if search else []
+    asked = [task for data in dict.fromkeys([config.data, *files]) for task in training_tasks(world, data)]
+    return [*asked, *(task for split in SPLITS[1:] for task in tasks_of(world, split))]
+
+
+def _under_the_question(search: SolveConfig | None) -> bool:
+    """Whether the student of a search read the bare question, whatever an attempt had read."""
+    if search is None or not search.strategy.learns:
+        return False
+    method = get_method(search.run.method.name, search.run.method.options)
+    return isinstance(search.strategy.learner(method), UnderTheQuestion)
 
 
 def _answer(policy: Policy, renderer: Renderer, record: RolloutRecord, reporter: Reporter) -> TokenIds:
