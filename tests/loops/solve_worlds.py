@@ -56,3 +56,10 @@ class Strict:
         judge = Strict()
         judge.private = True
         return judge
+
+
+def flaky(task: Task, completion: Completion) -> Outcome:
+    """Never right, and in every fourth round the server does not answer."""
+    if int(completion.uid.partition("-")[0]) % 4 == 0:
+        raise ConnectionError("the server is busy")
+    return Outcome(0.0, "No.")

@@ -28,7 +28,7 @@ SearchOf = Callable[..., SolveConfig]
 @pytest.fixture
 def search_of(model_dir: Path) -> SearchOf:
     def build(strategy: str, world: str, budget: int = 24, **changes: Any) -> SolveConfig:
-        file = "solve_worlds.py" if world in ("hints", "wordy", "mute", "rare", "Strict") else "loop_worlds.py"
+        file = "solve_worlds.py" if world in ("hints", "wordy", "mute", "rare", "Strict", "flaky") else "loop_worlds.py"
         options = {
             "model": str(model_dir), "world": f"{HERE / file}:{world}", "device": "cpu", "checkpoint_every": 2,
             "sampling.max_new_tokens": 8, "optimiser.lr": 1e-3, **changes.pop("settings", {}),
@@ -282,10 +282,31 @@ def test_a_teacher_prompt_that_is_too_long_is_cut_and_counted(search_of, tmp_pat
     assert not [rollout.drop for rollout in rollouts(tmp_path / "000-q1") if rollout.drop]
 
 
-def test_a_world_that_breaks_stops_the_search_and_keeps_the_records(search_of, tmp_path) -> None:
+@pytest.mark.parametrize(
+    ("strategy", "budget", "tasks", "made"),
+    [
+        ("best-of-k", 24, ["q1"], 16),
+        ("multi-turn", 24, ["q1"], 9),  # more than half of any 16
+        ("multi-turn", 24, ["q0", "q1", "q2"], 9),  # three a round
+        ("multi-turn", 2, ["q1"], 2),
+    ],
+)
+def test_a_world_that_breaks_stops_the_search_and_keeps_the_records(
+    search_of, tmp_path, strategy, budget, tasks, made
+) -> None:
     with pytest.raises(WorldError, match="more than half of a batch"):
-        solve(search_of("best-of-k", "broken"), lambda label: Quiet(), out=tmp_path)
-    assert "always broken" in rollouts(tmp_path / "000-q1")[0].fault
+        solve(search_of(strategy, "broken", budget, tasks=tasks), lambda label: Quiet(), out=tmp_path)
+    found = [rollout for path in sorted(tmp_path.glob("0*")) for rollout in rollouts(path)]
+    assert len(found) == made
+    assert all("always broken" in rollout.fault for rollout in found)
+
+
+def test_a_world_that_fails_now_and_then_costs_the_attempts_it_fails_on(search_of, tmp_path) -> None:
+    (result,) = solve(search_of("multi-turn", "flaky", 20), lambda label: Quiet(), out=tmp_path)
+    assert (result.attempts, result.solved_at) == (20, None)
+    lost = [step.step for step in read_run(tmp_path / "000-q1").steps if step.dropped]
+    assert lost == [4, 8, 12, 16, 20]
+    assert {rollout.drop for rollout in rollouts(tmp_path / "000-q1")} == {None, "world_raised"}
 
 
 def test_settings_come_back_as_they_were(search_of) -> None:

@@ -105,11 +105,12 @@ def rollout_record(
     )
 
 
-def check_world(rollouts: Sequence[RolloutRecord]) -> None:
-    """Stops when a world fails on more than half of a batch; its tracebacks are in the records. Raises `WorldError`."""
+def check_world(rollouts: Sequence[RolloutRecord], *, least: int = 0) -> None:
+    """Stops when a world fails on more than half of a batch, where one of fewer than `least` rollouts counts as one of
+    so many; its tracebacks are in the records. Raises `WorldError`."""
     kinds = (Drop.WORLD_RAISED, Drop.WORLD_TIMEOUT, Drop.BAD_OUTCOME)
     failed = [record for record in rollouts if record.drop in kinds]
-    if 2 * len(failed) > len(rollouts):
+    if 2 * len(failed) > max(len(rollouts), least):
         last_line = failed[0].fault.strip().splitlines()[-1] if failed[0].fault else failed[0].drop
         raise WorldError(
             "the world failed on more than half of a batch",

@@ -27,6 +27,7 @@ from selfdistill.types import Outcome, Task
 from selfdistill.worlds.base import judge_all
 
 PASSED = 1.0  # reward of an attempt that passed
+WINDOW = 16  # attempts, at least, on more than half of which a world must fail before a search stops
 MAY_CHANGE = ("checkpoint_every", "micro_batch_tokens", "solve.keep")
 
 
@@ -83,7 +84,9 @@ class Search:
         used = {"attempts": len(self.attempts), "tokens": self.totals.tokens, "seconds": self.totals.wall_s}
         return used[limits.unit] >= limits.budget
 
-    def take(self, batch: Batch, prompts: Sequence[Prompt], right: Mapping[str, bool], spent: float) -> None:
+    def take(
+        self, batch: Batch, prompts: Sequence[Prompt], right: Mapping[str, bool], spent: float
+    ) -> list[RolloutRecord]:
         """What the world says of a round of attempts, and what is learned from it; `spent` seconds on it so far."""
         now = time.monotonic()
         began, clock = now - self.totals.wall_s - spent, Laps(since=now - spent)
@@ -99,11 +102,11 @@ class Search:
         self.totals.step = record.step
         self._remember(rollouts)
         self.reporter.step(record)
-        check_world(rollouts)
         self._comment(record, rollouts, found)
         every = self.config.run.checkpoint_every
         if every and self.totals.step % every == 0 and not self.over:
             self.save()
+        return rollouts
 
     def prompts(self) -> list[Prompt]:
         """What the next round of attempts reads."""
@@ -232,12 +235,16 @@ def until_done(searches: Sequence[Search]) -> list[SolveResult]:
     """Round after round, of all searches together: one model makes the attempts at all tasks at once. Searches that
     learn have weights of their own and come one at a time.
 
-    Raises `Interrupted` after Ctrl-C, when the round is saved.
+    A world that fails now and then costs the attempts that it fails on; one that fails on most of the last attempts
+    stops all. Raises `WorldError`, and `Interrupted` after Ctrl-C, when the round is saved.
     """
     assert len(searches) <= 1 or not isinstance(searches[0].asking, Session)
     found = {search.task.id: search.finish() for search in searches if search.over}
+    recent: list[RolloutRecord] = []
     while active := [search for search in searches if search.task.id not in found]:
-        _round(active)
+        made = _round(active)
+        recent = [*recent, *made][-max(WINDOW, len(made)) :]
+        check_world(recent, least=0 if _in_vain(active) else WINDOW)
         found |= {search.task.id: search.finish() for search in active if search.over}
         left = [search for search in active if not search.over]
         if left and left[0].stop.asked:
@@ -247,8 +254,13 @@ def until_done(searches: Sequence[Search]) -> list[SolveResult]:
     return [found[search.task.id] for search in searches]
 
 
-def _round(searches: Sequence[Search]) -> None:
-    """The next batch of attempts of each. Its time is shared out evenly."""
+def _in_vain(searches: Sequence[Search]) -> bool:
+    """Whether the searches are over without a verdict on any attempt: there is nothing more to wait for."""
+    return all(search.over and not any(attempt.judged for attempt in search.attempts) for search in searches)
+
+
+def _round(searches: Sequence[Search]) -> list[RolloutRecord]:
+    """The next batch of attempts of each, as they are on record. Its time is shared out evenly."""
     began, asking, run = time.monotonic(), searches[0].asking, searches[0].config.run
     prompts = {search.task.id: search.prompts() for search in searches}
     batch = roll_out(
@@ -265,8 +277,10 @@ def _round(searches: Sequence[Search]) -> None:
     )
     right = _verified(asking, batch)
     spent = (time.monotonic() - began) / len(searches)
+    made: list[RolloutRecord] = []
     for search, group in zip(searches, batch.groups, strict=True):
-        search.take(Batch([group], batch.faults), prompts[search.task.id], right, spent)
+        made += search.take(Batch([group], batch.faults), prompts[search.task.id], right, spent)
+    return made
 
 
 def _verified(asking: Asking, batch: Batch) -> dict[str, bool]:
