@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import signal
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from selfdistill.errors import ConfigError, RunError
-from selfdistill.loops.compare import compare, demo_configs
+from selfdistill.loops.compare import Job, compare, demo_configs, side_by_side
 from selfdistill.loops.train import train
-from selfdistill.runs import Quiet, read_run
+from selfdistill.runs import Interrupted, Quiet, read_run
+from stopped_jobs import last_round
 
 
 def test_the_demo_gives_both_methods_the_same_verbs_budget_and_seed(tmp_path: Path) -> None:
@@ -38,3 +42,38 @@ def test_runs_in_their_own_processes_give_the_bits_they_give_alone(config_of, he
     assert told.count("started") == 2
     assert told.count("step") == 4
     assert told.count("finished") == 1
+
+
+class Presses(Quiet):
+    """Does something when a job is in its last round."""
+
+    def __init__(self, press: Callable[[], None]) -> None:
+        self.press = press
+
+    def phase(self, name: str, done: int = 0, total: int = 0) -> None:
+        self.press()
+
+
+def jobs_in(folder: Path, count: int) -> list[Job]:
+    return [Job(folder / f"job-{number}", {}, last_round, command="solve") for number in range(count)]
+
+
+def test_after_ctrl_c_a_job_that_was_in_its_last_round_is_done_and_one_that_did_not_begin_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        side_by_side(jobs_in(tmp_path, 2), lambda label: Presses(lambda: os.kill(os.getpid(), signal.SIGINT)))
+    assert not isinstance(stopped.value, Interrupted), "the second one has nothing to go on with"
+    assert [str(path.relative_to(tmp_path)) for path in tmp_path.glob("*/*asked")] == ["job-0/asked"]
+
+
+def test_ctrl_c_while_a_job_is_still_starting_is_no_failure(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    def reporter_for(label: str) -> Quiet:
+        os.kill(os.getpid(), signal.SIGINT)
+        return Quiet()
+
+    with pytest.raises(KeyboardInterrupt):
+        side_by_side(jobs_in(tmp_path, 1), reporter_for)
+    assert not list(tmp_path.iterdir())
+    assert "Traceback" not in capfd.readouterr().err

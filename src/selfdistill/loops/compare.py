@@ -5,7 +5,10 @@ from __future__ import annotations
 import multiprocessing
 import os
 import queue
-from collections.abc import Callable, Mapping, Sequence
+import signal
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.queues import Queue
 from pathlib import Path
@@ -20,6 +23,8 @@ from selfdistill.runs import fresh_path
 from selfdistill.runs.progress import Event, Interrupted, Relay, Reporter, deliver
 from selfdistill.runs.store import CONFIG
 
+STOPS = (signal.SIGINT,)
+INTERRUPTED = "interrupted"
 # Each method at the rate that did best for it on the embedded model (EXPERIMENTS.md); all else is the same for both.
 DEMO_RATES: Mapping[str, float] = {"sdpo": 5e-4, "grpo": 2.5e-4}
 DEMO: Mapping[str, Any] = {"rehearsal": {"per_step": 64, "weight": 0.5}, "evaluation": {"every": 4}}
@@ -40,7 +45,8 @@ def demo_configs(out: Path, *, seed: int, generations: int, allow_weaker: bool =
 def compare(configs: Sequence[RunConfig], reporter_for: Callable[[str], Reporter]) -> list[Path]:
     """Runs all configs, as many at a time as there are cores, and returns their directories.
 
-    A failed run does not stop the others; its error is raised when all are done. Ctrl-C reaches every run, each saves.
+    A failed run does not stop the others; its error is raised when all are done. After Ctrl-C each saves, as
+    `side_by_side` has it.
     """
     jobs = [Job(Path(config.out), resolved(config), _train) for config in configs]
     side_by_side(jobs, reporter_for)
@@ -61,61 +67,127 @@ class Job:
 def side_by_side(jobs: Sequence[Job], reporter_for: Callable[[str], Reporter]) -> None:
     """Does all jobs, as many at a time as there are cores, each in a process of its own.
 
-    A failed job does not stop the others; its error is raised when all are done. Ctrl-C reaches every job.
+    A failed job does not stop the others; its error is raised when all are done. After Ctrl-C no job begins any more,
+    and those that run are told once: they save and end (at a second one at once). Then raises `Interrupted` with a job
+    that can go on, or `KeyboardInterrupt` where none of the unfinished ones had begun.
     """
-    context = multiprocessing.get_context("spawn")
-    events: Queue[tuple[int, Event]] = context.Queue()
-    waiting = list(range(len(jobs)))
-    reporters: dict[int, Reporter] = {}
-    running: dict[int, Any] = {}
-    failures: dict[int, str] = {}
-    while waiting or running:
-        while waiting and len(running) < max(1, os.cpu_count() or 1):
-            index = waiting.pop(0)
-            reporters[index] = reporter_for(jobs[index].path.name)
-            running[index] = context.Process(target=_run, args=(index, jobs[index], events))
-            running[index].start()
+    crew = _Crew(jobs, reporter_for)
+    with _counted(crew.stops):
+        while crew.running or (crew.waiting and not crew.stops):
+            crew.start_more()
+            crew.drain()
+            crew.pass_on()
+    crew.raise_failures()
+
+
+class _Crew:
+    """The processes of some jobs, by number: which wait, which run, how others failed, and what stops were asked for."""
+
+    def __init__(self, jobs: Sequence[Job], reporter_for: Callable[[str], Reporter]) -> None:
+        self.jobs, self.reporter_for = jobs, reporter_for
+        self.context = multiprocessing.get_context("spawn")
+        self.events: Queue[tuple[int, Event]] = self.context.Queue()
+        self.waiting = list(range(len(jobs)))
+        self.running: dict[int, Any] = {}
+        self.reporters: dict[int, Reporter] = {}
+        self.failures: dict[int, str] = {}
+        self.stops: list[int] = []
+        self.told: Counter[int] = Counter()
+
+    def start_more(self) -> None:
+        """Fills the free places, unless a stop was asked for."""
+        while self.waiting and not self.stops and len(self.running) < max(1, os.cpu_count() or 1):
+            index = self.waiting.pop(0)
+            self.reporters[index] = self.reporter_for(self.jobs[index].path.name)
+            process = self.context.Process(target=_run, args=(index, self.jobs[index], self.events))
+            with _deaf():
+                process.start()
+            self.running[index] = process
+
+    def drain(self) -> None:
+        """Delivers what has come in for half a second, then looks who has ended."""
+        ended = [index for index, process in self.running.items() if not process.is_alive()]
         try:
-            _drain(events, reporters, failures, running)
-        except KeyboardInterrupt:  # the jobs got it too: they finish their step, save, and say so
-            waiting.clear()
-    for index, text in failures.items():
-        if text == "interrupted":
-            raise Interrupted(jobs[index].path, None, jobs[index].command)
-        raise RunError(f"the run {jobs[index].path} failed", got=text)
-
-
-def _drain(
-    events: Queue[tuple[int, Event]],
-    reporters: Mapping[int, Reporter],
-    failures: dict[int, str],
-    running: dict[int, Any],
-) -> None:
-    """Delivers what has come in for half a second, then looks who has ended."""
-    try:
-        index, event = events.get(timeout=0.5)
+            index, event = self.events.get(timeout=0 if ended else 0.5)
+        except queue.Empty:  # all that the ended ones said is delivered
+            for index in ended:
+                self._ended(index, self.running.pop(index).exitcode)
+            return
         if event[0] == "failed":
-            failures[index] = event[1][0]
+            self.failures[index] = event[1][0]
         else:
-            deliver(event, reporters[index])
-    except queue.Empty:
-        pass
-    if events.empty():
-        for index in [index for index, process in running.items() if not process.is_alive()]:
-            code = running.pop(index).exitcode
-            if code:
-                failures.setdefault(index, f"the process ended with code {code}")
+            deliver(event, self.reporters[index])
+
+    def pass_on(self) -> None:
+        """Tells every process of a stop that it has not heard of; one that is still starting hears of it later."""
+        for index, process in self.running.items():
+            if self.told[index] < len(self.stops) and process.exitcode is None:
+                self.told[index] += 1
+                os.kill(process.pid, signal.SIGINT)
+
+    def raise_failures(self) -> None:
+        """Raises what went wrong, else that jobs were stopped, if any were."""
+        for index, text in self.failures.items():
+            if text != INTERRUPTED:
+                raise RunError(f"the run {self.jobs[index].path} failed", got=text)
+        stopped = [self.jobs[index] for index in (*self.failures, *self.waiting)]
+        for job in stopped:
+            if (job.path / CONFIG).exists():
+                raise Interrupted(job.path, None, job.command)
+        if stopped:
+            raise KeyboardInterrupt
+
+    def _ended(self, index: int, code: int) -> None:
+        if code:
+            asked = self.stops and -code in STOPS
+            self.failures.setdefault(index, INTERRUPTED if asked else f"the process ended with code {code}")
+
+
+@contextmanager
+def _counted(stops: list[int]) -> Iterator[None]:
+    """Inside, Ctrl-C adds to `stops` and does nothing else."""
+    try:
+        previous = {number: signal.signal(number, lambda number, _: stops.append(number)) for number in STOPS}
+    except ValueError:  # not in the main thread: whoever owns it decides
+        yield
+        return
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """Ctrl-C waits. A process that is started here inherits that, so that none interrupts its imports."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _run(index: int, job: Job, events: Queue[tuple[int, Event]]) -> None:
     """One job in a process of its own."""
     torch.set_num_threads(1)
     try:
+        _listen()
         job.work(job.path, job.settings, Relay(lambda event: events.put((index, event))))
     except KeyboardInterrupt:
-        events.put((index, ("failed", ("interrupted",))))
+        events.put((index, ("failed", (INTERRUPTED,))))
     except SelfDistillError as error:
         events.put((index, ("failed", (str(error),))))
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # nothing is left but to hand over the last events
+
+
+def _listen() -> None:
+    """From here on a stop is heard of. It comes from the parent alone: a terminal would tell this process as well, and
+    the second of two stops ends a step half done."""
+    os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def _train(path: Path, settings: Mapping[str, Any], reporter: Reporter) -> None:

@@ -132,8 +132,11 @@ def hold(
     write_atomic(out / CONTEST, json.dumps(asdict(whole), indent=1) + "\n")
     try:
         side_by_side([job for _, job in jobs if not _finished(job)], reporter_for)
-    except Interrupted as stop:
+    except KeyboardInterrupt as stop:
         raise Interrupted(out, None, "compare") from stop
+    for _, job in jobs:
+        if not _finished(job):
+            raise RunError("a search did not finish", got=job.path, do=f"selfdistill compare --resume {out}")
     return whole, results(whole, out)
 
 
