@@ -275,6 +275,18 @@ def test_feedback_that_finds_no_room_is_counted(search_of, tmp_path) -> None:
     assert result.prompts_cut == 0
 
 
+@pytest.mark.parametrize("strategy", ["multi-turn", "hybrid"])
+def test_feedback_of_which_none_finds_room_is_said_once(search_of, tmp_path, heard, strategy: str) -> None:
+    config = search_of(strategy, "hints", 24, settings={"strategy.batch": 4, "strategy.window": 20})
+    (result,) = solve(config, lambda label: heard, out=tmp_path / "narrow")
+    assert result.left_out > 0
+    assert len({rollout.prompt for rollout in rollouts(tmp_path / "narrow" / "000-q1")}) == 1
+    assert sum("no feedback fits a prompt" in note for note in heard.notes) == 1
+    heard.events.clear()
+    solve(search_of(strategy, "hints", 24), lambda label: heard, out=tmp_path / "wide")
+    assert not [note for note in heard.notes if "no feedback fits" in note]
+
+
 def test_a_teacher_prompt_that_is_too_long_is_cut_and_counted(search_of, tmp_path) -> None:
     config = search_of("self-distill", "wordy", 16, settings={"context.max_teacher_tokens": 150})
     (result,) = solve(config, lambda label: Quiet(), out=tmp_path)

@@ -113,6 +113,16 @@ def test_where_no_feedback_fits_the_question_is_asked_as_it_stands(renderer: Ren
         assert (prompt.messages, prompt.left_out) == (TASK.messages, 1)
 
 
+def test_an_answer_as_long_as_the_context_leaves_half_of_it_for_the_prompt(renderer: Renderer) -> None:
+    for answer in (LENGTH // 2, LENGTH, 10 * LENGTH):
+        scene = Scene(TASK, renderer, answer, 0, failures("Not eleven."))
+        assert scene.room(10_000) == LENGTH // 2
+        for strategy in (MultiTurn(), Hybrid()):
+            (prompt,) = strategy.prompts(scene, 1)
+            assert "Not eleven." in prompt.messages[-1].content
+    assert Scene(TASK, renderer, ANSWER, 0).room(10_000) == LENGTH - ANSWER
+
+
 def test_hybrid_attempts_read_what_their_predecessor_was_told(renderer: Renderer) -> None:
     attempts = failures("old a", "old b", "old c", "new a", "new b", "", batch=3)
     found = texts(Hybrid(batch=3), renderer, attempts, 3)

@@ -114,7 +114,10 @@ class Search:
         run, strategy, limits = self.config.run, self.config.strategy, self.config.limits
         left = limits.budget - len(self.attempts) if limits.unit == "attempts" else strategy.batch
         scene = Scene(self.task, self.asking.renderer, run.sampling.max_new_tokens, run.seed, tuple(self.attempts))
-        return strategy.prompts(scene, min(strategy.batch, left))
+        found = strategy.prompts(scene, min(strategy.batch, left))
+        if any(prompt.left_out for prompt in found) and all(p.messages == self.task.messages for p in found):
+            self._say(_no_room(len(self.asking.renderer.prompt(self.task.messages)), scene), once="no room")
+        return found
 
     def _remember(self, rollouts: Sequence[RolloutRecord]) -> None:
         """The attempts of the records, which are whole rounds in order."""
@@ -326,6 +329,16 @@ def _bytes(asking: Asking) -> int:
     """Room for three checkpoints side by side: weights, two moments of the optimiser and a shadow each."""
     trained = sum(value.numel() for value in asking.policy.trainable().values())
     return 3 * 16 * trained if isinstance(asking, Session) else 0
+
+
+def _no_room(question: int, scene: Scene) -> str:
+    """Why a round of attempts reads no feedback, though there is some."""
+    length = scene.renderer.context_length
+    return (
+        f"no feedback fits a prompt: the question has {question:,} tokens, the model reads {length:,}, an answer may "
+        f"have {scene.answer:,}; attempts read the question alone (lower sampling.max_new_tokens, raise "
+        "strategy.window, or take a model that reads more)"
+    )
 
 
 def _verdict(result: SolveResult) -> str:

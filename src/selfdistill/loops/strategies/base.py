@@ -38,8 +38,8 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """What a strategy sees before a round: the task, all attempts so far, and how prompts are written. `answer` tokens
-    are to be left free; `seed` decides what is drawn."""
+    """What a strategy sees before a round: the task, all attempts so far, and how prompts are written. An answer has
+    `answer` tokens at most; `seed` decides what is drawn."""
 
     task: Task
     renderer: Renderer
@@ -53,8 +53,10 @@ class Scene:
         return self.attempts[-1].round + 1 if self.attempts else 0
 
     def room(self, window: int) -> int:
-        """Tokens that a prompt may have: those of a window, and no more than the model can read."""
-        return min(window, self.renderer.context_length - self.answer)
+        """Tokens that a prompt may have: those of a window, and what the model can read before an answer, for which
+        half of that is kept free at most."""
+        length = self.renderer.context_length
+        return min(window, length - min(self.answer, length // 2))
 
 
 @dataclass(frozen=True, slots=True)
