@@ -54,11 +54,13 @@ def _run(path: Path) -> ModuleType:
     except Exception as error:
         del sys.modules[module.__name__]
         raise ConfigError(
-            f"{path} cannot be imported", got=f"{type(error).__name__}: {error}{_line_in(path, error)}"
+            f"{path} cannot be imported", got=f"{type(error).__name__}: {error}{line_in(path, error)}"
         ) from error
     return module
 
 
-def _line_in(path: Path, error: Exception) -> str:
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == path]
+def line_in(path: Path, error: Exception) -> str:
+    """Where in a user's file an error arose, as it stands behind its text; empty where it was elsewhere."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if Path(frame.filename).resolve() == path.resolve()]
     return f" (line {lines[-1]})" if lines else ""

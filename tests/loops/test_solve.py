@@ -328,6 +328,20 @@ def test_settings_come_back_as_they_were(search_of) -> None:
     assert search_of("grpo", "rare").run.method.name == "grpo"
 
 
+def test_a_users_own_strategy_that_gives_nothing_ends_the_search(search_of, tmp_path) -> None:
+    file = tmp_path / "mine.py"
+    head = "from dataclasses import dataclass\nfrom selfdistill import Strategy\n@dataclass(frozen=True, slots=True)\n"
+    file.write_text(f"{head}class Mine(Strategy):\n    batch: int = 4\n    def prompts(self, *_): return []\n")
+    with pytest.raises(ConfigError, match=r"mine.py:Mine' should give a list of 4 prompts"):
+        solve(search_of(f"{file}:Mine", "hints"), lambda label: Quiet(), out=tmp_path / "out")
+    file.write_text(
+        f"{head}class Mine(Strategy):\n    batch: int = 0\n    def __post_init__(self): pass\n"
+        "    def prompts(self, *_): return []\n"
+    )
+    with pytest.raises(ConfigError, match=r"strategy.batch must be at least 1"):
+        search_of(f"{file}:Mine", "hints")
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "said"),
     [

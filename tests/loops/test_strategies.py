@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 
 from core_parts import rollout
 from selfdistill.errors import ConfigError
-from selfdistill.loops.strategies import Attempt, Hybrid, MultiTurn, Scene, SelfDistill, Strategy, get_strategy
+from selfdistill.loops.strategies import Attempt, Hybrid, MultiTurn, Prompt, Scene, SelfDistill, Strategy, get_strategy
+from selfdistill.loops.strategies.base import learner_of, prompts_of
 from selfdistill.loops.strategies.window import most
 from selfdistill.methods import SDPO
 from selfdistill.render import CUT, Renderer
@@ -178,3 +182,61 @@ def test_most_finds_the_last_that_fits() -> None:
 def test_settings_that_cannot_be_are_refused(name: str, options: dict[str, object], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         get_strategy(name, options)
+
+
+OWN = """\
+from dataclasses import dataclass
+from selfdistill import Message, Prompt, Strategy
+
+@dataclass(frozen=True, slots=True)
+class Mine(Strategy):
+    def prompts(self, scene, count):
+        return {prompts}
+
+    def learner(self, method):
+        return {learner}
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Callable[..., Strategy]:
+    """A strategy of a user's file, which gives what these expressions give."""
+
+    def build(prompts: str = "[Prompt(scene.task.messages)] * count", learner: str = "method") -> Strategy:
+        file = tmp_path / "mine.py"
+        file.write_text(OWN.format(prompts=prompts, learner=learner))
+        return get_strategy(f"{file}:Mine", {})
+
+    return build
+
+
+def test_prompts_of_a_users_own_strategy_are_taken_as_they_are(own, renderer: Renderer) -> None:
+    scene = Scene(TASK, renderer, ANSWER, 0)
+    assert prompts_of(own(), scene, 3) == [Prompt(TASK.messages)] * 3
+    assert learner_of(own(), SDPO()) == SDPO()
+
+
+@pytest.mark.parametrize(
+    ("prompts", "said"),
+    [
+        ("[]", r"a list of 3 prompts\s+got  0"),
+        ("[Prompt(scene.task.messages)] * 4", r"a list of 3 prompts\s+got  4"),
+        ("[Prompt(scene.task.messages)] * 2", r"a list of 3 prompts\s+got  2"),
+        ("None", r"a list of 3 prompts\s+got  None"),
+        ("[scene.task.messages] * 3", "a Prompt with a tuple of Messages"),
+        ("[Prompt(list(scene.task.messages))] * 3", "a Prompt with a tuple of Messages"),
+        ("[Prompt(())] * 3", "a Prompt with a tuple of Messages"),
+        ("[Prompt((Message('user', 7),))] * 3", "a Prompt with a tuple of Messages"),
+        ("[Prompt(scene.task.missing)] * 3", r"fails in its `prompts`\s+got  AttributeError: .*missing.* \(line 7\)"),
+    ],
+)
+def test_what_a_users_own_strategy_gives_is_looked_at(own, renderer: Renderer, prompts: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=rf"mine.py:Mine[\s\S]*{said}"):
+        prompts_of(own(prompts), Scene(TASK, renderer, ANSWER, 0), 3)
+
+
+def test_a_method_that_a_users_own_strategy_learns_with_is_looked_at(own) -> None:
+    with pytest.raises(ConfigError, match=r"mine.py:Mine[\s\S]*fails in its `learner`[\s\S]*\(line 10\)"):
+        learner_of(own(learner="1 / 0"), SDPO())
+    with pytest.raises(ConfigError, match=r"mine.py:Mine[\s\S]*no method to learn with\s+got  None"):
+        learner_of(own(learner="None"), SDPO())

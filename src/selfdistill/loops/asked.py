@@ -15,6 +15,7 @@ from selfdistill.loops.credit import Asked, credit
 from selfdistill.loops.session import open_policy
 from selfdistill.loops.solve_config import SolveConfig, config_from, is_file
 from selfdistill.loops.strategies import UnderTheQuestion
+from selfdistill.loops.strategies.base import learner_of
 from selfdistill.loops.tasks import training_tasks
 from selfdistill.loops.unrelated import contexts_of_others, unrelated_contexts
 from selfdistill.methods import get_method
@@ -273,7 +274,7 @@ def _under_the_question(search: SolveConfig | None) -> bool:
     if search is None or not search.strategy.learns:
         return False
     method = get_method(search.run.method.name, search.run.method.options)
-    return isinstance(search.strategy.learner(method), UnderTheQuestion)
+    return isinstance(learner_of(search.strategy, method), UnderTheQuestion)
 
 
 def _answer(policy: Policy, renderer: Renderer, record: RolloutRecord, reporter: Reporter) -> TokenIds:

@@ -16,6 +16,7 @@ from selfdistill.loops.session import Asking, Session
 from selfdistill.loops.solve_config import SolveConfig, solve_settings
 from selfdistill.loops.stopping import StopSign
 from selfdistill.loops.strategies import Attempt, Prompt, Scene
+from selfdistill.loops.strategies.base import prompts_of
 from selfdistill.models.checkpoint import latest_checkpoint, load_checkpoint
 from selfdistill.runs import Accuracies, RolloutRecord, RunDir, StepRecord, Summary, read_run
 from selfdistill.runs.environment import describe_environment
@@ -114,7 +115,7 @@ class Search:
         run, strategy, limits = self.config.run, self.config.strategy, self.config.limits
         left = limits.budget - len(self.attempts) if limits.unit == "attempts" else strategy.batch
         scene = Scene(self.task, self.asking.renderer, run.sampling.max_new_tokens, run.seed, tuple(self.attempts))
-        found = strategy.prompts(scene, min(strategy.batch, left))
+        found = prompts_of(strategy, scene, min(strategy.batch, left))
         if any(prompt.left_out for prompt in found) and all(p.messages == self.task.messages for p in found):
             self._say(_no_room(len(self.asking.renderer.prompt(self.task.messages)), scene), once="no room")
         return found

@@ -25,6 +25,7 @@ from selfdistill.loops.search import MAY_CHANGE, Search, rounds_made, until_done
 from selfdistill.loops.session import Asking, Session, open_asking, open_session, started_over
 from selfdistill.loops.solve_config import SolveConfig, config_from, is_file, solve_settings
 from selfdistill.loops.stopping import StopSign
+from selfdistill.loops.strategies.base import learner_of
 from selfdistill.loops.tasks import askable, training_tasks
 from selfdistill.plugins import short_name
 from selfdistill.runs import allowed_changes, fresh_path
@@ -110,7 +111,7 @@ def _open(config: SolveConfig, reporter: Reporter) -> Asking:
             why="a strategy decides what every attempt reads",
             do="choose a method that learns from attempts alone, such as sdpo",
         )
-    session.method = config.strategy.learner(session.method)
+    session.method = learner_of(config.strategy, session.method)
     return session
 
 

@@ -11,6 +11,7 @@ from selfdistill.config import RunConfig, from_settings, load_config, parse_over
 from selfdistill.errors import ConfigError
 from selfdistill.loops.strategies import Strategy, get_strategy
 from selfdistill.loops.strategies.bare import SelfDistill
+from selfdistill.loops.strategies.base import at_least_one
 from selfdistill.options import Where, build, option, plain
 
 OWN = "strategy."
@@ -53,6 +54,9 @@ class SolveConfig:
     limits: Limits = field(default_factory=Limits)
     tasks: tuple[str, ...] = ()
     keep: bool = False
+
+    def __post_init__(self) -> None:
+        at_least_one(self.strategy, "batch")  # a strategy of the user's need not have looked
 
     @property
     def rounds(self) -> int:

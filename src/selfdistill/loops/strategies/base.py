@@ -6,13 +6,15 @@ The solver does the rest, the same for every strategy: it samples, judges, learn
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
-from selfdistill.errors import ConfigError
+from selfdistill.errors import ConfigError, SelfDistillError
 from selfdistill.methods import Method
 from selfdistill.options import option
+from selfdistill.plugins import line_in
 from selfdistill.render import Renderer
 from selfdistill.types import Message, Task
 
@@ -102,3 +104,55 @@ def at_least_one(strategy: Any, *names: str) -> None:
     for name in names:
         if getattr(strategy, name) < 1:
             raise ConfigError(f"strategy.{name} must be at least 1", got=getattr(strategy, name))
+
+
+def prompts_of(strategy: Strategy, scene: Scene, count: int) -> list[Prompt]:
+    """What a strategy has the next `count` attempts read. Raises `ConfigError`, which names the strategy, where its
+    code fails or gives something else."""
+    found = _asked(strategy, "prompts", lambda: strategy.prompts(scene, count))
+    if not isinstance(found, list | tuple) or len(found) != count:
+        given = len(found) if isinstance(found, list | tuple) else repr(found)[:200]
+        why = "a search counts every attempt, and makes as many as its budget has"
+        raise _wrong(strategy, f"a list of {count} prompts", given, why)
+    for prompt in found:
+        if not isinstance(prompt, Prompt) or not _is_conversation(prompt.messages):
+            raise _wrong(strategy, "a Prompt with a tuple of Messages for each attempt", repr(prompt)[:200])
+    return list(found)
+
+
+def learner_of(strategy: Strategy, method: Method) -> Method:
+    """The method as it learns from a strategy's attempts. Raises `ConfigError` like `prompts_of`."""
+    found = _asked(strategy, "learner", lambda: strategy.learner(method))
+    if not isinstance(found, Method):
+        raise ConfigError(
+            f"the strategy {strategy.name!r} gives no method to learn with",
+            got=repr(found)[:200],
+            do="return a Method from its `learner`",
+        )
+    return found
+
+
+def _asked(strategy: Strategy, name: str, call: Callable[[], Any]) -> Any:
+    try:
+        return call()
+    except SelfDistillError:
+        raise
+    except Exception as error:
+        line = line_in(Path(strategy.name.partition(":")[0]), error)
+        raise ConfigError(
+            f"the strategy {strategy.name!r} fails in its `{name}`",
+            got=f"{type(error).__name__}: {error}{line}",
+            do="mend it; a search that was begun goes on with --resume",
+        ) from error
+
+
+def _wrong(strategy: Strategy, expected: str, got: object, why: str = "") -> ConfigError:
+    return ConfigError(
+        f"the strategy {strategy.name!r} should give {expected}", got=got, why=why, do="mend its `prompts`"
+    )
+
+
+def _is_conversation(messages: Any) -> bool:
+    if not isinstance(messages, tuple) or not messages:
+        return False
+    return all(isinstance(message, Message) and isinstance(message.content, str) for message in messages)
