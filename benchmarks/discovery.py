@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from selfdistill.cli.display import RunDisplay
 from selfdistill.config import from_settings, resolved
 from selfdistill.context import teacher_messages
 from selfdistill.evaluate import roll_out, solved
-from selfdistill.loops.compare import Job, side_by_side
+from selfdistill.loops.compare import Job, places, side_by_side
 from selfdistill.loops.contest import Contest, hold, parse_way
 from selfdistill.loops.session import Asking, open_asking
 from selfdistill.runs.discovery import pass_at_k
@@ -131,16 +130,16 @@ def choose_sets(rows: Sequence[Mapping[str, Any]], samples: int, tasks: int) -> 
 
 
 def selection(chosen: argparse.Namespace, display: RunDisplay) -> dict[str, list[str]]:
-    """Measures what was not measured yet, on all cores."""
+    """Measures what was not measured yet, as many parts at a time as there are places for."""
     run = resolved(from_settings({"world": world(chosen), "sampling": {"temperature": 1.0}}))
-    parts = max(1, os.cpu_count() or 1)
+    parts = places([run["device"]])
     names = [chosen.out / "candidates" / f"part-{part}-of-{parts}.jsonl" for part in range(parts)]
     jobs = [
         Job(name, {"run": run, "part": part, "parts": parts, "samples": chosen.samples}, measure_candidates)
         for part, name in enumerate(names)
         if len(rows_of(name)) < len(range(part, chosen.candidates, parts))
     ]
-    side_by_side(jobs, display.reporter)
+    side_by_side(jobs, display.reporter, at_once=parts)
     found = choose_sets([row for name in names for row in rows_of(name)], chosen.samples, chosen.tasks)
     (chosen.out / "sets.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return found

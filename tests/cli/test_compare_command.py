@@ -53,6 +53,8 @@ def test_curves_means_and_levels_and_a_second_run(model_dir: Path, tmp_path: Pat
         (["--way", "hybrid", "--budget", "0"], "the budget must be at least 1"),
         (["--way", "hybrid", "--markdown"], "are Markdown already"),
         (["--way", "hybrid", "--task", "q9"], "there is no such task"),
+        (["--way", "hybrid", "--jobs", "0"], "no job would ever run"),
+        (["runs/a", "--jobs", "2"], "finished runs are compared as they are"),
         (["--resume", "nowhere"], "there is no contest here"),
         (["runs/a", "--task", "q0"], "finished runs are compared as they are"),
         (["runs/a", "--seeds", "2"], "finished runs are compared as they are"),

@@ -9,12 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from stopped_jobs import last_round
 
 from selfdistill.errors import ConfigError, RunError
-from selfdistill.loops.compare import Job, compare, demo_configs, side_by_side
+from selfdistill.loops.compare import Job, compare, demo_configs, places, side_by_side
 from selfdistill.loops.train import train
 from selfdistill.runs import Interrupted, Quiet, read_run
-from stopped_jobs import last_round
 
 
 def test_the_demo_gives_both_methods_the_same_verbs_budget_and_seed(tmp_path: Path) -> None:
@@ -44,6 +44,24 @@ def test_runs_in_their_own_processes_give_the_bits_they_give_alone(config_of, he
     assert told.count("finished") == 1
 
 
+def test_how_many_jobs_run_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container may leave a process fewer cores than the machine has; a GPU is shared by no two searches."""
+    if not hasattr(os, "sched_getaffinity"):
+        pytest.skip("this system does not bind processes to cores")
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(allowed)})
+    try:
+        assert places(["cpu", "cpu"]) == 1
+    finally:
+        os.sched_setaffinity(0, allowed)
+    assert places(["cpu"]) == len(allowed)
+    assert places(["cpu"], 3) == 3
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert places(["cpu", "auto"]) == 1
+    with pytest.raises(ConfigError, match="no job would ever run"):
+        places(["cpu"], 0)
+
+
 class Presses(Quiet):
     """Does something when a job is in its last round."""
 
@@ -59,11 +77,12 @@ def jobs_in(folder: Path, count: int) -> list[Job]:
 
 
 def test_after_ctrl_c_a_job_that_was_in_its_last_round_is_done_and_one_that_did_not_begin_is_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: 1)
     with pytest.raises(KeyboardInterrupt) as stopped:
-        side_by_side(jobs_in(tmp_path, 2), lambda label: Presses(lambda: os.kill(os.getpid(), signal.SIGINT)))
+        side_by_side(
+            jobs_in(tmp_path, 2), lambda label: Presses(lambda: os.kill(os.getpid(), signal.SIGINT)), at_once=1
+        )
     assert not isinstance(stopped.value, Interrupted), "the second one has nothing to go on with"
     assert [str(path.relative_to(tmp_path)) for path in tmp_path.glob("*/*asked")] == ["job-0/asked"]
 
@@ -74,6 +93,6 @@ def test_ctrl_c_while_a_job_is_still_starting_is_no_failure(tmp_path: Path, capf
         return Quiet()
 
     with pytest.raises(KeyboardInterrupt):
-        side_by_side(jobs_in(tmp_path, 1), reporter_for)
+        side_by_side(jobs_in(tmp_path, 1), reporter_for, at_once=1)
     assert not list(tmp_path.iterdir())
     assert "Traceback" not in capfd.readouterr().err

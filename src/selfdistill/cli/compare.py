@@ -38,6 +38,13 @@ def compare(
         Path | None,
         typer.Option(help="PNG file to draw the curves into. (with --way: discovery.png in --out)", show_default=False),
     ] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            help="With --way or --resume: searches at a time. (default: 1 on a GPU, else one for each core)",
+            show_default=False,
+        ),
+    ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the table of runs as Markdown.")] = False,
     way: Annotated[
         list[str] | None,
@@ -76,22 +83,30 @@ def compare(
 ) -> None:
     """Put runs side by side: what was gained, what it cost, what was forgotten. Or run ways to solve tasks.
 
-    With --way, every strategy makes its searches on the same tasks and seeds under the same budget, as many at a time
-    as there are cores, and the curves of discovery are drawn with their means, ratios and levels.
+    With --way, every strategy makes its searches on the same tasks and seeds under the same budget, --jobs at a time,
+    and the curves of discovery are drawn with their means, ratios and levels.
     """
     flags = {"model": model, "world": world, "data": data}
-    kept = {"--task": task, "--out": out, "--seed": seed, "--budget": budget, "--markdown": markdown or None}
+    kept: dict[str, object] = {
+        "--task": task,
+        "--out": out,
+        "--seed": seed,
+        "--budget": budget,
+        "--markdown": markdown or None,
+    }
     kept |= {f"--{key}": value for key, value in flags.items()}
     if resume is not None:
         _refuse({**kept, "KEY=VALUE": given}, "a resumed contest keeps its settings")
-        _hold(_resumed(resume, way or (), seeds), resume, plot)
+        _hold(_resumed(resume, way or (), seeds), resume, plot, jobs)
     elif way:
         _refuse({"--markdown": markdown or None}, "the tables of a contest are Markdown already")
         numbers = {"seeds": seeds, "budget": budget, "first_seed": seed}
         shared = [*as_overrides(flags), *(given or ())]
-        _hold(_new(way, task or (), shared, numbers), out or fresh_path(Path("runs"), "contest"), plot)
+        _hold(_new(way, task or (), shared, numbers), out or fresh_path(Path("runs"), "contest"), plot, jobs)
     elif given:
-        _refuse({**kept, "--seeds": seeds, "--markdown": None}, "finished runs are compared as they are")
+        _refuse(
+            {**kept, "--seeds": seeds, "--jobs": jobs, "--markdown": None}, "finished runs are compared as they are"
+        )
         runs = [read_run(Path(path)) for path in given]
         print_comparison(runs, markdown=markdown)
         if plot:
@@ -140,14 +155,14 @@ def arms_of(contest: Contest, found: Mapping[str, Sequence[SolveResult]], tasks:
     return arms
 
 
-def _hold(contest: Contest, folder: Path, plot: Path | None) -> None:
+def _hold(contest: Contest, folder: Path, plot: Path | None, jobs: int | None) -> None:
     from selfdistill.loops.contest import hold
     from selfdistill.view.discovery import report
 
     for way in contest.ways:
         contest.config(way)  # what is wrong with a way is said before anything runs
     with RunDisplay() as display:
-        whole, found = hold(contest, folder, display.reporter)
+        whole, found = hold(contest, folder, display.reporter, at_once=jobs)
     figure = plot or folder / CURVES
     text = report(arms_of(whole, found), whole.budget, figure)
     (folder / RESULTS).write_text(text, encoding="utf-8")

@@ -7,7 +7,7 @@ import os
 import queue
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.queues import Queue
@@ -17,8 +17,9 @@ from typing import Any
 import torch
 
 from selfdistill.config import RunConfig, from_settings, resolved
-from selfdistill.errors import RunError, SelfDistillError
+from selfdistill.errors import ConfigError, RunError, SelfDistillError
 from selfdistill.loops.train import train
+from selfdistill.models.device import pick_device
 from selfdistill.runs import fresh_path
 from selfdistill.runs.progress import Event, Interrupted, Relay, Reporter, deliver
 from selfdistill.runs.store import CONFIG
@@ -42,14 +43,16 @@ def demo_configs(out: Path, *, seed: int, generations: int, allow_weaker: bool =
     return configs
 
 
-def compare(configs: Sequence[RunConfig], reporter_for: Callable[[str], Reporter]) -> list[Path]:
-    """Runs all configs, as many at a time as there are cores, and returns their directories.
+def compare(
+    configs: Sequence[RunConfig], reporter_for: Callable[[str], Reporter], *, at_once: int | None = None
+) -> list[Path]:
+    """Runs all configs, as many at a time as `places` says, and returns their directories.
 
     A failed run does not stop the others; its error is raised when all are done. After Ctrl-C each saves, as
     `side_by_side` has it.
     """
     jobs = [Job(Path(config.out), resolved(config), _train) for config in configs]
-    side_by_side(jobs, reporter_for)
+    side_by_side(jobs, reporter_for, at_once=places([config.device for config in configs], at_once))
     return [job.path for job in jobs]
 
 
@@ -64,14 +67,27 @@ class Job:
     command: str = "train"
 
 
-def side_by_side(jobs: Sequence[Job], reporter_for: Callable[[str], Reporter]) -> None:
-    """Does all jobs, as many at a time as there are cores, each in a process of its own.
+def places(devices: Iterable[str], at_once: int | None = None) -> int:
+    """How many jobs on these devices run at a time: as many as asked for, else one where any computes on a GPU, whose
+    memory they would share, else as many as there are cores for this process. Raises `ConfigError`."""
+    if at_once is not None:
+        if at_once < 1:
+            raise ConfigError("no job would ever run", got=f"{at_once} at a time", do="give --jobs 1 or more")
+        return at_once
+    if any(pick_device(device).type != "cpu" for device in set(devices)):
+        return 1
+    # Asked of the system and not counted: a container or a batch queue may leave a process a few of many cores.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def side_by_side(jobs: Sequence[Job], reporter_for: Callable[[str], Reporter], *, at_once: int) -> None:
+    """Does all jobs, so many at a time, each in a process of its own.
 
     A failed job does not stop the others; its error is raised when all are done. After Ctrl-C no job begins any more,
     and those that run are told once: they save and end (at a second one at once). Then raises `Interrupted` with a job
     that can go on, or `KeyboardInterrupt` where none of the unfinished ones had begun.
     """
-    crew = _Crew(jobs, reporter_for)
+    crew = _Crew(jobs, reporter_for, at_once)
     with _counted(crew.stops):
         while crew.running or (crew.waiting and not crew.stops):
             crew.start_more()
@@ -81,10 +97,10 @@ def side_by_side(jobs: Sequence[Job], reporter_for: Callable[[str], Reporter]) -
 
 
 class _Crew:
-    """The processes of some jobs, by number: which wait, which run, how others failed, and what stops were asked for."""
+    """The processes of some jobs, by number: which wait, which run, how others failed, what stops were asked for."""
 
-    def __init__(self, jobs: Sequence[Job], reporter_for: Callable[[str], Reporter]) -> None:
-        self.jobs, self.reporter_for = jobs, reporter_for
+    def __init__(self, jobs: Sequence[Job], reporter_for: Callable[[str], Reporter], at_once: int) -> None:
+        self.jobs, self.reporter_for, self.at_once = jobs, reporter_for, at_once
         self.context = multiprocessing.get_context("spawn")
         self.events: Queue[tuple[int, Event]] = self.context.Queue()
         self.waiting = list(range(len(jobs)))
@@ -96,7 +112,7 @@ class _Crew:
 
     def start_more(self) -> None:
         """Fills the free places, unless a stop was asked for."""
-        while self.waiting and not self.stops and len(self.running) < max(1, os.cpu_count() or 1):
+        while self.waiting and not self.stops and len(self.running) < self.at_once:
             index = self.waiting.pop(0)
             self.reporters[index] = self.reporter_for(self.jobs[index].path.name)
             process = self.context.Process(target=_run, args=(index, self.jobs[index], self.events))

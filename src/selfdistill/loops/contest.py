@@ -19,7 +19,7 @@ from typing import Any
 
 from selfdistill.config import parse_override
 from selfdistill.errors import ConfigError, DataError, RunError, nearest
-from selfdistill.loops.compare import Job, side_by_side
+from selfdistill.loops.compare import Job, places, side_by_side
 from selfdistill.loops.solve import solve_job
 from selfdistill.loops.solve_config import SolveConfig, is_file, solve_config, solve_settings
 from selfdistill.loops.tasks import training_tasks
@@ -119,19 +119,20 @@ def _ids(settings: Settings, seed: int) -> list[str]:
 
 
 def hold(
-    contest: Contest, out: Path, reporter_for: Callable[[str], Reporter]
+    contest: Contest, out: Path, reporter_for: Callable[[str], Reporter], *, at_once: int | None = None
 ) -> tuple[Contest, dict[str, list[SolveResult]]]:
-    """Makes all searches that are missing in `out`, as many at a time as there are cores; returns the contest with the
+    """Makes all searches that are missing in `out`, as many at a time as `places` says; returns the contest with the
     ways and seeds that `out` had before, and the results by label.
 
     Raises `RunError` where `out` holds a contest on other tasks, budget or settings; `Interrupted` after Ctrl-C.
     """
     whole = _joined(contest, out)
+    at_once = places([whole.config(way).run.device for way in whole.ways], at_once)
     jobs = list(searches(whole, out))
     out.mkdir(parents=True, exist_ok=True)
     write_atomic(out / CONTEST, json.dumps(asdict(whole), indent=1) + "\n")
     try:
-        side_by_side([job for _, job in jobs if not _finished(job)], reporter_for)
+        side_by_side([job for _, job in jobs if not _finished(job)], reporter_for, at_once=at_once)
     except KeyboardInterrupt as stop:
         raise Interrupted(out, None, "compare") from stop
     for _, job in jobs:
