@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -76,13 +78,12 @@ def jobs_in(folder: Path, count: int) -> list[Job]:
     return [Job(folder / f"job-{number}", {}, last_round, command="solve") for number in range(count)]
 
 
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_after_ctrl_c_a_job_that_was_in_its_last_round_is_done_and_one_that_did_not_begin_is_not(
-    tmp_path: Path,
+    tmp_path: Path, stop: signal.Signals
 ) -> None:
     with pytest.raises(KeyboardInterrupt) as stopped:
-        side_by_side(
-            jobs_in(tmp_path, 2), lambda label: Presses(lambda: os.kill(os.getpid(), signal.SIGINT)), at_once=1
-        )
+        side_by_side(jobs_in(tmp_path, 2), lambda label: Presses(lambda: os.kill(os.getpid(), stop)), at_once=1)
     assert not isinstance(stopped.value, Interrupted), "the second one has nothing to go on with"
     assert [str(path.relative_to(tmp_path)) for path in tmp_path.glob("*/*asked")] == ["job-0/asked"]
 
@@ -96,3 +97,32 @@ def test_ctrl_c_while_a_job_is_still_starting_is_no_failure(tmp_path: Path, capf
         side_by_side(jobs_in(tmp_path, 1), reporter_for, at_once=1)
     assert not list(tmp_path.iterdir())
     assert "Traceback" not in capfd.readouterr().err
+
+
+PARENT = """
+import sys
+from pathlib import Path
+from selfdistill.loops.compare import Job, side_by_side
+from selfdistill.runs import Quiet
+from stopped_jobs import last_round
+
+class Says(Quiet):
+    def phase(self, *_):
+        print("running", flush=True)
+
+if __name__ == "__main__":
+    side_by_side([Job(Path(sys.argv[1]) / "job-0", {}, last_round)], lambda label: Says(), at_once=1)
+"""
+
+
+def test_a_job_whose_parent_is_killed_saves_and_ends(tmp_path: Path) -> None:
+    script = tmp_path / "parent.py"
+    script.write_text(PARENT)
+    own = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    parent = subprocess.Popen([sys.executable, script, tmp_path], stdout=subprocess.PIPE, text=True, env=own)
+    assert parent.stdout is not None
+    assert parent.stdout.readline() == "running\n"
+    parent.kill()
+    parent.stdout.read()  # the end of the pipe, which the job has too: nobody is left
+    parent.wait()
+    assert (tmp_path / "job-0" / "asked").exists()

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.queues import Queue
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from selfdistill.runs import fresh_path
 from selfdistill.runs.progress import Event, Interrupted, Relay, Reporter, deliver
 from selfdistill.runs.store import CONFIG
 
-STOPS = (signal.SIGINT,)
+STOPS = (signal.SIGINT, signal.SIGTERM)
 INTERRUPTED = "interrupted"
 # Each method at the rate that did best for it on the embedded model (EXPERIMENTS.md); all else is the same for both.
 DEMO_RATES: Mapping[str, float] = {"sdpo": 5e-4, "grpo": 2.5e-4}
@@ -83,9 +84,9 @@ def places(devices: Iterable[str], at_once: int | None = None) -> int:
 def side_by_side(jobs: Sequence[Job], reporter_for: Callable[[str], Reporter], *, at_once: int) -> None:
     """Does all jobs, so many at a time, each in a process of its own.
 
-    A failed job does not stop the others; its error is raised when all are done. After Ctrl-C no job begins any more,
-    and those that run are told once: they save and end (at a second one at once). Then raises `Interrupted` with a job
-    that can go on, or `KeyboardInterrupt` where none of the unfinished ones had begun.
+    A failed job does not stop the others; its error is raised when all are done. After Ctrl-C or SIGTERM no job begins
+    any more, and those that run are told once, as when this process dies: they save and end (at a second one at once).
+    Then raises `Interrupted` with a job that can go on, or `KeyboardInterrupt` where none of the unfinished had begun.
     """
     crew = _Crew(jobs, reporter_for, at_once)
     with _counted(crew.stops):
@@ -161,7 +162,7 @@ class _Crew:
 
 @contextmanager
 def _counted(stops: list[int]) -> Iterator[None]:
-    """Inside, Ctrl-C adds to `stops` and does nothing else."""
+    """Inside, Ctrl-C and SIGTERM add to `stops` and do nothing else."""
     try:
         previous = {number: signal.signal(number, lambda number, _: stops.append(number)) for number in STOPS}
     except ValueError:  # not in the main thread: whoever owns it decides
@@ -189,6 +190,7 @@ def _run(index: int, job: Job, events: Queue[tuple[int, Event]]) -> None:
     torch.set_num_threads(1)
     try:
         _listen()
+        Thread(target=_outlived, args=(events,), daemon=True).start()
         job.work(job.path, job.settings, Relay(lambda event: events.put((index, event))))
     except KeyboardInterrupt:
         events.put((index, ("failed", (INTERRUPTED,))))
@@ -204,6 +206,15 @@ def _listen() -> None:
     os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+def _outlived(events: Queue[tuple[int, Event]]) -> None:
+    """When the parent is dead, however it died, this process is stopped; nobody reads its last events."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    events.cancel_join_thread()
+    os.kill(os.getpid(), signal.SIGINT)
 
 
 def _train(path: Path, settings: Mapping[str, Any], reporter: Reporter) -> None:
