@@ -70,6 +70,13 @@ def test_a_users_own_programming_task_with_its_tests(model_dir: Path, tmp_path: 
         (["--resume", "nowhere"], "not a run directory"),
         (["--resume", "nowhere", "--seed", "3"], "a resumed search keeps its settings"),
         (["--task", "nowhere.jsonl"], "nowhere.jsonl"),
+        (["--resume", "nowhere", "--budget", "5000"], "--budget"),
+        (["--resume", "nowhere", "--strategy", "hybrid", "--unit", "tokens", "--go-on"], "--strategy, --unit, --go-on"),
+        (["--resume", "nowhere", "strategy.batch=4", "optimiser.lr=1.0"], "strategy.batch, optimiser.lr"),
+        (["--strategy", "best-of-k", "--keep"], "best-of-k learns nothing, and does not read this"),
+        (["--strategy", "best-of-k", "--method", "grpo"], "got  method"),
+        (["--strategy", "multi-turn", "teacher.kind=ema", "seed=1", "rehearsal.per_step=8"], "teacher.kind, rehearsal"),
+        (["--strategy", "multi-turn", "optimiser.lr=1.0", "method.alpha=0.5"], "optimiser.lr, method.alpha"),
     ],
 )
 def test_bad_input_is_a_message(arguments: list[str], message: str) -> None:
@@ -91,6 +98,22 @@ def test_the_settings_of_a_strategy_can_be_listed() -> None:
     result = runner.invoke(app, ["solve", "--strategy", "hybrid", "--list-settings"], env=WIDE)
     assert result.exit_code == 0
     assert "strategy.share" in result.output
+    changed = runner.invoke(app, ["solve", "--list-settings", "strategy.batch=4"], env=WIDE)
+    assert next(line.split()[1] for line in changed.output.splitlines() if "strategy.batch" in line) == "4"
+
+
+def test_a_resumed_search_may_keep_its_weights_after_all(model_dir: Path, tmp_path: Path) -> None:
+    out = tmp_path / "search"
+    begun = ["solve", "--task", "q1", "--budget", "32", "--model", str(model_dir), "--out", str(out), *worlds("hints")]
+    assert runner.invoke(app, [*begun, "checkpoint_every=1"], env=WIDE).exit_code == 0
+    assert not (out / "000-q1" / "checkpoints").exists()
+    (out / "000-q1" / "result.json").unlink()
+    again = runner.invoke(app, ["solve", "--resume", str(out), "--keep", "checkpoint_every=2"], env=WIDE)
+    assert again.exit_code == 0, again.output
+    assert list((out / "000-q1" / "checkpoints").iterdir())
+    assert read_run(out / "000-q1").config["settings"]["checkpoint_every"] == 1, "as it was begun"
+    listed = runner.invoke(app, ["solve", "--resume", str(out), "--list-settings"], env=WIDE)
+    assert "strategy.batch" in listed.output
 
 
 def test_what_is_printed_of_several_tasks(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -32,15 +33,24 @@ def solve(
         ),
     ] = None,
     strategy: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="self-distill: learn from the feedback on every failure. hybrid: the same, and read recent feedback "
             "before an attempt. multi-turn: read all feedback, learn nothing. best-of-k: independent attempts. grpo: "
-            "learn from the score alone. FILE.py:NAME: one of your own."
+            "learn from the score alone. FILE.py:NAME: one of your own. (default: self-distill)",
+            show_default=False,
         ),
-    ] = "self-distill",
-    budget: Annotated[int, typer.Option(help="Most attempts (or what --unit says) for each task.")] = 2750,
-    unit: Annotated[str, typer.Option(help="What the budget counts: attempts, tokens or seconds.")] = "attempts",
+    ] = None,
+    budget: Annotated[
+        int | None,
+        typer.Option(help="Most attempts (or what --unit says) for each task. (default: 2750)", show_default=False),
+    ] = None,
+    unit: Annotated[
+        str | None,
+        typer.Option(
+            help="What the budget counts: attempts, tokens or seconds. (default: attempts)", show_default=False
+        ),
+    ] = None,
     config: ConfigFile = None,
     model: Model = None,
     method: MethodName = None,
@@ -57,7 +67,11 @@ def solve(
     go_on: Annotated[bool, typer.Option("--go-on", help="Use the whole budget, also after a right attempt.")] = False,
     resume: Annotated[
         Path | None,
-        typer.Option(help="Directory of a search to go on with; its settings are kept.", show_default=False),
+        typer.Option(
+            help="Directory of a search to go on with; its settings are kept, but for --keep, checkpoint_every and "
+            "micro_batch_tokens.",
+            show_default=False,
+        ),
     ] = None,
     list_settings: Annotated[
         bool, typer.Option("--list-settings", help="Print the settings of the strategy and exit.")
@@ -68,27 +82,71 @@ def solve(
     Every task begins with the model's own weights. An attempt is right when it passes the tests that it may be told
     about, and the private ones too. Settings of the strategy are written strategy.KEY=VALUE.
     """
-    if list_settings:
-        _print_strategy(strategy)
-        return
+    flags = {"model": model, "method": method, "world": world, "data": data, "seed": seed}
+    limits = {"budget": budget, "unit": unit, "go_on": go_on or None}
     if resume is not None:
-        if overrides or task or any(value is not None for value in (config, model, method, world, data, seed, out)):
-            raise ConfigError("a resumed search keeps its settings", got=resume, do="give --resume DIR alone")
-        chosen, out = _saved(resume), resume
+        given = {"task": task, "strategy": strategy, "config": config, "out": out, **flags, **limits}
+        chosen = _resumed(resume, overrides or (), given)
     else:
-        from selfdistill.loops.solve_config import solve_config
-
-        flags = {"model": model, "method": method, "world": world, "data": data, "seed": seed}
-        limits = {"budget": budget, "unit": unit, "go_on": go_on}
         settings = [*as_overrides(flags), *(overrides or ())]
-        chosen = solve_config(strategy, settings, file=config, tasks=task or (), limits=limits, keep=keep)
-    _run(chosen, out, resume is not None)
+        chosen = _new(strategy, settings, config, task or (), dict(as_overrides(limits)))
+    if keep:
+        _refuse_unread(chosen, ["--keep"])
+        chosen = replace(chosen, keep=True)
+    if list_settings:
+        print_settings(chosen.strategy, prefix="strategy.")
+        return
+    _run(chosen, out or resume, resume is not None)
 
 
-def _saved(path: Path) -> SolveConfig:
+def _new(
+    strategy: str | None,
+    settings: Sequence[str | tuple[str, object]],
+    file: Path | None,
+    tasks: Sequence[str],
+    limits: Mapping[str, object],
+) -> SolveConfig:
+    from selfdistill.config import parse_override
+    from selfdistill.loops.solve_config import solve_config
+    from selfdistill.loops.strategies import SelfDistill
+
+    found = solve_config(strategy or SelfDistill.name, settings, file=file, tasks=tasks, limits=limits)
+    _refuse_unread(found, [parse_override(item)[0] if isinstance(item, str) else item[0] for item in settings])
+    return found
+
+
+def _resumed(path: Path, overrides: Sequence[str], given: Mapping[str, object]) -> SolveConfig:
+    """The search of a folder, with what may change. Raises `ConfigError` for anything else that was given."""
+    from selfdistill.config import load_config, parse_override, resolved
+    from selfdistill.loops.search import MAY_CHANGE
     from selfdistill.loops.solve_config import config_from
 
-    return config_from(saved_config(path).get("settings", {}))
+    keys = [parse_override(text)[0] for text in overrides]
+    kept = [f"--{name.replace('_', '-')}" for name, value in given.items() if value not in (None, [])]
+    kept += [key for key in keys if key not in MAY_CHANGE]
+    if kept:
+        raise ConfigError(
+            "a resumed search keeps its settings",
+            got=", ".join(kept),
+            why="its records would mix two experiments",
+            do="leave out what is named here; --keep, checkpoint_every and micro_batch_tokens may change",
+        )
+    saved = config_from(saved_config(path).get("settings", {}))
+    _refuse_unread(saved, keys)
+    return replace(saved, run=load_config(None, overrides, resolved(saved.run)))
+
+
+def _refuse_unread(config: SolveConfig, given: Collection[str]) -> None:
+    """Raises `ConfigError` for what only learning reads, where the strategy learns nothing."""
+    from selfdistill.loops.solve_config import LEARNING
+
+    unread = [key for key in given if key == "--keep" or key.partition(".")[0] in LEARNING]
+    if unread and not config.strategy.learns:
+        raise ConfigError(
+            f"{config.strategy.name} learns nothing, and does not read this",
+            got=", ".join(unread),
+            do="leave it out, or choose a strategy that learns, such as hybrid",
+        )
 
 
 def _run(config: SolveConfig, out: Path | None, again: bool) -> None:
@@ -128,9 +186,3 @@ def _row(result: SolveResult) -> tuple[str, ...]:
     solved = ("no", "–") if result.solved_at is None else (f"{result.solved_at:,}", f"{result.solved_round:,}")
     used = (f"{result.attempts:,}", f"{result.tokens:,}", duration(result.wall_s))
     return (result.task, *solved, *used, str(result.passed - result.right))
-
-
-def _print_strategy(name: str) -> None:
-    from selfdistill.loops.strategies import get_strategy
-
-    print_settings(get_strategy(name, {}), prefix="strategy.")

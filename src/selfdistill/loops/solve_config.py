@@ -24,6 +24,8 @@ UNREAD: Mapping[str, str] = {
     "evaluation": "--task",
     "out": "--out",
 }
+# Settings of a run that only learning reads: nothing does under a strategy whose weights stay as they are.
+LEARNING = ("method", "optimiser", "teacher", "rehearsal", "checkpoint_every", "micro_batch_tokens")
 
 
 @dataclass(frozen=True, slots=True)
