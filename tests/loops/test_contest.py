@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import selfdistill.loops.contest as contest_module
 from selfdistill.errors import ConfigError, DataError, RunError
 from selfdistill.loops.contest import Contest, Way, hold, parse_way, read_contest, results, searches, task_ids
+from selfdistill.runs import Reporter
 
 WORLDS = Path(__file__).with_name("solve_worlds.py")
 
@@ -81,10 +84,42 @@ def test_which_tasks_are_meant(tmp_path: Path) -> None:
     file.write_text("".join(row % name for name in ("one", "two")))
     assert task_ids((str(file),), ()) == ((("data", str(file)),), ("one", "two"))
     assert task_ids((str(file), "two"), ())[1] == ("two",)
+    assert task_ids((str(file), "two", "one", "two"), ())[1] == ("two", "one"), "each once"
     with pytest.raises(DataError, match="did you mean 'two'"):
         task_ids((str(file), "tow"), ())
     with pytest.raises(ConfigError, match="from one file"):
         task_ids((str(file), "other.jsonl"), ())
+
+
+def make_here(contest: Contest, out: Path, reporter: Reporter) -> None:
+    """All searches in this process."""
+    for _, job in searches(contest, out):
+        job.work(job.path, job.settings, reporter)
+
+
+@pytest.mark.parametrize("handful", [1, 20])
+def test_a_question_that_is_too_long_is_skipped_by_all_and_the_contest_ends(
+    contest_of, tmp_path: Path, heard, monkeypatch: pytest.MonkeyPatch, handful: int
+) -> None:
+    """Of two tasks, in one search or in two, one can be read by the second way alone."""
+    monkeypatch.setattr(contest_module, "TASKS_A_JOB", handful)
+    file = tmp_path / "rows.jsonl"
+    rows = [{"prompt": "What? " * 9, "id": "long"}, {"prompt": "What?", "id": "short"}]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made = contest_of("near: best-of-k context.max_prompt_tokens=30", "far: best-of-k", tasks=("long", "short"))
+    contest = replace(made, settings=(*made.settings, ("data", str(file))))
+    out = tmp_path / "contest"
+    make_here(contest, out, heard)
+    assert [result.task for result in results(contest, out)["far"]] == ["long", "short"]
+    _, found = hold(contest, out, lambda label: pytest.fail(f"{label} is made again"))
+    assert {label: [result.task for result in own] for label, own in found.items()} == {
+        "near": ["short"],
+        "far": ["short"],
+    }
+    alone, other = replace(contest, tasks=("long",)), tmp_path / "other"
+    make_here(alone, other, heard)
+    with pytest.raises(DataError, match="no question fits the model of every way"):
+        hold(alone, other, lambda label: heard)
 
 
 def test_every_seed_must_search_the_same_tasks() -> None:

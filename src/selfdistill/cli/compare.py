@@ -164,8 +164,15 @@ def _hold(contest: Contest, folder: Path, plot: Path | None, jobs: int | None) -
     with RunDisplay() as display:
         whole, found = hold(contest, folder, display.reporter, at_once=jobs)
     figure = plot or folder / CURVES
-    text = report(arms_of(whole, found), whole.budget, figure)
+    text = report(arms_of(whole, found), whole.budget, figure) + _skipped(whole, found)
     (folder / RESULTS).write_text(text, encoding="utf-8")
     Console().print(text, markup=False, highlight=False, soft_wrap=True)
     typer.echo(f"plot:    {figure}")
     typer.echo(f"results: {folder / RESULTS}")
+
+
+def _skipped(contest: Contest, found: Mapping[str, Sequence[SolveResult]]) -> str:
+    """A line on the tasks that are in no table."""
+    searched = {result.task for own in found.values() for result in own}
+    left = [task for task in contest.tasks if task not in searched]
+    return f"\nSkipped, for some way cannot read questions of that length: {', '.join(left)}\n" if left else ""

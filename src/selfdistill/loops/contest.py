@@ -5,6 +5,7 @@ Every way, seed and handful of tasks is a search of its own, in a process of its
     <out>/contest.json    what is compared          <out>/searches/<way>-seed0-000/    as `selfdistill solve` leaves it
 
 What is finished is not repeated and what was stopped goes on, so that ways and seeds can be added to a contest later.
+A search that is done names tasks whose questions do not fit the model in `skipped.json`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,13 +24,13 @@ from selfdistill.errors import ConfigError, DataError, RunError, nearest
 from selfdistill.loops.compare import Job, places, side_by_side
 from selfdistill.loops.solve import solve_job
 from selfdistill.loops.solve_config import SolveConfig, is_file, solve_config, solve_settings
-from selfdistill.loops.tasks import training_tasks
+from selfdistill.loops.tasks import NoneFits, training_tasks
 from selfdistill.runs.progress import Interrupted, Reporter
 from selfdistill.runs.solving import SolveResult, read_result
-from selfdistill.runs.store import write_atomic
+from selfdistill.runs.store import probe, write_atomic
 from selfdistill.worlds.registry import make_world
 
-CONTEST = "contest.json"
+CONTEST, SKIPPED = "contest.json", "skipped.json"
 TASKS_A_JOB = 20  # loading a model takes about as long as a few attempts at one task
 
 Settings = tuple[tuple[str, Any], ...]
@@ -109,7 +111,7 @@ def task_ids(names: Sequence[str], settings: Settings, seed: int = 0) -> tuple[S
     for name in named:
         if name not in every[0]:
             raise DataError("there is no such task", got=name, do=nearest(name, every[0]))
-    return own, named or tuple(every[0])
+    return own, tuple(dict.fromkeys(named)) or tuple(every[0])
 
 
 def _ids(settings: Settings, seed: int) -> list[str]:
@@ -122,9 +124,10 @@ def hold(
     contest: Contest, out: Path, reporter_for: Callable[[str], Reporter], *, at_once: int | None = None
 ) -> tuple[Contest, dict[str, list[SolveResult]]]:
     """Makes all searches that are missing in `out`, as many at a time as `places` says; returns the contest with the
-    ways and seeds that `out` had before, and the results by label.
+    ways and seeds that `out` had before, and by label the results on the tasks that all could search.
 
-    Raises `RunError` where `out` holds a contest on other tasks, budget or settings; `Interrupted` after Ctrl-C.
+    Raises `DataError` where no task's question fits the model, `RunError` where `out` holds a contest on other tasks,
+    budget or settings; `Interrupted` after Ctrl-C.
     """
     whole = _joined(contest, out)
     at_once = places([whole.config(way).run.device for way in whole.ways], at_once)
@@ -138,14 +141,14 @@ def hold(
     for _, job in jobs:
         if not _finished(job):
             raise RunError("a search did not finish", got=job.path, do=f"selfdistill compare --resume {out}")
-    return whole, results(whole, out)
+    return whole, _comparable(whole, results(whole, out))
 
 
 def results(contest: Contest, out: Path) -> dict[str, list[SolveResult]]:
     """What is finished, by the label of the way."""
     found: dict[str, list[SolveResult]] = {way.label: [] for way in contest.ways}
     for label, job in searches(contest, out):
-        found[label] += _done(job)
+        found[label] += _done(job.path)
     return found
 
 
@@ -167,7 +170,21 @@ def searches(contest: Contest, out: Path) -> Iterator[tuple[str, Job]]:
             for start in range(0, len(contest.tasks), TASKS_A_JOB):
                 config = contest.config(way, seed, contest.tasks[start : start + TASKS_A_JOB])
                 path = out / "searches" / f"{folder}-seed{seed}-{start:03d}"
-                yield way.label, Job(path, solve_settings(config), solve_job, command="solve")
+                yield way.label, Job(path, solve_settings(config), search_job, command="solve")
+
+
+def search_job(path: Path, settings: Mapping[str, Any], reporter: Reporter) -> None:
+    """One search of a contest; one that was begun goes on. Questions that do not fit the model are no failure: its
+    tasks are skipped."""
+    try:
+        solve_job(path, settings, reporter)
+    except NoneFits as error:
+        reporter.note(f"skipped: {error}")
+        probe(path, 0)
+    done = {result.task for result in _done(path)}
+    skipped = [task for task in settings["solve"]["tasks"] if task not in done]
+    if skipped:
+        write_atomic(path / SKIPPED, json.dumps(skipped) + "\n")
 
 
 def _joined(contest: Contest, out: Path) -> Contest:
@@ -190,13 +207,29 @@ def _joined(contest: Contest, out: Path) -> Contest:
     return replace(contest, ways=tuple(own.values()), seeds=max(before.seeds, contest.seeds))
 
 
-def _done(job: Job) -> list[SolveResult]:
-    found = [read_result(path) for path in sorted(job.path.glob("[0-9]*"))]
+def _done(path: Path) -> list[SolveResult]:
+    found = [read_result(folder) for folder in sorted(path.glob("[0-9]*"))]
     return [result for result in found if result is not None]
 
 
 def _finished(job: Job) -> bool:
-    return len(_done(job)) >= len(job.settings["solve"]["tasks"])
+    skipped = job.path / SKIPPED
+    known = {result.task for result in _done(job.path)}
+    known |= set(json.loads(skipped.read_text(encoding="utf-8"))) if skipped.exists() else set()
+    return known >= set(job.settings["solve"]["tasks"])
+
+
+def _comparable(contest: Contest, found: Mapping[str, Sequence[SolveResult]]) -> dict[str, list[SolveResult]]:
+    """The results on tasks that no search skipped: ways may differ in what they can read."""
+    times = Counter(result.task for own in found.values() for result in own)
+    shared = {task for task, count in times.items() if count == len(contest.ways) * contest.seeds}
+    if not shared:
+        raise DataError(
+            "no question fits the model of every way",
+            got=", ".join(contest.tasks),
+            do="shorten the questions, or take a model that reads more",
+        )
+    return {label: [result for result in own if result.task in shared] for label, own in found.items()}
 
 
 def _pairs(saved: Sequence[Sequence[Any]]) -> Settings:

@@ -18,6 +18,10 @@ from selfdistill.worlds.code import CodeWorld
 from selfdistill.worlds.rows import load_tasks
 
 
+class NoneFits(DataError):
+    """Every question is longer than the model reads."""
+
+
 def training_tasks(world: World, data: str) -> list[Task]:
     """The tasks of a data file, else the world's own. Raises `DataError`, `ConfigError` when there are none."""
     if data:
@@ -47,14 +51,14 @@ def question_rows(path: Path) -> list[Task]:
 
 
 def askable(tasks: Sequence[Task], renderer: Renderer, longest: int, reporter: Reporter) -> list[Task]:
-    """The tasks whose questions fit; says how many do not. Raises `DataError` when none does.
+    """The tasks whose questions fit; says how many do not. Raises `NoneFits` when none does.
 
     `longest` is the most tokens a question may have; one token of the context must be left for the answer.
     """
     limit = min(longest, renderer.context_length - 1)
     fitting = [task for task in tasks if len(renderer.prompt(task.messages)) <= limit]
     if not fitting:
-        raise DataError(
+        raise NoneFits(
             "no question fits the model",
             got=f"{len(tasks)} tasks, all longer than {limit} tokens",
             why=f"the model reads {renderer.context_length} tokens, context.max_prompt_tokens is {longest}",
