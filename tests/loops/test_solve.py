@@ -375,6 +375,22 @@ def test_a_question_that_does_not_fit_is_refused_and_others_are_asked(search_of,
     assert any("1 of 2 tasks are skipped" in note for note in heard.notes)
 
 
+def test_where_a_search_cannot_go_is_said_with_what_can_be_done(search_of, tmp_path) -> None:
+    file, folder, fresh = (tmp_path / name for name in ("file", "folder", "fresh"))
+    file.write_text("mine")
+    folder.mkdir()
+    (folder / "notes.txt").write_text("mine")
+    fresh.mkdir()
+    (fresh / ".probe").write_text("left by a kill")
+    config = search_of("best-of-k", "hints", 8)
+    with pytest.raises(RunError, match="cannot be written to"):
+        solve(config, lambda label: Quiet(), out=file)
+    with pytest.raises(RunError, match="already in use") as error:
+        solve(config, lambda label: Quiet(), out=folder)
+    assert "--resume" not in error.value.do, "there is nothing to go on with"
+    assert solve(config, lambda label: Quiet(), out=fresh)[0].attempts == 8
+
+
 def test_a_directory_in_use_is_not_overwritten_and_a_resume_keeps_its_settings(search_of, tmp_path) -> None:
     solve(search_of("best-of-k", "hints", 8), lambda label: Quiet(), out=tmp_path)
     with pytest.raises(RunError, match=r"already in use[\s\S]*selfdistill solve --resume"):

@@ -31,7 +31,7 @@ from selfdistill.plugins import short_name
 from selfdistill.runs import allowed_changes, fresh_path
 from selfdistill.runs.progress import Interrupted, Reporter
 from selfdistill.runs.solving import SolveResult, read_result
-from selfdistill.runs.store import CONFIG, probe, write_atomic
+from selfdistill.runs.store import CONFIG, _resuming, probe, write_atomic
 from selfdistill.stages import Attempts
 from selfdistill.types import Task
 
@@ -53,10 +53,8 @@ def solve(
     settings = solve_settings(config)
     if resume:
         allowed_changes(out, settings, MAY_CHANGE)
-    elif out.exists() and any(out.iterdir()):
-        raise RunError(
-            "the directory is already in use", got=out, do=f"choose another, or: selfdistill solve --resume {out}"
-        )
+    elif out.exists():
+        _unused(out)
     reporter = reporter_for("solve")
     asking = _open(config, reporter)
     tasks = _chosen(config, asking, reporter)
@@ -97,6 +95,19 @@ def default_path(config: SolveConfig) -> Path:
 def task_path(out: Path, number: int, task: Task) -> Path:
     """The run directory of the `number`-th task."""
     return out / f"{number:03d}-{re.sub(r'[^A-Za-z0-9._-]+', '_', task.id)[:80]}"
+
+
+def _unused(out: Path) -> None:
+    """Raises `RunError` for a folder that holds something, and for what is no folder to write to."""
+    probe(out, 0)
+    if any(not entry.name.startswith(".") for entry in out.iterdir()):
+        command = _resuming(out)
+        raise RunError(
+            "the directory is already in use",
+            got=out,
+            why="a search never overwrites what is there",
+            do="choose another with --out" + (f", or go on with what it holds: {command}" if command else ""),
+        )
 
 
 def _open(config: SolveConfig, reporter: Reporter) -> Asking:
