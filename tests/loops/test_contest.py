@@ -31,7 +31,12 @@ def test_a_way_is_a_strategy_with_settings_and_perhaps_a_label() -> None:
     assert parse_way("hybrid") == Way("hybrid", "hybrid")
     assert parse_way("small: hybrid strategy.batch=4") == Way("small", "hybrid", (("strategy.batch", 4),))
     assert parse_way("multi-turn strategy.keep='random'").label == "multi-turn strategy.keep='random'"
-    for bad, message in (("a: ", "names a strategy"), ("x 'y", "cannot be read"), ("hybrid 4", "key=value")):
+    for bad, message in (
+        ("a: ", "names a strategy"),
+        ("x 'y", "cannot be read"),
+        ("hybrid 4", "key=value"),
+        ("hybrid seed=7", "seeds are those"),
+    ):
         with pytest.raises(ConfigError, match=message):
             parse_way(bad)
 
@@ -89,6 +94,10 @@ def test_which_tasks_are_meant(tmp_path: Path) -> None:
         task_ids((str(file), "tow"), ())
     with pytest.raises(ConfigError, match="from one file"):
         task_ids((str(file), "other.jsonl"), ())
+    with pytest.raises(ConfigError, match="from one file"):
+        task_ids((str(file),), (("data", "other.jsonl"),))
+    once = (("data", str(file)),)
+    assert task_ids((str(file),), once) == task_ids((), once) == (once, ("one", "two"))
 
 
 def make_here(contest: Contest, out: Path, reporter: Reporter) -> None:

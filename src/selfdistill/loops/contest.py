@@ -85,8 +85,18 @@ def parse_way(text: str) -> Way:
 
 
 def pairs_of(settings: Sequence[str | tuple[str, Any]]) -> Settings:
-    """Settings as dotted keys with values, from `KEY=VALUE` where they are text. Raises `ConfigError`."""
-    return tuple(parse_override(item) if isinstance(item, str) else item for item in settings)
+    """Settings as dotted keys with values, from `KEY=VALUE` where they are text. Raises `ConfigError`, also for a
+    seed: those are the contest's."""
+    pairs = tuple(parse_override(item) if isinstance(item, str) else item for item in settings)
+    for key, value in pairs:
+        if key == "seed":
+            raise ConfigError(
+                "the seeds are those of the contest",
+                got=f"seed={value}",
+                why="all ways are compared on the same seeds",
+                do="give the first one with --seed, and how many with --seeds",
+            )
+    return pairs
 
 
 def task_ids(names: Sequence[str], settings: Settings, seed: int = 0) -> tuple[Settings, tuple[str, ...]]:
@@ -95,10 +105,11 @@ def task_ids(names: Sequence[str], settings: Settings, seed: int = 0) -> tuple[S
 
     Raises `ConfigError` for more than one file, and where the tasks depend on the seed; `DataError` for an unknown id.
     """
-    files = [name for name in names if is_file(name)]
+    given = [str(value) for key, value in settings if key == "data" and value]
+    files = list(dict.fromkeys([*given, *(name for name in names if is_file(name))]))
     if len(files) > 1:
         raise ConfigError("a contest takes its tasks from one file", got=", ".join(files), do="put them into one")
-    own: Settings = (*settings, ("data", files[0])) if files else settings
+    own: Settings = (*settings, ("data", files[0])) if files and not given else settings
     every = [_ids(own, number) for number in (seed, seed + 1)]
     if every[0] != every[1]:
         raise ConfigError(
