@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
@@ -10,8 +11,9 @@ import torch
 
 from core_parts import sample_of
 from selfdistill.models.teacher import Frozen, Teacher
-from selfdistill.readings import micro_batches
+from selfdistill.readings import look_ahead, micro_batches, read_reference
 from selfdistill.signal import (
+    Allocation,
     Signal,
     denominators,
 )
@@ -19,10 +21,14 @@ from selfdistill.step import Batch, train_step
 from step_parts import (
     ANSWERS,
     PROMPTS,
+    TOLD,
     Caught,
     assert_same,
     batch_of,
     distilled,
+    divergence,
+    kl,
+    literal_gradients,
     moved,
     precise,
     probabilities,
@@ -84,6 +90,29 @@ def test_dropped_answers_dilute_the_mean_only_when_counted(tiny_policy) -> None:
     full = update(policy, batch)[0].loss
     diluted = replace(batch, over=denominators([2, 6, 3], [4, 4, 4], count_dropped=True))
     assert update(policy, diluted)[0].loss == pytest.approx(full / 2, rel=1e-6)
+
+
+@pytest.mark.parametrize("signal", [Signal(), Signal(allocation=Allocation(skip_first=1))], ids=["plain", "weighed"])
+def test_tokens_outside_the_spans_weigh_nothing_in_any_term(tiny_policy, signal: Signal) -> None:
+    """Tokens 1, 2 and 4 of six: divergence, advantage and reference of these alone, each 1/6."""
+    policy = precise(tiny_policy())
+    teacher, start = Teacher(Frozen(), policy), deepcopy(policy.base)
+    moved(policy)
+    credits = {"distil": 0.7, "advantage": 0.4, "reference": 0.3}
+    sample = sample_of("s", PROMPTS[1], ANSWERS[1], teacher=TOLD[1], spans=((1, 3), (4, 5)), **credits)
+    reference = read_reference(policy, teacher, [sample], 10_000)
+    batch = batch_of(policy, teacher, [sample], reference=reference)
+    if signal.needs_table:
+        ahead = look_ahead(policy, [signal], [sample], batch.teacher, reference, step=0, memory={}, tokens=10_000)
+        batch = replace(batch, weights=ahead.weights)
+    report, found = update(policy, batch, signal)
+    p, ref = (probabilities(model, PROMPTS[1], ANSWERS[1]) for model in (policy.base, start))
+    q = probabilities(start, TOLD[1], ANSWERS[1]).detach()
+    log_p = p[range(6), ANSWERS[1]].log()
+    each = 0.7 * divergence(0.5, p, q) - 0.4 * (log_p - log_p.detach()).exp() + 0.3 * kl(p, ref.detach())
+    loss = each[[1, 2, 4]].sum() / 6
+    assert report.loss == pytest.approx(float(loss.detach()), rel=1e-6)
+    assert_same(found, literal_gradients(policy, loss))
 
 
 def test_gradients_are_scaled_down_to_the_norm_that_is_allowed(tiny_policy) -> None:

@@ -186,7 +186,7 @@ def token_table(samples: Sequence[TrainingSample], stats: Sequence[TokenStats]) 
         entropy_N=torch.cat([entry.entropy_N for entry in stats]),
         evidence_N=torch.cat([entry.evidence_N for entry in stats]),
         teacher_entropy_N=torch.cat([entry.teacher_entropy_N for entry in stats]),
-        counted_N=torch.cat([_counted(s, like) for s in samples]),
+        counted_N=counted(samples, like),
         advantage_R=torch.tensor([s.advantage for s in samples], device=like.device),
         distil_R=torch.tensor([s.distil for s in samples], device=like.device),
     )
@@ -214,6 +214,15 @@ def spread(samples: Sequence[TrainingSample], values: Sequence[float], like: Ten
     )
 
 
+def counted(samples: Sequence[TrainingSample], like: Tensor) -> Tensor:
+    """counted_N, bool: tokens in the spans of their sample."""
+    rows = [torch.full((len(s.completion_ids),), s.spans is None) for s in samples]
+    for sample, row_T in zip(samples, rows, strict=True):
+        for start, stop in sample.spans or ():
+            row_T[start:stop] = True
+    return torch.cat(rows).to(like.device)
+
+
 def by_uid(samples: Sequence[TrainingSample], values_N: Tensor) -> dict[str, Tensor]:
     """The numbers of each answer."""
     rows = torch.split(values_N, [len(s.completion_ids) for s in samples])
@@ -223,13 +232,6 @@ def by_uid(samples: Sequence[TrainingSample], values_N: Tensor) -> dict[str, Ten
 def _stats_by_uid(samples: Sequence[TrainingSample], stats: TokenStats) -> Iterator[tuple[str, TokenStats]]:
     columns = {name: by_uid(samples, getattr(stats, name)) for name in TokenStats.__slots__}
     return ((s.uid, TokenStats(**{name: column[s.uid] for name, column in columns.items()})) for s in samples)
-
-
-def _counted(sample: TrainingSample, like: Tensor) -> Tensor:
-    counted_T = torch.full((len(sample.completion_ids),), sample.spans is None, device=like.device)
-    for start, stop in sample.spans or ():
-        counted_T[start:stop] = True
-    return counted_T
 
 
 def _views(sample: TrainingSample) -> tuple[TokenIds, ...]:

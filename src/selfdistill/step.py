@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from selfdistill.models.policy import Policy
-from selfdistill.readings import Reading, answer_tokens, by_uid, micro_batches, spread
+from selfdistill.readings import Reading, answer_tokens, by_uid, counted, micro_batches, spread
 from selfdistill.signal import (
     Denominators,
     Reduction,
@@ -107,19 +107,13 @@ class _Part:
 def _backward(policy: Policy, signal: Signal, reduction: Reduction, batch: Batch, part: list[TrainingSample]) -> _Part:
     """Adds the gradient of one micro-batch."""
     hidden_ND = policy.answer_hidden([(s.student_prompt_ids, s.completion_ids) for s in part])
-    weight_N = token_weights([len(s.completion_ids) for s in part], reduction, batch.over).to(hidden_ND.device)
-    distil_N, advantage_N = _credited(part, batch, hidden_ND)
     old, teacher = batch.old_logprobs, [r for r in batch.teacher if any(r.covers(s.uid) for s in part)]
     result = fused_signal(
         signal,
         hidden_ND,
         policy.head(),
         answer_tokens(part, hidden_ND),
-        TokenWeights(
-            distil_N=weight_N * distil_N,
-            advantage_N=weight_N * advantage_N,
-            reference_N=weight_N * spread(part, [s.reference for s in part], hidden_ND),
-        ),
+        _weights(part, batch, reduction, hidden_ND),
         views=[reading.view(part, hidden_ND) for reading in teacher],
         reference=batch.reference.view(part, hidden_ND, whole=True) if batch.reference else None,
         old_logprobs_N=torch.cat([_behaviour(s, old[s.uid]) for s in part]) if old is not None else None,
@@ -131,6 +125,15 @@ def _backward(policy: Policy, signal: Signal, reduction: Reduction, batch: Batch
     evidence = {uid: row for uid, row in rows if uid in distilled and not bool(row.isnan().any())}
     loss = result.loss.detach()
     return _Part(loss, stats.divergence_N, stats.magnitude_N, stats.entropy_N, stats.clipped_N, evidence)
+
+
+def _weights(part: Sequence[TrainingSample], batch: Batch, reduction: Reduction, like: Tensor) -> TokenWeights:
+    """What each token weighs in each term: its share of the step, in the spans that count, times its credit."""
+    weight_N = token_weights([len(s.completion_ids) for s in part], reduction, batch.over).to(like.device)
+    weight_N = weight_N * counted(part, like)  # where tokens were weighed one by one, what does not count is 0 already
+    distil_N, advantage_N = _credited(part, batch, like)
+    reference_N = spread(part, [s.reference for s in part], like)
+    return TokenWeights(weight_N * distil_N, weight_N * advantage_N, weight_N * reference_N)
 
 
 def _credited(part: Sequence[TrainingSample], batch: Batch, like: Tensor) -> tuple[Tensor, Tensor]:

@@ -28,7 +28,8 @@ class Credit:
     gradient. question: the student reads these messages instead of what the rollout was asked. text: these words are
     learned instead of the rollout's own. correct: words that were sampled from another prompt than they are learned
     under get the (truncated) ratio of the two as a weight, else none. swapped: the student reads the context, and the
-    teacher, with the student's weights of now, the question alone. spans: the tokens (start, stop) that count.
+    teacher, with the student's weights of now, the question alone. spans: the tokens (start, stop) that count; the
+    others weigh nothing in any term, and still count in the mean over an answer.
     """
 
     context: Context | None = None
