@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import Tensor
 
 from core_parts import sample_of
 from selfdistill.models.teacher import Frozen, Teacher
@@ -18,6 +19,7 @@ from selfdistill.signal import (
     denominators,
 )
 from selfdistill.step import Batch, train_step
+from selfdistill.types import TokenIds
 from step_parts import (
     ANSWERS,
     PROMPTS,
@@ -32,6 +34,7 @@ from step_parts import (
     moved,
     precise,
     probabilities,
+    seen_ahead,
     update,
 )
 
@@ -90,6 +93,26 @@ def test_dropped_answers_dilute_the_mean_only_when_counted(tiny_policy) -> None:
     full = update(policy, batch)[0].loss
     diluted = replace(batch, over=denominators([2, 6, 3], [4, 4, 4], count_dropped=True))
     assert update(policy, diluted)[0].loss == pytest.approx(full / 2, rel=1e-6)
+
+
+def test_looking_ahead_holds_the_states_of_one_budget_at_a_time_and_keeps_siblings_together(
+    tiny_policy, monkeypatch
+) -> None:
+    """Three questions with three answers each, of 2, 6 and 3 tokens: 11 tokens a question, two questions in 24."""
+    policy = precise(tiny_policy())
+    samples = [sample_of(f"q{q}a{a}", PROMPTS[q], ANSWERS[a]) for a in range(3) for q in range(3)]
+    whole, read, asked = seen_ahead(policy, samples), policy.answer_hidden, []
+
+    def watched(pairs: list[tuple[TokenIds, TokenIds]], tokens: int) -> Tensor:
+        asked.append([prompt for prompt, _ in pairs])
+        return read(pairs, tokens)
+
+    monkeypatch.setattr(policy, "answer_hidden", watched)
+    found = look_ahead(policy, [Signal()], samples, [], None, step=0, memory={}, tokens=24).logprobs
+    assert asked == [[PROMPTS[0]] * 3 + [PROMPTS[1]] * 3, [PROMPTS[2]] * 3]
+    assert found.keys() == whole.keys()
+    for uid, row in found.items():
+        torch.testing.assert_close(row, whole[uid])
 
 
 @pytest.mark.parametrize("signal", [Signal(), Signal(allocation=Allocation(skip_first=1))], ids=["plain", "weighed"])

@@ -138,10 +138,9 @@ def look_ahead(
     and from them the weight of every token under the signals that look at tokens."""
     assert sum(signal.gate is not None for signal in signals) <= 1, "a method with two gates was refused"
     seen: dict[str, TokenStats] = {}
-    hidden = by_uid(samples, policy.answer_hidden([(s.student_prompt_ids, s.completion_ids) for s in samples], tokens))
-    for batch in micro_batches(samples, tokens):
+    for batch in _portions(samples, tokens):
         signal = signals[batch[0].signal]
-        hidden_ND = torch.cat([hidden[s.uid] for s in batch])
+        hidden_ND = policy.answer_hidden([(s.student_prompt_ids, s.completion_ids) for s in batch], tokens)
         told = spread(batch, [float(bool(s.teacher_prompts)) for s in batch], hidden_ND)
         stats = fused_signal(
             signal,
@@ -200,6 +199,32 @@ def micro_batches(samples: Sequence[TrainingSample], tokens: int) -> list[list[T
         lengths = [len(s.student_prompt_ids) + len(s.completion_ids) for s in own]
         batches += [[own[place] for place in bucket] for bucket in length_buckets(lengths, tokens)]
     return batches
+
+
+def _portions(samples: Sequence[TrainingSample], tokens: int) -> list[list[TrainingSample]]:
+    """Samples whose states are held at once. Those of one prompt stay together, to be read behind one reading of it, as
+    long as their answers have no more than `tokens` tokens."""
+    siblings: dict[tuple[int, TokenIds], list[TrainingSample]] = {}
+    for sample in samples:
+        siblings.setdefault((sample.signal, sample.student_prompt_ids), []).append(sample)
+    pieces = [piece for group in siblings.values() for piece in _joined([[s] for s in group], tokens)]
+    return _joined(sorted(pieces, key=lambda piece: piece[0].signal), tokens)
+
+
+def _joined(pieces: Sequence[list[TrainingSample]], tokens: int) -> list[list[TrainingSample]]:
+    """Neighbours of one signal put together while their answers have at most `tokens` tokens."""
+    joined: list[list[TrainingSample]] = []
+    for piece in pieces:
+        last = joined[-1] if joined else []
+        if last and last[0].signal == piece[0].signal and _answered(last) + _answered(piece) <= tokens:
+            last += piece
+        else:
+            joined.append(list(piece))
+    return joined
+
+
+def _answered(samples: Sequence[TrainingSample]) -> int:
+    return sum(len(s.completion_ids) for s in samples)
 
 
 def answer_tokens(samples: Sequence[TrainingSample], like: Tensor) -> Tensor:

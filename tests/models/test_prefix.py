@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import pytest
 import torch
 from torch import Tensor
 
 from selfdistill.models.hf import Policy
-from selfdistill.models.prefix import SharedBatch, can_share, plan_sharing
+from selfdistill.models.prefix import SharedBatch, can_share, plan_sharing, read_shared, read_whole
 from selfdistill.types import TokenIds
 from tiny_models import FAMILIES
 
@@ -101,6 +101,24 @@ def test_eight_siblings_read_their_prompt_once(policy, monkeypatch) -> None:
     assert counted.batches == [(1, 40), (8, 10)]  # the last token of an answer predicts nothing
     assert counted.tokens == 40 + 8 * 10  # read whole: 8 · 50 = 400
     assert counted.behind == [0, 40]
+
+
+def held(tensors: Iterable[Tensor]) -> int:
+    """Bytes of all storages behind these tensors."""
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage() for tensor in tensors}
+    return sum(storage.nbytes() for storage in storages.values())
+
+
+@torch.no_grad()
+def test_states_that_are_kept_hold_no_batch_alive(policy) -> None:
+    """8 answers of 3 tokens behind 60 hold 8 · 3 states of 32 numbers; as views they held 8 · 62. Shared, they are
+    the same; answers of one token look at one state, the last of their prompt."""
+    pairs = siblings(60, [3] * 8)
+    assert held(read_whole(policy, pairs, range(8), None).values()) == 8 * 3 * 32 * 4
+    for length in (3, 1):
+        short = siblings(60, [length] * 8)
+        [batch] = plan_sharing(short)
+        assert held(read_shared(policy, short, batch).values()) == (8 * 3 if length == 3 else 1) * 32 * 4
 
 
 @torch.no_grad()

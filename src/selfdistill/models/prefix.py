@@ -98,7 +98,7 @@ def read_whole(policy: Reader, pairs: Sequence[Pair], rows: Sequence[int], max_t
         # No mask and no positions: the model then takes the fast causal path, and pads come last.
         hidden_BLD = policy.backbone(ids_BL, use_cache=False)
         for row, place in enumerate(bucket):
-            states[rows[place]] = hidden_BLD[row, len(pairs[rows[place]][0]) - 1 : len(read[place])]
+            states[rows[place]] = _apart(hidden_BLD[row, len(pairs[rows[place]][0]) - 1 : len(read[place])])
     return states
 
 
@@ -107,7 +107,7 @@ def read_shared(policy: Reader, pairs: Sequence[Pair], batch: SharedBatch) -> di
     cache, device = empty_cache(policy), policy.device
     ids_BL, mask_BL = (part.to(device) for part in pad_left(batch.prompts, policy.pad_id))
     padded = len({len(prompt) for prompt in batch.prompts}) > 1
-    last_BD = _read(policy, cache, ids_BL, mask_BL if padded else None)[:, -1]
+    last_BD = _apart(_read(policy, cache, ids_BL, mask_BL if padded else None)[:, -1])
     place = {prompt: row for row, prompt in enumerate(batch.prompts)}
     states = {index: last_BD[place[pairs[index][0]]][None] for index in batch.rows}
     for bucket in batch.buckets:
@@ -118,6 +118,11 @@ def read_shared(policy: Reader, pairs: Sequence[Pair], batch: SharedBatch) -> di
         for row, index in enumerate(bucket):
             states[index] = torch.cat([states[index], hidden_BLD[row, : len(pairs[index][1]) - 1]])
     return states
+
+
+def _apart(states: Tensor) -> Tensor:
+    """These states alone: without a graph, which needs them anyway, a view would hold all those of its batch."""
+    return states if states.requires_grad else states.clone()
 
 
 def _read(policy: Reader, cache: Cache, ids_BL: Tensor, mask_BL: Tensor | None) -> Tensor:
