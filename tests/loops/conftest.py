@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from selfdistill.config import RunConfig, from_settings
+from selfdistill.loops.solve_config import SolveConfig, solve_config
 
 WORLDS = Path(__file__).with_name("loop_worlds.py")
 TINY: Mapping[str, Any] = {
@@ -24,6 +25,7 @@ TINY: Mapping[str, Any] = {
 }
 
 ConfigOf = Callable[..., RunConfig]
+SearchOf = Callable[..., SolveConfig]
 
 
 @pytest.fixture(autouse=True)
@@ -42,6 +44,22 @@ def config_of(model_dir: Path, tmp_path: Path) -> ConfigOf:
     def build(world: str = "hashed", **changes: Any) -> RunConfig:
         own = {"model": str(model_dir), "world": f"{WORLDS}:{world}", "out": str(tmp_path / "run")}
         return from_settings({**TINY, **own, **changes})
+
+    return build
+
+
+@pytest.fixture
+def search_of(model_dir: Path) -> SearchOf:
+    """A search's settings; `world` names a world of `solve_worlds` or `loop_worlds`."""
+
+    def build(strategy: str, world: str, budget: int = 24, **changes: Any) -> SolveConfig:
+        file = "solve_worlds.py" if world in ("hints", "wordy", "mute", "rare", "Strict", "flaky") else "loop_worlds.py"
+        options = {
+            "model": str(model_dir), "world": f"{WORLDS.parent / file}:{world}", "device": "cpu", "checkpoint_every": 2,
+            "sampling.max_new_tokens": 8, "optimiser.lr": 1e-3, **changes.pop("settings", {}),
+        }  # fmt: skip
+        limits = {"budget": budget, **changes.pop("limits", {})}
+        return solve_config(strategy, list(options.items()), limits=limits, **{"tasks": ["q1"], **changes})
 
     return build
 

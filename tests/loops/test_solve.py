@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,31 +12,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from selfdistill.errors import ConfigError, DataError, RunError, WorldError
+from selfdistill.errors import WorldError
 from selfdistill.loops import search
 from selfdistill.loops.solve import solve
-from selfdistill.loops.solve_config import SolveConfig, config_from, solve_config, solve_settings
 from selfdistill.loops.strategies import STRATEGIES
 from selfdistill.models.checkpoint import latest_checkpoint
-from selfdistill.runs import Interrupted, Quiet, RolloutRecord, read_run
-from selfdistill.runs.solving import SolveResult, read_result
-
-HERE = Path(__file__).parent
-SearchOf = Callable[..., SolveConfig]
-
-
-@pytest.fixture
-def search_of(model_dir: Path) -> SearchOf:
-    def build(strategy: str, world: str, budget: int = 24, **changes: Any) -> SolveConfig:
-        file = "solve_worlds.py" if world in ("hints", "wordy", "mute", "rare", "Strict", "flaky") else "loop_worlds.py"
-        options = {
-            "model": str(model_dir), "world": f"{HERE / file}:{world}", "device": "cpu", "checkpoint_every": 2,
-            "sampling.max_new_tokens": 8, "optimiser.lr": 1e-3, **changes.pop("settings", {}),
-        }  # fmt: skip
-        limits = {"budget": budget, **changes.pop("limits", {})}
-        return solve_config(strategy, list(options.items()), limits=limits, **{"tasks": ["q1"], **changes})
-
-    return build
+from selfdistill.runs import Interrupted, Quiet, RolloutRecord, Summary, read_run
+from selfdistill.runs.solving import read_result
 
 
 def rollouts(path: Path) -> list[RolloutRecord]:
@@ -231,6 +213,33 @@ def test_ctrl_c_ends_the_round_saves_it_and_the_search_goes_on_to_the_same_bits(
     ]
 
 
+class Presses(Quiet):
+    """Ctrl-C is pressed when the model is loaded, or when a task is done."""
+
+    def __init__(self, moment: str) -> None:
+        self.moment = moment
+
+    def phase(self, name: str, done: int = 0, total: int = 0) -> None:
+        if name == self.moment:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def finished(self, summary: Summary) -> None:
+        self.phase("done")
+
+
+def test_ctrl_c_between_tasks_leaves_what_can_go_on_and_before_them_nothing(search_of, tmp_path) -> None:
+    config, out = search_of("self-distill", "hints", 8, tasks=["q0", "q1"]), tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        solve(config, lambda label: Presses("loading the model"), out=out)
+    assert not isinstance(stopped.value, Interrupted)
+    assert not out.exists()
+    with pytest.raises(Interrupted) as left:
+        solve(config, lambda label: Presses("done"), out=out)
+    assert (left.value.path, left.value.step, left.value.command) == (out, None, "solve")
+    assert not (out / "001-q1").exists()
+    assert [result.attempts for result in solve(config, lambda label: Quiet(), out=out, resume=True)] == [8, 8]
+
+
 def test_tasks_that_are_searched_together_make_the_attempts_they_make_alone(search_of, tmp_path) -> None:
     """Nothing is learned, so one model serves all; a task that is solved leaves the others."""
     chosen = {"settings": {"strategy.batch": 3}, "limits": {"go_on": False}}
@@ -319,84 +328,3 @@ def test_a_world_that_fails_now_and_then_costs_the_attempts_it_fails_on(search_o
     lost = [step.step for step in read_run(tmp_path / "000-q1").steps if step.dropped]
     assert lost == [4, 8, 12, 16, 20]
     assert {rollout.drop for rollout in rollouts(tmp_path / "000-q1")} == {None, "world_raised"}
-
-
-def test_settings_come_back_as_they_were(search_of) -> None:
-    config = search_of("hybrid", "rare", 30, limits={"unit": "tokens"}, settings={"strategy.share": 0.5})
-    assert config_from(json.loads(json.dumps(solve_settings(config)))) == config
-    assert config.run.optimiser.warmup_steps == 0
-    assert search_of("grpo", "rare").run.method.name == "grpo"
-
-
-def test_a_users_own_strategy_that_gives_nothing_ends_the_search(search_of, tmp_path) -> None:
-    file = tmp_path / "mine.py"
-    head = "from dataclasses import dataclass\nfrom selfdistill import Strategy\n@dataclass(frozen=True, slots=True)\n"
-    file.write_text(f"{head}class Mine(Strategy):\n    batch: int = 4\n    def prompts(self, *_): return []\n")
-    with pytest.raises(ConfigError, match=r"mine.py:Mine' should give a list of 4 prompts"):
-        solve(search_of(f"{file}:Mine", "hints"), lambda label: Quiet(), out=tmp_path / "out")
-    file.write_text(
-        f"{head}class Mine(Strategy):\n    batch: int = 0\n    def __post_init__(self): pass\n"
-        "    def prompts(self, *_): return []\n"
-    )
-    with pytest.raises(ConfigError, match=r"strategy.batch must be at least 1"):
-        search_of(f"{file}:Mine", "hints")
-
-
-@pytest.mark.parametrize(
-    ("changes", "error", "said"),
-    [
-        ({"budget": 0}, ConfigError, "the budget must be at least 1"),
-        ({"limits": {"unit": "hours"}}, ConfigError, "one of attempts, tokens, seconds"),
-        ({"tasks": ["q9"]}, DataError, r"there is no such task[\s\S]*did you mean"),
-        ({"tasks": ["nowhere.jsonl"]}, DataError, "nowhere.jsonl"),
-        ({"settings": {"steps": 3}}, ConfigError, r"does not read this setting[\s\S]*--budget"),
-        ({"settings": {"evaluation.every": 3}}, ConfigError, "does not read this setting"),
-        ({"settings": {"strategy.bacth": 3}}, ConfigError, "did you mean 'batch'"),
-        ({"settings": {"method": "rltf_sd"}}, ConfigError, "asks for more than attempts"),
-    ],
-)
-def test_what_cannot_be_searched_is_refused_before_anything_is_written(
-    search_of, tmp_path, changes, error, said
-) -> None:
-    with pytest.raises(error, match=said):
-        solve(search_of("self-distill", "rare", **changes), lambda label: Quiet(), out=tmp_path / "out")
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_question_that_does_not_fit_is_refused_and_others_are_asked(search_of, tmp_path, heard) -> None:
-    rows = [{"prompt": "What? " * 200, "id": "long"}, {"prompt": "What is seven plus five?", "id": "short"}]
-    file = tmp_path / "rows.jsonl"
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    data = {"data": str(file)}
-    with pytest.raises(DataError, match="no question fits the model"):
-        solve(search_of("best-of-k", "rare", tasks=["long"], settings=data), lambda label: heard, out=tmp_path / "a")
-    found = solve(search_of("best-of-k", "rare", tasks=[str(file)]), lambda label: heard, out=tmp_path / "b")
-    assert [result.task for result in found] == ["short"]
-    assert any("1 of 2 tasks are skipped" in note for note in heard.notes)
-
-
-def test_where_a_search_cannot_go_is_said_with_what_can_be_done(search_of, tmp_path) -> None:
-    file, folder, fresh = (tmp_path / name for name in ("file", "folder", "fresh"))
-    file.write_text("mine")
-    folder.mkdir()
-    (folder / "notes.txt").write_text("mine")
-    fresh.mkdir()
-    (fresh / ".probe").write_text("left by a kill")
-    config = search_of("best-of-k", "hints", 8)
-    with pytest.raises(RunError, match="cannot be written to"):
-        solve(config, lambda label: Quiet(), out=file)
-    with pytest.raises(RunError, match="already in use") as error:
-        solve(config, lambda label: Quiet(), out=folder)
-    assert "--resume" not in error.value.do, "there is nothing to go on with"
-    assert solve(config, lambda label: Quiet(), out=fresh)[0].attempts == 8
-
-
-def test_a_directory_in_use_is_not_overwritten_and_a_resume_keeps_its_settings(search_of, tmp_path) -> None:
-    solve(search_of("best-of-k", "hints", 8), lambda label: Quiet(), out=tmp_path)
-    with pytest.raises(RunError, match=r"already in use[\s\S]*selfdistill solve --resume"):
-        solve(search_of("best-of-k", "hints", 8), lambda label: Quiet(), out=tmp_path)
-    with pytest.raises(RunError, match=r"cannot change its settings[\s\S]*solve.budget"):
-        solve(search_of("best-of-k", "hints", 9), lambda label: Quiet(), out=tmp_path, resume=True)
-    (again,) = solve(search_of("best-of-k", "hints", 8), lambda label: Quiet(), out=tmp_path, resume=True)
-    assert isinstance(again, SolveResult)
-    assert again.attempts == 8

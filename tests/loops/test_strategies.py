@@ -8,12 +8,16 @@ from pathlib import Path
 import pytest
 
 from core_parts import rollout
+from selfdistill.config import RunConfig
 from selfdistill.errors import ConfigError
+from selfdistill.loops.solve import solve
+from selfdistill.loops.solve_config import SolveConfig, solve_config
 from selfdistill.loops.strategies import Attempt, Hybrid, MultiTurn, Prompt, Scene, SelfDistill, Strategy, get_strategy
 from selfdistill.loops.strategies.base import learner_of, prompts_of
 from selfdistill.loops.strategies.window import most
 from selfdistill.methods import SDPO
 from selfdistill.render import CUT, Renderer
+from selfdistill.runs import Quiet
 from selfdistill.samples import prepare
 from selfdistill.types import Message, RolloutGroup, Task
 from tiny_models import tiny_tokenizer
@@ -233,6 +237,21 @@ def test_prompts_of_a_users_own_strategy_are_taken_as_they_are(own, renderer: Re
 def test_what_a_users_own_strategy_gives_is_looked_at(own, renderer: Renderer, prompts: str, said: str) -> None:
     with pytest.raises(ConfigError, match=rf"mine.py:Mine[\s\S]*{said}"):
         prompts_of(own(prompts), Scene(TASK, renderer, ANSWER, 0), 3)
+
+
+def test_a_users_own_strategy_that_makes_no_attempts_is_no_search(own) -> None:
+    idle = own()
+    object.__setattr__(idle, "batch", 0)  # as one whose __post_init__ does not look
+    with pytest.raises(ConfigError, match=r"strategy\.batch must be at least 1"):
+        SolveConfig(RunConfig(), idle)
+
+
+def test_a_users_own_strategy_that_gives_nothing_ends_the_search(own, model_dir: Path, tmp_path: Path) -> None:
+    world = Path(__file__).with_name("solve_worlds.py")
+    settings = [("model", str(model_dir)), ("world", f"{world}:hints"), ("device", "cpu")]
+    config = solve_config(own("[]").name, settings, tasks=["q0"])
+    with pytest.raises(ConfigError, match=r"mine\.py:Mine' should give a list of 16 prompts"):
+        solve(config, lambda label: Quiet(), out=tmp_path / "out")
 
 
 def test_a_method_that_a_users_own_strategy_learns_with_is_looked_at(own) -> None:

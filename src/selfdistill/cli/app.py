@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -41,7 +42,11 @@ app.command()(solve)
 
 def main() -> None:
     """Runs the command line."""
-    app()
+    try:
+        app()
+    finally:
+        # All is said; another Ctrl-C, while torch clears up, ends the process without a traceback.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _version(asked: bool) -> None:
