@@ -32,7 +32,7 @@ from selfdistill.loops.session import Asking, open_asking
 from selfdistill.runs.discovery import pass_at_k
 from selfdistill.runs.progress import Reporter
 from selfdistill.types import Context, Task
-from selfdistill.view.discovery import report
+from selfdistill.view.discovery import discovery_figure, report
 
 K, HARD = 64, 0.03  # very hard: pass@K below HARD
 SHOWN = 48  # answers of the informed weights
@@ -172,11 +172,12 @@ def main() -> None:
     parts = ["# Discovery\n", (__doc__ or "").split("\n\n", 1)[1], f"\nSettings: {vars(chosen)}\n"]
     for name, own in sets.items():
         parts.append(f"\n## {name}: {len(own)} tasks x {whole.seeds} seeds\n")
-        figure = chosen.out / f"discovery-{name.replace(' ', '-')}.png"
-        parts.append(
-            report(arms_of(whole, found, own), whole.budget, figure, f"Discovery, {name}") if own else "None is one.\n"
-        )
+        parts.append(report(arms_of(whole, found, own), whole.budget) if own else "None is one.\n")
     (chosen.out / "results.md").write_text("\n".join(parts), encoding="utf-8")
+    for name, own in sets.items():
+        if own:
+            figure = chosen.out / f"discovery-{name.replace(' ', '-')}.png"
+            discovery_figure(arms_of(whole, found, own), whole.budget, f"Discovery, {name}", figure)
 
 
 if __name__ == "__main__":

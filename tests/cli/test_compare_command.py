@@ -57,6 +57,9 @@ def test_curves_means_and_levels_and_a_second_run(model_dir: Path, tmp_path: Pat
         (["--way", "hybrid", "--task", "q9"], "there is no such task"),
         (["--way", "hybrid", "--jobs", "0"], "no job would ever run"),
         (["runs/a", "--jobs", "2"], "finished runs are compared as they are"),
+        (["--way", "hybrid", "--plot", "x.foo"], "this is no kind of figure"),
+        (["--way", "hybrid", "--plot", "/dev/null/x.png"], "the figure cannot be written"),
+        (["runs/a", "--plot", "x"], "this is no kind of figure"),
         (["--resume", "nowhere"], "there is no contest here"),
         (["runs/a", "--task", "q0"], "finished runs are compared as they are"),
         (["runs/a", "--seeds", "2"], "finished runs are compared as they are"),
@@ -69,6 +72,16 @@ def test_bad_input_is_a_message(arguments: list[str], message: str, tmp_path: Pa
     assert message in result.stderr
     assert "Traceback" not in result.output
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("out", ["file", "file/below"])
+def test_a_place_that_cannot_be_written_to_is_said_before_anything_runs(tmp_path: Path, out: str) -> None:
+    (tmp_path / "file").write_text("mine")
+    result = runner.invoke(app, ["compare", "--way", "hybrid", "world.draw=0", "--out", str(tmp_path / out)], env=WIDE)
+    assert result.exit_code == 2, result.output
+    assert "cannot be written to" in result.stderr
+    assert "Traceback" not in result.output
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_ctrl_c_says_how_to_go_on(model_dir: Path, tmp_path: Path) -> None:

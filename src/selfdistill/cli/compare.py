@@ -15,7 +15,8 @@ from selfdistill.cli.display import RunDisplay
 from selfdistill.cli.output import print_comparison
 from selfdistill.errors import ConfigError
 from selfdistill.runs import fresh_path, read_run
-from selfdistill.view.plots import overview
+from selfdistill.runs.store import write_atomic
+from selfdistill.view.plots import overview, prepare
 
 if TYPE_CHECKING:
     from selfdistill.loops.contest import Contest
@@ -107,6 +108,8 @@ def compare(
         _refuse(
             {**kept, "--seeds": seeds, "--jobs": jobs, "--markdown": None}, "finished runs are compared as they are"
         )
+        if plot:
+            prepare(plot)
         runs = [read_run(Path(path)) for path in given]
         print_comparison(runs, markdown=markdown)
         if plot:
@@ -157,18 +160,20 @@ def arms_of(contest: Contest, found: Mapping[str, Sequence[SolveResult]], tasks:
 
 def _hold(contest: Contest, folder: Path, plot: Path | None, jobs: int | None) -> None:
     from selfdistill.loops.contest import hold
-    from selfdistill.view.discovery import report
+    from selfdistill.view.discovery import discovery_figure, report
 
     for way in contest.ways:
         contest.config(way)  # what is wrong with a way is said before anything runs
+    if plot:
+        prepare(plot)
     with RunDisplay() as display:
         whole, found = hold(contest, folder, display.reporter, at_once=jobs)
-    figure = plot or folder / CURVES
-    text = report(arms_of(whole, found), whole.budget, figure) + _skipped(whole, found)
-    (folder / RESULTS).write_text(text, encoding="utf-8")
+    arms, figure = arms_of(whole, found), plot or folder / CURVES
+    text = report(arms, whole.budget) + _skipped(whole, found)
+    write_atomic(folder / RESULTS, text)
     Console().print(text, markup=False, highlight=False, soft_wrap=True)
-    typer.echo(f"plot:    {figure}")
     typer.echo(f"results: {folder / RESULTS}")
+    typer.echo(f"plot:    {discovery_figure(arms, whole.budget, 'Discovery', figure)}")
 
 
 def _skipped(contest: Contest, found: Mapping[str, Sequence[SolveResult]]) -> str:

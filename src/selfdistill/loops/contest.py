@@ -143,7 +143,7 @@ def hold(
     whole = _joined(contest, out)
     at_once = places([whole.config(way).run.device for way in whole.ways], at_once)
     jobs = list(searches(whole, out))
-    out.mkdir(parents=True, exist_ok=True)
+    probe(out, 0)
     write_atomic(out / CONTEST, json.dumps(asdict(whole), indent=1) + "\n")
     try:
         side_by_side([job for _, job in jobs if not _finished(job)], reporter_for, at_once=at_once)

@@ -63,9 +63,8 @@ def arm_of(label: str, results: Sequence[SolveResult], *, batch: int, independen
     )
 
 
-def report(arms: Sequence[Arm], budget: int, figure: Path, title: str = "Discovery") -> str:
-    """Draws the curves and returns the tables as Markdown. Raises `RunError` when the figure cannot be written."""
-    discovery_figure(arms, budget, title, figure)
+def report(arms: Sequence[Arm], budget: int) -> str:
+    """The tables as Markdown."""
     parts = [
         means_table(arms, budget),
         f"Attempts to reach each level of discovery, and how many times fewer {arms[-1].label} needs:\n",

@@ -5,16 +5,18 @@ Colours are Okabe and Ito's; shapes differ as well, so that nothing depends on c
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
+from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter, StrMethodFormatter
 
-from selfdistill.errors import RunError
+from selfdistill.errors import ConfigError, RunError
 from selfdistill.runs import Run, Split
 from selfdistill.view.groups import Group, grouped, split_name
 
@@ -33,6 +35,20 @@ STYLE: dict[Any, Any] = {
     "savefig.facecolor": "white",
     "legend.frameon": False,
 }
+
+
+def prepare(file: Path) -> None:
+    """Makes the folder of a figure. Raises `ConfigError` for a file into which none can be drawn: better now than after
+    hours."""
+    kinds = sorted(FigureCanvasBase.get_supported_filetypes())
+    if file.suffix.lower().removeprefix(".") not in kinds:
+        raise ConfigError("this is no kind of figure", got=file, do=f"end its name with .png (or {', '.join(kinds)})")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError("the figure cannot be written", got=error, do="name another file with --plot") from error
+    if file.is_dir() or not os.access(file.parent, os.W_OK | os.X_OK):
+        raise ConfigError("the figure cannot be written", got=file, do="name another file with --plot")
 
 
 def overview(runs: Sequence[Run], file: Path) -> Path:
