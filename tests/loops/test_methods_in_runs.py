@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from selfdistill.config import Named
 from selfdistill.errors import ConfigError, SignalError
+from selfdistill.loops.session import open_session
 from selfdistill.loops.train import PATIENCE, train
 from selfdistill.runs import Quiet, Run, read_run
 
@@ -108,6 +110,14 @@ def test_another_model_may_be_the_teacher(config_of, model_dir, tmp_path) -> Non
     run = ran(config_of, "opd", tmp_path / "run", steps=1, teacher={"model": str(model_dir)})
     assert run.steps[0].loss == pytest.approx(0.0, abs=1e-5), "here it is the student itself"
     assert run.steps[0].samples == 8
+
+
+def test_another_model_is_held_in_the_precision_of_the_run_and_not_trained(config_of, model_dir) -> None:
+    config = config_of(method="opd", teacher={"model": str(model_dir)}, dtype="bfloat16")
+    session = open_session(replace(config, world=Named(f"{PARTS}:Telling")), Quiet())
+    assert session.teacher.other is not None
+    held = [(value.dtype, value.requires_grad) for value in session.teacher.other.model.parameters()]
+    assert set(held) == {(torch.bfloat16, False)}
 
 
 def test_of_several_uses_the_largest_weights_are_recorded_and_rewards_are_those_of_what_was_asked_first(

@@ -177,6 +177,14 @@ def test_bfloat16_computes_coarsely_and_trains_in_float32(policy_of) -> None:
     assert 1e-4 < differences.max().item() < 0.5
 
 
+def test_a_model_that_is_not_trained_is_stored_as_it_computes_and_asks_for_no_gradient(shelf) -> None:
+    fixed = load_policy(str(tiny_policy_dir(shelf)), device="cpu", dtype="bfloat16", trained=False)
+    assert {value.dtype for value in fixed.model.parameters()} == {torch.bfloat16}
+    assert fixed.trainable() == {}
+    assert not fixed.answer_hidden(PAIRS).requires_grad
+    assert fixed.description.endswith("0 trained")
+
+
 def test_a_fresh_adapter_changes_nothing_and_is_all_that_is_trained(policy_of) -> None:
     plain, adapted = policy_of(), policy_of(lora=LoraOptions(rank=2, alpha=4))
     with torch.no_grad():

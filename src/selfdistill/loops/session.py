@@ -179,7 +179,7 @@ def _other_model(rule: TeacherRule, config: RunConfig, policy: Policy, reporter:
     """The model of an `Other` teacher. Raises `ConfigError` when it speaks other tokens."""
     if not isinstance(rule, Other):
         return None
-    other = load_policy(rule.model, device=config.device, dtype=config.dtype, progress=reporter.note)
+    other = load_policy(rule.model, device=config.device, dtype=config.dtype, trained=False, progress=reporter.note)
     reporter.note(f"teacher: {other.description}")
     if other.tokenizer.get_vocab() != policy.tokenizer.get_vocab():
         raise ConfigError(

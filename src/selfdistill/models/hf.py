@@ -58,12 +58,14 @@ def load_policy(
     dtype: str = "auto",
     lora: LoraOptions | None = None,
     chat_template: str | None = None,
+    trained: bool = True,
     progress: Callable[[str], None] = ignore,
 ) -> Policy:
     """A model by name: `sapling` (shipped), `smollm2` (fetched once), a directory, or a name on the hub.
 
     A directory with an adapter is loaded with its base, and the adapter is trained on. `chat_template` (Jinja text)
-    replaces the tokenizer's own. `progress` hears one line for each slow thing. Code from the hub is never run.
+    replaces the tokenizer's own. With `trained=False` weights are stored in the precision of the computation and ask for
+    no gradient. `progress` hears one line for each slow thing. Code from the hub is never run.
 
     Raises `ModelError` for a model that is missing, cannot be reached, has no chat template or does not compute its
     logits as `Head` does; `ConfigError` for a device or a precision that is not there.
@@ -76,12 +78,15 @@ def load_policy(
         do = "leave the LoRA options out to train this adapter on, or name the base model to start a fresh one"
         raise ConfigError("this directory already holds a LoRA adapter", got=name_or_dir, do=do)
     tokenizer = _tokenizer(source, name_or_dir, chat_template)
-    stored = precision if adapter or lora is not None else torch.float32
+    moves = trained and not adapter and lora is None  # an adapter's base does not
+    stored = torch.float32 if moves else precision
     with quiet():
         base: Any = _loaded(lambda: _base(source, adapter, stored, progress), name_or_dir)
         model = _adapted(base, source if adapter else None, lora)
     if lora is not None and not _here(name_or_dir):
         model.peft_config["default"].base_model_name_or_path = name_or_dir  # means something on other machines too
+    if not trained:
+        model.requires_grad_(False)
     end_ids = end_tokens(base, tokenizer)
     policy = Policy(model.to(place).eval(), base, tokenizer, name_or_dir, place, precision, end_ids)
     _check(policy)
