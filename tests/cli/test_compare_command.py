@@ -35,9 +35,9 @@ def test_curves_means_and_levels_and_a_second_run(model_dir: Path, tmp_path: Pat
     assert "| best-of-k |" in text
     assert "tasks that best-of-k never solves, solved by some seed: few" in text
     assert (out / "discovery.png").read_bytes()[:4] == b"\x89PNG"
-    again = runner.invoke(app, ["compare", "--resume", str(out)], env=WIDE)
+    again = runner.invoke(app, ["compare", "--resume", str(out), "--way", "best-of-k"], env=WIDE)
     assert again.exit_code == 0, again.output
-    assert "step 1/" not in again.output, "nothing is searched again"
+    assert "step 1/" not in again.output, "nothing is searched again, and a way that is there already is no other one"
     assert text in again.output
     wrong = runner.invoke(app, ["compare", "--resume", str(out), "--budget", "3"], env=WIDE)
     assert wrong.exit_code == 2

@@ -64,6 +64,8 @@ def test_what_is_finished_is_not_repeated_and_ways_and_seeds_may_be_added(contes
     assert jobs == ["01-multi-turn-seed0-000", "00-best-of-k-seed1-000", "01-multi-turn-seed1-000"]
     assert results(whole, tmp_path) == after
     hold(whole, tmp_path, lambda label: pytest.fail(f"{label} runs again"))
+    added = replace(whole, ways=(parse_way("multi-turn"),))
+    assert hold(added, tmp_path, lambda label: pytest.fail(f"{label} runs again"))[0] == whole
 
 
 def test_a_folder_holds_one_contest(contest_of, tmp_path: Path, heard) -> None:

@@ -142,8 +142,8 @@ def _resumed(path: Path, ways: Sequence[str], seeds: int | None) -> Contest:
     from selfdistill.loops.contest import parse_way, read_contest
 
     saved = read_contest(path)
-    every = (*saved.ways, *(parse_way(text) for text in ways))
-    return replace(saved, ways=every, seeds=saved.seeds if seeds is None else seeds)
+    added = tuple(parse_way(text) for text in ways)  # to those of the folder, when it is held
+    return replace(saved, ways=added or saved.ways, seeds=saved.seeds if seeds is None else seeds)
 
 
 def arms_of(contest: Contest, found: Mapping[str, Sequence[SolveResult]], tasks: Collection[str] = ()) -> list[Arm]:
