@@ -1,7 +1,9 @@
 from pathlib import Path
 
+import pytest
 from view_runs import make_run
 
+from selfdistill.errors import RunError
 from selfdistill.view.groups import grouped
 from selfdistill.view.tables import Table, comparison, duration, generations_to_reach
 
@@ -64,3 +66,9 @@ def test_markdown():
 
 def test_duration():
     assert [duration(seconds) for seconds in (0, 59.6, 61, 3600)] == ["0:00", "1:00", "1:01", "1:00:00"]
+
+
+def test_a_search_is_no_run_of_training(tmp_path: Path):
+    runs = [make_run(tmp_path / "a", "sdpo", [5], [99]), make_run(tmp_path / "b", "sdpo", [5], [99], solve={})]
+    with pytest.raises(RunError, match=r"search for solutions[\s\S]*/b[\s\S]*compare --way"):
+        comparison(runs)

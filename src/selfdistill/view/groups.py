@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from selfdistill.errors import RunError
 from selfdistill.runs import Estimate, EvalRecord, Run, Split, mean
 
 # What holdout and retained tasks are, in the words of a world; others keep the general words.
@@ -59,8 +60,19 @@ def last(records: Sequence[EvalRecord]) -> EvalRecord | None:
 
 
 def grouped(runs: Iterable[Run]) -> list[Group]:
-    """Groups by method, in the order in which they first come; by learning rate too where those of a method differ."""
+    """Groups by method, in the order in which they first come; by learning rate too where those of a method differ.
+
+    Raises `RunError` for a search of `selfdistill solve`: it has no accuracies, and its budget is another one.
+    """
     runs = list(runs)
+    for run in runs:
+        if "solve" in run.config.get("settings", {}):
+            raise RunError(
+                "this is a search for solutions, and no run of training",
+                got=run.path,
+                why="a search measures no accuracy; searches are compared by how soon they solve their tasks",
+                do="selfdistill compare --way … runs ways on the same tasks; --resume goes on with such a contest",
+            )
     rates: dict[str, set[float]] = {}
     for run in runs:
         rates.setdefault(run_label(run), set()).add(_rate(run))
