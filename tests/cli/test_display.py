@@ -94,3 +94,32 @@ def test_time_left_after_a_resume_counts_the_new_steps_only():
     clock.now += 20
     reporter.step(a_step(12))
     assert reporter.row.left(clock()) == "1:20"  # 10 s a step, 8 left
+
+
+def test_without_a_number_of_steps_there_is_no_total_and_no_time_left():
+    """A search whose budget counts tokens or seconds."""
+    output, clock = io.StringIO(), Clock()
+    display = RunDisplay(Console(file=output, width=200), clock)
+    reporter = display.reporter("q0")
+    reporter.started(replace(INFO, steps=0, generations=0))
+    clock.now += 6
+    reporter.step(a_step(7))
+    first, line = output.getvalue().splitlines()
+    assert "device cpu, steps while the budget lasts → runs/a" in first
+    assert line.startswith("q0: step 7  accuracy")
+    assert line.endswith("left –")
+    screen = Console(width=160, file=io.StringIO())
+    screen.print(display.table())
+    cells = screen.file.getvalue().splitlines()[1].split()  # type: ignore[attr-defined]
+    assert "7" in cells
+    assert "7/0" not in cells
+
+
+def test_a_run_that_goes_on_beyond_its_steps_has_no_time_left():
+    clock = Clock()
+    display = RunDisplay(Console(file=io.StringIO()), clock)
+    reporter = display.reporter("sdpo")
+    reporter.started(INFO)
+    clock.now += 22
+    reporter.step(a_step(22))
+    assert reporter.row.left(clock()) == "0:00"

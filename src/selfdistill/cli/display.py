@@ -36,11 +36,16 @@ class Row:
     done: bool = False
 
     def left(self, now: float) -> str:
-        """The time left at the pace so far."""
-        if self.info is None or self.last is None or self.last.step == self.info.first_step:
+        """The time left at the pace so far; unknown where nobody knows how many steps there will be."""
+        if self.info is None or not self.info.steps or self.last is None or self.last.step == self.info.first_step:
             return "–"
         pace = (now - self.began) / (self.last.step - self.info.first_step)
-        return duration(pace * (self.info.steps - self.last.step))
+        return duration(pace * max(0, self.info.steps - self.last.step))
+
+    def steps(self) -> str:
+        """Steps made, of how many where that is known."""
+        made = self.last.step if self.last else self.info.first_step if self.info else 0
+        return f"{made}/{self.info.steps}" if self.info and self.info.steps else str(made) if made else "–"
 
     def accuracy(self) -> str:
         """The latest measured accuracy on the run's tasks."""
@@ -109,8 +114,8 @@ class RunDisplay:
         numbers = _numbers(row)
         return (
             Text(row.label, style="bold"),
-            ProgressBar(total=max(steps, 1), completed=step, width=16),
-            f"{step}/{steps}" if steps else "–",
+            ProgressBar(total=max(steps, 1), completed=step if steps else 0, width=16),
+            row.steps(),
             Text(row.accuracy(), style="bold green"),
             *numbers,
             row.left(self.clock()),
@@ -130,7 +135,7 @@ class RowReporter:
         again = f", going on after step {info.first_step}" if info.first_step else ""
         self.display.say(
             f"{self.row.label}: {info.method} on {info.world}, model {info.model}, device {info.device}, "
-            f"{info.steps} steps{_answers(info)}{again} → {info.path}"
+            f"{_amount(info)}{again} → {info.path}"
         )
         self.display.changed(at_once=True)
 
@@ -171,11 +176,12 @@ class RowReporter:
         self.display.changed(at_once=True)
 
 
-def _answers(info: RunInfo) -> str:
-    """How many there will be, said after the steps."""
+def _amount(info: RunInfo) -> str:
+    """How many steps and answers there will be, as far as that is known."""
     kinds = {"generations": info.generations, "given answers": info.given}
     counts = " and ".join(f"{count:,} {kind}" for kind, count in kinds.items() if count)
-    return f", {'at least ' if info.more else ''}{counts}" if counts else ""
+    steps = f"{info.steps} steps" if info.steps else "steps while the budget lasts"
+    return f"{steps}, {'at least ' if info.more else ''}{counts}" if counts else steps
 
 
 def _numbers(row: Row) -> tuple[str, ...]:
@@ -192,9 +198,8 @@ def _numbers(row: Row) -> tuple[str, ...]:
 
 
 def _line(row: Row, record: StepRecord, left: str) -> str:
-    steps = row.info.steps if row.info else 0
     batch, reward, loss, dropped, generations = _numbers(row)
     return (
-        f"{row.label}: step {record.step}/{steps}  accuracy {row.accuracy()}  batch {batch}  reward {reward}  "
+        f"{row.label}: step {row.steps()}  accuracy {row.accuracy()}  batch {batch}  reward {reward}  "
         f"loss {loss}  dropped {dropped}  generations {generations}  left {left}"
     )
