@@ -42,6 +42,7 @@ from step_parts import (
     probabilities,
     seen_ahead,
     update,
+    whole_logits,
 )
 
 
@@ -59,6 +60,28 @@ def test_an_sdpo_update_is_the_gradient_of_the_literal_loss(tiny_policy, family:
         q = probabilities(start, s.teacher_prompts[0], s.completion_ids).detach()
         p = probabilities(policy.base, s.student_prompt_ids, s.completion_ids)
         loss = loss + divergence(alpha, p, q).mean() / 3
+    assert report.loss == pytest.approx(float(loss.detach()), rel=1e-6)
+    assert_same(found, literal_gradients(policy, loss))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_rows_of_the_head_that_are_left_out_have_no_share_on_either_side(tiny_policy, tied: bool) -> None:
+    """Softmax over the first 300 of 387 tokens, for the student and for the kept teacher."""
+    policy = precise(tiny_policy(tied=tied))
+    policy.vocabulary = 300
+    teacher, start = Teacher(Frozen(), policy), deepcopy(policy.base)
+    moved(policy)
+    samples = distilled()
+    report, found = update(policy, batch_of(policy, teacher, samples))
+    loss = sum(
+        divergence(
+            0.5,
+            whole_logits(policy.base, s.student_prompt_ids, s.completion_ids)[:, :300].softmax(-1),
+            whole_logits(start, s.teacher_prompts[0], s.completion_ids)[:, :300].softmax(-1).detach(),
+        ).mean()
+        / 3
+        for s in samples
+    )
     assert report.loss == pytest.approx(float(loss.detach()), rel=1e-6)
     assert_same(found, literal_gradients(policy, loss))
 

@@ -10,7 +10,13 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedTokenizerFast,
+)
 from transformers.models.cohere import CohereConfig
 from transformers.models.gemma2 import Gemma2Config
 from transformers.models.gemma3 import Gemma3TextConfig
@@ -93,4 +99,13 @@ def tiny_policy_dir(
     model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
     model.save_pretrained(target)
     tokenizer.save_pretrained(target)
+    return target
+
+
+def padded(directory: Path, target: Path, rows: int) -> Path:
+    """The same model with so many more rows in its head, which are no tokens."""
+    model = AutoModelForCausalLM.from_pretrained(directory)
+    model.resize_token_embeddings(model.config.vocab_size + rows, mean_resizing=False)
+    model.save_pretrained(target)
+    AutoTokenizer.from_pretrained(directory).save_pretrained(target)
     return target

@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from selfdistill.config import Named
 from selfdistill.errors import ConfigError, SignalError
 from selfdistill.loops.session import open_session
 from selfdistill.loops.train import PATIENCE, train
 from selfdistill.runs import Quiet, Run, read_run
+from tiny_models import padded
 
 PARTS = Path(__file__).with_name("method_worlds.py")
 
@@ -110,6 +112,19 @@ def test_another_model_may_be_the_teacher(config_of, model_dir, tmp_path) -> Non
     run = ran(config_of, "opd", tmp_path / "run", steps=1, teacher={"model": str(model_dir)})
     assert run.steps[0].loss == pytest.approx(0.0, abs=1e-5), "here it is the student itself"
     assert run.steps[0].samples == 8
+
+
+@pytest.mark.parametrize(("own", "others"), [(0, 13), (13, 0)])
+def test_a_teacher_of_one_family_may_pad_its_vocabulary_otherwise(
+    config_of, model_dir, tmp_path, own: int, others: int
+) -> None:
+    """The same weights but for rows that are no tokens: nothing is to be learned, and no such token is said."""
+    student, teacher = (padded(model_dir, tmp_path / name, n) for name, n in (("own", own), ("other", others)))
+    run = ran(config_of, "opd", tmp_path / "run", steps=1, model=str(student), teacher={"model": str(teacher)})
+    assert run.steps[0].loss == pytest.approx(0.0, abs=1e-5)
+    assert run.steps[0].samples == 8
+    words = len(AutoTokenizer.from_pretrained(model_dir))
+    assert max(max(rollout.token_ids) for rollout in run.rollouts()) < words
 
 
 def test_another_model_is_held_in_the_precision_of_the_run_and_not_trained(config_of, model_dir) -> None:

@@ -2,8 +2,8 @@
 
 Parameters that are trained are kept in float32 whatever the precision of the computation: at a learning rate of 1e-6 a
 step is smaller than the spacing of bfloat16, and would be rounded away. With `dtype="bfloat16"` the forward pass runs
-under autocast; parameters that are not trained (the base under a LoRA adapter, another model that teaches) are stored in
-bfloat16.
+under autocast; parameters that are not trained (the base under a LoRA adapter, another model that teaches) are stored
+in bfloat16.
 """
 
 from __future__ import annotations

@@ -64,8 +64,8 @@ def load_policy(
     """A model by name: `sapling` (shipped), `smollm2` (fetched once), a directory, or a name on the hub.
 
     A directory with an adapter is loaded with its base, and the adapter is trained on. `chat_template` (Jinja text)
-    replaces the tokenizer's own. With `trained=False` weights are stored in the precision of the computation and ask for
-    no gradient. `progress` hears one line for each slow thing. Code from the hub is never run.
+    replaces the tokenizer's own. With `trained=False` weights are stored in the precision of the computation and ask
+    for no gradient. `progress` hears one line for each slow thing. Code from the hub is never run.
 
     Raises `ModelError` for a model that is missing, cannot be reached, has no chat template or does not compute its
     logits as `Head` does; `ConfigError` for a device or a precision that is not there.

@@ -29,7 +29,8 @@ class Policy:
     The model is always in `eval()` mode: dropout would make the student's own log-probabilities noisy, and with the
     same context its divergence from its teacher would not be zero. `dtype` is the precision of forward passes;
     trained parameters are float32 (see `models.device`). `end_ids` are the tokens that end the model's turn.
-    `base` is the transformers model; `model` is the same object, or the adapter around it.
+    `base` is the transformers model; `model` is the same object, or the adapter around it. `vocabulary` is how many of
+    the head's first rows are used; None: all.
     """
 
     model: nn.Module
@@ -39,6 +40,7 @@ class Policy:
     device: torch.device
     dtype: torch.dtype
     end_ids: frozenset[int]
+    vocabulary: int | None = None
 
     @property
     def context_length(self) -> int:
@@ -78,7 +80,8 @@ class Policy:
         return output
 
     def head(self) -> Head:
-        """The map from `answer_hidden` to logits; its logits are the model's own (`load_policy` checks it)."""
+        """The map from `answer_hidden` to logits; they are the model's own (`load_policy` checks it), padding of the
+        vocabulary left out where `vocabulary` says so."""
         output, config = self.output(), self.base.config.get_text_config()
         assert output is not None
         # Cohere multiplies logits, Granite divides them; Gemma bounds them.
@@ -86,7 +89,8 @@ class Policy:
             getattr(config, "logits_scaling", None) or 1.0
         )
         softcap = getattr(config, "final_logit_softcapping", None)
-        return Head(output.weight, output.bias, None if softcap is None else float(softcap), scale)
+        head = Head(output.weight, output.bias, None if softcap is None else float(softcap), scale)
+        return head if self.vocabulary is None else head.first(self.vocabulary)
 
     def computing(self) -> torch.autocast:
         """The context of forward passes."""

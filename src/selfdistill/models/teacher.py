@@ -185,11 +185,12 @@ class Teacher:
         head = policy.head()
         if view.source == "student":
             return head.detached()
-        names = {id(value): name for name, value in policy.trainable().items()}
+        names = {value.data_ptr(): name for name, value in policy.trainable().items()}
 
         def shadowed(value: Tensor) -> Tensor:
-            name = names.get(id(value))  # a head that is not trained, as under LoRA, has no shadow
-            return value.detach() if name is None else self._shadow[name].to(value.device, value.dtype)
+            """`value` is a parameter, or its first rows."""
+            name = names.get(value.data_ptr())  # a head that is not trained, as under LoRA, has no shadow
+            return value.detach() if name is None else self._shadow[name][: len(value)].to(value.device, value.dtype)
 
         bias_V = None if head.bias_V is None else shadowed(head.bias_V)
         return Head(shadowed(head.weight_VD), bias_V, head.softcap, head.scale)

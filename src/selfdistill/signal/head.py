@@ -74,6 +74,11 @@ class Head:
         bias_V = None if self.bias_V is None else self.bias_V.detach()
         return replace(self, weight_VD=self.weight_VD.detach(), bias_V=bias_V)
 
+    def first(self, rows: int) -> Head:
+        """The head of the first entries of the vocabulary alone."""
+        bias_V = None if self.bias_V is None else self.bias_V[:rows]
+        return replace(self, weight_VD=self.weight_VD[:rows], bias_V=bias_V)
+
     def logits(self, hidden_ND: Tensor, out_NV: Tensor | None = None) -> Tensor:
         """logits_NV in float32 (float64 for float64 inputs), in `out_NV` where that fits."""
         logits_NV = matmul(hidden_ND, self.weight_VD.T, out_NV)
