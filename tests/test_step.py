@@ -12,8 +12,9 @@ import torch
 from core_parts import sample_of
 from selfdistill.models.hf import LoraOptions
 from selfdistill.models.teacher import Ema, Frozen, Live, Teacher, TrustRegion
-from selfdistill.readings import read_reference, read_teacher
+from selfdistill.readings import look_ahead, micro_batches, read_reference, read_teacher
 from selfdistill.signal import (
+    Additive,
     FullVocabulary,
     JensenShannon,
     PolicyGradient,
@@ -238,6 +239,46 @@ def test_a_teacher_of_two_views_is_the_normalised_product_of_their_opinions(tiny
         loss = loss + kl(probabilities(policy.base, s.student_prompt_ids, s.completion_ids), q).mean() / 3
     assert report.loss == pytest.approx(float(loss.detach()), rel=1e-6)
     assert_same(found, literal_gradients(policy, loss))
+
+
+@pytest.mark.parametrize("rule", [Frozen(), TrustRegion(0.3)])
+@pytest.mark.parametrize("tokens", [5, 10_000], ids=["apart", "together"])
+def test_several_contexts_of_an_answer_share_a_weight_of_one_whatever_is_read_beside_it(
+    tiny_policy, tokens: int, rule
+) -> None:
+    """Two answers have two contexts and one has one: in micro-batches of like samples, and all in one."""
+    policy = precise(tiny_policy())
+    start, teacher = deepcopy(policy.base), Teacher(rule, policy)
+    moved(policy)
+    both = [(TOLD[i], (95, *TOLD[i])) for i in range(2)]
+    samples = [replace(s, teacher_prompts=read) for s, read in zip(distilled(), [*both, TOLD[2:]], strict=True)]
+    assert [len(part) for part in micro_batches(samples, tokens)] == ([1, 1, 1] if tokens == 5 else [3])
+    report, found = update(policy, batch_of(policy, teacher, samples), Signal(shape=ReverseKL()), tokens=tokens)
+    loss = torch.zeros((), dtype=torch.float64)
+    for s in samples:
+        told = [
+            probabilities(model, prompt, s.completion_ids).detach().log() * share / len(s.teacher_prompts)
+            for prompt in s.teacher_prompts
+            for model, share in ([(start, 0.7), (policy.base, 0.3)] if rule != Frozen() else [(start, 1.0)])
+        ]
+        q = sum(told).softmax(-1)
+        loss = loss + kl(probabilities(policy.base, s.student_prompt_ids, s.completion_ids), q).mean() / 3
+    assert report.loss == pytest.approx(float(loss.detach()), rel=1e-6)
+    assert_same(found, literal_gradients(policy, loss))
+
+
+def test_evidence_of_several_contexts_is_read_ahead_as_the_update_reads_it(tiny_policy) -> None:
+    """A generation batch in which every answer has two contexts: both looks say the same of every token."""
+    policy = precise(tiny_policy())
+    teacher = Teacher(Frozen(), policy)
+    moved(policy)
+    samples = [replace(s, teacher_prompts=(s.teacher_prompts[0], (95, *s.teacher_prompts[0]))) for s in distilled()]
+    batch = batch_of(policy, teacher, samples)
+    signal = Signal(coupling=Additive())
+    ahead = look_ahead(policy, [signal], samples, batch.teacher, None, step=0, memory={}, tokens=10_000)
+    report, _ = update(policy, batch)
+    for uid, row in report.evidence.items():
+        assert ahead.evidence[uid].tolist() == pytest.approx(row)
 
 
 @pytest.mark.parametrize("rule", [Live(), TrustRegion(0.5), Ema(0.5), Frozen()])

@@ -91,6 +91,20 @@ class Ahead:
     numbers: Mapping[str, float] = field(default_factory=dict)
 
 
+def views_of(readings: Sequence[Reading], samples: Sequence[TrainingSample], like_ND: Tensor) -> list[TeacherView]:
+    """The readings of any of these samples, the weights of those that speak for the answers as shares of 1.
+
+    Where some lack a context the signal makes the shares position by position. Where all have as many as any, nothing
+    is absent and they are made here, so that it does not matter which samples are read together.
+    """
+    views = [r.view(samples, like_ND) for r in readings if any(r.covers(s.uid) for s in samples)]
+    wanted = [view for view in views if not view.against]
+    if any(view.present_N is not None for view in wanted):
+        return views
+    total = sum(view.weight for view in wanted)
+    return [view if view.against else replace(view, weight=view.weight / total) for view in views]
+
+
 def read_teacher(
     policy: Policy, teacher: Teacher, samples: Sequence[TrainingSample], tokens: int, signals: Sequence[Signal] = ()
 ) -> list[Reading]:
@@ -148,7 +162,7 @@ def look_ahead(
             policy.head(),
             answer_tokens(batch, hidden_ND),
             TokenWeights(distil_N=told) if signal.needs_evidence else TokenWeights(),
-            views=[reading.view(batch, hidden_ND) for reading in teacher] if signal.needs_evidence else (),
+            views=views_of(teacher, batch, hidden_ND) if signal.needs_evidence else (),
             reference=reference.view(batch, hidden_ND, whole=True) if reference and signal.evidence.reference else None,
         ).stats
         seen |= _stats_by_uid(batch, stats)

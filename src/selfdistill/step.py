@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from selfdistill.models.policy import Policy
-from selfdistill.readings import Reading, answer_tokens, by_uid, counted, micro_batches, spread
+from selfdistill.readings import Reading, answer_tokens, by_uid, counted, micro_batches, spread, views_of
 from selfdistill.signal import (
     Denominators,
     Reduction,
@@ -107,14 +107,14 @@ class _Part:
 def _backward(policy: Policy, signal: Signal, reduction: Reduction, batch: Batch, part: list[TrainingSample]) -> _Part:
     """Adds the gradient of one micro-batch."""
     hidden_ND = policy.answer_hidden([(s.student_prompt_ids, s.completion_ids) for s in part])
-    old, teacher = batch.old_logprobs, [r for r in batch.teacher if any(r.covers(s.uid) for s in part)]
+    old = batch.old_logprobs
     result = fused_signal(
         signal,
         hidden_ND,
         policy.head(),
         answer_tokens(part, hidden_ND),
         _weights(part, batch, reduction, hidden_ND),
-        views=[reading.view(part, hidden_ND) for reading in teacher],
+        views=views_of(batch.teacher, part, hidden_ND),
         reference=batch.reference.view(part, hidden_ND, whole=True) if batch.reference else None,
         old_logprobs_N=torch.cat([_behaviour(s, old[s.uid]) for s in part]) if old is not None else None,
         sampler_logprobs_N=_sampled(part, hidden_ND) if batch.sampler_correction else None,
