@@ -208,7 +208,7 @@ def test_ctrl_c_on_the_command_line_says_how_to_go_on(own_run: RunConfig, tmp_pa
     file.write_text("\n".join(lines))
     done = CliRunner().invoke(app, ["train", "--config", str(file)])
     assert done.exit_code == 130
-    assert "Stopped after step 2; it is saved." in done.stderr
+    assert "Stopped after step 2; what was done is saved." in done.stderr
     assert f"selfdistill train --resume {own_run.out}" in done.stderr
     assert CliRunner().invoke(app, ["train", "--resume", own_run.out, "--steps", "3"]).exit_code == 0
     assert [record.step for record in read_run(Path(own_run.out)).steps] == [1, 2, 3]

@@ -31,7 +31,7 @@ from selfdistill.plugins import short_name
 from selfdistill.runs import allowed_changes, fresh_path
 from selfdistill.runs.progress import Interrupted, Reporter
 from selfdistill.runs.solving import SolveResult, read_result
-from selfdistill.runs.store import CONFIG, _resuming, probe, write_atomic
+from selfdistill.runs.store import CONFIG, resuming, probe, write_atomic
 from selfdistill.stages import Attempts
 from selfdistill.types import Task
 
@@ -101,7 +101,7 @@ def _unused(out: Path) -> None:
     """Raises `RunError` for a folder that holds something, and for what is no folder to write to."""
     probe(out, 0)
     if any(not entry.name.startswith(".") for entry in out.iterdir()):
-        command = _resuming(out)
+        command = resuming(out)
         raise RunError(
             "the directory is already in use",
             got=out,

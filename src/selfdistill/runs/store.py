@@ -48,7 +48,7 @@ class RunDir:
         """A new run directory holding `config`. Raises `RunError` when `path` is in use, cannot be written to, or
         when fewer than `expected_bytes` are free: better now than after an hour."""
         if path.exists() and (not path.is_dir() or any(not entry.name.startswith(".") for entry in path.iterdir())):
-            command = _resuming(path)
+            command = resuming(path)
             raise RunError(
                 "the run directory is already in use",
                 got=path,
@@ -205,11 +205,11 @@ def _plain(value: Any) -> Any:
 
 def _when_there_is_room(path: Path) -> str:
     """What to do about a disk that refused to write into `path`."""
-    command = _resuming(path)
+    command = resuming(path)
     return f"make room, then go on with: {command}" if command else "make room, then start again"
 
 
-def _resuming(path: Path) -> str:
+def resuming(path: Path) -> str:
     """The command that goes on with what was begun in `path`; empty where nothing was."""
     # A search keeps the runs of its tasks in one folder, which has settings of its own and is what it goes on with.
     searches = [folder for folder in (path.parent, path) if "solve" in _settings(folder)]
