@@ -6,7 +6,7 @@ import pytest
 
 from core_parts import QUESTION, group, rollout
 from selfdistill.context import SolutionOrFeedback, teacher_messages
-from selfdistill.methods import GRPO, RLCSD, SDPO
+from selfdistill.methods import GRPO, RLCSD, SDPO, AntiSD, PiDistill
 from selfdistill.methods.base import Credit, Verdict
 from selfdistill.render import CUT, Renderer
 from selfdistill.samples import Prepared, prepare, rehearsal_sample
@@ -63,6 +63,30 @@ def test_a_field_that_was_cut_is_said_and_a_frame_that_does_not_fit_is_dropped(r
     assert len(cut.samples[0].teacher_prompts[0]) <= 300
     narrow = prepare(SDPO(), [siblings], replace(renderer, max_teacher_tokens=20))[0]
     assert (narrow.drop, narrow.samples) == (Drop.CONTEXT_TOO_LONG, ())
+
+
+def test_a_verdict_stays_where_the_teachers_prompt_does_not_fit(renderer: Renderer) -> None:
+    """A failure as long as the context minus its question: nobody can be told anything, and it is punished all the
+    same: its advantage is −2/3 over a deviation of √(1/3). A distilled one has nothing else to be."""
+    size = 400 - len(renderer.prompt(QUESTION.messages))
+    wordy = replace(rollout(0, token_ids=(7,) * size), prompt_ids=renderer.prompt(QUESTION.messages))
+    siblings = RolloutGroup(QUESTION, (wordy, rollout(1, 1.0), rollout(2, 1.0, token_ids=(7,))))
+    entry, fits, _ = prepare(AntiSD(), [siblings], renderer)
+    [sample] = entry.samples
+    assert sample.advantage == pytest.approx(-(2 / 3) / (1 / 3) ** 0.5)
+    assert (sample.teacher_prompts, sample.distil, sample.context_kind) == ((), 0.0, "none")
+    assert (entry.drop, entry.context, entry.lost, fits.lost) == (None, None, 1, 0)
+    dropped = prepare(SDPO(), [siblings], renderer)[0]
+    assert (dropped.drop, dropped.lost) == (Drop.CONTEXT_TOO_LONG, 0)
+
+
+def test_of_several_uses_only_those_that_do_not_fit_are_left_out(renderer: Renderer) -> None:
+    """π-Distill's three, with a demonstration whose frame does not fit: only the bare reader's reward needs none."""
+    task = replace(QUESTION, demonstration="twelve")
+    said = [replace(rollout(n, float(n), task=task), stage="informed") for n in range(2)]
+    entry = prepare(PiDistill(), [RolloutGroup(task, tuple(said))], replace(renderer, max_teacher_tokens=20))[1]
+    assert [(s.uid, s.advantage, s.distil) for s in entry.samples] == [("r1+2", 0.25, 0.0)]
+    assert (entry.drop, entry.context, entry.lost) == (None, None, 2)
 
 
 def test_a_context_that_speaks_against_an_answer_is_cut_like_one_that_speaks_for_it(renderer: Renderer) -> None:

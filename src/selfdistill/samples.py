@@ -7,14 +7,15 @@ from dataclasses import dataclass, replace
 
 from selfdistill.methods.base import Credit, Method, Verdict
 from selfdistill.render import Renderer
-from selfdistill.types import Context, Drop, Rollout, RolloutGroup, TrainingSample
+from selfdistill.types import Context, Drop, Rollout, RolloutGroup, TokenIds, TrainingSample
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
     """A rollout with what became of it: samples, or the reason why it takes no part.
 
-    `context` is what the teacher reads of its first use. `cut` says that a field of a teacher's prompt was shortened.
+    `context` is what the teacher reads of its first use. `cut` says that a field of a teacher's prompt was shortened,
+    `lost` counts uses that go without a teacher, or are left out beside others, since its prompt does not fit.
     """
 
     rollout: Rollout
@@ -22,6 +23,7 @@ class Prepared:
     context: Context | None = None
     drop: Drop | None = None
     cut: bool = False
+    lost: int = 0
 
 
 def prepare(method: Method, groups: Sequence[RolloutGroup], renderer: Renderer) -> list[Prepared]:
@@ -46,6 +48,17 @@ def untaught(sample: TrainingSample) -> TrainingSample:
     return replace(sample, teacher_prompts=(), against_prompts=(), distil=0.0)
 
 
+@dataclass(frozen=True, slots=True)
+class _Use:
+    """One use of a rollout as student and teacher will read it. `lost`: what the teacher would have read does not fit,
+    and there is no teacher."""
+
+    sample: TrainingSample
+    context: Context | None
+    cut: bool
+    lost: bool
+
+
 def _prepare(rollout: Rollout, verdict: Verdict, renderer: Renderer) -> Prepared:
     if isinstance(verdict, Drop):
         return Prepared(rollout, drop=verdict)
@@ -54,28 +67,33 @@ def _prepare(rollout: Rollout, verdict: Verdict, renderer: Renderer) -> Prepared
     if not rollout.completion.token_ids and not any(credit.text for credit in credits):
         return Prepared(rollout, drop=Drop.EMPTY_COMPLETION)
     uses = [_use(rollout, credit, renderer, number) for number, credit in enumerate(credits)]
-    lost = next((use for use in uses if isinstance(use, Drop)), None)
-    if lost is not None:
-        return Prepared(rollout, context=context, drop=lost)
-    kept = [use for use in uses if not isinstance(use, Drop)]
-    return Prepared(rollout, tuple(sample for sample, _ in kept), context, cut=any(cut for _, cut in kept))
+    kept = [use for use in uses if use is not None]
+    if uses and not kept:
+        return Prepared(rollout, context=context, drop=Drop.CONTEXT_TOO_LONG)
+    return Prepared(
+        rollout,
+        samples=tuple(use.sample for use in kept),
+        context=kept[0].context if kept else None,
+        cut=any(use.cut for use in kept),
+        lost=len(uses) - sum(not use.lost for use in kept),
+    )
 
 
-def _use(rollout: Rollout, credit: Credit, renderer: Renderer, number: int) -> tuple[TrainingSample, bool] | Drop:
-    """One use of a rollout as student and teacher will read it, and whether a field was cut; or why there is none."""
-    done, task = rollout.completion, rollout.task
+def _use(rollout: Rollout, credit: Credit, renderer: Renderer, number: int) -> _Use | None:
+    """None where it does not fit: a verdict needs no teacher, but a divergence does, and a student that reads the
+    context needs that."""
+    done = rollout.completion
     answer = renderer.answer(credit.text) if credit.text else done.token_ids
     student = renderer.prompt(credit.question) if credit.question else rollout.prompt_ids
-    contexts = () if credit.context is None else (credit.context, *credit.more)
-    read = [renderer.teacher_prompt(task.messages, context, len(answer)) for context in (*contexts, *credit.against)]
-    told = [entry for entry in read if not isinstance(entry, Drop)]
-    if len(told) < len(read) or len(student) + len(answer) > renderer.context_length:
-        return Drop.CONTEXT_TOO_LONG
-    prompts = tuple(ids for ids, _ in told)
-    views, against = prompts[: len(contexts)], prompts[len(contexts) :]
+    told = _told(rollout, credit, renderer, len(answer))
+    judged = bool(credit.advantage or credit.reference) and not credit.swapped
+    if len(student) + len(answer) > renderer.context_length or not (told or judged):
+        return None
+    views, against, cut = told or ((), (), False)
     if credit.swapped:
         student, views = views[0], (student,)
     elsewhere = bool(credit.text) or student != rollout.prompt_ids  # not what these words were sampled from
+    context = credit.context if told else None
     sample = TrainingSample(
         uid=f"{done.uid}+{number}" if number else done.uid,
         student_prompt_ids=student,
@@ -85,11 +103,26 @@ def _use(rollout: Rollout, credit: Credit, renderer: Renderer, number: int) -> t
         against_prompts=against,
         live=credit.swapped,
         advantage=credit.advantage,
-        distil=credit.distil,
+        distil=credit.distil if told else 0.0,
         reference=credit.reference,
         signal=credit.signal,
         spans=credit.spans,
-        context_kind=credit.context.kind if credit.context else "none",
+        context_kind=context.kind if context else "none",
         policy_version=done.policy_version,
     )
-    return sample, any(cut for _, cut in told)
+    return _Use(sample, context, cut, lost=not told)
+
+
+def _told(
+    rollout: Rollout, credit: Credit, renderer: Renderer, answer: int
+) -> tuple[tuple[TokenIds, ...], tuple[TokenIds, ...], bool] | None:
+    """The teacher's prompts for an answer of so many tokens and against it, and whether a field was cut; None where one
+    of them does not fit, for a contrast or a mixture of fewer would be another one."""
+    contexts = () if credit.context is None else (credit.context, *credit.more)
+    wanted = (*contexts, *credit.against)
+    read = [renderer.teacher_prompt(rollout.task.messages, context, answer) for context in wanted]
+    told = [entry for entry in read if not isinstance(entry, Drop)]
+    if len(told) < len(read):
+        return None
+    prompts = tuple(ids for ids, _ in told)
+    return prompts[: len(contexts)], prompts[len(contexts) :], any(cut for _, cut in told)

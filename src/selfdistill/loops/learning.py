@@ -71,7 +71,8 @@ def learn(
     _count(totals, batch, began)
     totals.memory = learned.memory
     totals.tokens += sum(len(sample.completion_ids) for sample in rehearsed)
-    record = step_record(totals, prepared, reports, lr, clock.seconds, learned.numbers, learned.evidence)
+    numbers = {**learned.numbers, "contexts_lost": sum(entry.lost for entry in prepared)}
+    record = step_record(totals, prepared, reports, lr, clock.seconds, numbers, learned.evidence)
     records = [rollout_record(totals.step + 1, entry, batch.faults, learned.evidence) for entry in prepared]
     return record, records
 
