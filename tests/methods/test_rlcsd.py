@@ -24,6 +24,8 @@ def test_defaults_are_the_published_ones() -> None:
     assert signal.coupling == Additive(bound=Tanh(0.02), threshold=0.02, keep_sign=True, two_path=1.0)
     assert (signal.schedule, method.teacher) == (Constant(0.5), Snapshot(10))
     assert (method.reduction, method.wrong, method.reference_kl) == ("token-mean", 4, 0.0)
+    assert (method.clip_low, method.clip_high, method.count_dropped) == (0.2, 0.2, False)
+    assert (signal.policy.clip_low, signal.policy.clip_high) == (0.2, 0.2)
 
 
 def test_right_and_wrong_siblings_are_read_in_the_same_words_and_never_the_answer_itself() -> None:
@@ -56,6 +58,15 @@ def test_the_gradient_adds_the_bounded_contrast_on_two_paths() -> None:
     turned = (0.5 - ROOT) * (towards("a", P) + towards(".", P))
     changed = (ROOT + 0.5 * tanh(log(1.01) / 0.02)) * towards("a", P) + turned
     close(found, -(ROOT * towards("b", P) + changed / 3))
+
+
+def test_a_group_that_agrees_does_not_dilute_the_two_means() -> None:
+    toy = Toy({"bare": [P], "right": [RIGHT], "wrong": [WRONG], "worse": [WORSE]})
+    said = [toy.said("b", 1.0, text="right"), toy.said("a", 1.0, text="right")]
+    said += [toy.said("a", text="wrong"), toy.said(".", text="worse")]
+    flat = toy.group(toy.said("b", 1.0), toy.said("b", 1.0), name="flat")
+    alone, beside = toy.learn(RLCSD(), toy.group(*said)), toy.learn(RLCSD(), toy.group(*said), flat)
+    close(beside.gradients["bare"][0], alone.gradients["bare"][0])
 
 
 def test_a_push_may_not_turn_a_verdict_around() -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from selfdistill.context import siblings
-from selfdistill.methods.base import Credit, Method, Verdict
+from selfdistill.methods.base import Credit, Verdict
 from selfdistill.methods.told import Told
 from selfdistill.models.teacher import Snapshot, TeacherRule
 from selfdistill.options import changed, option
@@ -20,15 +20,13 @@ class RLCSD(Told):
     """RL with contrastive self-distillation: A + r with r = λ tanh(e/τ), wherever |r| > δ, never past 0.
 
     e = log T⁺(y) − log mean T⁻(y): the teacher reads a correct sibling, and wrong ones in the same words as if they
-    were correct, never the answer itself. Changed and unchanged tokens are averaged apart, exactly under "token-mean",
-    over a generation batch, not an update. Needs a reward; an answer without both kinds of siblings keeps A alone.
+    were correct, never the answer itself. Changed and unchanged tokens are averaged apart, over a generation batch, not
+    an update. Needs a reward; an answer without both kinds of siblings keeps A alone.
     """
 
     settings: ClassVar[Mapping[str, Any]] = {
-        "tasks_per_update": 16,
-        "optimiser": {"lr": 1e-6, "warmup_steps": 50},
-        "sampling": {"max_new_tokens": 16384},
-    }
+        "tasks_per_update": 16, "optimiser": {"lr": 1e-6, "warmup_steps": 50}, "sampling": {"max_new_tokens": 16384},
+    }  # fmt: skip
     source: ClassVar[str] = "arXiv 2606.11709"
     reads: ClassVar[str] = "a correct sibling, against wrong ones"
     teacher: ClassVar[TeacherRule | None] = Snapshot(10)
@@ -39,7 +37,9 @@ class RLCSD(Told):
     scale: float = option(0.02, "τ: evidence of this size is worth tanh(1) of λ")
     threshold: float = option(0.02, "δ: smaller changes are left out")
     two_path: float = option(1.0, "η: weight of the changed tokens' mean beside that of the others")
-    reduction: Reduction = changed(Method, "reduction", "token-mean")
+    clip_high: float = changed(Told, "clip_high", 0.2)
+    reduction: Reduction = changed(Told, "reduction", "token-mean")
+    count_dropped: bool = changed(Told, "count_dropped", False)
 
     def signal(self, temperature: float) -> Signal:
         """One policy gradient; nothing is distilled."""

@@ -68,7 +68,8 @@ class Additive(Coupling):
     keep_sign: A + r is cut at 0 where it would change the sign of A; where A is 0 the advantage then stays 0.
     two_path: η. Tokens that were changed and tokens that were not are averaged apart and the means added, 1 to η: with
     M of N kept tokens changed, these are multiplied by η·N/M and the others by N/(N−M). Exact under the reduction
-    "token-mean". None averages over all tokens together.
+    "token-mean" over the kept tokens alone: where dropped answers count in it (`count_dropped`), or tokens that are not
+    kept, both means are diluted. None averages over all tokens together.
 
     With λ = 0.5: RLCSD is `Additive(bound=Tanh(0.02), threshold=0.02, keep_sign=True, two_path=1.0)` on raw contrast;
     AntiSD is `Additive(JensenShannon(0.5))` with the direction `Away()`, as ½(softplus(e) − log 2) is that shape's h.
