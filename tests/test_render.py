@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from selfdistill.context import CLOSING, SECTIONS, teacher_messages
+from selfdistill.errors import ModelError
 from selfdistill.render import CUT, Renderer
 from selfdistill.types import Context, Drop, Message
 from tiny_models import tiny_tokenizer
@@ -33,6 +34,22 @@ def test_thinking_is_switched_off_where_a_template_offers_it(tokenizer) -> None:
         "assistant\n{% endif %}", "assistant\n{% if enable_thinking is false %}<think></think>{% endif %}{% endif %}"
     )
     assert thinker.decode(renderer(thinker).prompt(QUESTION)).endswith(HEADER + "<think></think>")
+
+
+@pytest.mark.parametrize(("gemma", "end"), [(True, "<end_of_turn>"), (False, "<|im_end|>")])
+def test_given_words_end_as_the_chat_template_ends_a_turn(gemma: bool, end: str) -> None:
+    """Gemma's tokenizer names <eos>, which chats never hold."""
+    family = tiny_tokenizer(gemma=gemma)
+    assert family.decode(renderer(family).answer("The answer is twelve.")) == "The answer is twelve." + end
+
+
+def test_given_words_end_in_the_end_token_where_the_template_writes_none_and_without_either_are_refused() -> None:
+    plain = tiny_tokenizer()
+    plain.chat_template = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
+    assert plain.decode(renderer(plain).answer("yes")) == "yes<|im_end|>"
+    plain.eos_token = None
+    with pytest.raises(ModelError, match="no token that ends a turn"):
+        renderer(plain).answer("yes")
 
 
 def test_without_context_teacher_and_student_read_the_same_ids(tokenizer) -> None:

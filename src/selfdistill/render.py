@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from selfdistill.context import FIELDS, teacher_messages
+from selfdistill.errors import ModelError
 from selfdistill.types import Context, Drop, Message, TokenIds
 
 CUT = " …"
@@ -30,8 +31,9 @@ class Renderer:
         return tuple(self.tokenizer.apply_chat_template(chat, tokenize=True, **options))
 
     def answer(self, text: str) -> TokenIds:
-        """Words that were not sampled, with the end of turn behind them."""
-        return (*self._encode(text), self.tokenizer.eos_token_id)
+        """Words that were not sampled, with the end of turn behind them that a sampled answer would have. Raises
+        `ModelError` where the tokenizer has none."""
+        return (*self._encode(text), self._end())
 
     def teacher_prompt(
         self, question: Sequence[Message], context: Context, answer: int
@@ -69,5 +71,26 @@ class Renderer:
         text = text.rstrip("\N{REPLACEMENT CHARACTER}")  # a letter of several tokens, of which the last ones are gone
         return replace(context, **{name: text + CUT}), True
 
+    def _end(self) -> int:
+        found = template_end(self.tokenizer)
+        end = self.tokenizer.eos_token_id if found is None else found
+        if end is None:
+            raise ModelError(
+                "this tokenizer has no token that ends a turn",
+                got=getattr(self.tokenizer, "name_or_path", ""),
+                why="from given answers nobody would learn to stop",
+                do="set eos_token in tokenizer_config.json, or use a chat template that ends turns",
+            )
+        return int(end)
+
     def _encode(self, text: str) -> list[int]:
         return list(self.tokenizer.encode(text, add_special_tokens=False))
+
+
+def template_end(tokenizer: Any) -> int | None:
+    """The special token that the chat template writes straight after an answer, if it does."""
+    marker = "ANSWER"
+    chat = [{"role": "user", "content": "?"}, {"role": "assistant", "content": marker}]
+    after = str(tokenizer.apply_chat_template(chat, tokenize=False)).rpartition(marker)[2]
+    ids = tokenizer.encode(after, add_special_tokens=False)
+    return ids[0] if ids and ids[0] in tokenizer.all_special_ids else None

@@ -62,13 +62,18 @@ class ToyPolicy:
 
 @dataclass(frozen=True)
 class ToyTokenizer:
-    """A conversation is one token: the place of the last table whose name it holds. A letter is one too."""
+    """A conversation is one token: the place of the last table whose name it holds. A letter is one too. As text no
+    token ends a turn."""
 
     names: Sequence[str]
     eos_token_id: int = len(TOKENS) - 1
 
-    def apply_chat_template(self, chat: Sequence[Mapping[str, str]], **_: object) -> list[int]:
+    def apply_chat_template(
+        self, chat: Sequence[Mapping[str, str]], *, tokenize: bool = True, **_: object
+    ) -> list[int] | str:
         text = "\n".join(turn["content"] for turn in chat)
+        if not tokenize:
+            return text
         return [max(place for place, name in enumerate(self.names) if name in text)]
 
     def encode(self, text: str, **_: object) -> list[int]:

@@ -16,6 +16,7 @@ from selfdistill.models.device import pick_device, pick_dtype, quiet
 from selfdistill.models.policy import Policy
 from selfdistill.models.smollm2 import ensure_smollm2
 from selfdistill.options import option
+from selfdistill.render import template_end
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -221,17 +222,8 @@ def end_tokens(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> fro
     """
     listed = base.generation_config.eos_token_id if base.generation_config is not None else None
     ends = set(listed) if isinstance(listed, list) else {listed}
-    ends |= {tokenizer.eos_token_id, _template_end(tokenizer)}
+    ends |= {tokenizer.eos_token_id, template_end(tokenizer)}
     return frozenset(end for end in ends if isinstance(end, int))
-
-
-def _template_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The special token that the chat template writes straight after an answer, if it does."""
-    marker = "ANSWER"
-    chat = [{"role": "user", "content": "?"}, {"role": "assistant", "content": marker}]
-    after = str(tokenizer.apply_chat_template(chat, tokenize=False)).rpartition(marker)[2]
-    ids = tokenizer.encode(after, add_special_tokens=False)
-    return ids[0] if ids and ids[0] in tokenizer.all_special_ids else None
 
 
 def _check(policy: Policy) -> None:
