@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import pytest
 
 from core_parts import QUESTION, group, rollout
 from selfdistill.context import SolutionOrFeedback, teacher_messages
+from selfdistill.errors import ConfigError
 from selfdistill.methods import GRPO, RLCSD, SDPO, AntiSD, PiDistill
 from selfdistill.methods.base import Credit, Verdict
 from selfdistill.render import CUT, Renderer
@@ -130,11 +132,17 @@ def test_log_probabilities_stay_with_the_prompt_the_words_were_sampled_from(rend
     )
 
     @dataclass(frozen=True, slots=True)
-    class Uses(GRPO):
+    class Unsaid(GRPO):
         def verdict(self, group: RolloutGroup, index: int) -> Verdict:
             return uses
 
+    @dataclass(frozen=True, slots=True)
+    class Uses(Unsaid):
+        corrects: ClassVar[bool] = True
+
     said = rollout(0, prompt_ids=renderer.prompt(asked))
+    with pytest.raises(ConfigError, match="`correct` and does not say so"):
+        prepare(Unsaid(), [RolloutGroup(QUESTION, (said,))], renderer)
     [entry] = prepare(Uses(), [RolloutGroup(QUESTION, (said,))], renderer)
     known = said.completion.logprobs
     assert [sample.sampled_logprobs for sample in entry.samples] == [known, known, (), known, ()]

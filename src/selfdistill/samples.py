@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from selfdistill.errors import ConfigError
 from selfdistill.methods.base import Credit, Method, Verdict
 from selfdistill.render import Renderer
 from selfdistill.types import Context, Drop, Rollout, RolloutGroup, TokenIds, TrainingSample
@@ -27,12 +28,21 @@ class Prepared:
 
 
 def prepare(method: Method, groups: Sequence[RolloutGroup], renderer: Renderer) -> list[Prepared]:
-    """One entry per rollout, in the order of the groups: rollouts = used + dropped, always."""
-    return [
-        _prepare(rollout, verdict, renderer)
+    """One entry per rollout, in the order of the groups: rollouts = used + dropped, always. Raises `ConfigError` for a
+    method that corrects and does not say so."""
+    judged = [
+        (rollout, verdict)
         for group in groups
         for rollout, verdict in zip(group.rollouts, method.credit(group), strict=True)
     ]
+    if not method.corrects and any(credit.correct for _, verdict in judged for credit in _credits(verdict)):
+        raise ConfigError(
+            "this method has credits with `correct` and does not say so",
+            got=type(method).__name__,
+            why="whether the sampler reports what they need is checked before a run begins",
+            do="write `corrects: ClassVar[bool] = True` into its class",
+        )
+    return [_prepare(rollout, verdict, renderer) for rollout, verdict in judged]
 
 
 def rehearsal_sample(rollout: Rollout, weight: float) -> TrainingSample:
@@ -62,7 +72,7 @@ class _Use:
 def _prepare(rollout: Rollout, verdict: Verdict, renderer: Renderer) -> Prepared:
     if isinstance(verdict, Drop):
         return Prepared(rollout, drop=verdict)
-    credits = verdict if isinstance(verdict, tuple) else (verdict,)
+    credits = _credits(verdict)
     context = credits[0].context if credits else None
     if not rollout.completion.token_ids and not any(credit.text for credit in credits):
         return Prepared(rollout, drop=Drop.EMPTY_COMPLETION)
@@ -77,6 +87,12 @@ def _prepare(rollout: Rollout, verdict: Verdict, renderer: Renderer) -> Prepared
         cut=any(use.cut for use in kept),
         lost=len(uses) - sum(not use.lost for use in kept),
     )
+
+
+def _credits(verdict: Verdict) -> tuple[Credit, ...]:
+    if isinstance(verdict, Drop):
+        return ()
+    return verdict if isinstance(verdict, tuple) else (verdict,)
 
 
 def _use(rollout: Rollout, credit: Credit, renderer: Renderer, number: int) -> _Use | None:

@@ -102,6 +102,13 @@ def test_a_teacher_without_a_name_is_refused_before_any_model_is_loaded(config_o
         train(config_of(method="opd", model="no/such/model"), Quiet())
 
 
+@pytest.mark.parametrize("sampling", [{"top_p": 0.9}, {"temperature": 0.0}])
+def test_a_ratio_that_the_sampler_does_not_report_is_refused_before_any_model_is_loaded(config_of, sampling) -> None:
+    config = config_of(method="pi_distill", model="no/such/model", sampling={"max_new_tokens": 8, **sampling})
+    with pytest.raises(ConfigError, match="weighs answers by the ratio of two probabilities"):
+        train(config, Quiet())
+
+
 def test_a_second_gate_is_refused_before_any_model_is_loaded(config_of, tmp_path) -> None:
     assert ran(config_of, f"{PARTS}:Gated", tmp_path / "run", steps=1).steps[0].samples == 8
     with pytest.raises(ConfigError, match="more than one signal with a gate"):

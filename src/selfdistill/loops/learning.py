@@ -144,7 +144,7 @@ def _update(
             teacher=teacher,
             reference=reference,
             old_logprobs=ahead.logprobs if ahead and len(parts) > 1 else None,
-            sampler_correction=config.sampling.top_p == 1.0 and config.sampling.temperature > 0,
+            sampler_correction=config.sampling.whole,
             weights=ahead.weights if ahead else {},
         )
         limit = config.optimiser.max_grad_norm

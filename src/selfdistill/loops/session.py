@@ -116,6 +116,7 @@ def open_session(config: RunConfig, reporter: Reporter) -> Session:
     """Everything that can be refused is refused here, before anything is written or sampled."""
     method = get_method(config.method.name, config.method.options)
     rule = _teacher_rule(config, method)
+    _check_sampling(config, method)
     parts = open_asking(config, reporter)
     teacher = Teacher(rule, parts.policy, other=_other_model(rule, config, parts.policy, reporter))
     rehearsal: list[Task] = []
@@ -158,6 +159,17 @@ def _optimizer(config: RunConfig, policy: Policy) -> torch.optim.Optimizer:
         betas=(options.beta1, options.beta2),
         weight_decay=options.weight_decay,
     )
+
+
+def _check_sampling(config: RunConfig, method: Method) -> None:
+    """Raises `ConfigError` where a method corrects for a distribution that the sampler does not report."""
+    if method.corrects and not config.sampling.whole:
+        raise ConfigError(
+            f"the method {config.method.name!r} weighs answers by the ratio of two probabilities",
+            got=f"top_p {config.sampling.top_p:g}, temperature {config.sampling.temperature:g}",
+            why="those of a truncated or greedy choice are not the model's, and without them the ratio would be left out",
+            do="sample with top_p=1 and a temperature above 0",
+        )
 
 
 def _teacher_rule(config: RunConfig, method: Method) -> TeacherRule:

@@ -58,6 +58,7 @@ class Method(ABC):
     settings: what the method needs of the rest of a run (rates, batch sizes), below the user's own settings. source:
     where it is published. reads: the contexts it needs from data or world, for `selfdistill methods`. needs_reward: for
     what it needs the reward. teacher: whose weights read the contexts unless a run says otherwise; None: no teacher.
+    corrects: whether it has credits with `correct`; answers must then be drawn from all tokens, by chance.
     """
 
     settings: ClassVar[Mapping[str, Any]] = {}
@@ -65,6 +66,7 @@ class Method(ABC):
     reads: ClassVar[str] = "nothing"
     needs_reward: ClassVar[str] = "no"
     teacher: ClassVar[TeacherRule | None] = None
+    corrects: ClassVar[bool] = False
 
     reduction: Reduction = option("sequence-mean", "every answer weighs the same, or every token")
     count_dropped: bool = option(False, "whether rollouts that take no part dilute the mean")

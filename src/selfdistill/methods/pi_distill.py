@@ -20,16 +20,16 @@ class PiDistill(Method):
     """π-Distill: both readers learn from answers of the informed one, T, the bare one being S; A is the group's
     advantage:  share · (A − kl · KL(T‖sg S)) + (1 − share) · ((S/sg T) A − kl · KL(sg T‖S)).
 
-    Each task needs a privileged text, and the world a reward. S/T is truncated; a share of 1 or 0 leaves one half out.
-    The scale of the KLs, 0.1, is this package's choice."""
+    Each task needs a privileged text, and the world a reward. S/T is truncated; share 1 or 0 leaves one half out."""
 
     source: ClassVar[str] = "arXiv 2602.04942"
     reads: ClassVar[str] = "demonstration, document or instruction, while answering"
     needs_reward: ClassVar[str] = "yes"
     teacher: ClassVar[TeacherRule | None] = Live()
+    corrects: ClassVar[bool] = True
 
     share: float = option(0.5, "share of the informed reader's objective", least=0, most=1)
-    kl: float = option(0.1, "scale of the divergences between both readers", least=0)
+    kl: float = option(0.1, "scale of the divergences between both readers; our own choice", least=0)
     ratio_cap: float = option(2.0, "upper bound of the importance weights")
     context: Demonstration | Document | Instruction = field(default_factory=Demonstration)
 

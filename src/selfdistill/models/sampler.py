@@ -53,6 +53,11 @@ class SamplingOptions:
         if self.batch_tokens < 1:
             raise ConfigError("batch_tokens must be at least 1", got=self.batch_tokens, do="try 65536")
 
+    @property
+    def whole(self) -> bool:
+        """Whether answers are drawn from all tokens, so that `logprobs` are what the model says at this temperature."""
+        return self.top_p == 1.0 and self.temperature > 0
+
 
 @torch.no_grad()
 def sample(
