@@ -284,16 +284,31 @@ def test_evidence_of_several_contexts_is_read_ahead_as_the_update_reads_it(tiny_
 @pytest.mark.parametrize("rule", [Live(), TrustRegion(0.5), Ema(0.5), Frozen()])
 def test_a_teacher_that_was_read_stays_as_it_was_while_the_student_moves(tiny_policy, rule) -> None:
     """Several updates share one reading: the live head must have been copied, not pointed at."""
-    policy = tiny_policy()
+    policy = tiny_policy(tied=False)
+    policy.output().bias = torch.nn.Parameter(torch.linspace(-1, 1, policy.head().vocabulary))
     samples = distilled()
     batch = batch_of(policy, Teacher(rule, policy), samples)
-    before = [(reading.head.weight_VD.clone(), dict(reading.hidden)) for reading in batch.teacher]
+    before = [
+        (reading.head.weight_VD.clone(), reading.head.bias_V.clone(), dict(reading.hidden)) for reading in batch.teacher
+    ]
     optimizer = torch.optim.SGD(list(policy.trainable().values()), lr=0.5)
     train_step(policy, optimizer, [Signal()], "sequence-mean", batch, max_grad_norm=0, tokens=10_000)
-    for reading, (weight_VD, hidden) in zip(batch.teacher, before, strict=True):
+    for reading, (weight_VD, bias_V, hidden) in zip(batch.teacher, before, strict=True):
         assert torch.equal(reading.head.weight_VD, weight_VD)
+        assert torch.equal(reading.head.bias_V, bias_V)
         assert all(torch.equal(reading.hidden[uid], row) for uid, row in hidden.items())
         assert not torch.equal(policy.head().weight_VD, weight_VD)
+        assert not torch.equal(policy.head().bias_V, bias_V)
+
+
+def test_a_live_head_is_copied_once_for_all_contexts_and_not_where_it_never_moves(tiny_policy) -> None:
+    twice = [replace(s, teacher_prompts=(s.teacher_prompts[0], (95, *s.teacher_prompts[0]))) for s in distilled()]
+    for lora in (None, LoraOptions(rank=2)):
+        policy = tiny_policy(lora=lora)
+        first, second = read_teacher(policy, Teacher(Live(), policy), twice, 10_000)
+        assert first.head.weight_VD.data_ptr() == second.head.weight_VD.data_ptr()
+        live = policy.head().weight_VD.data_ptr()
+        assert (first.head.weight_VD.data_ptr() == live) == (lora is not None)
 
 
 def test_on_policy_the_ratio_is_exactly_one_and_later_it_is_capped(tiny_policy) -> None:

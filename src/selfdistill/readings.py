@@ -18,7 +18,7 @@ from torch import Tensor
 
 from selfdistill.models.lengths import length_buckets
 from selfdistill.models.policy import Policy
-from selfdistill.models.teacher import Teacher, View
+from selfdistill.models.teacher import Source, Teacher, View
 from selfdistill.signal import (
     Head,
     KeptTopK,
@@ -113,13 +113,14 @@ def read_teacher(
     Kept are hidden states: exact for whatever the signals do with them. Where all `signals` compare the teacher's K
     likeliest tokens alone, and K of them are smaller than a state, those tokens are kept instead, which is as exact.
     """
-    readings = []
+    readings: list[Reading] = []
+    heads: dict[Source, Head] = {}
     for against, prompts_of in ((False, _views), (True, _against)):
         for slot in range(max((len(prompts_of(s)) for s in samples), default=0)):
             for live, views in ((False, teacher.views()), (True, (STUDENT,))):
                 asked = [s for s in samples if s.live == live and len(prompts_of(s)) > slot]
                 pairs = {s.uid: (prompts_of(s)[slot], s.completion_ids) for s in asked}
-                readings += [_read(policy, teacher, view, pairs, tokens, against) for view in views if pairs]
+                readings += [_read(policy, teacher, view, pairs, tokens, heads, against) for view in views if pairs]
     return [_shrunk(readings[0], signals)] if len(readings) == 1 and signals else readings
 
 
@@ -133,7 +134,7 @@ def read_reference(
         return None
     assert anchor is not None, "a method that needs the reference says so"
     pairs = {s.uid: (s.student_prompt_ids, s.completion_ids) for s in asked}
-    return _read(policy, anchor, anchor.views()[0], pairs, tokens, against=False)
+    return _read(policy, anchor, anchor.views()[0], pairs, tokens, {})
 
 
 @torch.no_grad()
@@ -294,12 +295,29 @@ def _shrunk(reading: Reading, signals: Sequence[Signal]) -> Reading:
     return replace(reading, hidden={}, kept=kept)
 
 
-def _read(policy: Policy, teacher: Teacher, view: View, pairs: Pairs, tokens: int, against: bool) -> Reading:
+def _read(
+    policy: Policy,
+    teacher: Teacher,
+    view: View,
+    pairs: Pairs,
+    tokens: int,
+    heads: dict[Source, Head],
+    against: bool = False,
+) -> Reading:
+    """`heads` are those that readings before this one have used; this one's is put there."""
     with teacher.applied(policy, view) as reader:
         hidden_ND = reader.answer_hidden(list(pairs.values()), tokens)
     rows = torch.split(hidden_ND, [len(answer) for _, answer in pairs.values()])
-    hidden = dict(zip(pairs, rows, strict=True))
-    head = teacher.head(policy, view)
-    if view.source == "student":  # this head is the live one, and the update is about to move it
-        head = replace(head, weight_VD=head.weight_VD.clone())
-    return Reading(hidden, head, view.weight, against)
+    if view.source not in heads:
+        heads[view.source] = _standing(teacher.head(policy, view), policy)
+    return Reading(dict(zip(pairs, rows, strict=True)), heads[view.source], view.weight, against)
+
+
+def _standing(head: Head, policy: Policy) -> Head:
+    """The head as it is now: what of it is trained, which the update is about to move, is copied."""
+    trained = {value.data_ptr() for value in policy.trainable().values()}
+    weight_VD, bias_V = (
+        x.clone() if x is not None and x.data_ptr() in trained else x for x in (head.weight_VD, head.bias_V)
+    )
+    assert weight_VD is not None
+    return replace(head, weight_VD=weight_VD, bias_V=bias_V)

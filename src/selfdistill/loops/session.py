@@ -167,7 +167,7 @@ def _check_sampling(config: RunConfig, method: Method) -> None:
         raise ConfigError(
             f"the method {config.method.name!r} weighs answers by the ratio of two probabilities",
             got=f"top_p {config.sampling.top_p:g}, temperature {config.sampling.temperature:g}",
-            why="those of a truncated or greedy choice are not the model's, and without them the ratio would be left out",
+            why="those of a truncated or greedy choice are not the model's, and the ratio would be left out",
             do="sample with top_p=1 and a temperature above 0",
         )
 
