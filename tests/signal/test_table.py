@@ -69,10 +69,22 @@ def test_a_mask_of_numbers_is_refused() -> None:
         replace(table([2]), counted_N=torch.tensor([1, 0]))
 
 
-@pytest.mark.parametrize("answer", [-1, 2])
-def test_an_answer_without_a_verdict_is_refused(answer: int) -> None:
+@pytest.mark.parametrize("answers", [[-1, 0], [0, 2]])
+def test_an_answer_without_a_verdict_is_refused(answers: list[int]) -> None:
     with pytest.raises(ValueError, match="number the answers 0 to 1"):
-        replace(table([1, 1]), answer_N=torch.tensor([0, answer]))
+        replace(table([1, 1]), answer_N=torch.tensor(answers))
+
+
+def test_tokens_of_one_answer_that_do_not_stand_together_are_refused() -> None:
+    with pytest.raises(ValueError, match="must stand together"):
+        replace(table([2, 1]), answer_N=torch.tensor([0, 1, 0]))
+
+
+def test_an_answer_without_tokens_takes_no_part_in_the_means_of_others() -> None:
+    rows = table([2, 0, 1])
+    values, over = torch.tensor([1.0, 2.0, 5.0], dtype=torch.float64), torch.tensor([True, True, True])
+    assert rows.answer_means(values, over).tolist() == [1.5, 1.5, 5.0]
+    assert table([]).answer_means(values[:0], over[:0]).tolist() == []
 
 
 def test_a_table_may_be_empty() -> None:

@@ -1,7 +1,8 @@
 """Training over tasks: sample, judge, find what the teacher may know, update, record, save; and again.
 
-A run can be killed at any moment and goes on to the same bits: everything random follows from the seed, the step and
-the name of a rollout, and everything else is in the checkpoint.
+A run can be killed at any moment and goes on, on a CPU to the same bits: everything random follows from the seed, the
+step and the name of a rollout, and everything else is in the checkpoint. On an accelerator the backward pass of
+attention adds in no fixed order, and the last bits of two runs differ whether they were stopped or not.
 """
 
 from __future__ import annotations

@@ -27,7 +27,8 @@ class TokenTable:
     choose (a tool's output). advantage_R and distil_R: what the method credited each answer with; a negative `distil_R`
     turns that answer's direction around.
 
-    Raises `ValueError` when shapes disagree, when an answer is out of range, or when `counted_N` is not boolean.
+    Raises `ValueError` when shapes disagree, when an answer is out of range or order, or when `counted_N` is not
+    boolean.
     """
 
     answer_N: Tensor
@@ -71,8 +72,10 @@ class TokenTable:
         return self._answer_sums(values_N, over_N) / self._answer_sums(torch.ones_like(values_N), over_N).clamp(min=1)
 
     def _answer_sums(self, values_N: Tensor, over_N: Tensor) -> Tensor:
-        sums_R = values_N.new_zeros(self.advantage_R.shape)
-        return sums_R.index_add_(0, self.answer_N, torch.where(over_N, values_N, 0))[self.answer_N]
+        sizes = torch.bincount(self.answer_N, minlength=len(self.advantage_R)).tolist()
+        # Row by row: index_add_ adds in any order on an accelerator, and the last bits would differ from run to run.
+        sums = [row_T.sum() for row_T in torch.split(torch.where(over_N, values_N, 0), sizes)]
+        return torch.stack(sums)[self.answer_N] if sums else values_N
 
 
 def quantile(values: Tensor, share: float) -> Tensor:
@@ -103,6 +106,13 @@ def _check(table: TokenTable) -> None:
             got=table.counted_N.dtype,
             why="as a number it would pick tokens 0 and 1 instead of masking",
             do="compare: counted_N = weights_N > 0",
+        )
+    if bool((table.answer_N.diff() < 0).any()):
+        raise refusal(
+            "the tokens of an answer must stand together, in the order of the answers",
+            got=table.answer_N.tolist()[:20],
+            why="what is summed over an answer is summed over neighbours",
+            do="concatenate the answers one after the other",
         )
     if tokens[0] and (int(table.answer_N.min()) < 0 or int(table.answer_N.max()) >= answers[0]):
         raise refusal(
