@@ -31,7 +31,7 @@ from selfdistill.plugins import short_name
 from selfdistill.runs import allowed_changes, fresh_path
 from selfdistill.runs.progress import Interrupted, Reporter
 from selfdistill.runs.solving import SolveResult, read_result
-from selfdistill.runs.store import CONFIG, resuming, probe, write_atomic
+from selfdistill.runs.store import CONFIG, probe, resuming, write_atomic
 from selfdistill.stages import Attempts
 from selfdistill.types import Task
 
