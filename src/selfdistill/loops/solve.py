@@ -5,8 +5,8 @@ model began:
 
     <out>/config.json    settings of all                    <out>/000-<task>/    a run directory, and result.json
 
-A search can be killed at any moment and goes on, on a CPU to the same bits: what was attempted is in the records, what was
-learned in the checkpoints, and everything random follows from the seed, the round and the place of an attempt.
+A search can be killed at any moment and goes on, on a CPU to the same bits: what was attempted is in the records, what
+was learned in the checkpoints, and everything random follows from the seed, the round and the place of an attempt.
 """
 
 from __future__ import annotations
