@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from search_facts import facts
 
 from selfdistill.errors import WorldError
 from selfdistill.loops import search
@@ -23,17 +24,6 @@ from selfdistill.runs.solving import read_result
 
 def rollouts(path: Path) -> list[RolloutRecord]:
     return list(read_run(path).rollouts())
-
-
-def facts(out: Path) -> list[Any]:
-    """All that a search says, but for the time it took."""
-    found: list[Any] = []
-    for path in sorted(out.glob("0*")):
-        run, result = read_run(path), read_result(path)
-        assert result is not None
-        found += [replace(result, wall_s=0.0), *run.rollouts()]
-        found += [replace(step, wall_s=0.0, seconds={}) for step in run.steps]
-    return found
 
 
 def weights(path: Path) -> dict[str, torch.Tensor]:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import pytest
+from search_facts import facts
 
 from selfdistill.loops.solve import solve
 from selfdistill.loops.solve_config import SolveConfig, solve_config
 from selfdistill.runs import Quiet, read_run, store
-from selfdistill.runs.solving import read_result
 
 WORLDS = Path(__file__).with_name("solve_worlds.py")
 
@@ -32,17 +31,6 @@ def kill_at(number: int, share: float, monkeypatch: pytest.MonkeyPatch) -> None:
         real(file, text, path)
 
     monkeypatch.setattr(store, "_write", write)
-
-
-def facts(out: Path) -> list[Any]:
-    """Every attempt, every round and the results, but for the time they took."""
-    found: list[Any] = []
-    for path in sorted(out.glob("0*")):
-        run, result = read_run(path), read_result(path)
-        assert result is not None
-        found += [replace(result, wall_s=0.0), *run.rollouts()]
-        found += [replace(step, wall_s=0.0, seconds={}) for step in run.steps]
-    return found
 
 
 @pytest.fixture

@@ -111,7 +111,7 @@ def test_a_used_directory_is_refused_and_left_alone(tmp_path: Path):
 def test_a_directory_that_a_run_uses_can_be_gone_on_with(tmp_path: Path):
     path = tmp_path / "run"
     RunDir.create(path, CONFIG).close()
-    with pytest.raises(RunError, match=f"go on with that run: selfdistill train --resume {path}$"):
+    with pytest.raises(RunError, match=f"go on with what it holds: selfdistill train --resume {path}$"):
         RunDir.create(path, CONFIG)
 
 
@@ -155,7 +155,7 @@ def test_a_search_is_gone_on_with_as_a_whole(tmp_path: Path):
         with pytest.raises(RunError, match=f"go on with: {command}"):
             run.append(a_step(1))
     for used in (whole, run.path):
-        with pytest.raises(RunError, match=f"go on with that run: {command}"):
+        with pytest.raises(RunError, match=f"go on with what it holds: {command}"):
             RunDir.create(used, config)
     with pytest.raises(RunError, match=f"go on with: {command}"):
         write_atomic(whole / "001-second" / "result.json", "{}")

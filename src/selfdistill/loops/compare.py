@@ -19,6 +19,7 @@ import torch
 
 from selfdistill.config import RunConfig, from_settings, resolved
 from selfdistill.errors import ConfigError, RunError, SelfDistillError
+from selfdistill.loops.stopping import handled
 from selfdistill.loops.train import train
 from selfdistill.models.device import pick_device
 from selfdistill.runs import fresh_path
@@ -89,7 +90,8 @@ def side_by_side(jobs: Sequence[Job], reporter_for: Callable[[str], Reporter], *
     Then raises `Interrupted` with a job that can go on, or `KeyboardInterrupt` where none of the unfinished had begun.
     """
     crew = _Crew(jobs, reporter_for, at_once)
-    with _counted(crew.stops):
+    # Ctrl-C and SIGTERM are counted and do nothing else.
+    with handled(STOPS, lambda number, _: crew.stops.append(number)):
         while crew.running or (crew.waiting and not crew.stops):
             crew.start_more()
             crew.drain()
@@ -158,21 +160,6 @@ class _Crew:
         if code:
             asked = self.stops and -code in STOPS
             self.failures.setdefault(index, INTERRUPTED if asked else f"the process ended with code {code}")
-
-
-@contextmanager
-def _counted(stops: list[int]) -> Iterator[None]:
-    """Inside, Ctrl-C and SIGTERM add to `stops` and do nothing else."""
-    try:
-        previous = {number: signal.signal(number, lambda number, _: stops.append(number)) for number in STOPS}
-    except ValueError:  # not in the main thread: whoever owns it decides
-        yield
-        return
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from typing import Any
 
 from torch import Tensor
 
-from selfdistill.errors import ConfigError, DataError, RunError, nearest
+from selfdistill.errors import ConfigError, DataError, nearest
 from selfdistill.loops.search import MAY_CHANGE, Search, rounds_made, until_done
 from selfdistill.loops.session import Asking, Session, open_asking, open_session, started_over
 from selfdistill.loops.solve_config import SolveConfig, config_from, is_file, solve_settings
@@ -31,7 +31,7 @@ from selfdistill.plugins import short_name
 from selfdistill.runs import allowed_changes, fresh_path
 from selfdistill.runs.progress import Interrupted, Reporter
 from selfdistill.runs.solving import SolveResult, read_result
-from selfdistill.runs.store import CONFIG, probe, resuming, write_atomic
+from selfdistill.runs.store import CONFIG, probe, refuse_in_use, write_atomic
 from selfdistill.stages import Attempts
 from selfdistill.types import Task
 
@@ -54,7 +54,8 @@ def solve(
     if resume:
         allowed_changes(out, settings, MAY_CHANGE)
     elif out.exists():
-        _unused(out)
+        probe(out, 0)
+        refuse_in_use(out)
     reporter = reporter_for("solve")
     asking = _open(config, reporter)
     tasks = _chosen(config, asking, reporter)
@@ -95,19 +96,6 @@ def default_path(config: SolveConfig) -> Path:
 def task_path(out: Path, number: int, task: Task) -> Path:
     """The run directory of the `number`-th task."""
     return out / f"{number:03d}-{re.sub(r'[^A-Za-z0-9._-]+', '_', task.id)[:80]}"
-
-
-def _unused(out: Path) -> None:
-    """Raises `RunError` for a folder that holds something, and for what is no folder to write to."""
-    probe(out, 0)
-    if any(not entry.name.startswith(".") for entry in out.iterdir()):
-        command = resuming(out)
-        raise RunError(
-            "the directory is already in use",
-            got=out,
-            why="a search never overwrites what is there",
-            do="choose another with --out" + (f", or go on with what it holds: {command}" if command else ""),
-        )
 
 
 def _open(config: SolveConfig, reporter: Reporter) -> Asking:

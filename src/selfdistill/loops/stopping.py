@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -27,12 +28,19 @@ class StopSign:
             self.asked = True
             self.reporter.note("stopping after this step; press Ctrl-C again to stop at once")
 
-        try:
-            previous = signal.signal(signal.SIGINT, ask)
-        except ValueError:  # not in the main thread: whoever owns it decides
+        with handled((signal.SIGINT,), ask):
             yield
-            return
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, previous)
+
+
+@contextmanager
+def handled(numbers: Iterable[int], handler: Callable[..., None]) -> Iterator[None]:
+    """Inside, these signals call the handler, where this is the main thread; elsewhere its owner decides."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, before in previous.items():
+            signal.signal(number, before)

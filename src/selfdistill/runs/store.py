@@ -47,14 +47,7 @@ class RunDir:
     def create(cls, path: Path, config: Mapping[str, Any], *, expected_bytes: int = 64 * MEBIBYTE) -> RunDir:
         """A new run directory holding `config`. Raises `RunError` when `path` is in use, cannot be written to, or
         when fewer than `expected_bytes` are free: better now than after an hour."""
-        if path.exists() and (not path.is_dir() or any(not entry.name.startswith(".") for entry in path.iterdir())):
-            command = resuming(path)
-            raise RunError(
-                "the run directory is already in use",
-                got=path,
-                why="a run never overwrites another one's records",
-                do="choose another with --out" + (f", or go on with that run: {command}" if command else ""),
-            )
+        refuse_in_use(path)
         probe(path, expected_bytes)
         write_atomic(path / CONFIG, json.dumps(config, indent=2, default=str) + "\n")
         return cls(path)
@@ -207,6 +200,18 @@ def _when_there_is_room(path: Path) -> str:
     """What to do about a disk that refused to write into `path`."""
     command = resuming(path)
     return f"make room, then go on with: {command}" if command else "make room, then start again"
+
+
+def refuse_in_use(path: Path) -> None:
+    """Raises `RunError` for a file, and for a folder that holds something."""
+    if path.exists() and (not path.is_dir() or any(not entry.name.startswith(".") for entry in path.iterdir())):
+        command = resuming(path)
+        raise RunError(
+            "the directory is already in use",
+            got=path,
+            why="nothing overwrites another run's records",
+            do="choose another with --out" + (f", or go on with what it holds: {command}" if command else ""),
+        )
 
 
 def resuming(path: Path) -> str:
