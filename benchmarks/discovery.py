@@ -169,15 +169,15 @@ def main() -> None:
         sets = selection(chosen, display)
         tasks = sorted({task for own in sets.values() for task in own})
         whole, found = hold(contest(chosen, tasks), chosen.out, display.reporter)
+    arms = {name: arms_of(whole, found, own) if own else [] for name, own in sets.items()}
     parts = ["# Discovery\n", (__doc__ or "").split("\n\n", 1)[1], f"\nSettings: {vars(chosen)}\n"]
     for name, own in sets.items():
         parts.append(f"\n## {name}: {len(own)} tasks x {whole.seeds} seeds\n")
-        parts.append(report(arms_of(whole, found, own), whole.budget) if own else "None is one.\n")
+        parts.append(report(arms[name], whole.budget) if own else "None is one.\n")
     (chosen.out / "results.md").write_text("\n".join(parts), encoding="utf-8")
-    for name, own in sets.items():
-        if own:
-            figure = chosen.out / f"discovery-{name.replace(' ', '-')}.png"
-            discovery_figure(arms_of(whole, found, own), whole.budget, f"Discovery, {name}", figure)
+    for name in (name for name, own in sets.items() if own):
+        figure = chosen.out / f"discovery-{name.replace(' ', '-')}.png"
+        discovery_figure(arms[name], whole.budget, f"Discovery, {name}", figure)
 
 
 if __name__ == "__main__":

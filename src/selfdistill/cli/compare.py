@@ -162,8 +162,6 @@ def _hold(contest: Contest, folder: Path, plot: Path | None, jobs: int | None) -
     from selfdistill.loops.contest import hold
     from selfdistill.view.discovery import discovery_figure, report
 
-    for way in contest.ways:
-        contest.config(way)  # what is wrong with a way is said before anything runs
     if plot:
         prepare(plot)
     with RunDisplay() as display:

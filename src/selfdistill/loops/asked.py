@@ -26,14 +26,13 @@ from selfdistill.models.smollm2 import cached_smollm2
 from selfdistill.render import Renderer
 from selfdistill.runs import Reporter, RolloutRecord, Run, read_run
 from selfdistill.runs.credit import AnswerCredit
-from selfdistill.runs.store import CHECKPOINTS, CONFIG
+from selfdistill.runs.store import CHECKPOINTS, CONFIG, SEARCH
 from selfdistill.sapling.language import foreign_words
 from selfdistill.types import ANSWER, Context, Message, Task, TokenIds
 from selfdistill.worlds.base import tasks_of
 from selfdistill.worlds.registry import make_world
 
 SPLITS = ("train", "holdout", "retained")
-SEARCH = "solve"  # the table that the settings of a search have beside those of a run
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ from selfdistill.loops.solve_config import SolveConfig, is_file, solve_config, s
 from selfdistill.loops.tasks import NoneFits, training_tasks
 from selfdistill.runs.progress import Interrupted, Reporter
 from selfdistill.runs.solving import SolveResult, read_result
-from selfdistill.runs.store import probe, write_atomic
+from selfdistill.runs.store import SEARCH, probe, write_atomic
 from selfdistill.worlds.registry import make_world
 
 CONTEST, SKIPPED = "contest.json", "skipped.json"
@@ -193,7 +193,7 @@ def search_job(path: Path, settings: Mapping[str, Any], reporter: Reporter) -> N
         reporter.note(f"skipped: {error}")
         probe(path, 0)
     done = {result.task for result in _done(path)}
-    skipped = [task for task in settings["solve"]["tasks"] if task not in done]
+    skipped = [task for task in settings[SEARCH]["tasks"] if task not in done]
     if skipped:
         write_atomic(path / SKIPPED, json.dumps(skipped) + "\n")
 
@@ -227,7 +227,7 @@ def _finished(job: Job) -> bool:
     skipped = job.path / SKIPPED
     known = {result.task for result in _done(job.path)}
     known |= set(json.loads(skipped.read_text(encoding="utf-8"))) if skipped.exists() else set()
-    return known >= set(job.settings["solve"]["tasks"])
+    return known >= set(job.settings[SEARCH]["tasks"])
 
 
 def _comparable(contest: Contest, found: Mapping[str, Sequence[SolveResult]]) -> dict[str, list[SolveResult]]:

@@ -164,7 +164,7 @@ class Search:
         self.reporter.phase("saving")
         self.asking.save(self.run.checkpoints, self.totals.step, vars(self.totals), final=final)
 
-    def finish(self) -> SolveResult:
+    def finish(self) -> None:
         """Writes the result; then the weights are kept or thrown away."""
         result = self._result()
         if self.config.keep:
@@ -188,7 +188,6 @@ class Search:
             shutil.rmtree(self.run.path / CHECKPOINTS, ignore_errors=True)
         self._say(_verdict(result))
         self.reporter.finished(summary)
-        return result
 
     def _result(self) -> SolveResult:
         config, totals, attempts = self.config, self.totals, self.attempts
@@ -235,7 +234,7 @@ class Search:
         )
 
 
-def until_done(searches: Sequence[Search]) -> list[SolveResult]:
+def until_done(searches: Sequence[Search]) -> None:
     """Round after round, of all searches together: one model makes the attempts at all tasks at once. Searches that
     learn have weights of their own and come one at a time.
 
@@ -243,19 +242,24 @@ def until_done(searches: Sequence[Search]) -> list[SolveResult]:
     stops all. Raises `WorldError`, and `Interrupted` after Ctrl-C, when the round is saved.
     """
     assert len(searches) <= 1 or not isinstance(searches[0].asking, Session)
-    found = {search.task.id: search.finish() for search in searches if search.over}
-    recent: list[RolloutRecord] = []
-    while active := [search for search in searches if search.task.id not in found]:
+    active, recent = _unfinished(searches), list[RolloutRecord]()
+    while active:
         made = _round(active)
         recent = [*recent, *made][-max(WINDOW, len(made)) :]
         check_world(recent, least=0 if _in_vain(active) else WINDOW)
-        found |= {search.task.id: search.finish() for search in active if search.over}
-        left = [search for search in active if not search.over]
-        if left and left[0].stop.asked:
-            for search in left:
+        active = _unfinished(active)
+        if active and active[0].stop.asked:
+            for search in active:
                 search.save()
-            raise Interrupted(left[0].run.path.parent, left[0].totals.step, "solve")
-    return [found[search.task.id] for search in searches]
+            raise Interrupted(active[0].run.path.parent, active[0].totals.step, "solve")
+
+
+def _unfinished(searches: Sequence[Search]) -> list[Search]:
+    """Those that are to go on; the others write their results."""
+    for search in searches:
+        if search.over:
+            search.finish()
+    return [search for search in searches if not search.over]
 
 
 def _in_vain(searches: Sequence[Search]) -> bool:

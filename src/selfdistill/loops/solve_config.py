@@ -13,6 +13,7 @@ from selfdistill.loops.strategies import Strategy, get_strategy
 from selfdistill.loops.strategies.bare import SelfDistill
 from selfdistill.loops.strategies.base import at_least_one
 from selfdistill.options import Where, build, option, plain
+from selfdistill.runs.store import SEARCH
 
 OWN = "strategy."
 # Settings of a run that nothing reads here, and what stands for them.
@@ -107,18 +108,18 @@ def solve_settings(config: SolveConfig) -> dict[str, Any]:
     strategy = {"name": config.strategy.name, **plain(config.strategy)}
     return {
         **resolved(config.run),
-        "solve": {"strategy": strategy, **plain(config.limits), "tasks": list(config.tasks), "keep": config.keep},
+        SEARCH: {"strategy": strategy, **plain(config.limits), "tasks": list(config.tasks), "keep": config.keep},
     }
 
 
 def config_from(settings: Mapping[str, Any]) -> SolveConfig:
     """The search whose settings were written down. Raises `ConfigError`."""
-    own = dict(settings.get("solve", {}))
+    own = dict(settings.get(SEARCH, {}))
     if not own:
         raise ConfigError("these settings are not those of `selfdistill solve`", do="name a directory that it made")
     strategy, tasks, keep = dict(own.pop("strategy")), tuple(own.pop("tasks")), bool(own.pop("keep"))
-    run = from_settings({key: value for key, value in settings.items() if key != "solve"})
+    run = from_settings({key: value for key, value in settings.items() if key != SEARCH})
     chosen = get_strategy(strategy.pop("name"), strategy)
     known = {item.name for item in fields(Limits)}
-    limits = build(Limits, {key: value for key, value in own.items() if key in known}, Where("solve"))
+    limits = build(Limits, {key: value for key, value in own.items() if key in known}, Where(SEARCH))
     return SolveConfig(run, chosen, limits, tasks, keep)

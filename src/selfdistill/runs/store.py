@@ -29,6 +29,7 @@ CONFIG, METRICS, ROLLOUTS, SUMMARY, CHECKPOINTS = (
     "summary.json",
     "checkpoints",
 )
+SEARCH = "solve"  # the table that the settings of a search have beside those of a run
 MEBIBYTE = 2**20
 
 
@@ -217,7 +218,7 @@ def refuse_in_use(path: Path) -> None:
 def resuming(path: Path) -> str:
     """The command that goes on with what was begun in `path`; empty where nothing was."""
     # A search keeps the runs of its tasks in one folder, which has settings of its own and is what it goes on with.
-    searches = [folder for folder in (path.parent, path) if "solve" in _settings(folder)]
+    searches = [folder for folder in (path.parent, path) if SEARCH in _settings(folder)]
     if searches:
         return f"selfdistill solve --resume {searches[0]}"
     return f"selfdistill train --resume {path}" if (path / CONFIG).exists() else ""

@@ -8,6 +8,7 @@ from typing import Any
 
 from selfdistill.errors import RunError
 from selfdistill.runs import Estimate, EvalRecord, Run, Split, mean
+from selfdistill.runs.store import SEARCH
 
 # What holdout and retained tasks are, in the words of a world; others keep the general words.
 SPLIT_NAMES: Mapping[str, Mapping[Split, str]] = {
@@ -66,7 +67,7 @@ def grouped(runs: Iterable[Run]) -> list[Group]:
     """
     runs = list(runs)
     for run in runs:
-        if "solve" in run.config.get("settings", {}):
+        if SEARCH in run.config.get("settings", {}):
             raise RunError(
                 "this is a search for solutions, and no run of training",
                 got=run.path,
