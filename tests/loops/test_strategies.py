@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,12 +16,13 @@ from selfdistill.loops.solve import solve
 from selfdistill.loops.solve_config import SolveConfig, solve_config
 from selfdistill.loops.strategies import Attempt, Hybrid, MultiTurn, Prompt, Scene, SelfDistill, Strategy, get_strategy
 from selfdistill.loops.strategies.base import learner_of, prompts_of
+from selfdistill.loops.strategies.hybrid import repulsion
 from selfdistill.loops.strategies.window import most
 from selfdistill.methods import SDPO
 from selfdistill.render import CUT, Renderer
 from selfdistill.runs import Quiet
 from selfdistill.samples import prepare
-from selfdistill.types import Message, RolloutGroup, Task
+from selfdistill.types import Drop, Message, RolloutGroup, Task
 from tiny_models import tiny_tokenizer
 
 TASK = Task("t", (Message("user", "What is seven plus five?"),))
@@ -133,7 +136,7 @@ def test_an_answer_as_long_as_the_context_leaves_half_of_it_for_the_prompt(rende
 
 def test_hybrid_attempts_read_what_their_predecessor_was_told(renderer: Renderer) -> None:
     attempts = failures("old a", "old b", "old c", "new a", "new b", "", batch=3)
-    found = texts(Hybrid(batch=3), renderer, attempts, 3)
+    found = texts(Hybrid(batch=3, rounds=1), renderer, attempts, 3)
     assert "new a" in found[0]
     assert "new b" in found[1]
     assert "new c" not in found[2]
@@ -157,14 +160,37 @@ def test_a_hybrid_is_learned_under_the_bare_question(renderer: Renderer) -> None
     group = RolloutGroup(TASK, (rollout(0, 0.0, "Not ten.", task=TASK, prompt_ids=informed),))
     method = Hybrid().learner(SDPO(alpha=1.0))
     (entry,) = prepare(method, [group], renderer)
-    (sample,) = entry.samples
+    sample, pushed = entry.samples
     assert sample.student_prompt_ids == renderer.prompt(TASK.messages) != informed
+    assert pushed.student_prompt_ids == informed, "it is where it was sampled that a failure would come again"
+    assert not pushed.teacher_prompts
     told = renderer.tokenizer.decode(list(sample.teacher_prompts[0]))
     assert "Not ten." in told
     assert "Not eleven." not in told
     assert sample.sampled_logprobs == (), "not sampled from the prompt it is learned under"
     assert method.signals(1.0) == SDPO(alpha=1.0).signals(1.0)
     assert SelfDistill().learner(SDPO()) == SDPO()
+
+
+@pytest.mark.parametrize(("chance", "advantage"), [(0.5, -0.1), (0.2, -0.025), (0.8, -0.4), (0.9, -0.5), (1.0, -0.5)])
+def test_a_failure_is_pushed_away_by_its_odds_of_coming_again(chance: float, advantage: float) -> None:
+    """-0.1 · P / (1 - P), which weighs five at most."""
+    failed = rollout(0, 0.0, "Not ten.", task=TASK)
+    logprobs = (math.log(chance), *(0.0 for _ in failed.completion.logprobs[1:]))
+    failed = replace(failed, completion=replace(failed.completion, logprobs=logprobs))
+    assert repulsion(failed, 0.1) == pytest.approx(advantage)
+    told, pushed = Hybrid().learner(SDPO()).verdict(RolloutGroup(TASK, (failed,)), 0)
+    assert (told.advantage, told.distil) == (0.0, 1.0)
+    assert (pushed.advantage, pushed.distil) == (pytest.approx(advantage), 0.0)
+
+
+def test_what_is_right_unjudged_or_teaches_nothing_is_not_pushed_away() -> None:
+    method = Hybrid().learner(SDPO())
+    right, untold = rollout(0, 1.0, "", task=TASK), rollout(0, 0.0, "", task=TASK)
+    for one in (right, untold):
+        assert isinstance(method.verdict(RolloutGroup(TASK, (one,)), 0), Drop)
+    told = RolloutGroup(TASK, (rollout(0, 0.0, "Not ten.", task=TASK),))
+    assert len(Hybrid(repel=0.0).learner(SDPO()).verdict(told, 0)) == 1
 
 
 def test_most_finds_the_last_that_fits() -> None:
@@ -178,6 +204,7 @@ def test_most_finds_the_last_that_fits() -> None:
         ("hybrid", {"bacth": 2}, "did you mean 'batch'"),
         ("hybrid", {"share": 0.0}, "strategy.share"),
         ("hybrid", {"rounds": 0}, "strategy.rounds"),
+        ("hybrid", {"repel": -0.1}, "strategy.repel"),
         ("multi-turn", {"batch": 0}, "strategy.batch"),
         ("multi-turn", {"keep": "oldest"}, "one of newest, random"),
         ("best-of-k", {"batch": 0}, "strategy.batch"),

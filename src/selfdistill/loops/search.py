@@ -16,7 +16,7 @@ from selfdistill.loops.session import Asking, Session
 from selfdistill.loops.solve_config import SolveConfig, solve_settings
 from selfdistill.loops.stopping import StopSign
 from selfdistill.loops.strategies import Attempt, Prompt, Scene
-from selfdistill.loops.strategies.base import prompts_of
+from selfdistill.loops.strategies.base import PASSED, prompts_of
 from selfdistill.models.checkpoint import latest_checkpoint, load_checkpoint
 from selfdistill.runs import Accuracies, RolloutRecord, RunDir, StepRecord, Summary, read_run
 from selfdistill.runs.environment import describe_environment
@@ -27,7 +27,6 @@ from selfdistill.stages import Prompted
 from selfdistill.types import Outcome, Task
 from selfdistill.worlds.base import judge_all
 
-PASSED = 1.0  # reward of an attempt that passed
 WINDOW = 16  # attempts, at least, on more than half of which a world must fail before a search stops
 MAY_CHANGE = ("checkpoint_every", "micro_batch_tokens", "solve.keep")
 

@@ -18,6 +18,8 @@ from selfdistill.plugins import line_in
 from selfdistill.render import Renderer
 from selfdistill.types import Message, Task
 
+PASSED = 1.0  # reward of an attempt that passed
+
 
 @dataclass(frozen=True, slots=True)
 class Attempt:

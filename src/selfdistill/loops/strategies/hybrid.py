@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 from selfdistill.errors import ConfigError
-from selfdistill.loops.strategies.base import Attempt, Prompt, Scene, Strategy, at_least_one
+from selfdistill.loops.strategies.base import PASSED, Attempt, Prompt, Scene, Strategy, at_least_one
 from selfdistill.loops.strategies.window import distinct, told, with_feedback
 from selfdistill.methods import Credit, Method
 from selfdistill.methods.base import Verdict
 from selfdistill.options import changed, option
 from selfdistill.signal import Signal
-from selfdistill.types import RolloutGroup
+from selfdistill.types import Rollout, RolloutGroup
+
+MOST = 5.0  # odds of being repeated that count: an answer that is nearly certain would be pushed without bound
 
 
 @dataclass(frozen=True, slots=True)
 class UnderTheQuestion(Method):
     """Another method, whose student reads the task's question, whatever the attempt itself had read.
 
-    What an attempt was told in its prompt thereby becomes part of what is to be learned.
+    What an attempt was told in its prompt thereby becomes part of what is to be learned. With `repel` above 0 each
+    failure also becomes less likely under the prompt that it had read: see `repulsion`.
     """
 
     inner: Method = field(kw_only=True)
+    repel: float = field(default=0.0, kw_only=True)
 
     @property
     def needs_reference(self) -> bool:
@@ -38,11 +43,27 @@ class UnderTheQuestion(Method):
         return self.inner.signal(temperature)
 
     def verdict(self, group: RolloutGroup, index: int) -> Verdict:
-        """The method's credits, under the question; those that name a question of their own keep it."""
-        found = self.inner.verdict(group, index)
-        if isinstance(found, tuple):
-            return tuple(_asked(credit, group) for credit in found)
-        return _asked(found, group) if isinstance(found, Credit) else found
+        """The method's credits, under the question; those that name a question of their own keep it. Of a failure
+        that the method learns from, one more, under its own prompt."""
+        found, rollout = self.inner.verdict(group, index), group.rollouts[index]
+        credits = found if isinstance(found, tuple) else (found,) if isinstance(found, Credit) else ()
+        if not credits:
+            return found
+        asked = tuple(_asked(credit, group) for credit in credits)
+        failed = rollout.outcome is not None and rollout.outcome.reward < PASSED
+        pushed = (Credit(advantage=repulsion(rollout, self.repel)),) if self.repel and failed else ()
+        return (*asked, *pushed)
+
+
+def repulsion(rollout: Rollout, strength: float) -> float:
+    """The advantage with which a failed answer is pushed away: A = -strength · min(MOST, P / (1 - P)).
+
+    P is the probability with which it was sampled. Being repeated is what wastes attempts, and A ∇ log P is
+    strength · ∇ log (1 - P): a rare failure is hardly touched, one that would come again is.
+    """
+    chance = math.exp(sum(rollout.completion.logprobs))
+    odds = chance / (1 - chance) if chance < 1 else MOST
+    return -strength * min(MOST, odds)
 
 
 def _asked(credit: Credit, group: RolloutGroup) -> Credit:
@@ -64,14 +85,17 @@ class Hybrid(Strategy):
     reads: Literal["own", "round"] = option(
         "own", "feedback on the attempt at the same place of the last round, or on all of them"
     )
-    rounds: int = option(1, "rounds whose feedback is recent")
+    rounds: int = option(4, "rounds whose feedback is recent")
     share: float = option(1.0, "of the attempts of a round, those that read feedback")
+    repel: float = option(0.1, "how strongly a failure is pushed away that would come again; 0: not at all")
     window: int = option(32_000, "tokens of a prompt, at most; never more than the model can read")
 
     def __post_init__(self) -> None:
         at_least_one(self, "batch", "rounds", "window")
         if not 0 < self.share <= 1:
             raise ConfigError("strategy.share must be above 0 and at most 1", got=self.share)
+        if not 0 <= self.repel < math.inf:
+            raise ConfigError("strategy.repel must be a number of at least 0", got=self.repel)
 
     def prompts(self, scene: Scene, count: int) -> list[Prompt]:
         """The first ones of a round are informed, the rest bare."""
@@ -84,8 +108,8 @@ class Hybrid(Strategy):
         return seen + [Prompt(scene.task.messages)] * (count - informed)
 
     def learner(self, method: Method) -> Method:
-        """The method under the bare question."""
-        return UnderTheQuestion(method.reduction, method.count_dropped, inner=method)
+        """The method under the bare question, with what keeps failures from coming again."""
+        return UnderTheQuestion(method.reduction, method.count_dropped, inner=method, repel=self.repel)
 
 
 def _at(recent: list[Attempt], place: int) -> list[Attempt]:
