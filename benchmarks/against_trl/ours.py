@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from benchmarks.against_trl.meter import give, measure
+from benchmarks.against_trl.ratios import enough
 from benchmarks.against_trl.stopwatch import Stopwatch
 from benchmarks.against_trl.work import Ragged, Row
 from torch import Tensor
@@ -141,8 +142,8 @@ class TimeIsUp(Exception):
 class Curve(Quiet):
     """Keeps (seconds, accuracy) of every step, counted from the first batch that is sampled."""
 
-    def __init__(self, limit_s: float) -> None:
-        self.limit_s, self.began = limit_s, 0.0
+    def __init__(self, limit_s: float, goal: float) -> None:
+        self.limit_s, self.goal, self.began = limit_s, goal, 0.0
         self.points: list[tuple[float, float]] = []
 
     def phase(self, name: str, done: int = 0, total: int = 0) -> None:
@@ -150,13 +151,13 @@ class Curve(Quiet):
 
     def step(self, record: StepRecord) -> None:
         self.points.append((time.monotonic() - self.began, record.accuracy))
-        if self.points[-1][0] > self.limit_s:
+        if enough(self.points, self.limit_s, self.goal):
             raise TimeIsUp
 
 
 def learn_case(case: Case) -> dict[str, Any]:
     """Coined verbs until the time is up: accuracy of each sampled batch against seconds."""
-    curve = Curve(case["limit_s"])
+    curve = Curve(case["limit_s"], case["goal"])
     with tempfile.TemporaryDirectory() as folder:
         settings = case["settings"] | {"out": str(Path(folder) / "run")}
         with suppress(TimeIsUp, SelfDistillError):  # what was measured until then is the result

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from benchmarks.against_trl.meter import clock, give, level_before, measure, peak_bytes, wait
+from benchmarks.against_trl.ratios import enough
 from benchmarks.against_trl.work import Ragged, Row
 from datasets import Dataset
 from torch import Tensor, nn
@@ -246,8 +247,8 @@ def rectangle(rows: Sequence[Sequence[int]], *, left: bool) -> tuple[Tensor, Ten
 class Curve(TrainerCallback):
     """Keeps (seconds, accuracy) of every step, counted from the first batch that is sampled."""
 
-    def __init__(self, limit_s: float) -> None:
-        self.limit_s, self.began = limit_s, 0.0
+    def __init__(self, limit_s: float, goal: float) -> None:
+        self.limit_s, self.goal, self.began = limit_s, goal, 0.0
         self.points: list[tuple[float, float]] = []
         self.rewards: list[float] = []
 
@@ -256,15 +257,16 @@ class Curve(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.points.append((time.monotonic() - self.began, self.rewards[-1]))
-        control.should_training_stop = self.points[-1][0] > self.limit_s
+        control.should_training_stop = enough(self.points, self.limit_s, self.goal)
 
 
 def learn_case(case: Case) -> dict[str, Any]:
     """Coined verbs until the time is up, judged by the same sandbox as ours."""
+    from selfdistill.context import CLOSING, SECTIONS
     from selfdistill.types import Completion
     from selfdistill.worlds.verbs.world import VerbsWorld
 
-    settings, curve = case["settings"], Curve(case["limit_s"])
+    settings, curve = case["settings"], Curve(case["limit_s"], case["goal"])
     world = VerbsWorld(seed=settings["seed"])
     tasks = {task.id: task for task in world.tasks("train")}
     asked = [[{"role": m.role, "content": m.content} for m in task.messages] for task in tasks.values()]
@@ -283,11 +285,13 @@ def learn_case(case: Case) -> dict[str, Any]:
             "num_generations": group,
             "max_completion_length": settings["sampling"]["max_new_tokens"],
             "max_steps": settings["steps"],
-            "success_reward_threshold": 0.5,
-            "reprompt_template": "{prompt}{solution}{feedback}\n\nCorrectly solve the original question.",
-            "solution_template": "\n\nCorrect solution:\n\n{successful_previous_attempt}",
+            "use_successful_as_teacher": False,
+            "include_environment_feedback": True,
+            "reprompt_template": "{prompt}{feedback}\n\n" + CLOSING,
+            "feedback_template": f"\n\n{SECTIONS['document']}\n\n{{feedback_raw}}",
         }
-        data = Dataset.from_dict({"prompt": asked, "name": list(tasks)})
+        told = [task.document for task in tasks.values()]
+        data = Dataset.from_dict({"prompt": asked, "name": list(tasks), "privileged_context": told})
         trainer_for(case, folder, data, solved, [curve], **sizes).train()
     return {"points": curve.points}
 

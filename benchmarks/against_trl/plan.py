@@ -25,7 +25,7 @@ class Plan:
     ragged: Ragged = field(default_factory=Ragged)
     micro_rows: int = 2
     seeds: tuple[int, ...] = (0,)
-    learn_s: float = 60.0
+    learn_s: float = 150.0
     rollouts: int = 64
     own: tuple[tuple[str, Ragged], ...] = ()
 

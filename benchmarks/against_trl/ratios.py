@@ -114,6 +114,15 @@ def seconds_to(points: Sequence[Sequence[float]], accuracy: float, window: int =
     return next((at for at, value in values if value >= accuracy), None)
 
 
+def enough(points: Sequence[Sequence[float]], limit_s: float, accuracy: float) -> bool:
+    """Whether a side may stop: it has learned this much, or its time is up.
+
+    >>> enough([(1.0, 0.5), (2.0, 0.6), (3.0, 0.7)], 60.0, 0.6)
+    True
+    """
+    return points[-1][0] > limit_s or seconds_to(points, accuracy) is not None
+
+
 def smoothed(points: Sequence[Sequence[float]], window: int = 3) -> list[tuple[float, float]]:
     """Each time with the mean of the last `window` accuracies."""
     return [
