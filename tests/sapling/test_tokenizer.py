@@ -1,13 +1,19 @@
 """The sapling's tokenizer: everything survives it, and what recurs is one token."""
 
+import json
 import random
+from pathlib import Path
 
 import pytest
 
+import selfdistill
 from selfdistill.sapling.episodes import MAKERS, draw_episode
+from selfdistill.sapling.recipe import RECIPES
 from selfdistill.sapling.tokenizer import build_tokenizer
 from selfdistill.worlds.verbs.operations import OPERATIONS
 from selfdistill.worlds.verbs.words import held_out_words, known_words
+
+WEIGHTS = Path(selfdistill.__file__).parent / "sapling" / "weights"
 
 
 @pytest.fixture(scope="module")
@@ -61,3 +67,11 @@ def test_the_chat_template_marks_turns(tokenizer):
     assert text.startswith("<|user|>")
     assert text.endswith("<|end|><|assistant|>")
     assert text.count("<|end|>") == len(episode.messages)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_it_is_the_one_that_ships(tokenizer, name, tmp_path):
+    """Growing makes it anew, and the models that ship read with it."""
+    tokenizer.save_pretrained(tmp_path)
+    ours, theirs = ((folder / "tokenizer.json").read_text() for folder in (tmp_path, WEIGHTS / name))
+    assert json.loads(ours) == json.loads(theirs)

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from selfdistill.context import teacher_messages
-from selfdistill.sapling.wide import draw_wide
 from selfdistill.types import Context, Message
 from selfdistill.worlds.feedback import TestRecord, TestStatus, feedback_text, missing_block_text
 from selfdistill.worlds.verbs.lexicon import draw_program, lexicon
@@ -95,14 +94,8 @@ def feedback_on(target: Program, rng: random.Random, cases: int) -> tuple[Progra
             return guess, feedback_text(records, cases=cases, limit=4000)
 
 
-def _spoken(rng: random.Random) -> tuple[str, Program]:
-    """A fresh word for a program that there are words for."""
-    return rng.choice(growing_words()), draw_program(rng)
-
-
 def _fresh(rng: random.Random) -> tuple[str, Program]:
-    """A fresh word, mostly for a program that no verb stands for: see `sapling.wide`."""
-    return rng.choice(growing_words()), draw_wide(rng)
+    return rng.choice(growing_words()), draw_program(rng)
 
 
 def _known(rng: random.Random) -> tuple[str, Program]:
@@ -155,16 +148,16 @@ def with_demonstration(rng: random.Random) -> Episode:
 
 def with_document(rng: random.Random) -> Episode:
     """The teacher prompt with a dictionary of one to four entries, one of which matters."""
-    word, program = _spoken(rng)
+    word, program = _either(rng)
     entries = [dictionary_entry(word, program)]
-    entries += [dictionary_entry(*_spoken(rng)) for _ in range(rng.choice((0, 0, 0, 1, 2, 3)))]
+    entries += [dictionary_entry(*_fresh(rng)) for _ in range(rng.choice((0, 0, 0, 1, 2, 3)))]
     rng.shuffle(entries)
     return _told(word, program, Context("document", document="\n".join(entries)))
 
 
 def with_reply(rng: random.Random) -> Episode:
     """The teacher prompt with what the user will answer."""
-    word, program = _spoken(rng)
+    word, program = _either(rng)
     return _told(word, program, Context("reply", reply=user_reply(program)))
 
 
@@ -175,7 +168,7 @@ def conversation(rng: random.Random) -> Episode:
     for _ in range(rng.choices((1, 2, 3, 5), (0.35, 0.35, 0.2, 0.1))[0]):
         guess, feedback = feedback_on(program, rng, rng.choice((1, 1, 2)))
         messages += [Message("assistant", guess.answer), Message("user", feedback)]
-    if all(step.casual for step in program.steps) and rng.random() < 0.1:
+    if rng.random() < 0.1:
         messages[-1] = Message("user", user_reply(program))
     return Episode(tuple(messages), program.answer)
 

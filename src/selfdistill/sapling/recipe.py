@@ -2,7 +2,7 @@
 
 Small batches, Muon on the matrices and a loss on all tokens matter most; the context's tokens weigh less than the
 answer's, but predicting what programs print teaches what they do. Most of what takes search (two steps from a few
-cases) is learned while the rate decays, so the decay is long; and from many different programs, see `sapling.wide`.
+cases) is learned while the rate decays.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Recipe:
     adam_lr: float = 2e-3
     adam_betas: tuple[float, float] = (0.9, 0.95)
     warmup_steps: int = 100
-    decay_share: float = 0.64
+    decay_share: float = 0.4
     clip: float = 1.0
     seed: int = 20
 
@@ -41,6 +41,7 @@ class Recipe:
         return (round + share) / self.rounds
 
 
-SAPLING = Recipe("sapling", hidden=256, layers=6, heads=8, key_value_heads=4, intermediate=768, rounds=140)
+SAPLING = Recipe("sapling", hidden=256, layers=6, heads=8, key_value_heads=4, intermediate=768, rounds=118)
+MEDIUM = Recipe("sapling-medium", hidden=192, layers=5, heads=6, key_value_heads=3, intermediate=576, rounds=60)
 SMALL = Recipe("sapling-small", hidden=128, layers=4, heads=4, key_value_heads=2, intermediate=384, rounds=60)
-RECIPES = {recipe.name: recipe for recipe in (SAPLING, SMALL)}
+RECIPES = {recipe.name: recipe for recipe in (SAPLING, MEDIUM, SMALL)}

@@ -11,7 +11,6 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import PreTrainedTokenizerFast
 
 from selfdistill.context import CLOSING, SECTIONS
-from selfdistill.sapling.wide import EXTRA
 from selfdistill.worlds.feedback import TestRecord, TestStatus, feedback_text, missing_block_text
 from selfdistill.worlds.verbs.operations import OPERATIONS, VARIABLE
 from selfdistill.worlds.verbs.texts import NOUN
@@ -74,8 +73,6 @@ def _units() -> Iterator[str]:
     yield from _feedback_frames()
     yield from (str(number) for number in range(-99, 1000))
     yield from (f", {number}" for number in range(-49, 150))
-    for operations in EXTRA.values():
-        yield from (operation.line for operation in operations)
 
 
 def _feedback_frames() -> Iterable[str]:

@@ -115,31 +115,28 @@ class ProgramSpace:
     most inputs to the same result. `meaning` maps what a program does on the probes to its representative.
     """
 
-    def __init__(self, kind: Kind, depth: int, operations: Sequence[Operation] = ()) -> None:
+    def __init__(self, kind: Kind, depth: int) -> None:
         self.kind = kind
-        self.operations = tuple(operations or OPERATIONS[kind])
-        self.identity = _signature(probes(kind))
+        identity = tuple(repr(value) for value in probes(kind))
         self.meaning: dict[Signature, Program] = {}
         self.by_steps: list[list[Program]] = [[] for _ in range(depth + 1)]
         frontier: list[tuple[tuple[Operation, ...], tuple[Value, ...]]] = [((), probes(kind))]
         for size in range(1, depth + 1):
             grown: list[tuple[tuple[Operation, ...], tuple[Value, ...]]] = []
             for steps, values in frontier:
-                for step in self.operations:
+                for step in OPERATIONS[kind]:
                     results = _results(step, values)
-                    signature = None if results is None else _signature(results)
-                    if results is None or signature is None or not self.is_new(signature):
+                    if results is None:
+                        continue
+                    signature = tuple(repr(value) for value in results)
+                    if signature == identity or signature in self.meaning:
                         continue
                     program = Program((*steps, step))
                     self.meaning[signature] = program
                     grown.append((program.steps, results))
-                    if tells_apart(signature):
+                    if _tells_apart(signature):
                         self.by_steps[size].append(program)
             frontier = grown
-
-    def is_new(self, signature: Signature) -> bool:
-        """Whether no program of the space, and not the identity, does the same on the probes."""
-        return signature != self.identity and signature not in self.meaning
 
     def draw(self, steps: int, rng: random.Random) -> Program:
         """A program that needs exactly this many steps: each is as likely as any other."""
@@ -162,21 +159,7 @@ def in_range(value: Value) -> bool:
     return len(value) <= MAX_LENGTH and (isinstance(value, str) or all(-99 <= item <= 199 for item in value))
 
 
-def signature_of(program: Program) -> Signature | None:
-    """What it does on the probes; None when it does not run on all of them, leaves the range or tells too few apart."""
-    values: tuple[Value, ...] | None = probes(program.kind)
-    for step in program.steps:
-        values = None if values is None else _results(step, values)
-    signature = None if values is None else _signature(values)
-    return signature if signature is not None and tells_apart(signature) else None
-
-
-def _signature(values: Sequence[Value]) -> Signature:
-    return tuple(repr(value) for value in values)
-
-
-def tells_apart(signature: Signature) -> bool:
-    """Whether no result comes on more than a third of the probes."""
+def _tells_apart(signature: Signature) -> bool:
     counts: dict[str, int] = {}
     for result in signature:
         counts[result] = counts.get(result, 0) + 1
