@@ -47,7 +47,7 @@ WAYS = (
     "multi-turn, attempts: multi-turn strategy.window=288 strategy.attempts=true",
     'multi-turn, random: multi-turn strategy.window=288 strategy.keep="random"',
     "self-distill",
-    "hybrid",
+    "hybrid: hybrid strategy.window=288",
 )
 
 

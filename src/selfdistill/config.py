@@ -27,10 +27,13 @@ from selfdistill.options import Where, about, build, option, plain
 NAMED = ("method", "world")
 COMMAND_LINE = "command line"
 
-# What the embedded model needs and a model a thousand times its size does not: its own learning rate and lengths.
-FOR_MODEL: Mapping[str, Mapping[str, Any]] = {
-    "sapling": {"optimiser": {"lr": 5e-4, "warmup_steps": 0}, "sampling": {"max_new_tokens": 48}, "tasks_per_step": 16},
+# What the embedded models need and a model a thousand times their size does not: its own learning rate and lengths.
+SAPLING: Mapping[str, Any] = {
+    "optimiser": {"lr": 5e-4, "warmup_steps": 0},
+    "sampling": {"max_new_tokens": 48},
+    "tasks_per_step": 16,
 }
+FOR_MODEL: Mapping[str, Mapping[str, Any]] = {"sapling": SAPLING, "sapling-small": SAPLING}
 
 
 @dataclass(frozen=True, slots=True)

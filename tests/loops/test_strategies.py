@@ -286,3 +286,19 @@ def test_a_method_that_a_users_own_strategy_learns_with_is_looked_at(own) -> Non
         learner_of(own(learner="1 / 0"), SDPO())
     with pytest.raises(ConfigError, match=r"mine.py:Mine[\s\S]*no method to learn with\s+got  None"):
         learner_of(own(learner="None"), SDPO())
+
+
+@pytest.mark.parametrize(
+    ("strategy", "overrides", "method", "alpha"),
+    [
+        ("hybrid", [], "sdpo", 0.0),
+        ("hybrid", ["method.alpha=0.5"], "sdpo", 0.5),
+        ("hybrid", ["method=sdpo"], "sdpo", 0.0),
+        ("hybrid", ["method=grpo"], "grpo", None),
+        ("hybrid", ["method.name=sdpo_outcome"], "sdpo_outcome", None),
+        ("self-distill", [], "sdpo", None),
+    ],
+)
+def test_a_strategy_says_how_its_method_is_set_unless_somebody_else_does(strategy, overrides, method, alpha) -> None:
+    found = solve_config(strategy, overrides).run.method
+    assert (found.name, found.options.get("alpha")) == (method, alpha)

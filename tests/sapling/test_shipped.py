@@ -1,22 +1,25 @@
 """The sapling that ships: its size, its card, and that it can do a little of what the card says."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import selfdistill
+from selfdistill.config import FOR_MODEL
 from selfdistill.context import teacher_messages
 from selfdistill.evaluate import accuracy, roll_out
 from selfdistill.models.hf import load_policy
 from selfdistill.models.sampler import SamplingOptions
 from selfdistill.render import Renderer
-from selfdistill.sapling.recipe import SAPLING
+from selfdistill.sapling.recipe import RECIPES
 from selfdistill.types import Context
 from selfdistill.worlds.verbs.world import VerbsWorld, fresh_verbs, known_tasks, plain_tasks
 
-WEIGHTS = Path(selfdistill.__file__).parent / "sapling" / "weights" / "sapling"
+SHIPPED = Path(selfdistill.__file__).parent / "sapling" / "weights"
+WEIGHTS = SHIPPED / "sapling"
 GREEDY = SamplingOptions(max_new_tokens=48, temperature=0.0)
 
 
@@ -41,12 +44,21 @@ def test_it_is_small_and_loads_with_plain_transformers():
     assert AutoTokenizer.from_pretrained(WEIGHTS).chat_template
 
 
-def test_its_card_tells_how_it_was_grown():
-    growth = json.loads((WEIGHTS / "growth.json").read_text())
-    card = (WEIGHTS / "CARD.md").read_text()
-    assert growth["recipe"]["name"] == SAPLING.name
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_card_tells_how_it_was_grown_and_the_recipe_is_still_the_same(name):
+    growth = json.loads((SHIPPED / name / "growth.json").read_text())
+    card = (SHIPPED / name / "CARD.md").read_text()
+    assert growth["recipe"] == json.loads(json.dumps(asdict(RECIPES[name])))
     assert f"{growth['tokens'] / 1e6:.1f} M tokens" in card
     assert "plain English" in card
+    assert name in FOR_MODEL
+
+
+def test_the_small_one_is_a_fifth_of_it_and_reads_less_well(policy):
+    small = load_policy("sapling-small", device="cpu")
+    sizes = [sum(parameter.numel() for parameter in one.model.parameters()) for one in (small, policy)]
+    assert sizes[0] < 0.25 * sizes[1]
+    assert share_right(small, plain_tasks(60, seed=5)) >= 0.8
 
 
 def test_it_understands_plain_english(policy):

@@ -22,7 +22,7 @@ sapling = typer.Typer(
 @sapling.command()
 def grow(
     out: Annotated[Path, typer.Option(help="Folder for the growing state and, at the end, the model.")] = Path("grown"),
-    size: Annotated[str, typer.Option(help="Which recipe: sapling, sapling-medium or sapling-small.")] = "sapling",
+    size: Annotated[str, typer.Option(help="Which recipe: sapling or sapling-small.")] = "sapling",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
     compile_model: Annotated[bool, typer.Option("--compile/--no-compile", help="Compile the model first.")] = True,

@@ -95,6 +95,8 @@ def solve_config(
     if chosen.learns:
         base["method"] = {"name": chosen.learns}
     run = load_config(file, rest, base)
+    if chosen.learns == run.method.name and chosen.method_settings:  # another method would not know them
+        run = load_config(file, rest, {**base, "method": {"name": chosen.learns, **chosen.method_settings}})
     return SolveConfig(run, chosen, build(Limits, limits or {}), tuple(tasks), keep)
 
 

@@ -42,6 +42,5 @@ class Recipe:
 
 
 SAPLING = Recipe("sapling", hidden=256, layers=6, heads=8, key_value_heads=4, intermediate=768, rounds=118)
-MEDIUM = Recipe("sapling-medium", hidden=192, layers=5, heads=6, key_value_heads=3, intermediate=576, rounds=60)
 SMALL = Recipe("sapling-small", hidden=128, layers=4, heads=4, key_value_heads=2, intermediate=384, rounds=60)
-RECIPES = {recipe.name: recipe for recipe in (SAPLING, MEDIUM, SMALL)}
+RECIPES = {recipe.name: recipe for recipe in (SAPLING, SMALL)}

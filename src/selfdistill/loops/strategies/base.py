@@ -6,7 +6,7 @@ The solver does the rest, the same for every strategy: it samples, judges, learn
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -78,12 +78,14 @@ class Strategy(ABC):
     """Its fields are its settings.
 
     learns: the method that learns from every round unless another is named; empty: the weights stay as they are.
+    method_settings: what that method's settings are unless they are given.
     idle: what can still happen after a round that told it nothing, for whoever watches.
     independent: its attempts know nothing of each other.
     """
 
     name: ClassVar[str]
     learns: ClassVar[str] = ""
+    method_settings: ClassVar[Mapping[str, Any]] = {}
     idle: ClassVar[str] = ""
     independent: ClassVar[bool] = False
 

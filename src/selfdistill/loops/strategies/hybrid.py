@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from selfdistill.errors import ConfigError
 from selfdistill.loops.strategies.base import PASSED, Attempt, Prompt, Scene, Strategy, at_least_one
@@ -79,6 +80,7 @@ class Hybrid(Strategy):
 
     name: ClassVar[str] = "hybrid"
     learns: ClassVar[str] = "sdpo"
+    method_settings: ClassVar[Mapping[str, Any]] = {"alpha": 0.0}  # covers all that the teacher holds possible
     idle: ClassVar[str] = "attempts are independent until one of them passes; its siblings then learn from it"
 
     batch: int = changed(Strategy, "batch", 8)
