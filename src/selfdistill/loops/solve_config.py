@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -95,8 +95,8 @@ def solve_config(
     if chosen.learns:
         base["method"] = {"name": chosen.learns}
     run = load_config(file, rest, base)
-    if chosen.learns == run.method.name and chosen.method_settings:  # another method would not know them
-        run = load_config(file, rest, {**base, "method": {"name": chosen.learns, **chosen.method_settings}})
+    if run.method.name == chosen.learns:  # another method would not know them
+        run = replace(run, method=replace(run.method, options={**chosen.method_settings, **run.method.options}))
     return SolveConfig(run, chosen, build(Limits, limits or {}), tuple(tasks), keep)
 
 
