@@ -184,13 +184,19 @@ def test_a_failure_is_pushed_away_by_its_odds_of_coming_again(chance: float, adv
     assert (pushed.advantage, pushed.distil) == (pytest.approx(advantage), 0.0)
 
 
-def test_what_is_right_unjudged_or_teaches_nothing_is_not_pushed_away() -> None:
+def test_a_failure_of_which_nothing_was_said_is_pushed_away_as_well_and_what_is_right_is_not() -> None:
     method = Hybrid().learner(SDPO())
-    right, untold = rollout(0, 1.0, "", task=TASK), rollout(0, 0.0, "", task=TASK)
-    for one in (right, untold):
-        assert isinstance(method.verdict(RolloutGroup(TASK, (one,)), 0), Drop)
-    told = RolloutGroup(TASK, (rollout(0, 0.0, "Not ten.", task=TASK),))
-    assert len(Hybrid(repel=0.0).learner(SDPO()).verdict(told, 0)) == 1
+    right, untold, told = (
+        rollout(0, 1.0, "", task=TASK),
+        rollout(0, 0.0, "", task=TASK),
+        rollout(0, 0.0, "x", task=TASK),
+    )
+    assert method.verdict(RolloutGroup(TASK, (right,)), 0) is Drop.LONE_SUCCESS
+    (pushed,) = method.verdict(RolloutGroup(TASK, (untold,)), 0)
+    assert pushed.advantage < 0 == pushed.distil
+    weak = Hybrid(repel=0.0).learner(SDPO())
+    assert weak.verdict(RolloutGroup(TASK, (untold,)), 0) is Drop.NO_CONTEXT
+    assert len(weak.verdict(RolloutGroup(TASK, (told,)), 0)) == 1
 
 
 def test_most_finds_the_last_that_fits() -> None:

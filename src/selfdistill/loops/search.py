@@ -24,7 +24,7 @@ from selfdistill.runs.progress import Interrupted, Reporter, RunInfo
 from selfdistill.runs.solving import SolveResult, write_result
 from selfdistill.runs.store import CHECKPOINTS, CONFIG
 from selfdistill.stages import Prompted
-from selfdistill.types import Outcome, Task
+from selfdistill.types import Outcome, RolloutGroup, Task
 from selfdistill.worlds.base import judge_all
 
 WINDOW = 16  # attempts, at least, on more than half of which a world must fail before a search stops
@@ -131,7 +131,7 @@ class Search:
                     place=place,
                     text=rollout.completion,
                     feedback=rollout.feedback,
-                    passed=rollout.reward is not None and rollout.reward >= PASSED,
+                    passed=rollout.right is not None,
                     right=bool(rollout.right),
                     judged=rollout.reward is not None,
                 )
@@ -144,8 +144,8 @@ class Search:
             self._say(f"{wrong} of round {record.step} passed the tests that training sees, but not the private ones")
         failed = [rollout for rollout in rollouts if rollout.reward is not None and rollout.reward < PASSED]
         silent = bool(failed) and not any(rollout.feedback.strip() for rollout in failed)
-        learns = isinstance(self.asking, Session)
-        if found or not self.config.strategy.idle or not (record.samples == 0 if learns else silent):
+        nothing = isinstance(self.asking, Session) and record.samples == 0
+        if found or not self.config.strategy.idle or not (nothing or silent):
             return
         reasons = ", ".join(f"{count} {reason}" for reason, count in record.dropped.items())
         why = "no failed attempt was told anything" if silent else f"round {record.step} taught nothing ({reasons})"
@@ -286,7 +286,8 @@ def _round(searches: Sequence[Search]) -> list[RolloutRecord]:
     spent = (time.monotonic() - began) / len(searches)
     made: list[RolloutRecord] = []
     for search, group in zip(searches, batch.groups, strict=True):
-        made += search.take(Batch([group], batch.faults), prompts[search.task.id], right, spent)
+        known = Batch([_as_verified(group, right)], batch.faults)
+        made += search.take(known, prompts[search.task.id], right, spent)
     return made
 
 
@@ -301,6 +302,20 @@ def _verified(asking: Asking, batch: Batch) -> dict[str, bool]:
         rollout.completion.uid: isinstance(verdict, Outcome) and verdict.reward >= PASSED
         for rollout, verdict in zip(passed, verdicts, strict=True)
     }
+
+
+def _as_verified(group: RolloutGroup, right: Mapping[str, bool]) -> RolloutGroup:
+    """The group, without a reward for what passes the tests that training sees and is not right: learned from as if it
+    were a solution, it would be all that is attempted from then on."""
+    return replace(
+        group,
+        rollouts=tuple(
+            replace(rollout, outcome=replace(rollout.outcome, reward=0.0))
+            if rollout.outcome is not None and right.get(rollout.completion.uid) is False
+            else rollout
+            for rollout in group.rollouts
+        ),
+    )
 
 
 def rounds_made(paths: Sequence[Path]) -> int:

@@ -44,16 +44,14 @@ class UnderTheQuestion(Method):
         return self.inner.signal(temperature)
 
     def verdict(self, group: RolloutGroup, index: int) -> Verdict:
-        """The method's credits, under the question; those that name a question of their own keep it. Of a failure
-        that the method learns from, one more, under its own prompt."""
-        found, rollout = self.inner.verdict(group, index), group.rollouts[index]
+        """The method's credits, under the question; those that name a question of their own keep it. Of a failure one
+        more, under its own prompt, also where nothing was said of it."""
+        found, outcome = self.inner.verdict(group, index), group.rollouts[index].outcome
         credits = found if isinstance(found, tuple) else (found,) if isinstance(found, Credit) else ()
-        if not credits:
-            return found
         asked = tuple(_asked(credit, group) for credit in credits)
-        failed = rollout.outcome is not None and rollout.outcome.reward < PASSED
-        pushed = (Credit(advantage=repulsion(rollout, self.repel)),) if self.repel and failed else ()
-        return (*asked, *pushed)
+        if self.repel and outcome is not None and outcome.reward < PASSED:
+            asked = (*asked, Credit(advantage=repulsion(group.rollouts[index], self.repel)))
+        return asked or found
 
 
 def repulsion(rollout: Rollout, strength: float) -> float:
@@ -81,7 +79,7 @@ class Hybrid(Strategy):
     name: ClassVar[str] = "hybrid"
     learns: ClassVar[str] = "sdpo"
     method_settings: ClassVar[Mapping[str, Any]] = {"alpha": 0.0}  # covers all that the teacher holds possible
-    idle: ClassVar[str] = "attempts are independent until one of them passes; its siblings then learn from it"
+    idle: ClassVar[str] = "nothing can be distilled until one of them passes; its siblings then learn from it"
 
     batch: int = changed(Strategy, "batch", 8)
     reads: Literal["own", "round"] = option(
