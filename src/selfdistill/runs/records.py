@@ -79,7 +79,8 @@ class RolloutRecord:
     `reward` is None when the world could not judge it; `fault` is then the traceback. `evidence` [T] is
     log q − log p of each sampled token in nats, empty when the sample was not distilled. `context` holds the texts
     that only the teacher read, by section. `stage` is "answer" for an answer to the question as it stands. `right` says
-    whether an answer that passed what training may see also passed what it may not; None: it was not asked.
+    whether an answer that passed what training may see also passed what it may not (False: its `reward` is 0 for that);
+    None: it was not asked.
     """
 
     step: int
