@@ -24,7 +24,7 @@ class Plan:
     teachers: tuple[str, ...] = ("frozen",)
     ragged: Ragged = field(default_factory=Ragged)
     micro_rows: int = 2
-    seeds: tuple[int, ...] = (0,)
+    seeds: tuple[int, ...] = (0, 1, 2)
     learn_s: float = 150.0
     rollouts: int = 64
     own: tuple[tuple[str, Ragged], ...] = ()
@@ -53,7 +53,6 @@ FULL = Plan(
     sizes=("0.6b", "1.7b", "4b", "8b"),
     teachers=("frozen", "live"),
     ragged=Ragged(count=20, longest=8192, prompt=512, context=2048),
-    seeds=(0, 1, 2),
     learn_s=300.0,
     rollouts=128,
     own=tuple(
