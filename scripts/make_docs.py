@@ -84,13 +84,14 @@ def _section(title: str, value: Any, prefix: str) -> str:
 
 
 def _settings_head() -> str:
-    own = "; ".join(
-        f"`{model}` has " + ", ".join(f"`{key}={json.dumps(value)}`" for key, value in _flat(settings))
-        for model, settings in FOR_MODEL.items()
-    )
+    models: dict[str, list[str]] = {}
+    for model, settings in FOR_MODEL.items():
+        written = ", ".join(f"`{key}={json.dumps(value)}`" for key, value in _flat(settings))
+        models.setdefault(written, []).append(f"`{model}`")
+    own = "; ".join(f"{' and '.join(names)} with {written}" for written, names in models.items())
     return (
         "Write them in a TOML file for `--config`, or as `key=value` on the command line. A method may ask for other "
-        f"defaults (`selfdistill train --list-settings method=NAME`), and so does a small model: {own}.\n"
+        f"defaults (`selfdistill train --list-settings method=NAME`), and so do small models: {own}.\n"
     )
 
 

@@ -156,7 +156,7 @@ class Curve(Quiet):
 
 
 def learn_case(case: Case) -> dict[str, Any]:
-    """Coined verbs until the time is up: accuracy of each sampled batch against seconds."""
+    """Coined verbs until enough is learned or the time is up: accuracy of each sampled batch against seconds."""
     curve = Curve(case["limit_s"], case["goal"])
     with tempfile.TemporaryDirectory() as folder:
         settings = case["settings"] | {"out": str(Path(folder) / "run")}

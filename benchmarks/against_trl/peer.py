@@ -261,7 +261,7 @@ class Curve(TrainerCallback):
 
 
 def learn_case(case: Case) -> dict[str, Any]:
-    """Coined verbs until the time is up, judged by the same sandbox as ours."""
+    """Coined verbs until enough is learned or the time is up, judged by the same sandbox as ours."""
     from selfdistill.context import CLOSING, SECTIONS
     from selfdistill.types import Completion
     from selfdistill.worlds.verbs.world import VerbsWorld

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from selfdistill.errors import ConfigError
-from selfdistill.methods.base import Credit, Method, Verdict
+from selfdistill.methods.base import Credit, Method, Verdict, credits_of
 from selfdistill.render import Renderer
 from selfdistill.types import Context, Drop, Rollout, RolloutGroup, TokenIds, TrainingSample
 
@@ -35,7 +35,7 @@ def prepare(method: Method, groups: Sequence[RolloutGroup], renderer: Renderer) 
         for group in groups
         for rollout, verdict in zip(group.rollouts, method.credit(group), strict=True)
     ]
-    if not method.corrects and any(credit.correct for _, verdict in judged for credit in _credits(verdict)):
+    if not method.corrects and any(credit.correct for _, verdict in judged for credit in credits_of(verdict)):
         raise ConfigError(
             "this method has credits with `correct` and does not say so",
             got=type(method).__name__,
@@ -72,7 +72,7 @@ class _Use:
 def _prepare(rollout: Rollout, verdict: Verdict, renderer: Renderer) -> Prepared:
     if isinstance(verdict, Drop):
         return Prepared(rollout, drop=verdict)
-    credits = _credits(verdict)
+    credits = credits_of(verdict)
     context = credits[0].context if credits else None
     if not rollout.completion.token_ids and not any(credit.text for credit in credits):
         return Prepared(rollout, drop=Drop.EMPTY_COMPLETION)
@@ -87,12 +87,6 @@ def _prepare(rollout: Rollout, verdict: Verdict, renderer: Renderer) -> Prepared
         cut=any(use.cut for use in kept),
         lost=len(uses) - sum(not use.lost for use in kept),
     )
-
-
-def _credits(verdict: Verdict) -> tuple[Credit, ...]:
-    if isinstance(verdict, Drop):
-        return ()
-    return verdict if isinstance(verdict, tuple) else (verdict,)
 
 
 def _use(rollout: Rollout, credit: Credit, renderer: Renderer, number: int) -> _Use | None:

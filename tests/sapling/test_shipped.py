@@ -54,7 +54,7 @@ def test_a_card_tells_how_it_was_grown_and_the_recipe_is_still_the_same(name):
     assert name in FOR_MODEL
 
 
-def test_the_small_one_is_a_fifth_of_it_and_reads_less_well(policy):
+def test_the_small_one_is_a_fifth_of_it_and_understands_plain_english(policy):
     small = load_policy("sapling-small", device="cpu")
     sizes = [sum(parameter.numel() for parameter in one.model.parameters()) for one in (small, policy)]
     assert sizes[0] < 0.25 * sizes[1]

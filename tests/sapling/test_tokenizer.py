@@ -2,18 +2,15 @@
 
 import json
 import random
-from pathlib import Path
 
 import pytest
 
-import selfdistill
+from selfdistill.models.hf import _sapling
 from selfdistill.sapling.episodes import MAKERS, draw_episode
 from selfdistill.sapling.recipe import RECIPES
 from selfdistill.sapling.tokenizer import build_tokenizer
 from selfdistill.worlds.verbs.operations import OPERATIONS
 from selfdistill.worlds.verbs.words import held_out_words, known_words
-
-WEIGHTS = Path(selfdistill.__file__).parent / "sapling" / "weights"
 
 
 @pytest.fixture(scope="module")
@@ -73,5 +70,5 @@ def test_the_chat_template_marks_turns(tokenizer):
 def test_it_is_the_one_that_ships(tokenizer, name, tmp_path):
     """Growing makes it anew, and the models that ship read with it."""
     tokenizer.save_pretrained(tmp_path)
-    ours, theirs = ((folder / "tokenizer.json").read_text() for folder in (tmp_path, WEIGHTS / name))
+    ours, theirs = ((folder / "tokenizer.json").read_text() for folder in (tmp_path, _sapling(name)))
     assert json.loads(ours) == json.loads(theirs)

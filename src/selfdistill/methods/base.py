@@ -101,6 +101,13 @@ class Method(ABC):
         return [r.drop if r.drop is not None else self.verdict(group, i) for i, r in enumerate(group.rollouts)]
 
 
+def credits_of(verdict: Verdict) -> tuple[Credit, ...]:
+    """All uses of a rollout; none where it takes no part."""
+    if isinstance(verdict, Drop):
+        return ()
+    return verdict if isinstance(verdict, tuple) else (verdict,)
+
+
 def distilled(found: Context | Drop, **scales: Any) -> Verdict:
     """What a context rule found as a credit of 1 with these other scales, or the reason why it found nothing."""
     return Credit(found, **{"distil": 1.0, **scales}) if isinstance(found, Context) else found

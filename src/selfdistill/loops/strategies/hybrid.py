@@ -11,7 +11,7 @@ from selfdistill.errors import ConfigError
 from selfdistill.loops.strategies.base import PASSED, Attempt, Prompt, Scene, Strategy, at_least_one
 from selfdistill.loops.strategies.window import distinct, told, with_feedback
 from selfdistill.methods import Credit, Method
-from selfdistill.methods.base import Verdict
+from selfdistill.methods.base import Verdict, credits_of
 from selfdistill.options import changed, option
 from selfdistill.signal import Signal
 from selfdistill.types import Rollout, RolloutGroup
@@ -47,8 +47,7 @@ class UnderTheQuestion(Method):
         """The method's credits, under the question; those that name a question of their own keep it. Of a failure one
         more, under its own prompt, also where nothing was said of it."""
         found, outcome = self.inner.verdict(group, index), group.rollouts[index].outcome
-        credits = found if isinstance(found, tuple) else (found,) if isinstance(found, Credit) else ()
-        asked = tuple(_asked(credit, group) for credit in credits)
+        asked = tuple(_asked(credit, group) for credit in credits_of(found))
         if self.repel and outcome is not None and outcome.reward < PASSED:
             asked = (*asked, Credit(advantage=repulsion(group.rollouts[index], self.repel)))
         return asked or found
@@ -83,7 +82,7 @@ class Hybrid(Strategy):
 
     batch: int = changed(Strategy, "batch", 8)
     reads: Literal["own", "round"] = option(
-        "own", "feedback on the attempt at the same place of the last round, or on all of them"
+        "own", "recent feedback on the attempts at the same place of a round, or on all of them"
     )
     rounds: int = option(4, "rounds whose feedback is recent")
     share: float = option(1.0, "of the attempts of a round, those that read feedback")
