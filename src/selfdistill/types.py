@@ -80,7 +80,7 @@ class Drop(StrEnum):
     LONE_SUCCESS = "lone_success"  # the only success of its group: never its own demonstration
     NO_CONTEXT = "no_context"  # nothing was learned about it that the student did not know
     CONTEXT_TOO_LONG = "context_too_long"  # even with the field cut, the teacher prompt does not fit
-    FLAT_GROUP = "flat_group"  # all rewards of the group are equal: no advantage
+    FLAT_GROUP = "flat_group"  # all rewards of the group are equal, up to rounding: no advantage
 
 
 ANSWER = "answer"  # the stage of ordinary answers: the student reads the question, and nothing more

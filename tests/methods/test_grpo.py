@@ -36,7 +36,7 @@ def test_dividing_by_the_deviation_is_the_sample_deviation_of_the_group() -> Non
     assert [credit.advantage for credit in credits] == pytest.approx([1.5, -0.5, -0.5, -0.5])
 
 
-@pytest.mark.parametrize("rewards", [[0.0] * 8, [1.0] * 8, [1.0], [0.3, 0.3, None]])
+@pytest.mark.parametrize("rewards", [[0.0] * 8, [1.0] * 8, [1.0], [0.3, 0.3, None], [0.1 + 0.2, 0.3, 0.3]])
 def test_a_group_whose_rewards_are_equal_says_nothing(rewards: list[float | None]) -> None:
     credits = GRPO().credit(group(rewards))
     assert credits == [Drop.WORLD_RAISED if reward is None else Drop.FLAT_GROUP for reward in rewards]
@@ -76,3 +76,20 @@ SCALES = {
 def test_a_negative_scale_would_turn_its_term_around_and_is_refused(name: str, scale: str) -> None:
     with pytest.raises(ConfigError, match=f"method: {scale} must be a number, 0 or more"):
         get_method(name, {scale: -0.1})
+
+
+JUDGED_BY_GROUP = ["grpo", "erl", "rlcsd", "rlrt", "rlsd", "rltf_fm", "rltf_sd", "sc_sdpo", "sdpg", "srpo"]
+
+
+@pytest.mark.parametrize("name", JUDGED_BY_GROUP)
+def test_rewards_that_differ_by_rounding_are_a_zero_advantage_group_in_every_method(name: str) -> None:
+    """0.7 + 0.1 is 0.7999999999999999; a deviation of 1e-17 must not make an advantage of it."""
+    rounded, equal = group([0.7 + 0.1, 0.8, 0.8, 0.8]), group([0.8] * 4)
+    method = get_method(name, {})
+    assert method.credit(rounded) == method.credit(equal)
+
+
+@pytest.mark.parametrize("name", ["safe", "antisd"])
+def test_what_is_not_rewarded_is_what_it_would_be_with_equal_rewards(name: str) -> None:
+    method = get_method(name, {})
+    assert method.credit(group([0.7 + 0.1, 0.8, 0.8])) == method.credit(group([0.8] * 3))

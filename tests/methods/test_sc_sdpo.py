@@ -31,7 +31,7 @@ def test_a_question_weighs_most_when_it_is_solved_half_of_the_time() -> None:
     assert [c.distil for c in SCSDPO().credit(group([1.0, 1.0, 0.0, 0.0]))] == [1.0] * 4
 
 
-@pytest.mark.parametrize("reward", [0.0, 1.0])
+@pytest.mark.parametrize("reward", [0.0, 0.7, 1.0])
 def test_a_group_that_agrees_weighs_nothing_even_with_feedback(reward: float) -> None:
     assert SCSDPO().credit(group([reward] * 4, "wrong")) == [Drop.FLAT_GROUP] * 4
 

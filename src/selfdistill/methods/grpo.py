@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from selfdistill.methods.base import Credit, Method, Verdict
 from selfdistill.options import changed, option
-from selfdistill.signal import PolicyGradient, RatioCaps, Signal, group_advantages
+from selfdistill.signal import PolicyGradient, RatioCaps, Signal, equal_rewards, group_advantages
 from selfdistill.types import ANSWER, Drop, RolloutGroup
 
 
@@ -42,17 +42,17 @@ class GRPO(Method):
         return Signal(ratio=RatioCaps(sampler=self.ratio_cap), policy=policy, temperature=temperature)
 
     def verdict(self, group: RolloutGroup, index: int) -> Verdict:
-        """The reward minus the mean of the judged siblings; a group whose rewards are all equal says nothing."""
+        """The reward minus the mean of the judged siblings; a zero-advantage group says nothing."""
         advantage = advantages(group, divide_by_std=self.divide_by_deviation)[index]
         return Credit(advantage=advantage, reference=self.reference_kl) if advantage is not None else Drop.FLAT_GROUP
 
 
 def advantages(group: RolloutGroup, *, divide_by_std: bool = False, stage: str = ANSWER) -> list[float | None]:
     """One number per rollout of the group, among those of one stage that were judged; None for all others, and for
-    all where every reward is the same."""
+    all in a zero-advantage group, whose rewards are equal up to rounding."""
     places = group.at(stage)
     rewards = [rollout.outcome.reward for _, rollout in places if rollout.outcome is not None]
-    if len(set(rewards)) <= 1:
+    if equal_rewards(rewards):
         return [None] * len(group.rollouts)
     found = dict(
         zip((place for place, _ in places), group_advantages(rewards, divide_by_std=divide_by_std), strict=True)

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from selfdistill.methods.base import Credit, Verdict, judged
 from selfdistill.methods.grpo import GRPO, advantages
 from selfdistill.options import option
-from selfdistill.signal import Allocation, Signal
+from selfdistill.signal import Allocation, Signal, equal_rewards
 from selfdistill.stages import Attempts, SecondAttempts, Stage
 from selfdistill.types import Drop, RolloutGroup
 
@@ -49,6 +49,8 @@ class RLTFSD(GRPO):
         if among is not None:
             found.append(Credit(advantage=among, reference=self.reference_kl))
         if rollout.stage == SecondAttempts.name and rollout.outcome is not None:
-            gain = self.distil * (rollout.outcome.reward - fmean(judged(group)))
-            found += [Credit(advantage=gain, question=group.task.messages, signal=1)] if gain else []
+            reward, first = rollout.outcome.reward, fmean(judged(group))
+            if self.distil and not equal_rewards((reward, first)):
+                gain = self.distil * (reward - first)
+                found.append(Credit(advantage=gain, question=group.task.messages, signal=1))
         return tuple(found) or Drop.FLAT_GROUP

@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from selfdistill.methods.base import Verdict, distilled, judged
 from selfdistill.methods.sdpo import SDPOOutcome
+from selfdistill.signal import equal_rewards
 from selfdistill.types import Drop, RolloutGroup
 
 
@@ -16,8 +17,8 @@ from selfdistill.types import Drop, RolloutGroup
 class SCSDPO(SDPOOutcome):
     """Scale-consistent SDPO: each question weighs 2 √(p (1 − p)), p its mean reward, as it does implicitly in GRPO.
 
-    Otherwise SDPO as published for scores. Needs a reward in between: a group whose answers all failed, or all
-    succeeded, weighs 0 and is dropped, so that what no one solves is not learned from feedback either. The paper
+    Otherwise SDPO as published for scores. Needs rewards that differ: a group whose rewards are equal (up to rounding)
+    is dropped, as in GRPO, so that what no one solves is not learned from feedback either. The paper
     divides the weights by their mean over the batch; here they are relative to the largest possible one, since a
     method sees one group at a time.
     """
@@ -28,6 +29,8 @@ class SCSDPO(SDPOOutcome):
 
     def verdict(self, group: RolloutGroup, index: int) -> Verdict:
         """What SDPO distils, weighed by the question."""
-        rate = fmean(judged(group))
-        weight = 2 * sqrt(rate * (1 - rate))
-        return distilled(self.context.context(group, index), distil=weight) if weight else Drop.FLAT_GROUP
+        rewards = judged(group)
+        if equal_rewards(rewards):
+            return Drop.FLAT_GROUP
+        rate = fmean(rewards)
+        return distilled(self.context.context(group, index), distil=2 * sqrt(rate * (1 - rate)))

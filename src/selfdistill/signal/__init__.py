@@ -7,7 +7,7 @@ divergences, `bound` limits to them, `terms` the parts of the loss (and `Signal`
 `fused` the kernel that runs them. `weigh` decides before all that what each token weighs.
 """
 
-from selfdistill.signal.advantages import group_advantages
+from selfdistill.signal.advantages import REWARD_TOLERANCE, equal_rewards, group_advantages
 from selfdistill.signal.allocation import Allocation
 from selfdistill.signal.bound import Bound, Clip, PositiveOnly, Relative, Tanh
 from selfdistill.signal.coupling import Additive, Centred, Coupling, Multiplicative, Pooled, Separate
@@ -38,6 +38,7 @@ from selfdistill.signal.terms import Signal, TokenStats, TokenWeights
 from selfdistill.signal.weigh import Weighed, weigh
 
 __all__ = [
+    "REWARD_TOLERANCE",
     "Additive",
     "AgainstVerdict",
     "Allocation",
@@ -94,6 +95,7 @@ __all__ = [
     "cheaper_as_top_k",
     "denominators",
     "divergence",
+    "equal_rewards",
     "evidence",
     "fused_signal",
     "group_advantages",
