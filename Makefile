@@ -9,11 +9,18 @@ BIN := $(VENV)/bin
 RUN := OMP_NUM_THREADS=1
 OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1
 
-.PHONY: help setup demo test lint budgets smollm2 sapling clean
+# Tests that compute with tensors. Bits of matrix products differ between processors, instruction sets and numbers of
+# threads, and no test may depend on them.
+NUMERICAL := tests/signal tests/methods tests/models tests/test_step.py tests/test_step_weights.py \
+    tests/loops/test_train.py tests/loops/test_methods_in_runs.py
+AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
+
+.PHONY: help setup demo test numerics lint budgets smollm2 sapling clean
 
 help:
 	@echo "make demo      train by self-distillation and by GRPO, side by side, in minutes on a CPU"
 	@echo "make test      run the tests, offline"
+	@echo "make numerics  run the numerical tests again on an older instruction set, and with two threads"
 	@echo "make lint      ruff, formatting, types"
 	@echo "make budgets   print the sizes of functions and files"
 	@echo "make smollm2   put SmolLM2-135M-Instruct into the cache (the only target that fetches a model)"
@@ -25,6 +32,10 @@ demo: setup
 
 test: setup
 	$(RUN) $(OFFLINE) $(BIN)/python -m pytest -n 2
+
+numerics: setup
+	$(RUN) $(OFFLINE) $(AVX2) $(BIN)/python -m pytest -n 2 $(NUMERICAL)
+	OMP_NUM_THREADS=2 $(OFFLINE) $(BIN)/python -m pytest $(NUMERICAL)
 
 lint: setup
 	$(BIN)/ruff check .

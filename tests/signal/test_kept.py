@@ -37,19 +37,18 @@ def run(case: textbook.Problem, view: TeacherView, signal: Signal, chunk: int | 
 @pytest.mark.parametrize("bound", [None, Clip(0.2)], ids=str)
 @pytest.mark.parametrize("tail", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_kept_tokens_equal_hidden_states_to_the_last_bit(
-    shape: Any, bound: Any, tail: bool, dtype: torch.dtype
-) -> None:
+def test_kept_tokens_give_what_hidden_states_give(shape: Any, bound: Any, tail: bool, dtype: torch.dtype) -> None:
+    """Kept tokens come from a product of other row counts than the update's: equal to rounding, not bit for bit."""
     case = textbook.problem(positions=11, vocabulary=33, dtype=dtype, bias=True, softcap=5.0)
     kept = keep_top_k(case.teacher, 4, temperature=0.7)
     assert kept.hidden_ND.numel() == 0
     signal = Signal(TopK(4, of="teacher", tail=tail), shape, temperature=0.7, bound=bound)
     for chunk in (3, None):
         ours, theirs = run(case, kept, signal, chunk), run(case, case.teacher, signal, chunk)
-        assert torch.equal(ours.loss, theirs.loss)
-        assert torch.equal(ours.stats.magnitude_N, theirs.stats.magnitude_N)
+        torch.testing.assert_close(ours.loss, theirs.loss)
+        torch.testing.assert_close(ours.stats.magnitude_N, theirs.stats.magnitude_N)
         for one, other in zip(textbook.gradients(ours.loss, case), textbook.gradients(theirs.loss, case), strict=True):
-            assert torch.equal(one, other)
+            torch.testing.assert_close(one, other)
 
 
 def test_what_was_not_kept_is_unknown() -> None:
@@ -62,7 +61,7 @@ def test_what_was_not_kept_is_unknown() -> None:
     assert inside.any()
     assert not inside.all()
     assert torch.equal(ours.teacher_logprobs_N.isnan(), ~inside)
-    assert torch.equal(ours.teacher_logprobs_N[inside], theirs.teacher_logprobs_N[inside])
+    torch.testing.assert_close(ours.teacher_logprobs_N[inside], theirs.teacher_logprobs_N[inside])
     assert ours.teacher_entropy_N.isnan().all()
 
 
