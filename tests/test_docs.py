@@ -13,11 +13,12 @@ import pytest
 import typer
 
 from selfdistill.cli import app
-from selfdistill.config import from_settings, load_config
+from selfdistill.config import RunConfig, from_settings, load_config
 from selfdistill.loops.contest import Contest, parse_way
 from selfdistill.loops.tasks import question_rows
+from selfdistill.methods import METHODS, Credit
 from selfdistill.runs import EvalRecord, RolloutRecord, StepRecord
-from selfdistill.types import Drop
+from selfdistill.types import Drop, Outcome, Task
 from selfdistill.worlds.rows import load_tasks
 
 ROOT = Path(__file__).parent.parent
@@ -139,3 +140,18 @@ def test_the_tree_names_every_module_at_the_top():
     top = (ROOT / "src" / "selfdistill").iterdir()
     names = [path.name + ("/" if path.is_dir() else "") for path in top if not path.name.startswith("_")]
     assert not [name for name in names if name != "py.typed" and name not in readme]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_words_that_a_method_names_exist(name: str):
+    """A row's key, a setting or a field that the text of a method names in backticks is one."""
+    kind = METHODS[name]
+    known = {field.name for owner in (kind, Task, Outcome, Credit, RunConfig) for field in fields(owner)} | set(METHODS)
+    named = re.findall(r"`(?:Outcome\.)?([a-z_]+)`", kind.__doc__ or "")
+    assert not [word for word in named if word not in known]
+
+
+def test_every_key_of_a_row_is_documented():
+    rows = (ROOT / "docs" / "worlds.md").read_text()
+    keys = {field.name for field in fields(Task)} - {"messages", "spec"}
+    assert not [key for key in keys if f"`{key}`" not in rows]

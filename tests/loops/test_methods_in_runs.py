@@ -93,8 +93,10 @@ def test_a_run_says_beforehand_what_it_will_sample_and_what_it_is_given(
 
 
 def test_tasks_that_lack_what_a_method_reads_are_refused_with_its_name(config_of) -> None:
-    with pytest.raises(SignalError, match="no task has what the method reads, demonstration"):
+    with pytest.raises(SignalError, match="no task has what the method reads, demonstration") as refused:
         train(config_of(method="sft", steps=PATIENCE), Quiet())
+    assert "rows of the data" in refused.value.do
+    assert "easier tasks" not in refused.value.do, "more successes would not help a method without a reward"
 
 
 def test_a_teacher_without_a_name_is_refused_before_any_model_is_loaded(config_of) -> None:

@@ -190,12 +190,20 @@ def test_a_world_that_fails_on_most_of_a_batch_stops_the_run_and_its_tracebacks_
 
 
 @pytest.mark.parametrize(
-    ("world", "method", "reason"),
-    [("never", "sdpo", "no_context"), ("never", "grpo", "flat_group"), ("nearly", "grpo", "flat_group")],
+    ("world", "method", "reason", "advice"),
+    [
+        ("never", "sdpo", "no_context", "the environment returns"),
+        ("never", "grpo", "flat_group", "easier tasks"),
+        ("nearly", "grpo", "flat_group", "easier tasks"),
+    ],
 )
-def test_batches_that_teach_nothing_say_why_and_stop_a_run_in_the_end(config_of, heard, world, method, reason) -> None:
+def test_batches_that_teach_nothing_say_why_and_stop_a_run_in_the_end(
+    config_of, heard, world, method, reason, advice
+) -> None:
     config = config_of(world, method=method, steps=40, rollouts_per_task=2)
-    with pytest.raises(SignalError, match=rf"{PATIENCE} batches in a row taught nothing[\s\S]*4 {reason}"):
+    with pytest.raises(
+        SignalError, match=rf"{PATIENCE} batches in a row taught nothing[\s\S]*4 {reason}[\s\S]*{advice}"
+    ):
         train(config, heard)
     run = read_run(Path(config.out))
     assert len(run.steps) == PATIENCE

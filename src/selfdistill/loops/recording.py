@@ -10,6 +10,7 @@ from selfdistill.config import RunConfig
 from selfdistill.context import FIELDS
 from selfdistill.errors import WorldError
 from selfdistill.evaluate import mean_reward, solved
+from selfdistill.methods import Method
 from selfdistill.runs import Accuracies, EvalRecord, RolloutRecord, StepRecord, Summary
 from selfdistill.samples import Prepared
 from selfdistill.step import UpdateReport
@@ -118,6 +119,32 @@ def check_world(rollouts: Sequence[RolloutRecord], *, least: int = 0) -> None:
             why="what is left would not be a fair sample",
             do="mend the world's function; every traceback is in rollouts.jsonl, under `fault` (eval: with --out)",
         )
+
+
+def why_nothing_was_learned(dropped: Mapping[str, int], method: Method) -> dict[str, str]:
+    """Cause and remedy of a step without training samples, by its most frequent drop reason: `why` and `do` of an
+    error. `dropped` counts rollouts by reason; it is empty where the method found nothing to train on in the data."""
+    reason = max(dropped, key=dropped.__getitem__, default="")
+    reward_helps = "take easier tasks, or raise rollouts_per_task"
+    known = {
+        Drop.FLAT_GROUP: ("all rewards of a group are equal, so that no rollout has an advantage", reward_helps),
+        Drop.LONE_SUCCESS: ("a group has one success, and no other rollout's solution to show it", reward_helps),
+        Drop.CONTEXT_TOO_LONG: (
+            "the prompt of the teacher or the student does not fit",
+            "raise context.max_teacher_tokens, shorten the prompts, or take a model with a longer context",
+        ),
+        Drop.EMPTY_COMPLETION: (
+            "the model ended its turn without a token", "check the model's chat template, or take another model"
+        ),
+    }  # fmt: skip
+    needs_success = "" if method.needs_reward == "no" else f"; where it reads a success: {reward_helps}"
+    missing = (
+        f"the method reads {method.reads}, and none of that was there",
+        "give it in the rows of the data (demonstration, document, logged_answer, user_reply) or in what the "
+        f"environment returns (feedback, reply){needs_success}",
+    )
+    why, do = known.get(Drop(reason), missing) if reason in set(Drop) else missing
+    return {"why": why, "do": do}
 
 
 def summarise(config: RunConfig, totals: Totals, evaluations: Sequence[EvalRecord]) -> Summary:

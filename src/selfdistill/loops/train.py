@@ -16,7 +16,7 @@ from selfdistill.config import RunConfig, resolved
 from selfdistill.errors import SignalError
 from selfdistill.loops.learning import one_step
 from selfdistill.loops.measure import EVERY_SPLIT, STUDENT_SPLITS, measure_splits
-from selfdistill.loops.recording import Totals, check_world, summarise
+from selfdistill.loops.recording import Totals, check_world, summarise, why_nothing_was_learned
 from selfdistill.loops.session import Session, open_session
 from selfdistill.loops.stopping import StopSign
 from selfdistill.loops.tasks import wanted_answers
@@ -118,9 +118,7 @@ class _Training:
             raise SignalError(
                 f"{PATIENCE} batches in a row taught nothing, from the first one on",
                 got=f"{reasons}; mean reward {record.reward:.2f}",
-                why="flat_group: all siblings are equally good; no_context: no sibling succeeded and no feedback was "
-                "given; lone_success: the only success has nobody to learn from",
-                do="take easier tasks, more rollouts_per_task, or a world that gives feedback",
+                **why_nothing_was_learned(record.dropped, self.session.method),
             )
 
 

@@ -19,10 +19,11 @@ from selfdistill.types import RolloutGroup
 class UserReplies(Method):
     """Hindsight from user replies: each token's advantage is how much likelier the reply makes it, e = log q − log p.
 
-    Needs replies and no reward: the world's replies to fresh answers, or with `logged` tasks that hold an `answer` and
-    the `reply` to it. As published, fresh answers are centred (e minus its mean over the answer) and clipped as in PPO,
-    logged ones take e as it is and have no ratio, since nobody knows how they were sampled. One frame is used for both;
-    the paper words the two prompts differently. It trains on logs at 2e-6.
+    Needs replies and no reward: the environment's replies to fresh answers (`Outcome.reply`), or with `logged` rows of
+    data that hold an answer as `logged_answer` and what the user said next as `user_reply`. As published, fresh answers
+    are centred (e minus its mean over the answer) and clipped as in PPO, logged ones take e as it is and have no ratio,
+    since nobody knows how they were sampled. One frame is used for both; the paper words the two prompts differently.
+    It trains on logs at 2e-6.
     """
 
     settings: ClassVar[Mapping[str, Any]] = {"rollouts_per_task": 1, "optimiser": {"lr": 5e-6}}
