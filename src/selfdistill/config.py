@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from selfdistill.errors import ConfigError
+from selfdistill.files import is_whole, read_text
 from selfdistill.methods import find_method, get_method
 from selfdistill.models.hf import LoraOptions
 from selfdistill.models.sampler import SamplingOptions
@@ -196,6 +197,8 @@ def resolved(config: RunConfig) -> dict[str, Any]:
 
 def parse_override(text: str) -> tuple[str, Any]:
     """`teacher.rate=0.05` as a dotted key and a value, written as in TOML; quotes around text may be left out."""
+    if not is_whole(text):
+        raise ConfigError("an override is no UTF-8", got=ascii(text)[:200], do="give it in UTF-8")
     key, equals, value = text.partition("=")
     if not equals or not re.fullmatch(r"[A-Za-z_][\w-]*(\.[A-Za-z_][\w-]*)*", key.strip()):
         raise ConfigError(
@@ -203,17 +206,15 @@ def parse_override(text: str) -> tuple[str, Any]:
         )
     try:
         return key.strip(), tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):  # such as words without quotes
         return key.strip(), value.strip()
 
 
 def _read_toml(file: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    text = read_text(file, what="the config file", do="check --config", kind=ConfigError)
     try:
-        text = file.read_text(encoding="utf-8")
         tree = tomllib.loads(text)
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError("the config file cannot be read", got=f"{file} ({error})", do="check --config") from error
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also of numbers of thousands of digits, and of deep nesting
         raise ConfigError("the config file is not TOML", got=f"{file}: {error}", do="correct that line") from error
     return tree, {key: f"{file}, line {line}" for key, line in _lines(text).items()}
 
@@ -221,7 +222,7 @@ def _read_toml(file: Path) -> tuple[dict[str, Any], dict[str, str]]:
 def _lines(text: str) -> dict[str, int]:
     """The line on which each dotted key is written (tables and bare keys; enough to point a reader to it)."""
     table, lines = "", {}
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if header := re.match(r"\s*\[+\s*([\w.\- ]+?)\s*\]+", line):
             table = header[1].replace(" ", "") + "."
             lines[table[:-1]] = number

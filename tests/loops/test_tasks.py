@@ -75,32 +75,36 @@ def test_rows_become_tasks_and_what_is_not_ours_is_the_worlds(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ({"question": "?"}, "a row needs a prompt"),
-        ([1, 2], "a row needs a prompt"),
+        ({"question": "?"}, r"field 'prompt': expected a statement"),
+        ([1, 2], "expected a JSON object"),
         ('{"prompt": ', "not JSON"),
-        ({"prompt": 7}, "prompt should be text or messages"),
-        ({"prompt": ""}, "prompt should be text or messages"),
-        ({"prompt": []}, "prompt should be text or messages"),
-        ({"prompt": ["hello"]}, "prompt should be text or messages"),
-        ({"prompt": [{"role": "robot", "content": "?"}]}, "prompt should be text or messages"),
-        ({"prompt": [{"role": "user", "content": 3}]}, "prompt should be text or messages"),
-        ({"prompt": [{"role": "user"}]}, "prompt should be text or messages"),
-        ({"prompt": "?", "demonstration": 5}, "demonstration should be text"),
-        ({"prompt": "?", "document": ["a"]}, "document should be text"),
-        ({"prompt": "another", "id": "rows-1"}, "same id"),
+        ({"prompt": 7}, "field 'prompt': expected a statement, as text or as a list of messages"),
+        ({"prompt": ""}, "field 'prompt': expected a statement"),
+        ({"prompt": []}, "field 'prompt': expected a statement"),
+        ({"prompt": ["hello"]}, r"field 'prompt\[0\]': expected a message"),
+        ({"prompt": [{"role": "robot", "content": "?"}]}, r"field 'prompt\[0\].role': expected one of system, user"),
+        ({"prompt": [{"role": "user", "content": 3}]}, r"field 'prompt\[0\].content': expected text"),
+        ({"prompt": [{"role": "user"}]}, r"field 'prompt\[0\]': expected a message"),
+        ({"prompt": [{"role": "assistant", "content": "So"}]}, r"field 'prompt\[0\].role': .* ends with a user turn"),
+        ({"prompt": "?", "demonstration": 5}, "field 'demonstration': expected text"),
+        ({"prompt": "?", "document": ["a"]}, "field 'document': expected text"),
+        ({"prompt": "?", "id": [1]}, "field 'id': expected text or an integer"),
+        ({"prompt": "?", "user_reply": "\ud83d no"}, r"field 'user_reply': half of a surrogate pair"),
+        ({"prompt": "?", "deep": {"a": [0, {"\udc00": 1}]}}, r"field 'deep.a\[1\].\\\\udc00': half of a surrogate"),
+        ({"prompt": "another", "id": "rows-1"}, "field 'id': the id 'rows-1' was used in line 1"),
     ],
 )
 def test_a_row_that_cannot_be_used_is_named_by_file_and_line(tmp_path: Path, row: object, said: str) -> None:
     file = write(tmp_path / "rows.jsonl", {"prompt": "7 + 5?"}, row)
     with pytest.raises(DataError, match=said) as caught:
         question_rows(file)
-    assert f"{file}, line 2" in str(caught.value)
+    assert str(caught.value).startswith(f"{file}:2: ")
 
 
 def test_a_file_that_is_missing_or_empty_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"cannot be read[\s\S]*none.jsonl"):
         question_rows(tmp_path / "none.jsonl")
-    with pytest.raises(DataError, match="no tasks"):
+    with pytest.raises(DataError, match="has no rows"):
         question_rows(write(tmp_path / "empty.jsonl", "", ""))
     (tmp_path / "binary.jsonl").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DataError, match="cannot be read"):

@@ -147,7 +147,7 @@ def test_malformed_rows_are_named(tmp_path, row, says):
 
 
 def test_files_that_hold_no_tasks(tmp_path):
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match=r"cannot be read[\s\S]*none.jsonl: No such file"):
         load_tasks(tmp_path / "none.jsonl")
     with pytest.raises(DataError, match="has no rows"):
         load_tasks(write(tmp_path / "empty.jsonl", "", "  "))
@@ -158,7 +158,7 @@ def test_files_that_hold_no_tasks(tmp_path):
 
 
 def test_an_id_used_twice_names_both_lines(tmp_path):
-    with pytest.raises(DataError, match=r":3: the id 'add' was used in line 1"):
+    with pytest.raises(DataError, match=r":3: field 'id': the id 'add' was used in line 1"):
         load_tasks(write(tmp_path / "twice.jsonl", SIMPLE, {**SIMPLE, "id": "b"}, SIMPLE))
 
 
@@ -167,3 +167,106 @@ def test_rows_keep_their_order_and_separators_within_text(tmp_path):
     tasks = load_tasks(write(tmp_path / "rows.jsonl", row, {**SIMPLE, "id": 2}, {**MBPP, "task_id": 1}))
     assert [task.id for task in tasks] == ["add", "2", "1"]
     assert "a\u2028b" in tasks[0].messages[0].content
+
+
+TURNS = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Think."},
+    {"role": "assistant", "content": "Yes?"},
+    {"role": "user", "content": "Add."},
+]
+HUMANEVAL = {
+    "task_id": "H/0",
+    "prompt": "def f(x):\n    '''Root.'''\n",
+    "entry_point": "f",
+    "test": "def check(c):\n    assert c(4) == 2\n",
+}
+
+
+@pytest.mark.parametrize(
+    ("row", "field"),
+    [(SIMPLE, "prompt"), (LCB, "question_content"), (MBPP, "text"), (HUMANEVAL, "prompt")],
+    ids=["simple", "LiveCodeBench", "MBPP", "HumanEval"],
+)
+def test_a_prompt_of_messages_reads_like_its_text_in_the_last_turn(row, field):
+    plain = row_to_task(row)
+    turns = [*TURNS[:3], {"role": "user", "content": row[field]}]
+    task = row_to_task({**row, field: turns})
+    assert [message.role for message in task.messages] == ["system", "user", "assistant", "user"]
+    assert task.messages[-1] == plain.messages[0]
+    assert [message.content for message in task.messages[:3]] == ["Be brief.", "Think.", "Yes?"]
+    assert (task.spec, task.demonstration) == (plain.spec, plain.demonstration)
+
+
+@pytest.mark.parametrize(("row", "says"), [
+    ({**SIMPLE, "fn_name": "a.b"}, "'fn_name'.*one identifier.*'a.b'"),
+    ({**SIMPLE, "fn_name": "class"}, "'fn_name'.*no keyword.*'class'"),
+    ({**SIMPLE, "fn_name": "f x"}, "'fn_name'"),
+    ({**LCB, "metadata": '{"func_name": "1x"}'}, "'metadata.func_name'"),
+    ({**LCB, "metadata": '{"func_name": NaN}'}, "'metadata'.*not a number that JSON has"),
+    ({**HUMANEVAL, "entry_point": "lambda"}, "'entry_point'"),
+    ({**HUMANEVAL, "test": "assert f(4) == 2"}, r"'test'.*check\(candidate\)"),
+    ({**HUMANEVAL, "test": "def check(c):\nassert c(4)"}, "'test'.*compiles.*line 2"),
+    ({**HUMANEVAL, "test": "import numpy as np\ndef check(c): pass"}, "'test'.*standard library.*line 1.*numpy.*leave"),
+    ({**HUMANEVAL, "test": "def check(c):\n  from scipy.stats import mode"}, r"line 2: the module scipy\.stats"),
+    ({**HUMANEVAL, "prompt": "import torch\ndef f(x):\n"}, "'prompt'.*torch"),
+    ({**HUMANEVAL, "prompt": "def f(x\0):\n"}, "'prompt'.*beginning of a Python program"),
+    ({**MBPP, "test_list": ["assert g(2) == 4", "assert g(2 == 4"]}, r"'test_list\[1\]'.*compiles.*never closed"),
+    ({**MBPP, "test_list": ["return 1"]}, r"'test_list\[0\]'.*outside function"),
+    ({**MBPP, "test_list": ["assert g('\0')"]}, r"'test_list\[0\]'.*null"),
+    ({**MBPP, "test_setup_code": "x ="}, "'test_setup_code'.*compiles"),
+    ({**MBPP, "test_imports": ["import pandas"]}, "'test_imports'.*pandas"),
+    ({**SIMPLE, "time_limit": 1e9}, "time_limit.*at most 3600"),
+    ({**SIMPLE, "id": True}, "'id'.*text or an integer"),
+    ({**SIMPLE, "id": " "}, "'id'.*text or an integer"),
+    ({**SIMPLE, "prompt": []}, "'prompt'.*list of messages"),
+    ({**SIMPLE, "prompt": TURNS[:3]}, r"'prompt\[2\].role'.*ends with a user turn.*'assistant'.*why.*not continued"),
+    ({**SIMPLE, "prompt": TURNS[:1]}, r"'prompt\[0\].role'.*ends with a user turn"),
+    ({**SIMPLE, "prompt": [{"role": "developer", "content": "a"}]}, r"'prompt\[0\].role'.*'developer'.*\"system\""),
+    ({**SIMPLE, "prompt": [{"role": "tool", "content": "a"}, TURNS[3]]}, r"'prompt\[0\].role'.*'tool'"),
+    ({**SIMPLE, "prompt": [{"role": ["user"], "content": "a"}]}, r"'prompt\[0\].role'"),
+    ({**SIMPLE, "prompt": [{"role": "user", "content": " "}]}, r"'prompt\[0\].content'.*blank"),
+    ({**SIMPLE, "prompt": [{"role": "user", "content": None}]}, r"'prompt\[0\].content'.*None"),
+    ({**SIMPLE, "prompt": [{**TURNS[3], "content": [{"type": "image_url"}]}]}, r"'prompt\[0\].content\[0\]'.*media"),
+    ({**SIMPLE, "prompt": [{**TURNS[2], "tool_calls": [{}]}, TURNS[3]]}, r"'prompt\[0\].tool_calls'"),
+])  # fmt: skip
+def test_rows_that_no_answer_could_satisfy_are_refused_with_their_field(tmp_path, row, says):
+    path = write(tmp_path / "rows.jsonl", {**SIMPLE, "id": "fine"}, row)
+    with pytest.raises(DataError, match=f"(?s){says}") as caught:
+        load_tasks(path)
+    assert f"{path}:2: " in str(caught.value)
+
+
+def test_what_a_test_may_import(tmp_path):
+    """The standard library, packages that the sandbox is given, and whatever a `try` replaces."""
+    body = "def check(c):\n    assert c(4) == 2\n"
+    tried = "try:\n    import numpy\nexcept (ImportError, OSError):\n    numpy = None\n"
+    for imports in ("import collections.abc, math\n", "from __future__ import annotations\n", tried):
+        row_to_task({**HUMANEVAL, "test": imports + body})
+    path = write(tmp_path / "rows.jsonl", {**HUMANEVAL, "test": "import numpy.linalg\n" + body})
+    assert len(load_tasks(path, modules=["numpy"])) == 1
+    with pytest.raises(DataError, match=r"numpy\.linalg"):
+        row_to_task({**HUMANEVAL, "test": "try:\n    import numpy.linalg\nexcept ValueError:\n    pass\n" + body})
+
+
+def test_parts_of_text_are_joined_and_what_names_the_speaker_is_passed_over():
+    parts = [{"type": "text", "text": "Add "}, {"type": "text", "text": "both."}]
+    task = row_to_task({**SIMPLE, "prompt": [{"role": "user", "content": parts, "name": "Ann", "tool_calls": None}]})
+    assert task.messages[0].content.startswith("Add both.\n\n")
+
+
+def test_long_files_are_read_without_compiling_their_tests(tmp_path, monkeypatch):
+    path = write(tmp_path / "rows.jsonl", MBPP, {**MBPP, "task_id": 8, "test_list": ["assert g("]})
+    monkeypatch.setattr("selfdistill.worlds.rows.CHECKED_ROWS", 1)
+    assert [task.id for task in load_tasks(path)] == ["7", "8"]
+    monkeypatch.setattr("selfdistill.worlds.rows.CHECKED_ROWS", 2)
+    with pytest.raises(DataError, match=r":2: MBPP row: field 'test_list\[0\]'"):
+        load_tasks(path)
+
+
+def test_json_within_json_is_held_to_the_same_rules():
+    half = '[{"input": "\\"\\\\ud83d\\"", "output": "1", "testtype": "functional"}]'
+    with pytest.raises(DataError, match=r"private_test_cases\[0\][\s\S]*surrogate"):
+        row_to_task({**LCB, "private_test_cases": packed(half)})
+    with pytest.raises(DataError, match=r"private_test_cases[\s\S]*surrogate pair"):
+        row_to_task({**LCB, "private_test_cases": '[{"input": "\\ud83d", "output": "1", "testtype": "functional"}]'})

@@ -15,6 +15,7 @@ from rich.text import Text
 from selfdistill.cli.display import RunDisplay
 from selfdistill.context import FIELDS
 from selfdistill.errors import ConfigError, DataError
+from selfdistill.files import is_whole, read_text
 from selfdistill.runs.credit import AnswerCredit
 from selfdistill.types import Context
 from selfdistill.view.credit import FULL, PART, has_own, has_recorded, numbers, shown, strength, write_credit_page
@@ -94,13 +95,13 @@ def credit(
 
 
 def _text(value: str | None) -> str:
-    """The text itself, or that of the file it names after an @, without the line ends behind it."""
-    if value is None or not value.startswith("@"):
-        return value or ""
-    try:
-        return Path(value[1:]).read_text(encoding="utf-8").rstrip("\r\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError("the text cannot be read", got=error, do="check the name after the @") from error
+    """The text itself, or that of the file it names after an @, without the line ends behind it. Raises `DataError`."""
+    value = value or ""
+    if not is_whole(value):
+        raise DataError("a text is no UTF-8", got=ascii(value)[:200], do="give it in UTF-8, or as @FILE")
+    if not value.startswith("@"):
+        return value
+    return read_text(value[1:], what="the text", do="check the name after the @").rstrip("\r\n")
 
 
 def print_credit(found: AnswerCredit, console: Console, *, table: bool) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from selfdistill.config import RunConfig
 from selfdistill.errors import ConfigError
+from selfdistill.files import read_text
 from selfdistill.loops.tasks import askable, question_rows, training_tasks
 from selfdistill.methods import Method, get_method
 from selfdistill.models.checkpoint import save_checkpoint
@@ -87,10 +88,7 @@ def open_policy(config: RunConfig, reporter: Reporter) -> Policy:
 def _chat_template(file: str) -> str | None:
     if not file:
         return None
-    try:
-        return Path(file).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError("the chat template cannot be read", got=error, do="check chat_template") from error
+    return read_text(file, what="the chat template", do="check chat_template", kind=ConfigError)
 
 
 def open_asking(config: RunConfig, reporter: Reporter) -> Asking:

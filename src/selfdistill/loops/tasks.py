@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from selfdistill.errors import ConfigError, DataError
+from selfdistill.files import numbered_lines
 from selfdistill.render import Renderer
 from selfdistill.runs.progress import Reporter
 from selfdistill.stages import Given, Stage
-from selfdistill.types import Message, Role, RolloutGroup, Task
+from selfdistill.types import RolloutGroup, Task
 from selfdistill.worlds.base import World, tasks_of
 from selfdistill.worlds.code import CodeWorld
+from selfdistill.worlds.row import Row, load_rows
 from selfdistill.worlds.rows import load_tasks
 
 
@@ -38,16 +39,19 @@ def question_rows(path: Path) -> list[Task]:
     """Tasks for a world that reads its rows itself: `{"prompt": "…" or messages, "id": …, "demonstration": …,
     "document": …, "logged_answer": …,
     "user_reply": …}`; every other key goes to `task.spec`. Raises `DataError` naming file, line and field."""
-    tasks: dict[str, Task] = {}
-    for number, row in _rows(path):
-        where = f"{path}, line {number}"
-        task = _task(row, where, default=f"{path.stem}-{number}")
-        if task.id in tasks:
-            raise DataError("two tasks have the same id", got=f"{task.id!r} in {where}", do="give each row its own id")
-        tasks[task.id] = task
-    if not tasks:
-        raise DataError("the data file holds no tasks", got=path, do="write one JSON object a line")
-    return list(tasks.values())
+    return load_rows(path, numbered_lines(path), question_task)
+
+
+def question_task(fields: Mapping[str, Any], path: Path, line: int) -> Task:
+    """One such row as a task. Raises `DataError`."""
+    row = Row(path, line, "question", fields)
+    texts = ("demonstration", "document", "logged_answer", "user_reply")
+    return Task(
+        row.id("id", default=f"{path.stem}-{line}"),
+        row.messages("prompt"),
+        {key: value for key, value in fields.items() if key not in ("id", "prompt", *texts)},
+        **{field: row.text(field, default="") for field in texts},
+    )
 
 
 def askable(tasks: Sequence[Task], renderer: Renderer, longest: int, reporter: Reporter) -> list[Task]:
@@ -94,56 +98,3 @@ def wanted_answers(
 
     whole, part = counted(tasks), counted(begun)
     return passes * whole[0] + part[0], passes * whole[1] + part[1]
-
-
-def _rows(path: Path) -> list[tuple[int, Any]]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError("the data file cannot be read", got=f"{path} ({error})", do="check --data") from error
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            try:
-                rows.append((number, json.loads(line)))
-            except ValueError as error:
-                raise DataError("a line is not JSON", got=f"{path}, line {number}: {error}") from error
-    return rows
-
-
-def _task(row: Any, where: str, default: str) -> Task:
-    if not isinstance(row, dict) or "prompt" not in row:
-        raise DataError("a row needs a prompt", got=f"{where}: {str(row)[:80]}", do='write {"prompt": "…", …}')
-    texts = ("demonstration", "document", "logged_answer", "user_reply")
-    for field in texts:
-        if not isinstance(row.get(field, ""), str):
-            raise DataError(f"{field} should be text", got=f"{where}: {str(row[field])[:80]}")
-    return Task(
-        str(row.get("id", default)),
-        _messages(row["prompt"], where),
-        {key: value for key, value in row.items() if key not in ("id", "prompt", *texts)},
-        **{field: row.get(field, "") for field in texts},
-    )
-
-
-def _messages(prompt: Any, where: str) -> tuple[Message, ...]:
-    """Text is one message of the user's; else a list of {"role": …, "content": …}."""
-    if isinstance(prompt, str) and prompt.strip():
-        return (Message("user", prompt),)
-    turns = prompt if isinstance(prompt, list) else []
-    if not turns or not all(_is_message(turn) for turn in turns):
-        raise DataError(
-            "prompt should be text or messages",
-            got=f"{where}: {str(prompt)[:80]!r}",
-            do='write "…", or [{"role": "user", "content": "…"}] with roles system, user or assistant',
-        )
-    return tuple(Message(turn["role"], turn["content"]) for turn in turns)
-
-
-def _is_message(turn: Any) -> bool:
-    return (
-        isinstance(turn, dict)
-        and turn.keys() == {"role", "content"}
-        and turn["role"] in get_args(Role)
-        and isinstance(turn["content"], str)
-    )

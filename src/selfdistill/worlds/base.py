@@ -28,6 +28,7 @@ from operator import itemgetter
 from typing import Any, Protocol, TypeAlias
 
 from selfdistill.errors import SelfDistillError, WorldError
+from selfdistill.files import is_whole
 from selfdistill.types import Completion, Drop, Outcome, Task
 
 PARALLEL = 8  # calls of a world's function at a time
@@ -196,11 +197,5 @@ def _is_plain(value: Any) -> bool:
 
 
 def _is_text(value: Any) -> bool:
-    """Whether a value is text that can be written down (half of a surrogate pair cannot)."""
-    if not isinstance(value, str):
-        return False
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    """Whether a value is text that can be written down."""
+    return isinstance(value, str) and is_whole(value)

@@ -13,107 +13,71 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import pickle
+import re
 import zlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 from selfdistill.errors import DataError
+from selfdistill.files import BadJson, decode_json, is_whole, numbered_lines
 from selfdistill.types import Message, Task
+from selfdistill.worlds.row import Row, load_rows, short
+from selfdistill.worlds.syntax import CodeFault, is_name, spec_fault
 
 INSTRUCTION = "Answer with one fenced block that holds the whole program:\n```python\n...\n```"
 STDIN_INSTRUCTION = "Write a Python program that reads standard input and prints its answer to standard output."
+CHECKED_ROWS = 50_000  # in a longer file the code of a row is looked at when the row is drawn
 _TYPING = "from typing import *"  # signatures in starter code use its names without importing them
 _MAX_INFLATED_BYTES = 1 << 30
+_PACKED = re.compile(r"[A-Za-z0-9+/=\s]+")
+_DEFINES_CHECK = re.compile(r"\bdef\s+check\b|\bcheck\s*=|\bimport\b.*\bcheck\b")
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """A row with its place, so that every complaint can name both."""
-
-    path: Path
-    line: int
-    shape: str
-    fields: Mapping[str, Any]
-
-    def fail(self, field: str, expected: str, got: object = None, *, do: str = "") -> NoReturn:
-        """Raise DataError about one field."""
-        place = f"{self.path}:{self.line}: {self.shape} row"
-        raise DataError(f"{place}: field {field!r}: expected {expected}", got=got, do=do)
-
-    def text(self, *names: str, default: str | None = None) -> str:
-        """The first of the fields that is there; it must be text."""
-        name = next((name for name in names if self.fields.get(name) is not None), None)
-        if name is None:
-            return default if default is not None else self.fail(names[0], "text", "nothing")
-        value = self.fields[name]
-        return value if isinstance(value, str) else self.fail(name, "text", _short(value))
-
-    def number(self, name: str) -> float | None:
-        """A positive number, or None when the field is missing."""
-        value = self.fields.get(name)
-        if value is None:
-            return None
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-            self.fail(name, "a number above 0 (seconds)", _short(value))
-        return float(value)
-
-    def items(self, name: str) -> list[Any]:
-        """A list, empty when the field is missing."""
-        value = self.fields.get(name)
-        if value is None:
-            return []
-        return list(value) if isinstance(value, list) else self.fail(name, "a list", _short(value))
-
-    def id(self, *names: str) -> str:
-        """The row's own id, or its line number."""
-        value = next((self.fields[name] for name in names if self.fields.get(name) is not None), f"line-{self.line}")
-        return str(value) if isinstance(value, (str, int)) else self.fail(names[0], "text or an integer", _short(value))
-
-
-def load_tasks(path: str | Path) -> list[Task]:
+def load_tasks(path: str | Path, *, modules: Sequence[str] = ()) -> list[Task]:
     """All tasks of a JSONL file, in order. Raises DataError for the first row that cannot be used, for an id that
-    occurs twice and for a file without rows."""
+    occurs twice and for a file without rows.
+
+    The code in rows is compiled in files of up to `CHECKED_ROWS` rows; of longer ones a run looks at every row that it
+    draws. `modules` are packages that the sandbox offers besides the standard library.
+    """
     path = Path(path)
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read as a text file", got=error) from None
-    tasks = [row_to_task(_parse(path, number, line), path, number) for number, line in _numbered(lines)]
-    if not tasks:
-        raise DataError(f"{path} has no rows", do="give one JSON object a line")
-    seen: dict[str, int] = {}
-    for task, (number, _) in zip(tasks, _numbered(lines), strict=True):
-        if task.id in seen:
-            raise DataError(f"{path}:{number}: the id {task.id!r} was used in line {seen[task.id]} already")
-        seen[task.id] = number
-    return tasks
+    lines = numbered_lines(path)
+    return load_rows(path, lines, partial(row_to_task, modules=modules, compiled=len(lines) <= CHECKED_ROWS))
 
 
-def row_to_task(fields: Mapping[str, Any], path: str | Path = "row", line: int = 1) -> Task:
-    """One row as a task. Raises DataError naming `path`, `line` and the field."""
+def row_to_task(
+    fields: Mapping[str, Any],
+    path: str | Path = "row",
+    line: int = 1,
+    *,
+    modules: Sequence[str] = (),
+    compiled: bool = True,
+) -> Task:
+    """One row as a task. Raises DataError naming `path`, `line` and the field; for code that does not compile, or
+    imports what is not there, where `compiled` asks for it."""
     shape = _shape_of(fields, path, line)
-    task = _CONVERTERS[shape](Row(Path(path), line, shape, fields))
+    row = Row(Path(path), line, shape, fields)
+    task = _CONVERTERS[shape](row)
     if not task.spec["public"] and not task.spec["private"]:
-        raise DataError(f"{path}:{line}: task {task.id!r} has no tests", why="every answer would count as correct")
+        field = " or ".join(_REQUIRED[shape][1])
+        what = f"{path}:{line}: {shape} row: field {field!r}: task {short(task.id)} has no tests"
+        raise DataError(what, why="every answer would count as correct", do="add a test, or leave the row out")
+    fault = spec_fault(task.spec, tuple(modules)) if compiled else None
+    if fault is not None:
+        row.fail(_code_field(row, fault), fault.expected, fault.got, why=fault.why, do=fault.do)
     return task
 
 
-def _numbered(lines: list[str]) -> list[tuple[int, str]]:
-    return [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
-
-
-def _parse(path: Path, number: int, line: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}:{number}: not JSON", got=error, do="give one JSON object a line") from None
-    if not isinstance(row, dict):
-        raise DataError(f"{path}:{number}: expected a JSON object", got=_short(row))
-    return row
+def _code_field(row: Row, fault: CodeFault) -> str:
+    """The field that a piece of a task's code came from."""
+    if row.shape == "HumanEval":
+        return {"prelude": "prompt", "public": "test"}.get(fault.part, fault.part)
+    if fault.part == "public":
+        return f"test_list[{fault.index}]"
+    return "test_setup_code" if row.text("test_setup_code", default="").strip() else "test_imports"
 
 
 # Each inner tuple lists spellings of which one is enough.
@@ -158,19 +122,27 @@ def _from_livecodebench(row: Row) -> Task:
         "prelude": _TYPING if functional else "",
         "time_limit": row.number("time_limit"),
     }
-    return _task(row, row.id("question_id", "id"), row.text("question_content"), spec, starter=starter)
+    question = row.messages("question_content")
+    return _task(row.id("question_id", "id"), question, spec, starter=starter)
 
 
 def _livecodebench_function(row: Row) -> str:
     metadata = row.fields.get("metadata")
     if isinstance(metadata, str):
         try:
-            metadata = json.loads(metadata)
-        except ValueError:
-            row.fail("metadata", "JSON", _short(metadata))
+            metadata = decode_json(metadata)
+        except BadJson as error:
+            row.fail("metadata", "JSON", f"{error.what}: {error.got}")
     name = metadata.get("func_name") if isinstance(metadata, dict) else None
     if not isinstance(name, str) or not name:
-        row.fail("metadata", "an object with func_name", _short(metadata))
+        row.fail("metadata", "an object with func_name", short(metadata))
+    return _function_name(row, "metadata.func_name", name)
+
+
+def _function_name(row: Row, field: str, name: str) -> str:
+    if not is_name(name):
+        why = "it is called by this name: every answer would fail"
+        row.fail(field, "the name of a function, one identifier that is no keyword", short(name), why=why)
     return name
 
 
@@ -180,12 +152,12 @@ def _livecodebench_tests(row: Row, name: str) -> list[dict[str, Any]]:
     if isinstance(value, str):
         text = value
         try:
-            value = json.loads(text) if text.strip() else []
-        except ValueError:
-            value = _unpack(row, name, text)
+            value = decode_json(text) if text.strip() else []
+        except BadJson as error:
+            value = _unpack(row, name, text) if _PACKED.fullmatch(text) else _not_json(row, name, error)
     tests = [] if value is None else value
     if not isinstance(tests, list) or not all(isinstance(test, dict) for test in tests):
-        row.fail(name, "a list of objects {input, output, testtype}, or its JSON", _short(value))
+        row.fail(name, "a list of objects {input, output, testtype}, or its JSON", short(value))
     return tests
 
 
@@ -201,25 +173,36 @@ def _unpack(row: Row, name: str, value: str) -> Any:
         inflater = zlib.decompressobj()
         packed = inflater.decompress(base64.b64decode(value, validate=True), _MAX_INFLATED_BYTES)
         text = _TextOnlyUnpickler(io.BytesIO(packed)).load()
-        return json.loads(text)
-    except (zlib.error, pickle.UnpicklingError, EOFError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except (zlib.error, pickle.UnpicklingError, EOFError, ValueError, LookupError, TypeError, AttributeError,
+            RecursionError, MemoryError, OverflowError) as error:  # fmt: skip
         row.fail(name, "JSON, or base64 of deflated, pickled JSON text", f"{type(error).__name__}: {error}")
+    if not isinstance(text, str) or not is_whole(text):
+        row.fail(name, "JSON, or base64 of deflated, pickled JSON text", short(text))
+    try:
+        return decode_json(text)
+    except BadJson as error:
+        _not_json(row, name, error)
+
+
+def _not_json(row: Row, field: str, error: BadJson) -> NoReturn:
+    row.fail(field, "JSON", f"{error.what}: {error.got}" + (f" (at {error.field})" if error.field else ""), do=error.do)
 
 
 def _decode_call(row: Row, field: str, test: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments are one JSON value a line, so that text may hold spaces."""
     texts = _decode_text(row, field, test)
     try:
-        arguments = [json.loads(line) for line in texts["input"].split("\n") if line.strip()]
-        return {"input": arguments, "output": json.loads(texts["output"])}
-    except ValueError:
-        row.fail(field, "one JSON value a line in input and one in output", _short(texts))
+        arguments = [decode_json(line) for line in texts["input"].split("\n") if line.strip()]
+        return {"input": arguments, "output": decode_json(texts["output"])}
+    except BadJson as error:
+        got = f"{short(texts)}: {error.what}, {error.got}"
+        row.fail(field, "one JSON value a line in input and one in output", got)
 
 
 def _decode_text(row: Row, field: str, test: Any) -> dict[str, Any]:
     texts = {name: test.get(name) if isinstance(test, dict) else None for name in ("input", "output")}
     if not all(isinstance(text, str) for text in texts.values()):
-        row.fail(field, "an object with the texts input and output", _short(test))
+        row.fail(field, "an object with the texts input and output", short(test))
     return texts
 
 
@@ -227,25 +210,26 @@ def _from_mbpp(row: Row) -> Task:
     tests = row.items("test_list")
     for index, test in enumerate(tests):
         if not isinstance(test, str):
-            row.fail(f"test_list[{index}]", "an assert statement", _short(test))
+            row.fail(f"test_list[{index}]", "an assert statement", short(test))
     imports = row.items("test_imports")
     if not all(isinstance(line, str) for line in imports):
-        row.fail("test_imports", "a list of import statements", _short(imports))
+        row.fail("test_imports", "a list of import statements", short(imports))
     setup = "\n".join([*imports, row.text("test_setup_code", default="")]).strip()
-    statement = row.text("text", "prompt")
+    question = row.messages("text", "prompt")
     if tests:
-        statement += f"\nYour code must pass this test:\n{tests[0]}"
+        question = _with_last(question, f"{question[-1].content}\nYour code must pass this test:\n{tests[0]}")
     spec = {"kind": "assert", "public": tests, "private": [], "setup": setup, "time_limit": row.number("time_limit")}
-    return _task(row, row.id("task_id", "id"), statement, spec, solution=row.text("code", default=""))
+    return _task(row.id("task_id", "id"), question, spec, solution=row.text("code", default=""))
 
 
 def _from_humaneval(row: Row) -> Task:
-    prompt, entry = row.text("prompt"), row.text("entry_point")
-    if not entry.isidentifier():
-        row.fail("entry_point", "the name of a function", _short(entry))
+    question, test = row.messages("prompt"), row.text("test")
+    prompt, entry = question[-1].content, _function_name(row, "entry_point", row.text("entry_point"))
+    if test.strip() and not _DEFINES_CHECK.search(test):
+        row.fail("test", "code that defines check(candidate)", short(test), why="it is what is called")
     spec = {
         "kind": "assert",
-        "public": [f"{row.text('test')}\n\ncheck({entry})"] if row.text("test").strip() else [],
+        "public": [f"{test}\n\ncheck({entry})"] if test.strip() else [],
         "private": [],
         "fn_name": entry,
         "prelude": _valid_prelude(row, prompt),
@@ -253,7 +237,8 @@ def _from_humaneval(row: Row) -> Task:
     }
     solution = row.text("canonical_solution", default="")
     statement = f"Complete this program. Repeat everything that it needs.\n```python\n{prompt.rstrip()}\n```"
-    return _task(row, row.id("task_id", "id"), statement, spec, solution=prompt + solution if solution else "")
+    question = _with_last(question, statement)
+    return _task(row.id("task_id", "id"), question, spec, solution=prompt + solution if solution else "")
 
 
 def _valid_prelude(row: Row, prompt: str) -> str:
@@ -261,14 +246,16 @@ def _valid_prelude(row: Row, prompt: str) -> str:
     for source in (prompt, prompt + "\n    pass\n"):
         try:
             compile(source, "prompt", "exec", dont_inherit=True)
-        except SyntaxError:
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
             continue
         return source
-    return row.fail("prompt", "the beginning of a Python program that ends with a function's head", _short(prompt))
+    return row.fail("prompt", "the beginning of a Python program that ends with a function's head", short(prompt))
 
 
 def _from_simple(row: Row) -> Task:
     name = row.text("fn_name", default="")
+    if name:
+        _function_name(row, "fn_name", name)
     spec = {
         "kind": "functional" if name else "stdin",
         "public": [_simple_test(row, f"tests[{i}]", test, name) for i, test in enumerate(row.items("tests"))],
@@ -279,7 +266,7 @@ def _from_simple(row: Row) -> Task:
         "time_limit": row.number("time_limit"),
     }
     starter, solution = row.text("starter_code", default=""), row.text("solution", default="")
-    return _task(row, row.id("id"), row.text("prompt"), spec, starter=starter, solution=solution)
+    return _task(row.id("id"), row.messages("prompt"), spec, starter=starter, solution=solution)
 
 
 def _simple_test(row: Row, field: str, test: Any, fn_name: str) -> dict[str, Any]:
@@ -287,33 +274,32 @@ def _simple_test(row: Row, field: str, test: Any, fn_name: str) -> dict[str, Any
         return _decode_text(row, field, test)
     if not isinstance(test, dict) or not isinstance(test.get("input"), list) or "output" not in test:
         row.fail(
-            field, "an object with input (the list of arguments) and output", _short(test),
+            field, "an object with input (the list of arguments) and output", short(test),
             do=f"for {fn_name}(1, 'a') write the input as [1, \"a\"]",
         )  # fmt: skip
     return {"input": test["input"], "output": test["output"]}
 
 
 def _task(
-    row: Row, task_id: str, statement: str, spec: Mapping[str, Any], *, starter: str = "", solution: str = ""
+    task_id: str, question: Sequence[Message], spec: Mapping[str, Any], *, starter: str = "", solution: str = ""
 ) -> Task:
-    if not statement.strip():
-        row.fail(_REQUIRED[row.shape][0][0], "a statement", "blank text")
-    parts = [statement.strip()]
+    """The task, with what the answer should look like appended to the last turn of the question."""
+    parts = [question[-1].content.strip()]
     if starter.strip():
         parts.append(f"Start from this code and keep its names and arguments:\n```python\n{starter.rstrip()}\n```")
     elif spec["kind"] == "stdin":
         parts.append(STDIN_INSTRUCTION)
     elif spec["kind"] == "functional":
         parts.append(f"Write a Python function named `{spec['fn_name']}`.")
-    content = "\n\n".join([*parts, INSTRUCTION])
+    messages = _with_last(question, "\n\n".join([*parts, INSTRUCTION]))
     demonstration = f"```python\n{solution.strip()}\n```" if solution.strip() else ""
     kept = {key: value for key, value in spec.items() if value not in ("", None)}
-    return Task(task_id, (Message("user", content),), kept, demonstration)
+    return Task(task_id, messages, kept, demonstration)
 
 
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 200 else text[:200] + "…"
+def _with_last(question: Sequence[Message], content: str) -> tuple[Message, ...]:
+    """The conversation with another text in its last turn."""
+    return (*question[:-1], Message(question[-1].role, content))
 
 
 _CONVERTERS: dict[str, Callable[[Row], Task]] = {
