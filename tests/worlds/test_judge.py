@@ -1,6 +1,7 @@
 """Rewards, records and feedback, with programs really run."""
 
 import textwrap
+import tracemalloc
 
 import pytest
 
@@ -146,6 +147,20 @@ def test_outcomes_keep_their_order(sandbox):
     pairs = [(Task("t", (), SORT), Completion(str(i), code)) for i, code in enumerate(codes)]
     failures = [outcome.details["failure"] for outcome in judge_many(sandbox, pairs)]
     assert failures == ["none", "missing", "wrong", "error"]
+
+
+def test_large_results_are_judged_as_they_arrive_and_not_kept(sandbox):
+    tests = [{"input": str(i), "output": "0"} for i in range(3)]
+    task = Task("t", (), {"kind": "stdin", "public": tests})
+    pairs = [(task, Completion(f"u{i}", f"```\nprint('{i} ' * 250_000)\n```")) for i in range(10, 26)]
+    tracemalloc.start()
+    try:
+        outcomes = judge_many(sandbox, pairs)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert all("Output: 1" in outcome.feedback for outcome in outcomes)
+    assert peak < 25e6  # the 48 texts take 36 MB, and one is split into tokens while it is compared
 
 
 def test_siblings_may_be_shown_different_cases(sandbox):

@@ -7,12 +7,14 @@ an error hides everything else, then a time limit, then up to `cases` wrong answ
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
 MAX_INPUT_LINES = 8
 MAX_CHARACTERS = 250
+_MORE = re.compile(r"… [0-9]{1,9} more lines")
 
 
 class TestStatus(StrEnum):
@@ -71,12 +73,16 @@ def missing_block_text(truncated: bool) -> str:
 
 
 def clip_text(text: str) -> str:
-    """At most eight lines of at most 250 characters, with what was left out said."""
-    lines = text.split("\n")
-    kept = [line if len(line) <= MAX_CHARACTERS else line[:MAX_CHARACTERS] + "…" for line in lines[:MAX_INPUT_LINES]]
-    if len(lines) > MAX_INPUT_LINES:
-        kept.append(f"… {len(lines) - MAX_INPUT_LINES} more lines")
+    """At most eight lines of at most 250 characters, and what was left out; a clipped text stays as it is."""
+    lines = text.split("\n", MAX_INPUT_LINES)
+    kept = [line if _is_short(line) else line[:MAX_CHARACTERS] + "…" for line in lines[:MAX_INPUT_LINES]]
+    for rest in lines[MAX_INPUT_LINES:]:
+        kept.append(rest if _MORE.fullmatch(rest) else f"… {rest.count(chr(10)) + 1} more lines")
     return "\n".join(kept)
+
+
+def _is_short(line: str) -> bool:
+    return len(line) <= MAX_CHARACTERS or (len(line) == MAX_CHARACTERS + 1 and line.endswith("…"))
 
 
 def _choose(wrong: Sequence[TestRecord], cases: int, pick: random.Random | None) -> list[TestRecord]:

@@ -14,7 +14,7 @@ A task's `spec` is JSON; this is all that is read of it:
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -22,7 +22,7 @@ from selfdistill.errors import DataError
 from selfdistill.types import Completion, Outcome, StopReason, Task
 from selfdistill.worlds.compare import same_output, same_value
 from selfdistill.worlds.extract import extract_code
-from selfdistill.worlds.feedback import TestRecord, TestStatus, feedback_text, missing_block_text
+from selfdistill.worlds.feedback import TestRecord, TestStatus, clip_text, feedback_text, missing_block_text
 from selfdistill.worlds.sandbox.pool import Sandbox
 from selfdistill.worlds.sandbox.program import Ending, Limits, Mode, Program, Result
 from selfdistill.worlds.sandbox.wire import short_repr
@@ -58,13 +58,16 @@ def judge_many(
             outcomes[index] = missing_outcome(completion, total=len(cases_of(task, options.split)))
         else:
             same.setdefault((task.id, code), []).append(index)
-    jobs = [program_for(pairs[indices[0]][0], code, options) for (_, code), indices in same.items()]
-    for indices, results in zip(same.values(), sandbox.run_many(jobs), strict=True):
+    tasks = [pairs[indices[0]][0] for indices in same.values()]
+    jobs = [program_for(task, code, options) for task, (_, code) in zip(tasks, same, strict=True)]
+
+    def use(job: int, results: Iterable[Result]) -> list[TestRecord]:
+        return records_of(tasks[job].spec["kind"], cases_of(tasks[job], options.split), results)
+
+    for indices, task, records in zip(same.values(), tasks, sandbox.run_each(jobs, use), strict=True):
         for index in indices:
-            task, completion = pairs[index]
-            tests = cases_of(task, options.split)
-            records = records_of(task.spec["kind"], tests, results)
-            outcomes[index] = outcome_of(records, len(tests), completion, options)
+            total = len(cases_of(task, options.split))
+            outcomes[index] = outcome_of(records, total, pairs[index][1], options)
     return [outcomes[index] for index in range(len(pairs))]
 
 
@@ -91,8 +94,8 @@ def program_for(task: Task, code: str, options: JudgeOptions) -> tuple[Program, 
     return program, replace(options.limits, time_s=float(spec.get("time_limit") or options.limits.time_s))
 
 
-def records_of(kind: str, tests: Sequence[Any], results: Sequence[Result]) -> list[TestRecord]:
-    """One record for each test that was run; the rest of the tests count as failed."""
+def records_of(kind: str, tests: Sequence[Any], results: Iterable[Result]) -> list[TestRecord]:
+    """One small record for each test that was run; the rest of the tests count as failed."""
     return [_record(kind, test, result) for test, result in zip(tests, results, strict=False)]
 
 
@@ -137,4 +140,4 @@ def _record(kind: str, test: Any, result: Result) -> TestRecord:
     same = same_value(result.value, expected) if functional else same_output(result.value, expected)
     show = short_repr if functional else str
     status = TestStatus.PASSED if same else TestStatus.WRONG
-    return TestRecord(status, input=shown, output=show(result.value), expected=show(expected))
+    return TestRecord(status, input=shown, output=clip_text(show(result.value)), expected=show(expected))

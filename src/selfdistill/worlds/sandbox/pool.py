@@ -14,16 +14,17 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from selfdistill.errors import SandboxError
 from selfdistill.worlds.sandbox.lockdown import IsolationLevel, isolation_level, isolation_warning
 from selfdistill.worlds.sandbox.program import Ending, Limits, Program, Result
 from selfdistill.worlds.sandbox.wire import decode, receive, send
 
+T = TypeVar("T")
 _START_S = 60.0
 _GRACE_S = 15.0  # beyond all time limits of a job: only a worker that was stopped from outside is later
 # The worker reaches these modules through empty parent packages, so that it never imports torch.
@@ -80,9 +81,20 @@ class Sandbox:
         return self.run_many([(program, limits or Limits())])[0]
 
     def run_many(self, jobs: Sequence[tuple[Program, Limits]]) -> list[tuple[Result, ...]]:
-        """As `run`, in parallel and in order. An interrupt ends all processes before it is passed on."""
+        """As `run`, in parallel and in order, every result kept. An interrupt ends all processes first."""
+        return self.run_each(jobs, lambda _, results: tuple(results))
+
+    def run_each(self, jobs: Sequence[tuple[Program, Limits]], use: Callable[[int, Iterator[Result]], T]) -> list[T]:
+        """`use(index of the job, its results)` of each job, in order.
+
+        `use` runs in the thread of the worker and reads the results as they arrive. Large ones are thus gone before the
+        next are made: at any time there is one result a worker, besides what `use` keeps. Raises what `use` raises.
+        """
         threads = self._start()
-        futures = [threads.submit(self._run_one, program, limits) for program, limits in jobs]
+        futures = [
+            threads.submit(self._run_one, program, limits, functools.partial(use, index))
+            for index, (program, limits) in enumerate(jobs)
+        ]
         try:
             return [future.result() for future in futures]
         except BaseException:
@@ -113,7 +125,7 @@ class Sandbox:
                     self._idle.put(worker)
             return self._threads
 
-    def _run_one(self, program: Program, limits: Limits) -> tuple[Result, ...]:
+    def _run_one(self, program: Program, limits: Limits, use: Callable[[Iterator[Result]], T]) -> T:
         idle = self._idle
         worker = idle.get()
         try:
@@ -126,9 +138,10 @@ class Sandbox:
                 do="report the kernel's version; allow_weaker=True accepts less where a wall is missing altogether",
             )  # fmt: skip
         try:
-            return tuple(_result(message) for message in reply["results"])
+            results = tuple(_result(message) for message in reply["results"])
         except (ArithmeticError, LookupError, TypeError, ValueError, RecursionError):  # only a forged one is malformed
-            return (Result(Ending.RAISED, error="ProcessExit: the program's results could not be read"),)
+            results = (Result(Ending.RAISED, error="ProcessExit: the program's results could not be read"),)
+        return use(iter(results))
 
 
 @functools.cache
