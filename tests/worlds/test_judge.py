@@ -159,7 +159,7 @@ def test_large_results_are_judged_as_they_arrive_and_not_kept(sandbox):
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert all("Output: 1" in outcome.feedback for outcome in outcomes)
+    assert all("Wrong answer" in outcome.feedback for outcome in outcomes)
     assert peak < 25e6  # the 48 texts take 36 MB, and one is split into tokens while it is compared
 
 
