@@ -211,6 +211,16 @@ def test_batches_that_teach_nothing_say_why_and_stop_a_run_in_the_end(
     assert latest_checkpoint(Path(config.out) / "checkpoints") is not None
 
 
+def test_a_reference_alone_is_trained_on_and_is_nothing_to_learn_from(config_of, heard) -> None:
+    """Zero-advantage groups have an update, and a run of nothing else is still stopped."""
+    config = config_of("never", method={"name": "grpo", "reference_kl": 0.1}, steps=PATIENCE + 1)
+    with pytest.raises(SignalError, match="8 with the reference divergence alone"):
+        train(config, heard)
+    [first, *_] = read_run(Path(config.out)).steps
+    assert (first.samples, first.dropped, first.informative) == (8, {}, 0)
+    assert first.extra["updates"] == 1
+
+
 @pytest.mark.parametrize(("method", "rollouts", "reason"), [("grpo", 2, "flat_group"), ("sdpo", 1, "lone_success")])
 def test_a_run_that_has_nothing_left_to_learn_ends_well(config_of, heard, method, rollouts, reason) -> None:
     config = config_of("always", method=method, steps=40, rollouts_per_task=rollouts)

@@ -49,12 +49,17 @@ def test_a_lone_second_attempt_that_succeeds_is_learned_and_its_reflection_has_n
     tries = group([0.0, 0.0], "wrong").rollouts
     noted, again = later(2, Reflections.name, 0), later(3, ReflectedAttempts.name, 2, 1.0)
     found = ERL().credit(RolloutGroup(tries[0].task, (*tries, noted, again)))
-    lesson = (Credit(advantage=1.0, question=tries[0].task.messages),)
-    assert found == [Drop.FLAT_GROUP, Drop.FLAT_GROUP, Drop.FLAT_GROUP, lesson]
+    lesson, held = Credit(advantage=1.0, question=tries[0].task.messages), Credit(reference=0.001)
+    assert found == [(held,), (held,), (held,), (held, lesson)], "a zero-advantage stream is held to the start"
+    assert ERL(reference_kl=0.0).credit(RolloutGroup(tries[0].task, (*tries, noted, again))) == [
+        *[Drop.FLAT_GROUP] * 3,
+        (lesson,),
+    ]
 
 
 def test_what_took_a_reflection_moves_the_bare_question_and_its_own_prompt() -> None:
-    """Three rollouts share the step: a flat failure (dropped, and counted), a solved second attempt, a failed one."""
+    """Three rollouts share the step: a lone failure, held to the start (where the student still is), a solved second
+    attempt, a failed one."""
     bare, reflected = [[0.5, 0.3, 0.2]], [[0.2, 0.6, 0.2]]
     toy = Toy({"bare": bare, "reflected": reflected})
     attempts = [

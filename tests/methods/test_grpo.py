@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import pytest
+from formulas import close, moved, row
+from toy import Toy, towards
 
 from core_parts import group
 from selfdistill.errors import ConfigError
 from selfdistill.methods import GRPO, METHODS, get_method
-from selfdistill.methods.base import Credit
+from selfdistill.methods.base import Credit, credits_of
 from selfdistill.signal import PolicyGradient, RatioCaps
 from selfdistill.types import Drop
 
@@ -45,6 +47,31 @@ def test_a_group_whose_rewards_are_equal_says_nothing(rewards: list[float | None
 def test_a_reference_is_asked_for_on_every_rollout_that_takes_part() -> None:
     credits = GRPO(reference_kl=0.01).credit(group([1.0, 0.0]))
     assert credits == [Credit(advantage=0.5, reference=0.01), Credit(advantage=-0.5, reference=0.01)]
+
+
+@pytest.mark.parametrize(
+    "name", ["grpo", "rlcsd", "rlrt", "rlsd", "rltf_fm", "rltf_sd", "sdpg", "srpo", "erl", "antisd"]
+)
+def test_with_a_reference_every_judged_answer_of_a_zero_advantage_group_is_held_to_it(name: str) -> None:
+    credits = get_method(name, {"reference_kl": 0.01}).credit(group([1.0, 1.0, None]))
+    assert credits[2] is Drop.WORLD_RAISED
+    for verdict in credits[:2]:
+        [credit] = credits_of(verdict)
+        assert (credit.advantage, credit.reference) == (0.0, 0.01)
+
+
+def test_a_zero_advantage_group_trains_on_the_reference_divergence_alone() -> None:
+    """Two groups of two share the step: one is rewarded and held, the other, whose rewards are equal, held alone."""
+    p, start = [0.5, 0.3, 0.2], [0.3, 0.3, 0.4]
+    toy = Toy({"bare": [p]}, start={"bare": [start]})
+    told = toy.group(toy.said("a", 1.0), toy.said("b", 0.0))
+    flat = toy.group(toy.said("a", 0.0), toy.said("b", 0.0), name="s")
+    found = toy.learn(GRPO(reference_kl=0.1), told, flat).gradients["bare"][0]
+    held = moved(p, (row(start) / row(p)).log())
+    close(found, (-0.5 * towards("a", p) + 0.5 * towards("b", p) + 4 * 0.1 * held) / 4)
+    alone = toy.learn(GRPO(reference_kl=0.1), flat)
+    close(alone.gradients["bare"][0], 0.1 * held)
+    assert [entry.drop for entry in alone.prepared] == [None, None]
 
 
 def test_an_unknown_option_names_the_nearest() -> None:

@@ -34,6 +34,7 @@ def test_only_answers_better_than_their_siblings_are_distilled() -> None:
         worse,
     ]
     assert method.credit(group([0.0, 0.0])) == [Drop.FLAT_GROUP] * 2
+    assert SDPG().credit(group([1.0, 1.0])) == [Credit(reference=1e-3)] * 2, "a zero-advantage group is not distilled"
     assert method.credit(group([1.0, 0.0]))[0].distil == 0, "a lone success has nothing to read"
 
 

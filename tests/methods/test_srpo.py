@@ -35,6 +35,7 @@ def test_successes_are_rewarded_and_failures_distilled() -> None:
 def test_a_group_without_any_success_has_its_advantages_at_most() -> None:
     assert SRPO().credit(group([0.0, 0.0], "wrong")) == [Drop.NO_CONTEXT] * 2, "feedback is not read"
     assert SRPO().credit(group([1.0, 1.0])) == [Drop.FLAT_GROUP] * 2
+    assert SRPO(reference_kl=0.5).credit(group([0.0, 0.0])) == [Credit(reference=0.5)] * 2
     assert SRPO().credit(group([0.25, 0.0])) == [Credit(advantage=0.125), Credit(advantage=-0.125)]
 
 

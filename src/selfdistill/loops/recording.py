@@ -69,6 +69,7 @@ def step_record(
             "updates": len(reports),
             "skipped": sum(report.skipped for report in reports),
             "contexts_cut": cut,
+            "reference_only": sum(not (sample.advantage or sample.distil) for sample in samples),
             "magnitude": _mean([report.magnitude for report in reports]),
             **numbers,
         },

@@ -144,7 +144,7 @@ class Search:
             self._say(f"{wrong} of round {record.step} passed the tests that training sees, but not the private ones")
         failed = [rollout for rollout in rollouts if rollout.reward is not None and rollout.reward < PASSED]
         silent = bool(failed) and not any(rollout.feedback.strip() for rollout in failed)
-        nothing = isinstance(self.asking, Session) and record.samples == 0
+        nothing = isinstance(self.asking, Session) and record.informative == 0
         if found or not self.config.strategy.idle or not (nothing or silent):
             return
         reasons = ", ".join(f"{count} {reason}" for reason, count in record.dropped.items())

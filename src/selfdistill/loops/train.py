@@ -102,10 +102,11 @@ class _Training:
 
     def _check_signal(self, record: StepRecord) -> None:
         """Says why a batch taught nothing; ends a run that goes on like that, and refuses one that began like that."""
-        self.totals.silent = 0 if record.samples else self.totals.silent + 1
-        if record.samples:
+        self.totals.silent = 0 if record.informative else self.totals.silent + 1
+        if record.informative:
             return
-        reasons = ", ".join(f"{count} {reason}" for reason, count in record.dropped.items())
+        counts = {**record.dropped, "with the reference divergence alone": record.samples}
+        reasons = ", ".join(f"{count} {reason}" for reason, count in counts.items() if count)
         reasons = reasons or f"no task has what the method reads, {self.session.method.reads}"
         self.reporter.note(f"step {record.step} taught nothing: {reasons} (mean reward {record.reward:.2f})")
         if self.totals.silent < PATIENCE:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from selfdistill.context import siblings
-from selfdistill.methods.base import Credit, Verdict, distilled
+from selfdistill.methods.base import Credit, Verdict, advantages, distilled
 from selfdistill.methods.told import Told
 from selfdistill.models.teacher import Live, TeacherRule
 from selfdistill.options import option
@@ -46,9 +46,9 @@ class AntiSD(Told):
         )
 
     def verdict(self, group: RolloutGroup, index: int) -> Verdict:
-        """As told; in a group that agrees the push is all there is."""
-        verdict, found = Told.verdict(self, group, index), self.told(group, index)
-        return found if verdict is Drop.FLAT_GROUP and isinstance(found, Credit) else verdict
+        """As told; in a zero-advantage group the push is all there is, beside the reference divergence."""
+        found, flat = self.told(group, index), advantages(group)[index] is None
+        return found if flat and isinstance(found, Credit) else Told.verdict(self, group, index)
 
     def told(self, group: RolloutGroup, index: int) -> Verdict:
         """A solution, and what became of this attempt."""

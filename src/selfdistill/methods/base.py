@@ -13,7 +13,7 @@ from typing import Any, ClassVar, TypeAlias
 
 from selfdistill.models.teacher import TeacherRule
 from selfdistill.options import check_ranges, option
-from selfdistill.signal import Reduction, Signal
+from selfdistill.signal import Reduction, Signal, equal_rewards, group_advantages
 from selfdistill.stages import Attempts, Stage
 from selfdistill.types import ANSWER, Context, Drop, Message, RolloutGroup
 
@@ -116,3 +116,16 @@ def distilled(found: Context | Drop, **scales: Any) -> Verdict:
 def judged(group: RolloutGroup) -> list[float]:
     """The rewards of the group's first answers, without those that nobody could judge."""
     return [rollout.outcome.reward for _, rollout in group.at(ANSWER) if rollout.outcome is not None]
+
+
+def advantages(group: RolloutGroup, *, divide_by_std: bool = False, stage: str = ANSWER) -> list[float | None]:
+    """One number per rollout of the group, among those of one stage that were judged; None for all others, and for
+    all in a zero-advantage group, whose rewards are equal up to rounding."""
+    places = group.at(stage)
+    rewards = [rollout.outcome.reward for _, rollout in places if rollout.outcome is not None]
+    if equal_rewards(rewards):
+        return [None] * len(group.rollouts)
+    found = dict(
+        zip((place for place, _ in places), group_advantages(rewards, divide_by_std=divide_by_std), strict=True)
+    )
+    return [found.get(place) for place in range(len(group.rollouts))]

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from selfdistill.methods.base import Credit, Verdict
-from selfdistill.methods.grpo import GRPO, advantages
+from selfdistill.methods.base import Credit, Verdict, advantages, credits_of
+from selfdistill.methods.grpo import GRPO
 from selfdistill.options import changed, option
 from selfdistill.stages import Attempts, ReflectedAttempts, Reflections, Stage
 from selfdistill.types import Drop, RolloutGroup
@@ -46,7 +46,7 @@ class ERL(GRPO):
         """The reward beyond that of others of the stage; where the bare question is to be answered so, that too."""
         rollout, judged = group.rollouts[index], _with_reflections(group)
         among = advantages(judged, divide_by_std=self.divide_by_deviation, stage=rollout.stage)[index]
-        found = [] if among is None else [Credit(advantage=among, reference=self.reference_kl)]
+        found = list(credits_of(self.rewarded(among)))
         if rollout.stage == ReflectedAttempts.name and rollout.outcome and rollout.outcome.reward >= self.success:
             found.append(Credit(question=group.task.messages, advantage=self.internalise * rollout.outcome.reward))
         return tuple(found) or Drop.FLAT_GROUP

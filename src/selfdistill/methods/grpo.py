@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from selfdistill.methods.base import Credit, Method, Verdict
+from selfdistill.methods.base import Credit, Method, Verdict, advantages
 from selfdistill.options import changed, option
-from selfdistill.signal import PolicyGradient, RatioCaps, Signal, equal_rewards, group_advantages
-from selfdistill.types import ANSWER, Drop, RolloutGroup
+from selfdistill.signal import PolicyGradient, RatioCaps, Signal
+from selfdistill.types import Drop, RolloutGroup
 
 
 @dataclass(frozen=True, slots=True)
 class GRPO(Method):
     """Group Relative Policy Optimization, the baseline: learns from the score alone.
+
+    The divergence from the weights at the start (`reference_kl`) is exact over the vocabulary and applies to every
+    judged answer: a zero-advantage group trains on it alone, and is dropped only where there is none.
 
     On-policy by default; with `tasks_per_update` > 0 the later updates of a batch are off-policy, and the clips and
     the importance weight act. Advantages are not divided by their deviation, the upper clip is the higher one, and
@@ -42,19 +45,12 @@ class GRPO(Method):
         return Signal(ratio=RatioCaps(sampler=self.ratio_cap), policy=policy, temperature=temperature)
 
     def verdict(self, group: RolloutGroup, index: int) -> Verdict:
-        """The reward minus the mean of the judged siblings; a zero-advantage group says nothing."""
-        advantage = advantages(group, divide_by_std=self.divide_by_deviation)[index]
-        return Credit(advantage=advantage, reference=self.reference_kl) if advantage is not None else Drop.FLAT_GROUP
+        """The reward minus the mean of the judged siblings."""
+        return self.rewarded(advantages(group, divide_by_std=self.divide_by_deviation)[index])
 
-
-def advantages(group: RolloutGroup, *, divide_by_std: bool = False, stage: str = ANSWER) -> list[float | None]:
-    """One number per rollout of the group, among those of one stage that were judged; None for all others, and for
-    all in a zero-advantage group, whose rewards are equal up to rounding."""
-    places = group.at(stage)
-    rewards = [rollout.outcome.reward for _, rollout in places if rollout.outcome is not None]
-    if equal_rewards(rewards):
-        return [None] * len(group.rollouts)
-    found = dict(
-        zip((place for place, _ in places), group_advantages(rewards, divide_by_std=divide_by_std), strict=True)
-    )
-    return [found.get(place) for place in range(len(group.rollouts))]
+    def rewarded(self, advantage: float | None, credit: Credit | None = None) -> Verdict:
+        """The credit with this advantage and the reference divergence. In a zero-advantage group (None) the latter is
+        all there is, and without it the rollout is dropped."""
+        if advantage is None:
+            return Credit(reference=self.reference_kl) if self.reference_kl else Drop.FLAT_GROUP
+        return replace(credit or Credit(), advantage=advantage, reference=self.reference_kl)

@@ -6,8 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from selfdistill.context import Demonstration, Document, Instruction
-from selfdistill.methods.base import Credit, Method, Verdict
-from selfdistill.methods.grpo import advantages
+from selfdistill.methods.base import Credit, Method, Verdict, advantages
 from selfdistill.models.teacher import Live, TeacherRule
 from selfdistill.options import option
 from selfdistill.signal import ForwardKL, RatioCaps, ReverseKL, Signal

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from selfdistill.methods.base import Credit, Verdict
-from selfdistill.methods.grpo import GRPO, advantages
+from selfdistill.methods.base import Credit, Verdict, credits_of
+from selfdistill.methods.grpo import GRPO
 from selfdistill.options import option
 from selfdistill.types import Drop, Message, RolloutGroup
 
@@ -30,10 +30,7 @@ class RLTFFM(GRPO):
 
     def verdict(self, group: RolloutGroup, index: int) -> Verdict:
         """The reward beyond that of the siblings, and the feedback."""
-        rollout, found = group.rollouts[index], list[Credit]()
-        advantage = advantages(group, divide_by_std=self.divide_by_deviation)[index]
-        if advantage is not None:
-            found.append(Credit(advantage=advantage, reference=self.reference_kl))
+        rollout, found = group.rollouts[index], list(credits_of(GRPO.verdict(self, group, index)))
         feedback = rollout.outcome.feedback if rollout.outcome is not None else ""
         if feedback.strip() and self.foresee:
             asked = (*group.task.messages, Message("assistant", rollout.completion.text), CRITIQUE)

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any, ClassVar
 
-from selfdistill.methods.base import Credit, Verdict, judged
-from selfdistill.methods.grpo import GRPO, advantages
+from selfdistill.methods.base import Credit, Verdict, advantages, credits_of, judged
+from selfdistill.methods.grpo import GRPO
 from selfdistill.options import option
 from selfdistill.signal import Allocation, Signal, equal_rewards
 from selfdistill.stages import Attempts, SecondAttempts, Stage
@@ -44,10 +44,9 @@ class RLTFSD(GRPO):
 
     def verdict(self, group: RolloutGroup, index: int) -> Verdict:
         """The reward beyond that of the others of the stage; a second attempt is also measured by the first ones."""
-        rollout, found = group.rollouts[index], list[Credit]()
+        rollout = group.rollouts[index]
         among = advantages(group, divide_by_std=self.divide_by_deviation, stage=rollout.stage)[index]
-        if among is not None:
-            found.append(Credit(advantage=among, reference=self.reference_kl))
+        found = list(credits_of(self.rewarded(among)))
         if rollout.stage == SecondAttempts.name and rollout.outcome is not None:
             reward, first = rollout.outcome.reward, fmean(judged(group))
             if self.distil and not equal_rewards((reward, first)):

@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from selfdistill.context import ContextRule, SolutionOrFeedback
-from selfdistill.methods.base import Credit, Method, Verdict, distilled
-from selfdistill.methods.grpo import advantages
+from selfdistill.methods.base import Credit, Method, Verdict, advantages, distilled
 from selfdistill.models.teacher import Frozen, TeacherRule
 from selfdistill.options import option
 from selfdistill.signal import JensenShannon, Relative, Signal

@@ -21,8 +21,8 @@ class SDPG(Told):
 
     The teacher is the student's weights of now, reading the demonstration of the task (in the paper its answer), else a
     sibling's solution. Its strength rises to `peak` over 50 generation batches and is gone after 350 more. Needs a
-    reward. Against the paper the divergence from the weights at the start is exact instead of (log w)²/2 on the sampled
-    token, and a group that agrees takes no part in it.
+    reward. Against the paper the divergence from the weights at the start, which every judged answer has, is exact
+    instead of (log w)²/2 on the sampled token.
     """
 
     settings: ClassVar[Mapping[str, Any]] = {

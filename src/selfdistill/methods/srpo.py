@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from selfdistill.context import SolutionOrFeedback
-from selfdistill.methods.base import Verdict, distilled
-from selfdistill.methods.grpo import GRPO, advantages
+from selfdistill.methods.base import Verdict, advantages, distilled
+from selfdistill.methods.grpo import GRPO
 from selfdistill.models.teacher import Ema, TeacherRule
 from selfdistill.options import option
 from selfdistill.signal import Allocation, JensenShannon, RatioCaps, Signal, TopK
-from selfdistill.types import Context, RolloutGroup
+from selfdistill.types import Context, Drop, RolloutGroup
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,8 +21,8 @@ class SRPO(GRPO):
 
     A failure is distilled from a sibling's solution, tokens weighed by how sure the teacher is: exp(−β H), over the
     mean of the batch. Needs a reward that is sometimes high: a failure without any solved sibling falls back on its
-    advantage, and a group that agrees says nothing. Both kinds of answers share one mean, and advantages are not
-    divided by their deviation.
+    advantage, and a zero-advantage group has at most the reference divergence. Both kinds of answers share one mean,
+    and advantages are not divided by their deviation.
     """
 
     settings: ClassVar[Mapping[str, Any]] = {
@@ -52,6 +52,7 @@ class SRPO(GRPO):
         outcome, advantage = group.rollouts[index].outcome, advantages(group)[index]
         failed = outcome is not None and outcome.reward < self.success
         found = SolutionOrFeedback(self.success, feedback=False).context(group, index)
-        if failed and (isinstance(found, Context) or advantage is None):
+        if failed and isinstance(found, Context):
             return distilled(found, reference=self.reference_kl)
-        return GRPO.verdict(self, group, index)
+        verdict = self.rewarded(advantage)
+        return found if failed and isinstance(found, Drop) and isinstance(verdict, Drop) else verdict

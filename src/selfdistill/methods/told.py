@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from selfdistill.context import Demonstration, SolutionOrFeedback
-from selfdistill.methods.base import Credit, Verdict, distilled
-from selfdistill.methods.grpo import GRPO, advantages
+from selfdistill.methods.base import Credit, Verdict, advantages, distilled
+from selfdistill.methods.grpo import GRPO
 from selfdistill.options import changed
 from selfdistill.types import Drop, RolloutGroup
 
@@ -24,13 +24,10 @@ class Told(GRPO):
     divide_by_deviation: bool = changed(GRPO, "divide_by_deviation", True)
 
     def verdict(self, group: RolloutGroup, index: int) -> Verdict:
-        """Advantage and context, or the advantage alone; nothing where all rewards of the group are equal."""
-        advantage = advantages(group, divide_by_std=self.divide_by_deviation)[index]
-        if advantage is None:
-            return Drop.FLAT_GROUP
+        """Advantage and context, or the advantage alone; in a zero-advantage group at most the reference divergence."""
         found = self.told(group, index)
-        credit = found if isinstance(found, Credit) else Credit()
-        return replace(credit, advantage=advantage, reference=self.reference_kl)
+        advantage = advantages(group, divide_by_std=self.divide_by_deviation)[index]
+        return self.rewarded(advantage, found if isinstance(found, Credit) else None)
 
     @abstractmethod
     def told(self, group: RolloutGroup, index: int) -> Verdict:

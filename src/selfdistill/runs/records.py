@@ -28,7 +28,8 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class StepRecord:
-    """One optimiser step. `generations`, `tokens` and `wall_s` (seconds) are totals since the start of the run.
+    """One step: a generation batch, and all updates (optimiser steps) made from it. `generations`, `tokens` and
+    `wall_s` (seconds) are totals since the start of the run.
 
     `reward` and `accuracy` are means over the step's judged rollouts (accuracy: the share that counts as solved),
     `evidence` the mean |log q − log p| in nats of the sampled tokens that were distilled, `dropped` counts rollouts by
@@ -54,6 +55,11 @@ class StepRecord:
     extra: Mapping[str, float] = field(default_factory=dict)
     event: Literal["step"] = "step"
     __pydantic_config__: ClassVar[ConfigDict] = JSON
+
+    @property
+    def informative(self) -> int:
+        """Samples that carried an advantage or a teacher, and not the reference divergence alone."""
+        return self.samples - int(self.extra.get("reference_only", 0))
 
 
 @dataclass(frozen=True, slots=True)
