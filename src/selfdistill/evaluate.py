@@ -12,7 +12,7 @@ from selfdistill.render import Renderer
 from selfdistill.runs.stats import Estimate, share
 from selfdistill.stages import Attempts, Given, Stage, Wanted
 from selfdistill.types import Completion, Drop, Rollout, RolloutGroup, Task, TokenIds
-from selfdistill.worlds.base import Fault, World, judge_all
+from selfdistill.worlds.base import Fault, World, judge_all, why_unusable
 
 SOLVED = 0.5  # reward from which an answer counts as right
 
@@ -94,7 +94,7 @@ class _Asking:
         prompts: Sequence[TokenIds] | None,
     ) -> tuple[list[Rollout], dict[str, str]]:
         """One rollout for each want, and what is said of those that could not be judged, by uid."""
-        blank = self._blank(stage, groups, wanted, prompts)
+        blank, faults = self._blank(stage, groups, wanted, prompts)
         asked = [place for place, rollout in enumerate(blank) if rollout.outcome is None and rollout.drop is None]
         done = sample(
             self.policy,
@@ -108,7 +108,6 @@ class _Asking:
             blank[place] = replace(blank[place], completion=completion)
         judged = [place for place in asked if getattr(wanted[place][1], "judged", True)]
         verdicts = judge_all(self.world, [(blank[place].task, blank[place].completion) for place in judged])
-        faults = {}
         for place, verdict in zip(judged, verdicts, strict=True):
             if isinstance(verdict, Fault):
                 blank[place] = replace(blank[place], drop=verdict.drop)
@@ -123,9 +122,11 @@ class _Asking:
         groups: Sequence[RolloutGroup],
         wanted: Sequence[tuple[int, Wanted]],
         prompts: Sequence[TokenIds] | None,
-    ) -> list[Rollout]:
-        """The rollouts before anything is sampled: given ones are whole, those whose prompt does not fit dropped."""
-        numbers = [len(group.rollouts) for group in groups]
+    ) -> tuple[list[Rollout], dict[str, str]]:
+        """The rollouts before anything is sampled: given ones are whole; those whose prompt does not fit are dropped,
+        and those that no answer can satisfy, with the reason by uid."""
+        numbers, faults = [len(group.rollouts) for group in groups], dict[str, str]()
+        unusable = {place: why_unusable(self.world, groups[place].task) for place in {place for place, _ in wanted}}
         rendered = cache(self.renderer.prompt)  # siblings are asked the same
         blank = []
         for place, want in wanted:
@@ -139,9 +140,11 @@ class _Asking:
                 continue
             prompt = prompts[place] if prompts is not None else rendered(want.messages)
             drop = Drop.CONTEXT_TOO_LONG if len(prompt) >= self.renderer.context_length else None
+            if unusable[place]:
+                drop, faults[done.uid] = Drop.BAD_ROW, unusable[place]
             asked = want.messages if want.messages != group.task.messages else ()
             blank.append(Rollout(group.task, prompt, done, None, drop, stage, asked, want.of))
-        return blank
+        return blank, faults
 
 
 def accuracy(groups: Sequence[RolloutGroup]) -> Accuracy:

@@ -8,11 +8,14 @@ from pathlib import Path
 import pytest
 
 from selfdistill.errors import ConfigError, DataError
-from selfdistill.loops.tasks import askable, draw_tasks, question_rows, training_tasks, wanted_answers
+from selfdistill.loops.tasks import askable, draw_tasks, judgeable, question_rows, training_tasks, wanted_answers
 from selfdistill.render import Renderer
 from selfdistill.stages import Attempts, Demonstrated, SecondAttempts
 from selfdistill.types import Message, Outcome, Task
 from selfdistill.worlds.base import FunctionWorld
+from selfdistill.worlds.code import CodeWorld
+from selfdistill.worlds.rows import row_to_task
+from selfdistill.worlds.verbs.world import VerbsWorld
 from tiny_models import tiny_tokenizer
 
 TASKS = [Task(str(number), (Message("user", "?" * (number + 1)),)) for number in range(5)]
@@ -136,3 +139,24 @@ def test_one_token_of_the_context_is_left_for_the_answer(heard) -> None:
     with pytest.raises(DataError, match=f"longer than {size - 1} tokens"):
         askable(TASKS[:1], Renderer(tokenizer, size, 1000), 1000, heard)
     assert askable(TASKS[:1], Renderer(tokenizer, size + 1, 1000), 1000, heard) == TASKS[:1]
+
+
+BROKEN = {"task_id": 2, "text": "Add.", "test_list": ["assert add(1, 2 == 3"]}
+
+
+def test_tasks_that_no_answer_satisfies_are_left_out_of_what_is_measured(heard) -> None:
+    fine = row_to_task({"task_id": 1, "text": "Add.", "test_list": ["assert add(1, 2) == 3"]})
+    broken = row_to_task(BROKEN, compiled=False)
+    assert judgeable([fine, broken], CodeWorld(), heard) == [fine]
+    (note,) = heard.notes
+    assert "1 of 2 tasks are left out" in note
+    assert "public[0]: expected Python that compiles" in note
+    assert judgeable([broken], CodeWorld(), heard, least=0) == []
+    with pytest.raises(DataError, match=r"task '2': public\[0\]"):
+        judgeable([broken], CodeWorld(), heard)
+
+
+def test_questions_that_a_world_of_programs_cannot_judge_are_refused(tmp_path: Path) -> None:
+    file = write(tmp_path / "rows.jsonl", {"prompt": "7 + 5?", "answer": 12})
+    with pytest.raises(DataError, match=r"rows.jsonl: task 'rows-1' has an unknown kind of tests"):
+        training_tasks(VerbsWorld(), str(file))

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from selfdistill.config import Named
 from selfdistill.errors import ConfigError, DataError, RunError, SignalError, WorldError
 from selfdistill.loops import learning
 from selfdistill.loops.train import PATIENCE, train
@@ -305,3 +306,31 @@ def test_under_lora_the_checkpoint_is_an_adapter_and_the_base_is_not_touched(con
 def test_warm_up_rises_linearly_and_then_stays(config_of) -> None:
     run = read_run(train(config_of(optimiser={"lr": 1e-3, "warmup_steps": 2}, steps=3), Quiet()))
     assert [record.lr for record in run.steps] == pytest.approx([5e-4, 1e-3, 1e-3])
+
+
+def test_rows_of_long_files_whose_tests_cannot_run_are_dropped_when_they_are_drawn(
+    config_of, tmp_path, monkeypatch
+) -> None:
+    """One row of two; the other is drawn, sampled and judged as it would be without it, also after a resume."""
+    rows = [
+        {"task_id": "good", "text": "Add.", "test_list": ["assert add(1, 2) == 3"]},
+        {"task_id": "bad", "text": "Add.", "test_list": ["import numpy"]},
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    base = config_of(tasks_per_step=2, checkpoint_every=1)
+    base = replace(base, world=Named("code"), data=str(tmp_path / "rows.jsonl"), steps=2)
+    with pytest.raises(DataError, match=r"rows.jsonl:2: MBPP row: field 'test_list\[0\]'[\s\S]*numpy"):
+        train(base, Quiet())
+    assert not (tmp_path / "run").exists()
+    monkeypatch.setattr("selfdistill.worlds.rows.CHECKED_ROWS", 1)
+    run = read_run(train(base, Quiet()))
+    assert [step.dropped["bad_row"] for step in run.steps] == [4, 4]
+    lost = [rollout for rollout in run.rollouts() if rollout.task == "bad"]
+    assert {(rollout.drop, rollout.completion, rollout.reward) for rollout in lost} == {("bad_row", "", None)}
+    assert all("public[0]" in rollout.fault and "numpy" in rollout.fault for rollout in lost)
+    assert all(rollout.reward is not None for rollout in run.rollouts() if rollout.task == "good")
+    assert [record.tasks for record in run.evals_of("train")] == [1, 1]
+    half = train(replace(base, steps=1, out=str(tmp_path / "half")), Quiet())
+    train(replace(base, out=str(half)), Quiet(), resume=True)
+    texts = [[(r.uid, r.completion) for r in read_run(path).rollouts()] for path in (tmp_path / "run", half)]
+    assert texts[0] == texts[1]

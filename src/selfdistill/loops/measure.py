@@ -10,6 +10,7 @@ from selfdistill.config import RunConfig, resolved
 from selfdistill.evaluate import Batch, accuracy, roll_out
 from selfdistill.loops.recording import Totals, check_world, rollout_record
 from selfdistill.loops.session import Asking, Session, open_asking
+from selfdistill.loops.tasks import judgeable
 from selfdistill.models.sampler import SamplingOptions
 from selfdistill.runs import EvalRecord, RunDir, Split
 from selfdistill.runs.environment import describe_environment
@@ -65,6 +66,7 @@ def measure_splits(asking: Asking, totals: Totals, reporter: Reporter, splits: S
             batch = _teacher(asking, asking.tasks[: options.tasks], reporter) if asking.method.teacher else None
         else:
             tasks = asking.tasks[: options.tasks] if split == "train" else asking.held_out.get(split, [])
+            tasks = judgeable(tasks, asking.world, reporter, least=0)
             batch = _student(asking, tasks, split, reporter) if tasks else None
         if batch is not None:
             found = accuracy(batch.groups)

@@ -134,6 +134,7 @@ def why_nothing_was_learned(dropped: Mapping[str, int], method: Method) -> dict[
             "the prompt of the teacher or the student does not fit",
             "raise context.max_teacher_tokens, shorten the prompts, or take a model with a longer context",
         ),
+        Drop.BAD_ROW: ("no answer to these rows can be judged", "see `selfdistill check --data FILE`"),
         Drop.EMPTY_COMPLETION: (
             "the model ended its turn without a token", "check the model's chat template, or take another model"
         ),

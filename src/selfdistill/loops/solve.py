@@ -26,7 +26,7 @@ from selfdistill.loops.session import Asking, Session, open_asking, open_session
 from selfdistill.loops.solve_config import SolveConfig, config_from, is_file, solve_settings
 from selfdistill.loops.stopping import StopSign
 from selfdistill.loops.strategies.base import learner_of
-from selfdistill.loops.tasks import askable, training_tasks
+from selfdistill.loops.tasks import askable, judgeable, training_tasks
 from selfdistill.plugins import short_name
 from selfdistill.runs import allowed_changes, fresh_path
 from selfdistill.runs.progress import Interrupted, Reporter
@@ -124,7 +124,7 @@ def _start(asking: Asking) -> dict[str, Tensor]:
 def _chosen(config: SolveConfig, asking: Asking, reporter: Reporter) -> list[Task]:
     """The tasks that were asked for; all of the run where none was. Raises `DataError` for an unknown id."""
     if not config.tasks:
-        return asking.tasks
+        return judgeable(asking.tasks, asking.world, reporter)
     every = {task.id: task for task in training_tasks(asking.world, config.run.data)}
     chosen: list[Task] = []
     for name in config.tasks:
@@ -137,4 +137,5 @@ def _chosen(config: SolveConfig, asking: Asking, reporter: Reporter) -> list[Tas
     twice = sorted({name for name in ids if ids.count(name) > 1})
     if twice:
         raise DataError("two tasks have the same id", got=", ".join(twice), do="give each its own, in all files")
+    chosen = judgeable(chosen, asking.world, reporter)
     return askable(chosen, asking.renderer, config.run.context.max_prompt_tokens, reporter)

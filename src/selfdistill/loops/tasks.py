@@ -13,10 +13,10 @@ from selfdistill.render import Renderer
 from selfdistill.runs.progress import Reporter
 from selfdistill.stages import Given, Stage
 from selfdistill.types import RolloutGroup, Task
-from selfdistill.worlds.base import World, tasks_of
+from selfdistill.worlds.base import World, tasks_of, why_unusable
 from selfdistill.worlds.code import CodeWorld
 from selfdistill.worlds.row import Row, load_rows
-from selfdistill.worlds.rows import load_tasks
+from selfdistill.worlds.rows import CHECKED_ROWS, load_tasks
 
 
 class NoneFits(DataError):
@@ -25,8 +25,14 @@ class NoneFits(DataError):
 
 def training_tasks(world: World, data: str) -> list[Task]:
     """The tasks of a data file, else the world's own. Raises `DataError`, `ConfigError` when there are none."""
+    if data and isinstance(world, CodeWorld):
+        return load_tasks(Path(data), modules=world.sandbox.modules)
     if data:
-        return load_tasks(Path(data)) if isinstance(world, CodeWorld) else question_rows(Path(data))
+        tasks = question_rows(Path(data))
+        why = next(filter(None, (why_unusable(world, task) for task in tasks[:CHECKED_ROWS])), "")
+        if why:
+            raise _not_judgeable(f"{data}: {why}")
+        return tasks
     tasks = tasks_of(world, "train")
     if not tasks:
         raise ConfigError(
@@ -71,6 +77,22 @@ def askable(tasks: Sequence[Task], renderer: Renderer, longest: int, reporter: R
     if len(fitting) < len(tasks):
         reporter.note(f"{len(tasks) - len(fitting)} of {len(tasks)} tasks are skipped: longer than {limit} tokens")
     return fitting
+
+
+def judgeable(tasks: Sequence[Task], world: World, reporter: Reporter, *, least: int = 1) -> list[Task]:
+    """The tasks whose answers the world can judge; says how many it cannot. Raises `DataError` when fewer than `least`
+    are left."""
+    reasons = [(task, why_unusable(world, task)) for task in tasks]
+    usable, faults = [task for task, why in reasons if not why], [why for _, why in reasons if why]
+    if faults and len(usable) < least:
+        raise _not_judgeable(faults[0])
+    if faults:
+        reporter.note(f"{len(faults)} of {len(tasks)} tasks are left out, no answer to them can be judged: {faults[0]}")
+    return usable
+
+
+def _not_judgeable(why: str) -> DataError:
+    return DataError("no answer to a task can be judged", got=why, do="correct the row, or leave it out")
 
 
 def draw_tasks(tasks: Sequence[Task], count: int, step: int, seed: int) -> list[Task]:

@@ -20,6 +20,7 @@ from selfdistill.context import Demonstration, Document, SolutionOrFeedback, Use
 from selfdistill.evaluate import SOLVED, Batch, accuracy, roll_out, solved
 from selfdistill.loops.recording import check_world, rollout_record
 from selfdistill.loops.session import Asking, open_asking
+from selfdistill.loops.tasks import judgeable
 from selfdistill.loops.unrelated import SHUFFLED
 from selfdistill.runs import Estimate, EvalRecord, RolloutRecord, RunDir
 from selfdistill.runs.environment import describe_environment
@@ -145,7 +146,7 @@ def measure_uplift(config: RunConfig, reporter: Reporter) -> Uplift:
 
 def _measured(bench: _Bench) -> Uplift:
     asking, config = bench.asking, bench.asking.config
-    tasks = asking.tasks[: config.evaluation.tasks]
+    tasks = judgeable(asking.tasks[: config.evaluation.tasks], asking.world, bench.reporter)
     groups = bench.attempts(tasks)
     questions = [(task, asking.renderer.prompt(task.messages), None) for task in tasks]
     bare = bench.ask("bare", questions, config.evaluation.rollouts)

@@ -10,6 +10,7 @@ An object with `name` and `judge` is one too. It may also have
     tasks(split) -> list[Task]             "train", "holdout" (never trained on), "retained" (known before),
                                            "rehearsal" (what may be rehearsed, so as not to forget it)
     for_evaluation() -> World              the same world, judging by what training never shows
+    unusable(task) -> str                  why no answer to a task can be judged, or ""; it is then not sampled from
     isolation: str                         how untrusted programs are shut in
     time_limit_s: float                    seconds that one call of `judge` may take, instead of 30
 """
@@ -104,6 +105,17 @@ def tasks_of(world: World, split: str) -> list[Task]:
     if times > 1:
         raise WorldError(f"the world {world.name!r} has two tasks with one id", got=name, do="give each its own")
     return tasks
+
+
+def why_unusable(world: World, task: Task) -> str:
+    """Why no answer to this task can be judged, as far as the world can tell; empty where one can."""
+    tell = getattr(world, "unusable", None)
+    if tell is None:
+        return ""
+    try:
+        return str(tell(task) or "")
+    except (Exception, SystemExit):  # noqa: BLE001 (code of the user's; the traceback is kept)
+        return traceback.format_exc()
 
 
 def judge_all(world: World, pairs: Sequence[Pair], *, time_limit_s: float | None = None) -> list[Judged]:

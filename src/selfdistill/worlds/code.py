@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 from selfdistill.errors import ConfigError
 from selfdistill.options import option
 from selfdistill.types import Completion, Outcome, Task
-from selfdistill.worlds.judge import JudgeOptions, Split, judge_many
+from selfdistill.worlds.judge import MODES, JudgeOptions, Split, judge_many
 from selfdistill.worlds.sandbox.lockdown import isolation_warning
 from selfdistill.worlds.sandbox.pool import Sandbox, shared_sandbox
 from selfdistill.worlds.sandbox.program import Limits
+from selfdistill.worlds.syntax import spec_fault
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,17 @@ class CodeWorld:
     def for_evaluation(self) -> CodeWorld:
         """The same world deciding by the private tests, which training never shows."""
         return self.with_split("private")
+
+    def unusable(self, task: Task) -> str:
+        """Why no program can pass: tests of an unknown kind, none at all, or code that does not run in the sandbox."""
+        if task.spec.get("kind") not in MODES:
+            return f"task {task.id!r} has an unknown kind of tests: {task.spec.get('kind')!r:.80}"
+        if not task.spec.get("public") and not task.spec.get("private"):
+            return f"task {task.id!r} has no tests"
+        fault = spec_fault(task.spec, self.sandbox.modules)
+        if fault is None:
+            return ""
+        return f"task {task.id!r}: {fault.part}[{fault.index}]: expected {fault.expected}, got {fault.got}; {fault.why}"
 
     def judge(self, task: Task, completion: Completion) -> Outcome:
         """One answer; see `judge_many`."""

@@ -64,7 +64,7 @@ class Sandbox:
             )  # fmt: skip
         if warning:
             warnings.warn(warning, RuntimeWarning, stacklevel=2)
-        self._modules = tuple(modules)
+        self.modules = tuple(modules)
         self._lock = threading.Lock()
         self._threads: ThreadPoolExecutor | None = None
         self._all: list[_Worker] = []
@@ -119,7 +119,7 @@ class Sandbox:
         with self._lock:
             if self._threads is None:
                 self._threads = ThreadPoolExecutor(self.workers, thread_name_prefix="sandbox")
-                self._all = [_Worker(self.level, self._modules) for _ in range(self.workers)]
+                self._all = [_Worker(self.level, self.modules) for _ in range(self.workers)]
                 self._idle = queue.SimpleQueue()
                 for worker in self._all:
                     self._idle.put(worker)

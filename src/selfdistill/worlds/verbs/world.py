@@ -63,6 +63,10 @@ class VerbsWorld:
         """How programs are shut in."""
         return self.code.isolation
 
+    def unusable(self, task: Task) -> str:
+        """Why no program can pass the tests of a task that came with a file."""
+        return self.code.unusable(task)
+
     def judge(self, task: Task, completion: Completion) -> Outcome:
         """One answer; see `judge_many`."""
         return self.judge_many([(task, completion)])[0]
