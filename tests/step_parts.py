@@ -57,7 +57,7 @@ def batch_of(policy: Policy, teacher: Teacher, samples: Sequence[TrainingSample]
 
 def seen_ahead(policy: Policy, samples: Sequence[TrainingSample]) -> dict[str, Tensor]:
     """log π(y) by uid under the weights as they are."""
-    ahead = look_ahead(policy, [Signal()], samples, [], None, step=0, memory={}, tokens=10_000)
+    ahead = look_ahead(policy, [Signal()], samples, [], step=0, memory={}, tokens=10_000)
     return dict(ahead.logprobs)
 
 

@@ -108,7 +108,7 @@ def test_looking_ahead_holds_the_states_of_one_budget_at_a_time_and_keeps_siblin
         return read(pairs, tokens)
 
     monkeypatch.setattr(policy, "answer_hidden", watched)
-    found = look_ahead(policy, [Signal()], samples, [], None, step=0, memory={}, tokens=24).logprobs
+    found = look_ahead(policy, [Signal()], samples, [], step=0, memory={}, tokens=24).logprobs
     assert asked == [[PROMPTS[0]] * 3 + [PROMPTS[1]] * 3, [PROMPTS[2]] * 3]
     assert found.keys() == whole.keys()
     for uid, row in found.items():
@@ -126,7 +126,7 @@ def test_tokens_outside_the_spans_weigh_nothing_in_any_term(tiny_policy, signal:
     reference = read_reference(policy, teacher, [sample], 10_000)
     batch = batch_of(policy, teacher, [sample], reference=reference)
     if signal.needs_table:
-        ahead = look_ahead(policy, [signal], [sample], batch.teacher, reference, step=0, memory={}, tokens=10_000)
+        ahead = look_ahead(policy, [signal], [sample], batch.teacher, step=0, memory={}, tokens=10_000)
         batch = replace(batch, weights=ahead.weights)
     report, found = update(policy, batch, signal)
     p, ref = (probabilities(model, PROMPTS[1], ANSWERS[1]) for model in (policy.base, start))

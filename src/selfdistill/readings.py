@@ -21,20 +21,15 @@ from selfdistill.models.policy import Policy
 from selfdistill.models.teacher import Source, Teacher, View
 from selfdistill.signal import (
     Head,
-    KeptTopK,
     Memory,
-    Product,
     Signal,
     TeacherView,
     TokenStats,
     TokenTable,
     TokenWeights,
-    TopK,
-    cheaper_as_top_k,
     fused_signal,
     weigh,
 )
-from selfdistill.signal.kept import keep
 from selfdistill.types import TokenIds, TrainingSample
 
 Pairs = Mapping[str, tuple[TokenIds, TokenIds]]
@@ -44,39 +39,22 @@ STUDENT = View(1.0, "student")
 @dataclass(frozen=True, slots=True)
 class Reading:
     """What one set of weights makes of one prompt of each sample: hidden_TD by uid, its head, its share of the teacher,
-    and whether it speaks against the answer. `kept` are the likeliest tokens by uid where they replace the states."""
+    and whether it speaks against the answer."""
 
     hidden: Mapping[str, Tensor]
     head: Head
     weight: float = 1.0
     against: bool = False
-    kept: Mapping[str, KeptTopK] = field(default_factory=dict)
-
-    def covers(self, uid: str) -> bool:
-        """Whether this sample was read."""
-        return uid in self.hidden or uid in self.kept
 
     def view(self, samples: Sequence[TrainingSample], like_ND: Tensor, *, whole: bool = False) -> TeacherView:
         """The states of these samples one after the other; one that was not read is absent, and gets zeros. `whole`:
         those that are absent weigh nothing anyway, and it need not be said."""
-        if self.kept:
-            kept = KeptTopK.joined([self.kept.get(s.uid) or self._nothing(len(s.completion_ids)) for s in samples])
-            return TeacherView(like_ND.new_empty(len(kept.tail_N), 0), self.head, self.weight, self.against, kept=kept)
         size = self.head.weight_VD.shape[1]
         rows = [self.hidden.get(s.uid, like_ND.new_zeros(len(s.completion_ids), size)) for s in samples]
         present = None
         if not whole and not all(s.uid in self.hidden for s in samples):
             present = spread(samples, [s.uid in self.hidden for s in samples], like_ND)
         return TeacherView(torch.cat(rows), self.head, self.weight, self.against, present)
-
-    def _nothing(self, size: int) -> KeptTopK:
-        """What stands where a sample was not read; it weighs nothing."""
-        like = next(iter(self.kept.values()))
-        k = like.k
-        return KeptTopK(
-            like.ids_NK[:1].expand(size, k), like.logprobs_NK[:1].expand(size, k), like.tail_N[:1].expand(size),
-            like.temperature,
-        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +75,7 @@ def views_of(readings: Sequence[Reading], samples: Sequence[TrainingSample], lik
     Where some lack a context the signal makes the shares position by position. Where all have as many as any, nothing
     is absent and they are made here, so that it does not matter which samples are read together.
     """
-    views = [r.view(samples, like_ND) for r in readings if any(r.covers(s.uid) for s in samples)]
+    views = [r.view(samples, like_ND) for r in readings if any(s.uid in r.hidden for s in samples)]
     wanted = [view for view in views if not view.against]
     if any(view.present_N is not None for view in wanted):
         return views
@@ -105,14 +83,9 @@ def views_of(readings: Sequence[Reading], samples: Sequence[TrainingSample], lik
     return [view if view.against else replace(view, weight=view.weight / total) for view in views]
 
 
-def read_teacher(
-    policy: Policy, teacher: Teacher, samples: Sequence[TrainingSample], tokens: int, signals: Sequence[Signal] = ()
-) -> list[Reading]:
-    """Every context of every sample, with the teacher's weights, or the student's of now where a sample says so.
-
-    Kept are hidden states: exact for whatever the signals do with them. Where all `signals` compare the teacher's K
-    likeliest tokens alone, and K of them are smaller than a state, those tokens are kept instead, which is as exact.
-    """
+def read_teacher(policy: Policy, teacher: Teacher, samples: Sequence[TrainingSample], tokens: int) -> list[Reading]:
+    """Hidden states of every context of every sample, with the teacher's weights, or the student's of now where a
+    sample says so: exact for whatever the signals do with them."""
     readings: list[Reading] = []
     heads: dict[Source, Head] = {}
     for against, prompts_of in ((False, _views), (True, _against)):
@@ -121,15 +94,14 @@ def read_teacher(
                 asked = [s for s in samples if s.live == live and len(prompts_of(s)) > slot]
                 pairs = {s.uid: (prompts_of(s)[slot], s.completion_ids) for s in asked}
                 readings += [_read(policy, teacher, view, pairs, tokens, heads, against) for view in views if pairs]
-    return [_shrunk(readings[0], signals)] if len(readings) == 1 and signals else readings
+    return readings
 
 
 def read_reference(
-    policy: Policy, anchor: Teacher | None, samples: Sequence[TrainingSample], tokens: int, *, mixed: bool = False
+    policy: Policy, anchor: Teacher | None, samples: Sequence[TrainingSample], tokens: int
 ) -> Reading | None:
-    """The weights at the start, reading what the student reads; None when no sample asks for it. With `mixed` they are
-    part of the teacher, and read whatever is distilled."""
-    asked = [s for s in samples if s.reference or (mixed and s.teacher_prompts)]
+    """The weights at the start, reading what the student reads; None when no sample asks for it."""
+    asked = [s for s in samples if s.reference]
     if not asked:
         return None
     assert anchor is not None, "a method that needs the reference says so"
@@ -143,7 +115,6 @@ def look_ahead(
     signals: Sequence[Signal],
     samples: Sequence[TrainingSample],
     teacher: Sequence[Reading],
-    reference: Reading | None,
     *,
     step: int,
     memory: Memory,
@@ -164,7 +135,6 @@ def look_ahead(
             answer_tokens(batch, hidden_ND),
             TokenWeights(distil_N=told) if signal.needs_evidence else TokenWeights(),
             views=views_of(teacher, batch, hidden_ND) if signal.needs_evidence else (),
-            reference=reference.view(batch, hidden_ND, whole=True) if reference and signal.evidence.reference else None,
         ).stats
         seen |= _stats_by_uid(batch, stats)
     ahead = Ahead({uid: stats.logprobs_N for uid, stats in seen.items()}, memory=memory)
@@ -280,19 +250,6 @@ def _views(sample: TrainingSample) -> tuple[TokenIds, ...]:
 
 def _against(sample: TrainingSample) -> tuple[TokenIds, ...]:
     return sample.against_prompts
-
-
-def _shrunk(reading: Reading, signals: Sequence[Signal]) -> Reading:
-    """The same reading, by its likeliest tokens where that is exact and smaller."""
-    support, temperature = signals[0].support, signals[0].temperature
-    some = next(iter(reading.hidden.values()))
-    alone = all(s.support == support and s.evidence == Product() and not s.needs_evidence for s in signals)
-    if not (alone and isinstance(support, TopK) and support.of == "teacher"):
-        return reading
-    if not cheaper_as_top_k(support.k, some.shape[1], some.element_size()):
-        return reading
-    kept = {uid: keep(reading.head, hidden_TD, support.k, temperature) for uid, hidden_TD in reading.hidden.items()}
-    return replace(reading, hidden={}, kept=kept)
 
 
 def _read(

@@ -128,7 +128,7 @@ def _told(
 ) -> tuple[tuple[TokenIds, ...], tuple[TokenIds, ...], bool] | None:
     """The teacher's prompts for an answer of so many tokens and against it, and whether a field was cut; None where one
     of them does not fit, for a contrast or a mixture of fewer would be another one."""
-    contexts = () if credit.context is None else (credit.context, *credit.more)
+    contexts = () if credit.context is None else (credit.context,)
     wanted = (*contexts, *credit.against)
     read = [renderer.teacher_prompt(rollout.task.messages, context, answer) for context in wanted]
     told = [entry for entry in read if not isinstance(entry, Drop)]

@@ -171,9 +171,8 @@ class Toy:
             for s in method.signals(temperature)
         ]
         read = read_teacher(policy, kept, samples, MANY)
-        mixed = any(signal.evidence.reference for signal in signals)
-        reference = read_reference(policy, anchor, samples, MANY, mixed=mixed)
-        ahead = look_ahead(policy, signals, samples, read, reference, step=step, memory=memory, tokens=MANY)
+        reference = read_reference(policy, anchor, samples, MANY)
+        ahead = look_ahead(policy, signals, samples, read, step=step, memory=memory, tokens=MANY)
         lengths = [len(entry.samples[0].completion_ids) for entry in prepared if entry.samples]
         dropped = [len(entry.rollout.completion.token_ids) for entry in prepared if not entry.samples]
         over = denominators(lengths, dropped, count_dropped=method.count_dropped)

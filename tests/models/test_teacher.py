@@ -118,13 +118,10 @@ def test_trust_region_views_give_the_geometric_mixture(policy) -> None:
     torch.testing.assert_close(mixed_NV.softmax(-1), wanted_NV, atol=1e-6, rtol=1e-4)
 
 
-@pytest.mark.parametrize("keep_on", [None, "cpu"])
 @pytest.mark.parametrize("tied", [True, False])
-def test_inside_applied_the_teacher_computes_and_afterwards_the_student_is_back_to_the_bit(
-    policy_of, tied, keep_on
-) -> None:
+def test_inside_applied_the_teacher_computes_and_afterwards_the_student_is_back_to_the_bit(policy_of, tied) -> None:
     policy = policy_of(tied=tied)
-    teacher = Teacher(Frozen(), policy, keep_on=keep_on)
+    teacher = Teacher(Frozen(), policy)
     hidden_before, logits_before = hidden(policy), policy.head().logits(hidden(policy))
     move(policy, 0.1)
     after, hidden_after = weights(policy), hidden(policy)

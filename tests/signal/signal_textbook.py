@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from selfdistill.signal import (
-    Average,
     Bound,
     Clip,
     ClippedForwardKL,
@@ -20,8 +19,6 @@ from selfdistill.signal import (
     FullVocabulary,
     Head,
     JensenShannon,
-    Mixed,
-    PositiveOnly,
     Product,
     ReverseKL,
     SampledToken,
@@ -98,16 +95,13 @@ def target(
 
     w, q, _ = side(False)
     product = normalised((q**w).prod(0))
-    if isinstance(evidence, Average):
-        return (w * q).sum(0)
     if isinstance(evidence, Contrast):
         w_against, q_against, contrasted = side(True)
         ratio = product / (w_against * q_against).sum(0).where(contrasted, torch.ones(()).to(p))
         raw = (p if evidence.anchor == "student" else product) * ratio**evidence.strength
         return torch.where(contrasted, normalised(raw) if evidence.normalise else raw, product)
     assert isinstance(evidence, Product)
-    mixed = product ** (1 - evidence.student - evidence.reference) * p**evidence.student
-    return normalised(mixed if p_ref is None else mixed * p_ref.detach() ** evidence.reference)
+    return product
 
 
 def _as(like: Tensor, head: Head) -> Head:
@@ -118,8 +112,6 @@ def _as(like: Tensor, head: Head) -> Head:
 
 def value(shape: Shape, p: Tensor, q: Tensor) -> Tensor:
     """D(p, q), for autograd through p."""
-    if isinstance(shape, Mixed):
-        return (1 - shape.share) * value(shape.first, p, q) + shape.share * value(shape.second, p, q)
     if isinstance(shape, ClippedForwardKL):
         return (q * (q / p).log()).clamp(max=shape.limit).sum(-1)
     return divergence({ReverseKL: 1.0, ForwardKL: 0.0}.get(type(shape), getattr(shape, "alpha", 0.0)), p, q)
@@ -128,8 +120,6 @@ def value(shape: Shape, p: Tensor, q: Tensor) -> Tensor:
 def push(shape: Shape, p: Tensor, q: Tensor) -> Tensor:
     """h(log q/p), the column of formulas."""
     r = q / p
-    if isinstance(shape, Mixed):
-        return (1 - shape.share) * push(shape.first, p, q) + shape.share * push(shape.second, p, q)
     if isinstance(shape, JensenShannon):
         return (1 - shape.alpha) * (1 - shape.alpha + shape.alpha * r).log()
     if isinstance(shape, ClippedForwardKL):
@@ -143,7 +133,7 @@ def held(bound: Bound | None, a: Tensor) -> Tensor:
         return a.clamp(-bound.limit, bound.limit)
     if isinstance(bound, Tanh):
         return (a / bound.scale).tanh()
-    return a.relu() if isinstance(bound, PositiveOnly) else a
+    return a
 
 
 def outcomes(support: Support, p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from selfdistill.signal import (
-    Average,
     Bound,
     Clip,
     ClippedForwardKL,
@@ -27,8 +26,6 @@ from selfdistill.signal import (
     FusedResult,
     Head,
     JensenShannon,
-    Mixed,
-    PositiveOnly,
     Product,
     ReverseKL,
     SampledToken,
@@ -44,10 +41,6 @@ from selfdistill.signal import (
 
 EVIDENCE: dict[str, Evidence] = {
     "product": Product(),
-    "product-student": Product(student=0.4),
-    "product-reference": Product(reference=0.3),
-    "product-both": Product(student=0.2, reference=0.3),
-    "average": Average(),
     "contrast": Contrast(0.7),
     "contrast-teacher": Contrast(0.5, anchor="teacher"),
     "contrast-raw": Contrast(0.7, normalise=False),
@@ -68,9 +61,8 @@ SHAPES: dict[str, Shape] = {
     "forward": ForwardKL(),
     "jensen-shannon": JensenShannon(0.3),
     "clipped": ClippedForwardKL(0.05),
-    "mixed": Mixed(ForwardKL(), JensenShannon(0.5), 0.3),
 }
-BOUNDS: tuple[Bound | None, ...] = (None, Clip(0.3), Tanh(0.5), PositiveOnly())
+BOUNDS: tuple[Bound | None, ...] = (None, Clip(0.3), Tanh(0.5))
 HEADS = ("plain", "tied", "bias", "softcap", "scale")
 DTYPES = {torch.float64: (1e-12, 1e-12), torch.float32: (2e-6, 4e-6), torch.bfloat16: (2e-6, 1.2e-2)}
 POSITIONS, VOCABULARY, SIZE = 5, 7, 4
@@ -136,7 +128,6 @@ def kernel(case: Case, signal: Signal) -> FusedResult:
         case.tokens_N,
         TokenWeights(distil_N=WEIGHT),
         views=case.views(signal.evidence),
-        reference=case.reference if signal.evidence.reference else None,
         chunk=2 if case.leaves[0].dtype == torch.float64 else None,
     )
 

@@ -9,14 +9,13 @@ import pytest
 import torch
 from signal_tables import table
 
-from selfdistill.signal import Clip, ForwardKL, JensenShannon, PositiveOnly, Relative, Tanh
+from selfdistill.signal import Clip, ForwardKL, JensenShannon, Relative, Tanh
 from selfdistill.signal.coupling import Additive, Centred, Coupling, Multiplicative, Pooled, Separate
 from selfdistill.signal.table import TokenTable
 
 COUPLINGS: list[Coupling] = [
     Additive(),
     Additive(JensenShannon(), Tanh(0.02), threshold=0.02, keep_sign=True),
-    Additive(bound=PositiveOnly()),
     Additive(two_path=1.0),
     Multiplicative(),
     Centred(),
@@ -76,7 +75,6 @@ def test_tanh_bounds_and_the_threshold_leaves_small_changes_out() -> None:
 def test_other_bounds() -> None:
     rows = table([3], advantage=[1.0], evidence=[3.0, 0.5, -2.0])
     close(advantages(Additive(bound=Clip(1.0)), rows, 0.5), [1.5, 1.25, 0.5])
-    close(advantages(Additive(bound=PositiveOnly()), rows, 0.5), [2.5, 1.25, 1.0])
 
 
 def test_a_change_exactly_at_the_threshold_is_left_out() -> None:

@@ -13,7 +13,6 @@ from signal_kernel import run
 from torch import Tensor
 
 from selfdistill.signal import (
-    Average,
     Clip,
     Contrast,
     Evidence,
@@ -33,8 +32,6 @@ from selfdistill.signal import (
 
 ALL: tuple[Evidence, ...] = (
     Product(),
-    Product(student=0.3, reference=0.2),
-    Average(),
     Contrast(),
     Contrast(2.0, anchor="teacher"),
 )
@@ -86,37 +83,7 @@ def test_views_against_are_averaged_not_multiplied() -> None:
     torch.testing.assert_close(raw, torch.tensor([0.25 * 2, 0.5 * 0.6, 0.25]).double())
 
 
-def test_average_is_likely_where_any_view_is() -> None:
-    """The product of (.98, .01, .01) and (.01, .01, .98) forgets neither; the average keeps both peaks at .495."""
-    hidden, head = table([0.2, 0.6, 0.2], [0.2, 0.6, 0.2], [0.2, 0.6, 0.2])
-    one, other = ([0.98, 0.01, 0.01], [0.01, 0.01, 0.98])
-    views = [TeacherView(*table(x, x, x), weight=0.5) for x in (one, other)]
-    signal = Signal(SampledToken(), ReverseKL(), evidence=Average())
-    stats = fused_signal(signal, hidden, head, torch.arange(3), TokenWeights(distil_N=torch.ones(3)), views=views).stats
-    torch.testing.assert_close(stats.teacher_logprobs_N.exp(), torch.tensor([0.495, 0.01, 0.495]).double())
-
-
-@pytest.mark.parametrize("kappa", [0.1, 0.5, 0.9])
-def test_a_share_of_the_student_scales_the_evidence(kappa: float) -> None:
-    """u − E_p u under Product(student=κ) is (1 − κ) times that of the plain teacher: the log-ratio up to its constant.
-    The gradient of the reverse KL is therefore exactly 1 − κ as long, in the same direction."""
-    case = textbook.problem()
-    plain = run(case, Signal(shape=ReverseKL()), [case.teacher])
-    shared = run(case, Signal(shape=ReverseKL(), evidence=Product(student=kappa)), [case.teacher])
-    torch.testing.assert_close(gradient(shared, case), (1 - kappa) * gradient(plain, case), rtol=0, atol=1e-13)
-    constant = shared.stats.evidence_N - (1 - kappa) * plain.stats.evidence_N
-    assert (constant >= 0).all()  # −log Σ q^(1−κ) p^κ: the mixture holds less than 1 before it is normalised
-
-
-def test_a_reference_share_is_a_trust_region() -> None:
-    case, (anchor,) = textbook.problem(), others(1)
-    as_share = run(case, Signal(evidence=Product(reference=0.7)), [case.teacher], reference=anchor)
-    as_views = run(case, Signal(), [replace(case.teacher, weight=0.3), replace(anchor, weight=0.7)])
-    torch.testing.assert_close(as_share.loss, as_views.loss)
-    assert run(case, Signal(), [case.teacher], reference=anchor).loss != as_share.loss
-
-
-@pytest.mark.parametrize("evidence", [Product(), Average(), Contrast()], ids=str)
+@pytest.mark.parametrize("evidence", [Product(), Contrast()], ids=str)
 def test_absent_views_are_as_if_never_passed(evidence: Evidence) -> None:
     """Answers with different numbers of contexts: each position is read by its own views alone, whatever lies in the
     others' hidden states there, and the weights of those present are shares of 1."""
@@ -189,29 +156,9 @@ def test_impossible_tokens_stay_impossible(evidence: Evidence) -> None:
     assert gradient(result, case).isfinite().all()
 
 
-def test_an_average_of_far_apart_views_keeps_small_probabilities() -> None:
-    """.5 · e^-200 is below float32, its logarithm −200.7 is not."""
-    log_q = torch.tensor([[0.0, -200.0], [0.0, -200.0]])
-    view = TeacherView(log_q, Head(torch.eye(2)), 0.5)
-    other = TeacherView(torch.tensor([[0.0, -300.0], [0.0, -100.0]]), Head(torch.eye(2)), 0.5)
-    stats = fused_signal(
-        Signal(SampledToken(), ReverseKL(), evidence=Average()),
-        torch.zeros(2, 2),
-        Head(torch.eye(2)),
-        torch.tensor([1, 1]),
-        TokenWeights(distil_N=torch.ones(2)),
-        views=[view, other],
-    ).stats
-    half = math.log(2)
-    torch.testing.assert_close(stats.teacher_logprobs_N, torch.tensor([-200 - half, -100 - half]))
-
-
 @pytest.mark.parametrize(
     ("make", "match"),
     [
-        (lambda: Product(student=1.0), "below 1 together"),
-        (lambda: Product(student=0.5, reference=0.5), "below 1 together"),
-        (lambda: Product(student=-0.1), "below 1 together"),
         (lambda: Contrast(0.0), "positive strength"),
         (lambda: Contrast(math.inf), "positive strength"),
         (lambda: Contrast(anchor="nobody"), "student, teacher"),  # type: ignore[arg-type]
@@ -231,8 +178,6 @@ def test_teachers_that_cannot_be_formed_are_refused() -> None:
         run(case, Signal(), [case.teacher, against])
     with pytest.raises(ValueError, match="no views"):
         run(case, Signal(evidence=Contrast()), [against])
-    with pytest.raises(ValueError, match="no reference"):
-        run(case, Signal(evidence=Product(reference=0.1)), [case.teacher])
     with pytest.raises(ValueError, match=r"no view read it\n  got  1 of 6"):
         run(case, Signal(), [replace(case.teacher, present_N=some)])
     with pytest.raises(ValueError, match=r"present_N.*\(5,\)"):
@@ -241,10 +186,8 @@ def test_teachers_that_cannot_be_formed_are_refused() -> None:
         run(case, Signal(evidence=Contrast()), [case.teacher, replace(against, weight=0.0)])
     with pytest.raises(ValueError, match="must be positive"):
         run(case, Signal(), [case.teacher, replace(other, weight=-0.5, present_N=some)])
-    with pytest.raises(ValueError, match="negative weights"):
-        run(case, Signal(evidence=Average()), [replace(case.teacher, weight=1.5), replace(other, weight=-0.5)])
     with pytest.raises(ValueError, match="reads every position"):
-        run(case, Signal(evidence=Product(reference=0.1)), [case.teacher], reference=replace(other, present_N=some))
+        run(case, Signal(), [case.teacher], reference=replace(other, present_N=some))
 
 
 def test_a_teacher_may_be_missing_where_nothing_is_distilled() -> None:

@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from selfdistill.signal import (
-    Average,
     Contrast,
     Evidence,
     FullVocabulary,
@@ -68,7 +67,7 @@ def test_memory_does_not_grow_with_the_number_of_positions(support: Support) -> 
     assert peaks[512] - peaks[64] < 448 * 40
 
 
-@pytest.mark.parametrize("evidence", [Product(), Average(), Contrast()], ids=str)
+@pytest.mark.parametrize("evidence", [Product(), Contrast()], ids=str)
 def test_memory_does_not_grow_with_the_number_of_views(evidence: Evidence) -> None:
     """V = 301, chunks of 16: a fourth and a twelfth view are read one after the other."""
     peaks = {}

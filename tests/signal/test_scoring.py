@@ -8,7 +8,7 @@ import pytest
 import signal_textbook as textbook
 import torch
 
-from selfdistill.signal import Average, Signal, TokenWeights, evidence, fused_signal, token_logprobs
+from selfdistill.signal import Product, Signal, TokenWeights, evidence, fused_signal, token_logprobs
 
 
 def test_logprobs_and_entropy_are_those_of_the_update() -> None:
@@ -34,7 +34,7 @@ def test_evidence_telescopes_to_the_odds_of_the_answer() -> None:
 def test_evidence_is_absent_where_nobody_read() -> None:
     case = textbook.problem()
     here = torch.tensor([1, 0, 1, 0, 0, 1], dtype=torch.bool)
-    seen = evidence(case.hidden_ND, case.head, [replace(case.teacher, present_N=here)], case.tokens_N, target=Average())
+    seen = evidence(case.hidden_ND, case.head, [replace(case.teacher, present_N=here)], case.tokens_N, target=Product())
     whole = evidence(case.hidden_ND, case.head, [case.teacher], case.tokens_N)
     assert torch.equal(seen.evidence_N.isnan(), ~here)
     torch.testing.assert_close(seen.evidence_N[here], whole.evidence_N[here])

@@ -8,8 +8,6 @@ import pytest
 import torch
 from signal_tables import table
 
-from selfdistill.signal.table import quantile
-
 
 def test_answers_are_spread_over_their_tokens() -> None:
     rows = table([2, 1], advantage=[0.5, -1.0], distil=[0.0, 2.0], counted=[True, True, False])
@@ -35,17 +33,6 @@ def test_means_are_per_answer_and_over_the_named_tokens() -> None:
 def test_a_mean_is_not_spoilt_by_what_it_leaves_out() -> None:
     rows, values = table([2]), torch.tensor([3.0, torch.nan], dtype=torch.float64)
     assert rows.answer_means(values, ~values.isnan()).tolist() == [3.0, 3.0]
-
-
-@pytest.mark.parametrize(("share", "expected"), [(0.0, 0.0), (0.25, 2.0), (0.5, 4.0), (0.75, 6.0), (1.0, 8.0)])
-def test_quantiles_by_hand(share: float, expected: float) -> None:
-    assert float(quantile(torch.tensor([8.0, 0.0, 4.0]), share)) == expected
-
-
-def test_quantiles_are_those_of_torch() -> None:
-    values = torch.randn(101, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    for share in (0.0, 0.07, 0.2, 0.333, 0.8, 0.999, 1.0):
-        torch.testing.assert_close(quantile(values, share), torch.quantile(values, share), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -15,7 +15,7 @@ from signal_tables import Weights, table
 from selfdistill.signal import Clip, ForwardKL, JensenShannon, Tanh
 from selfdistill.signal.allocation import Allocation
 from selfdistill.signal.coupling import Additive, Centred, Coupling, Multiplicative, Pooled, Separate
-from selfdistill.signal.direction import AgainstVerdict, Away, Direction, EntropyRouter, Toward, WithVerdict
+from selfdistill.signal.direction import AgainstVerdict, Away, Direction, Toward, WithVerdict
 from selfdistill.signal.gate import EntropyGate, Gate
 from selfdistill.signal.schedule import Constant, Linear, Schedule, Trapezoid
 from selfdistill.signal.table import TokenTable
@@ -36,10 +36,10 @@ def test_the_defaults_are_the_credits() -> None:
 
 
 def test_credit_direction_allocation_and_schedule_multiply() -> None:
-    """Credits 2 and −1, direction away, positions 1:2 over 1.5, λ = 0.25 at step 25."""
-    rows = table([2, 1], distil=[2.0, -1.0])
-    signal = Weights(Away(), Allocation(position_growth=1.0), schedule=Linear(0.5, 0.0, 50))
-    close(weigh(signal, rows, 25, {}).distil_N, [-2 * 0.25 * 2 / 3, -2 * 0.25 * 4 / 3, 0.25])
+    """Credits 2 and −1, direction away, confidences 1 and 1/2 and 1 over 5/6, λ = 0.25 at step 25."""
+    rows = table([2, 1], distil=[2.0, -1.0], teacher_entropy=[0.0, math.log(2), 0.0])
+    signal = Weights(Away(), Allocation(teacher_confidence=1.0), schedule=Linear(0.5, 0.0, 50))
+    close(weigh(signal, rows, 25, {}).distil_N, [-2 * 0.25 * 6 / 5, -2 * 0.25 * 3 / 5, 0.25 * 6 / 5])
 
 
 def test_tokens_that_are_not_kept_weigh_nothing_in_both_terms() -> None:
@@ -48,11 +48,6 @@ def test_tokens_that_are_not_kept_weigh_nothing_in_both_terms() -> None:
     close(weighed.distil_N, [0, 1, 0, 0])
     close(weighed.advantage_N, [0, 0.5, 0, 0])
     assert weighed.numbers["kept_share"] == pytest.approx(1 / 3)
-
-
-def test_tokens_beyond_the_horizon_keep_their_verdict() -> None:
-    rows = table([3], advantage=[0.5], evidence=[1.0, 1.0, 1.0])
-    close(weigh(Weights(allocation=Allocation(last=1), coupling=Additive()), rows, 0, {}).advantage_N, [1.5, 0.5, 0.5])
 
 
 def test_a_negative_credit_turns_the_direction_around() -> None:
@@ -105,7 +100,7 @@ def test_a_batch_that_no_teacher_read(coupling: Coupling) -> None:
 
 
 def test_an_empty_batch() -> None:
-    signal = Weights(EntropyRouter(), Allocation(entropy_top=0.5), Additive(two_path=1.0), gate=EntropyGate())
+    signal = Weights(Away(), Allocation(teacher_confidence=1.0), Additive(two_path=1.0), gate=EntropyGate())
     weighed = weigh(signal, table([]), 0, {"other": 1.0})
     assert weighed.distil_N.shape == weighed.advantage_N.shape == (0,)
     assert weighed.memory == {"other": 1.0}
@@ -116,9 +111,9 @@ def test_nothing_is_changed_in_place_and_nothing_is_on_a_graph() -> None:
     rows = table([2, 2], evidence=[0.5, -1.0, 2.0, math.nan], teacher_entropy=[1.0, 2.0, 3.0, math.nan])
     rows = replace(rows, logprobs_N=rows.logprobs_N.requires_grad_())
     before = {f.name: getattr(rows, f.name).detach().clone() for f in fields(TokenTable)}
-    everything = Allocation(1, 0, 0.9, 1.0, -5.0, 1.0)
+    everything = Allocation(1, 1.0, -5.0)
     for coupling in (Separate(), Additive(ForwardKL(), Clip(0.1), 0.05, True, 1.0), Multiplicative(), Centred()):
-        weighed = weigh(Weights(EntropyRouter(), everything, coupling, gate=EntropyGate()), rows, 0, {})
+        weighed = weigh(Weights(AgainstVerdict(), everything, coupling, gate=EntropyGate()), rows, 0, {})
         assert not weighed.distil_N.requires_grad
         assert not weighed.advantage_N.requires_grad
     for name, column in before.items():
@@ -131,8 +126,8 @@ def test_half_precision_is_weighed_like_single() -> None:
             [4, 2], advantage=[0.5, -0.5], evidence=[0.5, -1, 2, 0, 1, -2], entropy=[0.5, 1, 2, 3, 4, 0.25],
             teacher_entropy=[0.5, 1, 1.5, 2, 2.5, 3], dtype=dtype,
         )  # fmt: skip
-        allocation = Allocation(entropy_top=0.75, teacher_confidence=1.0, position_growth=1.0)
-        return weigh(Weights(EntropyRouter(), allocation, Additive(JensenShannon())), rows, 0, {})
+        allocation = Allocation(teacher_confidence=1.0)
+        return weigh(Weights(WithVerdict(), allocation, Additive(JensenShannon())), rows, 0, {})
 
     single = weighed(torch.float32)
     for dtype in (torch.bfloat16, torch.float16):
@@ -189,14 +184,9 @@ def test_learning_from_replies_has_no_verdict() -> None:
 
 # Every field of every value, and another value at which something must come out differently.
 KNOBS: dict[tuple[type, str], tuple[Weights, Any]] = {
-    (EntropyRouter, "quantile"): (Weights(EntropyRouter()), 0.2),
-    (EntropyRouter, "width"): (Weights(EntropyRouter()), 0.5),
     (Allocation, "skip_first"): (Weights(), 1),
-    (Allocation, "last"): (Weights(), 1),
-    (Allocation, "entropy_top"): (Weights(), 0.5),
     (Allocation, "teacher_confidence"): (Weights(), 1.0),
     (Allocation, "min_logprob"): (Weights(), -5.0),
-    (Allocation, "position_growth"): (Weights(), 1.0),
     (Additive, "shape"): (Weights(coupling=Additive()), ForwardKL()),
     (Additive, "bound"): (Weights(coupling=Additive()), Tanh(0.1)),
     (Additive, "threshold"): (Weights(coupling=Additive()), 0.6),
@@ -256,7 +246,7 @@ def test_every_knob_is_turned() -> None:
 
 
 def test_no_two_kinds_do_the_same() -> None:
-    directions = [course(Weights(kind())) for kind in (Toward, Away, WithVerdict, AgainstVerdict, EntropyRouter)]
+    directions = [course(Weights(kind())) for kind in (Toward, Away, WithVerdict, AgainstVerdict)]
     kinds = (Separate, Additive, Multiplicative, Centred, Pooled)
     couplings = [course(Weights(coupling=kind())) for kind in kinds]
     for family in (directions, couplings):

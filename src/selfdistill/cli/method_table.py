@@ -92,7 +92,9 @@ def _chosen(value: Any, item: Field[Any]) -> str:
 
 
 def _is_short(value: Any) -> bool:
-    return len(fields(value)) <= 4 and not any(is_dataclass(getattr(value, item.name)) for item in fields(value))
+    """Whether its numbers speak for themselves; those of an allocation are independent of each other."""
+    nested = any(is_dataclass(getattr(value, item.name)) for item in fields(value))
+    return len(fields(value)) <= 4 and not nested and not isinstance(value, Allocation)
 
 
 def _is_number(value: Any) -> bool:

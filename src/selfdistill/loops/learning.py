@@ -122,14 +122,11 @@ def _update(
     if not samples:
         return Learned([], totals.memory)
     everything = [*samples, *rehearsed]
-    teacher = read_teacher(policy, session.teacher, samples, tokens, signals)
-    mixed = any(signal.evidence.reference for signal in signals)
-    reference = read_reference(policy, session.anchor, everything, tokens, mixed=mixed)
+    teacher = read_teacher(policy, session.teacher, samples, tokens)
+    reference = read_reference(policy, session.anchor, everything, tokens)
     ahead = None
     if len(parts) > 1 or any(signal.needs_table for signal in signals):
-        ahead = look_ahead(
-            policy, signals, everything, teacher, reference, step=totals.step, memory=totals.memory, tokens=tokens
-        )
+        ahead = look_ahead(policy, signals, everything, teacher, step=totals.step, memory=totals.memory, tokens=tokens)
     reports = []
     for index, part in enumerate(parts):
         own = [sample for entry in part for sample in entry.samples]

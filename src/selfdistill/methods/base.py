@@ -22,7 +22,7 @@ from selfdistill.types import ANSWER, Context, Drop, Message, RolloutGroup
 class Credit:
     """What one rollout is worth to an update; a weight of 0 leaves its term out.
 
-    context: what the teacher knows. more: further contexts that speak for the answer too. against: contexts that it
+    context: what the teacher knows. against: contexts that it
     is contrasted with. advantage: scale of the policy gradient. distil: scale of the divergence from the teacher.
     reference: scale of the divergence from the weights at the start. signal: which of the method's signals forms the
     gradient. question: the student reads these messages instead of what the rollout was asked. text: these words are
@@ -36,7 +36,6 @@ class Credit:
     advantage: float = 0.0
     distil: float = 0.0
     reference: float = 0.0
-    more: tuple[Context, ...] = ()
     against: tuple[Context, ...] = ()
     signal: int = 0
     question: tuple[Message, ...] = ()
@@ -81,8 +80,8 @@ class Method(ABC):
 
     @property
     def needs_reference(self) -> bool:
-        """Whether credits, or the teacher's mixture, ask for the weights at the start, which are then kept."""
-        return any(signal.evidence.reference for signal in self.signals(1.0))
+        """Whether credits ask for the weights at the start, which are then kept."""
+        return False
 
     def signals(self, temperature: float) -> tuple[Signal, ...]:
         """All signals that credits may name."""

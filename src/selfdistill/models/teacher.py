@@ -120,8 +120,7 @@ class Teacher:
         ...                                             # all optimiser steps of the generation batch
         teacher.update(policy)
 
-    The shadow starts as the student's own parameters. It is kept on `keep_on` (the policy's device by default;
-    "cpu" saves its memory there and costs a copy for every `applied`). `other` is the model of an `Other` rule.
+    The shadow starts as the student's own parameters. `other` is the model of an `Other` rule.
     """
 
     def __init__(
@@ -129,7 +128,6 @@ class Teacher:
         rule: TeacherRule,
         policy: Policy,
         *,
-        keep_on: str | torch.device | None = None,
         other: Policy | None = None,
     ) -> None:
         assert isinstance(rule, Other) == (other is not None), "an Other rule, and no other, comes with its model"
@@ -137,9 +135,8 @@ class Teacher:
         self.other = other
         self.batches = 0
         self._applied = False
-        place = policy.device if keep_on is None else torch.device(keep_on)
         kept = {} if isinstance(rule, Live | Other) else policy.trainable()
-        self._shadow = {name: _float32_copy(value, place) for name, value in kept.items()}
+        self._shadow = {name: _float32_copy(value) for name, value in kept.items()}
 
     def views(self) -> tuple[View, ...]:
         """Which weights read the teacher's prompt, and how much each counts."""
@@ -239,5 +236,5 @@ class Teacher:
             value.copy_(state[f"shadow.{name}"])
 
 
-def _float32_copy(value: nn.Parameter, place: torch.device) -> Tensor:
-    return value.detach().to(place, torch.float32, copy=True)
+def _float32_copy(value: nn.Parameter) -> Tensor:
+    return value.detach().to(torch.float32, copy=True)

@@ -9,14 +9,13 @@ divergences, `bound` limits to them, `terms` the parts of the loss (and `Signal`
 
 from selfdistill.signal.advantages import REWARD_TOLERANCE, equal_rewards, group_advantages
 from selfdistill.signal.allocation import Allocation
-from selfdistill.signal.bound import Bound, Clip, PositiveOnly, Relative, Tanh
+from selfdistill.signal.bound import Bound, Clip, Relative, Tanh
 from selfdistill.signal.coupling import Additive, Centred, Coupling, Multiplicative, Pooled, Separate
-from selfdistill.signal.direction import AgainstVerdict, Away, Direction, EntropyRouter, Toward, WithVerdict
-from selfdistill.signal.evidence import Average, Contrast, Evidence, Product, TeacherView, keep_top_k
+from selfdistill.signal.direction import AgainstVerdict, Away, Direction, Toward, WithVerdict
+from selfdistill.signal.evidence import Contrast, Evidence, Product, TeacherView
 from selfdistill.signal.fused import FusedResult, fused_signal
 from selfdistill.signal.gate import EntropyGate, Gate, Memory
 from selfdistill.signal.head import Head
-from selfdistill.signal.kept import KeptTopK, cheaper_as_top_k
 from selfdistill.signal.policy_gradient import PolicyGradient
 from selfdistill.signal.ratio import RatioCaps, importance_weight
 from selfdistill.signal.reduction import Denominators, Reduction, denominators, token_weights
@@ -27,7 +26,6 @@ from selfdistill.signal.shape import (
     ClippedForwardKL,
     ForwardKL,
     JensenShannon,
-    Mixed,
     ReverseKL,
     Shape,
     divergence,
@@ -42,7 +40,6 @@ __all__ = [
     "Additive",
     "AgainstVerdict",
     "Allocation",
-    "Average",
     "Away",
     "Bound",
     "Centred",
@@ -54,7 +51,6 @@ __all__ = [
     "Denominators",
     "Direction",
     "EntropyGate",
-    "EntropyRouter",
     "Evidence",
     "ForwardKL",
     "FullVocabulary",
@@ -62,14 +58,11 @@ __all__ = [
     "Gate",
     "Head",
     "JensenShannon",
-    "KeptTopK",
     "Linear",
     "Memory",
-    "Mixed",
     "Multiplicative",
     "PolicyGradient",
     "Pooled",
-    "PositiveOnly",
     "Product",
     "RatioCaps",
     "Reduction",
@@ -92,7 +85,6 @@ __all__ = [
     "Trapezoid",
     "Weighed",
     "WithVerdict",
-    "cheaper_as_top_k",
     "denominators",
     "divergence",
     "equal_rewards",
@@ -100,7 +92,6 @@ __all__ = [
     "fused_signal",
     "group_advantages",
     "importance_weight",
-    "keep_top_k",
     "token_logprobs",
     "token_weights",
     "weigh",

@@ -63,15 +63,6 @@ class Tanh(Bound):
 
 
 @dataclass(frozen=True, slots=True)
-class PositiveOnly(Bound):
-    """Φ(a) = max(a, 0): what the teacher wants more of is raised, nothing is pushed down but by what rises."""
-
-    def flow_(self, flow: Tensor, p: Tensor) -> Tensor:
-        """The positive part."""
-        return flow.clamp_(min=0)
-
-
-@dataclass(frozen=True, slots=True)
 class Relative(Bound):
     """A clip at a multiple of what is usual, say the running mean of `magnitude_N`. A setting: the kernel wants a
     number, which `at` gives.

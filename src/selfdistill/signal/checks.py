@@ -9,9 +9,8 @@ from collections.abc import Sequence
 from dataclasses import fields
 
 from selfdistill.signal.bound import Relative, unresolved
-from selfdistill.signal.evidence import Average, Product, TeacherView
+from selfdistill.signal.evidence import TeacherView
 from selfdistill.signal.refusal import refusal
-from selfdistill.signal.support import TopK
 from selfdistill.signal.terms import Inputs, TokenWeights
 
 
@@ -22,12 +21,11 @@ def check(inputs: Inputs) -> None:
     reference = [] if inputs.reference is None else [inputs.reference]
     check_views(reference, inputs.positions, inputs.head.vocabulary)
     _check_needs(inputs)
-    _check_kept(inputs)
-    if any(view.against or view.present_N is not None or view.kept is not None for view in reference):
+    if any(view.against or view.present_N is not None for view in reference):
         raise refusal(
             "the reference reads every position, by hidden states",
-            got="a reference with `against`, `present_N` or `kept`",
-            why="it is a leash, and a share of every teacher",
+            got="a reference with `against` or `present_N`",
+            why="it is compared with the student everywhere",
             do="pass TeacherView(hidden_ND, head)",
         )
     if inputs.distils and isinstance(inputs.signal.bound, Relative):
@@ -89,7 +87,7 @@ def _check_needs(inputs: Inputs) -> None:
     wanted = [view for view in inputs.views if not view.against]
     missing = {
         "views": not wanted and inputs.distils,
-        "reference": (leashed or (inputs.distils and signal.evidence.reference > 0)) and inputs.reference is None,
+        "reference": leashed and inputs.reference is None,
         "weights.reference_N": leashed and inputs.weights.reference_N is None,
     }
     if any(missing.values()):
@@ -105,13 +103,6 @@ def _check_needs(inputs: Inputs) -> None:
             got=signal.evidence,
             why="the view would be left out, or worse, taken for what is wanted",
             do="use Contrast(), or leave those views out",
-        )
-    if isinstance(signal.evidence, Average) and any(view.weight < 0 for view in wanted):
-        raise refusal(
-            "an average cannot have negative weights",
-            got=[view.weight for view in wanted],
-            why="a probability could become negative",
-            do="Product() may extrapolate",
         )
     if inputs.distils and wanted:
         _check_present(inputs, wanted)
@@ -132,27 +123,4 @@ def _check_present(inputs: Inputs, wanted: Sequence[TeacherView]) -> None:
             got=f"{alone} of {inputs.positions} positions",
             why="there is no teacher to learn from",
             do="set distil_N to 0 there",
-        )
-
-
-def _check_kept(inputs: Inputs) -> None:
-    """A teacher known on K tokens fits one way of asking only."""
-    kept = next((view.kept for view in inputs.views if view.kept is not None), None)
-    if kept is None or not inputs.distils:
-        return
-    support, evidence, temperature = inputs.signal.support, inputs.signal.evidence, inputs.signal.temperature
-    reasons = {
-        f"{support} asks for other tokens": not isinstance(support, TopK)
-        or support.of != "teacher"
-        or support.size(inputs.head.vocabulary) != kept.k,
-        f"{len(inputs.views)} views are mixed over the whole vocabulary": len(inputs.views) != 1,
-        f"{evidence} mixes over the whole vocabulary": evidence != Product(),
-        f"they were kept at temperature {kept.temperature:g}, not {temperature:g}": kept.temperature != temperature,
-    }
-    if any(reasons.values()):
-        raise refusal(
-            f"a teacher of which the top {kept.k} tokens were kept cannot answer this",
-            got="; ".join(reason for reason, holds in reasons.items() if holds),
-            why="what lies outside the kept tokens is known as a sum only",
-            do=f'use TopK({kept.k}, of="teacher") with this view alone, or keep the hidden states',
         )

@@ -4,7 +4,7 @@ Legend: N answer positions, C positions of one chunk, V vocabulary, D hidden siz
 
 The teacher is made of views, one per context or set of weights. Views "for" say what is wanted, views "against" what is
 not; each may have read only some of the positions, and the weights of those that did are shares of 1 there. How they
-become one distribution q is an `Evidence`: a product (the default), an average, or a contrast. Views are read one
+become one distribution q is an `Evidence`: a product (the default) or a contrast. Views are read one
 after the other, so that their number costs time and no memory; everything is exact where views agree: the same
 context gives u = log q − log p = 0 to the last bit.
 """
@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from selfdistill.signal.head import Head
-from selfdistill.signal.kept import KeptTopK, keep
 from selfdistill.signal.refusal import refusal
 from selfdistill.signal.split import Split
 
@@ -32,7 +31,7 @@ class TeacherView:
     """One reading of the answers: hidden states at the same positions as the student's, their head, and a weight.
 
     `against` marks a view of what is not wanted. `present_N` (bool) says which positions this view read; None: all.
-    Elsewhere its hidden states may be anything finite. `kept` replaces the hidden states, see `keep_top_k`.
+    Elsewhere its hidden states may be anything finite.
     """
 
     hidden_ND: Tensor
@@ -40,7 +39,6 @@ class TeacherView:
     weight: float = 1.0
     against: bool = False
     present_N: Tensor | None = None
-    kept: KeptTopK | None = None
 
     def logits(self, rows: slice, out_CV: Tensor | None = None) -> Tensor:
         """logits_CV of some positions, cut off from the graph; in `out_CV` where given."""
@@ -59,17 +57,6 @@ class TeacherView:
         return replace(self, hidden_ND=self.hidden_ND.detach(), head=head)
 
 
-def keep_top_k(view: TeacherView, k: int, temperature: float = 1.0) -> TeacherView:
-    """The same view with its K most likely tokens and the mass of all others in place of hidden states.
-
-    Exact as the only view under `TopK(k, of="teacher")` at the same temperature, and refused elsewhere. What it no
-    longer knows is NaN in the stats: the teacher's entropy, and log q(y) where y is outside the K tokens.
-    `cheaper_as_top_k` says when it is smaller.
-    """
-    kept = keep(view.head, view.hidden_ND.detach(), k, temperature)
-    return replace(view, hidden_ND=view.hidden_ND.new_empty(view.hidden_ND.shape[0], 0), kept=kept)
-
-
 @dataclass(frozen=True, slots=True)
 class Reading:
     """Some positions: who reads them, and the student's own logits there. `room_CV` may be used for the result."""
@@ -78,7 +65,6 @@ class Reading:
     rows: slice
     temperature: float
     student_CV: Tensor
-    reference: TeacherView | None = None
     room_CV: Tensor | None = None
 
     def of(self, *, against: bool) -> list[TeacherView]:
@@ -93,11 +79,6 @@ class Evidence(ABC):
     reads_against: ClassVar[bool] = False
 
     @property
-    def reference(self) -> float:
-        """The share of the `reference` view in the teacher."""
-        return 0.0
-
-    @property
     def normalised(self) -> bool:
         """Whether q sums to 1, as every support but the sampled token needs."""
         return True
@@ -110,49 +91,17 @@ class Evidence(ABC):
 
 @dataclass(frozen=True, slots=True)
 class Product(Evidence):
-    """The normalised geometric mixture of the views "for", and of student and reference where they have a share:
-
-        log q = log_softmax of ((1 − student − reference) Σ_j w_j z_j + student · z_p + reference · z_ref) / temperature
+    """The normalised geometric mixture of the views "for": log q = log_softmax of Σ_j w_j z_j / temperature.
 
     Two views of the same context with weights (1 − ρ, ρ), one by frozen and one by current weights, are the
-    trust-region teacher q ∝ q_ref^{1−ρ} q_θ^{ρ} (arXiv 2601.20802, A.2). A share of the student (held fixed) is a
-    proximal teacher: it scales the evidence by 1 − student, up to normalisation. The mixture is formed in float32: at
-    ρ = .01 the current weights' share would vanish in bfloat16 logits.
-
-    Raises `ValueError` for shares outside [0, 1) or with a sum of 1 or more.
+    trust-region teacher q ∝ q_ref^{1−ρ} q_θ^{ρ} (arXiv 2601.20802, A.2). The mixture is formed in float32: at ρ = .01
+    the current weights' share would vanish in bfloat16 logits.
     """
 
-    student: float = 0.0
-    reference: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not (self.student >= 0 and self.reference >= 0 and self.student + self.reference < 1):
-            raise refusal(
-                "the shares of student and reference must be at least 0 and below 1 together",
-                got=self,
-                why="what is left is the teacher's share; at 0 nobody teaches",
-                do="0 for none; 0.1 to 0.5 hold the teacher closer",
-            )
-
     def logits(self, reading: Reading) -> Tensor:
-        """The views first, then who else has a share."""
+        """The weighted sum of the views' logits, at the temperature."""
         mixed_CV = product_logits(reading.of(against=False), reading.rows, reading.room_CV)
-        left = 1 - self.reference
-        if self.student:
-            mixed_CV = _toward_(mixed_CV, reading.student_CV, self.student / left)
-        if self.reference:
-            assert reading.reference is not None
-            mixed_CV = _toward_(mixed_CV, reading.reference.logits(reading.rows), self.reference)
         return mixed_CV if reading.temperature == 1.0 else mixed_CV.div_(reading.temperature)
-
-
-@dataclass(frozen=True, slots=True)
-class Average(Evidence):
-    """The arithmetic mixture q = Σ_j w_j q_j: a token is likely if any view finds it so."""
-
-    def logits(self, reading: Reading) -> Tensor:
-        """Each view at the temperature, then their mean."""
-        return mean_logits(reading.of(against=False), reading.rows, reading.temperature)
 
 
 @dataclass(frozen=True, slots=True)

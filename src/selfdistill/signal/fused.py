@@ -22,7 +22,7 @@ from torch import Tensor
 
 from selfdistill.signal.checks import check
 from selfdistill.signal.chunks import blocks, rows_per_chunk
-from selfdistill.signal.evidence import TeacherView
+from selfdistill.signal.evidence import Reading, TeacherView
 from selfdistill.signal.flow import logit_gradient
 from selfdistill.signal.gradients import HeadGradients
 from selfdistill.signal.head import Head, widened
@@ -36,7 +36,6 @@ from selfdistill.signal.terms import (
     distil,
     policy_gradient,
     reference_kl,
-    teacher_logits,
 )
 
 Term: TypeAlias = Callable[[Chunk], None]
@@ -128,12 +127,15 @@ class _Kernel:
         inputs, count = self.inputs, rows.stop - rows.start
         student_room, teacher_room = (room[:count] for room in self.rooms) if self.rooms else (None, None)
         student_CV = inputs.head.logits(inputs.hidden_ND[rows], student_room)
-        teacher = teacher_logits(inputs, rows, student_CV, teacher_room) if distil in terms else None
+        teacher_CV = None
+        if distil in terms:
+            reading = Reading(inputs.views, rows, inputs.signal.temperature, student_CV, teacher_room)
+            teacher_CV = inputs.signal.evidence.logits(reading)
         reference_CV = None
         if reference_kl in terms:
             assert inputs.reference is not None
             reference_CV = inputs.reference.logits(rows)
-        return Logits(student_CV, teacher, reference_CV)
+        return Logits(student_CV, teacher_CV, reference_CV)
 
 
 def _rooms(inputs: Inputs, chunk: int | None) -> tuple[Tensor, ...]:

@@ -37,7 +37,6 @@ def evidence(
     chunk: int | None = None,
     *,
     target: Evidence | None = None,
-    reference: TeacherView | None = None,
 ) -> TokenStats:
     """What the teacher would have changed: `.evidence_N` is u(y) = log q(y) − log p(y), beside log-probabilities,
     entropies and the Jensen-Shannon divergence of every position. `target` makes one teacher of the views; one that
@@ -45,9 +44,7 @@ def evidence(
     target = Product() if target is None else target
     support = FullVocabulary() if target.normalised else SampledToken()
     signal = Signal(support, temperature=temperature, evidence=target)
-    return fused_signal(
-        signal, hidden_ND, head, tokens_N, _where_read(views, tokens_N), views=views, reference=reference, chunk=chunk
-    ).stats
+    return fused_signal(signal, hidden_ND, head, tokens_N, _where_read(views, tokens_N), views=views, chunk=chunk).stats
 
 
 def _where_read(views: Sequence[TeacherView], tokens_N: Tensor) -> TokenWeights:

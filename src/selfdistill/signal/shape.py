@@ -175,37 +175,6 @@ class ClippedForwardKL(Shape):
         return Comparison(entries_NV.clamp_(max=self.limit).sum(-1), flow_NV)
 
 
-@dataclass(frozen=True, slots=True)
-class Mixed(Shape):
-    """(1 − share) · first + share · second, such as half forward and half reverse KL (arXiv 2604.12002).
-
-    Raises `ValueError` unless 0 ≤ share ≤ 1.
-    """
-
-    first: Shape
-    second: Shape
-    share: float = 0.5
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.share <= 1:
-            raise refusal(
-                "the share of the second divergence must lie in [0, 1]",
-                got=self.share,
-                why="a negative share of a divergence pushes away from the teacher",
-                do="0.5 for half and half",
-            )
-
-    def advantage(self, log_p: Tensor, log_q: Tensor) -> Tensor:
-        """h is mixed as the values are."""
-        return (1 - self.share) * self.first.advantage(log_p, log_q) + self.share * self.second.advantage(log_p, log_q)
-
-    def compare(self, log_p_NV: Tensor, log_q_NV: Tensor) -> Comparison:
-        """Values and flows mixed."""
-        one, other = self.first.compare(log_p_NV, log_q_NV), self.second.compare(log_p_NV, log_q_NV)
-        value_N = (1 - self.share) * one.divergence_N + self.share * other.divergence_N
-        return Comparison(value_N, one.flow_NV.mul_(1 - self.share).add_(other.flow_NV, alpha=self.share))
-
-
 def divergence(alpha: float) -> Shape:
     """The paper's switch: 0 is KL(teacher‖student), 1 is KL(student‖teacher), between is the Jensen-Shannon
     divergence whose mixture is (1−alpha)·student + alpha·teacher.

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from selfdistill.signal.flow import Flow
-from selfdistill.signal.kept import KeptTopK
 from selfdistill.signal.refusal import refusal
 from selfdistill.signal.shape import Comparison, Shape
 from selfdistill.signal.split import Apart, Split, likeliest
@@ -31,13 +30,13 @@ class Support(ABC):
 
     __slots__ = ()
 
-    def apart(self, student_NV: Tensor, teacher: Tensor | KeptTopK) -> Apart | None:
+    def apart(self, student_NV: Tensor, teacher: Tensor) -> Apart | None:
         """The tokens that are outcomes of their own while all others are one; None if it is not to be cut like that.
         Both sides are logits, up to a constant per position."""
         return None
 
     @abstractmethod
-    def compare(self, shape: Shape, student: Split, teacher: Split | KeptTopK, tokens_N: Tensor) -> Compared:
+    def compare(self, shape: Shape, student: Split, teacher: Split, tokens_N: Tensor) -> Compared:
         """The value on this support, and its flow. Both sides are split at `apart`; `tokens_N` are the sampled
         tokens."""
 
@@ -46,9 +45,8 @@ class Support(ABC):
 class FullVocabulary(Support):
     """Every token: exact."""
 
-    def compare(self, shape: Shape, student: Split, teacher: Split | KeptTopK, tokens_N: Tensor) -> Compared:
+    def compare(self, shape: Shape, student: Split, teacher: Split, tokens_N: Tensor) -> Compared:
         """As the shape says."""
-        assert isinstance(teacher, Split)
         compared = shape.compare(student.log_p(), teacher.log_p())
         return compared, Flow.on_all(compared.flow_NV)
 
@@ -93,13 +91,9 @@ class TopK(Support):
                 do="keep the tail bucket, or raise k",
             )
 
-    def apart(self, student_NV: Tensor, teacher: Tensor | KeptTopK) -> Apart:
+    def apart(self, student_NV: Tensor, teacher: Tensor) -> Apart:
         """The kept tokens. Of both, a token's second mention becomes an outcome that is impossible for both, which
         weighs nothing."""
-        if isinstance(teacher, KeptTopK):
-            assert self.of == "teacher"
-            assert teacher.k == self.size(student_NV.shape[-1])
-            return Apart(teacher.ids_NK)
         size = self.size(student_NV.shape[-1])
         ranked = {"student": [student_NV], "teacher": [teacher], "both": [student_NV, teacher]}[self.of]
         named = [likeliest(logits_NV, size) for logits_NV in ranked]
@@ -110,7 +104,7 @@ class TopK(Support):
         again_NK[:, 1:] = ids_NK[:, 1:] == ids_NK[:, :-1]
         return Apart(ids_NK, again_NK)
 
-    def compare(self, shape: Shape, student: Split, teacher: Split | KeptTopK, tokens_N: Tensor) -> Compared:
+    def compare(self, shape: Shape, student: Split, teacher: Split, tokens_N: Tensor) -> Compared:
         """On the buckets: inside the tail every token has the tail's advantage."""
         if not self.tail:
             return self._renormalised(shape, student, teacher)
@@ -121,7 +115,7 @@ class TopK(Support):
         """How many tokens of one side are kept."""
         return min(self.k, vocabulary - self.tail)
 
-    def _renormalised(self, shape: Shape, student: Split, teacher: Split | KeptTopK) -> Compared:
+    def _renormalised(self, shape: Shape, student: Split, teacher: Split) -> Compared:
         """Both sides renormalised inside the kept tokens; the flow is centred there, so that tokens outside stay
         put."""
         inside_NK, teacher_NK = (side.log_p_NB[:, :-1].log_softmax(-1) for side in (student, teacher))
@@ -142,8 +136,7 @@ class SampledToken(Support):
     Source: arXiv 2601.20802, Prop. 2.1 (the estimate of its expectation).
     """
 
-    def compare(self, shape: Shape, student: Split, teacher: Split | KeptTopK, tokens_N: Tensor) -> Compared:
+    def compare(self, shape: Shape, student: Split, teacher: Split, tokens_N: Tensor) -> Compared:
         """Flow h(u(y)) on y: the one-sample form of p · h(u)."""
-        assert isinstance(teacher, Split)
         said = shape.sampled(student.at(tokens_N)[:, None], teacher.at(tokens_N)[:, None])
         return said, Flow.on_tokens(tokens_N[:, None], said.flow_NV)

@@ -19,7 +19,7 @@ from selfdistill.signal.refusal import refusal
 
 @dataclass(frozen=True, slots=True)
 class TokenTable:
-    """One row per answer token. Numbers of half precision are kept as float32: their quantiles would be coarse.
+    """One row per answer token. Numbers of half precision are kept as float32: their means would be coarse.
 
     answer_N: which answer, 0 … R − 1. position_N: 0 is an answer's first token. logprobs_N: log π(y), entropy_N: H(π),
     both of the student, in nats. evidence_N: log q̃(y) − log π(y), or what else the signal takes for evidence;
@@ -60,7 +60,7 @@ class TokenTable:
 
     @property
     def distilled_N(self) -> Tensor:
-        """bool: tokens that count and whose answer is distilled; quantiles, medians and means are taken over these."""
+        """bool: tokens that count and whose answer is distilled; medians and means are taken over these."""
         return self.counted_N & (self.distil_N != 0)
 
     def only(self, kept_N: Tensor) -> TokenTable:
@@ -76,17 +76,6 @@ class TokenTable:
         # Row by row: index_add_ adds in any order on an accelerator, and the last bits would differ from run to run.
         sums = [row_T.sum() for row_T in torch.split(torch.where(over_N, values_N, 0), sizes)]
         return torch.stack(sums)[self.answer_N] if sums else values_N
-
-
-def quantile(values: Tensor, share: float) -> Tensor:
-    """The value below which `share` of the values lie, linear between neighbours: 0.25 of (0, 4, 8) is 2.
-
-    Sorts, where `torch.quantile` refuses more than 2^24 values; a generation batch has tens of millions of tokens.
-    """
-    ordered, place = values.sort().values, round(share * (len(values) - 1), 6)
-    below = int(place)
-    above = min(below + 1, len(values) - 1)
-    return ordered[below] + (place - below) * (ordered[above] - ordered[below])
 
 
 def _check(table: TokenTable) -> None:

@@ -17,11 +17,10 @@ from selfdistill.signal.allocation import Allocation
 from selfdistill.signal.bound import Bound, Measured
 from selfdistill.signal.coupling import Coupling, Separate
 from selfdistill.signal.direction import Direction, Toward
-from selfdistill.signal.evidence import Evidence, Product, Reading, TeacherView
+from selfdistill.signal.evidence import Evidence, Product, TeacherView
 from selfdistill.signal.flow import Flow
 from selfdistill.signal.gate import Gate
 from selfdistill.signal.head import Head, accumulation_dtype
-from selfdistill.signal.kept import KeptTopK
 from selfdistill.signal.policy_gradient import PolicyGradient
 from selfdistill.signal.ratio import RatioCaps, importance_weight, log_ratio, over
 from selfdistill.signal.reference import ReferenceKL
@@ -171,16 +170,15 @@ class Inputs:
 @dataclass(frozen=True, slots=True)
 class Logits:
     """What is said at some positions, in logits: by the student, and where a term reads them by the teacher (at the
-    temperature already, or kept) and the reference."""
+    temperature already) and the reference."""
 
     student_CV: Tensor
-    teacher: Tensor | KeptTopK | None = None
+    teacher_CV: Tensor | None = None
     reference_CV: Tensor | None = None
 
     def of(self, rows: slice) -> Logits:
         """Those of some of the positions."""
-        teacher = self.teacher.of(rows) if isinstance(self.teacher, KeptTopK) else _rows(self.teacher, rows)
-        return Logits(self.student_CV[rows], teacher, _rows(self.reference_CV, rows))
+        return Logits(self.student_CV[rows], _rows(self.teacher_CV, rows), _rows(self.reference_CV, rows))
 
 
 @dataclass(slots=True)
@@ -190,7 +188,7 @@ class Chunk:
     inputs: Inputs
     rows: slice
     student: Split
-    teacher: Split | KeptTopK | None
+    teacher: Split | None
     reference: Split | None
     tokens_C: Tensor
     logprobs_C: Tensor
@@ -243,28 +241,17 @@ def _rows(x: Tensor | None, rows: slice) -> Tensor | None:
     return None if x is None else x[rows]
 
 
-def _split(signal: Signal, logits: Logits) -> tuple[Split, Split | KeptTopK | None, Split | None]:
+def _split(signal: Signal, logits: Logits) -> tuple[Split, Split | None, Split | None]:
     """Student, teacher and reference; the first two with the same tokens apart."""
-    student_CV, teacher, apart = logits.student_CV, logits.teacher, None
+    student_CV, teacher_CV = logits.student_CV, logits.teacher_CV
     if signal.temperature != 1.0:
         student_CV = student_CV / signal.temperature
-    if teacher is not None:
-        apart = signal.support.apart(student_CV, teacher)
+    apart = None if teacher_CV is None else signal.support.apart(student_CV, teacher_CV)
     reference = None if logits.reference_CV is None else Split.of(logits.reference_CV / signal.temperature)
-    told = Split.of(teacher, apart) if isinstance(teacher, Tensor) else teacher
-    if isinstance(told, Split) and not signal.evidence.normalised:
-        told = told.unnormalised()
-    return Split.of(student_CV, apart), told, reference
-
-
-def teacher_logits(inputs: Inputs, rows: slice, student_CV: Tensor, room_CV: Tensor | None) -> Tensor | KeptTopK:
-    """The views as one teacher, or what was kept of the only one."""
-    kept = inputs.views[0].kept
-    if kept is not None:
-        return kept.of(rows)
-    signal = inputs.signal
-    reading = Reading(inputs.views, rows, signal.temperature, student_CV, inputs.reference, room_CV)
-    return signal.evidence.logits(reading)
+    teacher = None if teacher_CV is None else Split.of(teacher_CV, apart)
+    if teacher is not None and not signal.evidence.normalised:
+        teacher = teacher.unnormalised()
+    return Split.of(student_CV, apart), teacher, reference
 
 
 def distil(chunk: Chunk) -> None:

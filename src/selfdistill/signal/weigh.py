@@ -70,7 +70,7 @@ class Weighed:
 def weigh(signal: Weighing, table: TokenTable, step: int, memory: Mapping[str, float]) -> Weighed:
     """Weights of every token of the table at generation batch `step` (from 0), given what earlier batches left.
 
-    Tokens that are not kept weigh 0 in both terms, and no quantile, median or mean includes them. `memory` is not
+    Tokens that are not kept weigh 0 in both terms, and no median or mean includes them. `memory` is not
     changed; start with an empty one. What needs a teacher and finds NaN leaves the verdict as it is.
     """
     kept = table.only(signal.allocation.kept(table))
