@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import ast
 import atexit
+import builtins
 import contextlib
 import errno
+import gc
+import io
 import mmap
 import os
 import sys
@@ -55,7 +58,7 @@ def make_report(descriptor: int, nonce: bytes, output_bytes: int) -> Report:
 def run_inputs(job: Mapping[str, Any], report: Report) -> None:
     """Run the code, then meet each input, reporting as many results as there are inputs unless loading fails."""
     reserve = mmap.mmap(-1, _RESERVE_BYTES)  # let go when memory runs out, so that there is room to say so
-    _open_streams()
+    _look_like_a_script()
     if job["mode"] == "stdin":
         report(_guard(lambda: _run_as_main(job), reserve, job))
         return
@@ -98,6 +101,7 @@ def _new_module(name: str) -> Namespace:
     """A registered module's namespace: dataclasses, pickle and typing look classes up by their module's name."""
     module = ModuleType(name)
     sys.modules[name] = module
+    module.__dict__.update(__file__=ANSWER_FILE, __builtins__=builtins)
     return module.__dict__
 
 
@@ -142,7 +146,7 @@ def _run_equation(compare: ast.Compare, source: str, namespace: Namespace) -> Ma
 
 
 def _run_as_main(job: Mapping[str, Any]) -> Mapping[str, Any]:
-    """As `python answer.py` would: exit calls end it, threads are waited for, exit handlers run."""
+    """As `python answer.py` would: exit calls end it, threads are waited for, exit handlers run, files are closed."""
     in_threads: list[BaseException] = []
 
     def keep(args: threading.ExceptHookArgs) -> None:
@@ -150,22 +154,36 @@ def _run_as_main(job: Mapping[str, Any]) -> Mapping[str, Any]:
             in_threads.append(args.exc_value)
 
     threading.excepthook = keep
+    with contextlib.suppress(OSError, ValueError), open(ANSWER_FILE, "x", encoding="utf-8") as own:
+        own.write(job["code"])  # for programs that read their own text
+    namespace = _new_module("__main__")
     with contextlib.suppress(SystemExit):
-        _load(job, _new_module("__main__"))
-    for thread in threading.enumerate():
-        if thread is not threading.current_thread() and not thread.daemon:
-            thread.join()
+        _load(job, namespace)
+    threading._shutdown()  # type: ignore[attr-defined]  # joins threads, and ends those of executors first
     if in_threads:
         return _failure(in_threads[0], job)
     atexit._run_exitfuncs()
+    namespace.clear()  # as the interpreter does at its end: files that nobody closed are written out
+    gc.collect()
     return {"ending": "done"}
 
 
-def _open_streams() -> None:
-    sys.stdin = open(0, encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115 - open as long as the process
-    sys.stdout = open(1, "w", encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
-    sys.__stdout__ = sys.stdout  # type: ignore[misc]
-    sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
+def _look_like_a_script() -> None:
+    """What `python answer.py` finds in `sys`, instead of what the worker was started with."""
+    sys.argv, sys.orig_argv = [ANSWER_FILE], ["python", ANSWER_FILE]
+    sys.path.insert(0, os.getcwd())
+    sys.stdin = sys.__stdin__ = _stream(0, "<stdin>", "surrogateescape")  # type: ignore[misc]
+    sys.stdout = sys.__stdout__ = _stream(1, "<stdout>", "surrogateescape")  # type: ignore[misc]
+    sys.stderr = sys.__stderr__ = _stream(2, "<stderr>", "backslashreplace")  # type: ignore[misc]
+
+
+def _stream(descriptor: int, name: str, errors: str) -> io.TextIOWrapper:
+    mode = "w" if descriptor else "r"
+    buffer = open(descriptor, mode + "b", closefd=False)  # noqa: SIM115 - open as long as the process
+    buffer.raw.name = name  # type: ignore[attr-defined]
+    stream = io.TextIOWrapper(buffer, encoding="utf-8", errors=errors, newline="\n", line_buffering=descriptor == 2)
+    stream.mode = mode  # type: ignore[misc]
+    return stream
 
 
 def _raised(error: str) -> dict[str, Any]:
