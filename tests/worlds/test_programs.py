@@ -4,6 +4,9 @@ import textwrap
 
 import pytest
 
+from selfdistill.types import Completion
+from selfdistill.worlds.code import CodeWorld
+from selfdistill.worlds.rows import row_to_task
 from selfdistill.worlds.sandbox import Ending, IsolationLevel, Limits, Mode, Program, Result, Sandbox, isolation_level
 
 pytestmark = pytest.mark.skipif(
@@ -77,3 +80,52 @@ def test_a_program_may_import_what_it_wrote(sandbox):
 def test_recursion_ends_in_an_error_and_not_in_a_crash(sandbox, code):
     result = script(sandbox, f"import sys\nsys.setrecursionlimit(50_000)\n{code}\nf(1)")
     assert result.error.startswith("RecursionError"), result
+
+
+def reward(fields: dict, code: str) -> float:
+    outcome = CodeWorld().judge(row_to_task(fields), Completion("u", f"```python\n{code}\n```"))
+    assert outcome.reward or outcome.feedback
+    return outcome.reward
+
+
+LIVECODEBENCH = {
+    "question_id": "1", "question_content": "q", "metadata": '{"func_name": "f"}',
+    "starter_code": "class Solution:\n    def f(self, x: List[int]) -> int:",
+    "public_test_cases": [{"input": "[1, 1, 2]", "output": "2", "testtype": "functional"}],
+}  # fmt: skip
+PRINTED = [{"input": "1 1 2\n", "output": "2", "testtype": "stdin"}]
+
+
+@pytest.mark.parametrize("body", [
+    "max(Counter(x).values())", "max(collections.Counter(x).values())", "len(set(accumulate(x))) - 1", "int(sqrt(4))",
+    "int(math.sqrt(4))", "bisect_right(x, 1)", "heappop(heapq.nlargest(1, x))", "deque(x).pop()", "pow(2, 1, 5)",
+    "reduce(lambda a, b: max(a, b), x)", "lru_cache(None)(max)(*x)", "datetime.date(2020, 1, x[2]).day", "prod(x)",
+    "len(ascii_lowercase) - 24", "int(re.sub('[13]', '', '123'))", "deepcopy(x)[-1]", "randint(2, 2)",
+    "sys.getrecursionlimit() // 25000", "int(mean([2, 2]))", "itemgetter(2)(x)", "len(StringIO('ab').read())",
+    "cache(max)(*x)", "loads('2')",
+])  # fmt: skip
+def test_rows_of_livecodebench_get_the_header_of_its_scorer(body):
+    function = f"class Solution:\n    def f(self, x: List[int]) -> int:\n        return {body}"
+    assert reward(LIVECODEBENCH, function) == 1.0
+    whole = {**LIVECODEBENCH, "starter_code": "", "public_test_cases": PRINTED}
+    assert reward(whole, f"x = list(map(int, input().split()))\nprint({body})") == 1.0
+
+
+def test_the_header_counts_in_no_line_number():
+    wrong = Completion("u", "```python\nclass Solution:\n    def f(self, x):\n        return nothing\n```")
+    feedback = CodeWorld().judge(row_to_task(LIVECODEBENCH), wrong).feedback
+    assert feedback.startswith("Runtime error.\nNameError: name 'nothing' is not defined\nLine 3 in f")
+
+
+def test_starter_code_of_any_row_may_use_the_names_of_typing():
+    simple = {"prompt": "p", "fn_name": "f", "tests": [{"input": [[1]], "output": [1]}]}
+    answer = "class Solution:\n    def f(self, x: List[int]) -> Optional[List[int]]:\n        return x"
+    assert reward({**simple, "starter_code": answer.rsplit("\n", 1)[0]}, answer) == 1.0
+    assert reward(simple, answer) == 0.0  # nobody promised it: `python answer.py` would fail
+    whole = {"prompt": "p", "tests": [{"input": "1", "output": "1"}], "starter_code": "def f(x: List[int]):"}
+    assert reward(whole, "def f(x: List[int]):\n    print(x)\nf(input())") == 1.0
+    prompt = "def f(x: List[int]) -> int:\n    '''Sum.'''\n"
+    human = {"prompt": prompt, "entry_point": "f", "test": "def check(f):\n    assert f([1, 2]) == 3"}
+    assert reward(human, prompt + "    return sum(x)") == 1.0
+    future = "from __future__ import annotations\n" + prompt
+    assert reward({**human, "prompt": future}, future + "    return sum(x)") == 1.0

@@ -110,7 +110,7 @@ def test_humaneval():
            "test": "def check(c):\n    assert c(4) == 2\n"}  # fmt: skip
     task = row_to_task(row)
     assert task.spec["public"] == ["def check(c):\n    assert c(4) == 2\n\n\ncheck(f)"]
-    assert task.spec["prelude"] == row["prompt"]
+    assert task.spec["prelude"] == "from typing import *; " + row["prompt"]
     assert task.demonstration.endswith("    return math.sqrt(x)\n```")
     assert "def f(x):" in task.messages[0].content
     bare = row_to_task({**row, "prompt": "def f(x):\n    # root\n"})

@@ -31,6 +31,16 @@ INSTRUCTION = "Answer with one fenced block that holds the whole program:\n```py
 STDIN_INSTRUCTION = "Write a Python program that reads standard input and prints its answer to standard output."
 CHECKED_ROWS = 50_000  # in a longer file the code of a row is looked at when the row is drawn
 _TYPING = "from typing import *"  # signatures in starter code use its names without importing them
+# What LiveCodeBench's own scorer puts before every answer (lcb_runner/evaluation/testing_util.py).
+_LIVECODEBENCH_STARS = (
+    "string", "re", "datetime", "collections", "heapq", "bisect", "copy", "math", "random", "statistics", "itertools",
+    "functools", "operator", "io", "sys", "json", "builtins", "typing",
+)  # fmt: skip
+LIVECODEBENCH_HEADER = "\n".join([
+    *(f"from {name} import *" for name in _LIVECODEBENCH_STARS),
+    *(f"import {name}" for name in _LIVECODEBENCH_STARS if name not in ("builtins", "typing")),
+    "sys.setrecursionlimit(50000)",
+])  # fmt: skip
 _MAX_INFLATED_BYTES = 1 << 30
 _PACKED = re.compile(r"[A-Za-z0-9+/=\s]+")
 _DEFINES_CHECK = re.compile(r"\bdef\s+check\b|\bcheck\s*=|\bimport\b.*\bcheck\b")
@@ -119,7 +129,7 @@ def _from_livecodebench(row: Row) -> Task:
         "public": [decode(row, f"public_test_cases[{i}]", test) for i, test in enumerate(public)],
         "private": [decode(row, f"private_test_cases[{i}]", test) for i, test in enumerate(private)],
         "fn_name": _livecodebench_function(row) if functional else "",
-        "prelude": _TYPING if functional else "",
+        "prelude": LIVECODEBENCH_HEADER,
         "time_limit": row.number("time_limit"),
     }
     question = row.messages("question_content")
@@ -243,7 +253,9 @@ def _from_humaneval(row: Row) -> Task:
 
 def _valid_prelude(row: Row, prompt: str) -> str:
     """The prompt's imports and helpers, for answers that repeat the function alone; a body is added if it has none."""
-    for source in (prompt, prompt + "\n    pass\n"):
+    # A prompt may use names of `typing` that it does not import. Its lines keep their numbers where that is possible.
+    begun = (f"{_TYPING}; {prompt}", f"{_TYPING}\n{prompt}", prompt)
+    for source in (text + body for text in begun for body in ("", "\n    pass\n")):
         try:
             compile(source, "prompt", "exec", dont_inherit=True)
         except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -253,7 +265,7 @@ def _valid_prelude(row: Row, prompt: str) -> str:
 
 
 def _from_simple(row: Row) -> Task:
-    name = row.text("fn_name", default="")
+    name, starter = row.text("fn_name", default=""), row.text("starter_code", default="")
     if name:
         _function_name(row, "fn_name", name)
     spec = {
@@ -263,9 +275,10 @@ def _from_simple(row: Row) -> Task:
             _simple_test(row, f"private_tests[{i}]", test, name) for i, test in enumerate(row.items("private_tests"))
         ],
         "fn_name": name,
+        "prelude": _TYPING if starter.strip() else "",
         "time_limit": row.number("time_limit"),
     }
-    starter, solution = row.text("starter_code", default=""), row.text("solution", default="")
+    solution = row.text("solution", default="")
     return _task(row.id("id"), row.messages("prompt"), spec, starter=starter, solution=solution)
 
 
