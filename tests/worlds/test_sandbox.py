@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from selfdistill.worlds.compare import same_value
 from selfdistill.worlds.sandbox import (
     Ending,
     IsolationLevel,
@@ -47,7 +48,7 @@ def refused(result: Result, kind: str = "PermissionError") -> bool:
 
 def test_calls_return_values_of_every_plain_kind(sandbox):
     code = "def f(x): return (x, {1: [2.5, None]}, {3}, 2**80, True)"
-    assert call(sandbox, code, ["a b"]).value == ("a b", {1: [2.5, None]}, {3}, 2**80, True)
+    assert same_value(call(sandbox, code, ["a b"]).value, ("a b", {1: [2.5, None]}, {3}, 2**80, True), exact=True)
 
 
 def test_a_value_of_another_type_travels_as_its_repr(sandbox):

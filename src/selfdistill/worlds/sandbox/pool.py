@@ -244,7 +244,8 @@ def _job(program: Program, limits: Limits) -> dict[str, Any]:
 
 
 def _result(message: Mapping[str, Any]) -> Result:
+    value = message.get("value")
     return Result(
-        ending=Ending(message["ending"]), value=decode(message.get("value")), error=message.get("error", ""),
-        note=message.get("note", ""), loading=message.get("loading", False),
+        ending=Ending(message["ending"]), value=decode(value) if isinstance(value, list) else value,
+        error=message.get("error", ""), note=message.get("note", ""), loading=message.get("loading", False),
     )  # fmt: skip

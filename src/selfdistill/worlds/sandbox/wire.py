@@ -1,24 +1,29 @@
 """What travels between the trainer, a worker and a judged program: framed JSON, and values in a form JSON can carry.
 
-`encode` keeps what JSON would lose: tuples, sets, keys that are not text, large integers. Whatever else a program
-returns travels as its repr, and comes back as an `Opaque`.
+`encode` keeps what JSON would lose: tuples, sets, keys that are not text, large integers, decimals, fractions. Whatever
+else a program returns travels as its repr, and comes back as an `Opaque`. A value is one flat list, parts before the
+container that holds them, so that no nesting is too deep for it:
 
-    encode((1, [2.5]))   ->  ["tuple", 1, ["list", 2.5]]
-    encode({1: "a"})     ->  ["dict", [1, "a"]]
+    encode((1, [2.5]))   ->  [1, 2.5, ["list", 1], ["tuple", 2]]
+    encode({1: "a"})     ->  [1, "a", ["dict", 1]]
 """
 
 from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Decimal
+from fractions import Fraction
 from json import dumps, loads
 from typing import Any
 
-MAX_DEPTH = 60
 MAX_NODES = 500_000
 REPR_CHARACTERS = 250
+MAX_FRACTION_BITS = 100_000  # reducing a longer one takes the trainer too long; it travels as its repr
 _SAFE_INTEGER = 1 << 63
+_WRITABLE_BITS = 14_000  # Python writes no integer of more than 4,300 digits
 _write, _read = os.write, os.read  # a judged program may rebind the attributes of `os`
 
 
@@ -32,20 +37,78 @@ class Opaque:
         return self.text
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class DictItems:
+    """A program's dictionary. Its keys are never hashed by Python: a program can choose numbers that all collide."""
+
+    pairs: Sequence[tuple[Any, Any]]
+
+    def __repr__(self) -> str:
+        return "{" + ", ".join(f"{key!r}: {value!r}" for key, value in self.pairs) + "}"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SetItems:
+    """A program's set or frozenset, for the same reason."""
+
+    items: Sequence[Any]
+    frozen: bool = False
+
+    def __repr__(self) -> str:
+        inner = "{" + ", ".join(map(repr, self.items)) + "}" if self.items else ""
+        return f"frozenset({inner})" if self.frozen else inner or "set()"
+
+
 class TooLargeError(ValueError):
     """A value with more parts than anyone would read."""
 
 
-def encode(value: object) -> Any:
-    """`value` as JSON. Raises TooLargeError past `MAX_NODES` parts."""
-    return _encode(value, MAX_DEPTH, [MAX_NODES])
+def encode(value: object, max_nodes: int = MAX_NODES) -> list[Any]:
+    """`value` as a flat list for JSON. Raises TooLargeError past `max_nodes` parts."""
+    # Built back to front: a container, then its parts from the last to the first.
+    nodes: list[Any] = []
+    waiting = [value]
+    while waiting:
+        if len(nodes) + len(waiting) > max_nodes:
+            raise TooLargeError(f"more than {max_nodes} parts")
+        value = waiting.pop()
+        if type(value).__module__ == "numpy" and hasattr(value, "tolist"):
+            value = value.tolist()
+        container = _parts(value)
+        if container is None:
+            nodes.append(_scalar(value))
+            continue
+        tag, count, parts = container
+        nodes.append([tag, count])
+        waiting += parts
+    nodes.reverse()
+    return nodes
 
 
-def _encode(value: object, depth: int, left: list[int]) -> Any:
-    # Methods of the base classes, so that a subclass of the program's cannot lie about what it holds.
-    left[0] -= 1
-    if left[0] < 0:
-        raise TooLargeError(f"more than {MAX_NODES} parts")
+def _parts(value: object) -> tuple[str, int, list[Any]] | None:
+    """A container's tag, size and parts in order; None for anything else.
+
+    Methods of the base classes are called, so that a subclass of the program's cannot lie about what it holds.
+    """
+    if isinstance(value, list):
+        parts = list(list.__iter__(value))
+        return "list", len(parts), parts
+    if isinstance(value, tuple):
+        parts = list(tuple.__iter__(value))
+        return "tuple", len(parts), parts
+    if isinstance(value, set):
+        parts = list(set.__iter__(value))
+        return "set", len(parts), parts
+    if isinstance(value, frozenset):
+        parts = list(frozenset.__iter__(value))
+        return "frozenset", len(parts), parts
+    if isinstance(value, dict):
+        pairs = list(dict.items(value))
+        return "dict", len(pairs), [part for pair in pairs for part in pair]
+    return None
+
+
+def _scalar(value: object) -> Any:
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, int):
@@ -55,49 +118,68 @@ def _encode(value: object, depth: int, left: list[int]) -> Any:
         return float.__float__(value)
     if isinstance(value, str):
         return str.__str__(value)
-    if depth == 0:
-        return ["repr", short_repr(value)]
-    if isinstance(value, list):
-        return ["list", *(_encode(item, depth - 1, left) for item in list.__iter__(value))]
-    if isinstance(value, tuple):
-        return ["tuple", *(_encode(item, depth - 1, left) for item in tuple.__iter__(value))]
-    if isinstance(value, (set, frozenset)):
-        return ["set", *(_encode(item, depth - 1, left) for item in frozenset.union(frozenset(), value))]
-    if isinstance(value, dict):
-        pairs = dict.items(value)
-        return ["dict", *([_encode(key, depth - 1, left), _encode(item, depth - 1, left)] for key, item in pairs)]
-    if type(value).__module__ == "numpy" and hasattr(value, "tolist"):
-        return _encode(value.tolist(), depth - 1, left)
+    if isinstance(value, complex):
+        return ["complex", complex.__complex__(value).real, complex.__complex__(value).imag]
+    if isinstance(value, (bytes, bytearray)):
+        return ["bytes", (bytes if isinstance(value, bytes) else bytearray).hex(value)]  # type: ignore[arg-type]
+    if isinstance(value, Decimal):
+        return ["decimal", Decimal.__str__(value)]
+    if type(value) is Fraction:  # written in Python: a subclass could lie about its numerator
+        over, under = int.__index__(value.numerator), int.__index__(value.denominator)
+        if max(over.bit_length(), under.bit_length()) <= MAX_FRACTION_BITS:
+            return ["fraction", f"{over:x}", f"{under:x}"]
     return ["repr", short_repr(value)]
 
 
-def decode(tree: Any) -> Any:
-    """The value that `encode` was given, its containers as plain built-in ones."""
-    if not isinstance(tree, list):
-        return tree
-    tag, *items = tree
-    if tag == "int":
-        return int(items[0], 16)
-    if tag == "repr":
-        return Opaque(items[0])
-    if tag == "dict":
-        return {_hashable(decode(key)): decode(item) for key, item in items}
-    values = [decode(item) for item in items]
-    if tag == "tuple":
-        return tuple(values)
-    return values if tag == "list" else {_hashable(value) for value in values}
+def decode(nodes: Sequence[Any]) -> Any:
+    """The value that `encode` was given: containers are plain lists and tuples, `DictItems` and `SetItems`.
 
-
-def _hashable(value: Any) -> Any:
-    try:
-        hash(value)
-    except TypeError:  # only a forged message has such a key
-        return Opaque(short_repr(value))
+    Raises ValueError, TypeError, ArithmeticError or LookupError for what `encode` never made.
+    """
+    done: list[Any] = []
+    for node in nodes:
+        if isinstance(node, dict):
+            raise TypeError("an object is no part of a value")
+        if not isinstance(node, list):
+            done.append(node)
+            continue
+        tag, *content = node
+        if tag in _SCALARS:
+            done.append(_SCALARS[tag](*content))
+            continue
+        size = 2 * content[0] if tag == "dict" else content[0]
+        if not 0 <= size <= len(done):
+            raise ValueError("a container with more parts than there are")
+        start = len(done) - size
+        done[start:] = [_container(tag, done[start:])]
+    (value,) = done
     return value
+
+
+def _container(tag: str, parts: list[Any]) -> Any:
+    if tag == "dict":
+        return DictItems(tuple(zip(parts[::2], parts[1::2], strict=True)))
+    if tag in ("set", "frozenset"):
+        return SetItems(tuple(parts), tag == "frozenset")
+    return {"list": list, "tuple": tuple}[tag](parts)
+
+
+def _fraction(over: str, under: str) -> Fraction:
+    if 4 * max(len(over), len(under)) > 2 * MAX_FRACTION_BITS:
+        raise ValueError("a fraction with too many digits")
+    return Fraction(int(over, 16), int(under, 16))
+
+
+_SCALARS: dict[str, Any] = {
+    "int": lambda digits: int(digits, 16), "decimal": lambda text: Decimal(str(text)), "fraction": _fraction,
+    "complex": complex, "bytes": bytes.fromhex, "repr": lambda text: Opaque(str(text)),
+}  # fmt: skip
 
 
 def short_repr(value: object) -> str:
     """At most 250 characters of a repr, which is the program's own code and may do anything."""
+    if isinstance(value, int) and (bits := int.bit_length(value)) > _WRITABLE_BITS:
+        return f"<an integer of about {int(bits * 0.30103) + 1} digits>"
     try:
         text = str.__str__(repr(value))
     except BaseException as error:  # noqa: BLE001 - a program's __repr__ may even call exit
