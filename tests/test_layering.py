@@ -14,6 +14,7 @@ LAYERS = (
     ("errors", "types"),
     ("options", "plugins", "files"),
     ("signal", "context", "runs"),
+    ("templates",),
     ("render", "stages"),
     ("models", "worlds"),
     ("sapling",),

@@ -37,6 +37,32 @@ GEMMA = (
     "{% for m in messages %}<start_of_turn>{{ 'model' if m['role'] == 'assistant' else m['role'] }}\n"
     "{{ m['content'] }}<end_of_turn>\n{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
 )
+# Templates that behave like well-known ones: each takes, refuses or forgets something else.
+REFUSE = "{{ raise_exception('%s') }}"
+ALTERNATE = "{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}" + REFUSE % "turns must alternate" + "{% endif %}"
+STRICT = (  # as Gemma's: no system turn, and turns that alternate
+    "{% if messages[0]['role'] == 'system' %}" + REFUSE % "no system turn here" + "{% endif %}"
+    "{% for m in messages %}" + ALTERNATE + "<|im_start|>{{ m['role'] }}\n{{ m['content'] | trim }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+SYSTEM_FIRST = (  # as Mistral's: a system turn may come first, and nothing is written for the assistant
+    "{% if messages[0]['role'] == 'system' %}{{ messages[0]['content'] + '\n' }}{% set messages = messages[1:] %}"
+    "{% endif %}{% for m in messages %}" + ALTERNATE + "{% if m['role'] == 'user' %}<|im_start|>{{ m['content'] }}"
+    "{% else %}{{ m['content'] + eos_token }}{% endif %}{% endfor %}"
+)
+FORGETS_SYSTEM = CHATML.replace("{% for m in messages %}", "{% for m in messages if m['role'] != 'system' %}")
+ONE_TURN = "{% if messages | length > 1 %}" + REFUSE % "one turn only" + "{% endif %}" + CHATML
+NO_HEADER = CHATML.partition("{% if add")[0]
+ALWAYS_THINKS = CHATML.replace("assistant\n", "assistant\n<think>\n")
+CAN_THINK = CHATML.replace(
+    "assistant\n{% endif %}",
+    "assistant\n{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}"
+    "{% endif %}",
+)
+FORGETS_QUESTION = "<|im_start|>{% if add_generation_prompt %}assistant\n{% endif %}"
+BROKEN = "{% for m in messages %}{{ m['content'] }}{% endif %}"
+NEEDS_MORE = "{{ tools[0]['name'] }}" + CHATML
+
 SHAPE: dict[str, Any] = {
     "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "max_position_embeddings": 256, "initializer_range": 0.3,
@@ -81,7 +107,14 @@ def tiny_tokenizer(*, gemma: bool = False, pad: bool = True, chat: bool = True) 
 
 
 def tiny_policy_dir(
-    directory: Path, family: str = "qwen3", *, tied: bool = True, pad: bool = True, chat: bool = True, seed: int = 0
+    directory: Path,
+    family: str = "qwen3",
+    *,
+    tied: bool = True,
+    pad: bool = True,
+    chat: bool = True,
+    template: str | None = None,
+    seed: int = 0,
 ) -> Path:
     """Writes a random two-layer model of `family` (a key of FAMILIES) with its tokenizer; returns its directory.
 
@@ -90,6 +123,8 @@ def tiny_policy_dir(
     """
     target = directory / f"tiny-{family}{'' if tied else '-untied'}-{seed}"
     tokenizer = tiny_tokenizer(gemma=family.startswith("gemma"), pad=pad, chat=chat)
+    if template is not None:
+        tokenizer.chat_template = template
     config_class, extra = FAMILIES[family]
     ids = {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": None, "pad_token_id": tokenizer.pad_token_id}
     config = config_class(vocab_size=len(tokenizer), tie_word_embeddings=tied, **SHAPE, **extra, **ids)

@@ -24,6 +24,7 @@ from selfdistill.models.hf import LoraOptions
 from selfdistill.models.sampler import SamplingOptions
 from selfdistill.models.teacher import TeacherRule
 from selfdistill.options import Where, about, build, option, plain
+from selfdistill.templates import Thinking
 
 NAMED = ("method", "world")
 COMMAND_LINE = "command line"
@@ -119,6 +120,7 @@ class RunConfig:
     device: str = option("auto", "cuda, mps, cpu, or auto")
     dtype: str = option("auto", "bfloat16, float32, or auto")
     chat_template: str = option("", "Jinja file, for a model that comes without a chat template")
+    thinking: Thinking = option("off", "whether a model that can think aloud is asked to; template: as its own has it")
     steps: int = option(40, "generation batches to train for")
     tasks_per_step: int = option(32, "tasks drawn for each generation batch")
     rollouts_per_task: int = option(8, "answers sampled for each task")

@@ -4,36 +4,44 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from selfdistill.context import FIELDS, teacher_messages
 from selfdistill.errors import ModelError
+from selfdistill.templates import ChatTemplate, Thinking
 from selfdistill.types import Context, Drop, Message, TokenIds
 
 CUT = " …"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Renderer:
     """Writes prompts with a tokenizer's chat template. Lengths are in tokens.
 
     `max_teacher_tokens` bounds a teacher prompt; together with the answer it must also fit `context_length`.
+    `thinking`: whether models that can think aloud are asked to.
     """
 
     tokenizer: Any
     context_length: int
     max_teacher_tokens: int
+    thinking: Thinking = "off"
+
+    @cached_property
+    def template(self) -> ChatTemplate:
+        """What writes all prompts."""
+        return ChatTemplate(self.tokenizer, self.thinking)
 
     def prompt(self, messages: Sequence[Message]) -> TokenIds:
-        """A conversation up to the place where the assistant speaks. Models that can think aloud are asked not to."""
-        chat = [{"role": message.role, "content": message.content} for message in messages]
-        options = {"add_generation_prompt": True, "enable_thinking": False, "return_dict": False}
-        return tuple(self.tokenizer.apply_chat_template(chat, tokenize=True, **options))
+        """A conversation up to the place where the assistant speaks. Raises `ModelError` where the template cannot
+        write it."""
+        return self.template.prompt(messages)
 
     def answer(self, text: str) -> TokenIds:
         """Words that were not sampled, with the end of turn behind them that a sampled answer would have. Raises
         `ModelError` where the tokenizer has none."""
-        return (*self._encode(text), self._end())
+        return (*self.template.answer(text), self._end())
 
     def teacher_prompt(
         self, question: Sequence[Message], context: Context, answer: int
@@ -60,11 +68,11 @@ class Renderer:
 
     def _shorter(self, context: Context, excess: int) -> tuple[Context, bool]:
         """The context with its longest field cut by at least `excess` tokens; False when the field would vanish."""
-        fields = {name: self._encode(getattr(context, name)) for name in FIELDS if getattr(context, name)}
+        fields = {name: self.template.answer(getattr(context, name)) for name in FIELDS if getattr(context, name)}
         if not fields:
             return context, False
         name = max(fields, key=lambda field: len(fields[field]))
-        kept = len(fields[name]) - excess - len(self._encode(CUT))
+        kept = len(fields[name]) - excess - len(self.template.answer(CUT))
         if kept <= 0:
             return context, False
         text = str(self.tokenizer.decode(fields[name][:kept], clean_up_tokenization_spaces=False))
@@ -72,7 +80,7 @@ class Renderer:
         return replace(context, **{name: text + CUT}), True
 
     def _end(self) -> int:
-        found = template_end(self.tokenizer)
+        found = self.template.end()
         end = self.tokenizer.eos_token_id if found is None else found
         if end is None:
             raise ModelError(
@@ -82,15 +90,3 @@ class Renderer:
                 do="set eos_token in tokenizer_config.json, or use a chat template that ends turns",
             )
         return int(end)
-
-    def _encode(self, text: str) -> list[int]:
-        return list(self.tokenizer.encode(text, add_special_tokens=False))
-
-
-def template_end(tokenizer: Any) -> int | None:
-    """The special token that the chat template writes straight after an answer, if it does."""
-    marker = "ANSWER"
-    chat = [{"role": "user", "content": "?"}, {"role": "assistant", "content": marker}]
-    after = str(tokenizer.apply_chat_template(chat, tokenize=False)).rpartition(marker)[2]
-    ids = tokenizer.encode(after, add_special_tokens=False)
-    return ids[0] if ids and ids[0] in tokenizer.all_special_ids else None

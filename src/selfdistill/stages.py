@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Protocol, TypeAlias
 
 from selfdistill.context import ContextRule, teacher_messages, without_thinking
-from selfdistill.types import ANSWER, Context, Message, Outcome, Rollout, RolloutGroup
+from selfdistill.types import ANSWER, Completion, Context, Message, Outcome, Rollout, RolloutGroup, Task
 
 REFLECT = "Say in one or two sentences how to answer the original question better next time."
 
@@ -159,6 +159,19 @@ class ReflectedAttempts:
             for place, text in noted
             if text.strip()
         ]
+
+
+def examples(stages: Sequence[Stage], task: Task) -> list[tuple[Message, ...]]:
+    """The conversations that these stages have about a task when every answer fails."""
+    group, found = RolloutGroup(task, ()), list[tuple[Message, ...]]()
+    failed = Outcome(0.0, "That is wrong.", reply="No.")
+    for stage in stages:
+        asked = [want for want in stage.wanted(group, 1) if isinstance(want, Ask)]
+        found += [want.messages for want in asked]
+        done = Completion("example", "An answer.")
+        answers = [Rollout(task, (), done, failed, stage=stage.name, of=want.of) for want in asked]
+        group = RolloutGroup(task, (*group.rollouts, *answers))
+    return found
 
 
 def failures(group: RolloutGroup, success: float) -> list[tuple[int, Rollout]]:

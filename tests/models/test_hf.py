@@ -111,7 +111,7 @@ def test_a_missing_pad_token_becomes_the_end_token(tmp_path: Path) -> None:
 
 def test_no_chat_template_names_the_way_out(tmp_path: Path) -> None:
     directory = str(tiny_policy_dir(tmp_path, chat=False))
-    with pytest.raises(ModelError, match="--chat-template FILE"):
+    with pytest.raises(ModelError, match="chat_template=FILE"):
         load_policy(directory, device="cpu")
     policy = load_policy(directory, device="cpu", chat_template=CHATML)
     assert "<|im_start|>user" in policy.tokenizer.apply_chat_template(

@@ -105,7 +105,7 @@ def credit_of_rollout(
     config = replace(original, device="auto", dtype="auto", lora=None)
     context = context or _context(record)
     policy = open_policy(_with_weights(config, path, model, reporter), reporter)
-    renderer = _renderer(policy)
+    renderer = replace(_renderer(policy), thinking=config.thinking)
     task = _task(config, search, record, reporter)
     answer = _answer(policy, renderer, record, reporter)
     same_tokens = answer == record.token_ids

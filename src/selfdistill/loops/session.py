@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from selfdistill.config import RunConfig
+from selfdistill.context import Instruction, teacher_messages
 from selfdistill.errors import ConfigError
 from selfdistill.files import read_text
-from selfdistill.loops.tasks import askable, question_rows, training_tasks
+from selfdistill.loops.tasks import askable, check_conversations, question_rows, training_tasks
 from selfdistill.methods import Method, get_method
 from selfdistill.models.checkpoint import save_checkpoint
 from selfdistill.models.hf import load_policy
@@ -21,7 +22,8 @@ from selfdistill.models.policy import Policy
 from selfdistill.models.teacher import Frozen, Live, Other, Teacher, TeacherRule
 from selfdistill.render import Renderer
 from selfdistill.runs.progress import Reporter
-from selfdistill.types import Task
+from selfdistill.stages import examples
+from selfdistill.types import Context, Message, Task
 from selfdistill.worlds.base import World, tasks_of
 from selfdistill.worlds.registry import make_world
 
@@ -88,7 +90,10 @@ def open_policy(config: RunConfig, reporter: Reporter) -> Policy:
 def _chat_template(file: str) -> str | None:
     if not file:
         return None
-    return read_text(file, what="the chat template", do="check chat_template", kind=ConfigError)
+    text = read_text(file, what="the chat template", do="check chat_template", kind=ConfigError)
+    if not text.strip():
+        raise ConfigError("the chat template is empty", got=file, do="check chat_template")
+    return text
 
 
 def open_asking(config: RunConfig, reporter: Reporter) -> Asking:
@@ -98,7 +103,9 @@ def open_asking(config: RunConfig, reporter: Reporter) -> Asking:
     policy = open_policy(config, reporter)
     if config.model.startswith("sapling") and config.world.name != "verbs":
         reporter.note("the sapling understands the coined-verb world alone; for other tasks name a model with --model")
-    renderer = Renderer(policy.tokenizer, policy.context_length, config.context.max_teacher_tokens)
+    renderer = Renderer(policy.tokenizer, policy.context_length, config.context.max_teacher_tokens, config.thinking)
+    for note in renderer.template.check():
+        reporter.note(note)
     longest = config.context.max_prompt_tokens
     tasks = askable(tasks, renderer, longest, reporter)
     limit = config.evaluation.tasks
@@ -121,6 +128,7 @@ def open_session(config: RunConfig, reporter: Reporter) -> Session:
     if config.rehearsal:
         found = _rehearsal_tasks(config, parts.world)
         rehearsal = askable(found, parts.renderer, config.context.max_prompt_tokens, reporter)
+    check_conversations(parts.renderer, parts.tasks, lambda task: _conversations(method, task))
     return Session(
         **vars(parts),
         method=method,
@@ -209,6 +217,15 @@ def _cut_to_common_rows(policy: Policy, other: Policy) -> None:
     for each in (policy, other):
         if each.head().vocabulary > rows:
             each.vocabulary = rows
+
+
+def _conversations(method: Method, task: Task) -> list[tuple[Message, ...]]:
+    """Those that a method may have about a task after its first answers, and what a teacher with an instruction reads.
+    A stage of the user's own is asked for none: who wrote it need not expect an answer that nobody gave."""
+    found = examples([stage for stage in method.stages if type(stage).__module__.startswith("selfdistill.")], task)
+    if any(isinstance(getattr(method, item.name), Instruction) for item in fields(method)):
+        found.append(teacher_messages(task.messages, Context("instruction", instruction="Be kind.")))
+    return found
 
 
 def _rehearsal_tasks(config: RunConfig, world: World) -> list[Task]:

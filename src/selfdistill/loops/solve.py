@@ -25,15 +25,17 @@ from selfdistill.loops.search import MAY_CHANGE, Search, rounds_made, until_done
 from selfdistill.loops.session import Asking, Session, open_asking, open_session, started_over
 from selfdistill.loops.solve_config import SolveConfig, config_from, is_file, solve_settings
 from selfdistill.loops.stopping import StopSign
+from selfdistill.loops.strategies import MultiTurn
 from selfdistill.loops.strategies.base import learner_of
-from selfdistill.loops.tasks import askable, judgeable, training_tasks
+from selfdistill.loops.strategies.window import NOTHING_SAID
+from selfdistill.loops.tasks import askable, check_conversations, judgeable, training_tasks
 from selfdistill.plugins import short_name
 from selfdistill.runs import allowed_changes, fresh_path
 from selfdistill.runs.progress import Interrupted, Reporter
 from selfdistill.runs.solving import SolveResult, read_result
 from selfdistill.runs.store import CONFIG, probe, refuse_in_use, write_atomic
 from selfdistill.stages import Attempts
-from selfdistill.types import Task
+from selfdistill.types import Message, Task
 
 TOGETHER = 32  # tasks at a time; `sampling.batch_tokens` bounds what one batch of the sampler holds
 ReporterFor = Callable[[str], Reporter]
@@ -101,7 +103,7 @@ def task_path(out: Path, number: int, task: Task) -> Path:
 def _open(config: SolveConfig, reporter: Reporter) -> Asking:
     """A strategy that learns needs a session; one that does not keeps no teacher and no optimiser."""
     if not config.strategy.learns:
-        return open_asking(config.run, reporter)
+        return _checked(config, open_asking(config.run, reporter))
     session = open_session(config.run, reporter)
     if session.method.stages != (Attempts(),):
         raise ConfigError(
@@ -111,7 +113,15 @@ def _open(config: SolveConfig, reporter: Reporter) -> Asking:
             do="choose a method that learns from attempts alone, such as sdpo",
         )
     session.method = learner_of(config.strategy, session.method)
-    return session
+    return _checked(config, session)
+
+
+def _checked(config: SolveConfig, asking: Asking) -> Asking:
+    """The same. Raises `ModelError` where the chat template refuses conversations that the strategy goes on with."""
+    if isinstance(config.strategy, MultiTurn) and config.strategy.attempts:
+        turns = (Message("assistant", "An answer."), Message("user", NOTHING_SAID))
+        check_conversations(asking.renderer, asking.tasks, lambda task: [(*task.messages, *turns)])
+    return asking
 
 
 def _start(asking: Asking) -> dict[str, Tensor]:

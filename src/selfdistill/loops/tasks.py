@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from selfdistill.errors import ConfigError, DataError
+from selfdistill.errors import ConfigError, DataError, ModelError
 from selfdistill.files import numbered_lines
 from selfdistill.render import Renderer
 from selfdistill.runs.progress import Reporter
 from selfdistill.stages import Given, Stage
-from selfdistill.types import RolloutGroup, Task
+from selfdistill.types import Message, RolloutGroup, Task, TokenIds
 from selfdistill.worlds.base import World, tasks_of, why_unusable
 from selfdistill.worlds.code import CodeWorld
 from selfdistill.worlds.row import Row, load_rows
@@ -66,7 +66,7 @@ def askable(tasks: Sequence[Task], renderer: Renderer, longest: int, reporter: R
     `longest` is the most tokens a question may have; one token of the context must be left for the answer.
     """
     limit = min(longest, renderer.context_length - 1)
-    fitting = [task for task in tasks if len(renderer.prompt(task.messages)) <= limit]
+    fitting = [task for task in tasks if len(written(renderer, task, task.messages)) <= limit]
     if not fitting:
         raise NoneFits(
             "no question fits the model",
@@ -93,6 +93,26 @@ def judgeable(tasks: Sequence[Task], world: World, reporter: Reporter, *, least:
 
 def _not_judgeable(why: str) -> DataError:
     return DataError("no answer to a task can be judged", got=why, do="correct the row, or leave it out")
+
+
+def check_conversations(
+    renderer: Renderer, tasks: Sequence[Task], conversations: Callable[[Task], Sequence[tuple[Message, ...]]]
+) -> None:
+    """Writes the conversations about one task of each kind, by the roles in its question. Raises `ModelError` for one
+    that the chat template refuses: better now than after hours of sampling."""
+    kinds = {tuple(message.role for message in task.messages): task for task in reversed(tasks)}
+    for task in kinds.values():
+        for messages in conversations(task):
+            written(renderer, task, messages)
+
+
+def written(renderer: Renderer, task: Task, messages: Sequence[Message]) -> TokenIds:
+    """The prompt of a conversation about a task. Raises `ModelError`, which names the task."""
+    try:
+        return renderer.prompt(messages)
+    except ModelError as error:
+        what = f"a prompt of task {task.id!r} cannot be written: {error.what}"
+        raise ModelError(what, got=error.got, why=error.why, do=error.do) from error
 
 
 def draw_tasks(tasks: Sequence[Task], count: int, step: int, seed: int) -> list[Task]:

@@ -16,7 +16,7 @@ from selfdistill.models.device import pick_device, pick_dtype, quiet
 from selfdistill.models.policy import Policy
 from selfdistill.models.smollm2 import ensure_smollm2
 from selfdistill.options import option
-from selfdistill.render import template_end
+from selfdistill.templates import ChatTemplate
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -159,8 +159,14 @@ def _tokenizer(source: Path, name: str, chat_template: str | None) -> PreTrained
             "this model has no chat template",
             got=name,
             why="without one nobody can say how a question and its answer are written as text",
-            do="use its instruct version, or give a Jinja template with --chat-template FILE (Python: chat_template=)",
+            do="use its instruct version, or give a Jinja template with chat_template=FILE",
         )
+    try:
+        ChatTemplate(tokenizer, "template").check()
+    except ModelError as error:
+        if chat_template is None:
+            raise
+        raise ConfigError(error.what, got=error.got, why=error.why, do="correct the file of chat_template") from error
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token is None:
             do = "set eos_token in tokenizer_config.json"
@@ -222,7 +228,7 @@ def end_tokens(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> fro
     """
     listed = base.generation_config.eos_token_id if base.generation_config is not None else None
     ends = set(listed) if isinstance(listed, list) else {listed}
-    ends |= {tokenizer.eos_token_id, template_end(tokenizer)}
+    ends |= {tokenizer.eos_token_id, ChatTemplate(tokenizer).end()}
     return frozenset(end for end in ends if isinstance(end, int))
 
 
