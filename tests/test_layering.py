@@ -13,7 +13,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 LAYERS = (
     ("errors", "types"),
     ("options", "plugins", "files"),
-    ("signal", "context", "runs"),
+    ("signal", "context", "runs", "markup"),
     ("templates",),
     ("render", "stages"),
     ("models", "worlds"),

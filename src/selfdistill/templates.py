@@ -2,18 +2,19 @@
 
 Templates differ in what they take. One that refuses a system turn, or writes none of it, gets that text before the next
 user turn's; one that refuses turns that do not alternate gets neighbours joined. What no such change helps is a
-`ModelError`.
+`ModelError`. Only the template writes the model's control tokens: in the contents of messages they stay text.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
 from typing import Any, Literal
 
 from selfdistill.errors import ConfigError, ModelError
+from selfdistill.markup import Markup
 from selfdistill.types import Message, TokenIds
 
 Thinking = Literal["off", "on", "template"]
@@ -40,11 +41,20 @@ class ChatTemplate:
     def prompt(self, messages: Sequence[Message]) -> TokenIds:
         """A conversation up to the place where the assistant speaks. Raises `ModelError` where the template refuses
         it."""
-        _, text = self._accepted(messages)
-        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        turns, text = self._accepted(messages)
+        contents = [(turn.content, turn.role == "assistant") for turn in turns]
+        mark = self._markup.mark(contents)
+        if not mark:
+            return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        texts = [self._markup.marked(*content, mark) for content in contents]
+        marked = [replace(turn, content=text) for turn, text in zip(turns, texts, strict=True)]
+        return self._markup.encoded(self._rendered(marked) + self._header, mark)
 
     def answer(self, text: str) -> TokenIds:
         """Words of the assistant's that were not sampled, without an end of turn."""
+        mark = self._markup.mark([(text, True)])
+        if mark:
+            return self._markup.encoded(self._markup.marked(text, True, mark), mark)
         return tuple(self.tokenizer.encode(text, add_special_tokens=False))
 
     def check(self) -> list[str]:
@@ -131,6 +141,10 @@ class ChatTemplate:
         if thinks and not on:
             return [f"the chat template begins every answer with {OPEN} and has no switch: thinking=off does nothing"]
         return []
+
+    @cached_property
+    def _markup(self) -> Markup:
+        return Markup.of(self.tokenizer)
 
     @property
     def _name(self) -> str:
