@@ -99,7 +99,7 @@ def test_whole_programs(sandbox):
 def test_assertions_tell_the_value(sandbox):
     assert judge(sandbox, ASSERTS, "def g(x): return x * x * base").reward == 1.0
     outcome = judge(sandbox, ASSERTS, "def g(x): return 2 * x")
-    assert outcome.feedback == "Wrong answer.\nassert g(3) == 9\ng(3) gave 6"
+    assert outcome.feedback == "Wrong answer.\nInput: g(3)\nOutput: 6\nExpected: 9"
     assert outcome.details["tests_passed"] == 0.5
     raised = judge(sandbox, ASSERTS, "def g(x): return x + 'a'")
     assert raised.feedback.endswith("\nLine 1 in g\nLast input: assert g(2) == 4")

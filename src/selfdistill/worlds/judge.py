@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 from selfdistill.errors import DataError
 from selfdistill.types import Completion, Outcome, StopReason, Task
+from selfdistill.worlds.assertions import Assertion, read_assertion
 from selfdistill.worlds.compare import same_output, same_value
 from selfdistill.worlds.extract import extract_code
 from selfdistill.worlds.feedback import TestRecord, TestStatus, clip_text, feedback_text, missing_block_text
@@ -81,17 +82,22 @@ def cases_of(task: Task, split: Split) -> list[Any]:
 
 
 def program_for(task: Task, code: str, options: JudgeOptions) -> tuple[Program, Limits]:
-    """What the sandbox is to run: inputs only, for expected outputs stay on this side (assertions cannot)."""
+    """What the sandbox is to run: inputs only, for expected values stay on this side, but for some assertions."""
     spec = task.spec
     if spec.get("kind") not in MODES:
         raise DataError(f"task {task.id!r} has an unknown kind of tests", got=spec.get("kind"), do=f"use {list(MODES)}")
     tests = cases_of(task, options.split)
     program = Program(
         code=code, mode=MODES[spec["kind"]], entry=spec.get("fn_name") or "",
-        inputs=tuple(test if spec["kind"] == "assert" else test["input"] for test in tests),
+        inputs=tuple(_assert_input(test) if spec["kind"] == "assert" else test["input"] for test in tests),
         prelude=spec.get("prelude") or "", setup=spec.get("setup") or "",
     )  # fmt: skip
     return program, replace(options.limits, time_s=float(spec.get("time_limit") or options.limits.time_s))
+
+
+def _assert_input(test: str) -> str | dict[str, Any]:
+    assertion = read_assertion(test)
+    return {"value": assertion.expression, "truth": assertion.asks_truth} if assertion else test
 
 
 def records_of(kind: str, tests: Sequence[Any], results: Iterable[Result]) -> list[TestRecord]:
@@ -135,9 +141,29 @@ def _record(kind: str, test: Any, result: Result) -> TestRecord:
     if result.ending is Ending.TIMED_OUT:
         return TestRecord(TestStatus.TIMEOUT, input=shown)
     if kind == "assert":
-        return TestRecord(TestStatus.PASSED, input=shown)
+        return _assert_record(test, shown, result)
     functional, expected = kind == "functional", test["output"]
     same = same_value(result.value, expected) if functional else same_output(result.value, expected)
     show = short_repr if functional else str
     status = TestStatus.PASSED if same else TestStatus.WRONG
     return TestRecord(status, input=shown, output=clip_text(show(result.value)), expected=show(expected))
+
+
+def _assert_record(test: str, shown: str, result: Result) -> TestRecord:
+    assertion = read_assertion(test)
+    if assertion is None:
+        return TestRecord(TestStatus.PASSED, input=shown)
+    sent = result.value if assertion.asks_truth else [result.value, None]
+    value, truth = sent if isinstance(sent, list) and len(sent) == 2 else (sent, None)  # another shape was forged
+    if assertion.holds(value, truth):
+        return TestRecord(TestStatus.PASSED, input=shown)
+    output, expected = clip_text(short_repr(value)), assertion_text(assertion)
+    return TestRecord(TestStatus.WRONG, input=assertion.expression, output=output, expected=expected)
+
+
+def assertion_text(assertion: Assertion) -> str:
+    """What an assertion expected, as feedback shows it."""
+    shown = short_repr(assertion.expected)
+    plain = {"true": "a true value", "false": "a false value", "==": shown, "is": shown}
+    text = plain.get(assertion.relation, f"{assertion.relation} {shown}")
+    return f"{text} ({assertion.message})" if assertion.message else text

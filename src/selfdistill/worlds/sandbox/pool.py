@@ -50,7 +50,7 @@ class Sandbox:
     machine cannot isolate fully, unless `allow_weaker`; a weaker level is then warned about and named in `level`.
 
     Not protected: the standard library and /dev/null can be read; a program may use its time, memory and disk limits
-    to the full; in `Mode.ASSERT` it can lie about its own results; bugs of the kernel.
+    to the full; of tests that are statements it can lie about its own results; bugs of the kernel.
     """
 
     def __init__(self, workers: int | None = None, *, modules: Sequence[str] = (), allow_weaker: bool = False) -> None:

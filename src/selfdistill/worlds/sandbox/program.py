@@ -12,7 +12,9 @@ class Mode(StrEnum):
 
     CALL = "call"  # the arguments of one call of `entry`; the result is the value it returns
     STDIN = "stdin"  # the text of standard input; the result is the text printed by the whole program
-    ASSERT = "assert"  # Python statements run after the program; the result is whether they hold
+    # Python statements run after the program: the result is whether they hold. Or {"value": an expression, "truth":
+    # false}: the result is its value, or with "truth" the pair of value and truth.
+    ASSERT = "assert"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +57,9 @@ class Ending(StrEnum):
 class Result:
     """The run on one input.
 
-    `value` is what was returned (`Mode.CALL`) or printed (`Mode.STDIN`). `error` is "TypeName: message" and then up to
-    three lines "Line 3 in f", innermost last. `note` is the statement of the test that failed or raised
-    (`Mode.ASSERT`). `loading` says that the code raised before it met an input.
+    `value` is what was returned (`Mode.CALL`), printed (`Mode.STDIN`) or asked for (`Mode.ASSERT`). `error` is
+    "TypeName: message" and then up to three lines "Line 3 in f", innermost last. `note` is the statement of the test
+    that failed or raised (`Mode.ASSERT`). `loading` says that the code raised before it met an input.
     """
 
     ending: Ending

@@ -3,7 +3,7 @@
 The channel is a pipe on a random descriptor; a line counts only if it starts with a nonce drawn for this run. That
 stops printing, stray writes and early exits from passing for results. A program that searches the interpreter for the
 nonce can still forge them. Expected values never enter this process, so with calls and standard input forging gains
-nothing; with assertions it can claim a pass, just as an object whose `__eq__` always agrees can.
+nothing; where a test is statements of Python, it can claim a pass, just as an object whose `__eq__` always agrees can.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Mapping
 from json import dumps
-from types import ModuleType, TracebackType
+from types import MethodDescriptorType, ModuleType, TracebackType, WrapperDescriptorType
 from typing import Any
 
 from selfdistill.worlds.sandbox.wire import TooLargeError, encode, short_repr, write_all
@@ -34,6 +34,7 @@ _FRAMES = 3
 _INLINE = ("<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>")
 _MESSAGE_CHARACTERS = 500
 _RESERVE_BYTES = 4 << 20
+_BUILTINS = dict(vars(builtins))  # for tests: a program may rebind those of the module
 
 Report = Callable[[Mapping[str, Any]], None]
 Namespace = dict[str, Any]
@@ -111,13 +112,28 @@ def _run_call(job: Mapping[str, Any], namespace: Namespace, arguments: list[Any]
         function = getattr(solution(), name)
     if not callable(function):
         return _raised(f"NameError: no function named {name!r} is defined")
-    try:
-        return {"ending": "done", "value": encode(function(*arguments))}
-    except TooLargeError as error:
-        return _raised(f"OutputLimitExceeded: the value has {error}")
+    return _done(function(*arguments))
 
 
-def _run_assertion(job: Mapping[str, Any], namespace: Namespace, source: str) -> Mapping[str, Any]:
+def _run_assertion(job: Mapping[str, Any], namespace: Namespace, test: str | Mapping[str, Any]) -> Mapping[str, Any]:
+    namespace["__builtins__"] = _BUILTINS
+    return _run_statements(job, namespace, test) if isinstance(test, str) else _run_value(test, namespace)
+
+
+def _run_value(test: Mapping[str, Any], namespace: Namespace) -> Mapping[str, Any]:
+    """The value of an expression, and its truth if that is asked for; neither is compared with anything here."""
+    value = eval(compile(f"({test['value']}\n)", TEST_FILE, "eval", dont_inherit=True), namespace)
+    return _done([value, _truth(value)] if test["truth"] else value)
+
+
+def _truth(value: object) -> bool | None:
+    """Whether a value is true; None where a method written in Python, such as the program's own, would decide."""
+    methods = (getattr(type(value), name, None) for name in ("__bool__", "__len__"))
+    builtin = (type(None), WrapperDescriptorType, MethodDescriptorType)
+    return bool(value) if all(isinstance(method, builtin) for method in methods) else None
+
+
+def _run_statements(job: Mapping[str, Any], namespace: Namespace, source: str) -> Mapping[str, Any]:
     statements = ast.parse(source, TEST_FILE).body
     only = statements[0] if len(statements) == 1 else None
     if isinstance(only, ast.Assert) and isinstance(only.test, ast.Compare) and only.msg is None:
@@ -139,7 +155,7 @@ def _run_assertion(job: Mapping[str, Any], namespace: Namespace, source: str) ->
 def _run_equation(compare: ast.Compare, source: str, namespace: Namespace) -> Mapping[str, Any]:
     """`assert left == right`, each side evaluated once, so that the value on the left can be told."""
     sides = (compare.left, compare.comparators[0])
-    left, right = (eval(compile(ast.Expression(side), TEST_FILE, "eval"), namespace) for side in sides)
+    left, right = [eval(compile(ast.Expression(side), TEST_FILE, "eval"), namespace) for side in sides]
     if left == right:
         return {"ending": "done"}
     return {"ending": "failed", "note": f"{source.strip()}\n{ast.unparse(compare.left)} gave {short_repr(left)}"}
@@ -184,6 +200,13 @@ def _stream(descriptor: int, name: str, errors: str) -> io.TextIOWrapper:
     stream = io.TextIOWrapper(buffer, encoding="utf-8", errors=errors, newline="\n", line_buffering=descriptor == 2)
     stream.mode = mode  # type: ignore[misc]
     return stream
+
+
+def _done(value: object) -> dict[str, Any]:
+    try:
+        return {"ending": "done", "value": encode(value)}
+    except TooLargeError as error:
+        return _raised(f"OutputLimitExceeded: the value has {error}")
 
 
 def _raised(error: str) -> dict[str, Any]:
