@@ -7,7 +7,7 @@ import pytest
 
 from selfdistill.errors import DataError
 from selfdistill.types import Completion, StopReason, Task
-from selfdistill.worlds.judge import JudgeOptions, cases_of, judge_many
+from selfdistill.worlds.judge import JudgeOptions, cases_of, entry_of, judge_many
 from selfdistill.worlds.sandbox import IsolationLevel, Limits, Sandbox, isolation_level
 
 pytestmark = pytest.mark.skipif(
@@ -140,6 +140,21 @@ def test_a_missing_block_and_a_cut_one_are_told_apart(sandbox):
     assert "fenced block" in missing.feedback
     assert "cut off" in truncated.feedback
     assert (missing.details["failure"], truncated.details["failure"]) == ("missing", "truncated")
+
+
+def test_the_function_that_the_tests_name_is_looked_for(sandbox):
+    def named(tests, **spec):
+        return entry_of(Task("t", (), {"kind": "assert", "public": tests, **spec}))
+
+    assert named(["assert f(1) == 2", "assert f(2) == g(1)"]) == "f"
+    assert named(["assert abs(f(1) - 2) < 1e-3"], private=["x = 3\nassert set(f(x)) == {1}"]) == "f"
+    assert named(["import math\nassert math.isclose(f(1), 2)"]) == "f"
+    assert named(["from math import sqrt\ndef h(): pass\nassert sqrt(f(1)) == h()"]) == "f"
+    assert named(["assert f(g(1)) == 2"]) == named(["assert f("]) == named(["assert x == 1"]) == ""
+    assert named(["check(f)"], fn_name="f") == "f"
+    example = "```python\nfor number in range(10):\n    print(number, g(number))\n```"
+    answer = Completion("a", f"```python\ndef g(x): return x * x\n```\nFor example:\n{example}")
+    assert judge_many(sandbox, [(Task("t", (), ASSERTS), answer)])[0].reward == 1.0
 
 
 def test_outcomes_keep_their_order(sandbox):

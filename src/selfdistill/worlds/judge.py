@@ -6,16 +6,19 @@ A task's `spec` is JSON; this is all that is read of it:
     public      tests that training may use        {"input": [arguments], "output": value}   functional
     private     tests kept for evaluation          {"input": text, "output": text}           stdin
                 (either may be empty)              "assert f(1) == 2"                        assert
-    fn_name     the function to call               functional
+    fn_name     the function to call               functional (assert: the one to look for in an answer, optional)
     prelude     code that runs before the answer, setup: after it, in its namespace          optional
     time_limit  seconds for one test                                                         optional
 """
 
 from __future__ import annotations
 
+import ast
+import builtins
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any, Literal
 
 from selfdistill.errors import DataError
@@ -54,7 +57,7 @@ def judge_many(
     outcomes: dict[int, Outcome] = {}
     same: dict[tuple[str, str], list[int]] = {}
     for index, (task, completion) in enumerate(pairs):
-        code = extract_code(completion.text)
+        code = extract_code(completion.text, entry_of(task))
         if code is None:
             outcomes[index] = missing_outcome(completion, total=len(cases_of(task, options.split)))
         else:
@@ -79,6 +82,29 @@ def cases_of(task: Task, split: Split) -> list[Any]:
     if not tests:
         raise DataError(f"task {task.id!r} has no tests", why="every answer would count as correct")
     return tests
+
+
+def entry_of(task: Task) -> str:
+    """The function or class that the tests use: `fn_name`, or the only name that all assertions call; else empty."""
+    if task.spec.get("fn_name") or task.spec.get("kind") != "assert":
+        return str(task.spec.get("fn_name") or "")
+    tests = [str(test) for test in (*task.spec.get("public", ()), *task.spec.get("private", ()))]
+    common = frozenset.intersection(*map(called_names, tests)) if tests else frozenset()
+    return next(iter(common)) if len(common) == 1 else ""
+
+
+@lru_cache(4096)
+def called_names(test: str) -> frozenset[str]:
+    """The names that a test calls and neither it nor Python defines; none of a test that is no Python."""
+    try:
+        nodes = list(ast.walk(ast.parse(test)))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return frozenset()
+    called = {node.func.id for node in nodes if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
+    stored = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    defined = {node.name for node in nodes if isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.alias))}
+    arguments = {node.arg for node in nodes if isinstance(node, ast.arg)}
+    return frozenset(called - stored - defined - arguments - set(dir(builtins)))
 
 
 def program_for(task: Task, code: str, options: JudgeOptions) -> tuple[Program, Limits]:
