@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from core_parts import group, rollout
@@ -105,10 +107,28 @@ def test_a_success_of_which_nothing_but_thinking_remains_is_passed_over() -> Non
         ("tail</think>twelve <think>again", "twelve "),
         ("<think>never closed", ""),
         ("if a < think > b", "if a < think > b"),
+        ("<think>a <think> b</think>\n\ntwelve", "twelve"),
+        ("draft</think>one</think> two", "two"),
+        ("<think>a</think> draft</think>\ntwelve", "twelve"),
+        ("</think>\n   ```\n   x\n   ```", "   ```\n   x\n   ```"),
+        ("```\ndraft\n</think>\n```\nprogram\n```", "```\nprogram\n```"),
+        ("a ```draft```\nso.</think>```\nprogram\n```", "```\nprogram\n```"),
+        ("```\ndraft\n<think>\nhm</think>\nso", "```\ndraft\nso"),
+        ("the tags `<think>` and `</think>` are removed", "the tags `<think>` and `</think>` are removed"),
+        ("hm</think>\n```\nre.sub(r'<think>.*</think>x', s)\n```", "```\nre.sub(r'<think>.*</think>x', s)\n```"),
     ],
 )
 def test_thinking_is_removed_also_when_a_tag_is_missing(text: str, wanted: str) -> None:
     assert without_thinking(text) == wanted
+
+
+@pytest.mark.parametrize(
+    "part", ["<think>", "</think>", "<think>a</think>", "`</think>`", "```<think>", " ", "`", "</think> \t"]
+)
+def test_removing_thinking_takes_time_linear_in_the_length(part: str) -> None:
+    began = time.monotonic()
+    without_thinking(part * (10**6 // len(part)))
+    assert time.monotonic() - began < 10  # what is not linear takes hours
 
 
 def test_a_demonstration_is_shown_without_its_thinking() -> None:

@@ -63,11 +63,40 @@ def siblings(group: RolloutGroup, index: int, *, solved: bool, success: float = 
     return [text for text in texts if text.strip()]
 
 
+_TAG = re.compile(r"<think>|</think>(?:\s*\n|[ \t]+)?")
+_QUOTES = ("`", "'", '"')
+_FENCE = re.compile(r"`{3,}+")
+
+
 def without_thinking(text: str) -> str:
-    """An answer as others may read it: `<think>` blocks removed, also one whose opening tag stood in the prompt."""
-    text = re.sub(r"<think>.*?</think>\s*", "", text, flags=re.DOTALL)
-    text = re.sub(r"^.*?</think>\s*", "", text, flags=re.DOTALL)
-    return re.sub(r"<think>.*\Z", "", text, flags=re.DOTALL)
+    """An answer as it is judged and as others may read it: without `<think>` blocks, one never closed included.
+
+    A closing tag without an opening one ends thinking that the prompt opened: all before it goes. A tag in quotes, or
+    amid a line of a fenced program, is ordinary text. Takes time linear in the length.
+    """
+    kept: list[str] = []
+    start = looked = 0
+    thinking = fenced = False
+    for tag in _TAG.finditer(text):
+        opens = tag[0] == "<think>"
+        fenced ^= len(_FENCE.findall(text, looked, tag.start())) % 2 == 1
+        looked = tag.end()
+        if opens if thinking else _is_text(text, tag.start(), opens, fenced):
+            continue
+        if opens:
+            kept.append(text[start : tag.start()])
+        elif not thinking:
+            kept.clear()
+        thinking, fenced, start = opens, False, tag.end()
+    return "".join(kept) + ("" if thinking else text[start:])
+
+
+def _is_text(text: str, place: int, opens: bool, fenced: bool) -> bool:
+    """Whether the tag at `place` is part of a program or quoted, and none of the model's."""
+    end = place + len("<think>" if opens else "</think>")
+    before, after = text[place - 1 : place] if place else "\n", text[end : end + 1] or "\n"
+    quoted = before in _QUOTES and after in _QUOTES
+    return quoted or (fenced and before != "\n" and (opens or after not in "\r\n"))
 
 
 @dataclass(frozen=True, slots=True)

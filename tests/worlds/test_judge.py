@@ -5,8 +5,9 @@ import tracemalloc
 
 import pytest
 
+from selfdistill.context import siblings
 from selfdistill.errors import DataError
-from selfdistill.types import Completion, StopReason, Task
+from selfdistill.types import Completion, Outcome, Rollout, RolloutGroup, StopReason, Task
 from selfdistill.worlds.judge import JudgeOptions, cases_of, entry_of, judge_many
 from selfdistill.worlds.sandbox import IsolationLevel, Limits, Sandbox, isolation_level
 
@@ -140,6 +141,28 @@ def test_a_missing_block_and_a_cut_one_are_told_apart(sandbox):
     assert "fenced block" in missing.feedback
     assert "cut off" in truncated.feedback
     assert (missing.details["failure"], truncated.details["failure"]) == ("missing", "truncated")
+
+
+DOUBLE = "```python\ndef f(xs): return sorted(xs)\n```"
+DRAFT = "```python\n# a longer draft that is wrong\ndef f(xs):\n    return xs\n```"
+
+
+@pytest.mark.parametrize("answer", [
+    f"<think>\n{DRAFT}\n</think>\n{DOUBLE}", f"{DRAFT}\nno.\n</think>\n{DOUBLE}", f"{DOUBLE}\n<think>\n{DRAFT}",
+    f"<think>\n{DRAFT}\n</think>\n{DOUBLE}\n<think>or\n{DRAFT}\n</think>", f"<think>{DRAFT}<think></think>{DOUBLE}",
+])  # fmt: skip
+def test_the_program_judged_is_the_one_that_others_read(sandbox, answer):
+    task, done = Task("t", (), SORT), Completion("a", answer)
+    (outcome,) = judge_many(sandbox, [(task, done)])
+    assert outcome.reward == 1.0
+    group = RolloutGroup(task, (Rollout(task, (), Completion("b", ""), Outcome(0.0)), Rollout(task, (), done, outcome)))
+    (shown,) = siblings(group, 0, solved=True)
+    assert DRAFT not in shown
+    assert DOUBLE in shown
+
+
+def test_thinking_alone_is_no_program(sandbox):
+    assert judge_many(sandbox, [(Task("t", (), SORT), Completion("a", f"<think>\n{DOUBLE}"))])[0].reward == 0.0
 
 
 def test_the_function_that_the_tests_name_is_looked_for(sandbox):

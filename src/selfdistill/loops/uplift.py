@@ -16,7 +16,7 @@ from statistics import fmean
 import torch
 
 from selfdistill.config import RunConfig, resolved
-from selfdistill.context import Demonstration, Document, SolutionOrFeedback, UserReply
+from selfdistill.context import Demonstration, Document, SolutionOrFeedback, UserReply, without_thinking
 from selfdistill.evaluate import SOLVED, Batch, accuracy, roll_out, solved
 from selfdistill.loops.recording import check_world, rollout_record
 from selfdistill.loops.session import Asking, open_asking
@@ -328,7 +328,8 @@ def copied(shown: Sequence[tuple[Rollout, Context]]) -> float | None:
 
 def same_text(one: str, other: str) -> bool:
     """Whether two answers hold the same program, or the same words where there is none, up to white space."""
-    first, second = ("".join((extract_code(text) or text).split()) for text in (one, other))
+    answers = map(without_thinking, (one, other))
+    first, second = ("".join((extract_code(text) or text).split()) for text in answers)
     return first == second
 
 

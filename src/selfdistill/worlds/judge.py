@@ -21,6 +21,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Literal
 
+from selfdistill.context import without_thinking
 from selfdistill.errors import DataError
 from selfdistill.types import Completion, Outcome, StopReason, Task
 from selfdistill.worlds.assertions import Assertion, read_assertion
@@ -57,7 +58,7 @@ def judge_many(
     outcomes: dict[int, Outcome] = {}
     same: dict[tuple[str, str], list[int]] = {}
     for index, (task, completion) in enumerate(pairs):
-        code = extract_code(completion.text, entry_of(task))
+        code = extract_code(without_thinking(completion.text), entry_of(task))
         if code is None:
             outcomes[index] = missing_outcome(completion, total=len(cases_of(task, options.split)))
         else:
