@@ -264,6 +264,7 @@ def learn_case(case: Case) -> dict[str, Any]:
     """Coined verbs until enough is learned or the time is up, judged by the same sandbox as ours."""
     from selfdistill.context import CLOSING, SECTIONS
     from selfdistill.types import Completion
+    from selfdistill.worlds.base import require_outcome
     from selfdistill.worlds.verbs.world import VerbsWorld
 
     settings, curve = case["settings"], Curve(case["limit_s"], case["goal"])
@@ -274,7 +275,7 @@ def learn_case(case: Case) -> dict[str, Any]:
     def solved(completions: Sequence[Any], name: Sequence[str], **_: Any) -> list[float]:
         texts = [completion[0]["content"] for completion in completions]
         pairs = [(tasks[i], Completion(f"{n}", text)) for n, (i, text) in enumerate(zip(name, texts, strict=True))]
-        rewards = [outcome.reward for outcome in world.judge_many(pairs)]
+        rewards = [require_outcome(judged).reward for judged in world.judge_many(pairs)]
         curve.rewards.append(sum(reward >= 0.5 for reward in rewards) / len(rewards))
         return rewards
 

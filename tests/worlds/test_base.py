@@ -168,6 +168,11 @@ def test_judging_together_has_to_give_one_outcome_each(returned: Any) -> None:
     assert [entry.drop for entry in found if isinstance(entry, Fault)] == [Drop.BAD_OUTCOME] * 2
 
 
+def test_judging_together_may_drop_one_answer_alone() -> None:
+    given = [Outcome(1.0), Fault(Drop.JUDGING_FAILED, "no luck"), Outcome(0.0)]
+    assert judge_all(Together(lambda pairs: given), [(QUESTION, Completion("r", "x"))] * 3) == given
+
+
 def test_judging_together_may_raise_and_all_are_dropped() -> None:
     def broken(pairs: Any) -> Any:
         raise RuntimeError("no luck")

@@ -6,8 +6,13 @@ import tracemalloc
 import pytest
 
 from selfdistill.context import siblings
-from selfdistill.errors import DataError
-from selfdistill.types import Completion, Outcome, Rollout, RolloutGroup, StopReason, Task
+from selfdistill.errors import DataError, WorldError
+from selfdistill.types import Completion, Drop, Outcome, Rollout, RolloutGroup, StopReason, Task
+from selfdistill.worlds import judge as judge_module
+from selfdistill.worlds.base import judge_all
+from selfdistill.worlds.code import CodeWorld
+from selfdistill.worlds.compare import same_value
+from selfdistill.worlds.extract import extract_code
 from selfdistill.worlds.judge import JudgeOptions, cases_of, entry_of, judge_many
 from selfdistill.worlds.sandbox import IsolationLevel, Limits, Sandbox, isolation_level
 
@@ -178,6 +183,38 @@ def test_the_function_that_the_tests_name_is_looked_for(sandbox):
     example = "```python\nfor number in range(10):\n    print(number, g(number))\n```"
     answer = Completion("a", f"```python\ndef g(x): return x * x\n```\nFor example:\n{example}")
     assert judge_many(sandbox, [(Task("t", (), ASSERTS), answer)])[0].reward == 1.0
+
+
+def test_a_fault_in_judging_one_answer_costs_that_answer_alone(sandbox, monkeypatch):
+    def comparison(got, expected):
+        if got == [13]:
+            raise OverflowError(f"no luck with {got} \ud800")
+        return same_value(got, expected)
+
+    def extraction(text, name):
+        return 1 / 0 if text == "0" else extract_code(text, name)
+
+    monkeypatch.setattr(judge_module, "same_value", comparison)
+    monkeypatch.setattr(judge_module, "extract_code", extraction)
+    unlucky = "```python\ndef f(xs): return [13]\n```"
+    pairs = [(Task("t", (), SORT), Completion(str(n), text)) for n, text in enumerate((DOUBLE, unlucky, "0", DOUBLE))]
+    world = CodeWorld(sandbox=sandbox)
+    first, second, third, last = judge_all(world, pairs)
+    assert first.reward == last.reward == 1.0
+    assert second.drop is third.drop is Drop.JUDGING_FAILED
+    assert second.text.endswith("OverflowError: no luck with [13] \\ud800\n")
+    assert "ZeroDivisionError" in third.text
+    with pytest.raises(WorldError, match="could not be judged"):
+        world.judge(*pairs[1])
+
+
+def test_an_interrupt_of_judging_passes_through(sandbox, monkeypatch):
+    def interrupted(text, name):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(judge_module, "extract_code", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        judge(sandbox, SORT, "pass")
 
 
 def test_outcomes_keep_their_order(sandbox):

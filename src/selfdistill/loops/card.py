@@ -16,6 +16,7 @@ from selfdistill.render import Renderer
 from selfdistill.runs.progress import Reporter
 from selfdistill.runs.stats import Estimate
 from selfdistill.types import Completion, Context, Message, Rollout, Task
+from selfdistill.worlds.base import require_outcome
 from selfdistill.worlds.verbs.lexicon import draw_program
 from selfdistill.worlds.verbs.posterior import identifiable
 from selfdistill.worlds.verbs.programs import Program
@@ -205,7 +206,7 @@ def _broken(bench: Bench) -> Line:
     tasks = plain_tasks(bench.n, SEED + 1)
     broken = [re.sub(r"return \w+", "return result", task.demonstration) for task in tasks]
     pairs = [(task, Completion("broken", text)) for task, text in zip(tasks, broken, strict=True)]
-    outcomes = bench.world.judge_many(pairs)
+    outcomes = list(map(require_outcome, bench.world.judge_many(pairs)))
     prompts = [
         teacher_messages(task.messages, Context("", feedback=outcome.feedback))
         for task, outcome in zip(tasks, outcomes, strict=True)

@@ -6,7 +6,7 @@
 
 An object with `name` and `judge` is one too. It may also have
 
-    judge_many(pairs) -> list[Outcome]     to judge many answers at once
+    judge_many(pairs) -> list[Outcome]     to judge many answers at once; a `Fault` in the list drops its answer alone
     tasks(split) -> list[Task]             "train", "holdout" (never trained on), "retained" (known before),
                                            "rehearsal" (what may be rehearsed, so as not to forget it)
     for_evaluation() -> World              the same world, judging by what training never shows
@@ -26,7 +26,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
 from operator import itemgetter
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 from selfdistill.errors import SelfDistillError, WorldError
 from selfdistill.files import is_whole
@@ -35,6 +35,7 @@ from selfdistill.types import Completion, Drop, Outcome, Task
 PARALLEL = 8  # calls of a world's function at a time
 TIME_LIMIT_S = 30.0  # of one such call
 HANGING = 2 * PARALLEL  # calls in a row that ran out of time, after which no more are made
+_TRACEBACK_CHARACTERS = 10_000
 
 Pair: TypeAlias = tuple[Task, Completion]
 
@@ -80,6 +81,25 @@ class Fault:
 
 
 Judged: TypeAlias = Outcome | Fault
+T = TypeVar("T")
+
+
+def require_outcome(judged: Judged) -> Outcome:
+    """The outcome, for a caller that has no use for a fault. Raises WorldError."""
+    if isinstance(judged, Fault):
+        raise WorldError("an answer could not be judged", got=judged.text.strip().rsplit("\n", 1)[-1], why=judged.text)
+    return judged
+
+
+def guarded(judge: Callable[[], T]) -> T | Fault:
+    """What judging one answer gives. An error costs that answer alone; our own errors and interrupts pass through."""
+    try:
+        return judge()
+    except SelfDistillError:
+        raise
+    except Exception:  # noqa: BLE001 (an answer may hold anything; the traceback is kept)
+        text = traceback.format_exc()[-_TRACEBACK_CHARACTERS:]
+        return Fault(Drop.JUDGING_FAILED, text.encode("utf-8", "backslashreplace").decode("utf-8"))
 
 
 def tasks_of(world: World, split: str) -> list[Task]:
@@ -148,7 +168,7 @@ def _hopeless(judged: Sequence[Judged], total: int) -> Fault | None:
     return None
 
 
-def _judge_together(judge_many: Callable[[Sequence[Pair]], list[Outcome]], pairs: Sequence[Pair]) -> list[Judged]:
+def _judge_together(judge_many: Callable[[Sequence[Pair]], list[Judged]], pairs: Sequence[Pair]) -> list[Judged]:
     try:
         outcomes = judge_many(pairs)
     except SelfDistillError:
@@ -157,7 +177,7 @@ def _judge_together(judge_many: Callable[[Sequence[Pair]], list[Outcome]], pairs
         return [Fault(Drop.WORLD_RAISED, traceback.format_exc())] * len(pairs)
     if not isinstance(outcomes, list) or len(outcomes) != len(pairs):
         return [Fault(Drop.BAD_OUTCOME, f"judge_many returned {outcomes!r:.200} for {len(pairs)} pairs")] * len(pairs)
-    return [_checked(outcome) for outcome in outcomes]
+    return [outcome if isinstance(outcome, Fault) else _checked(outcome) for outcome in outcomes]
 
 
 def _judge_some(world: World, pairs: Sequence[Pair], time_limit_s: float) -> list[Judged]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from selfdistill.errors import ConfigError
 from selfdistill.options import option
 from selfdistill.types import Completion, Outcome, Task
+from selfdistill.worlds.base import Judged, require_outcome
 from selfdistill.worlds.judge import MODES, JudgeOptions, Split, judge_many
 from selfdistill.worlds.sandbox.lockdown import isolation_warning
 from selfdistill.worlds.sandbox.pool import Sandbox, shared_sandbox
@@ -77,9 +78,12 @@ class CodeWorld:
         return f"task {task.id!r}: {fault.part}[{fault.index}]: expected {fault.expected}, got {fault.got}; {fault.why}"
 
     def judge(self, task: Task, completion: Completion) -> Outcome:
-        """One answer; see `judge_many`."""
-        return self.judge_many([(task, completion)])[0]
+        """One answer; see `judge_many`. Raises WorldError where it cannot be judged."""
+        return require_outcome(self.judge_many([(task, completion)])[0])
 
-    def judge_many(self, pairs: Sequence[tuple[Task, Completion]]) -> list[Outcome]:
-        """All answers in parallel, outcomes in order. Raises DataError for a task without tests, SandboxError."""
+    def judge_many(self, pairs: Sequence[tuple[Task, Completion]]) -> list[Judged]:
+        """All answers in parallel, outcomes in order, a `Fault` for one that cannot be judged.
+
+        Raises DataError for a task without tests, SandboxError.
+        """
         return judge_many(self.sandbox, pairs, self._judge_options)

@@ -18,13 +18,14 @@ import builtins
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Literal
 
 from selfdistill.context import without_thinking
 from selfdistill.errors import DataError
 from selfdistill.types import Completion, Outcome, StopReason, Task
 from selfdistill.worlds.assertions import Assertion, read_assertion
+from selfdistill.worlds.base import Fault, Judged, guarded
 from selfdistill.worlds.compare import same_output, same_value
 from selfdistill.worlds.extract import extract_code
 from selfdistill.worlds.feedback import TestRecord, TestStatus, clip_text, feedback_text, missing_block_text
@@ -49,30 +50,37 @@ class JudgeOptions:
 
 def judge_many(
     sandbox: Sandbox, pairs: Sequence[tuple[Task, Completion]], options: JudgeOptions | None = None
-) -> list[Outcome]:
-    """One outcome a pair, in order, judged in parallel. Raises DataError for a spec without tests, SandboxError.
+) -> list[Judged]:
+    """One outcome a pair, in order, judged in parallel; a `Fault` for an answer that cannot be judged. Raises DataError
+    for a spec without tests, SandboxError.
 
     Equal programs for one task are run once: the sandbox repeats itself, and a policy that has learned does too.
     """
     options = options or JudgeOptions()
-    outcomes: dict[int, Outcome] = {}
+    outcomes: dict[int, Judged] = {}
     same: dict[tuple[str, str], list[int]] = {}
     for index, (task, completion) in enumerate(pairs):
-        code = extract_code(without_thinking(completion.text), entry_of(task))
-        if code is None:
+        code = guarded(partial(program_text, task, completion))
+        if isinstance(code, Fault):
+            outcomes[index] = code
+        elif code is None:
             outcomes[index] = missing_outcome(completion, total=len(cases_of(task, options.split)))
         else:
             same.setdefault((task.id, code), []).append(index)
     tasks = [pairs[indices[0]][0] for indices in same.values()]
     jobs = [program_for(task, code, options) for task, (_, code) in zip(tasks, same, strict=True)]
 
-    def use(job: int, results: Iterable[Result]) -> list[TestRecord]:
-        return records_of(tasks[job].spec["kind"], cases_of(tasks[job], options.split), results)
+    def use(job: int, results: Iterable[Result]) -> list[TestRecord] | Fault:
+        kind, tests = tasks[job].spec["kind"], cases_of(tasks[job], options.split)
+        return guarded(lambda: records_of(kind, tests, results))
 
     for indices, task, records in zip(same.values(), tasks, sandbox.run_each(jobs, use), strict=True):
         for index in indices:
+            if isinstance(records, Fault):
+                outcomes[index] = records
+                continue
             total = len(cases_of(task, options.split))
-            outcomes[index] = outcome_of(records, total, pairs[index][1], options)
+            outcomes[index] = guarded(partial(outcome_of, records, total, pairs[index][1], options))
     return [outcomes[index] for index in range(len(pairs))]
 
 
@@ -83,6 +91,11 @@ def cases_of(task: Task, split: Split) -> list[Any]:
     if not tests:
         raise DataError(f"task {task.id!r} has no tests", why="every answer would count as correct")
     return tests
+
+
+def program_text(task: Task, completion: Completion) -> str | None:
+    """The program of an answer: taken from the very text that others may read."""
+    return extract_code(without_thinking(completion.text), entry_of(task))
 
 
 def entry_of(task: Task) -> str:

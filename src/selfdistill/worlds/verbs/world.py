@@ -15,6 +15,7 @@ from typing import Any
 from selfdistill.errors import ConfigError
 from selfdistill.options import option
 from selfdistill.types import Completion, Message, Outcome, Task
+from selfdistill.worlds.base import Fault, Judged, require_outcome
 from selfdistill.worlds.code import CodeOptions, CodeWorld
 from selfdistill.worlds.verbs.lexicon import draw_program, lexicon
 from selfdistill.worlds.verbs.operations import Value
@@ -68,14 +69,14 @@ class VerbsWorld:
         return self.code.unusable(task)
 
     def judge(self, task: Task, completion: Completion) -> Outcome:
-        """One answer; see `judge_many`."""
-        return self.judge_many([(task, completion)])[0]
+        """One answer; see `judge_many`. Raises WorldError where it cannot be judged."""
+        return require_outcome(self.judge_many([(task, completion)])[0])
 
-    def judge_many(self, pairs: Sequence[tuple[Task, Completion]]) -> list[Outcome]:
+    def judge_many(self, pairs: Sequence[tuple[Task, Completion]]) -> list[Judged]:
         """All answers in parallel: reward 1 when every test passes; the user has something to say to the others."""
         outcomes = self.code.judge_many(pairs)
         return [
-            outcome if outcome.reward == 1 else replace(outcome, reply=task.user_reply)
+            outcome if isinstance(outcome, Fault) or outcome.reward == 1 else replace(outcome, reply=task.user_reply)
             for (task, _), outcome in zip(pairs, outcomes, strict=True)
         ]
 
