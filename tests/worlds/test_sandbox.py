@@ -244,6 +244,24 @@ def test_the_library_can_be_read_but_not_changed(sandbox):
     assert Path(os.__file__).stat().st_size == size
 
 
+def test_packages_installed_beside_the_library_cannot_be_read(sandbox):
+    library = Path(os.__file__).parent
+    installed = [path for path in library.iterdir() if path.name in ("site-packages", "dist-packages")]
+    assert installed, "every Python has a folder for them"
+    for path in installed:
+        assert refused(call(sandbox, f"import os\nos.listdir({str(path)!r})"))
+        for file in [file for file in path.rglob("*") if file.is_file()][:1]:
+            assert refused(call(sandbox, f"open({str(file)!r})"))
+
+
+def test_time_zones_are_those_of_the_machine(sandbox):
+    if not Path("/usr/share/zoneinfo/Europe/Berlin").exists():
+        pytest.skip("this machine has no time zones")
+    berlin = "datetime.datetime(2024, 1, 1, tzinfo=zoneinfo.ZoneInfo('Europe/Berlin'))"
+    code = f"import datetime, zoneinfo\ndef f(): return str({berlin})"
+    assert call(sandbox, code).value == "2024-01-01 00:00:00+01:00"
+
+
 def test_its_own_directory_is_empty_private_and_removed(sandbox):
     code = """
     import os

@@ -10,8 +10,10 @@ import ctypes
 import os
 import platform
 import resource
+import stat
 import struct
 import sys
+from collections.abc import Sequence
 from enum import StrEnum
 
 from selfdistill.worlds.sandbox.seccomp import build_filter, install_filter, libc
@@ -20,14 +22,17 @@ from selfdistill.worlds.sandbox.syscalls import ARCHITECTURES
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446  # the same number on every architecture
 _VERSION_FLAG, _PATH_BENEATH = 1, 1
 _WRITE_FILE, _READ_FILE, _READ_DIR = 2, 4, 8
-_REMOVE_FILE, _MAKE_FILE = 32, 256
+_REMOVE_DIR, _REMOVE_FILE, _MAKE_FILE = 16, 32, 256
 _REFER, _TRUNCATE, _IOCTL_DEVICE = 1 << 13, 1 << 14, 1 << 15
 _RIGHTS_BY_ABI = {1: (1 << 13) - 1, 2: _REFER, 3: _TRUNCATE, 5: _IOCTL_DEVICE}
 _READ_ONLY = _READ_FILE | _READ_DIR
+_EVERYTHING = (1 << 13) - 1 | _REFER | _TRUNCATE
+_OF_FILES = _READ_FILE | _WRITE_FILE | _TRUNCATE
 _OWN_DIRECTORY = _READ_ONLY | _WRITE_FILE | _REMOVE_FILE | _MAKE_FILE | _TRUNCATE  # flat: no directories in it
 _PR_SET_DEATH_SIGNAL, _PR_SET_NO_NEW_PRIVS, _PR_GET_SECCOMP = 1, 38, 21
 _SECCOMP, _CAPSET = {"x86_64": 317, "aarch64": 277}, {"x86_64": 126, "aarch64": 91}
 _CAPABILITY_VERSION = 0x20080522
+_INSTALLED = ("site-packages", "dist-packages")
 _STACK_BYTES = 160 << 20  # 50,000 calls of a sort key deep take 80 MiB
 
 
@@ -84,7 +89,9 @@ def lock_down(
     if sys.platform != "linux":
         return
     if level in (IsolationLevel.FULL, IsolationLevel.NO_CALLS):
-        _restrict_files(directory)
+        streams = (("/dev/fd/0", _READ_FILE), ("/dev/fd/1", _WRITE_FILE | _TRUNCATE))  # /dev/stdin and /dev/stdout
+        null = ("/dev/null", _READ_FILE | _WRITE_FILE)
+        _restrict_files([(directory, _OWN_DIRECTORY), (_library(), _READ_ONLY), null, *streams, *_zones()])
     _drop_capabilities()
     if level in (IsolationLevel.FULL, IsolationLevel.NO_FILES):
         install_filter(build_filter(ARCHITECTURES[platform.machine()], os.getpid()))
@@ -127,18 +134,39 @@ def _mapped_bytes() -> int:
     return pages * resource.getpagesize()
 
 
-def _restrict_files(directory: str) -> None:
+def restrict_worker(level: IsolationLevel, directory: str) -> None:
+    """What a worker and all its programs give up at `level`: every file but `directory`, /proc and the library.
+
+    Of the library, what was installed besides Python itself is not readable. Programs give up more in `lock_down`, and
+    have what both leave; here each entry of the library needs a rule, which would take each of them too long.
+    """
+    if level not in (IsolationLevel.FULL, IsolationLevel.NO_CALLS):
+        return
+    with os.scandir(_library()) as entries:
+        library = [(entry.path, _READ_ONLY) for entry in entries if entry.name not in _INSTALLED]
+    own = ((directory, _EVERYTHING), (os.path.dirname(directory), _REMOVE_DIR), ("/proc", _READ_ONLY | _WRITE_FILE))
+    _restrict_files([*own, ("/dev/null", _READ_FILE | _WRITE_FILE), *_zones(), *library])
+
+
+def _library() -> str:
+    return os.path.dirname(os.__file__)
+
+
+def _zones() -> list[tuple[str, int]]:
+    """The time zones that `zoneinfo` reads."""
+    return [(path, _READ_ONLY) for path in ("/usr/share/zoneinfo",) if os.path.isdir(path)]
+
+
+def _restrict_files(rules: Sequence[tuple[str, int]]) -> None:
+    """Give up all files but those beneath the paths of `rules`, and those but for the rights stated with them."""
     abi = landlock_abi()
     handled = sum(rights for since, rights in _RIGHTS_BY_ABI.items() if since <= abi)
     attributes = ctypes.create_string_buffer(struct.pack("Q", handled), 8)
     ruleset = _checked(libc().syscall(_CREATE_RULESET, attributes, ctypes.c_size_t(8), 0))
-    library = os.path.dirname(os.__file__)
-    rules = (
-        (directory, _OWN_DIRECTORY), (library, _READ_ONLY), ("/dev/null", _READ_FILE | _WRITE_FILE),
-        ("/dev/fd/0", _READ_FILE), ("/dev/fd/1", _WRITE_FILE | _TRUNCATE),  # opened anew as /dev/stdin, /dev/stdout
-    )  # fmt: skip
     for path, rights in rules:
         descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        if not stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            rights &= _OF_FILES
         rule = ctypes.create_string_buffer(struct.pack("=Qi", rights & handled, descriptor), 12)
         _checked(libc().syscall(_ADD_RULE, ruleset, _PATH_BENEATH, rule, 0))
         os.close(descriptor)

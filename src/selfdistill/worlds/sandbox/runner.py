@@ -56,10 +56,15 @@ def make_report(descriptor: int, nonce: bytes, output_bytes: int) -> Report:
     return report
 
 
-def run_inputs(job: Mapping[str, Any], report: Report) -> None:
-    """Run the code, then meet each input, reporting as many results as there are inputs unless loading fails."""
-    reserve = mmap.mmap(-1, _RESERVE_BYTES)  # let go when memory runs out, so that there is room to say so
+def prepare() -> mmap.mmap:
+    """Open the standard streams; memory that is let go when the program's runs out, so that there is room to say so."""
+    reserve = mmap.mmap(-1, _RESERVE_BYTES)
     _look_like_a_script()
+    return reserve
+
+
+def run_inputs(job: Mapping[str, Any], report: Report, reserve: mmap.mmap) -> None:
+    """Run the code, then meet each input, reporting as many results as there are inputs unless loading fails."""
     if job["mode"] == "stdin":
         report(_guard(lambda: _run_as_main(job), reserve, job))
         return

@@ -190,13 +190,20 @@ def short_repr(value: object) -> str:
 
 def send(descriptor: int, message: object) -> None:
     """Write one framed message. Raises OSError (BrokenPipeError) when nobody reads."""
-    body = dumps(message).encode()
-    write_all(descriptor, struct.pack("!Q", len(body)) + body)
+    write_all(descriptor, frame(dumps(message).encode()))
 
 
-def receive(descriptor: int) -> Any:
-    """Read one framed message. Raises EOFError when the other side is gone."""
-    return loads(_read_exactly(descriptor, struct.unpack("!Q", _read_exactly(descriptor, 8))[0]))
+def frame(body: bytes) -> bytes:
+    """A message as it travels: its length, then itself."""
+    return struct.pack("!Q", len(body)) + body
+
+
+def receive(descriptor: int, limit: int = 1 << 40) -> Any:
+    """Read one framed message. Raises EOFError when the other side is gone, ValueError for what is none or too long."""
+    length = struct.unpack("!Q", _read_exactly(descriptor, 8))[0]
+    if length > limit:
+        raise ValueError(f"a message of {length} bytes")
+    return loads(_read_exactly(descriptor, length))
 
 
 def write_all(descriptor: int, data: bytes) -> None:
