@@ -22,7 +22,9 @@ from torch import Tensor
 from selfdistill.models.policy import Policy
 from selfdistill.readings import Reading, answer_tokens, by_uid, counted, micro_batches, spread, views_of
 from selfdistill.signal import (
+    LOSS_TERMS,
     Denominators,
+    LossTerm,
     Reduction,
     ReferenceKL,
     Signal,
@@ -51,11 +53,13 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class UpdateReport:
-    """`evidence` [T] by uid is log q − log p in nats; `divergence` and `entropy` are means over tokens, `magnitude` is
-    the mean of Σ p|a|, the size of the teacher's push before any bound. `skipped` says that loss or gradient were not
-    finite and nothing moved: a step on NaN would destroy what was learned."""
+    """`loss` is the objective before this update, its tokens weighed: the sum of `terms`, by name. `evidence` [T] by
+    uid is log q − log p in nats; `divergence` and `entropy` are means over tokens, `magnitude` is the mean of Σ p|a|,
+    the size of the teacher's push before any bound. `skipped` says that loss or gradient were not finite and nothing
+    moved: an update on NaN would destroy what was learned."""
 
     loss: float
+    terms: Mapping[LossTerm, float]
     grad_norm: float
     skipped: bool
     divergence: float
@@ -94,9 +98,9 @@ def train_step(
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """Numbers of one micro-batch: its loss and, per token, divergence, magnitude, entropy and clips."""
+    """Numbers of one micro-batch: the terms of its loss and, per token, divergence, magnitude, entropy and clips."""
 
-    loss: Tensor
+    terms: Mapping[LossTerm, Tensor]
     divergence_N: Tensor
     magnitude_N: Tensor
     entropy_N: Tensor
@@ -118,13 +122,13 @@ def _backward(policy: Policy, signal: Signal, reduction: Reduction, batch: Batch
         reference=batch.reference.view(part, hidden_ND, whole=True) if batch.reference else None,
         old_logprobs_N=torch.cat([_behaviour(s, old[s.uid]) for s in part]) if old is not None else None,
         sampler_logprobs_N=_sampled(part, hidden_ND) if batch.sampler_correction else None,
+        given_N=spread(part, [not s.sampled_logprobs for s in part], hidden_ND),
     )
     result.loss.backward()  # type: ignore[no-untyped-call]
     stats, distilled = result.stats, [s.uid for s in part if s.distil]
     rows = by_uid(part, stats.evidence_N).items()  # where only the likeliest tokens are known, some have none
     evidence = {uid: row for uid, row in rows if uid in distilled and not bool(row.isnan().any())}
-    loss = result.loss.detach()
-    return _Part(loss, stats.divergence_N, stats.magnitude_N, stats.entropy_N, stats.clipped_N, evidence)
+    return _Part(result.terms, stats.divergence_N, stats.magnitude_N, stats.entropy_N, stats.clipped_N, evidence)
 
 
 def _weights(part: Sequence[TrainingSample], batch: Batch, reduction: Reduction, like: Tensor) -> TokenWeights:
@@ -148,9 +152,11 @@ def _credited(part: Sequence[TrainingSample], batch: Batch, like: Tensor) -> tup
 
 
 def _report(parts: Sequence[_Part], grad_norm: float) -> UpdateReport:
-    loss = float(torch.stack([part.loss for part in parts]).sum())
+    terms = {name: float(torch.stack([part.terms[name] for part in parts]).sum()) for name in LOSS_TERMS}
+    loss = sum(terms.values())
     return UpdateReport(
         loss=loss,
+        terms=terms,
         grad_norm=grad_norm,
         skipped=not (math.isfinite(loss) and math.isfinite(grad_norm)),
         divergence=_mean([part.divergence_N for part in parts]),

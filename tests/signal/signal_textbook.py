@@ -158,9 +158,8 @@ def outcomes(support: Support, p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass
 class Numbers:
-    """Per position: what is minimised, what autograd differentiates, the divergence, and Σ |p h(u)|."""
+    """Per position: what autograd differentiates, the divergence (of a sampled token its estimate), and Σ |p h(u)|."""
 
-    loss_N: Tensor
     surrogate_N: Tensor
     divergence_N: Tensor
     magnitude_N: Tensor
@@ -172,12 +171,12 @@ def numbers(support: Support, shape: Shape, bound: Bound | None, p: Tensor, q: T
     if isinstance(support, SampledToken):
         p_y, q_y = (x.gather(-1, tokens_N[:, None])[:, 0] for x in (p, q))
         a = push(shape, p_y, q_y).detach()
-        return Numbers(-held(bound, a), -held(bound, a) * p_y.log(), -a, a.abs())
+        return Numbers(-held(bound, a) * p_y.log(), value(shape, p_y[:, None], q_y[:, None]) / p_y, a.abs())
     p, q = outcomes(support, p, q)
     a = push(shape, p, q).detach()
     d, magnitude = value(shape, p, q), (p.detach() * a).abs().sum(-1)
     loss = d if bound is None else -(p * held(bound, a)).sum(-1)
-    return Numbers(loss, loss, d, magnitude)
+    return Numbers(loss, d, magnitude)
 
 
 def ppo_loss(

@@ -13,6 +13,7 @@ from selfdistill.evaluate import mean_reward, solved
 from selfdistill.methods import Method
 from selfdistill.runs import Accuracies, EvalRecord, RolloutRecord, StepRecord, Summary
 from selfdistill.samples import Prepared
+from selfdistill.signal import LOSS_TERMS
 from selfdistill.step import UpdateReport
 from selfdistill.types import Drop, StopReason
 
@@ -71,6 +72,7 @@ def step_record(
             "contexts_cut": cut,
             "reference_only": sum(not (sample.advantage or sample.distil) for sample in samples),
             "magnitude": _mean([report.magnitude for report in reports]),
+            **{f"loss_{name}": _mean([report.terms[name] for report in reports]) for name in LOSS_TERMS},
             **numbers,
         },
     )

@@ -18,8 +18,7 @@ class SFT(Method):
     """Supervised fine-tuning: cross-entropy on the demonstration, the off-policy baseline of self-distillation.
 
     Each task needs a demonstration; no reward, no teacher, and nothing is sampled, so that the temperature of sampling
-    plays no part. The loss that is recorded is that of a policy gradient with advantage 1 and has no meaning of its
-    own; its gradient is the cross-entropy's.
+    plays no part. The loss is the cross-entropy in nats per token.
     """
 
     settings: ClassVar[Mapping[str, Any]] = {"rollouts_per_task": 1}
@@ -34,7 +33,7 @@ class SFT(Method):
         return (Demonstrated(),)
 
     def signal(self, temperature: float) -> Signal:
-        """The policy gradient, which is the cross-entropy's at an advantage of 1."""
+        """The cross-entropy: a policy gradient on words that nobody sampled, with an advantage of 1."""
         return Signal()
 
     def verdict(self, group: RolloutGroup, index: int) -> Verdict:

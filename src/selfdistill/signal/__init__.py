@@ -32,10 +32,11 @@ from selfdistill.signal.shape import (
 )
 from selfdistill.signal.support import FullVocabulary, SampledToken, Support, TopK
 from selfdistill.signal.table import TokenTable
-from selfdistill.signal.terms import Signal, TokenStats, TokenWeights
+from selfdistill.signal.terms import LOSS_TERMS, LossTerm, Signal, TokenStats, TokenWeights
 from selfdistill.signal.weigh import Weighed, weigh
 
 __all__ = [
+    "LOSS_TERMS",
     "REWARD_TOLERANCE",
     "Additive",
     "AgainstVerdict",
@@ -59,6 +60,7 @@ __all__ = [
     "Head",
     "JensenShannon",
     "Linear",
+    "LossTerm",
     "Memory",
     "Multiplicative",
     "PolicyGradient",

@@ -2,8 +2,8 @@
 
 Legend: N positions, V outcomes; p student, F = p · h(u) the flow of a shape.
 
-A bound Φ replaces the advantage a = h(u) by Φ(h(u)), held fixed. The loss is then the surrogate −Σ p Φ(h(u)), whose
-gradient is that of a divergence only where Φ does nothing; `divergence_N` stays the divergence itself.
+A bound Φ replaces the advantage a = h(u) by Φ(h(u)), held fixed: the gradient is that of −Σ p Φ(h(u)), and of the
+divergence only where Φ does nothing. The value stays the divergence itself.
 """
 
 from __future__ import annotations
@@ -119,4 +119,4 @@ class Measured(Shape):
         if self.bound is None:
             return Comparison(compared.divergence_N, compared.flow_NV, magnitude_N)
         flow_NV = self.bound.flow_(compared.flow_NV, log_p_NV.exp())
-        return Comparison(compared.divergence_N, flow_NV, magnitude_N, -flow_NV.sum(-1))
+        return Comparison(compared.divergence_N, flow_NV, magnitude_N)

@@ -34,7 +34,9 @@ def check(inputs: Inputs) -> None:
 
 def _check_shapes(inputs: Inputs) -> None:
     per_token = {f.name: getattr(inputs.weights, f.name) for f in fields(TokenWeights)}
-    per_token |= {name: getattr(inputs, name) for name in ("tokens_N", "old_logprobs_N", "sampler_logprobs_N")}
+    per_token |= {
+        name: getattr(inputs, name) for name in ("tokens_N", "old_logprobs_N", "sampler_logprobs_N", "given_N")
+    }
     per_token |= {f"views[{index}].present_N": view.present_N for index, view in enumerate(inputs.views)}
     wrong = {name: tuple(x.shape) for name, x in per_token.items() if x is not None and x.shape != (inputs.positions,)}
     if wrong:

@@ -27,9 +27,11 @@ from selfdistill.signal.flow import logit_gradient
 from selfdistill.signal.gradients import HeadGradients
 from selfdistill.signal.head import Head, widened
 from selfdistill.signal.terms import (
+    LOSS_TERMS,
     Chunk,
     Inputs,
     Logits,
+    LossTerm,
     Signal,
     TokenStats,
     TokenWeights,
@@ -43,10 +45,11 @@ Term: TypeAlias = Callable[[Chunk], None]
 
 @dataclass(frozen=True, slots=True)
 class FusedResult:
-    """`loss` is a scalar on the graph of the student's hidden states (and head, if it trains)."""
+    """`loss` is a scalar on the graph of the student's hidden states (and head, if it trains), the sum of `terms`."""
 
     loss: Tensor
     stats: TokenStats
+    terms: dict[LossTerm, Tensor]
 
 
 def fused_signal(
@@ -60,13 +63,15 @@ def fused_signal(
     reference: TeacherView | None = None,
     old_logprobs_N: Tensor | None = None,
     sampler_logprobs_N: Tensor | None = None,
+    given_N: Tensor | None = None,
     chunk: int | None = None,
 ) -> FusedResult:
     """L = Σ_n distil_n r1_n r2_n D(p_n, q_n) + r2_n PG(advantage_n) + coefficient · reference_n KL(p_n‖p_ref,n).
 
     `hidden_ND` predict the answer tokens `tokens_N`. `views` form the teacher; they may hold anything finite where
     `distil_N` is 0. Without `old_logprobs_N` the weights have not moved since sampling: both ratios against them are
-    exactly 1. Without `sampler_logprobs_N` the sampler is taken at its word. `chunk` positions are worked on at a
+    exactly 1. Without `sampler_logprobs_N` the sampler is taken at its word. `given_N` (bool) are tokens that were not
+    sampled: the value of PG is their cross-entropy, and its gradient what it was. `chunk` positions are worked on at a
     time; None chooses by the size of the vocabulary, and no choice changes the result beyond rounding.
 
     The weights carry the reduction already: losses of micro-batches are added, not averaged.
@@ -78,16 +83,19 @@ def fused_signal(
     others = [view.cut_off(own_head) for view, own_head in zip(others, heads, strict=True)]
     leash = None if reference is None else others.pop()
     inputs = Inputs(
-        signal, hidden_ND.detach(), own, tokens_N, weights, tuple(others), leash, old_logprobs_N, sampler_logprobs_N
-    )
+        signal, hidden_ND.detach(), own, tokens_N, weights, tuple(others), leash, old_logprobs_N, sampler_logprobs_N,
+        given_N,
+    )  # fmt: skip
     check(inputs)
     gradients = HeadGradients.zeros(hidden_ND, head)
     with torch.no_grad(), torch.autocast(hidden_ND.device.type, enabled=False):
-        loss, stats = torch.zeros((), dtype=inputs.dtype, device=hidden_ND.device), inputs.blank_stats()
-        kernel = _Kernel(inputs, gradients, loss, stats, _rooms(inputs, chunk))
+        losses = {name: torch.zeros((), dtype=inputs.dtype, device=hidden_ND.device) for name in LOSS_TERMS}
+        stats = inputs.blank_stats()
+        kernel = _Kernel(inputs, gradients, losses, stats, _rooms(inputs, chunk))
         for rows, terms in _plan(inputs, chunk):
             kernel.work(rows, terms)
-    return FusedResult(gradients.attach(loss, hidden_ND, head), TokenStats(**stats))
+        loss = torch.stack(list(losses.values())).sum()
+    return FusedResult(gradients.attach(loss, hidden_ND, head), TokenStats(**stats), losses)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +105,7 @@ class _Kernel:
 
     inputs: Inputs
     gradients: HeadGradients
-    loss: Tensor
+    losses: dict[LossTerm, Tensor]
     stats: dict[str, Tensor]
     rooms: tuple[Tensor, ...]
 
@@ -111,7 +119,8 @@ class _Kernel:
             chunk = Chunk.begin(inputs, slice(rows.start + block.start, rows.start + block.stop), part)
             for term in terms:
                 term(chunk)
-            self.loss.add_(chunk.loss)
+            for term_name, value in chunk.losses.items():
+                self.losses[term_name].add_(value)
             for name, number_C in chunk.numbers.items():
                 self.stats[name][chunk.rows] = number_C
             if wanted:

@@ -21,7 +21,8 @@ from selfdistill.signal.refusal import refusal
 
 @dataclass(frozen=True, slots=True)
 class PolicyTerm:
-    """Per token: the loss, ∂loss/∂log p(y), the untruncated ratio, and whether a clip stopped the gradient."""
+    """Per token: the clipped surrogate, its slope along log p(y), the untruncated ratio, and whether a clip stopped the
+    gradient."""
 
     loss_N: Tensor
     slope_N: Tensor

@@ -30,19 +30,12 @@ class Comparison:
     """What one term says of N positions: its value, and its flow F_v = p_v a_v.
 
     Flows of several terms add up, and ∂L/∂z = p ΣF − F turns their sum into a gradient on the logits. The tensors are
-    fresh: whoever asked for them may overwrite them. `magnitude_N` is Σ |F| before any bound; `surrogate_N` is what
-    is minimised where that is not the value itself.
+    fresh: whoever asked for them may overwrite them. `magnitude_N` is Σ |F| before any bound.
     """
 
     divergence_N: Tensor
     flow_NV: Tensor
     magnitude_N: Tensor | None = None
-    surrogate_N: Tensor | None = None
-
-    @property
-    def loss_N(self) -> Tensor:
-        """What is minimised."""
-        return self.divergence_N if self.surrogate_N is None else self.surrogate_N
 
 
 class Shape(ABC):
@@ -59,9 +52,12 @@ class Shape(ABC):
         """The value per position, and p · a without overflow where p is tiny. Both are exactly 0 when p is q."""
 
     def sampled(self, log_p_N1: Tensor, log_q_N1: Tensor) -> Comparison:
-        """On one token drawn from p: value −h(u), for the reverse KL log p − log q, and flow h(u)."""
-        advantage_N1 = self.advantage(log_p_N1, log_q_N1)
-        return Comparison(-advantage_N1[:, 0], advantage_N1)
+        """On one token drawn from p: flow h(u), and the term of that token in D over p, for the reverse KL
+        log p − log q. Both are unbiased estimates of what `compare` gives."""
+        evidence_N1 = (log_q_N1 - log_p_N1).clamp(max=_LARGEST_EVIDENCE)
+        return Comparison(
+            self.divergence(torch.zeros_like(evidence_N1), evidence_N1), self.advantage(log_p_N1, log_q_N1)
+        )
 
     def divergence(self, log_p_NV: Tensor, log_q_NV: Tensor) -> Tensor:
         """D(p, q) in nats, summed over the last axis."""
@@ -173,6 +169,12 @@ class ClippedForwardKL(Shape):
         entries_NV = (log_q_NV - log_p_NV).mul_(q_NV)
         flow_NV = q_NV.masked_fill_(entries_NV > self.limit, 0.0).sub_(log_p_NV.exp())
         return Comparison(entries_NV.clamp_(max=self.limit).sum(-1), flow_NV)
+
+    def sampled(self, log_p_N1: Tensor, log_q_N1: Tensor) -> Comparison:
+        """The limit is one of the token's whole term, so that its estimate has limit/p."""
+        plain = ForwardKL().sampled(log_p_N1, log_q_N1)
+        held_N = torch.minimum(plain.divergence_N, self.limit * (-log_p_N1[:, 0]).clamp(max=_LARGEST_EVIDENCE).exp())
+        return Comparison(held_N, self.advantage(log_p_N1, log_q_N1))
 
 
 def divergence(alpha: float) -> Shape:

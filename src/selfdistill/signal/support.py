@@ -130,8 +130,8 @@ class SampledToken(Support):
     """Only the token that was said: the score-function form.
 
     The gradient is −h(u(y)) ∇log p(y) with h(u) held fixed. Averaged over y ~ p it is the gradient of the divergence
-    over the full vocabulary, with far more noise. For the reverse KL the value log p(y) − log q(y) averages to the
-    divergence too; for other shapes it is the surrogate −h(u(y)), whose average is not the divergence.
+    over the full vocabulary, with far more noise. The value, y's own term of the divergence over p(y), averages to the
+    divergence itself: log p(y) − log q(y) for the reverse KL.
 
     Source: arXiv 2601.20802, Prop. 2.1 (the estimate of its expectation).
     """

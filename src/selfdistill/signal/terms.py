@@ -2,13 +2,14 @@
 
 Legend: N answer positions, C positions of one chunk, V vocabulary, D hidden size; p student, q teacher, y sampled.
 
-Every term adds its weighted loss and its weighted flow F = p · a; none knows which divergence or support runs. To add
-a term, give it a weight in `TokenWeights`, a function here, and a line in the plan of `fused`.
+Every term adds its weighted value and its weighted flow F = p · a; none knows which divergence or support runs. To add
+a term, give it a weight in `TokenWeights`, a function here, a name in `LossTerm`, and a line in the plan of `fused`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -29,6 +30,12 @@ from selfdistill.signal.schedule import Constant, Schedule
 from selfdistill.signal.shape import JensenShannon, Shape
 from selfdistill.signal.split import Split
 from selfdistill.signal.support import FullVocabulary, SampledToken, Support
+
+LossTerm = Literal["divergence", "surrogate", "cross_entropy", "reference_kl"]
+"""What a loss is the sum of, each as weighed: the divergence from the teacher, the clipped policy-gradient surrogate of
+sampled tokens, −A log p(y) of tokens that nobody sampled, and the divergence from the reference. All in nats, but for
+the surrogate, which is in advantages."""
+LOSS_TERMS: tuple[LossTerm, ...] = get_args(LossTerm)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +151,7 @@ class Inputs:
     reference: TeacherView | None
     old_logprobs_N: Tensor | None
     sampler_logprobs_N: Tensor | None
+    given_N: Tensor | None = None
 
     @property
     def positions(self) -> int:
@@ -194,8 +202,8 @@ class Chunk:
     logprobs_C: Tensor
     old_logprobs_C: Tensor
     sampler_weight_C: Tensor
-    loss: Tensor
     numbers: dict[str, Tensor]
+    losses: dict[LossTerm, Tensor] = field(default_factory=dict)
     flows: list[Flow] = field(default_factory=list)
 
     @staticmethod
@@ -218,8 +226,7 @@ class Chunk:
             "clipped_N": over(sampler_ratio_C, cap),
         }
         return Chunk(
-            inputs, rows, student, teacher, reference, tokens_C, logprobs_C, old_C, trust_C,
-            logprobs_C.new_zeros(()), numbers,
+            inputs, rows, student, teacher, reference, tokens_C, logprobs_C, old_C, trust_C, numbers
         )  # fmt: skip
 
     def weight(self, weight_N: Tensor | None) -> Tensor:
@@ -227,9 +234,12 @@ class Chunk:
         assert weight_N is not None
         return weight_N[self.rows].to(self.logprobs_C)
 
-    def add(self, loss_C: Tensor, flow: Flow, weight_C: Tensor) -> None:
-        """A term that has a value and a flow per position."""
-        self.loss = self.loss + (weight_C * loss_C).sum()
+    def value(self, name: LossTerm, value_C: Tensor, weight_C: Tensor) -> None:
+        """What a term contributes to the loss; a position without weight has none, whatever its value."""
+        self.losses[name] = torch.where(weight_C != 0, weight_C * value_C, 0.0).sum()
+
+    def push(self, flow: Flow, weight_C: Tensor) -> None:
+        """What a term contributes to the gradient."""
         self.flows.append(flow.times(weight_C[:, None]))
 
     def note_clipped(self, clipped_C: Tensor) -> None:
@@ -255,13 +265,15 @@ def _split(signal: Signal, logits: Logits) -> tuple[Split, Split | None, Split |
 
 
 def distil(chunk: Chunk) -> None:
-    """distil · r1 · r2 · D(p, q): the divergence from the teacher, or its bounded surrogate."""
+    """distil · r1 · r2 · D(p, q): the divergence from the teacher. A bound acts on the flow alone."""
     signal, distil_C = chunk.inputs.signal, chunk.weight(chunk.inputs.weights.distil_N)
     assert chunk.teacher is not None
     shape = Measured(signal.shape, signal.bound)
     compared, flow = signal.support.compare(shape, chunk.student, chunk.teacher, chunk.tokens_C)
     update_C = importance_weight(chunk.logprobs_C, chunk.old_logprobs_C, signal.ratio.update)
-    chunk.add(compared.loss_N, flow, distil_C * update_C * chunk.sampler_weight_C)
+    weight_C = distil_C * update_C * chunk.sampler_weight_C
+    chunk.value("divergence", compared.divergence_N, weight_C)
+    chunk.push(flow, weight_C)
     chunk.note_clipped(over(chunk.numbers["ratio_N"], signal.ratio.update) & (distil_C != 0))
     assert compared.magnitude_N is not None
     seen = {
@@ -274,10 +286,14 @@ def distil(chunk: Chunk) -> None:
 
 
 def policy_gradient(chunk: Chunk) -> None:
-    """r2 · PG(advantage): a flow of −∂loss/∂log p(y) on the sampled token, 0 elsewhere."""
+    """r2 · PG(advantage): a flow of −∂loss/∂log p(y) on the sampled token, 0 elsewhere. For a token that nobody sampled
+    the ratio is 1 by definition, and what has this gradient is the cross-entropy −advantage · log p(y)."""
     advantage_C = chunk.weight(chunk.inputs.weights.advantage_N)
     term = chunk.inputs.signal.policy.term(chunk.logprobs_C, chunk.old_logprobs_C, advantage_C)
-    chunk.add(term.loss_N, Flow.on_tokens(chunk.tokens_C[:, None], -term.slope_N[:, None]), chunk.sampler_weight_C)
+    given_C = torch.zeros_like(advantage_C) if (given_N := chunk.inputs.given_N) is None else chunk.weight(given_N)
+    chunk.value("surrogate", term.loss_N, chunk.sampler_weight_C * (1 - given_C))
+    chunk.value("cross_entropy", -chunk.logprobs_C, advantage_C * given_C)
+    chunk.push(Flow.on_tokens(chunk.tokens_C[:, None], -term.slope_N[:, None]), chunk.sampler_weight_C)
     chunk.note_clipped(term.clipped_N)
 
 
@@ -287,5 +303,6 @@ def reference_kl(chunk: Chunk) -> None:
     assert chunk.reference is not None
     weight_C = inputs.signal.reference.coefficient * chunk.weight(inputs.weights.reference_N)
     compared = inputs.signal.reference.compare(chunk.student.log_p(), chunk.reference.log_p())
-    chunk.add(compared.loss_N, Flow.on_all(compared.flow_NV), weight_C)
+    chunk.value("reference_kl", compared.divergence_N, weight_C)
+    chunk.push(Flow.on_all(compared.flow_NV), weight_C)
     chunk.numbers["reference_N"] = torch.where(weight_C != 0, compared.divergence_N, torch.nan)
