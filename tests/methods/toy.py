@@ -67,14 +67,15 @@ class ToyTokenizer:
 
     names: Sequence[str]
     eos_token_id: int = len(TOKENS) - 1
+    added_tokens_decoder: Mapping[int, object] = field(default_factory=dict)
+    all_special_tokens: Sequence[str] = ()
+    chat_template: str = ""
 
-    def apply_chat_template(
-        self, chat: Sequence[Mapping[str, str]], *, tokenize: bool = True, **_: object
-    ) -> list[int] | str:
-        text = "\n".join(turn["content"] for turn in chat)
-        if not tokenize:
-            return text
-        return [max(place for place, name in enumerate(self.names) if name in text)]
+    def apply_chat_template(self, chat: Sequence[Mapping[str, str]], **_: object) -> str:
+        return "\n".join(turn["content"] for turn in chat)
+
+    def __call__(self, text: str, **_: object) -> dict[str, list[int]]:
+        return {"input_ids": [max(place for place, name in enumerate(self.names) if name in text)]}
 
     def encode(self, text: str, **_: object) -> list[int]:
         return [TOKENS.index(letter) for letter in text]
