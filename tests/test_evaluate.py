@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from core_parts import group
+from selfdistill.context import without_thinking
 from selfdistill.evaluate import accuracy, mean_reward, roll_out
 from selfdistill.models.sampler import SamplingOptions
 from selfdistill.render import Renderer
@@ -54,6 +55,21 @@ def test_roll_out_samples_every_task_so_many_times_and_names_each_answer(tiny_po
     assert (unlucky.drop, unlucky.outcome) == (Drop.WORLD_RAISED, None)
     assert list(batch.faults) == ["x-1-0"]
     assert "ValueError: unlucky" in batch.faults["x-1-0"]
+
+
+@pytest.mark.parametrize("end", ["<think>\n", "<think>", "<think>\n\n</think>\n\n", ""])
+def test_an_answer_holds_the_tag_of_thinking_that_its_prompt_opened(tiny_policy, end) -> None:
+    policy = tiny_policy()
+    policy.tokenizer.chat_template = policy.tokenizer.chat_template.replace(
+        "assistant\n{% endif %}", "assistant\n" + end + "{% endif %}"
+    )
+    renderer = Renderer(policy.tokenizer, policy.context_length, 100, thinking="template")
+    assert renderer.prompt(TASKS[0].messages)
+    world = FunctionWorld(lambda task, done: Outcome(float(done.text.startswith("<think>\n"))), "w")
+    for rollout in roll_out(policy, world, renderer, TASKS, SHORT, rollouts=2, seed=1, label="x").rollouts:
+        assert rollout.outcome is not None
+        assert rollout.outcome.reward == ("think" in end and "</" not in end)
+        assert not rollout.outcome.reward or without_thinking(rollout.completion.text) == ""
 
 
 def test_answers_follow_from_seed_and_name_alone(tiny_policy) -> None:

@@ -105,7 +105,9 @@ class _Asking:
             version=self.version,
         )
         for place, completion in zip(asked, done, strict=True):
-            blank[place] = replace(blank[place], completion=completion)
+            opened = self.renderer.opened(blank[place].prompt_ids)  # thinking never closed would pass for an answer
+            whole = replace(completion, text=opened + completion.text)
+            blank[place] = replace(blank[place], completion=whole)
         judged = [place for place in asked if getattr(wanted[place][1], "judged", True)]
         verdicts = judge_all(self.world, [(blank[place].task, blank[place].completion) for place in judged])
         for place, verdict in zip(judged, verdicts, strict=True):

@@ -9,10 +9,11 @@ from typing import Any
 
 from selfdistill.context import FIELDS, teacher_messages
 from selfdistill.errors import ModelError
-from selfdistill.templates import ChatTemplate, Thinking
+from selfdistill.templates import OPEN, ChatTemplate, Thinking
 from selfdistill.types import Context, Drop, Message, TokenIds
 
 CUT = " …"
+_TAG_TOKENS = 16  # more than the tag and the white space after it take
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,11 @@ class Renderer:
         """A conversation up to the place where the assistant speaks. Raises `ModelError` where the template cannot
         write it."""
         return self.template.prompt(messages)
+
+    def opened(self, prompt_ids: TokenIds) -> str:
+        """The opening tag of thinking with which a prompt ends, for the answer's text lacks it; else empty."""
+        end = str(self.tokenizer.decode(list(prompt_ids[-_TAG_TOKENS:]), clean_up_tokenization_spaces=False))
+        return f"{OPEN}\n" if end.rstrip().endswith(OPEN) else ""
 
     def answer(self, text: str) -> TokenIds:
         """Words that were not sampled, with the end of turn behind them that a sampled answer would have. Raises
