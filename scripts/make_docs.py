@@ -25,8 +25,8 @@ HEAD = """# Commands and settings
 
 This page is written by `scripts/make_docs.py` from the program itself; `selfdistill COMMAND --help` says the same.
 
-Exit codes: 0 done; 2 something that you can cure, said with what was wrong, what was got, why it matters and what to
-do; 130 stopped by Ctrl-C, after the step was finished and saved.
+Exit codes: 0 done; 1 (`check` alone) rows or answers with problems; 2 something that you can cure, said with what was
+wrong, what was got, why it matters and what to do; 130 stopped by Ctrl-C, after the step was finished and saved.
 """
 
 OPTIONAL = (

@@ -11,7 +11,7 @@ from selfdistill.cli.guard import Guarded
 from selfdistill.errors import RunError
 from selfdistill.runs import EvalRecord, Interrupted, RunDir, StepRecord, share
 
-COMMANDS = ("train", "eval", "solve", "methods", "worlds", "demo", "compare")
+COMMANDS = ("train", "eval", "check", "solve", "methods", "worlds", "demo", "compare")
 runner = CliRunner()
 
 

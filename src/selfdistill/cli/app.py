@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from selfdistill.cli.arguments import ConfigFile, Data, MethodName, Model, Overrides, Seed, WorldName, as_overrides
+from selfdistill.cli.check import check
 from selfdistill.cli.compare import compare
 from selfdistill.cli.credit import credit
 from selfdistill.cli.display import RunDisplay
@@ -35,6 +36,7 @@ app = typer.Typer(
 )
 
 app.add_typer(sapling)
+app.command()(check)
 app.command()(compare)
 app.command()(credit)
 app.command()(solve)

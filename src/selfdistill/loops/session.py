@@ -17,7 +17,7 @@ from selfdistill.files import read_text
 from selfdistill.loops.tasks import askable, check_conversations, question_rows, training_tasks
 from selfdistill.methods import Method, get_method
 from selfdistill.models.checkpoint import save_checkpoint
-from selfdistill.models.hf import load_policy
+from selfdistill.models.hf import load_policy, load_tokenizer
 from selfdistill.models.policy import Policy
 from selfdistill.models.teacher import Frozen, Live, Other, Teacher, TeacherRule
 from selfdistill.render import Renderer
@@ -94,6 +94,13 @@ def _chat_template(file: str) -> str | None:
     if not text.strip():
         raise ConfigError("the chat template is empty", got=file, do="check chat_template")
     return text
+
+
+def open_renderer(config: RunConfig, reporter: Reporter) -> Renderer:
+    """Writes the prompts that the model of a run reads, without its weights. Raises `ModelError`, `ConfigError`."""
+    template = _chat_template(config.chat_template)
+    tokenizer, length = load_tokenizer(config.model, chat_template=template, progress=reporter.note)
+    return Renderer(tokenizer, length, config.context.max_teacher_tokens)
 
 
 def open_asking(config: RunConfig, reporter: Reporter) -> Asking:

@@ -13,7 +13,7 @@ import torch
 
 from selfdistill.errors import ConfigError, ModelError
 from selfdistill.models.device import pick_device, pick_dtype, quiet
-from selfdistill.models.policy import Policy
+from selfdistill.models.policy import Policy, context_length
 from selfdistill.models.smollm2 import ensure_smollm2
 from selfdistill.options import option
 from selfdistill.templates import ChatTemplate
@@ -92,6 +92,21 @@ def load_policy(
     policy = Policy(model.to(place).eval(), base, tokenizer, name_or_dir, place, precision, end_ids)
     _check(policy)
     return policy
+
+
+def load_tokenizer(
+    name_or_dir: str, *, chat_template: str | None = None, progress: Callable[[str], None] = ignore
+) -> tuple[PreTrainedTokenizerBase, int]:
+    """The tokenizer of a model, and how many tokens the model reads; its weights are not loaded. Raises `ModelError`
+    as `load_policy`."""
+    from peft import PeftConfig
+    from transformers import AutoConfig
+
+    source = _locate(name_or_dir, progress)
+    tokenizer = _tokenizer(source, name_or_dir, chat_template)
+    if (source / "adapter_config.json").is_file():
+        source = _locate(str(PeftConfig.from_pretrained(str(source)).base_model_name_or_path), progress)
+    return tokenizer, context_length(_loaded(lambda: AutoConfig.from_pretrained(source), name_or_dir), tokenizer)
 
 
 def _locate(name: str, progress: Callable[[str], None]) -> Path:

@@ -45,8 +45,7 @@ class Policy:
     @property
     def context_length(self) -> int:
         """The number of tokens the model can read, prompt and answer together."""
-        positions = getattr(self.base.config.get_text_config(), "max_position_embeddings", None)
-        return int(positions or self.tokenizer.model_max_length)
+        return context_length(self.base.config, self.tokenizer)
 
     @property
     def pad_id(self) -> int:
@@ -139,6 +138,11 @@ class Policy:
                 why=f"{self.name} reads at most {self.context_length}",
                 do="shorten the prompt, or sample fewer tokens",
             )
+
+
+def context_length(config: Any, tokenizer: Any) -> int:
+    """The number of tokens that a model of this configuration reads."""
+    return int(getattr(config.get_text_config(), "max_position_embeddings", None) or tokenizer.model_max_length)
 
 
 def _count(number: int) -> str:

@@ -1,0 +1,155 @@
+"""`selfdistill check`: what is wrong with a file of tasks, before a run; and what given answers are worth."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from selfdistill.cli.arguments import ConfigFile, Data, Overrides, Seed, WorldName, as_overrides
+from selfdistill.errors import DataError
+from selfdistill.runs.progress import Quiet
+
+if TYPE_CHECKING:
+    from selfdistill.config import RunConfig
+    from selfdistill.loops.check import Answer, CheckReport, TaskRow
+    from selfdistill.render import Renderer
+    from selfdistill.worlds.base import World
+
+PROBLEMS, UNUSABLE = 1, 2  # exit codes
+PLAIN_S = 2.0  # seconds between two lines where there is no terminal
+
+
+def check(
+    overrides: Overrides = None,
+    data: Data = None,
+    answers: Annotated[
+        Path | None,
+        typer.Option(
+            help='Score the answers of this JSONL file, {"id": …, "answer": …} a line: one JSON line each on standard '
+            "output, in order, with id, reward, feedback and failure.",
+            show_default=False,
+        ),
+    ] = None,
+    config: ConfigFile = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Measure the prompts with the tokenizer of this model. (default: they are not measured)",
+            show_default=False,
+        ),
+    ] = None,
+    world: WorldName = None,
+    seed: Seed = None,
+) -> None:
+    """Check a file of tasks before a run: rows, reference solutions, tests, duplicates, lengths of prompts.
+
+    Every row is looked at. Its reference solution is judged by all of its tests, an empty answer and a program that
+    does nothing by those that training uses. Exit code 0: nothing to correct; 1: problems, all of them listed (with
+    --answers: some answers have no reward); 2: no row can be used.
+    """
+    from selfdistill.config import load_config
+    from selfdistill.loops.check import check_rows, every_row, read_answers
+    from selfdistill.worlds.registry import make_world
+
+    flags = {"model": model, "world": world, "data": data, "seed": seed}
+    settings = load_config(config, [*as_overrides(flags), *(overrides or ())])
+    given = read_answers(answers) if answers is not None else []
+    judge = make_world(settings.world.name, settings.world.options, seed=settings.seed)
+    with _Watched() as watched:
+        rows = every_row(judge, settings.data)
+        if answers is not None:
+            well = _score(judge, rows, given, watched)
+        else:
+            renderer = _renderer(settings, watched, named=model is not None)
+            longest = settings.context.max_prompt_tokens
+            report = check_rows(judge, rows, watched, renderer=renderer, max_prompt_tokens=longest)
+            well = not report.problems
+    if answers is None:
+        _print(report, settings.data or f"the environment {settings.world.name}")
+    if not well:
+        raise typer.Exit(UNUSABLE if all(isinstance(row.found, DataError) for row in rows) else PROBLEMS)
+
+
+def _renderer(settings: RunConfig, watched: _Watched, *, named: bool) -> Renderer | None:
+    """What measures prompts, where a model is named here or in the settings."""
+    from selfdistill.config import RunConfig
+    from selfdistill.loops.session import open_renderer
+
+    return open_renderer(settings, watched) if named or settings.model != RunConfig().model else None
+
+
+def _score(judge: World, rows: Sequence[TaskRow], answers: Sequence[Answer], watched: _Watched) -> bool:
+    """Prints a line of JSON for each answer; returns whether every row can be used and every answer has a reward."""
+    from selfdistill.loops.check import score_answers
+
+    broken = [row.found for row in rows if isinstance(row.found, DataError)]
+    for error in broken:
+        watched.note(str(error))
+    missing = 0
+    for score in score_answers(judge, rows, answers, watched):
+        line = {name: getattr(score, name) for name in ("id", "reward", "feedback", "failure")}
+        typer.echo(json.dumps(line))
+        if score.reward is None:
+            missing += 1
+            watched.note(score.fault)
+    watched.note(f"{len(answers) - missing:,} of {len(answers):,} answers scored")
+    return not broken and not missing
+
+
+def _print(report: CheckReport, name: str) -> None:
+    """The report: counts, an example of feedback, and everything that was found."""
+    lines = [f"{name}: {report.usable:,} of {report.rows:,} rows can be used"]
+    passed = f"{report.passed:,} of {report.references:,} pass all tests of their row"
+    lines += [f"reference solutions: {passed if report.references else 'none'}"]
+    if report.longest is None:
+        lines += ["prompts: not measured; name a model with --model"]
+    else:
+        lines += [f"prompts: the longest has {report.longest:,} tokens; a run takes up to {report.limit:,}"]
+    for example in report.examples:
+        lines += [f"feedback on a wrong answer to {example.task!r}:"]
+        lines += _indented(f"{example.answer or '(an empty answer)'}\n→ {example.feedback or '(no feedback)'}")
+    for title, texts in (("problems", report.problems), ("notes", report.notes)):
+        lines += [f"{title}: {len(texts) or 'none'}"]
+        for text in texts:
+            lines += _indented(text)
+    typer.echo("\n".join(lines))
+
+
+def _indented(text: str) -> list[str]:
+    return [f"  {line}" for line in text.split("\n")]
+
+
+class _Watched(Quiet):
+    """Shows on standard error what is going on: a line that changes on a terminal, else one every few seconds."""
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True)
+        self.status = self.console.status("reading the rows")
+        self.spoke = time.monotonic()
+
+    def __enter__(self) -> _Watched:
+        if self.console.is_terminal:
+            self.status.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.status.stop()
+
+    def note(self, text: str) -> None:
+        """A line that stays."""
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def phase(self, name: str, done: int = 0, total: int = 0) -> None:
+        """What is being done."""
+        text = f"{name} {done:,}/{total:,}" if total else name
+        if self.console.is_terminal:
+            self.status.update(text)
+        elif time.monotonic() - self.spoke >= PLAIN_S:
+            self.spoke = time.monotonic()
+            self.note(text)
