@@ -113,6 +113,7 @@ def test_a_value_of_too_many_parts_is_refused():
 
 def test_a_long_integer_is_shown_by_its_length():
     assert short_repr(-(10**5000)) == "<an integer of about 5001 digits>"
+    assert short_repr(travelled({10**5000: 1})) == "<dict: its repr raised ValueError>"
 
 
 RANDOM_SCALARS = (

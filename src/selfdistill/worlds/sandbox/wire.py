@@ -183,7 +183,8 @@ def short_repr(value: object) -> str:
     try:
         text = str.__str__(repr(value))
     except BaseException as error:  # noqa: BLE001 - a program's __repr__ may even call exit
-        text = f"<{type(value).__name__}: its repr raised {type(error).__name__}>"
+        name = {DictItems: "dict", SetItems: "set"}.get(type(value), type(value).__name__)
+        text = f"<{name}: its repr raised {type(error).__name__}>"
     text = text if len(text) <= REPR_CHARACTERS else text[:REPR_CHARACTERS] + "…"
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
