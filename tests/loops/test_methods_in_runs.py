@@ -55,7 +55,7 @@ def test_uses_of_one_answer_add_up(config_of, tmp_path, reduction: str) -> None:
 def test_every_rollout_is_trained_on_or_dropped_also_off_policy(
     config_of, tmp_path, method: str | dict[str, Any], stages: dict[str, int | None]
 ) -> None:
-    run = ran(config_of, method, tmp_path / "run", steps=1, tasks_per_update=1)
+    run = ran(config_of, method, tmp_path / "run", steps=1, tasks_per_update=1, seed=1)
     [step] = run.steps
     rollouts = list(run.rollouts())
     counted = Counter(rollout.stage for rollout in rollouts)

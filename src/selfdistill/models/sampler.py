@@ -1,7 +1,7 @@
 """Samples answers with a key-value cache, and keeps the log-probability of every sampled token.
 
 Legend: R rows (answers) of a batch, B branches (different texts among them), L tokens so far, T new tokens, V
-vocabulary.
+vocabulary, cut into K blocks of C tokens.
 
 Random numbers belong to a rollout, not to a batch: they are drawn from `(seed, uid)`. Which other prompts are sampled
 at the same time changes an answer only through float noise.
@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from selfdistill.errors import ConfigError, ModelError
 from selfdistill.models.lengths import length_buckets, pad_left
 from selfdistill.models.policy import Policy
 from selfdistill.options import about, option
+from selfdistill.signal.head import Head, widened
 from selfdistill.types import Completion, StopReason, TokenIds
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 # Numbers that a CPU works on at a time after the head. Arrays of megabytes leave its cache, and the operating system
 # maps and clears their memory anew for every operation, which takes longer than the operation.
 CACHED_LOGITS = 2**16
+BLOCK = 512  # tokens whose probabilities are summed before one is drawn
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,11 +86,13 @@ def sample(
     for prompt in prompts:
         _check_prompt(policy.name, context, prompt)
     completions: dict[int, Completion] = {}
+    (head,) = widened([policy.head()])
     budget = [min(len(prompt) + options.max_new_tokens, context) for prompt in prompts]
     for bucket in length_buckets(budget, options.batch_tokens):
         # Equal prompts side by side: they are read once.
         bucket.sort(key=lambda index: (len(prompts[index]), prompts[index], index))
-        batch = _Batch(policy, [prompts[i] for i in bucket], options, [_noise(seed, uids[i], options) for i in bucket])
+        noise = [_noise(seed, uids[i], options) for i in bucket]
+        batch = _Batch(policy, head, [prompts[i] for i in bucket], options, noise)
         for index, (token_ids, logprobs) in zip(bucket, batch.run(), strict=True):
             completions[index] = _completion(policy, uids[index], token_ids, logprobs, version)
     return [completions[index] for index in range(len(prompts))]
@@ -103,10 +108,12 @@ def _check_prompt(model: str, context: int, prompt: TokenIds) -> None:
 
 
 def _noise(seed: int, uid: str, options: SamplingOptions) -> Tensor:
-    """noise_T: the uniform numbers of one rollout, whatever else is sampled beside it."""
+    """noise_T: the uniform numbers of one rollout, whatever else is sampled beside it. In float64: the 2^24 different
+    numbers of float32 cannot reach most of the rare tokens of a large vocabulary."""
     digest = blake2b(f"{seed}:{uid}".encode(), digest_size=8).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest, "little", signed=True))
-    return torch.rand(options.max_new_tokens if options.temperature else 0, generator=generator)
+    count = options.max_new_tokens if options.temperature else 0
+    return torch.rand(count, generator=generator, dtype=torch.float64)
 
 
 def _completion(policy: Policy, uid: str, token_ids: TokenIds, logprobs: tuple[float, ...], version: int) -> Completion:
@@ -120,11 +127,16 @@ class _Batch:
     model reads it once. Prompts end at the same column (left-padded); a row leaves with its last token."""
 
     def __init__(
-        self, policy: Policy, prompts: Sequence[TokenIds], options: SamplingOptions, noise: Sequence[Tensor]
+        self,
+        policy: Policy,
+        head: Head,
+        prompts: Sequence[TokenIds],
+        options: SamplingOptions,
+        noise: Sequence[Tensor],
     ) -> None:
-        self.policy, self.options, self.prompts = policy, options, prompts
-        self.head, device, context = policy.head(), policy.device, policy.context_length
-        self.noise_RT = torch.stack(list(noise)).to(device)
+        self.policy, self.head, self.options, self.prompts = policy, head, options, prompts
+        device, context = policy.device, policy.context_length
+        self.noise_RT = torch.stack(list(noise)).to(_exact_device(device))
         self.room_R = torch.tensor([context - len(prompt) for prompt in prompts], device=device)
         self.ends = torch.tensor(sorted(policy.end_ids), dtype=torch.long, device=device)
         self.tokens_RT = torch.zeros(len(prompts), options.max_new_tokens, dtype=torch.long, device=device)
@@ -144,7 +156,8 @@ class _Batch:
         hidden_BD, branch_R = self._prefill()
         live_R = torch.arange(len(self.prompts), device=self.policy.device)  # rows of the results still being written
         for step in range(steps):
-            tokens_R, logprobs_R = self._draw(hidden_BD, branch_R, self.noise_RT[live_R, step : step + 1])
+            noise_R1 = self.noise_RT[live_R.to(self.noise_RT.device), step : step + 1]
+            tokens_R, logprobs_R = self._draw(hidden_BD, branch_R, noise_R1)
             self.tokens_RT[live_R, step], self.logprobs_RT[live_R, step] = tokens_R, logprobs_R
             self.length_R[live_R] = step + 1
             stops_R = torch.isin(tokens_R, self.ends) | (self.room_R[live_R] <= step + 1)
@@ -220,19 +233,41 @@ def nucleus(logprobs_BV: Tensor, top_p: float) -> Tensor:
     if top_p >= 1:
         return logprobs_BV
     sorted_BV, order_BV = logprobs_BV.sort(-1, descending=True)
-    before_BV = sorted_BV.exp().cumsum(-1) - sorted_BV.exp()
+    sorted_BV = sorted_BV.exp().to(_exact_device(logprobs_BV.device), torch.float64)
+    before_BV = (sorted_BV.cumsum(-1) - sorted_BV).to(logprobs_BV.device, torch.float32)
     kept_BV = torch.zeros_like(order_BV, dtype=torch.bool).scatter(-1, order_BV, before_BV < top_p)
     return logprobs_BV.masked_fill(~kept_BV, -math.inf).log_softmax(-1)
 
 
 def inverse_draw(probabilities_BV: Tensor, uniform_B: Tensor) -> Tensor:
-    """tokens_B: the first token at which the cumulative probability exceeds a uniform number in [0, 1).
+    """tokens_B: the first token at which the cumulative probability, in float64, exceeds a uniform number in [0, 1).
 
-    >>> inverse_draw(torch.tensor([[0.5, 0.0, 0.5]]), torch.tensor([0.5]))
+    Finds a block of tokens first and the token inside it then: a running sum over all of a large vocabulary would cost
+    more than the softmax.
+
+    >>> inverse_draw(torch.tensor([[0.5, 0.0, 0.5]]), torch.tensor([0.5], dtype=torch.float64))
     tensor([2])
     """
-    cumulative_BV = probabilities_BV.cumsum(-1)
-    total_B1 = cumulative_BV[:, -1:]
-    # Below the total even after rounding, so that the token found has a probability above zero.
-    target_B1 = torch.minimum(uniform_B[:, None] * total_B1, total_B1 * (1 - 2**-23))
-    return torch.searchsorted(cumulative_BV, target_B1, right=True).squeeze(-1)
+    probabilities_BV = probabilities_BV.to(_exact_device(probabilities_BV.device))
+    blocks_BKC = F.pad(probabilities_BV, (0, -probabilities_BV.shape[1] % BLOCK)).unflatten(1, (-1, BLOCK))
+    sums_BK = blocks_BKC.sum(-1, dtype=torch.float64)
+    block_B1, rest_B1 = _first_beyond(sums_BK, uniform_B[:, None] * sums_BK.sum(-1, keepdim=True))
+    block_BC = blocks_BKC[torch.arange(len(block_B1), device=block_B1.device), block_B1.squeeze(1)]
+    token_B1, _ = _first_beyond(block_BC, rest_B1)
+    return (block_B1 * BLOCK + token_B1).squeeze(1).to(uniform_B.device)
+
+
+def _first_beyond(parts_BK: Tensor, target_B1: Tensor) -> tuple[Tensor, Tensor]:
+    """The first part at which the running sum exceeds the target, and the target less all parts before it."""
+    running_BK = parts_BK.cumsum(-1, dtype=torch.float64)
+    total_B1 = running_BK[:, -1:]
+    # Below the total even after rounding, so that the part found has a probability above zero.
+    target_B1 = torch.minimum(target_B1, torch.nextafter(total_B1, torch.zeros_like(total_B1)))
+    found_B1 = torch.searchsorted(running_BK, target_B1, right=True)
+    before_B1 = F.pad(running_BK, (1, 0)).gather(1, found_B1)
+    return found_B1, target_B1 - before_B1
+
+
+def _exact_device(device: torch.device) -> torch.device:
+    """Where float64 is computed: MPS has none."""
+    return torch.device("cpu") if device.type == "mps" else device
