@@ -4,11 +4,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from selfdistill.errors import WorldError
 from selfdistill.loops.measure import measure
 from selfdistill.loops.train import train
+from selfdistill.models.policy import Policy
+from selfdistill.models.sampler import sample
 from selfdistill.runs import Quiet, read_run
+from selfdistill.types import Completion
 
 
 def test_every_split_that_a_world_has_is_measured_by_its_other_judge(config_of) -> None:
@@ -50,6 +54,19 @@ def test_measurements_come_as_often_as_asked_and_always_at_both_ends(config_of, 
     assert [record.step for record in run.evals_of("train")] == [0, 2, 4, 5]
     ends = config_of("hashed", steps=2, evaluation={"every": 0, "tasks": 1}, out=str(tmp_path / "ends"))
     assert [record.step for record in read_run(train(ends, Quiet())).evals_of("train")] == [0, 2]
+
+
+def test_measuring_asks_for_no_gradient_and_keeps_no_wide_copies(config_of, monkeypatch) -> None:
+    seen: list[torch.nn.Parameter] = []
+
+    def watched(policy: Policy, *rest, **named) -> list[Completion]:
+        seen.extend(policy.model.parameters())
+        return sample(policy, *rest, **named)
+
+    monkeypatch.setattr("selfdistill.evaluate.sample", watched)
+    measure(config_of("never", dtype="bfloat16"), Quiet())
+    assert seen
+    assert {(value.dtype, value.requires_grad) for value in seen} == {(torch.bfloat16, False)}
 
 
 def test_a_world_that_cannot_judge_is_no_accuracy_of_zero(config_of) -> None:

@@ -56,7 +56,7 @@ def card(
     from selfdistill.loops.card import card_text, measure_card
     from selfdistill.models.hf import load_policy
 
-    policy = load_policy(model, device="cpu")
+    policy = load_policy(model, device="cpu", trained=False)
     with RunDisplay() as display:
         lines = measure_card(policy, display.reporter("card"), n=n)
     growth = json.loads((Path(policy.base.name_or_path or model) / "growth.json").read_text(encoding="utf-8"))

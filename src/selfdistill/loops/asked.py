@@ -104,7 +104,7 @@ def credit_of_rollout(
     original, search = _settings(run)
     config = replace(original, device="auto", dtype="auto", lora=None)
     context = context or _context(record)
-    policy = open_policy(_with_weights(config, path, model, reporter), reporter)
+    policy = open_policy(_with_weights(config, path, model, reporter), reporter, trained=False)
     renderer = replace(_renderer(policy), thinking=config.thinking)
     task = _task(config, search, record, reporter)
     answer = _answer(policy, renderer, record, reporter)
@@ -163,8 +163,8 @@ def _renderer(policy: Policy) -> Renderer:
 def _reader(model: str | None, texts: Sequence[str], reporter: Reporter) -> Policy:
     """The model that was named, else the sapling where it knows every word, else SmolLM2 where it is here."""
     if model is not None:
-        return load_policy(model, progress=reporter.note)
-    policy = load_policy("sapling")
+        return load_policy(model, trained=False, progress=reporter.note)
+    policy = load_policy("sapling", trained=False)
     foreign = foreign_words(policy.tokenizer, texts)
     if not foreign:
         return policy
@@ -177,7 +177,7 @@ def _reader(model: str | None, texts: Sequence[str], reporter: Reporter) -> Poli
             do="name a model: --model DIR or owner/name; --model smollm2 fetches a small one (270 MB)",
         )
     reporter.note(f"smollm2 reads it: the sapling never met {few}")
-    return load_policy("smollm2", progress=reporter.note)
+    return load_policy("smollm2", trained=False, progress=reporter.note)
 
 
 def _run(path: Path) -> Run:
