@@ -159,6 +159,17 @@ def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path: Path) -> None:
         load_policy(str(directory), device="cpu")
 
 
+def test_a_token_beyond_the_model_is_refused_wherever_the_tokenizer_has_gaps(tmp_path: Path) -> None:
+    directory = tiny_policy_dir(tmp_path)
+    file = directory / "tokenizer.json"
+    tree = json.loads(file.read_text())
+    tree["model"]["vocab"][next(word for word, place in tree["model"]["vocab"].items() if place == 300)] = 500
+    tree["model"]["merges"] = []
+    file.write_text(json.dumps(tree))
+    with pytest.raises(ModelError, match="the tokenizer knows 501 tokens, the model 387"):
+        load_policy(str(directory), device="cpu")
+
+
 def test_devices_and_precisions_that_are_not_there_are_refused(shelf) -> None:
     directory = str(tiny_policy_dir(shelf))
     with pytest.raises(ConfigError, match="did you mean 'cuda'"):

@@ -29,6 +29,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from selfdistill.errors import RunError
+from selfdistill.models.adapter import restore_adapter
 from selfdistill.models.device import quiet
 from selfdistill.models.policy import Policy
 from selfdistill.models.teacher import Teacher
@@ -160,22 +161,21 @@ def restore_random_states(states: Mapping[str, Any]) -> None:
 def _write_model(directory: Path, policy: Policy) -> None:
     """An ordinary model (or adapter) directory."""
     with quiet():
-        policy.model.save_pretrained(directory)  # type: ignore[operator]  # the model's, or the adapter's around it
+        # The base of an adapter is not saved; peft would make an exception for embeddings that are a target.
+        options = {"save_embedding_layers": False} if policy.has_adapter else {}
+        policy.model.save_pretrained(directory, **options)  # type: ignore[operator]
         policy.tokenizer.save_pretrained(directory)
 
 
 def _read_model(path: Path, policy: Policy) -> None:
     """Copies the saved parameters into the policy's own, which an optimiser may already point at."""
-    saved = _saved_adapter(path) if policy.has_adapter else _saved_model(path, policy)
+    if policy.has_adapter:
+        restore_adapter(policy.model, load_file(path / "adapter_model.safetensors"))
+        return
+    saved = _saved_model(path, policy)
     with torch.no_grad():
         for name, value in policy.trainable().items():
             value.copy_(saved[name])
-
-
-def _saved_adapter(path: Path) -> dict[str, Tensor]:
-    """Files of adapters leave the adapter's name out of the names of their tensors."""
-    tensors = load_file(path / "adapter_model.safetensors")
-    return {f"{name.removesuffix('.weight')}.default.weight": value for name, value in tensors.items()}
 
 
 def _saved_model(path: Path, policy: Policy) -> dict[str, Tensor]:

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from selfdistill.errors import ConfigError, ModelError
+from selfdistill.errors import ConfigError, ModelError, SelfDistillError
+from selfdistill.models.adapter import RESIZED, LoraOptions, base_of, fresh_adapter, saved_adapter
 from selfdistill.models.device import pick_device, pick_dtype, quiet
 from selfdistill.models.policy import Policy, context_length
 from selfdistill.models.smollm2 import ensure_smollm2
-from selfdistill.options import option
 from selfdistill.templates import ChatTemplate
 
 if TYPE_CHECKING:
@@ -30,26 +29,6 @@ HUB_TIMEOUT_S = 5.0
 
 def ignore(_: str) -> None:
     """A progress callback that says nothing."""
-
-
-@dataclass(frozen=True, slots=True)
-class LoraOptions:
-    """Trains two thin factors beside each weight instead of the weight. One starts at zero, so a fresh adapter changes
-    nothing. Raises `ConfigError`. Source: Hu et al. 2021 (arXiv 2106.09685)."""
-
-    rank: int = option(16, "width of the factors")
-    alpha: int = option(32, "their product is multiplied by alpha / rank")
-    targets: str | tuple[str, ...] = option(
-        "all-linear", "names of layers, or all-linear: every linear layer but the head"
-    )
-    seed: int = option(0, "draws the factor that does not start at zero")
-
-    def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise ConfigError("the rank of a LoRA adapter must be at least 1", got=self.rank, do="try 16")
-        if self.alpha <= 0:
-            why = "the adapter's output is multiplied by alpha / rank"
-            raise ConfigError("LoRA's alpha must be positive", got=self.alpha, why=why, do="try twice the rank")
 
 
 def load_policy(
@@ -71,6 +50,8 @@ def load_policy(
     Raises `ModelError` for a model that is missing, cannot be reached, has no chat template or does not compute its
     logits as `Head` does; `ConfigError` for a device or a precision that is not there.
     """
+    from transformers import AutoModelForCausalLM
+
     place = pick_device(device)
     precision = pick_dtype(dtype, place)
     source = _locate(name_or_dir, progress)
@@ -78,18 +59,27 @@ def load_policy(
     if adapter and lora is not None:
         do = "leave the LoRA options out to train this adapter on, or name the base model to start a fresh one"
         raise ConfigError("this directory already holds a LoRA adapter", got=name_or_dir, do=do)
-    tokenizer = _tokenizer(source, name_or_dir, chat_template)
+    root = source if not adapter else _locate(_loaded(lambda: base_of(source), name_or_dir), progress)
+    tokenizer = _tokenizer(source if _has_tokenizer(source) else root, name_or_dir, chat_template)
     moves = trained and not adapter and lora is None  # an adapter's base does not
     stored = torch.float32 if moves else precision
     with quiet():
-        base: Any = _loaded(lambda: _base(source, adapter, stored, progress), name_or_dir)
-        model = _adapted(base, source if adapter else None, lora)
+        base: Any = _loaded(lambda: AutoModelForCausalLM.from_pretrained(root, dtype=stored), name_or_dir)
+        model: Any = base.requires_grad_(True)
+        if adapter:
+            model = _loaded(lambda: saved_adapter(base, source), name_or_dir)
+        elif lora is not None:
+            model = fresh_adapter(base, lora)
     if lora is not None and not _here(name_or_dir):
         model.peft_config["default"].base_model_name_or_path = name_or_dir  # means something on other machines too
-    if not trained:
-        model.requires_grad_(False)
+    for value in model.parameters():
+        if not trained:
+            value.requires_grad_(False)
+        elif value.requires_grad:  # a bias, or a whole module that an adapter trains, is a copy of the base's
+            value.data = value.data.float()
     end_ids = end_tokens(base, tokenizer)
-    policy = Policy(model.to(place).eval(), base, tokenizer, name_or_dir, place, precision, end_ids)
+    words = 1 + max(tokenizer.get_vocab().values())
+    policy = Policy(model.to(place).eval(), base, tokenizer, name_or_dir, place, precision, end_ids, words)
     _check(policy)
     return policy
 
@@ -163,6 +153,11 @@ def _from_hub(name: str, progress: Callable[[str], None]) -> Path:
         ) from error
 
 
+def _has_tokenizer(directory: Path) -> bool:
+    """An adapter's directory often has none, and means that of its base."""
+    return any((directory / file).is_file() for file in ("tokenizer_config.json", "tokenizer.json"))
+
+
 def _tokenizer(source: Path, name: str, chat_template: str | None) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
@@ -196,44 +191,12 @@ def _loaded(load: Callable[[], Any], name: str) -> Any:
 
     try:
         return load()
+    except SelfDistillError:
+        raise
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         why = (str(error).strip().splitlines() or [type(error).__name__])[0]
         do = "check that transformers' AutoModelForCausalLM and AutoTokenizer load it, and that its files are whole"
         raise ModelError("this model cannot be loaded", got=name, why=why, do=do) from error
-
-
-def _base(source: Path, adapter: bool, dtype: torch.dtype, progress: Callable[[str], None]) -> PreTrainedModel:
-    from transformers import AutoModelForCausalLM
-
-    if adapter:
-        from peft import PeftConfig
-
-        source = _locate(str(PeftConfig.from_pretrained(str(source)).base_model_name_or_path), progress)
-    base: PreTrainedModel = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
-    return base
-
-
-def _adapted(base: PreTrainedModel, adapter: Path | None, lora: LoraOptions | None) -> Any:
-    """The model to train: `base` itself, or an adapter around it (a saved one, or a fresh one drawn from its seed)."""
-    if adapter is None and lora is None:
-        return base.requires_grad_(True)
-    from peft import LoraConfig, PeftModel, get_peft_model
-
-    if lora is None:
-        return PeftModel.from_pretrained(base, str(adapter), is_trainable=True)
-    targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
-    config = LoraConfig(
-        r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, lora_dropout=0.0, bias="none", task_type="CAUSAL_LM"
-    )  # fmt: skip
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(lora.seed)
-        try:
-            return get_peft_model(base, config)
-        except ValueError as error:
-            why = str(error).splitlines()[0]
-            raise ConfigError(
-                "the LoRA targets name no layer of this model", got=lora.targets, why=why, do="use all-linear"
-            ) from error
 
 
 def end_tokens(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
@@ -250,20 +213,19 @@ def end_tokens(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> fro
 def _check(policy: Policy) -> None:
     """Refuses a model whose logits `Head` does not reproduce: every signal would be computed from wrong numbers."""
     output = policy.output()
-    if output is None or hasattr(output, "base_layer"):
+    if output is None or any(hasattr(output, wrapped) for wrapped in ("base_layer", "token_adapter")):
         do = "use all-linear, or leave the head out of the LoRA targets"
         raise ModelError("the head of this model is missing or carries an adapter", got=policy.name, do=do)
-    rows, words = output.weight.shape[0], len(policy.tokenizer)
+    rows, words = output.weight.shape[0], policy.vocabulary or 0
     if words > rows:
         why = f"the tokenizer knows {words} tokens, the model {rows}"
-        raise ModelError(
-            "model and tokenizer do not belong together", got=policy.name, why=why, do="use its own tokenizer"
-        )
+        do = RESIZED if policy.has_adapter else "use its own tokenizer, or resize the model's embeddings and save it"
+        raise ModelError("model and tokenizer do not belong together", got=policy.name, why=why, do=do)
     ids_BL = torch.arange(1, min(9, words), device=policy.device)[None]
     with torch.no_grad(), policy.computing():
         hidden_BLD, wanted_BLV = policy.backbone(ids_BL, use_cache=False), policy.base(ids_BL, use_cache=False).logits
     with torch.no_grad():
-        error = (policy.head().logits(hidden_BLD[0]) - wanted_BLV[0].float()).abs().max().item()
+        error = (policy.head().logits(hidden_BLD[0]) - wanted_BLV[0, :, :words].float()).abs().max().item()
         allowed = (1e-4 if policy.dtype == torch.float32 else 3e-2) * max(1.0, wanted_BLV.abs().max().item())
     if not error <= allowed:
         why = f"its logits differ by up to {error:.3g} from head(hidden state)"

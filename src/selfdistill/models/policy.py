@@ -30,7 +30,7 @@ class Policy:
     same context its divergence from its teacher would not be zero. `dtype` is the precision of forward passes;
     trained parameters are float32 (see `models.device`). `end_ids` are the tokens that end the model's turn.
     `base` is the transformers model; `model` is the same object, or the adapter around it. `vocabulary` is how many of
-    the head's first rows are used; None: all.
+    the head's first rows are tokens; others, which pad it to a round size, are neither sampled nor compared. None: all.
     """
 
     model: nn.Module
@@ -74,9 +74,11 @@ class Policy:
         return {name: value for name, value in self.model.named_parameters() if value.requires_grad}
 
     def output(self) -> nn.Linear | None:
-        """The linear layer under the head."""
-        output: nn.Linear | None = self.base.get_output_embeddings()  # type: ignore[no-untyped-call]
-        return output
+        """The linear layer under the head; where an adapter trains a copy of it (`modules_to_save`), that copy."""
+        output = self.base.get_output_embeddings()  # type: ignore[no-untyped-call]
+        copies = getattr(output, "modules_to_save", None)
+        chosen: nn.Linear | None = output if copies is None else copies[output.active_adapter]
+        return chosen
 
     def head(self) -> Head:
         """The map from `answer_hidden` to logits; they are the model's own (`load_policy` checks it), padding of the
@@ -89,7 +91,7 @@ class Policy:
         )
         softcap = getattr(config, "final_logit_softcapping", None)
         head = Head(output.weight, output.bias, None if softcap is None else float(softcap), scale)
-        return head if self.vocabulary is None else head.first(self.vocabulary)
+        return head if self.vocabulary in (None, head.vocabulary) else head.first(self.vocabulary)
 
     def computing(self) -> torch.autocast:
         """The context of forward passes."""

@@ -249,10 +249,11 @@ def inverse_draw(probabilities_BV: Tensor, uniform_B: Tensor) -> Tensor:
     tensor([2])
     """
     probabilities_BV = probabilities_BV.to(_exact_device(probabilities_BV.device))
-    blocks_BKC = F.pad(probabilities_BV, (0, -probabilities_BV.shape[1] % BLOCK)).unflatten(1, (-1, BLOCK))
+    rows, vocabulary = probabilities_BV.shape
+    blocks_BKC = F.pad(probabilities_BV, (0, -vocabulary % BLOCK)).view(rows, -1, BLOCK)
     sums_BK = blocks_BKC.sum(-1, dtype=torch.float64)
     block_B1, rest_B1 = _first_beyond(sums_BK, uniform_B[:, None] * sums_BK.sum(-1, keepdim=True))
-    block_BC = blocks_BKC[torch.arange(len(block_B1), device=block_B1.device), block_B1.squeeze(1)]
+    block_BC = blocks_BKC[torch.arange(rows, device=block_B1.device), block_B1.squeeze(1)]
     token_B1, _ = _first_beyond(block_BC, rest_B1)
     return (block_B1 * BLOCK + token_B1).squeeze(1).to(uniform_B.device)
 

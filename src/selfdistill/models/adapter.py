@@ -1,0 +1,159 @@
+"""Adapters around a base model: fresh ones, saved ones that are trained further, and the state of both.
+
+Whatever peft saves of an adapter is read back: LoRA factors of any layer, DoRA magnitudes, biases, single tokens, and
+whole modules that train beside them (`modules_to_save`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from selfdistill.errors import ConfigError, ModelError, nearest
+from selfdistill.options import option
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+ALL_LINEAR = "all-linear"
+RESIZED = (
+    "an adapter of a resized model needs that model as its base: save it with save_pretrained, and name its directory "
+    "as base_model_name_or_path in adapter_config.json"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class LoraOptions:
+    """Trains two thin factors beside each weight instead of the weight. One starts at zero, so a fresh adapter changes
+    nothing. Raises `ConfigError`. Source: Hu et al. 2021 (arXiv 2106.09685)."""
+
+    rank: int = option(16, "width of the factors")
+    alpha: int = option(32, "their product is multiplied by alpha / rank")
+    targets: str | tuple[str, ...] = option(
+        ALL_LINEAR, "names of layers (a list, or text with commas), or all-linear: every linear layer but the head"
+    )
+    seed: int = option(0, "draws the factor that does not start at zero")
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ConfigError("the rank of a LoRA adapter must be at least 1", got=self.rank, do="try 16")
+        if self.alpha <= 0:
+            why = "the adapter's output is multiplied by alpha / rank"
+            raise ConfigError("LoRA's alpha must be positive", got=self.alpha, why=why, do="try twice the rank")
+        if not self.names or not all(self.names):
+            raise ConfigError("the LoRA targets must name layers", got=repr(self.targets), do=f"try {ALL_LINEAR}")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The targets, one by one."""
+        listed = self.targets.split(",") if isinstance(self.targets, str) else self.targets
+        return tuple(name.strip() for name in listed)
+
+
+def fresh_adapter(base: PreTrainedModel, lora: LoraOptions) -> Any:
+    """An adapter around `base` that changes nothing yet. Raises `ConfigError` for targets that the model lacks."""
+    from peft import LoraConfig, get_peft_model
+
+    everywhere = lora.names == (ALL_LINEAR,)
+    if not everywhere:
+        _check_targets(base, lora.names)
+    targets = ALL_LINEAR if everywhere else list(lora.names)
+    config = LoraConfig(
+        r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, lora_dropout=0.0, bias="none", task_type="CAUSAL_LM"
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(lora.seed)
+        try:
+            return get_peft_model(base, config)
+        except ValueError as error:
+            why = str(error).splitlines()[0]
+            raise ConfigError(
+                "the LoRA targets cannot carry an adapter", got=", ".join(lora.names), why=why, do=f"use {ALL_LINEAR}"
+            ) from error
+
+
+def _check_targets(base: PreTrainedModel, names: Sequence[str]) -> None:
+    from transformers.pytorch_utils import Conv1D
+
+    kinds = (nn.Linear, nn.Embedding, Conv1D)
+    layers = [f".{name}" for name, module in base.named_modules() if isinstance(module, kinds)]
+    for name in names:
+        if not any(layer.endswith(f".{name}") for layer in layers):
+            known = {layer.rpartition(".")[2] for layer in layers} | {ALL_LINEAR}
+            why = "a target is the name of linear or embedding layers, or the end of it"
+            raise ConfigError(
+                "the LoRA targets name no layer of this model", got=name, why=why, do=nearest(name, known)
+            )
+
+
+def saved_adapter(base: PreTrainedModel, directory: Path) -> Any:
+    """The adapter of a directory around `base`, to be trained further.
+
+    Raises `ModelError` for one that belongs to another base, and for a kind whose training could not be resumed.
+    """
+    from peft import PeftConfig, PeftModel
+    from peft.utils.save_and_load import load_peft_weights
+
+    config = PeftConfig.from_pretrained(str(directory))
+    if config.is_prompt_learning:
+        why = "it adds virtual tokens to the prompt, which neither the sampler nor the losses read"
+        raise ModelError("this kind of adapter is not supported", got=config.peft_type, why=why, do="use LoRA")
+    try:
+        model = PeftModel.from_pretrained(base, str(directory), is_trainable=True)
+        found = load_peft_weights(str(directory), device="cpu")
+    except (RuntimeError, ValueError, KeyError) as error:
+        why = " ".join(line.strip() for line in str(error).splitlines()[:2])
+        raise ModelError("this adapter does not fit its base model", got=directory, why=why, do=RESIZED) from error
+    wanted = _state(model).keys()
+    lacking, foreign = sorted(wanted - found.keys()), sorted(n for n in found.keys() - wanted if "lora_" in n)
+    if lacking or foreign:
+        why = f"its file lacks {lacking[0]}" if lacking else f"its base has no place for {foreign[0]}"
+        do = "check base_model_name_or_path and target_modules in its adapter_config.json"
+        raise ModelError("this adapter does not fit its base model", got=directory, why=why, do=do)
+    _check_all_saved(model)
+    return model
+
+
+def base_of(adapter: Path) -> str:
+    """The name or directory of the model that an adapter was made for. Raises `ModelError` where it names none."""
+    from peft import PeftConfig
+
+    name = PeftConfig.from_pretrained(str(adapter)).base_model_name_or_path
+    if not name:
+        do = "write base_model_name_or_path into adapter_config.json"
+        raise ModelError("this adapter does not name its base model", got=adapter, do=do)
+    return str(name)
+
+
+def restore_adapter(model: Any, saved: Mapping[str, Tensor]) -> None:
+    """Copies a saved adapter into the model's own parameters. Raises `ValueError` where it does not fit."""
+    from peft import set_peft_model_state_dict
+
+    state = _state(model)
+    for name, value in state.items():
+        if name not in saved or saved[name].shape != value.shape:
+            found = tuple(saved[name].shape) if name in saved else "nothing"
+            raise ValueError(f"{name}: {found} was saved, {tuple(value.shape)} is needed")
+    set_peft_model_state_dict(model, {name: saved[name] for name in state})
+
+
+def _state(model: Any) -> dict[str, Tensor]:
+    """The tensors of an adapter by the names that its file has for them; the base's own embeddings are not among them,
+    which peft may save too."""
+    from peft import get_peft_model_state_dict
+
+    state: dict[str, Tensor] = get_peft_model_state_dict(model, save_embedding_layers=False)
+    return state
+
+
+def _check_all_saved(model: Any) -> None:
+    places = {value.data_ptr() for value in _state(model).values()}
+    lost = [name for name, value in model.named_parameters() if value.requires_grad and value.data_ptr() not in places]
+    if lost:
+        why = f"peft does not save {lost[0]}, which is trained: the run could not be resumed"
+        raise ModelError("this kind of adapter is not supported", got=model.active_peft_config.peft_type, why=why)
