@@ -5,15 +5,17 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from selfdistill.errors import ConfigError, ModelError
 from selfdistill.models import sampler
 from selfdistill.models.hf import LoraOptions, Policy, load_policy
 from selfdistill.models.kv_cache import roomy_cache
 from selfdistill.models.sampler import SamplingOptions, inverse_draw, nucleus, sample
+from selfdistill.models.teacher import Frozen, Teacher
 from selfdistill.signal.head import Head
 from selfdistill.types import Completion, StopReason, TokenIds
-from tiny_models import FAMILIES, tiny_policy_dir
+from tiny_models import FAMILIES, padded, tiny_policy_dir
 
 
 def prompts_of(policy: Policy) -> list[TokenIds]:
@@ -220,6 +222,26 @@ def test_a_prompt_that_fills_the_context_or_is_empty_is_refused(policy) -> None:
         draw(policy, [(5,) * 256])
     with pytest.raises(ModelError, match="empty"):
         draw(policy, [()])
+
+
+def test_rows_of_the_head_beyond_the_tokenizer_are_never_sampled(shelf, tmp_path) -> None:
+    """They are the likeliest rows by far here; a published head's are random, and of a tenth of the mass in some."""
+    directory = padded(tiny_policy_dir(shelf, tied=False), tmp_path / "padded", 13)
+    raw = AutoModelForCausalLM.from_pretrained(directory)
+    with torch.no_grad():
+        raw.lm_head.weight[-13:] = 20 * raw.lm_head.weight[5:18]
+    raw.save_pretrained(directory)
+    policy = load_policy(str(directory), device="cpu")
+    words = len(policy.tokenizer)
+    prompts = prompts_of(policy)
+    assert raw(torch.tensor([prompts[0]])).logits.argmax(-1).max() >= words
+    for options in ({}, {"temperature": 0.0}, {"top_p": 0.9}):
+        for prompt, completion in zip(prompts, draw(policy, prompts, **options), strict=True):
+            assert max(completion.token_ids) < words
+            if "top_p" not in options:
+                assert completion.logprobs == pytest.approx(trainer_logprobs(policy, prompt, completion), abs=1e-4)
+    teacher = Teacher(Frozen(), policy)
+    assert teacher.head(policy, teacher.views()[0]).vocabulary == policy.head().vocabulary == words
 
 
 def test_no_prompts_no_completions(policy) -> None:

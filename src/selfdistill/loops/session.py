@@ -214,17 +214,7 @@ def _other_model(rule: TeacherRule, config: RunConfig, policy: Policy, reporter:
             why="both are compared token by token",
             do="choose a teacher of the same family",
         )
-    _cut_to_common_rows(policy, other)
     return other
-
-
-def _cut_to_common_rows(policy: Policy, other: Policy) -> None:
-    """Sizes of one family pad one vocabulary differently: rows beyond the smaller head are no tokens, and are left out
-    of sampling as well, so that what is sampled is what is compared."""
-    rows = min(each.head().vocabulary for each in (policy, other))
-    for each in (policy, other):
-        if each.head().vocabulary > rows:
-            each.vocabulary = rows
 
 
 def _conversations(method: Method, task: Task) -> list[tuple[Message, ...]]:
