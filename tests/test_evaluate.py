@@ -4,25 +4,38 @@ from dataclasses import replace
 
 import pytest
 
-from core_parts import group
+from core_parts import QUESTION, group
 from selfdistill.context import without_thinking
 from selfdistill.evaluate import accuracy, mean_reward, roll_out
 from selfdistill.models.sampler import SamplingOptions
 from selfdistill.render import Renderer
+from selfdistill.runs import wilson_interval
 from selfdistill.stages import Attempts, Demonstrated, ReflectedAttempts, Reflections, SecondAttempts
-from selfdistill.types import Drop, Message, Outcome, Task
+from selfdistill.types import Drop, Message, Outcome, RolloutGroup, Task
 from selfdistill.worlds.base import FunctionWorld
 
 TASKS = [Task(f"t{number}", (Message("user", text),)) for number, text in enumerate(("Say yes.", "What is seven?"))]
 SHORT = SamplingOptions(max_new_tokens=6)
 
 
+def of(name: str, rewards: list[float | None]) -> RolloutGroup:
+    return group(rewards, task=Task(name, QUESTION.messages))
+
+
 def test_accuracy_counts_answers_and_tasks() -> None:
     """5 of 9 answers are right; a world that could not judge is no right answer; one task of three is mostly right."""
-    found = accuracy([group([1.0, 1.0, 0.0]), group([1.0, 0.5, 0.4, 0.0]), group([None, 1.0])])
+    found = accuracy([of("a", [1.0, 1.0, 0.0]), of("b", [1.0, 0.5, 0.4, 0.0]), of("c", [None, 1.0])])
     assert (found.estimate.n, found.estimate.value) == (9, pytest.approx(5 / 9))
-    assert 0.2 < found.estimate.low < 5 / 9 < found.estimate.high < 0.9
+    assert 0.1 < found.estimate.low < 5 / 9 < found.estimate.high < 0.95
     assert (found.tasks, found.solved) == (3, 1)
+
+
+def test_groups_of_one_task_are_one_cluster() -> None:
+    """Eight answers to each of two tasks are worth two observations where they agree, however they are grouped."""
+    whole = accuracy([of("a", [1.0] * 8), of("b", [0.0] * 8)])
+    split = accuracy([of("a", [1.0] * 3), of("b", [0.0] * 8), of("a", [1.0] * 5)])
+    assert split == whole
+    assert (whole.estimate.low, whole.estimate.high) == wilson_interval(1, 2)
 
 
 def test_the_mean_reward_is_of_judged_rollouts() -> None:

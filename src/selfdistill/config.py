@@ -71,7 +71,7 @@ class EvaluationOptions:
 
     every: int = option(5, "updates between evaluations; 0: only before and after the run")
     tasks: int = option(200, "tasks of each split, at most")
-    rollouts: int = option(1, "answers to each training task; others are asked once")
+    rollouts: int = option(1, "answers to each training task; one where they are greedy, and to all other tasks")
     temperature: float = option(0.0, "sampling temperature; 0: greedy")
 
     def __post_init__(self) -> None:
@@ -80,6 +80,11 @@ class EvaluationOptions:
             self.tasks > 0 and self.rollouts > 0, "evaluation.tasks, rollouts", (self.tasks, self.rollouts), "1 or more"
         )
         _require(self.temperature >= 0, "evaluation.temperature", self.temperature, "0 or more")
+
+    @property
+    def answers(self) -> int:
+        """Answers to each training task: one where they are greedy, for all others would repeat it."""
+        return self.rollouts if self.temperature > 0 else 1
 
 
 @dataclass(frozen=True, slots=True)

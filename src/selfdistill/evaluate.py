@@ -9,7 +9,7 @@ from functools import cache
 from selfdistill.models.policy import Policy
 from selfdistill.models.sampler import SamplingOptions, sample
 from selfdistill.render import Renderer
-from selfdistill.runs.stats import Estimate, share
+from selfdistill.runs.stats import Estimate, clustered_share
 from selfdistill.stages import Attempts, Given, Stage, Wanted
 from selfdistill.types import Completion, Drop, Rollout, RolloutGroup, Task, TokenIds
 from selfdistill.worlds.base import Fault, World, judge_all, why_unusable
@@ -150,12 +150,15 @@ class _Asking:
 
 
 def accuracy(groups: Sequence[RolloutGroup]) -> Accuracy:
-    """Over all answers; one that a world could not judge counts as wrong."""
-    rights = [[solved(rollout) for rollout in group.rollouts] for group in groups]
-    flat = [right for group in rights for right in group]
-    return Accuracy(
-        share(sum(flat), len(flat)), tasks=len(rights), solved=sum(2 * sum(group) > len(group) for group in rights)
-    )
+    """Over all answers, clustered by task; one that a world could not judge counts as wrong.
+
+    Groups of one task, such as those that read different contexts, are one cluster.
+    """
+    rights: dict[str, list[bool]] = {}
+    for group in groups:
+        rights.setdefault(group.task.id, []).extend(solved(rollout) for rollout in group.rollouts)
+    counts = [(sum(own), len(own)) for own in rights.values() if own]
+    return Accuracy(clustered_share(counts), tasks=len(counts), solved=sum(2 * right > n for right, n in counts))
 
 
 def mean_reward(rollouts: Sequence[Rollout]) -> float:

@@ -16,7 +16,7 @@ from selfdistill.types import Completion
 
 
 def test_every_split_that_a_world_has_is_measured_by_its_other_judge(config_of) -> None:
-    records = measure(config_of("Splits", evaluation={"tasks": 2, "rollouts": 3}), Quiet())
+    records = measure(config_of("Splits", evaluation={"tasks": 2, "rollouts": 3, "temperature": 1.0}), Quiet())
     assert [(record.split, record.tasks, record.accuracy.n) for record in records] == [
         ("train", 2, 6), ("holdout", 1, 1), ("retained", 1, 1),
     ]  # fmt: skip
@@ -26,6 +26,21 @@ def test_every_split_that_a_world_has_is_measured_by_its_other_judge(config_of) 
 def test_a_world_with_training_tasks_alone_is_measured_on_those(config_of) -> None:
     (record,) = measure(config_of("never"), Quiet())
     assert (record.split, record.accuracy.value, record.tasks, record.solved) == ("train", 0.0, 2, 0)
+
+
+def test_greedy_answers_of_a_task_are_one_observation_and_are_sampled_once(config_of, heard) -> None:
+    """One greedy answer and 64 of them are worth the same; 64 are not sampled."""
+    once, often = (config_of("hashed", evaluation={"tasks": 4, "rollouts": count}, out="") for count in (1, 64))
+    assert measure(often, heard) == measure(once, Quiet())
+    assert measure(often, Quiet())[0].accuracy.n == 4
+    assert any("sample 1 per task, not 64" in note for note in heard.notes)
+
+
+def test_the_teachers_accuracy_counts_tasks_once_each(config_of) -> None:
+    """Two attempts at one task read the same instruction: greedily that is one prompt and one answer."""
+    method = {"name": "opcd", "context": {"text": "Be brief."}}
+    run = read_run(train(config_of("never", steps=1, method=method), Quiet()))
+    assert [(record.tasks, record.accuracy.n) for record in run.evals_of("teacher")] == [(2, 2), (2, 2)]
 
 
 def test_measuring_gives_the_same_numbers_again_and_keeps_its_answers_where_asked(config_of) -> None:

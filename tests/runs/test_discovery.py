@@ -20,6 +20,7 @@ from selfdistill.runs.discovery import (
     ratio_of_means,
     speed_ups,
 )
+from selfdistill.runs.stats import wilson_interval
 
 # Hübotter et al. 2026, Table 10: nine very hard questions, of which four had one success in 2,944 samples and five
 # none, and ten hard ones that sampling certainly solves within 2,750.
@@ -67,9 +68,9 @@ def test_means_without_replacement_are_those_of_all_orders() -> None:
 
 def test_runs_count_as_shares_of_task_and_seed() -> None:
     tasks = [Sequential((3, None), 10), Sequential((10, 1), 10)]
-    assert [discovery_at(tasks, k).value for k in (0, 1, 3, 9, 10)] == [0, 1 / 4, 2 / 4, 2 / 4, 3 / 4]
-    assert mean_attempts(tasks, 10).value == (3 + 10 + 10 + 1) / 4
-    assert mean_attempts(tasks, 5).value == (3 + 5 + 5 + 1) / 4
+    assert [discovery_at(tasks, k).value for k in (0, 1, 3, 9, 10)] == pytest.approx([0, 1 / 4, 2 / 4, 2 / 4, 3 / 4])
+    assert mean_attempts(tasks, 10).value == pytest.approx((3 + 10 + 10 + 1) / 4)
+    assert mean_attempts(tasks, 5).value == pytest.approx((3 + 5 + 5 + 1) / 4)
     assert mean_of(tasks[0], 10) == sum(1 - tasks[0].by(k) for k in range(10)), "one definition for both kinds"
 
 
@@ -84,20 +85,38 @@ def test_rounds_are_attempts_in_batches() -> None:
     assert Independent(60, 1, per=16).by(4) == 1.0
 
 
-def test_the_interval_resamples_tasks_and_not_runs() -> None:
-    """Every seed agrees, so that seeds add nothing: the spread of 20 tasks, half of them solved, is √(.25/20)."""
+def test_the_interval_is_over_tasks_and_not_over_runs() -> None:
+    """Every seed agrees, so that seeds add nothing: the interval of 20 observations, half of them solved."""
     tasks = [Sequential((1,) * 50 if n % 2 else (None,) * 50, 9) for n in range(20)]
     found = discovery_at(tasks, 9)
     assert (found.value, found.n) == (0.5, 20)
-    assert found.high - found.low == pytest.approx(2 * 1.96 * (0.25 / 20) ** 0.5, abs=0.06)
-    assert discovery_at(tasks, 9) == found
+    assert (found.low, found.high) == pytest.approx(wilson_interval(10, 20))
     same = discovery_at([Sequential((1, None), 9)] * 20, 9)
-    assert (same.low, same.high) == (0.5, 0.5), "tasks that do not differ"
+    assert 0.31 < same.low < 0.36, "tasks that do not differ: 40 runs say more than 20 tasks, and not everything"
 
 
-def test_one_task_has_no_spread() -> None:
-    found = mean_attempts([Sequential((4, 6), 10)], 10)
-    assert (found.low, found.value, found.high) == (5, 5, 5)
+def test_nothing_solved_and_everything_solved_are_not_certain() -> None:
+    never, always = [Sequential((None,) * 3, 100)] * 10, [Sequential((1,) * 3, 100)] * 10
+    assert (discovery_at(never, 100).low, discovery_at(never, 100).high) == wilson_interval(0, 10)
+    assert (discovery_at(always, 1).low, discovery_at(always, 1).high) == wilson_interval(10, 10)
+    assert mean_attempts(never, 100).low == pytest.approx(100 * wilson_interval(10, 10)[0])
+
+
+def test_few_successes_of_many_samples_are_one_set_of_k() -> None:
+    """One success in 2,944 samples says next to nothing of 2,750 more: each task is one observation."""
+    assert [ONCE.runs(k) for k in (1, 10, 2750)] == [2944, 294, 1]
+    found = discovery_at([ONCE] * 9, BUDGET)
+    assert (found.low, found.high) == pytest.approx(wilson_interval(9 * 2750 / 2944, 9))
+
+
+def test_the_mean_of_attempts_has_an_interval_over_tasks() -> None:
+    """Ten tasks at 4 and ten at 40 of 100 attempts: the mean is 22, its standard error 18 / √19 = 4.1."""
+    found = mean_attempts([Sequential((4,) * 5 if n % 2 else (40,) * 5, 100) for n in range(20)], 100)
+    assert found.value == pytest.approx(22)
+    assert 8 < found.low < 14 < 30 < found.high < 38
+    one = mean_attempts([Sequential((4, 6), 10)], 10)
+    assert (one.value, one.n) == (5, 1)
+    assert (one.low, one.high) == pytest.approx([10 * end for end in wilson_interval(0.5, 1)]), "one task"
 
 
 def test_attempts_to_reach_a_level() -> None:

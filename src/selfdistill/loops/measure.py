@@ -87,7 +87,7 @@ def measure_splits(asking: Asking, totals: Totals, reporter: Reporter, splits: S
 
 
 def _student(asking: Asking, tasks: Sequence[Task], split: str, reporter: Reporter) -> Batch:
-    rollouts = asking.config.evaluation.rollouts if split == "train" else 1
+    rollouts = asking.config.evaluation.answers if split == "train" else 1
     return _ask(asking, tasks, None, rollouts, split, reporter)
 
 
@@ -119,6 +119,8 @@ def _teacher(session: Session, tasks: Sequence[Task], reporter: Reporter) -> Bat
     ]
     if not read:
         return None
+    if config.evaluation.temperature == 0:  # a prompt that comes twice would get the same answer twice
+        read = list({(task.id, prompt): (task, prompt) for task, prompt in read}.values())
     with session.teacher.applied(session.policy, session.teacher.views()[0]) as reader:
         asking = replace(session, policy=reader)
         return _ask(asking, [task for task, _ in read], [prompt for _, prompt in read], 1, "teacher", reporter)

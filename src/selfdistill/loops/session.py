@@ -116,7 +116,9 @@ def open_asking(config: RunConfig, reporter: Reporter, *, trained: bool = False)
         reporter.note(note)
     longest = config.context.max_prompt_tokens
     tasks = askable(tasks, renderer, longest, reporter)
-    limit = config.evaluation.tasks
+    limit, rollouts = config.evaluation.tasks, config.evaluation.rollouts
+    if config.evaluation.answers < rollouts:
+        reporter.note(f"greedy answers repeat: evaluations sample 1 per task, not {rollouts}")
     held_out = {
         split: askable(found[:limit], renderer, longest, reporter)
         for split in ("holdout", "retained")

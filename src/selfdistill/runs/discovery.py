@@ -12,20 +12,20 @@ a task. k counts attempts, or whatever else the values count (rounds, tokens), f
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Protocol
 
-from selfdistill.runs.stats import Estimate
-
-DRAWS = 2000  # resamplings behind an interval
-TAIL = 0.025  # on either side of it
+from selfdistill.runs.stats import Estimate, bootstrap, clustered_share
 
 
 class Discovery(Protocol):
     """What is known of when one task is solved."""
+
+    def runs(self, k: int) -> int:
+        """How many independent runs of k attempts it is known from."""
+        ...
 
     def by(self, k: int) -> float:
         """P(T ≤ k)."""
@@ -44,6 +44,10 @@ class Independent:
         assert 0 <= self.solved <= self.samples, f"{self.solved} of {self.samples}"
         assert self.per >= 1
 
+    def runs(self, k: int) -> int:
+        """Sets of k samples, or of so many rounds, that have none in common; at least one."""
+        return max(1, self.samples // max(1, k * self.per))
+
     def by(self, k: int) -> float:
         """pass@k; beyond the samples that there are, what all of them say."""
         return pass_at_k(self.samples, self.solved, min(k * self.per, self.samples))
@@ -59,6 +63,10 @@ class Sequential:
     def __post_init__(self) -> None:
         assert self.times
         assert all(time is None or 1 <= time <= self.budget for time in self.times), f"{self.times} in {self.budget}"
+
+    def runs(self, k: int) -> int:
+        """Seeds, whatever k is."""
+        return len(self.times)
 
     def by(self, k: int) -> float:
         """The share of runs; beyond the budget, what is known at its end."""
@@ -89,21 +97,30 @@ def mean_of(task: Discovery, budget: int) -> float:
     return sum(1.0 - task.by(k) for k in range(budget))
 
 
-def discovery_at(tasks: Sequence[Discovery], k: int, *, seed: int = 0) -> Estimate:
-    """discovery@k, with a 95 % bootstrap interval over tasks."""
-    return _bootstrapped([[task.by(k)] for task in tasks], lambda row: row[0], seed)
+def discovery_at(tasks: Sequence[Discovery], k: int) -> Estimate:
+    """discovery@k, with a 95 % interval whose clusters are tasks."""
+    return _share([task.by(k) for task in tasks], [task.runs(k) for task in tasks])
 
 
-def mean_attempts(tasks: Sequence[Discovery], budget: int, *, seed: int = 0) -> Estimate:
-    """The mean of E[min(T, budget)] over tasks, with a 95 % bootstrap interval over tasks."""
-    return _bootstrapped([[mean_of(task, budget)] for task in tasks], lambda row: row[0], seed)
+def mean_attempts(tasks: Sequence[Discovery], budget: int) -> Estimate:
+    """The mean of E[min(T, budget)] over tasks, with a 95 % interval whose clusters are tasks: that of the share of the
+    budget that is used."""
+    used = _share([mean_of(task, budget) / budget for task in tasks], [task.runs(budget) for task in tasks])
+    return Estimate(used.value * budget, used.n, used.low * budget, used.high * budget)
 
 
-def ratio_of_means(slower: Sequence[Discovery], faster: Sequence[Discovery], budget: int, *, seed: int = 0) -> Estimate:
+def _share(values: Sequence[float], runs: Sequence[int]) -> Estimate:
+    """The mean over tasks, all of the same weight; `n` counts tasks."""
+    count = min(runs)
+    found = clustered_share([(value * count, count) for value in values])
+    return replace(found, n=len(values))
+
+
+def ratio_of_means(slower: Sequence[Discovery], faster: Sequence[Discovery], budget: int) -> Estimate:
     """How many times fewer attempts `faster` needs in the mean, both capped at the budget; the same tasks in the same
     order. The 95 % interval resamples tasks, each with what both made of it."""
     pairs = [[mean_of(a, budget), mean_of(b, budget)] for a, b in zip(slower, faster, strict=True)]
-    return _bootstrapped(pairs, lambda row: row[0] / row[1], seed)
+    return bootstrap(pairs, lambda row: row[0] / row[1])
 
 
 def attempts_to_reach(tasks: Sequence[Discovery], level: float, budget: int) -> int | None:
@@ -144,18 +161,3 @@ def speed_ups(
 
 def _mean_by(tasks: Sequence[Discovery], k: int) -> float:
     return fmean(task.by(k) for task in tasks)
-
-
-def _bootstrapped(rows: Sequence[Sequence[float]], statistic: Callable[[list[float]], float], seed: int) -> Estimate:
-    """A statistic of the columns' means over tasks, one row a task, and the percentiles of it when tasks are resampled
-    with replacement. The same seed resamples the same tasks."""
-    rng, size = random.Random(f"bootstrap {seed}"), len(rows)
-    columns = [list(column) for column in zip(*rows, strict=True)]
-    drawn = []
-    for _ in range(DRAWS if size > 1 else 1):
-        places = rng.choices(range(size), k=size)
-        drawn.append(statistic([sum(column[place] for place in places) / size for column in columns]))
-    drawn.sort()
-    edge = int(TAIL * len(drawn))
-    value = statistic([fmean(column) for column in columns])
-    return Estimate(value, size, drawn[edge], drawn[-1 - edge])

@@ -94,7 +94,7 @@ def discovery_figure(arms: Sequence[Arm], budget: int, title: str, file: Path) -
         left.set(title=title, xlabel="k, attempts", ylabel="discovery@k", ylim=(0, 1.02))
         right.set(title="the same by rounds", xlabel="k, sequential rounds of attempts made at once")
         right.legend(loc="best", fontsize=8)
-        figure.supxlabel("bands: 95 % bootstrap intervals over tasks", fontsize=8, color="#555555")
+        figure.supxlabel("bands: 95 % intervals over tasks", fontsize=8, color="#555555")
         try:
             figure.savefig(file, dpi=160)
         except OSError as error:

@@ -32,7 +32,7 @@ class Group:
     def at(self, split: Split, pick: Callable[[Sequence[EvalRecord]], EvalRecord | None]) -> Estimate | None:
         """The accuracy of the evaluation that `pick` chooses in each run; None when no run has one.
 
-        One run: its own interval, over answers. Several: that of their mean, over seeds, cut to what a share can be.
+        One run: its own interval, over tasks. Several: that of their mean, over seeds, cut to what a share can be.
         """
         chosen = [record for run in self.runs if (record := pick(run.evals_of(split))) is not None]
         if len(chosen) == 1:
