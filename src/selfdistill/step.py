@@ -54,9 +54,9 @@ class Batch:
 @dataclass(frozen=True, slots=True)
 class UpdateReport:
     """`loss` is the objective before this update, its tokens weighed: the sum of `terms`, by name. `evidence` [T] by
-    uid is log q − log p in nats; `divergence` and `entropy` are means over tokens, `magnitude` is the mean of Σ p|a|,
-    the size of the teacher's push before any bound. `skipped` says that loss or gradient were not finite and nothing
-    moved: an update on NaN would destroy what was learned."""
+    uid is log q − log p in nats, p the student at the start of the step; `divergence` and `entropy` are means over
+    tokens, `magnitude` is the mean of Σ p|a|, the size of the teacher's push before any bound. `skipped` says that loss
+    or gradient were not finite and nothing moved: an update on NaN would destroy what was learned."""
 
     loss: float
     terms: Mapping[LossTerm, float]
@@ -126,7 +126,8 @@ def _backward(policy: Policy, signal: Signal, reduction: Reduction, batch: Batch
     )
     result.loss.backward()  # type: ignore[no-untyped-call]
     stats, distilled = result.stats, [s.uid for s in part if s.distil]
-    rows = by_uid(part, stats.evidence_N).items()  # where only the likeliest tokens are known, some have none
+    began_N = stats.logprobs_N if old is None else torch.cat([old[s.uid] for s in part])
+    rows = by_uid(part, stats.teacher_logprobs_N - began_N).items()  # of the teacher's top tokens alone some have none
     evidence = {uid: row for uid, row in rows if uid in distilled and not bool(row.isnan().any())}
     return _Part(result.terms, stats.divergence_N, stats.magnitude_N, stats.entropy_N, stats.clipped_N, evidence)
 

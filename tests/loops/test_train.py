@@ -73,6 +73,21 @@ def test_sampled_is_trained_plus_dropped_in_every_step(config_of, method: str) -
             assert rollout.policy_version == rollout.step - 1
 
 
+def test_evidence_is_that_of_the_weights_at_the_start_of_the_step(config_of, tmp_path) -> None:
+    """Whatever updates come before that of an answer: the same as if there were only one."""
+    options = {"steps": 1, "optimiser": {"lr": 0.02, "warmup_steps": 0}, "tasks_per_step": 4}
+    runs = [
+        read_run(train(config_of(out=str(tmp_path / f"{count}"), tasks_per_update=count, **options), Quiet()))
+        for count in (0, 1)
+    ]
+    one, several = ({r.uid: r.evidence for r in run.rollouts() if r.evidence_at == "step_start"} for run in runs)
+    assert all(bool(r.evidence) == bool(r.evidence_at) for run in runs for r in run.rollouts())
+    assert (runs[0].steps[0].extra["updates"], runs[1].steps[0].extra["updates"] > 1) == (1, True)
+    assert one.keys() == several.keys()
+    for uid, evidence in one.items():
+        assert several[uid] == pytest.approx(evidence, abs=1e-4)
+
+
 def test_a_run_changes_the_weights_and_the_same_settings_give_the_same_bits(config_of, model_dir, tmp_path) -> None:
     first = final_weights(train(config_of(), Quiet()))
     again = final_weights(train(config_of(out=str(tmp_path / "again")), Quiet()))

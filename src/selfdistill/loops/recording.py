@@ -105,6 +105,7 @@ def rollout_record(
         token_ids=done.token_ids,
         logprobs=done.logprobs,
         evidence=evidence.get(done.uid, ()),
+        evidence_at="step_start" if done.uid in evidence else "",
         details=outcome.details if outcome else {},
     )
 

@@ -64,7 +64,7 @@ class StepRecord:
 
 @dataclass(frozen=True, slots=True)
 class EvalRecord:
-    """One evaluation of the weights after `step` updates. `solved` of `tasks` were right more often than not."""
+    """One evaluation of the weights after `step` steps. `solved` of `tasks` were right more often than not."""
 
     step: int
     generations: int
@@ -83,7 +83,9 @@ class RolloutRecord:
     """One attempt, as it was judged and as it was learned from.
 
     `reward` is None when the world could not judge it; `fault` is then the traceback. `evidence` [T] is
-    log q − log p of each sampled token in nats, empty when the sample was not distilled. `context` holds the texts
+    log q − log p of each sampled token in nats, empty when the sample was not distilled; `evidence_at` names the
+    student's weights that it is of, those at the start of the step (empty in runs that did not record it: those just
+    before the update of its own). `policy_version` counts the steps that the sampling weights had seen. `context` holds the texts
     that only the teacher read, by section. `stage` is "answer" for an answer to the question as it stands. `right` says
     whether an answer that passed what training may see also passed what it may not (False: its `reward` is 0 for that);
     None: it was not asked.
@@ -109,6 +111,7 @@ class RolloutRecord:
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[float, ...] = ()
     evidence: tuple[float, ...] = ()
+    evidence_at: Literal["step_start", ""] = ""
     details: Mapping[str, float | int | str | bool] = field(default_factory=dict)
     event: Literal["rollout"] = "rollout"
     __pydantic_config__: ClassVar[ConfigDict] = JSON
