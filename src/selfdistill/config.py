@@ -89,11 +89,16 @@ class EvaluationOptions:
 
 @dataclass(frozen=True, slots=True)
 class RehearsalOptions:
-    """Keeps what the model knew: on these prompts the student is distilled toward its frozen bare self."""
+    """Keeps what the model knew: on the student's own answers to these prompts it is held to the weights at the start,
+    by KL(student‖start).
+
+    The prompts of a step are shared out over its updates: each is used in one of them, once, and weighs what it would
+    if the step had one update. A step that makes no update samples none.
+    """
 
     prompts: str = option("world", 'JSONL file of prompts, or "world": the world\'s own rehearsal tasks')
-    per_step: int = option(64, "prompts added to each update")
-    weight: float = option(0.5, "weight of one rehearsed answer beside a trained one")
+    per_step: int = option(64, "prompts sampled and used once in each step, shared out over its updates")
+    weight: float = option(0.5, "weight of one rehearsed answer beside a trained one of an update of mean size")
 
     def __post_init__(self) -> None:
         _require(self.per_step > 0, "rehearsal.per_step", self.per_step, "1 or more")

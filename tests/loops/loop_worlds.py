@@ -120,6 +120,13 @@ class Splits(BreaksLater):
         return tasks()[kept[split]]
 
 
+class NeverSplits(Splits):
+    """All that a world can have, and nothing to learn."""
+
+    def judge(self, task: Task, completion: Completion) -> Outcome:
+        return Outcome(0.0)
+
+
 class Measuring(Splits):
     """Everything is right here."""
 

@@ -13,11 +13,12 @@ from selfdistill.evaluate import roll_out
 from selfdistill.loops.recording import Totals, rollout_record, step_record
 from selfdistill.loops.session import Session
 from selfdistill.loops.tasks import draw_tasks
+from selfdistill.methods import Method
 from selfdistill.readings import Ahead, look_ahead, read_reference, read_teacher
 from selfdistill.runs import RolloutRecord, StepRecord
 from selfdistill.runs.progress import Reporter
 from selfdistill.samples import Prepared, prepare, rehearsal_sample, untaught
-from selfdistill.signal import Memory, Relative, Signal, denominators
+from selfdistill.signal import Denominators, Memory, Relative, Signal, denominators, relative_size
 from selfdistill.step import Batch, UpdateReport, train_step
 from selfdistill.types import Completion, Outcome, Task, TrainingSample
 from selfdistill.worlds.base import Pair
@@ -53,9 +54,9 @@ def learn(
     session: Session, batch: evaluate.Batch, totals: Totals, reporter: Reporter, began: float, clock: Laps
 ) -> tuple[StepRecord, list[RolloutRecord]]:
     """Updates the weights from a batch that was sampled and judged, and says what happened."""
-    rehearsed = _rehearse(session, totals.step)
-    clock.lap("rollout")
     prepared = prepare(session.method, batch.groups, session.renderer)
+    rehearsed = _rehearse(session, totals.step) if any(entry.samples for entry in prepared) else []
+    clock.lap("rollout")
     reporter.phase("updating")
     lr = _set_rate(session, totals.step)
     learned = _update(session, prepared, [len(group.rollouts) for group in batch.groups], rehearsed, totals)
@@ -71,7 +72,8 @@ def learn(
     _count(totals, batch, began)
     totals.memory = learned.memory
     totals.tokens += sum(len(sample.completion_ids) for sample in rehearsed)
-    numbers = {**learned.numbers, "contexts_lost": sum(entry.lost for entry in prepared)}
+    lost = sum(entry.lost for entry in prepared)
+    numbers = {**learned.numbers, "contexts_lost": lost, "rehearsed": len(rehearsed)}
     record = step_record(totals, prepared, reports, lr, clock.seconds, numbers, learned.evidence)
     records = [rollout_record(totals.step + 1, entry, batch.faults, learned.evidence) for entry in prepared]
     return record, records
@@ -117,8 +119,9 @@ def _update(
     tokens = config.micro_batch_tokens
     signals = [_bounded(signal, totals.memory) for signal in method.signals(config.sampling.temperature or 1.0)]
     prepared = [_heard(entry, signals, totals.step) for entry in prepared]
-    parts = _parts(prepared, sizes, config.tasks_per_update)
-    samples = [sample for entry in prepared for sample in entry.samples]
+    parts = [_Part.of(part, method) for part in _parts(prepared, sizes, config.tasks_per_update)]
+    parts = [part for part in parts if part.samples]  # the updates that there are
+    samples = [sample for part in parts for sample in part.samples]
     if not samples:
         return Learned([], totals.memory)
     everything = [*samples, *rehearsed]
@@ -128,16 +131,10 @@ def _update(
     if len(parts) > 1 or any(signal.needs_table for signal in signals):
         ahead = look_ahead(policy, signals, everything, teacher, step=totals.step, memory=totals.memory, tokens=tokens)
     reports = []
-    for index, part in enumerate(parts):
-        own = [sample for entry in part for sample in entry.samples]
-        if not own:
-            continue
-        dropped = [len(entry.rollout.completion.token_ids) for entry in part if not entry.samples]
-        used = [len(entry.samples[0].completion_ids) for entry in part if entry.samples]  # uses of one rollout add up
-        over = denominators(used, dropped, count_dropped=method.count_dropped)
+    for part, replayed in zip(parts, _shared_out(rehearsed, [part.over for part in parts], method), strict=True):
         batch = Batch(
-            samples=[*own, *rehearsed[index :: len(parts)]],
-            over=over,
+            samples=[*part.samples, *replayed],
+            over=part.over,
             teacher=teacher,
             reference=reference,
             old_logprobs=ahead.logprobs if ahead and len(parts) > 1 else None,
@@ -149,6 +146,36 @@ def _update(
             train_step(policy, session.optimizer, signals, method.reduction, batch, max_grad_norm=limit, tokens=tokens)
         )
     return _learned(reports, ahead, totals.memory)
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What one optimiser step learns from."""
+
+    samples: list[TrainingSample]
+    over: Denominators
+
+    @classmethod
+    def of(cls, prepared: Sequence[Prepared], method: Method) -> _Part:
+        """These rollouts. Uses of one rollout add up, and count as one answer."""
+        dropped = [len(entry.rollout.completion.token_ids) for entry in prepared if not entry.samples]
+        used = [len(entry.samples[0].completion_ids) for entry in prepared if entry.samples]
+        over = denominators(used, dropped, count_dropped=method.count_dropped)
+        return cls([sample for entry in prepared for sample in entry.samples], over)
+
+
+def _shared_out(
+    rehearsed: Sequence[TrainingSample], overs: Sequence[Denominators], method: Method
+) -> list[list[TrainingSample]]:
+    """The rehearsed answers of each update: every one in a single update, as evenly as it goes. Each is weighed as
+    beside the trained answers of an update of mean size, so that rehearsal and training have the same shares of a step
+    whatever the number of its updates, and however small one of them is."""
+    ends = [len(rehearsed) * number // len(overs) for number in range(len(overs) + 1)]
+    scales = [relative_size(over, overs, method.reduction) for over in overs]
+    return [
+        [replace(sample, reference=sample.reference * scale) for sample in rehearsed[start:end]]
+        for scale, start, end in zip(scales, ends, ends[1:], strict=False)
+    ]
 
 
 def _parts(prepared: Sequence[Prepared], sizes: Sequence[int], tasks_per_update: int) -> list[list[Prepared]]:
@@ -172,7 +199,8 @@ def _bounded(signal: Signal, memory: Memory) -> Signal:
 
 
 def _learned(reports: list[UpdateReport], ahead: Ahead | None, memory: Memory) -> Learned:
-    """The running mean of the teacher's push moves on; what was seen ahead is passed on."""
+    """The running mean of the teacher's push moves on; what was seen ahead is passed on. All evidence is that of the
+    weights at the start of the step."""
     seen = [report.magnitude for report in reports if not report.skipped and report.magnitude > 0]
     memory = dict(ahead.memory if ahead else memory)
     if seen:

@@ -18,7 +18,7 @@ from selfdistill.signal.gate import EntropyGate, Gate, Memory
 from selfdistill.signal.head import Head
 from selfdistill.signal.policy_gradient import PolicyGradient
 from selfdistill.signal.ratio import RatioCaps, importance_weight
-from selfdistill.signal.reduction import Denominators, Reduction, denominators, token_weights
+from selfdistill.signal.reduction import Denominators, Reduction, denominators, relative_size, token_weights
 from selfdistill.signal.reference import ReferenceKL
 from selfdistill.signal.schedule import Constant, Linear, Schedule, Trapezoid
 from selfdistill.signal.scoring import evidence, token_logprobs
@@ -94,6 +94,7 @@ __all__ = [
     "fused_signal",
     "group_advantages",
     "importance_weight",
+    "relative_size",
     "token_logprobs",
     "token_weights",
     "weigh",

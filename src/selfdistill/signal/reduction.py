@@ -39,6 +39,15 @@ def denominators(lengths: Sequence[int], dropped: Sequence[int] = (), *, count_d
     return Denominators(answers=len(counted), tokens=sum(counted))
 
 
+def relative_size(over: Denominators, updates: Sequence[Denominators], how: Reduction) -> float:
+    """How large one of several updates is beside their mean, in what is divided by: 1 where there is one, and where
+    nothing is divided. An answer that is scaled by it weighs what it would in an update of mean size."""
+    if how == "sum":
+        return 1.0
+    sizes = [each.answers if how == "sequence-mean" else each.tokens for each in (over, *updates)]
+    return sizes[0] * len(updates) / sum(sizes[1:])
+
+
 def token_weights(lengths: Sequence[int], how: Reduction, over: Denominators) -> Tensor:
     """weights_N of the answers of one micro-batch, concatenated (float32). `over` comes from the whole step.
 
