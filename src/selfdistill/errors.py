@@ -5,7 +5,8 @@
     ├── DataError        a file or a row that cannot be read as what it should be (also a ValueError)
     ├── ModelError       a model or a tokenizer that cannot do what is asked      (also a ValueError)
     ├── WorldError       a world that cannot judge, or that drops too many rollouts (also a RuntimeError)
-    ├── SandboxError     this machine cannot isolate programs as far as asked     (also a RuntimeError)
+    ├── SandboxError     this machine cannot isolate programs, or cannot run them (also a RuntimeError)
+    │   └── ProgramLostError   … this one program, whose process it ended
     ├── SignalError      there is nothing to learn from, and why                  (also a RuntimeError)
     └── RunError         a run directory that cannot be written, read or resumed  (also an OSError)
 
@@ -50,7 +51,11 @@ class WorldError(SelfDistillError, RuntimeError):
 
 
 class SandboxError(SelfDistillError, RuntimeError):
-    """This machine cannot isolate untrusted programs as far as asked."""
+    """This machine cannot isolate untrusted programs as far as asked, or cannot run them now."""
+
+
+class ProgramLostError(SandboxError):
+    """The machine ended a program's process each time it was run: nothing is known of that program."""
 
 
 class SignalError(SelfDistillError, RuntimeError):

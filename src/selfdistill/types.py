@@ -77,6 +77,7 @@ class Drop(StrEnum):
     WORLD_TIMEOUT = "world_timeout"  # the world's function did not come back in time
     BAD_ROW = "bad_row"  # the row's tests can judge no answer; nothing was sampled
     JUDGING_FAILED = "judging_failed"  # judging this answer ended in an error: no reward can be given
+    PROGRAM_LOST = "program_lost"  # the machine ended the answer's process each time: no reward can be given
     BAD_OUTCOME = "bad_outcome"  # the world returned NaN, a reward outside [0, 1] or the wrong type
     EMPTY_COMPLETION = "empty_completion"  # nothing was sampled
     LONE_SUCCESS = "lone_success"  # the only success of its group: never its own demonstration

@@ -15,7 +15,20 @@ from pathlib import Path
 import pytest
 
 from selfdistill.errors import SandboxError
-from selfdistill.worlds.sandbox import Ending, IsolationLevel, Limits, Mode, Program, Sandbox, isolation_level, worker
+from selfdistill.types import Completion, Drop, Outcome, Task
+from selfdistill.worlds.base import Fault
+from selfdistill.worlds.judge import judge_many
+from selfdistill.worlds.sandbox import (
+    Ending,
+    IsolationLevel,
+    Limits,
+    Mode,
+    Program,
+    Sandbox,
+    isolation_level,
+    pool,
+    worker,
+)
 
 pytestmark = pytest.mark.skipif(
     isolation_level() is not IsolationLevel.FULL, reason="this machine has no Landlock or no seccomp"
@@ -165,6 +178,9 @@ def test_a_trainer_without_descriptors():
     code = """
 import os, resource
 from selfdistill.errors import SandboxError
+from selfdistill.types import Completion, Drop, Outcome, Task
+from selfdistill.worlds.base import Fault
+from selfdistill.worlds.judge import judge_many
 from selfdistill.worlds.sandbox import Mode, Program, Sandbox
 resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")), 4096))
 try:
@@ -217,9 +233,35 @@ KILLED = Program("import os\nos.kill(os.getpid(), 9)", Mode.CALL, ([],), "f")
 def test_a_program_that_the_kernel_ended_for_lack_of_memory_is_not_to_blame(in_workers):
     in_workers("from selfdistill.worlds.sandbox import supervise\nkills = iter(range(99))\n"
                "supervise._oom_kills = lambda: next(kills)")  # fmt: skip
-    refused("memory ran out", "memory", KILLED)
+    refused("memory of the machine ran out", "memory", KILLED)
+    task = Task("t", (), {"kind": "functional", "fn_name": "f", "public": [{"input": [1], "output": 2}]})
+    answers = [f"```\n{KILLED.code}\n```", "```\ndef f(x): return 2 * x\n```"]
+    with Sandbox(1) as sandbox:
+        lost, judged = judge_many(sandbox, [(task, Completion(text[4:9], text)) for text in answers])
+    assert isinstance(lost, Fault)
+    assert lost.drop is Drop.PROGRAM_LOST
+    assert isinstance(judged, Outcome)
+    assert judged.reward == 1
 
 
 def test_a_program_that_ends_itself_is(in_workers):
     with Sandbox(1) as sandbox:
         assert "SIGKILL" in sandbox.run(KILLED)[0].error
+
+
+@pytest.mark.parametrize("frame", [
+    b"\xff" * 8, (1 << 30).to_bytes(8), (5).to_bytes(8) + b"[1,2]", (2).to_bytes(8) + b"{}", (3).to_bytes(8) + b"{[}",
+    (2000).to_bytes(8) + b"[" * 1000 + b"]" * 1000, (16).to_bytes(8) + b'{"results": 3.5}', (100).to_bytes(8) + b"{",
+    (31).to_bytes(8) + b'{"results":[3,[],{}],"more":"x"}', b"\0" * 20,
+])  # fmt: skip
+def test_without_walls_frames_that_a_program_forges_are_its_own_failure(monkeypatch, frame):
+    monkeypatch.setattr(pool, "isolation_level", lambda: IsolationLevel.LIMITS_ONLY)
+    monkeypatch.setattr(worker, "_PAUSES_S", ())
+    monkeypatch.setattr(worker, "_GRACE_S", 0.5)
+    code = f"import os\nos.write(os.open(f'/proc/{{os.getppid()}}/fd/1', os.O_WRONLY), {frame!r})\nwhile True: pass"
+    with pytest.warns(RuntimeWarning):
+        sandbox = Sandbox(1, allow_weaker=True)
+    with sandbox:
+        results = sandbox.run(Program(code, Mode.STDIN, ("",)), Limits(time_s=0.2))
+        assert results[0].ending in (Ending.RAISED, Ending.TIMED_OUT)
+        assert [result.value for result in sandbox.run(DOUBLE)] == [2, 4]

@@ -22,8 +22,8 @@ from functools import lru_cache, partial
 from typing import Any, Literal
 
 from selfdistill.context import without_thinking
-from selfdistill.errors import DataError
-from selfdistill.types import Completion, Outcome, StopReason, Task
+from selfdistill.errors import DataError, ProgramLostError
+from selfdistill.types import Completion, Drop, Outcome, StopReason, Task
 from selfdistill.worlds.assertions import Assertion, read_assertion
 from selfdistill.worlds.base import Fault, Judged, guarded
 from selfdistill.worlds.compare import same_output, same_value
@@ -72,7 +72,10 @@ def judge_many(
 
     def use(job: int, results: Iterable[Result]) -> list[TestRecord] | Fault:
         kind, tests = tasks[job].spec["kind"], cases_of(tasks[job], options.split)
-        return guarded(lambda: records_of(kind, tests, results))
+        try:
+            return guarded(lambda: records_of(kind, tests, results))
+        except ProgramLostError as error:
+            return Fault(Drop.PROGRAM_LOST, str(error))
 
     for indices, task, records in zip(same.values(), tasks, sandbox.run_each(jobs, use), strict=True):
         for index in indices:

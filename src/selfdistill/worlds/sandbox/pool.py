@@ -30,8 +30,13 @@ class Sandbox:
     besides the standard library, e.g. "numpy"; programs cannot read other packages. Raises SandboxError when the
     machine cannot isolate fully, unless `allow_weaker`; a weaker level is then warned about and named in `level`.
 
-    Not protected: the standard library and /dev/null can be read; a program may use its time, memory and disk limits
-    to the full; of tests that are statements it can lie about its own results; bugs of the kernel.
+    What a program does costs that program alone: whatever it reports is checked here, and a malformed report is its
+    failure. Trouble of the machine is not: a full disk, a refused fork or a missing folder is tried again twice, then
+    raises SandboxError; a program whose process the machine ended each time raises ProgramLostError.
+
+    Not protected: the standard library, time zones and /dev/null can be read; a program may use its time, memory and
+    disk limits to the full, exceed those on bytes written and threads by what 10 ms allow, and create and remove empty
+    files all its time; of tests that are statements it can lie about its own results; bugs of the kernel.
     """
 
     def __init__(self, workers: int | None = None, *, modules: Sequence[str] = (), allow_weaker: bool = False) -> None:

@@ -25,6 +25,10 @@ _LOOK_EVERY_S, _COUNT_FILES_EVERY_S = 0.01, 0.05
 _MEGABYTE, _PIPE_BYTES, _BLOCK = 1 << 20, 1 << 16, 4096
 
 
+class EndedByMachineError(OSError):
+    """The machine, not the program, ended a process; a program as large may meet the same end again."""
+
+
 class Child:
     """A forked process and the pipe of its results."""
 
@@ -118,7 +122,9 @@ class Child:
             if number == signal.SIGKILL and self.excess:
                 return _gone(self.excess)
             if number == signal.SIGKILL and _oom_kills() > oom_kills_at_start():
-                raise OSError(errno.ENOMEM, "the kernel ended a program because the machine's memory ran out")
+                raise EndedByMachineError(
+                    errno.ENOMEM, "the kernel ended a program, for the memory of the machine ran out"
+                )
             return _gone(f"ProcessExit: the process was ended by {_signal_name(number)}")
         code = os.WEXITSTATUS(status)
         if self.mode == "stdin" and code == 0:

@@ -16,10 +16,11 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
-from selfdistill.errors import SandboxError
+from selfdistill.errors import ProgramLostError, SandboxError
 from selfdistill.worlds.sandbox.lockdown import IsolationLevel
 from selfdistill.worlds.sandbox.program import Ending, Result
 from selfdistill.worlds.sandbox.reply import UNREADABLE, result_of
+from selfdistill.worlds.sandbox.supervise import EndedByMachineError
 from selfdistill.worlds.sandbox.wire import send
 
 _START_S = 60.0
@@ -147,7 +148,8 @@ class Worker:
             left -= len(results)
             yield from map(result_of, results)
             if "trouble" in message:
-                raise OSError(message.get("errno"), message["trouble"])
+                kind = EndedByMachineError if message.get("lost") else OSError
+                raise kind(message.get("errno"), message["trouble"])
 
     def _receive(self, process: subprocess.Popen[bytes], patience_s: float, limit: int) -> dict[str, Any]:
         """One frame. Raises EOFError when none comes, _UnreadableError for one that is malformed."""
@@ -203,8 +205,9 @@ class _UnreadableError(Exception):
 
 
 def _not_run(error: Exception) -> SandboxError:
-    number = error.errno if isinstance(error, OSError) else None
-    return SandboxError(
+    number = error.errno if isinstance(error, OSError) else errno.ENOMEM
+    kind = ProgramLostError if isinstance(error, (EOFError, EndedByMachineError)) else SandboxError
+    return kind(
         "a program could not be run on this machine", got=str(error),
         why="that is no fault of the program, so it gets no reward of 0",
         do=_ADVICE.get(number or 0, "see to the cause named above; then the run can be resumed"),

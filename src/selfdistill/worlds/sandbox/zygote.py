@@ -4,7 +4,8 @@ It is started by exec, so nothing of the trainer (memory, files, environment) is
 standard library. Jobs arrive on descriptor 0 and frames leave on descriptor 1:
 
     {"results": [...], "more": bool}          results as they arrive; the last frame of a job has no more
-    {"trouble": text, "errno": number}        the machine, not the program, kept the job from being run to its end
+    {"trouble": text, "errno": number, "lost": bool}      the machine, not the program, kept the job from being run to
+                                                          its end; lost: it may be this job that is too large for it
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from typing import Any
 from selfdistill.worlds.sandbox.lockdown import IsolationLevel, die_with_parent, lock_down, restrict_worker
 from selfdistill.worlds.sandbox.reply import Message
 from selfdistill.worlds.sandbox.runner import make_report, prepare, run_inputs
-from selfdistill.worlds.sandbox.supervise import Child, oom_kills_at_start, require_room
+from selfdistill.worlds.sandbox.supervise import Child, EndedByMachineError, oom_kills_at_start, require_room
 from selfdistill.worlds.sandbox.wire import frame, receive, write_all
 
 # What programs usually import: already in memory, a fork gets it for nothing and needs no file to be readable.
@@ -67,7 +68,8 @@ def main(level: str, work_directory: str, modules: list[str]) -> None:
                 raise
             except (OSError, MemoryError) as error:
                 number = error.errno if isinstance(error, OSError) else errno.ENOMEM
-                outbox.close(trouble=getattr(error, "strerror", "") or f"{error!r}", errno=number or 0)
+                lost = isinstance(error, EndedByMachineError)
+                outbox.close(trouble=getattr(error, "strerror", "") or repr(error), errno=number or 0, lost=lost)
     except (EOFError, BrokenPipeError):  # the trainer is gone, perhaps without a chance to clean up
         shutil.rmtree(os.path.dirname(work_directory), ignore_errors=True)
 
@@ -224,5 +226,5 @@ def _await_setup(setup: int) -> None:
         elif said:
             raise OSError(*loads(said))
         else:
-            raise OSError(errno.ENOMEM, "a process was ended before its program began")
+            raise EndedByMachineError(errno.ENOMEM, "a process was ended before its program began")
     raise OSError(errno.EAGAIN, f"a process was not ready after {_SETUP_S:g} seconds")
