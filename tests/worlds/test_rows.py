@@ -130,6 +130,7 @@ def test_humaneval():
     ({**SIMPLE, "tests": []}, "task 'add' has no tests"),
     ({**MBPP, "test_list": []}, "task '7' has no tests"),
     ({**MBPP, "test_list": [3]}, r"test_list\[0\].*assert"),
+    ({**MBPP, "test_list": ["assert g(2) == 4", " "]}, r"test_list\[1\].*assert"),
     ({**LCB, "metadata": "{}"}, "metadata.*func_name"),
     ({**LCB, "metadata": "{"}, "metadata.*JSON"),
     ({**LCB, "public_test_cases": [{"input": "a b", "output": "1", "testtype": "functional"}]}, r"_cases\[0\].*a line"),

@@ -26,7 +26,7 @@ from selfdistill.worlds.judge import MODES
 from selfdistill.worlds.row import Row, read_rows
 from selfdistill.worlds.rows import row_to_task
 
-SLICE = 64  # answers between two signs of progress
+SLICE = 32  # answers between two signs of progress
 EXAMPLES = 2  # of feedback
 UNKNOWN_ID = "unknown_id"
 _CALLED = re.compile(r"(?<![.\w])([A-Za-z_]\w*)\s*\(")

@@ -101,19 +101,26 @@ def open_renderer(config: RunConfig, reporter: Reporter) -> Renderer:
     """Writes the prompts that the model of a run reads, without its weights. Raises `ModelError`, `ConfigError`."""
     template = _chat_template(config.chat_template)
     tokenizer, length = load_tokenizer(config.model, chat_template=template, progress=reporter.note)
-    return Renderer(tokenizer, length, config.context.max_teacher_tokens)
+    return _renderer(tokenizer, length, config, reporter)
+
+
+def _renderer(tokenizer: Any, length: int, config: RunConfig, reporter: Reporter) -> Renderer:
+    """The renderer of a run, its template checked. Raises `ModelError`."""
+    renderer = Renderer(tokenizer, length, config.context.max_teacher_tokens, config.thinking)
+    for note in renderer.template.check():
+        reporter.note(note)
+    return renderer
 
 
 def open_asking(config: RunConfig, reporter: Reporter, *, trained: bool = False) -> Asking:
     """Loads world, tasks and model, which asks for gradients only if `trained`. Raises whatever is wrong with them."""
     world = make_world(config.world.name, config.world.options, seed=config.seed)
+    reporter.phase("reading the tasks")
     tasks = training_tasks(world, config.data)
     policy = open_policy(config, reporter, trained=trained)
     if config.model.startswith("sapling") and config.world.name != "verbs":
         reporter.note("the sapling understands the coined-verb world alone; for other tasks name a model with --model")
-    renderer = Renderer(policy.tokenizer, policy.context_length, config.context.max_teacher_tokens, config.thinking)
-    for note in renderer.template.check():
-        reporter.note(note)
+    renderer = _renderer(policy.tokenizer, policy.context_length, config, reporter)
     longest = config.context.max_prompt_tokens
     tasks = askable(tasks, renderer, longest, reporter)
     limit, rollouts = config.evaluation.tasks, config.evaluation.rollouts

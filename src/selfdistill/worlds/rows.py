@@ -219,7 +219,7 @@ def _decode_text(row: Row, field: str, test: Any) -> dict[str, Any]:
 def _from_mbpp(row: Row) -> Task:
     tests = row.items("test_list")
     for index, test in enumerate(tests):
-        if not isinstance(test, str):
+        if not isinstance(test, str) or not test.strip():
             row.fail(f"test_list[{index}]", "an assert statement", short(test))
     imports = row.items("test_imports")
     if not all(isinstance(line, str) for line in imports):
