@@ -31,7 +31,7 @@ from selfdistill.worlds.extract import extract_code
 from selfdistill.worlds.feedback import TestRecord, TestStatus, clip_text, feedback_text, missing_block_text
 from selfdistill.worlds.sandbox.pool import Sandbox
 from selfdistill.worlds.sandbox.program import Ending, Limits, Mode, Program, Result
-from selfdistill.worlds.sandbox.wire import short_repr
+from selfdistill.worlds.shown import show_text, show_value
 
 Split = Literal["public", "private", "all"]
 MODES = {"functional": Mode.CALL, "stdin": Mode.STDIN, "assert": Mode.ASSERT}
@@ -171,25 +171,28 @@ def missing_outcome(completion: Completion, total: int) -> Outcome:
 def show_input(kind: str, test: Any) -> str:
     """A test's input as feedback shows it: `[3, 1, 2], 'a b'` for arguments, the text itself for standard input."""
     if kind == "functional":
-        return ", ".join(short_repr(argument) for argument in test["input"])
+        return ", ".join(show_value(argument) for argument in test["input"])
     return str(test["input"]) if kind == "stdin" else str(test).strip().rsplit("\n", 1)[-1]
 
 
 def _record(kind: str, test: Any, result: Result) -> TestRecord:
-    shown = "" if result.loading else result.note or show_input(kind, test)
+    note = show_text(result.note)
+    shown = "" if result.loading else note or show_input(kind, test)
     if result.ending is Ending.FAILED:
-        return TestRecord(TestStatus.WRONG, output=result.note)
+        return TestRecord(TestStatus.WRONG, output=note)
     if result.ending is Ending.RAISED:
-        return TestRecord(TestStatus.ERROR, input=shown, error=result.error)
+        return TestRecord(TestStatus.ERROR, input=shown, error=show_text(result.error))
     if result.ending is Ending.TIMED_OUT:
         return TestRecord(TestStatus.TIMEOUT, input=shown)
     if kind == "assert":
         return _assert_record(test, shown, result)
     functional, expected = kind == "functional", test["output"]
     same = same_value(result.value, expected) if functional else same_output(result.value, expected)
-    show = short_repr if functional else str
     status = TestStatus.PASSED if same else TestStatus.WRONG
-    return TestRecord(status, input=shown, output=clip_text(show(result.value)), expected=show(expected))
+    output = show_value(result.value) if functional else show_text(clip_text(result.value))
+    return TestRecord(
+        status, input=shown, output=output, expected=show_value(expected) if functional else show_text(expected)
+    )
 
 
 def _assert_record(test: str, shown: str, result: Result) -> TestRecord:
@@ -200,13 +203,13 @@ def _assert_record(test: str, shown: str, result: Result) -> TestRecord:
     value, truth = sent if isinstance(sent, list) and len(sent) == 2 else (sent, None)  # another shape was forged
     if assertion.holds(value, truth):
         return TestRecord(TestStatus.PASSED, input=shown)
-    output, expected = clip_text(short_repr(value)), assertion_text(assertion)
+    output, expected = show_value(value), assertion_text(assertion)
     return TestRecord(TestStatus.WRONG, input=assertion.expression, output=output, expected=expected)
 
 
 def assertion_text(assertion: Assertion) -> str:
     """What an assertion expected, as feedback shows it."""
-    shown = short_repr(assertion.expected)
+    shown = show_value(assertion.expected)
     plain = {"true": "a true value", "false": "a false value", "==": shown, "is": shown}
     text = plain.get(assertion.relation, f"{assertion.relation} {shown}")
     return f"{text} ({assertion.message})" if assertion.message else text

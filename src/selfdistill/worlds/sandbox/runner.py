@@ -231,7 +231,8 @@ def _message(error: BaseException) -> str:
         text = error.msg if isinstance(error, SyntaxError) else str(error)
     except BaseException:  # noqa: BLE001 - a program's __str__ may do anything
         text = "(its message could not be read)"
-    return str(text)[:_MESSAGE_CHARACTERS].encode("utf-8", "backslashreplace").decode("utf-8")
+    text = str(text)
+    return text if len(text) <= _MESSAGE_CHARACTERS else text[:_MESSAGE_CHARACTERS] + "…"
 
 
 def _answer_frames(error: BaseException) -> list[str]:

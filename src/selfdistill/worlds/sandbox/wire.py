@@ -20,7 +20,7 @@ from json import dumps, loads
 from typing import Any
 
 MAX_NODES = 500_000
-REPR_CHARACTERS = 250
+REPR_CHARACTERS = 1000  # more than is shown, since what is shown is cleaned of paths first
 MAX_FRACTION_BITS = 100_000  # reducing a longer one takes the trainer too long; it travels as its repr
 _SAFE_INTEGER = 1 << 63
 _WRITABLE_BITS = 14_000  # Python writes no integer of more than 4,300 digits
@@ -177,7 +177,7 @@ _SCALARS: dict[str, Any] = {
 
 
 def short_repr(value: object) -> str:
-    """At most 250 characters of a repr, which is the program's own code and may do anything."""
+    """At most `REPR_CHARACTERS` of a repr, which is the program's own code and may do anything."""
     if isinstance(value, int) and (bits := int.bit_length(value)) > _WRITABLE_BITS:
         return f"<an integer of about {int(bits * 0.30103) + 1} digits>"
     try:
