@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import sys
 import threading
 import time
@@ -209,3 +210,11 @@ def test_tasks_that_cannot_be_used_are_refused(tasks: Any, said: str) -> None:
     world = FunctionWorld(lambda task, done: Outcome(1.0), "own", tasks)
     with pytest.raises(WorldError, match=said):
         tasks_of(world, "train")
+
+
+@pytest.mark.parametrize("limit", [0, -1, math.inf, math.nan, 1e9, "30", None])
+def test_a_time_limit_of_a_world_that_is_none_is_refused(limit):
+    world = FunctionWorld(lambda task, done: Outcome(1.0), "mine")
+    world.time_limit_s = limit  # type: ignore[attr-defined]
+    with pytest.raises(WorldError, match="time_limit_s of the world 'mine'"):
+        judge_all(world, [(Task("t", ()), Completion("u", "x"))])

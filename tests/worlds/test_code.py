@@ -1,13 +1,15 @@
 """The code world on whole data sets: every reference solution is right."""
 
+import math
 from pathlib import Path
 
 import pytest
 
-from selfdistill.errors import ConfigError
+from selfdistill.errors import ConfigError, DataError
 from selfdistill.types import Completion, Task
 from selfdistill.worlds.code import CodeOptions, CodeWorld
-from selfdistill.worlds.rows import load_tasks
+from selfdistill.worlds.registry import world_options
+from selfdistill.worlds.rows import load_tasks, row_to_task
 from selfdistill.worlds.sandbox import IsolationLevel, isolation_level
 
 pytestmark = pytest.mark.skipif(
@@ -74,7 +76,40 @@ def test_the_world_states_its_isolation():
     assert CodeWorld().isolation == "landlock+seccomp+rlimits"
 
 
-@pytest.mark.parametrize("wrong", [{"time_limit_s": 0}, {"memory_mb": 1}, {"cases": 0}])
+@pytest.mark.parametrize("wrong", [
+    {"time_limit_s": 0}, {"memory_mb": 1}, {"cases": 0}, {"time_limit_s": math.inf}, {"time_limit_s": math.nan},
+    {"time_limit_s": -1}, {"time_limit_s": 1e300}, {"memory_mb": 10**12}, {"memory_mb": -1}, {"output_kb": 0},
+    {"output_kb": 10**9}, {"value_parts": 0}, {"value_parts": 10**12}, {"recursion_limit": 1},
+    {"recursion_limit": 10**9},
+])  # fmt: skip
 def test_settings_that_cannot_work_are_refused(wrong):
-    with pytest.raises(ConfigError, match=next(iter(wrong))):
+    (name,) = wrong
+    with pytest.raises(ConfigError, match=name):
         CodeOptions(**wrong)
+    with pytest.raises(ConfigError, match=f"world.*{name}"):
+        world_options("code", wrong)
+
+
+def test_output_parts_and_recursion_are_the_world_s_to_set():
+    spec = {"kind": "functional", "fn_name": "f", "public": [{"input": [], "output": 1}]}
+
+    def feedback(body, **options):
+        answer = Completion("u", f"```python\ndef g(n): return n and 1 + g(n - 1)\ndef f(): return {body}\n```")
+        return CodeWorld(CodeOptions(**options)).judge(Task("t", (), spec), answer).feedback
+
+    assert "OutputLimitExceeded" in feedback("'a' * 100_000", output_kb=64)
+    assert "Output: 'aaa" in feedback("'a' * 100_000")
+    assert "the value has more than 10 parts" in feedback("[0] * 10", value_parts=10)
+    assert "Output: [0, 0" in feedback("[0] * 10")
+    assert "RecursionError" in feedback("g(2000)")
+    assert "Output: 2000" in feedback("g(2000)", recursion_limit=3000)
+
+
+@pytest.mark.parametrize("seconds", [0, -1, math.inf, math.nan, 1e9, "6", True, [1]])
+def test_a_time_limit_of_a_task_that_is_none_is_refused(seconds):
+    spec = {"kind": "functional", "fn_name": "f", "public": [{"input": [], "output": 1}], "time_limit": seconds}
+    with pytest.raises(DataError, match=r"'t'.*time_limit|time_limit.*"):
+        CodeWorld().judge(Task("t", (), spec), Completion("u", "```\ndef f(): return 1\n```"))
+    row = {"prompt": "p", "fn_name": "f", "tests": [{"input": [], "output": 1}], "time_limit": seconds}
+    with pytest.raises(DataError, match=r"row:1: simple row: field 'time_limit'"):
+        row_to_task(row)

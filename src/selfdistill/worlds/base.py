@@ -34,6 +34,7 @@ from selfdistill.types import Completion, Drop, Outcome, Task
 
 PARALLEL = 8  # calls of a world's function at a time
 TIME_LIMIT_S = 30.0  # of one such call
+MAX_TIME_LIMIT_S = 86_400.0
 HANGING = 2 * PARALLEL  # calls in a row that ran out of time, after which no more are made
 _TRACEBACK_CHARACTERS = 10_000
 
@@ -148,7 +149,7 @@ def judge_all(world: World, pairs: Sequence[Pair], *, time_limit_s: float | None
     together = getattr(world, "judge_many", None)
     if together is not None:
         return _judge_together(together, pairs)
-    limit = float(getattr(world, "time_limit_s", TIME_LIMIT_S) if time_limit_s is None else time_limit_s)
+    limit = time_limit_of(world) if time_limit_s is None else time_limit_s
     judged: list[Judged] = []
     for start in range(0, len(pairs), PARALLEL):
         why = _hopeless(judged, len(pairs))
@@ -156,6 +157,16 @@ def judge_all(world: World, pairs: Sequence[Pair], *, time_limit_s: float | None
             return judged + [why] * (len(pairs) - start)
         judged += _judge_some(world, pairs[start : start + PARALLEL], limit)
     return judged
+
+
+def time_limit_of(world: World) -> float:
+    """The seconds that one call of `judge` may take. Raises `WorldError` for a limit that is none."""
+    limit: Any = getattr(world, "time_limit_s", TIME_LIMIT_S)
+    seconds = float(limit) if isinstance(limit, Real) else math.nan
+    if not 0 < seconds <= MAX_TIME_LIMIT_S:
+        what = f"time_limit_s of the world {world.name!r} must be a number above 0 (seconds), at most a day"
+        raise WorldError(what, got=repr(limit)[:80], do=f"leave it out for {TIME_LIMIT_S:g}")
+    return seconds
 
 
 def _hopeless(judged: Sequence[Judged], total: int) -> Fault | None:

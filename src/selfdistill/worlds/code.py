@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from selfdistill.errors import ConfigError
-from selfdistill.options import option
+from selfdistill.options import check_ranges, like, option
 from selfdistill.types import Completion, Outcome, Task
 from selfdistill.worlds.base import Judged, require_outcome
 from selfdistill.worlds.judge import MODES, JudgeOptions, Split, judge_many
+from selfdistill.worlds.sandbox.limits import Limits
 from selfdistill.worlds.sandbox.lockdown import isolation_warning
 from selfdistill.worlds.sandbox.pool import Sandbox, shared_sandbox
-from selfdistill.worlds.sandbox.program import Limits
 from selfdistill.worlds.syntax import spec_fault
 
 
@@ -20,20 +19,23 @@ from selfdistill.worlds.syntax import spec_fault
 class CodeOptions:
     """How programs are run, and how much a failed one is told. Raises ConfigError."""
 
-    time_limit_s: float = option(6.0, "seconds for one test, where a task does not set its own")
-    memory_mb: int = option(512, "MiB for one program, beyond the empty interpreter")
+    time_limit_s: float = like(Limits, "time_s", "seconds for one test, where a task does not set its own")
+    memory_mb: int = like(Limits, "memory_mb", "MiB for one program, beyond the empty interpreter")
+    output_kb: int = like(Limits, "output_kb", "KiB each for a program's files, for what it prints, for a value")
+    value_parts: int = like(Limits, "value_parts", "numbers, texts and containers in one value that it returns")
+    recursion_limit: int = like(Limits, "recursion_limit", "nested calls, where the program or its row sets none")
     split: Split = option("public", "tests that decide: public, private, all; an empty one gives way")
-    cases: int = option(2, "wrong answers shown in the feedback")
+    cases: int = option(2, "wrong answers shown in the feedback", least=1, most=1000)
     random_cases: bool = option(False, "draw those for each completion, instead of the shortest")
     allow_weaker: bool = option(False, "run programs also where this machine cannot isolate them fully")
 
     def __post_init__(self) -> None:
-        if not self.time_limit_s > 0:
-            raise ConfigError("world.time_limit_s must be above 0", got=self.time_limit_s, do="give seconds, such as 6")
-        if self.memory_mb < 16:
-            raise ConfigError("world.memory_mb is too small for any program", got=self.memory_mb, do="at least 16")
-        if self.cases < 1:
-            raise ConfigError("world.cases must be at least 1", got=self.cases)
+        check_ranges(self)
+
+    @property
+    def limits(self) -> Limits:
+        """What a program may use."""
+        return Limits(self.time_limit_s, self.memory_mb, self.output_kb, self.value_parts, self.recursion_limit)
 
 
 class CodeWorld:
@@ -49,7 +51,7 @@ class CodeWorld:
         self.sandbox = sandbox or shared_sandbox(allow_weaker=self.options.allow_weaker)
         self._judge_options = JudgeOptions(
             split=self.options.split, cases=self.options.cases, random_cases=self.options.random_cases,
-            limits=Limits(time_s=self.options.time_limit_s, memory_mb=self.options.memory_mb),
+            limits=self.options.limits,
         )  # fmt: skip
 
     @property

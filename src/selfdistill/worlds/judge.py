@@ -29,8 +29,9 @@ from selfdistill.worlds.base import Fault, Judged, guarded
 from selfdistill.worlds.compare import same_output, same_value
 from selfdistill.worlds.extract import extract_code
 from selfdistill.worlds.feedback import TestRecord, TestStatus, clip_text, feedback_text, missing_block_text
+from selfdistill.worlds.sandbox.limits import MAX_SECONDS, MIN_SECONDS, Limits
 from selfdistill.worlds.sandbox.pool import Sandbox
-from selfdistill.worlds.sandbox.program import Ending, Limits, Mode, Program, Result
+from selfdistill.worlds.sandbox.program import Ending, Mode, Program, Result
 from selfdistill.worlds.shown import show_text, show_value
 
 Split = Literal["public", "private", "all"]
@@ -135,7 +136,17 @@ def program_for(task: Task, code: str, options: JudgeOptions) -> tuple[Program, 
         inputs=tuple(_assert_input(test) if spec["kind"] == "assert" else test["input"] for test in tests),
         prelude=spec.get("prelude") or "", setup=spec.get("setup") or "",
     )  # fmt: skip
-    return program, replace(options.limits, time_s=float(spec.get("time_limit") or options.limits.time_s))
+    return program, _limits(task, options.limits)
+
+
+def _limits(task: Task, limits: Limits) -> Limits:
+    seconds = task.spec.get("time_limit")
+    if seconds is None:
+        return limits
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not MIN_SECONDS <= seconds <= MAX_SECONDS:
+        what = f"task {task.id!r}: time_limit must be a number of seconds from {MIN_SECONDS:g} to {MAX_SECONDS:g}"
+        raise DataError(what, got=repr(seconds)[:80])
+    return replace(limits, time_s=float(seconds))
 
 
 def _assert_input(test: str) -> str | dict[str, Any]:

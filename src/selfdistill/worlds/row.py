@@ -10,8 +10,8 @@ from typing import Any, NoReturn, TypeAlias, get_args
 from selfdistill.errors import DataError
 from selfdistill.files import json_object
 from selfdistill.types import Message, Role, Task
+from selfdistill.worlds.sandbox.limits import MAX_SECONDS, MIN_SECONDS
 
-MAX_SECONDS = 3600.0  # of a row's own limit: far beyond it, clocks of the system overflow
 # What a template may show beside role and content; without it the conversation would be another one.
 _CARRIED = ("tool_calls", "tool_call_id", "function_call", "images", "image", "audio", "videos")
 
@@ -47,8 +47,8 @@ class Row:
         value = self.fields.get(name)
         if value is None:
             return None
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= MAX_SECONDS:
-            self.fail(name, f"a number above 0 (seconds), at most {MAX_SECONDS:g}", short(value))
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not MIN_SECONDS <= value <= MAX_SECONDS:
+            self.fail(name, f"a number above 0 (seconds, from {MIN_SECONDS:g}), at most {MAX_SECONDS:g}", short(value))
         return float(value)
 
     def items(self, name: str) -> list[Any]:

@@ -16,8 +16,9 @@ from contextlib import closing
 from typing import Any, TypeVar
 
 from selfdistill.errors import SandboxError
+from selfdistill.worlds.sandbox.limits import Limits
 from selfdistill.worlds.sandbox.lockdown import isolation_level, isolation_warning
-from selfdistill.worlds.sandbox.program import Limits, Program, Result
+from selfdistill.worlds.sandbox.program import Program, Result
 from selfdistill.worlds.sandbox.worker import Worker
 
 T = TypeVar("T")
@@ -143,4 +144,5 @@ def _job(program: Program, limits: Limits) -> dict[str, Any]:
         "code": program.code, "mode": program.mode, "inputs": program.inputs, "entry": program.entry,
         "prelude": program.prelude, "setup": program.setup, "time_s": limits.time_s,
         "memory_bytes": limits.memory_mb << 20, "output_bytes": limits.output_kb << 10,
+        "value_parts": limits.value_parts, "recursion_limit": limits.recursion_limit,
     }  # fmt: skip

@@ -1,4 +1,4 @@
-"""A program to judge, the limits it runs under, and what came of it."""
+"""A program to judge, and what came of it."""
 
 from __future__ import annotations
 
@@ -31,17 +31,6 @@ class Program:
     entry: str = ""
     prelude: str = ""
     setup: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """For one input: `time_s` seconds of wall clock (loading the code counts with the first). For one process:
-    `memory_mb` MiB beyond the empty interpreter, `output_kb` KiB each for all its files, for what is printed and for
-    a value."""
-
-    time_s: float = 6.0
-    memory_mb: int = 512
-    output_kb: int = 4096
 
 
 class Ending(StrEnum):

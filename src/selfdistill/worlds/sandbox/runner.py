@@ -65,6 +65,7 @@ def prepare() -> mmap.mmap:
 
 def run_inputs(job: Mapping[str, Any], report: Report, reserve: mmap.mmap) -> None:
     """Run the code, then meet each input, reporting as many results as there are inputs unless loading fails."""
+    sys.setrecursionlimit(job["recursion_limit"])
     if job["mode"] == "stdin":
         report(_guard(lambda: _run_as_main(job), reserve, job))
         return
@@ -117,18 +118,18 @@ def _run_call(job: Mapping[str, Any], namespace: Namespace, arguments: list[Any]
         function = getattr(solution(), name)
     if not callable(function):
         return _raised(f"NameError: no function named {name!r} is defined")
-    return _done(function(*arguments))
+    return _done(function(*arguments), job)
 
 
 def _run_assertion(job: Mapping[str, Any], namespace: Namespace, test: str | Mapping[str, Any]) -> Mapping[str, Any]:
     namespace["__builtins__"] = _BUILTINS
-    return _run_statements(job, namespace, test) if isinstance(test, str) else _run_value(test, namespace)
+    return _run_statements(job, namespace, test) if isinstance(test, str) else _run_value(job, namespace, test)
 
 
-def _run_value(test: Mapping[str, Any], namespace: Namespace) -> Mapping[str, Any]:
+def _run_value(job: Mapping[str, Any], namespace: Namespace, test: Mapping[str, Any]) -> Mapping[str, Any]:
     """The value of an expression, and its truth if that is asked for; neither is compared with anything here."""
     value = eval(compile(f"({test['value']}\n)", TEST_FILE, "eval", dont_inherit=True), namespace)
-    return _done([value, _truth(value)] if test["truth"] else value)
+    return _done([value, _truth(value)] if test["truth"] else value, job)
 
 
 def _truth(value: object) -> bool | None:
@@ -175,8 +176,9 @@ def _run_as_main(job: Mapping[str, Any]) -> Mapping[str, Any]:
             in_threads.append(args.exc_value)
 
     threading.excepthook = keep
-    with contextlib.suppress(OSError, ValueError), open(ANSWER_FILE, "x", encoding="utf-8") as own:
-        own.write(job["code"])  # for programs that read their own text
+    if 8 * len(job["code"]) < job["output_bytes"]:  # it counts among the program's files
+        with contextlib.suppress(OSError, ValueError), open(ANSWER_FILE, "x", encoding="utf-8") as own:
+            own.write(job["code"])  # for programs that read their own text
     namespace = _new_module("__main__")
     with contextlib.suppress(SystemExit):
         _load(job, namespace)
@@ -207,9 +209,9 @@ def _stream(descriptor: int, name: str, errors: str) -> io.TextIOWrapper:
     return stream
 
 
-def _done(value: object) -> dict[str, Any]:
+def _done(value: object, job: Mapping[str, Any]) -> dict[str, Any]:
     try:
-        return {"ending": "done", "value": encode(value)}
+        return {"ending": "done", "value": encode(value, job["value_parts"])}
     except TooLargeError as error:
         return _raised(f"OutputLimitExceeded: the value has {error}")
 
