@@ -78,7 +78,7 @@ def test_rows_become_tasks_and_what_is_not_ours_is_the_worlds(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ({"question": "?"}, r"field 'prompt': expected a statement"),
+        ({"question": "?"}, r"field 'prompt': expected a statement[\s\S]*the fields 'question'"),
         ([1, 2], "expected a JSON object"),
         ('{"prompt": ', "not JSON"),
         ({"prompt": 7}, "field 'prompt': expected a statement, as text or as a list of messages"),

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from selfdistill.errors import ConfigError, ModelError
-from selfdistill.models.hf import LoraOptions, Policy, load_policy
+from selfdistill.models.hf import LoraOptions, Policy, load_policy, load_tokenizer
 from selfdistill.signal.head import Head
 from tiny_models import CHATML, FAMILIES, tiny_policy_dir
 
@@ -232,6 +232,8 @@ def test_a_saved_adapter_is_loaded_with_its_base_and_trained_on(adapted, tmp_pat
     adapted.model.save_pretrained(tmp_path / "adapter")
     adapted.tokenizer.save_pretrained(tmp_path / "adapter")
     again = load_policy(str(tmp_path / "adapter"), device="cpu")
+    tokenizer, length = load_tokenizer(str(tmp_path / "adapter"))
+    assert (tokenizer.get_vocab(), length) == (again.tokenizer.get_vocab(), again.context_length)
     assert again.trainable().keys() == adapted.trainable().keys()
     with torch.no_grad():
         assert torch.equal(again.answer_hidden(PAIRS), adapted.answer_hidden(PAIRS))

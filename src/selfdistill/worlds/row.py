@@ -71,7 +71,10 @@ class Row:
     def messages(self, *names: str) -> tuple[Message, ...]:
         """The conversation of the first of the fields that is there: text is one turn of the user's, else a list of
         {role, content} that ends with a turn of the user's."""
-        name = self.name_of(*names) or self.fail(names[0], "a statement, as text or as a list of messages", "nothing")
+        name = self.name_of(*names)
+        if name is None:
+            got = f"the fields {', '.join(map(ascii, self.fields)) or '(none)'}"
+            self.fail(names[0], "a statement, as text or as a list of messages", got[:300])
         value = self.fields[name]
         if isinstance(value, str):
             if not value.strip():
