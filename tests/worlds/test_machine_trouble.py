@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from selfdistill.errors import SandboxError
+from selfdistill.errors import ProgramLostError, SandboxError
 from selfdistill.types import Completion, Drop, Outcome, Task
 from selfdistill.worlds.base import Fault
 from selfdistill.worlds.judge import judge_many
@@ -165,6 +165,14 @@ def test_a_folder_that_was_removed_under_a_worker_is_made_again(temporary_folder
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(("end", "what"), [("raise MemoryError", "MemoryError"), ("os.kill(os.getpid(), 9)", "ready")])
+def test_a_worker_that_finds_no_memory(in_workers, end, what):
+    in_workers(end)
+    with Sandbox(1) as sandbox, pytest.raises(SandboxError, match=what) as caught:
+        sandbox.run(DOUBLE)
+    assert not isinstance(caught.value, ProgramLostError)
+
+
 def test_a_trainer_that_cannot_start_a_process(monkeypatch):
     def refuse(*_, **__):
         raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
@@ -174,10 +182,10 @@ def test_a_trainer_that_cannot_start_a_process(monkeypatch):
     refused("temporarily unavailable", "ulimit -u")
 
 
-def test_a_trainer_without_descriptors():
+def test_a_trainer_without_descriptors(tmp_path):
     code = """
 import os, resource
-from selfdistill.errors import SandboxError
+from selfdistill.errors import ProgramLostError, SandboxError
 from selfdistill.types import Completion, Drop, Outcome, Task
 from selfdistill.worlds.base import Fault
 from selfdistill.worlds.judge import judge_many
@@ -188,8 +196,10 @@ try:
 except SandboxError as error:
     print(error.do)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=environment)
     assert "ulimit -n" in done.stdout, done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_trainer_with_thousands_of_open_files():
@@ -220,7 +230,7 @@ def test_workers_that_are_killed_again_and_again_stop_the_run(monkeypatch):
         killer = threading.Thread(target=kill)
         killer.start()
         try:
-            with pytest.raises(SandboxError, match="worker died"):
+            with pytest.raises(SandboxError, match=r"worker (died|was ended)"):
                 sandbox.run(Program("import time\ntime.sleep(30)", Mode.STDIN, ("",)), Limits(time_s=60))
         finally:
             over.set()

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Generator, Iterator, Mapping
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
@@ -112,19 +113,19 @@ class Worker:
         (work_directory := Path(folder.name, "work")).mkdir()
         errors = Path(folder.name, "stderr")
         boot = json.dumps([str(Path(__file__).parent), self.level, str(work_directory), self.modules])
-        with errors.open("wb") as stderr:
-            self.process = process = subprocess.Popen(
-                # Isolated like -I, which however would ignore the fixed hash seed that makes judgements repeatable.
-                [sys.executable, "-P", "-s", "-S", "-c", _BOOT, boot],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, cwd="/", start_new_session=True,
-                env={"PYTHONHASHSEED": "0", "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
-            )  # fmt: skip
+        try:
+            self.process = process = _start_process(boot, errors)
+        except OSError:
+            for remove, path in ((os.unlink, errors), (os.rmdir, work_directory)):
+                with suppress(OSError):
+                    remove(path)  # while not a file can be opened, a folder is removed only if it is empty
+            raise
         try:
             self._receive(process, _START_S, 1 << 20)
         except (EOFError, _UnreadableError):
             said = errors.read_text(errors="replace").strip()[-1000:] if errors.exists() else ""
-            if not said:  # ended from outside, perhaps for lack of memory
-                raise
+            if not said:
+                raise OSError(errno.ENOMEM, "a sandbox worker was ended before it was ready") from None
             raise SandboxError(
                 "a sandbox worker did not start", got=said, do="see its last line for what it lacks"
             ) from None
@@ -191,6 +192,19 @@ class Worker:
                     stream.close()
         if self._folder is not None:
             self._folder.cleanup()
+            with suppress(OSError):  # removed already, but for a process that cannot open it to look inside
+                os.rmdir(self._folder.name)
+            self._folder = None
+
+
+def _start_process(boot: str, errors: Path) -> subprocess.Popen[bytes]:
+    with errors.open("wb") as stderr:
+        return subprocess.Popen(
+            # Isolated like -I, which however would ignore the fixed hash seed that makes judgements repeatable.
+            [sys.executable, "-P", "-s", "-S", "-c", _BOOT, boot],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, cwd="/", start_new_session=True,
+            env={"PYTHONHASHSEED": "0", "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+        )  # fmt: skip
 
 
 def _descriptor(stream: IO[bytes] | None) -> int:
