@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -14,14 +17,15 @@ from selfdistill.loops.uplift import (
     KINDS,
     Gain,
     Uplift,
-    bootstrap_mean,
     copied,
+    decided,
     measure_uplift,
     other_contexts,
     paired,
     same_text,
 )
 from selfdistill.runs import Estimate, Quiet, read_run, share
+from selfdistill.runs.stats import paired_difference
 from selfdistill.types import Context, Task
 
 FENCED = "Sure:\n```python\ndef f(x):\n    return x\n```"
@@ -34,7 +38,7 @@ def letters(model: Path, world: str, **changes: object) -> RunConfig:
     """A tiny model in a world of letters."""
     base = {
         "model": str(model), "world": f"{WORLDS}:{world}", "device": "cpu", "rollouts_per_task": 4,
-        "sampling": {"max_new_tokens": 8}, "evaluation": {"rollouts": 2},
+        "sampling": {"max_new_tokens": 8}, "evaluation": {"rollouts": 2, "temperature": 1.0},
     }  # fmt: skip
     return from_settings({**base, **changes})
 
@@ -43,57 +47,104 @@ def told(name: str) -> Context:
     return Context("feedback", feedback=name)
 
 
-def gain_of(value: float, low: float, shuffled: float | None = 0.0, tasks: int = 16, kind: str = "feedback") -> Gain:
-    other = None if shuffled is None else Estimate(shuffled, tasks, shuffled, shuffled)
-    return Gain(kind, tasks, 0.1, 0.1 + value, Estimate(value, tasks, low, value + 0.1), other)
+def gain_of(more: Sequence[int], than_control: Sequence[int], kind: str = "feedback") -> Gain:
+    """From how many more answers were right, task by task, than without context and than with another task's."""
+    gain = paired_difference([max(-1.0, min(1.0, d)) for d in more])
+    return Gain(kind, len(more), 0.1, 0.1 + gain.value, gain, more=tuple(more), more_than_control=tuple(than_control))
 
 
 @pytest.mark.parametrize(
     ("gain", "against"),
     [
-        (gain_of(0.5, 0.3), ""),
-        (gain_of(0.5, 0.0), "no gain that is sure"),
-        (gain_of(-0.5, -0.7), "no gain that is sure"),
-        (gain_of(0.5, 0.3, shuffled=0.4), "another task's context does as well"),
-        (gain_of(0.5, 0.3, shuffled=0.39), ""),
-        (gain_of(1.0, 1.0, tasks=5), "fewer than 6 tasks"),
-        (gain_of(0.5, 0.3, shuffled=None), "no other context to compare with"),
+        (gain_of([1] * 6 + [0] * 4, [1] * 6 + [0] * 4), ""),
+        (gain_of([1] * 4 + [0] * 6, [1] * 6 + [0] * 4), "the gain is not significant (p = 0.06)"),
+        (gain_of([-1] * 6, [1] * 6), "the gain is not significant (p = 1.00)"),
+        (gain_of([1] * 6, [1] * 3 + [-1] * 3), "not significantly better than another task's context (p = 0.66)"),
+        (gain_of([1] * 5, [1] * 5), "cannot decide: it needs 6 tasks, and there are 5"),
+        (gain_of([1] * 9, [1] * 5), "cannot decide: it needs 6 tasks, and there are 5"),
+        (gain_of([1] * 9, []), "no other context to compare with"),
     ],
 )
-def test_go_needs_a_sure_gain_that_another_context_does_not_give(gain: Gain, against: str) -> None:
-    assert gain.against == against
-    verdict = Uplift(share(1, 10), (gain,)).verdict
-    assert verdict.startswith("No go" if against else "Go: the model is better when it is told more, with feedback (+")
+def test_go_needs_a_significant_gain_over_no_context_and_over_another_tasks(gain: Gain, against: str) -> None:
+    gains = decided([gain])
+    assert gains[0].against == against
+    verdict = Uplift(share(1, 10), gains).verdict
+    go = "Go: the model is better when it is told more, with feedback (+"
+    assert verdict.startswith(go if not against else "No go" if "significant" in against else "Cannot decide")
+
+
+def test_every_kind_that_is_tried_costs_the_others_what_it_could_have_won() -> None:
+    """p = 1/64 on six tasks; another kind that wins as much as often doubles it, one that changes nothing does not."""
+    six = [1] * 6 + [0, 0]
+    assert [gain.p for gain in decided([gain_of(six, six)])] == [1 / 64]
+    assert [gain.p for gain in decided([gain_of(six, six, kind) for kind in "ab"])] == [2 / 64] * 2
+    assert decided([gain_of(six, six, "a"), gain_of([0] * 8, [0] * 8, "b")])[0].p == 1 / 64
+    assert decided([gain_of(six, six, "a"), gain_of([1] * 3, [1] * 3, "b")])[0].p == 1 / 64, "too few to be tried"
+    four = decided([gain_of([1] * 6, [1] * 6, kind) for kind in "abcd"])
+    assert {gain.against for gain in four} == {"cannot decide: it needs 7 tasks, and there are 6"}, "4 / 64 > 0.05"
+
+
+def simulated(rng: random.Random, n: int, samples: int, shares: Sequence[tuple[float, float, float]]) -> bool:
+    """Whether any kind is a go in one drawn experiment: shares without, with, and with another task's context."""
+
+    def right(share: float) -> list[int]:
+        return [sum(rng.random() < share for _ in range(samples)) for _ in range(n)]
+
+    bare, gains = right(shares[0][0]), []
+    for number, (_, with_it, control) in enumerate(shares):
+        told, other = right(with_it), right(control)
+        differences = [[a - b for a, b in zip(told, than, strict=True)] for than in (bare, other)]
+        gains.append(gain_of(*differences, kind=str(number)))
+    return any(not gain.against for gain in decided(gains))
+
+
+NOTHING = {
+    "no context changes anything": lambda share: (share, share, share),
+    "any context helps as much": lambda share: (share, min(1.0, share + 0.4), min(1.0, share + 0.4)),
+    "another task's context misleads": lambda share: (share, share, 0.0),
+}
+
+
+@pytest.mark.parametrize("effect", NOTHING)
+@pytest.mark.parametrize("n", [6, 7, 9, 12, 24])
+def test_without_an_effect_there_is_a_false_go_once_in_20_at_most(n: int, effect: str) -> None:
+    """One kind and five, one answer and four, rare, even and frequent successes; five kinds share the bare answers."""
+    rng, repeats, found = random.Random(f"{n} {effect}"), 900 // n, []
+    for kinds, samples, rate in itertools.product((1, 5), (1, 4), (0.03, 0.3, 0.5, 0.95)):
+        go = sum(simulated(rng, n, samples, [NOTHING[effect](rate)] * kinds) for _ in range(repeats))
+        found.append(go / repeats)
+        assert go / repeats <= 0.05 + 3 * (0.05 * 0.95 / repeats) ** 0.5, (kinds, samples, rate)
+    assert sum(found) / len(found) <= 0.05
+
+
+@pytest.mark.parametrize("kinds", [1, 3, 5])
+def test_a_true_gain_is_seen_with_24_tasks(kinds: int) -> None:
+    """Of several kinds one has an effect of .3: four answers a task, as where nothing is set; one is enough where none
+    is right without context."""
+    rng, repeats = random.Random(f"power {kinds}"), 100
+    for samples, bare in ((4, 0.05), (4, 0.2), (4, 0.3), (4, 0.6), (1, 0.0)):
+        shares = [(bare, bare + 0.3, bare), *[(bare, bare, bare)] * (kinds - 1)]
+        assert sum(simulated(rng, 24, samples, shares) for _ in range(repeats)) / repeats >= 0.8, (samples, bare)
 
 
 def test_copies_are_said() -> None:
-    copies = Gain("solution", 9, 0.0, 1.0, Estimate(1.0, 9, 1.0, 1.0), None, copied=0.6)
+    copies = Gain("solution", 9, 0.0, 1.0, Estimate(1.0, 9, 1.0, 1.0), copied=0.6)
     assert "told by solution are copies" in Uplift(share(1, 10), (copies,)).caveat
-    assert Uplift(share(1, 10), (gain_of(0.5, 0.3),)).caveat == ""
+    assert Uplift(share(1, 10), (gain_of([1], [1]),)).caveat == ""
 
 
-def test_the_interval_is_of_the_paired_differences() -> None:
-    """Task by task 1 − 0, 0.5 − 0.5, 1 − 0.5 and 0 − 0: a mean of 3/8 over four tasks, also when tasks differ a lot."""
+def test_differences_are_paired_by_task_with_as_many_answers_on_each_side() -> None:
+    """Task by task 1 − 0, 1 − 1 of two, 1 − 0 (the first answer of two) and 0 − 0."""
     bare = {"a": [0.0], "b": [1.0, 0.0], "c": [0.0, 1.0], "d": [0.0]}
     better = {"a": [1.0], "b": [0.0, 1.0], "c": [1.0], "d": [0.0]}
-    made = [
+    one, other = (
         {name: [rollout(n, r) for n, r in enumerate(rewards)] for name, rewards in side.items()}
-        for side in (bare, better)
-    ]
-    found = paired(*made, list("abcd"), seed=0)
-    assert (found.value, found.n) == (0.375, 4)
-    assert found.low == pytest.approx(0.0, abs=0.13)
-    assert found.high == pytest.approx(0.75, abs=0.13)
-
-
-def test_the_bootstrap_agrees_with_theory_and_with_itself() -> None:
-    """50 ones among 100: the mean's standard error is 0.05, its interval 0.5 ± 0.098."""
-    values = [1.0] * 50 + [0.0] * 50
-    found = bootstrap_mean(values, seed=3)
-    assert (found.low, found.high) == (pytest.approx(0.402, abs=0.02), pytest.approx(0.598, abs=0.02))
-    assert bootstrap_mean(values, seed=3) == found
-    assert bootstrap_mean([0.25] * 9, 0) == Estimate(0.25, 9, 0.25, 0.25)
-    assert bootstrap_mean([], 0).n == 0
+        for side in (better, bare)
+    )
+    found, more = paired(one, other, list("abcd"))
+    assert more == (1, 0, 1, 0)
+    assert found == paired_difference([1.0, 0.0, 1.0, 0.0])
+    assert paired(one, other, [])[1] == ()
 
 
 def test_each_kind_of_context_is_found_where_it_is() -> None:
@@ -130,18 +181,19 @@ def test_a_copy_is_the_same_program_whatever_stands_around_it() -> None:
 
 
 def test_the_sapling_is_better_told_and_not_by_another_tasks_context(tmp_path: Path, heard) -> None:
-    """Six coined verbs: it guesses none of them, and reads all of their dictionary entries."""
+    """Eight coined verbs: it guesses hardly any of them, and reads all of their dictionary entries."""
     settings = {"model": "sapling", "device": "cpu", "rollouts_per_task": 1, "out": str(tmp_path / "run")}
-    world = {"name": "verbs", "verbs": 6, "steps": [1], "holdout": 1}
+    world = {"name": "verbs", "verbs": 8, "steps": [1], "holdout": 1}
     found = measure_uplift(from_settings({**settings, "world": world}), heard)
     gains = {gain.kind: gain for gain in found.gains}
-    assert found.bare.n == 6
+    assert found.bare.n == 8
     document = gains["document"]
-    assert document.tasks == 6
+    assert document.tasks == 8
     assert document.told > 0.8 > 0.3 > document.bare
     assert document.against == ""
     assert document.shuffled is not None
-    assert document.shuffled.value < 0.3
+    assert document.shuffled.value < 0.3 < 0.6 < document.over_control.value
+    assert len(document.more) == len(document.more_than_control) == 8
     assert gains["demonstration"].copied is not None
     assert gains["demonstration"].copied > 0.8
     assert document.copied is None
@@ -158,14 +210,20 @@ def test_the_sapling_is_better_told_and_not_by_another_tasks_context(tmp_path: P
 
 def test_a_world_that_says_nothing_of_use_is_no_go_and_one_that_breaks_an_error(model_dir: Path, heard) -> None:
     found = measure_uplift(letters(model_dir, "wordy"), heard)
-    assert found.verdict.startswith("No go")
+    assert found.verdict.startswith("Cannot decide: it needs 6 tasks")
     assert {gain.kind for gain in found.gains} == {"feedback", "solution"}
-    assert all(gain.against == "fewer than 6 tasks" for gain in found.gains)
+    assert all(gain.against.startswith("cannot decide: it needs 6 tasks, and there are ") for gain in found.gains)
     assert any("document: no task has any" in note for note in heard.notes)
     assert measure_uplift(letters(model_dir, "wordy"), Quiet()) == found, "it can be done again"
     assert measure_uplift(letters(model_dir, "silent"), Quiet()).gains == ()
     with pytest.raises(WorldError, match="more than half"):
         measure_uplift(letters(model_dir, "broken"), Quiet())
+
+
+def test_greedy_answers_are_sampled_once_with_and_without_context(model_dir: Path, heard) -> None:
+    often, once = (letters(model_dir, "wordy", evaluation={"rollouts": count, "temperature": 0.0}) for count in (5, 1))
+    assert measure_uplift(often, heard) == measure_uplift(once, Quiet())
+    assert any("sample 1 per task, not 5" in note for note in heard.notes)
 
 
 def test_contexts_that_do_not_fit_are_cut_and_said(model_dir: Path, heard) -> None:

@@ -116,9 +116,12 @@ def evaluate(
     data: Data = None,
     seed: Seed = None,
     tasks: Annotated[int | None, typer.Option(help="Tasks to ask, at most. (default: 200)", show_default=False)] = None,
-    rollouts: Annotated[int | None, typer.Option(help="Answers per task. (default: 1)", show_default=False)] = None,
+    rollouts: Annotated[
+        int | None, typer.Option(help="Answers per task. (default: 1; 4 with --teacher)", show_default=False)
+    ] = None,
     temperature: Annotated[
-        float | None, typer.Option(help="Sampling temperature; 0 is greedy. (default: 0)", show_default=False)
+        float | None,
+        typer.Option(help="Sampling temperature; 0 is greedy. (default: 0; 1 with --teacher)", show_default=False),
     ] = None,
     out: Annotated[
         str | None,
@@ -134,10 +137,13 @@ def evaluate(
 
     flags: dict[str, object] = {"model": model, "world": world, "data": data, "seed": seed, "out": out}
     flags |= {"evaluation.tasks": tasks, "evaluation.rollouts": rollouts, "evaluation.temperature": temperature}
-    settings = load_config(config, [*as_overrides(flags), *(overrides or ())])
+    given = [*as_overrides(flags), *(overrides or ())]
     if teacher:
-        print_uplift(settings)
+        from selfdistill.loops.uplift import ANSWERS
+
+        print_uplift(load_config(config, given, base=ANSWERS))
         return
+    settings = load_config(config, given)
     from selfdistill.loops.measure import measure
 
     with RunDisplay() as display:

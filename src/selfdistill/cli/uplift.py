@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from selfdistill.loops.uplift import Gain
     from selfdistill.runs import Estimate
 
-HEADER = ("told", "tasks", "bare", "with it", "gain", "95 %", "another task's", "copied", "")
+HEADER = ("told", "tasks", "bare", "with it", "gain, 95 %", "over another task's", "p", "copied", "")
 
 
 def print_uplift(settings: RunConfig) -> None:
@@ -25,6 +25,9 @@ def print_uplift(settings: RunConfig) -> None:
         found = measure_uplift(settings, display.reporter("eval"))
     typer.echo(f"without any context: {found.bare} on {found.bare.n} answers")
     print_table(HEADER, [gain_row(gain) for gain in found.gains])
+    for gain in found.gains:
+        if gain.against:
+            typer.echo(f"{gain.kind}: {gain.against}")
     typer.echo(found.verdict)
     if found.caveat:
         typer.echo(found.caveat)
@@ -36,15 +39,15 @@ def gain_row(gain: Gain) -> tuple[str, ...]:
     return (
         gain.kind,
         str(gain.tasks),
-        f"{gain.bare:.3f}",
-        f"{gain.told:.3f}",
-        f"{gain.gain.value:+.3f}",
+        f"{gain.bare:.2f}",
+        f"{gain.told:.2f}",
         _interval(gain.gain),
-        "–" if gain.shuffled is None else f"{gain.shuffled.value:+.3f} {_interval(gain.shuffled)}",
+        "–" if gain.over_control is None else _interval(gain.over_control),
+        "–" if gain.p is None else f"{gain.p:.3f}" if gain.p >= 0.001 else "< 0.001",
         "–" if gain.copied is None else f"{100 * gain.copied:.0f} %",
-        f"no: {gain.against}" if gain.against else "go",
+        "?" if gain.p is None else "no" if gain.against else "go",
     )
 
 
 def _interval(estimate: Estimate) -> str:
-    return f"{estimate.low:+.2f} – {estimate.high:+.2f}"
+    return f"{estimate.value:+.2f} ({estimate.low:+.2f} – {estimate.high:+.2f})"
