@@ -60,7 +60,8 @@ KINDS = ("functional", "stdin", "assert", "equation", "statements")
     "yield", "return object()", "return [{'a': (object(), f)}]", "raise ValueError(object())", "return f.__code__",
     "raise KeyError(os)", "return sys.modules['json']", "return os.getcwd()", "return os.__file__", "return sys.path",
     "return open('nothing')", "return open(os.getcwd() + '/nothing')", "return open(os.__file__ + 'x')",
-    "return sys.executable", "return __import__('traceback').format_stack()", "assert False, os.getcwd()",
+    "return sys.executable", "return [id(f), hex(id([])), hash(object())]", "raise KeyError(id(f))",
+    "return __import__('traceback').format_stack()", "assert False, os.getcwd()",
     "return [os.path.dirname(os.__file__)] * 20", "return 'x' * 230 + os.__file__", "return os.path.realpath('a')",
     "return ' '.join(map(str, __import__('pathlib').Path(os.__file__).parents))", "return sys.orig_argv",
     "return {'a': [{'b', 'c', 'd', 'e'}, {10, 9, 8}]}", "return os.__file__.encode()",
@@ -92,6 +93,18 @@ def test_what_is_compared_is_what_was_printed():
 ])  # fmt: skip
 def test_texts(text, shown):
     assert show_text(text) == shown
+
+
+def test_numbers_in_the_process_s_memory_are_addresses():
+    memory = (range(0x7F0000000000, 0x7F0000001000),)
+    text = (
+        f"{0x7F0000000010} 0x7f0000000010 {0x7F0000000010 // 16} {0x7F0000002000} 1{0x7F0000000010} {0x7F0000000010}.5"
+    )
+    assert show_text(text, memory) == text.replace(
+        f"{0x7F0000000010} 0x7f0000000010 {0x7F0000000010 // 16} ", "<address> " * 3, 1
+    )
+    assert show_value([0x7F0000000010, 5], memory) == "[<address>, 5]"
+    assert show_text(text) == text
 
 
 @pytest.mark.parametrize("value", [

@@ -187,12 +187,12 @@ def show_input(kind: str, test: Any) -> str:
 
 
 def _record(kind: str, test: Any, result: Result) -> TestRecord:
-    note = show_text(result.note)
+    note = show_text(result.note, result.memory)
     shown = "" if result.loading else note or show_input(kind, test)
     if result.ending is Ending.FAILED:
         return TestRecord(TestStatus.WRONG, output=note)
     if result.ending is Ending.RAISED:
-        return TestRecord(TestStatus.ERROR, input=shown, error=show_text(result.error))
+        return TestRecord(TestStatus.ERROR, input=shown, error=show_text(result.error, result.memory))
     if result.ending is Ending.TIMED_OUT:
         return TestRecord(TestStatus.TIMEOUT, input=shown)
     if kind == "assert":
@@ -200,7 +200,9 @@ def _record(kind: str, test: Any, result: Result) -> TestRecord:
     functional, expected = kind == "functional", test["output"]
     same = same_value(result.value, expected) if functional else same_output(result.value, expected)
     status = TestStatus.PASSED if same else TestStatus.WRONG
-    output = show_value(result.value) if functional else show_text(clip_text(result.value))
+    output = (
+        show_value(result.value, result.memory) if functional else show_text(clip_text(result.value), result.memory)
+    )
     return TestRecord(
         status, input=shown, output=output, expected=show_value(expected) if functional else show_text(expected)
     )
@@ -214,7 +216,7 @@ def _assert_record(test: str, shown: str, result: Result) -> TestRecord:
     value, truth = sent if isinstance(sent, list) and len(sent) == 2 else (sent, None)  # another shape was forged
     if assertion.holds(value, truth):
         return TestRecord(TestStatus.PASSED, input=shown)
-    output, expected = show_value(value), assertion_text(assertion)
+    output, expected = show_value(value, result.memory), assertion_text(assertion)
     return TestRecord(TestStatus.WRONG, input=assertion.expression, output=output, expected=expected)
 
 

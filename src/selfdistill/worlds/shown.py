@@ -22,6 +22,7 @@ from selfdistill.worlds.sandbox.wire import REPR_CHARACTERS, DictItems, SetItems
 _SHOWN_CHARACTERS = 250
 _MAX_DEPTH = 100
 _ADDRESS = re.compile(r"\bat 0x[0-9a-fA-F]*…?")
+_LONG_NUMBER = re.compile(r"(?<![\w.])(?:0x[0-9a-f]{9,16}|[1-9][0-9]{11,19})(?![\w.])")
 _PATH = re.compile(r"/[^\s'\"<>|:;,()\[\]{}…]*…?")
 _DONE = "\udcff"  # the slash of a name that was put in; no text holds it, for it cannot be written down
 # Folders of every Linux: their names tell nothing.
@@ -42,7 +43,7 @@ _COMMON = {
 }
 
 
-def show_value(value: Any) -> str:
+def show_value(value: Any, memory: tuple[range, ...] = ()) -> str:
     """The repr of a value from the sandbox or of an expected one, in at most 250 characters."""
     text = ""
     for piece in _pieces(value, _MAX_DEPTH):
@@ -50,20 +51,31 @@ def show_value(value: Any) -> str:
         if len(text) > REPR_CHARACTERS:
             text = text[:REPR_CHARACTERS] + "…"
             break
-    text = show_text(text)
+    text = show_text(text, memory)
     return text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "…"
 
 
-def show_text(text: str) -> str:
-    """A text with neutral names in place of this machine's folders, without addresses, and fit to be written down."""
+def show_text(text: str, memory: tuple[range, ...] = ()) -> str:
+    """A text with neutral names in place of this machine's folders, without addresses, and fit to be written down.
+
+    Numbers that lie in `memory`, that of the process it comes from, are addresses too (`id`, and `hash` of an object).
+    """
     text = str(text).encode("utf-8", "backslashreplace").decode("utf-8")
     if "0x" in text:
         text = _ADDRESS.sub("at 0x…", text)
+    if memory:
+        text = _LONG_NUMBER.sub(lambda found: _unless_address(found[0], memory), text)
     if "/" not in text:
         return text
     whole, names = _folders()
     text = whole.sub(lambda found: _DONE + names.get(found[0], "/work")[1:], text)
     return _PATH.sub(lambda found: _uncut(found[0], tuple(names)), text).replace(_DONE, "/")
+
+
+def _unless_address(number: str, memory: tuple[range, ...]) -> str:
+    value = int(number, 0)
+    found = any(address in span for address in (value, 16 * value) for span in memory)
+    return "<address>" if found else number
 
 
 def _uncut(path: str, folders: tuple[str, ...]) -> str:

@@ -48,7 +48,8 @@ class Result:
 
     `value` is what was returned (`Mode.CALL`), printed (`Mode.STDIN`) or asked for (`Mode.ASSERT`). `error` is
     "TypeName: message" and then up to three lines "Line 3 in f", innermost last. `note` is the statement of the test
-    that failed or raised (`Mode.ASSERT`). `loading` says that the code raised before it met an input.
+    that failed or raised (`Mode.ASSERT`). `loading` says that the code raised before it met an input. `memory` is where
+    the process's objects lay: a number in there is an address.
     """
 
     ending: Ending
@@ -56,3 +57,4 @@ class Result:
     error: str = ""
     note: str = ""
     loading: bool = False
+    memory: tuple[range, ...] = ()

@@ -34,8 +34,8 @@ def message_of(line: bytes) -> Message:
     return {field: said[field] for field in ("ending", "value", "error", "note", "loading") if field in said}
 
 
-def result_of(message: Any) -> Result:
-    """The result in a worker's message. Whatever is malformed counts as the program's failure."""
+def result_of(message: Any, memory: tuple[range, ...] = ()) -> Result:
+    """The result in a message, of a worker with this `memory`. What is malformed counts as the program's failure."""
     try:
         value = message.get("value")
         if isinstance(value, dict):
@@ -46,6 +46,7 @@ def result_of(message: Any) -> Result:
             error=_text(message.get("error", "")),
             note=_text(message.get("note", "")),
             loading=message.get("loading", False) is True,
+            memory=memory,
         )
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError):
         return Result(Ending.RAISED, error=_UNREADABLE_ERROR)

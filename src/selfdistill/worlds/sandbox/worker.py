@@ -58,6 +58,7 @@ class Worker:
         self.level, self.modules = level, modules
         self.process: subprocess.Popen[bytes] | None = None
         self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._memory: tuple[range, ...] = ()
         self._stopped = False
 
     def run(self, job: Mapping[str, Any]) -> Generator[Result]:
@@ -121,7 +122,8 @@ class Worker:
                     remove(path)  # while not a file can be opened, a folder is removed only if it is empty
             raise
         try:
-            self._receive(process, _START_S, 1 << 20)
+            ready = self._receive(process, _START_S, 1 << 20)
+            self._memory = tuple(range(*span) for span in ready["memory"])
         except (EOFError, _UnreadableError):
             said = errors.read_text(errors="replace").strip()[-1000:] if errors.exists() else ""
             if not said:
@@ -147,7 +149,7 @@ class Worker:
             if not isinstance(results, list) or len(results) > left:
                 raise _UnreadableError("not a frame")
             left -= len(results)
-            yield from map(result_of, results)
+            yield from (result_of(result, self._memory) for result in results)
             if "trouble" in message:
                 kind = EndedByMachineError if message.get("lost") else OSError
                 raise kind(message.get("errno"), message["trouble"])

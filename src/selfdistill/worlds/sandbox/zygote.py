@@ -31,6 +31,7 @@ from selfdistill.worlds.sandbox.runner import make_report, prepare, run_inputs
 from selfdistill.worlds.sandbox.supervise import Child, EndedByMachineError, oom_kills_at_start, require_room
 from selfdistill.worlds.sandbox.wire import frame, receive, write_all
 
+_ROOM, _LOW, _HIGH = 1 << 32, 1 << 40, 1 << 47  # of addresses
 # What programs usually import: already in memory, a fork gets it for nothing and needs no file to be readable.
 WARM_MODULES = (
     "abc", "array", "ast", "atexit", "base64", "binascii", "bisect", "calendar", "cmath", "collections.abc",
@@ -53,11 +54,12 @@ def main(level: str, work_directory: str, modules: list[str]) -> None:
     site.sethelper()
     tempfile.tempdir = work_directory
     oom_kills_at_start()
+    memory = memory_spans()
     restrict_worker(IsolationLevel(level), os.path.dirname(work_directory))
     gc.collect()
     gc.freeze()
     outbox = Outbox(1)
-    outbox.close(ready=True)
+    outbox.close(ready=True, memory=memory)
     try:
         while True:
             job = receive(0)
@@ -104,6 +106,23 @@ class Outbox:
                 poll.poll(_LOOK_EVERY_MS)
                 if child is not None:
                     child.look()
+
+
+def memory_spans() -> list[tuple[int, int]]:
+    """Where objects of this process and of its forks lie, with room for what they will map. Low addresses are left out:
+    they could be numbers of any kind."""
+    try:
+        with open("/proc/self/maps", encoding="utf-8") as maps:
+            areas = [line.split(" ")[0].split("-") for line in maps]
+    except OSError:
+        return []
+    spans: list[tuple[int, int]] = []
+    for low, high in sorted((int(low, 16) - _ROOM, int(high, 16) + _ROOM) for low, high in areas):
+        if spans and low < spans[-1][1]:
+            spans[-1] = (spans[-1][0], max(high, spans[-1][1]))
+        elif _LOW < low < _HIGH:
+            spans.append((low, high))
+    return spans
 
 
 def run_job(level: IsolationLevel, job: Mapping[str, Any], outbox: Outbox) -> None:
