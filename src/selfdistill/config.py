@@ -11,20 +11,24 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from selfdistill.errors import ConfigError
+from selfdistill.errors import ConfigError, RunError
 from selfdistill.files import is_whole, read_text
 from selfdistill.methods import find_method, get_method
 from selfdistill.models.hf import LoraOptions
 from selfdistill.models.sampler import SamplingOptions
 from selfdistill.models.teacher import TeacherRule
 from selfdistill.options import Where, about, build, option, plain
+from selfdistill.runs import saved_config
+from selfdistill.runs.store import CONFIG
 from selfdistill.templates import Thinking
+
+T = TypeVar("T")
 
 NAMED = ("method", "world")
 COMMAND_LINE = "command line"
@@ -196,6 +200,20 @@ def from_settings(settings: Mapping[str, Any], sources: Mapping[str, str] | None
     config = build(RunConfig, tree, Where(sources=sources or {}))
     get_method(config.method.name, config.method.options)  # refuses what it cannot use, before anything is loaded
     return config
+
+
+def read_saved(path: Path, read: Callable[[Mapping[str, Any]], T]) -> T:
+    """What `read`, such as `from_settings`, makes of the settings in the config.json of a run.
+
+    Raises `RunError`, naming the file, where it was edited into something that no run writes.
+    """
+    settings = saved_config(path)["settings"]
+    try:
+        return read(settings)
+    except ConfigError as error:
+        what = f"the settings of this run cannot be used: {error.what}"
+        got = path / CONFIG if error.got is None else f"{error.got} in {path / CONFIG}"
+        raise RunError(what, got=got, why=error.why, do=error.do or "restore the file, or start a new run") from error
 
 
 def resolved(config: RunConfig) -> dict[str, Any]:

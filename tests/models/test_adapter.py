@@ -236,6 +236,14 @@ def test_an_adapter_that_names_no_base_is_refused(bases, tmp_path) -> None:
         load_policy(str(directory), device="cpu")
 
 
+def test_an_adapter_upon_an_adapter_is_refused(bases, tmp_path) -> None:
+    first = adapter_dir(bases[True], tmp_path / "first", lora(target_modules=["q_proj"]))
+    second = Path(adapter_dir(bases[True], tmp_path / "second", lora(target_modules=["q_proj"])))
+    rewrite(second / "adapter_config.json", base_model_name_or_path=first)
+    with pytest.raises(ModelError, match="is an adapter itself"):
+        load_policy(str(second), device="cpu")
+
+
 @pytest.mark.parametrize("targets", ["q_proj", "q_proj, embed_tokens", "self_attn.q_proj", ("q_proj", "v_proj")])
 def test_targets_are_names_as_text_or_as_a_list(policy_of, targets: str | tuple[str, ...]) -> None:
     names = {name.rpartition(".lora_")[0] for name in policy_of(lora=LoraOptions(rank=2, targets=targets)).trainable()}

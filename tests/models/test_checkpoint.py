@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import random
 import resource
@@ -19,7 +20,14 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from selfdistill.errors import RunError
-from selfdistill.models.checkpoint import latest_checkpoint, load_checkpoint, read_about, save_checkpoint
+from selfdistill.models.checkpoint import (
+    check_whole,
+    latest_checkpoint,
+    load_checkpoint,
+    load_newest,
+    read_about,
+    save_checkpoint,
+)
 from selfdistill.models.hf import LoraOptions, Policy, load_policy
 from selfdistill.models.teacher import Ema, Frozen, Teacher
 
@@ -243,10 +251,91 @@ def test_a_damaged_or_foreign_checkpoint_is_refused(policy_of, policy, adapted, 
     with pytest.raises(RunError, match="cannot be resumed"):
         load_checkpoint(path, **Run(adapted).parts())
     (path / "trainer.pt").write_bytes((path / "trainer.pt").read_bytes()[:100])
-    with pytest.raises(RunError, match="use an earlier one"):
+    with pytest.raises(RunError, match=r"damaged[\s\S]*trainer\.pt[\s\S]*use an earlier one"):
         load_checkpoint(path, **Run(policy).parts())
     with pytest.raises(RunError, match="this is not a checkpoint"):
         load_checkpoint(tmp_path, **Run(policy).parts())
+
+
+def flip(file: Path, place: int) -> None:
+    data = bytearray(file.read_bytes())
+    data[place % len(data)] ^= 0x20
+    file.write_bytes(bytes(data))
+
+
+@pytest.mark.parametrize("kind", ["whole", "adapter"])
+def test_a_flipped_byte_in_any_file_is_found_and_its_file_named(policy, adapted, tmp_path: Path, kind: str) -> None:
+    run = Run(policy if kind == "whole" else adapted)
+    path = run.save(tmp_path, 1)
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    assert {"checkpoint.json", "teacher.safetensors", "trainer.pt", "tokenizer.json"} < {file.name for file in files}
+    for file in files:
+        whole = file.read_bytes()
+        for place in (0, len(whole) // 3, len(whole) // 2, -1):
+            flip(file, place)
+            with pytest.raises(RunError, match=rf"this checkpoint is damaged[\s\S]*{file.name}"):
+                check_whole(path)
+            file.write_bytes(whole)
+        file.unlink()
+        with pytest.raises(RunError, match=file.name):
+            check_whole(path)
+        file.write_bytes(whole)
+    check_whole(path)
+    (path / "notes.txt").write_text("a file of somebody else's is no damage")
+    load_checkpoint(path, **run.parts())
+
+
+def test_every_byte_of_the_description_counts(policy, tmp_path: Path) -> None:
+    """Also those of a checksum's own name: the description then looks like that of an earlier version."""
+    about = Run(policy).save(tmp_path, 1) / "checkpoint.json"
+    whole = about.read_bytes()
+    for place in range(len(whole)):
+        flip(about, place)
+        with pytest.raises(RunError, match=r"checkpoint\.json"):
+            check_whole(about.parent)
+        about.write_bytes(whole)
+
+
+def test_a_checkpoint_of_an_earlier_version_has_no_checksums_and_is_read(policy, tmp_path: Path) -> None:
+    run = Run(policy)
+    run.train()
+    path = run.save(tmp_path, 1)
+    about = json.loads((path / "checkpoint.json").read_text())
+    old = {key: about[key] for key in ("format", "step", "final", "extra")}
+    (path / "checkpoint.json").write_text(json.dumps(old, indent=1) + "\n")
+    resumed = Run(policy)
+    assert load_checkpoint(path, **resumed.parts()) == {"position": [1, "a"]}
+    assert resumed.teacher.batches == 2
+    for name in ("trainer.pt", "teacher.safetensors", "model.safetensors"):
+        data = (path / name).read_bytes()
+        (path / name).write_bytes(data[:20])
+        with pytest.raises(RunError, match="cannot be resumed from"):
+            load_checkpoint(path, **Run(policy).parts())
+        (path / name).write_bytes(data)
+
+
+def test_a_resume_takes_the_newest_whole_checkpoint_and_says_which_is_damaged(policy, tmp_path: Path) -> None:
+    run = Run(policy)
+    for step in (1, 2, 3):
+        run.train(1)
+        run.save(tmp_path, step, keep=3)
+    (tmp_path / "step-000003" / "checkpoint.json").write_text("{")
+    flip(tmp_path / "step-000002" / "trainer.pt", 500)
+    notes: list[str] = []
+    assert load_newest(tmp_path, notes.append, **run.parts()) == {"position": [1, "a"]}
+    assert run.teacher.batches == 1
+    assert ["step-000003: " in notes[0], "step-000002: " in notes[1]] == [True, True]
+    assert "checkpoint.json" in notes[0]
+    assert "trainer.pt); going on from step-000001 instead" in notes[1]
+    run.save(tmp_path, 2)
+    run.save(tmp_path, 4)  # and the damaged one, which nobody can say is final, goes in its turn
+    run.save(tmp_path, 5)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000004", "step-000005"]
+    for step in (4, 5):
+        flip(tmp_path / f"step-00000{step}" / "model.safetensors", -1)
+    with pytest.raises(RunError, match=r"no checkpoint of this run[\s\S]*step-000005[\s\S]*step-000004.*model\."):
+        load_newest(tmp_path, notes.append, **run.parts())
+    assert load_newest(tmp_path / "absent", notes.append, **run.parts()) is None
 
 
 def test_a_checkpoint_of_another_format_is_refused(policy, tmp_path: Path) -> None:

@@ -262,7 +262,7 @@ WRITER = """
     import sys, time
     from pathlib import Path
     from selfdistill.runs import RunDir, StepRecord
-    run = RunDir.create(Path(sys.argv[1]), {})
+    run = RunDir.create(Path(sys.argv[1]), {"settings": {}})
     for step in range(1, 10**6):
         run.append(StepRecord(step, step, step, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, extra={"filler" * 50: 1.0}))
         print(step, flush=True)

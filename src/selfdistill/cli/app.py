@@ -18,7 +18,7 @@ from selfdistill.cli.output import print_comparison, print_listing, print_settin
 from selfdistill.cli.sapling import sapling
 from selfdistill.cli.solve import solve
 from selfdistill.cli.uplift import print_uplift
-from selfdistill.runs import read_run, saved_config
+from selfdistill.runs import read_run
 from selfdistill.runs.environment import package_version
 from selfdistill.view.plots import overview
 
@@ -91,11 +91,11 @@ def train(
 
     Settings come from the defaults, then --config, then the options and KEY=VALUE pairs given here.
     """
-    from selfdistill.config import load_config
+    from selfdistill.config import from_settings, load_config, read_saved, resolved
 
     flags = {"model": model, "method": method, "world": world, "data": data, "steps": steps, "seed": seed, "out": out}
     flags |= {"out": str(resume)} if resume else {}
-    saved = saved_config(resume).get("settings", {}) if resume else None
+    saved = resolved(read_saved(resume, from_settings)) if resume else None
     settings = load_config(config, [*as_overrides(flags), *(overrides or ())], saved)
     if list_settings:
         _print_all_settings(settings)

@@ -14,7 +14,6 @@ from selfdistill.cli.arguments import ConfigFile, Data, MethodName, Model, Overr
 from selfdistill.cli.display import RunDisplay
 from selfdistill.cli.output import print_settings, print_table
 from selfdistill.errors import ConfigError
-from selfdistill.runs import saved_config
 from selfdistill.runs.solving import SolveResult
 from selfdistill.view.tables import duration
 
@@ -117,7 +116,7 @@ def _new(
 
 def _resumed(path: Path, overrides: Sequence[str], given: Mapping[str, object]) -> SolveConfig:
     """The search of a folder, with what may change. Raises `ConfigError` for anything else that was given."""
-    from selfdistill.config import load_config, parse_override, resolved
+    from selfdistill.config import load_config, parse_override, read_saved, resolved
     from selfdistill.loops.search import MAY_CHANGE
     from selfdistill.loops.solve_config import config_from
 
@@ -131,7 +130,7 @@ def _resumed(path: Path, overrides: Sequence[str], given: Mapping[str, object]) 
             why="its records would mix two experiments",
             do="leave out what is named here; --keep, checkpoint_every and micro_batch_tokens may change",
         )
-    saved = config_from(saved_config(path).get("settings", {}))
+    saved = read_saved(path, config_from)
     _refuse_unread(saved, keys)
     return replace(saved, run=load_config(None, overrides, resolved(saved.run)))
 

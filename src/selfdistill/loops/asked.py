@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 
-from selfdistill.config import RunConfig, from_settings
+from selfdistill.config import RunConfig, from_settings, read_saved
 from selfdistill.context import FIELDS
 from selfdistill.errors import DataError, ModelError, RunError, SelfDistillError, nearest
 from selfdistill.evaluate import SOLVED
@@ -19,7 +19,7 @@ from selfdistill.loops.strategies.base import learner_of
 from selfdistill.loops.tasks import training_tasks
 from selfdistill.loops.unrelated import contexts_of_others, unrelated_contexts
 from selfdistill.methods import get_method
-from selfdistill.models.checkpoint import latest_checkpoint
+from selfdistill.models.checkpoint import check_whole, latest_checkpoint
 from selfdistill.models.hf import load_policy
 from selfdistill.models.policy import Policy
 from selfdistill.models.smollm2 import cached_smollm2
@@ -136,10 +136,9 @@ def _filled(context: Context) -> Context:
 
 def _settings(run: Run) -> tuple[RunConfig, SolveConfig | None]:
     """Those of the run, and those of the search that it is part of."""
-    saved = run.config.get("settings", {})
-    if SEARCH not in saved:
-        return from_settings(saved), None
-    search = config_from(saved)
+    if SEARCH not in run.config["settings"]:
+        return read_saved(run.path, from_settings), None
+    search = read_saved(run.path, config_from)
     return search.run, search
 
 
@@ -234,6 +233,7 @@ def _with_weights(config: RunConfig, path: Path, model: str | None, reporter: Re
     if model is not None:
         return replace(config, model=model)
     if checkpoint is not None:
+        check_whole(checkpoint)
         reporter.note(f"read by {checkpoint.name}: the weights of then are not kept")
         return replace(config, model=str(checkpoint))
     reporter.note(f"the run has no checkpoint: read by {config.model} as it was at the start")

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from selfdistill.config import RunConfig
 from selfdistill.context import FIELDS
-from selfdistill.errors import WorldError
+from selfdistill.errors import RunError, WorldError
 from selfdistill.evaluate import mean_reward, solved
 from selfdistill.methods import Method
 from selfdistill.runs import Accuracies, EvalRecord, RolloutRecord, StepRecord, Summary
@@ -30,6 +33,18 @@ class Totals:
     silent: int = 0
     ended: bool = False
     memory: dict[str, float] = field(default_factory=dict)
+
+
+_TOTALS = TypeAdapter(Totals)
+
+
+def saved_totals(extra: Mapping[str, Any] | None) -> Totals:
+    """What a checkpoint says was used until then; nothing where there is none. Raises `RunError`."""
+    try:
+        return _TOTALS.validate_python(extra or {})
+    except ValidationError as error:
+        what = "the totals of this checkpoint are not what a run writes"
+        raise RunError(what, got=error.errors()[0], do="use an earlier one") from error
 
 
 def step_record(

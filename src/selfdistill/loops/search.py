@@ -11,14 +11,13 @@ from typing import Any
 
 from selfdistill.evaluate import Batch, roll_out
 from selfdistill.loops.learning import Laps, learn, note_down
-from selfdistill.loops.recording import Totals, check_world
+from selfdistill.loops.recording import Totals, check_world, saved_totals
 from selfdistill.loops.session import Asking, Session
 from selfdistill.loops.solve_config import SolveConfig, solve_settings
 from selfdistill.loops.stopping import StopSign
 from selfdistill.loops.strategies import Attempt, Prompt, Scene
 from selfdistill.loops.strategies.base import PASSED, prompts_of
-from selfdistill.models.checkpoint import latest_checkpoint, load_checkpoint
-from selfdistill.runs import Accuracies, RolloutRecord, RunDir, StepRecord, Summary, read_run
+from selfdistill.runs import Accuracies, RolloutRecord, RunDir, StepRecord, Summary, check_records, read_run
 from selfdistill.runs.environment import describe_environment
 from selfdistill.runs.progress import Interrupted, Reporter, RunInfo
 from selfdistill.runs.solving import SolveResult, write_result
@@ -60,7 +59,8 @@ class Search:
         """A new search, or one that goes on where it was; without learning, `rounds` may say after which round."""
         settings = solve_settings(config)
         if (path / CONFIG).exists():
-            totals = _restored(asking, path, rounds)
+            totals = _restored(asking, path, rounds, reporter)
+            check_records(path, totals.step, measured=False)
             run = RunDir.resume(path, totals.step, settings, MAY_CHANGE)
         else:
             totals, run = Totals(), RunDir.create(path, _about(asking, settings), expected_bytes=_bytes(asking))
@@ -324,14 +324,10 @@ def rounds_made(paths: Sequence[Path]) -> int:
     return min((len(read_run(path).steps) if (path / CONFIG).exists() else 0 for path in paths), default=0)
 
 
-def _restored(asking: Asking, path: Path, rounds: int | None) -> Totals:
+def _restored(asking: Asking, path: Path, rounds: int | None, reporter: Reporter) -> Totals:
     """What was used up to where a search can go on: the last checkpoint, or without learning this whole round."""
     if isinstance(asking, Session):
-        checkpoint = latest_checkpoint(path / CHECKPOINTS)
-        if checkpoint is None:
-            return Totals()
-        parts: dict[str, Any] = {name: getattr(asking, name) for name in ("policy", "optimizer", "teacher")}
-        return Totals(**load_checkpoint(checkpoint, **parts))
+        return saved_totals(asking.restore(path / CHECKPOINTS, reporter))
     steps = read_run(path).steps[:rounds]
     if not steps:
         return Totals()

@@ -16,7 +16,7 @@ from selfdistill.errors import ConfigError
 from selfdistill.files import read_text
 from selfdistill.loops.tasks import askable, check_conversations, question_rows, training_tasks
 from selfdistill.methods import Method, get_method
-from selfdistill.models.checkpoint import save_checkpoint
+from selfdistill.models.checkpoint import load_newest, save_checkpoint
 from selfdistill.models.hf import load_policy, load_tokenizer
 from selfdistill.models.policy import Policy
 from selfdistill.models.teacher import Frozen, Live, Other, Teacher, TeacherRule
@@ -70,6 +70,10 @@ class Session(Asking):
         save_checkpoint(
             folder, step, policy=self.policy, optimizer=self.optimizer, teacher=self.teacher, extra=totals, final=final
         )
+
+    def restore(self, folder: Path, reporter: Reporter) -> dict[str, Any] | None:
+        """Brings all of it back from the newest whole checkpoint; the totals that were saved, or None without one."""
+        return load_newest(folder, reporter.note, policy=self.policy, optimizer=self.optimizer, teacher=self.teacher)
 
 
 def open_policy(config: RunConfig, reporter: Reporter, *, trained: bool) -> Policy:

@@ -119,6 +119,9 @@ def config_from(settings: Mapping[str, Any]) -> SolveConfig:
     own = dict(settings.get(SEARCH, {}))
     if not own:
         raise ConfigError("these settings are not those of `selfdistill solve`", do="name a directory that it made")
+    lacking = sorted({"strategy", "tasks", "keep"} - own.keys())
+    if lacking or not isinstance(own["strategy"], Mapping) or not isinstance(own["tasks"], list):
+        raise ConfigError("these settings of a search are not whole", got=f"{SEARCH} = {own}")
     strategy, tasks, keep = dict(own.pop("strategy")), tuple(own.pop("tasks")), bool(own.pop("keep"))
     run = from_settings({key: value for key, value in settings.items() if key != SEARCH})
     chosen = get_strategy(strategy.pop("name"), strategy)

@@ -16,15 +16,15 @@ from selfdistill.config import RunConfig, resolved
 from selfdistill.errors import SignalError
 from selfdistill.loops.learning import one_step
 from selfdistill.loops.measure import EVERY_SPLIT, STUDENT_SPLITS, measure_splits
-from selfdistill.loops.recording import Totals, check_world, summarise, why_nothing_was_learned
+from selfdistill.loops.recording import Totals, check_world, saved_totals, summarise, why_nothing_was_learned
 from selfdistill.loops.session import Session, open_session
 from selfdistill.loops.stopping import StopSign
 from selfdistill.loops.tasks import wanted_answers
-from selfdistill.models.checkpoint import latest_checkpoint, load_checkpoint
 from selfdistill.plugins import short_name
-from selfdistill.runs import RunDir, Split, StepRecord, allowed_changes, fresh_path, read_run
+from selfdistill.runs import RunDir, Split, StepRecord, allowed_changes, check_records, fresh_path, read_run
 from selfdistill.runs.environment import describe_environment
 from selfdistill.runs.progress import Interrupted, Reporter, RunInfo
+from selfdistill.runs.store import CHECKPOINTS
 
 PATIENCE = 10  # batches in a row without anything to learn from, after which a run is stopped
 MAY_CHANGE = ("steps", "out", "checkpoint_every", "evaluation.every", "micro_batch_tokens")
@@ -39,9 +39,8 @@ def train(config: RunConfig, reporter: Reporter, *, resume: bool = False) -> Pat
     config = replace(config, out=str(out))
     if resume:
         allowed_changes(out, resolved(config), MAY_CHANGE)  # before a model is loaded that may be another one
-    checkpoint = latest_checkpoint(out / "checkpoints") if resume else None
     session = open_session(config, reporter)
-    totals = _restore(checkpoint, session) if checkpoint else Totals()
+    totals = saved_totals(session.restore(out / CHECKPOINTS, reporter) if resume else None)
     with _open_run(out, config, session, totals, resume=resume) as run:
         reporter.started(_info(out, session, totals))
         return _Training(session, run, reporter, totals, StopSign(reporter)).run_all()
@@ -127,15 +126,10 @@ def _run_name(config: RunConfig) -> str:
     return f"{short_name(config.method.name)}-{short_name(config.world.name)}-seed{config.seed}"
 
 
-def _restore(checkpoint: Path, session: Session) -> Totals:
-    """Brings everything back to the bits it had; what was counted until then."""
-    extra = load_checkpoint(checkpoint, policy=session.policy, optimizer=session.optimizer, teacher=session.teacher)
-    return Totals(**extra)
-
-
 def _open_run(out: Path, config: RunConfig, session: Session, totals: Totals, *, resume: bool) -> RunDir:
     settings = resolved(config)
     if resume:
+        check_records(out, totals.step, measured=True)
         return RunDir.resume(out, totals.step, settings, MAY_CHANGE)
     trained = sum(value.numel() for value in session.policy.trainable().values())
     environment = describe_environment(device=str(session.policy.device), isolation=session.isolation)

@@ -5,9 +5,10 @@
         (under LoRA: adapter_config.json, adapter_model.safetensors)
         teacher.safetensors     the teacher's shadow in float32
         trainer.pt              optimiser and random states (read with `weights_only=True`)
-        checkpoint.json         step, whether it is the run's last, and the caller's own `extra`
+        checkpoint.json         step, whether it is the run's last, the caller's own `extra`, and checksums of it all
 
-A checkpoint is written beside its final place, made durable, and then renamed: a directory named `step-…` is whole.
+A checkpoint is written beside its final place, made durable, and then renamed: a directory named `step-…` is whole,
+unless its disk or somebody else changed it since, which its checksums tell.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ from __future__ import annotations
 import errno
 import json
 import os
+import pickle
 import random
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,7 @@ from torch import Tensor
 
 from selfdistill.errors import RunError
 from selfdistill.models.adapter import restore_adapter
+from selfdistill.models.checksums import ABOUT, changed_files, write_about
 from selfdistill.models.device import quiet
 from selfdistill.models.policy import Policy
 from selfdistill.models.teacher import Teacher
@@ -37,6 +40,17 @@ from selfdistill.models.teacher import Teacher
 FORMAT = 1
 PARTIAL = ".partial-"  # being written
 REPLACED = ".replaced-"  # an older checkpoint of the same step, on its way out
+# What libraries raise over a file without checksums that is damaged, or made for another model.
+UNREADABLE = (
+    OSError,
+    ValueError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    EOFError,
+    SafetensorError,
+    pickle.UnpicklingError,
+)
 
 
 def save_checkpoint(
@@ -70,8 +84,7 @@ def save_checkpoint(
         )
         with (partial / "trainer.pt").open("wb") as file:
             torch.save({"optimizer": optimizer.state_dict(), "rng": random_states()}, file)
-        about = {"format": FORMAT, "step": step, "final": final, "extra": dict(extra)}
-        (partial / "checkpoint.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+        write_about(partial, {"format": FORMAT, "step": step, "final": final, "extra": dict(extra)})
         _make_durable(partial)
         _put_in_place(partial, target)
     _prune(directory, keep)
@@ -87,20 +100,62 @@ def load_checkpoint(
     `RunError` when the checkpoint is damaged or belongs to another model.
     """
     path = Path(path)
-    about = read_about(path)
+    check_whole(path)
+    extra: dict[str, Any] = read_about(path)["extra"]
     try:
         _read_model(path, policy)
         teacher.load_state_dict(load_file(path / "teacher.safetensors"))
         trainer = torch.load(path / "trainer.pt", map_location="cpu", weights_only=True)
         optimizer.load_state_dict(trainer["optimizer"])
+        restore_random_states(trainer["rng"])
     except RunError:
         raise
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        why = str(error).splitlines()[0]
+    except UNREADABLE as error:
+        why = (str(error).splitlines() or [type(error).__name__])[0]
         raise RunError("this checkpoint cannot be resumed from", got=path, why=why, do="use an earlier one") from error
-    restore_random_states(trainer["rng"])
-    extra: dict[str, Any] = about["extra"]
     return extra
+
+
+def load_newest(
+    directory: Path,
+    note: Callable[[str], None],
+    *,
+    policy: Policy,
+    optimizer: torch.optim.Optimizer,
+    teacher: Teacher,
+) -> dict[str, Any] | None:
+    """`load_checkpoint` of the newest one that is whole; None where there is none at all. `note` is given a line about
+    each damaged one that was passed over. Raises `RunError` where every one is."""
+    passed: list[str] = []
+    for path in sorted(_checkpoints(Path(directory)), key=_step, reverse=True):
+        try:
+            extra = load_checkpoint(path, policy=policy, optimizer=optimizer, teacher=teacher)
+        except RunError as error:
+            passed.append(f"{path.name}: {error.what}{f' ({error.why})' if error.why else ''}")
+            continue
+        for line in passed:
+            note(f"{line}; going on from {path.name} instead, the newest whole checkpoint")
+        return extra
+    if passed:
+        raise RunError(
+            "no checkpoint of this run can be resumed from",
+            got=directory,
+            why="; ".join(passed),
+            do="restore one from a copy, or start a new run",
+        )
+    return None
+
+
+def check_whole(path: Path) -> None:
+    """Raises `RunError` for a checkpoint of which a file is not as it was written, naming the file."""
+    about = read_about(path)
+    try:
+        changed = changed_files(path, about)
+    except OSError as error:
+        raise RunError("this checkpoint cannot be read", got=path, why=str(error), do="use an earlier one") from error
+    if changed:
+        why = f"not as it was written: {', '.join(changed)}"
+        raise RunError("this checkpoint is damaged", got=path, why=why, do="use an earlier one")
 
 
 def latest_checkpoint(directory: Path) -> Path | None:
@@ -109,16 +164,21 @@ def latest_checkpoint(directory: Path) -> Path | None:
 
 
 def read_about(path: Path) -> dict[str, Any]:
-    """`checkpoint.json` of a checkpoint. Raises `RunError` when it is missing or of another format."""
+    """`checkpoint.json` of a checkpoint. Raises `RunError` when it is missing, damaged or of another format."""
     try:
-        about: dict[str, Any] = json.loads((path / "checkpoint.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RunError("this is not a checkpoint", got=path, why=str(error), do="name a step-… directory") from error
-    if about.get("format") != FORMAT:
-        why = f"this version reads format {FORMAT}"
-        raise RunError(
-            "this checkpoint has another format", got=about.get("format"), why=why, do="use the version that wrote it"
-        )
+        about = json.loads((path / ABOUT).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        do = "name a step-… directory"
+        raise RunError("this is not a checkpoint", got=path, why=f"it holds no {ABOUT}", do=do) from error
+    except (OSError, ValueError, RecursionError) as error:
+        why = f"{ABOUT} cannot be read: {error}"
+        raise RunError("this checkpoint is damaged", got=path, why=why, do="use an earlier one") from error
+    if not isinstance(about, dict) or not isinstance(about.get("extra"), dict) or "format" not in about:
+        why = f"{ABOUT} is not what a run writes"
+        raise RunError("this checkpoint is damaged", got=path, why=why, do="use an earlier one")
+    if about["format"] != FORMAT:
+        got, why = f"{about['format']} in {path / ABOUT}", f"this version reads format {FORMAT}"
+        raise RunError("this checkpoint has another format", got=got, why=why, do="use the version that wrote it")
     return about
 
 
@@ -249,7 +309,15 @@ def _step(path: Path) -> int:
 
 def _prune(directory: Path, keep: int) -> None:
     for path in sorted(_checkpoints(directory), key=_step)[:-keep]:
-        if not read_about(path)["final"]:
+        if not _is_final(path):
             going = path.with_name(f"{REPLACED}{path.name}")
             path.rename(going)  # first out of sight, so that a kill here cannot leave half a checkpoint
             shutil.rmtree(going, ignore_errors=True)
+
+
+def _is_final(path: Path) -> bool:
+    """A damaged one is of no more use than another one."""
+    try:
+        return bool(read_about(path).get("final"))
+    except RunError:
+        return False

@@ -12,9 +12,11 @@ import torch
 
 from selfdistill.errors import ConfigError, ModelError, SelfDistillError
 from selfdistill.models.adapter import RESIZED, LoraOptions, base_of, fresh_adapter, saved_adapter
+from selfdistill.models.checkpoint import latest_checkpoint
 from selfdistill.models.device import pick_device, pick_dtype, quiet
 from selfdistill.models.policy import Policy, context_length
 from selfdistill.models.smollm2 import ensure_smollm2
+from selfdistill.runs.store import CHECKPOINTS, METRICS
 from selfdistill.templates import ChatTemplate
 
 if TYPE_CHECKING:
@@ -54,12 +56,11 @@ def load_policy(
 
     place = pick_device(device)
     precision = pick_dtype(dtype, place)
-    source = _locate(name_or_dir, progress)
-    adapter = (source / "adapter_config.json").is_file()
+    source, root = _places(name_or_dir, progress)
+    adapter = source != root
     if adapter and lora is not None:
         do = "leave the LoRA options out to train this adapter on, or name the base model to start a fresh one"
         raise ConfigError("this directory already holds a LoRA adapter", got=name_or_dir, do=do)
-    root = source if not adapter else _locate(_loaded(lambda: base_of(source), name_or_dir), progress)
     tokenizer = _tokenizer(source if _has_tokenizer(source) else root, name_or_dir, chat_template)
     moves = trained and not adapter and lora is None  # an adapter's base does not
     stored = torch.float32 if moves else precision
@@ -89,14 +90,22 @@ def load_tokenizer(
 ) -> tuple[PreTrainedTokenizerBase, int]:
     """The tokenizer of a model, and how many tokens the model reads; its weights are not loaded. Raises `ModelError`
     as `load_policy`."""
-    from peft import PeftConfig
     from transformers import AutoConfig
 
-    source = _locate(name_or_dir, progress)
-    tokenizer = _tokenizer(source, name_or_dir, chat_template)
-    if (source / "adapter_config.json").is_file():
-        source = _locate(str(PeftConfig.from_pretrained(str(source)).base_model_name_or_path), progress)
-    return tokenizer, context_length(_loaded(lambda: AutoConfig.from_pretrained(source), name_or_dir), tokenizer)
+    source, base = _places(name_or_dir, progress)
+    tokenizer = _tokenizer(source if _has_tokenizer(source) else base, name_or_dir, chat_template)
+    return tokenizer, context_length(_loaded(lambda: AutoConfig.from_pretrained(base), name_or_dir), tokenizer)
+
+
+def _places(name: str, progress: Callable[[str], None]) -> tuple[Path, Path]:
+    """The directory of a model, and that of its base: the same, unless it holds an adapter."""
+    source = _locate(name, progress)
+    if not (source / "adapter_config.json").is_file():
+        return source, source
+    base = _locate(_loaded(lambda: base_of(source), name), progress)
+    if (base / "adapter_config.json").is_file():
+        raise ModelError("the base of this adapter is an adapter itself", got=base, do="merge it into its base first")
+    return source, base
 
 
 def _locate(name: str, progress: Callable[[str], None]) -> Path:
@@ -107,6 +116,7 @@ def _locate(name: str, progress: Callable[[str], None]) -> Path:
         return _sapling(name)
     directory = Path(name).expanduser()
     if directory.is_dir():
+        _refuse_run(directory)
         if any((directory / file).is_file() for file in ("config.json", "adapter_config.json")):
             return directory.resolve()
         why = "it has neither config.json nor adapter_config.json"
@@ -119,6 +129,14 @@ def _locate(name: str, progress: Callable[[str], None]) -> Path:
             "there is no such model", got=name, why=why, do="give a directory, owner/name, sapling or smollm2"
         )
     return _from_hub(name, progress)
+
+
+def _refuse_run(directory: Path) -> None:
+    """A run directory has a config.json too, of another kind."""
+    if (directory / METRICS).is_file() or (directory / CHECKPOINTS).is_dir():
+        newest = latest_checkpoint(directory / CHECKPOINTS)
+        do = f"name its newest checkpoint: {newest}" if newest else "name a model, or a run that has a checkpoint"
+        raise ModelError("this is a run directory, not a model", got=directory, do=do)
 
 
 def _here(name: str) -> bool:

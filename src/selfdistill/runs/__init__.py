@@ -2,7 +2,7 @@
 
 from selfdistill.runs.environment import describe_environment
 from selfdistill.runs.progress import Interrupted, Quiet, Relay, Reporter, RunInfo, deliver
-from selfdistill.runs.reader import Run, read_run
+from selfdistill.runs.reader import Run, check_records, read_run
 from selfdistill.runs.records import Accuracies, EvalRecord, ResumedRecord, RolloutRecord, Split, StepRecord, Summary
 from selfdistill.runs.stats import Estimate, clustered_share, mean, share, wilson_interval
 from selfdistill.runs.store import RunDir, allowed_changes, fresh_path, saved_config
@@ -24,6 +24,7 @@ __all__ = [
     "StepRecord",
     "Summary",
     "allowed_changes",
+    "check_records",
     "clustered_share",
     "deliver",
     "describe_environment",

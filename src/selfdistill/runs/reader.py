@@ -3,6 +3,7 @@ run is still going on."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from selfdistill.runs.records import (
     record_from_json,
     value_from_json,
 )
-from selfdistill.runs.store import METRICS, ROLLOUTS, SUMMARY, saved_config
+from selfdistill.runs.store import CHECKPOINTS, METRICS, ROLLOUTS, SUMMARY, saved_config
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,8 @@ class Run:
         """Every rollout that is part of the run, read from the disk one by one (a first pass finds what a resume took
         back)."""
         path = self.path / ROLLOUTS
+        if self.steps and not path.exists():
+            raise _gone(path)
         horizon = _horizons(path)
         for number, record in _records(path):
             if isinstance(record, RolloutRecord) and record.step <= horizon.get(number, record.step):
@@ -50,6 +53,8 @@ class Run:
 def read_run(path: Path) -> Run:
     """Reads a run directory. Raises `RunError` naming the file and the line of what cannot be read."""
     config = saved_config(path)
+    if not (path / METRICS).exists() and any((path / name).exists() for name in (ROLLOUTS, CHECKPOINTS, SUMMARY)):
+        raise _gone(path / METRICS)
     kept = _without_taken_back(record for _, record in _records(path / METRICS))
     evals = {(record.step, record.split): record for record in kept if isinstance(record, EvalRecord)}
     return Run(
@@ -59,6 +64,55 @@ def read_run(path: Path) -> Run:
         evals=tuple(sorted(evals.values(), key=lambda record: record.step)),
         summary=_summary(path / SUMMARY),
     )
+
+
+def check_records(path: Path, step: int, *, measured: bool) -> None:
+    """Raises `RunError` unless the records of a run reach to `step`, where it is to be resumed, without a gap: every
+    step, the rollouts that it counts, and for a run that is `measured` what the model could do before the first."""
+    if step == 0:
+        return  # whatever they say of later steps is taken back
+    run = read_run(path)
+    steps = [record for record in run.steps if record.step <= step]
+    if [record.step for record in steps] != list(range(1, step + 1)):
+        lacking = sorted(set(range(1, step + 1)) - {record.step for record in steps})
+        what = f"a line of step {lacking[0]}" if lacking else "one line for each step, in order"
+        raise _incomplete(path / METRICS, f"the checkpoint is of step {step}, and there is not {what}")
+    if measured and not any(record.step == 0 for record in run.evals_of("train")):
+        raise _incomplete(path / METRICS, "there is no line of what was measured before the first step")
+    found, before = _sampled(path / ROLLOUTS), 0
+    for record in steps:
+        counted = record.generations - before
+        if found[record.step] != counted:
+            why = f"step {record.step} sampled {counted} rollouts, and {found[record.step]} are there"
+            raise _incomplete(path / ROLLOUTS, why)
+        before = record.generations
+
+
+def _sampled(path: Path) -> Counter[int]:
+    """How many rollouts were sampled in each step, in one pass."""
+    if not path.exists():
+        raise _gone(path)
+    found: Counter[int] = Counter()
+    for _, record in _records(path):
+        if isinstance(record, ResumedRecord):
+            found = Counter({step: count for step, count in found.items() if step <= record.step})
+        elif isinstance(record, RolloutRecord) and record.logprobs:
+            found[record.step] += 1
+    return found
+
+
+def _gone(path: Path) -> RunError:
+    return RunError(
+        f"{path.name} is gone",
+        got=path.parent,
+        why="the run wrote it, and its other files are there",
+        do="restore it, or start a new run",
+    )
+
+
+def _incomplete(path: Path, why: str) -> RunError:
+    do = "restore it from a copy, or start a new run"
+    return RunError("the run's records are not complete", got=path, why=why, do=do)
 
 
 def _without_taken_back(records: Iterable[Record]) -> list[Record]:

@@ -16,11 +16,14 @@ import json
 import os
 import shutil
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from pydantic import ValidationError
+
 from selfdistill.errors import RunError
-from selfdistill.runs.records import Record, ResumedRecord, RolloutRecord, Summary, to_json
+from selfdistill.runs.records import Record, ResumedRecord, RolloutRecord, Summary, to_json, value_from_json
 
 CONFIG, METRICS, ROLLOUTS, SUMMARY, CHECKPOINTS = (
     "config.json",
@@ -144,25 +147,54 @@ def write_atomic(path: Path, text: str) -> None:
         raise RunError(f"{path.name} cannot be written", got=error, do=_when_there_is_room(path.parent)) from error
 
 
+@dataclass(frozen=True, slots=True)
+class _Optimiser:
+    lr: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Settings:
+    """What is read of settings as they are saved; all others are checked where a run is resumed."""
+
+    model: str = ""
+    seed: int = 0
+    method: str | dict[str, Any] = ""
+    world: str | dict[str, Any] = ""
+    optimiser: _Optimiser = _Optimiser()
+    solve: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Config:
+    settings: _Settings
+
+
 def saved_config(path: Path) -> dict[str, Any]:
-    """The config.json of a run. Raises `RunError` when there is none, or when it is not one of ours."""
+    """The config.json of a run, with its `settings`. Raises `RunError` when there is none, or when it is not what a run
+    writes."""
+    file = path / CONFIG
     try:
-        config = json.loads((path / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        text = file.read_text(encoding="utf-8")
+        value_from_json(_Config, text)
+    except OSError as error:
         raise RunError(
             "this is not a run directory",
             got=f"{path} ({error})",
             do=f"name a directory that a run made: it holds {CONFIG}",
         ) from error
-    if not isinstance(config, dict):
-        raise RunError(f"{CONFIG} is not what a run writes", got=path / CONFIG, do="restore it, or start a new run")
+    except ValueError as error:  # pydantic's, or that of bytes that are no text
+        first = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
+        why = ": ".join([".".join(map(str, first["loc"])), first["msg"]]).removeprefix(": ")
+        do = "restore it, or start a new run"
+        raise RunError(f"{CONFIG} is not what a run writes", got=file, why=why, do=do) from error
+    config: dict[str, Any] = json.loads(text)
     return config
 
 
 def allowed_changes(path: Path, settings: Mapping[str, Any] | None, may_change: Collection[str]) -> dict[str, Any]:
     """What differs from the saved settings of a run (None: nothing does). Raises `RunError`: the keys that must stay
     as they are, or a directory that holds no run."""
-    saved = saved_config(path).get("settings", {})
+    saved = saved_config(path)["settings"]
     changes = changed_settings(saved, saved if settings is None else settings)
     refused = sorted(set(changes) - set(may_change))
     if refused:
@@ -227,7 +259,7 @@ def resuming(path: Path) -> str:
 def _settings(path: Path) -> Mapping[str, Any]:
     """Those of a run; none where no run has written any."""
     try:
-        settings: Mapping[str, Any] = saved_config(path).get("settings", {})
+        settings: Mapping[str, Any] = saved_config(path)["settings"]
     except RunError:
         return {}
     return settings
