@@ -86,9 +86,9 @@ class RolloutRecord:
     log q − log p of each sampled token in nats, empty when the sample was not distilled; `evidence_at` names the
     student's weights that it is of, those at the start of the step (empty in runs that did not record it: those just
     before the update of its own). `policy_version` counts the steps that the sampling weights had seen. `context` holds
-    the texts that only the teacher read, by section. `stage` is "answer" for an answer to the question as it stands. `right` says
-    whether an answer that passed what training may see also passed what it may not (False: its `reward` is 0 for that);
-    None: it was not asked.
+    the texts that only the teacher read, by section. `stage` is "answer" for an answer to the question as it stands.
+    `right` says whether an answer that passed what training may see also passed what it may not (False: its `reward` is
+    0 for that); None: it was not asked.
     """
 
     step: int
