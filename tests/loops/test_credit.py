@@ -163,5 +163,15 @@ def test_contexts_of_other_tasks_have_the_same_sections() -> None:
     assert contexts_of_others(Context("reply", reply="x"), known, "t") == []
 
 
+def test_each_other_task_is_one_unrelated_context() -> None:
+    """Forty reports of two tasks are two comparisons, and forty tasks as many as the test takes."""
+    own = Context("feedback", feedback="own")
+    reports = [Context("feedback", feedback=f"report {number}") for number in range(40)]
+    two = [("uv"[number % 2], report) for number, report in enumerate(reports)]
+    assert sorted(int(c.feedback.split()[1]) % 2 for c in contexts_of_others(own, two, "t")) == [0, 1]
+    many = contexts_of_others(own, [(f"u{number}", report) for number, report in enumerate(reports)], "t")
+    assert len({context.feedback for context in many}) == COUNT
+
+
 def test_prose_is_not_about_the_question() -> None:
     assert not [text for text in PROSE if "number" in text or "python" in text]

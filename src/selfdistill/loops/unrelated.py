@@ -55,12 +55,15 @@ def unrelated_contexts(context: Context, *, plain_words: bool) -> list[Context]:
 
 
 def contexts_of_others(context: Context, known: Sequence[tuple[str, Context]], task: str) -> list[Context]:
-    """Contexts with the same sections that other tasks of a run gave; at most as many as the test takes. One that was
-    itself given from another task may be this task's own, and is left out."""
+    """Contexts with the same sections that other tasks of a run gave; at most as many as the test takes.
+
+    One of each task: several of one task are alike, and the test would count one comparison several times. One that
+    was itself given from another task may be this task's own, and is left out.
+    """
     texts = tuple(getattr(context, name) for name in FIELDS)
     sections = {name for name in FIELDS if getattr(context, name)}
     fitting = {
-        tuple(getattr(other, name) for name in FIELDS): other
+        tuple(getattr(other, name) for name in FIELDS): (name_of, other)
         for name_of, other in known
         if name_of != task
         and not other.kind.startswith(SHUFFLED)
@@ -68,7 +71,8 @@ def contexts_of_others(context: Context, known: Sequence[tuple[str, Context]], t
     }
     fitting.pop(texts, None)
     others = list(fitting.values())
-    return random.Random(SEED).sample(others, min(COUNT, len(others)))
+    random.Random(SEED).shuffle(others)
+    return list(dict(others).values())[:COUNT]
 
 
 @cache
