@@ -14,6 +14,7 @@ from selfdistill.runs.stats import (
     SignFlipTest,
     bootstrap,
     holm,
+    mean_of_shares,
     paired_difference,
     t_quantile,
 )
@@ -105,6 +106,17 @@ def test_a_clustered_share_covers_what_it_should(tasks: int) -> None:
                 covered[p] += found.low <= p <= found.high
         assert fmean(covered.values()) / draws >= 0.93, (samples, icc, covered)
         assert min(covered.values()) / draws >= 0.88, (samples, icc, covered)
+
+
+def test_seeds_that_agree_are_no_surer_than_what_they_measured() -> None:
+    """Three seeds with 14 of 16: no spread over seeds, and 14 of 16 is .640 to .965 each; over three, / √3."""
+    low, high = wilson_interval(14, 16)
+    found = mean_of_shares([share(14, 16)] * 3)
+    assert (found.value, found.n) == (0.875, 3)
+    assert found.low == pytest.approx(0.875 - (0.875 - low) / 3**0.5) == pytest.approx(0.739, abs=1e-3)
+    assert found.high == pytest.approx(0.875 + (high - 0.875) / 3**0.5) == pytest.approx(0.927, abs=1e-3)
+    apart = [share(40, 100), share(60, 100), share(80, 100)]
+    assert mean_of_shares(apart).low == mean([0.4, 0.6, 0.8]).low, "seeds that differ: Student's t, as it was"
 
 
 def test_the_quantile_goes_on_where_its_table_ends() -> None:

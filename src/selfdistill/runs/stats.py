@@ -119,6 +119,19 @@ def mean(values: Sequence[float]) -> Estimate:
     return Estimate(centre, n, centre - half, centre + half)
 
 
+def mean_of_shares(found: Sequence[Estimate]) -> Estimate:
+    """The mean of shares that were each measured under another seed; `n` counts seeds.
+
+    Its 95 % interval is that of Student's t over seeds, widened to what the seeds' own intervals leave open if they
+    are independent (MOVER: Zou & Donner 2008): a few seeds that happen to agree do not prove that all do.
+    """
+    average = mean([one.value for one in found])
+    below = sqrt(sum((one.value - one.low) ** 2 for one in found)) / len(found)
+    above = sqrt(sum((one.high - one.value) ** 2 for one in found)) / len(found)
+    low, high = min(average.low, average.value - below), max(average.high, average.value + above)
+    return Estimate(average.value, len(found), max(0.0, low), min(1.0, high))
+
+
 def paired_difference(differences: Sequence[float]) -> Estimate:
     """The mean over tasks of the difference of two shares on the same task, each in [−1, 1], with its 95 % interval.
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from selfdistill.errors import RunError
-from selfdistill.runs import Estimate, EvalRecord, Run, Split, mean
+from selfdistill.runs import Estimate, EvalRecord, Run, Split
+from selfdistill.runs.stats import mean_of_shares
 from selfdistill.runs.store import SEARCH
 
 # What holdout and retained tasks are, in the words of a world; others keep the general words.
@@ -32,15 +33,14 @@ class Group:
     def at(self, split: Split, pick: Callable[[Sequence[EvalRecord]], EvalRecord | None]) -> Estimate | None:
         """The accuracy of the evaluation that `pick` chooses in each run; None when no run has one.
 
-        One run: its own interval, over tasks. Several: that of their mean, over seeds, cut to what a share can be.
+        One run: its own interval, over tasks. Several: that of their mean, over seeds.
         """
         chosen = [record for run in self.runs if (record := pick(run.evals_of(split))) is not None]
         if len(chosen) == 1:
             return chosen[0].accuracy
         if not chosen:
             return None
-        average = mean([record.accuracy.value for record in chosen])
-        return replace(average, low=max(0.0, average.low), high=min(1.0, average.high))
+        return mean_of_shares([record.accuracy for record in chosen])
 
     def curve(self, split: Split) -> list[tuple[int, Estimate]]:
         """Accuracy by generations, where every run has an evaluation."""

@@ -127,7 +127,7 @@ def _legend(group: Group) -> str:
 def _caption(runs: Sequence[Run]) -> str:
     sizes = sorted({record.accuracy.n for run in runs for record in run.evals_of("train")})
     several = any(len(group.runs) > 1 for group in grouped(runs))
-    interval = "over seeds, Student's t" if several else "over tasks, Wilson"
+    interval = "over seeds" if several else "over tasks, Wilson"
     n = (
         f"n = {sizes[0]:,}"
         if sizes and sizes[0] == sizes[-1]

@@ -97,6 +97,6 @@ def _note(groups: Sequence[Group], runs: Sequence[Run]) -> str:
     sizes = {record.accuracy.n for run in runs if (record := last(run.evals_of("train")))}
     n = f"n = {_range(sorted(sizes))}" if sizes else "no evaluation yet"
     interval = (
-        f"mean of {seeds} seeds, 95 % by Student's t" if seeds > 1 else "one seed, 95 % by Wilson's interval over tasks"
+        f"mean of {seeds} seeds, 95 % over seeds" if seeds > 1 else "one seed, 95 % by Wilson's interval over tasks"
     )
     return f"Accuracy ({interval}); {n} answers an evaluation."
