@@ -8,6 +8,7 @@ from functools import cache
 
 from selfdistill.models.policy import Policy
 from selfdistill.models.sampler import SamplingOptions, sample
+from selfdistill.plugins import their_code
 from selfdistill.render import Renderer
 from selfdistill.runs.stats import Estimate, clustered_share
 from selfdistill.stages import Attempts, Given, Stage, Wanted
@@ -64,7 +65,8 @@ def roll_out(
     labels = [f"{label}-{place}" for place in range(len(tasks))] if isinstance(label, str) else label
     asking = _Asking(policy, world, renderer, options, seed, labels, version)
     for stage in stages:
-        wanted = [(place, want) for place, group in enumerate(groups) for want in stage.wanted(group, rollouts)]
+        with their_code(stage, "its `wanted`"):
+            wanted = [(place, want) for place, group in enumerate(groups) for want in stage.wanted(group, rollouts)]
         added, found = asking.rollouts(stage.name, groups, wanted, prompts)
         faults |= found
         grown = [list(group.rollouts) for group in groups]

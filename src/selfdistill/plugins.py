@@ -1,6 +1,6 @@
 """What a user wrote in a file of their own, by its place: `my_world.py:world`, `my_method.py:MyMethod`.
 
-The file is run as Python, with the rights of the user who named it.
+The file is run as Python, with the rights of the user who named it, and may import its neighbours as a script may.
 """
 
 from __future__ import annotations
@@ -8,11 +8,13 @@ from __future__ import annotations
 import importlib.util
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from selfdistill.errors import ConfigError, nearest
+from selfdistill.errors import ConfigError, SelfDistillError, nearest
 
 
 def is_file_name(name: str) -> bool:
@@ -41,6 +43,31 @@ def load_from_file(name: str, default: str) -> tuple[Any, ModuleType]:
     return found, module
 
 
+@contextmanager
+def their_code(value: object, part: str) -> Iterator[None]:
+    """What the code of a user's own class, or of a value of it, raises here becomes a `ConfigError` with its file and
+    line. What ours raises passes."""
+    kinds = value.__mro__ if isinstance(value, type) else type(value).__mro__
+    file = next((kind.__module__ for kind in kinds if is_file_name(kind.__module__)), "")
+    try:
+        yield
+    except SelfDistillError:
+        raise
+    except (Exception, SystemExit) as error:
+        if not file:
+            raise
+        what = f"{kinds[0].__name__} in {file} fails in {part}"
+        do = "correct it; what was begun goes on with --resume"
+        raise ConfigError(what, got=in_short(error, Path(file)), do=do) from error
+
+
+def in_short(error: BaseException, path: Path) -> str:
+    """An error of a user's file as one line: its kind, its text, and where in the file it arose."""
+    if isinstance(error, SystemExit):
+        return f"the file ends the program: exit({error.code!r}){line_in(path, error)}"
+    return f"{type(error).__name__}: {error}{line_in(path, error)}"
+
+
 def _run(path: Path) -> ModuleType:
     if not path.is_file():
         raise ConfigError("there is no such file", got=path, do="name it as FILE.py:NAME, seen from this directory")
@@ -49,17 +76,18 @@ def _run(path: Path) -> ModuleType:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[module.__name__] = module  # dataclasses look their annotations up there
+    folder = str(path.resolve().parent)
+    if folder not in sys.path:
+        sys.path.insert(0, folder)  # it may import its neighbours, as a script may; later too, from a function
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[module.__name__]
-        raise ConfigError(
-            f"{path} cannot be imported", got=f"{type(error).__name__}: {error}{line_in(path, error)}"
-        ) from error
+        raise ConfigError(f"{path} cannot be imported", got=in_short(error, path)) from error
     return module
 
 
-def line_in(path: Path, error: Exception) -> str:
+def line_in(path: Path, error: BaseException) -> str:
     """Where in a user's file an error arose, as it stands behind its text; empty where it was elsewhere."""
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if Path(frame.filename).resolve() == path.resolve()]

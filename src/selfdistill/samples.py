@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from selfdistill.errors import ConfigError
 from selfdistill.methods.base import Credit, Method, Verdict, credits_of
+from selfdistill.plugins import their_code
 from selfdistill.render import Renderer
 from selfdistill.types import Context, Drop, Rollout, RolloutGroup, TokenIds, TrainingSample
 
@@ -30,11 +31,7 @@ class Prepared:
 def prepare(method: Method, groups: Sequence[RolloutGroup], renderer: Renderer) -> list[Prepared]:
     """One entry per rollout, in the order of the groups: rollouts = used + dropped, always. Raises `ConfigError` for a
     method that corrects and does not say so."""
-    judged = [
-        (rollout, verdict)
-        for group in groups
-        for rollout, verdict in zip(group.rollouts, method.credit(group), strict=True)
-    ]
+    judged = [pair for group in groups for pair in zip(group.rollouts, _verdicts(method, group), strict=True)]
     if not method.corrects and any(credit.correct for _, verdict in judged for credit in credits_of(verdict)):
         raise ConfigError(
             "this method has credits with `correct` and does not say so",
@@ -43,6 +40,21 @@ def prepare(method: Method, groups: Sequence[RolloutGroup], renderer: Renderer) 
             do="write `corrects: ClassVar[bool] = True` into its class",
         )
     return [_prepare(rollout, verdict, renderer) for rollout, verdict in judged]
+
+
+def _verdicts(method: Method, group: RolloutGroup) -> Sequence[Verdict]:
+    """The method's, one for each rollout. Raises `ConfigError` where a user's own gives something else."""
+    with their_code(method, "its `credit` or `verdict`"):
+        verdicts = method.credit(group)
+    uses = [use for verdict in verdicts for use in (verdict if isinstance(verdict, tuple) else (verdict,))]
+    wrong = next((use for use in uses if not isinstance(use, Credit | Drop)), None)
+    if wrong is not None or len(verdicts) != len(group.rollouts):
+        raise ConfigError(
+            f"{type(method).__name__} should give a Credit, several, or a Drop for each rollout",
+            got=f"{len(verdicts)} for {len(group.rollouts)}" if wrong is None else repr(wrong)[:200],
+            do="correct its `verdict`",
+        )
+    return verdicts
 
 
 def rehearsal_sample(rollout: Rollout, weight: float) -> TrainingSample:

@@ -33,7 +33,7 @@ from selfdistill.methods.sft import SFT
 from selfdistill.methods.srpo import SRPO
 from selfdistill.methods.user_replies import UserReplies
 from selfdistill.options import Where, build
-from selfdistill.plugins import is_file_name, load_from_file
+from selfdistill.plugins import is_file_name, load_from_file, their_code
 
 METHODS: Mapping[str, type[Method]] = {
     "sdpo": SDPO,
@@ -75,9 +75,12 @@ def find_method(name: str) -> type[Method]:
 def get_method(name: str, options: Mapping[str, Any]) -> Method:
     """A method with some of its settings replaced. Raises `ConfigError`, also for values that its signal refuses, and
     for more than one signal with a gate."""
-    method = build(find_method(name), options, Where("method"))
+    kind = find_method(name)
+    with their_code(kind, "its settings"):
+        method = build(kind, options, Where("method"))
     try:
-        gates = [signal.gate for signal in method.signals(temperature=1.0) if signal.gate is not None]
+        with their_code(method, "its `signals`"):
+            gates = [signal.gate for signal in method.signals(temperature=1.0) if signal.gate is not None]
     except ValueError as error:
         raise ConfigError(f"the settings of method {name!r} do not work together", got=error) from error
     if len(gates) > 1:

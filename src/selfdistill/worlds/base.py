@@ -26,11 +26,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
 from operator import itemgetter
-from typing import Any, Protocol, TypeAlias, TypeVar
+from typing import Any, Protocol, TypeAlias, TypeVar, get_args
 
 from selfdistill.errors import SelfDistillError, WorldError
 from selfdistill.files import is_whole
-from selfdistill.types import Completion, Drop, Outcome, Task
+from selfdistill.types import Completion, Drop, Message, Outcome, Role, Task
 
 PARALLEL = 8  # calls of a world's function at a time
 TIME_LIMIT_S = 30.0  # of one such call
@@ -112,20 +112,41 @@ def tasks_of(world: World, split: str) -> list[Task]:
         tasks = list(own(split))
     except SelfDistillError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise WorldError(
             f"the world {world.name!r} cannot name its tasks",
             got=f"{type(error).__name__}: {error}",
-            why=traceback.format_exc().strip(),
-            do="mend its `tasks`",
+            why=_last_line(error),
+            do="correct its `tasks`",
         ) from error
     wrong = next((task for task in tasks if not isinstance(task, Task)), None)
     if wrong is not None:
         raise WorldError(f"the world {world.name!r} has tasks of another type", got=repr(wrong)[:200], do="give Tasks")
+    silent = next((task for task in tasks if not _is_conversation(task.messages)), None)
+    if silent is not None:
+        raise WorldError(
+            f"the world {world.name!r} has a task whose messages are no conversation",
+            got=repr(silent.messages)[:200],
+            why=f"it is {silent.id!r}",
+            do='give a tuple of Messages with text, such as (Message("user", "…"),)',
+        )
     name, times = max(Counter(task.id for task in tasks).items(), key=itemgetter(1), default=("", 0))
     if times > 1:
         raise WorldError(f"the world {world.name!r} has two tasks with one id", got=name, do="give each its own")
     return tasks
+
+
+def _last_line(error: BaseException) -> str:
+    """The last line of source that an error came through."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.line]
+    return f"in {frames[-1].filename}, line {frames[-1].lineno}: {frames[-1].line}" if frames else ""
+
+
+def _is_conversation(messages: Any) -> bool:
+    if not isinstance(messages, tuple) or not messages:
+        return False
+    turns = [message for message in messages if isinstance(message, Message) and message.role in get_args(Role)]
+    return len(turns) == len(messages) and all(_is_text(turn.content) for turn in turns)
 
 
 def why_unusable(world: World, task: Task) -> str:

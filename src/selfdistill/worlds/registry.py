@@ -65,7 +65,7 @@ def _from_file(name: str, options: Mapping[str, Any]) -> World:
 def _made(kind: type, name: str) -> Any:
     try:
         return kind()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         do = "let it be made without arguments, or name an object"
         raise ConfigError(f"{name} cannot be made", got=f"{type(error).__name__}: {error}", do=do) from error
 

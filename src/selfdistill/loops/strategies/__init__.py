@@ -12,7 +12,7 @@ from selfdistill.loops.strategies.base import Attempt, Prompt, Scene, Strategy
 from selfdistill.loops.strategies.hybrid import Hybrid, UnderTheQuestion
 from selfdistill.loops.strategies.multi_turn import MultiTurn
 from selfdistill.options import Where, build
-from selfdistill.plugins import is_file_name, load_from_file
+from selfdistill.plugins import is_file_name, load_from_file, their_code
 
 STRATEGIES: Mapping[str, type[Strategy]] = {
     strategy.name: strategy for strategy in (SelfDistill, Hybrid, MultiTurn, BestOfK, Grpo)
@@ -23,7 +23,9 @@ def get_strategy(name: str, options: Mapping[str, Any]) -> Strategy:
     """A strategy by name, or `FILE.py:NAME` for one of the user's. Raises `ConfigError`: unknown strategy or setting,
     with the nearest name."""
     if is_file_name(name):
-        return build(_from_file(name), options, Where("strategy"))
+        kind = _from_file(name)
+        with their_code(kind, "its settings"):
+            return build(kind, options, Where("strategy"))
     if name not in STRATEGIES:
         do = f"{nearest(name, STRATEGIES)}; or a file of your own: --strategy my_strategy.py:MyStrategy"
         raise ConfigError("unknown strategy", got=name, do=do)

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from selfdistill.errors import ConfigError, SelfDistillError
 from selfdistill.methods import Method
 from selfdistill.options import option
-from selfdistill.plugins import line_in
+from selfdistill.plugins import in_short
 from selfdistill.render import Renderer
 from selfdistill.types import Message, Task
 
@@ -89,7 +89,7 @@ class Strategy(ABC):
     idle: ClassVar[str] = ""
     independent: ClassVar[bool] = False
 
-    batch: int = option(16, "attempts made at once, before any of them is learned from")
+    batch: int = option(16, "attempts made at once, before any of them is learned from", least=1, most=100_000)
 
     def __post_init__(self) -> None:
         at_least_one(self, "batch")
@@ -141,12 +141,11 @@ def _asked(strategy: Strategy, name: str, call: Callable[[], Any]) -> Any:
         return call()
     except SelfDistillError:
         raise
-    except Exception as error:
-        line = line_in(Path(strategy.name.partition(":")[0]), error)
+    except (Exception, SystemExit) as error:
         raise ConfigError(
             f"the strategy {strategy.name!r} fails in its `{name}`",
-            got=f"{type(error).__name__}: {error}{line}",
-            do="mend it; a search that was begun goes on with --resume",
+            got=in_short(error, Path(strategy.name.partition(":")[0])),
+            do="correct it; a search that was begun goes on with --resume",
         ) from error
 
 
