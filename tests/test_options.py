@@ -165,7 +165,7 @@ def test_a_number_outside_its_range_is_refused_by_whoever_asks(kind, settings, r
     kind(share=1.0, scale=1e9)
     with pytest.raises(ConfigError, match=range_):
         kind(**settings)
-    with pytest.raises(ConfigError, match=f"ranged: {range_}"):
+    with pytest.raises(ConfigError, match=rf"ranged\.{range_}"):
         build(kind, settings, Where("ranged"))
 
 

@@ -23,7 +23,7 @@ from selfdistill.methods import find_method, get_method
 from selfdistill.models.hf import LoraOptions
 from selfdistill.models.sampler import SamplingOptions
 from selfdistill.models.teacher import TeacherRule
-from selfdistill.options import Where, about, build, option, plain
+from selfdistill.options import SEED, Where, about, build, check_ranges, option, plain
 from selfdistill.runs import saved_config
 from selfdistill.runs.store import CONFIG
 from selfdistill.templates import Thinking
@@ -54,36 +54,33 @@ class Named:
 class OptimiserOptions:
     """AdamW. The rate rises linearly over `warmup_steps` generation batches and then stays."""
 
-    lr: float = option(1e-5, "learning rate")
-    warmup_steps: int = option(10, "generation batches over which the rate rises")
-    weight_decay: float = option(0.01, "decoupled weight decay")
-    beta1: float = option(0.9, "decay of the mean of the gradients")
-    beta2: float = option(0.999, "decay of the mean of their squares")
-    max_grad_norm: float = option(1.0, "gradients are scaled down to this norm; 0: never")
+    lr: float = option(1e-5, "learning rate", above=0, most=1)
+    warmup_steps: int = option(10, "generation batches over which the rate rises", least=0)
+    weight_decay: float = option(0.01, "decoupled weight decay", least=0, most=1)
+    beta1: float = option(0.9, "decay of the mean of the gradients", least=0, most=1)
+    beta2: float = option(0.999, "decay of the mean of their squares", least=0, most=1)
+    max_grad_norm: float = option(1.0, "gradients are scaled down to this norm; 0: never", least=0)
 
     def __post_init__(self) -> None:
-        _require(self.lr > 0, "optimiser.lr", self.lr, "a positive number")
-        _require(self.warmup_steps >= 0, "optimiser.warmup_steps", self.warmup_steps, "0 or more")
-        _require(
-            0 <= self.beta1 < 1 and 0 <= self.beta2 < 1, "optimiser.beta1, beta2", (self.beta1, self.beta2), "in [0, 1)"
-        )
+        check_ranges(self)
+        if max(self.beta1, self.beta2) == 1:
+            why = "a mean that takes nothing in stays 0"
+            raise ConfigError("beta1 and beta2 should be below 1", got=(self.beta1, self.beta2), why=why, do="try 0.9")
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluationOptions:
     """When and how accuracy is measured: on the run's tasks, on the holdout and on what was known before."""
 
-    every: int = option(5, "updates between evaluations; 0: only before and after the run")
-    tasks: int = option(200, "tasks of each split, at most")
-    rollouts: int = option(1, "answers to each training task; one where they are greedy, and to all other tasks")
-    temperature: float = option(0.0, "sampling temperature; 0: greedy")
+    every: int = option(5, "updates between evaluations; 0: only before and after the run", least=0)
+    tasks: int = option(200, "tasks of each split, at most", least=1)
+    rollouts: int = option(
+        1, "answers to each training task; one where they are greedy, and to all other tasks", least=1, most=100_000
+    )
+    temperature: float = option(0.0, "sampling temperature; 0: greedy", least=0)
 
     def __post_init__(self) -> None:
-        _require(self.every >= 0, "evaluation.every", self.every, "0 or more")
-        _require(
-            self.tasks > 0 and self.rollouts > 0, "evaluation.tasks, rollouts", (self.tasks, self.rollouts), "1 or more"
-        )
-        _require(self.temperature >= 0, "evaluation.temperature", self.temperature, "0 or more")
+        check_ranges(self)
 
     @property
     def answers(self) -> int:
@@ -101,24 +98,26 @@ class RehearsalOptions:
     """
 
     prompts: str = option("world", 'JSONL file of prompts, or "world": the world\'s own rehearsal tasks')
-    per_step: int = option(64, "prompts sampled and used once in each step, shared out over its updates")
-    weight: float = option(0.5, "weight of one rehearsed answer beside a trained one of an update of mean size")
+    per_step: int = option(
+        64, "prompts sampled and used once in each step, shared out over its updates", least=1, most=100_000
+    )
+    weight: float = option(
+        0.5, "weight of one rehearsed answer beside a trained one of an update of mean size", above=0
+    )
 
     def __post_init__(self) -> None:
-        _require(self.per_step > 0, "rehearsal.per_step", self.per_step, "1 or more")
-        _require(self.weight > 0, "rehearsal.weight", self.weight, "a positive number")
+        check_ranges(self)
 
 
 @dataclass(frozen=True, slots=True)
 class ContextOptions:
     """How much the teacher may read."""
 
-    max_teacher_tokens: int = option(10240, "longest teacher prompt; its field is cut to fit, its frame never")
-    max_prompt_tokens: int = option(2048, "longest question; longer ones are skipped and counted")
+    max_teacher_tokens: int = option(10240, "longest teacher prompt; its field is cut to fit, its frame never", least=1)
+    max_prompt_tokens: int = option(2048, "longest question; longer ones are skipped and counted", least=1)
 
     def __post_init__(self) -> None:
-        _require(self.max_teacher_tokens > 0, "context.max_teacher_tokens", self.max_teacher_tokens, "1 or more")
-        _require(self.max_prompt_tokens > 0, "context.max_prompt_tokens", self.max_prompt_tokens, "1 or more")
+        check_ranges(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,17 +129,17 @@ class RunConfig:
     world: Named = field(default=Named("verbs"), metadata=about("who judges; see `selfdistill worlds`"))
     data: str = option("", "JSONL file of tasks; empty: the world's own")
     out: str = option("", "run directory; empty: runs/<method>-<world>-seed<seed>")
-    seed: int = option(0, "decides every random choice of the run")
+    seed: int = option(0, "decides every random choice of the run", least=0, most=SEED)
     device: str = option("auto", "cuda, mps, cpu, or auto")
     dtype: str = option("auto", "bfloat16, float32, or auto")
     chat_template: str = option("", "Jinja file, for a model that comes without a chat template")
     thinking: Thinking = option("off", "whether a model that can think aloud is asked to; template: as its own has it")
-    steps: int = option(40, "generation batches to train for")
-    tasks_per_step: int = option(32, "tasks drawn for each generation batch")
-    rollouts_per_task: int = option(8, "answers sampled for each task")
-    tasks_per_update: int = option(0, "tasks per optimiser step; 0: the whole generation batch (on-policy)")
-    micro_batch_tokens: int = option(16384, "tokens per forward pass; bounds memory, changes no result")
-    checkpoint_every: int = option(10, "steps between checkpoints; 0: only at the end")
+    steps: int = option(40, "generation batches to train for", least=1)
+    tasks_per_step: int = option(32, "tasks drawn for each generation batch", least=1, most=100_000)
+    rollouts_per_task: int = option(8, "answers sampled for each task", least=1, most=100_000)
+    tasks_per_update: int = option(0, "tasks per optimiser step; 0: the whole generation batch (on-policy)", least=0)
+    micro_batch_tokens: int = option(16384, "tokens per forward pass; bounds memory, changes no result", least=1)
+    checkpoint_every: int = option(10, "steps between checkpoints; 0: only at the end", least=0)
     lora: LoraOptions | None = field(
         default=None, metadata=about("adapters to train instead of all weights; none: all weights")
     )
@@ -156,10 +155,7 @@ class RunConfig:
     )
 
     def __post_init__(self) -> None:
-        for name in ("steps", "tasks_per_step", "rollouts_per_task", "micro_batch_tokens"):
-            _require(getattr(self, name) > 0, name, getattr(self, name), "1 or more")
-        for name in ("tasks_per_update", "checkpoint_every", "seed"):
-            _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        check_ranges(self)
 
     @property
     def generations(self) -> int:
@@ -297,8 +293,3 @@ def _named(key: str, value: Any) -> dict[str, Any]:
 
 def _default(key: str) -> Any:
     return next(item.default for item in fields(RunConfig) if item.name == key)
-
-
-def _require(condition: bool, key: str, value: object, expected: str) -> None:
-    if not condition:
-        raise ConfigError(f"{key} should be {expected}", got=value, do=f"change {key}")

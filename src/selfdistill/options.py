@@ -27,6 +27,9 @@ from selfdistill.errors import ConfigError, nearest
 
 T = TypeVar("T")
 
+BEYOND = 1e9  # a number of this size, where no other range was chosen, is a slip
+SEED = 2**63 - 1  # the largest that every generator of random numbers takes
+
 EXPECTED = {
     bool: "true or false",
     int: "a whole number",
@@ -54,14 +57,44 @@ class Where:
         return f"{text}  ({source})" if source else text
 
 
-def about(text: str) -> Mapping[str, str]:
-    """Metadata for a dataclass field: a sentence that explains the setting, shown where settings are listed."""
-    return {"text": text}
+@dataclass(frozen=True, slots=True)
+class Range:
+    """What a number is held to. Not finite is only what `most`, or `least`, says by being so."""
+
+    least: float = -BEYOND
+    most: float = BEYOND
+    without_least: bool = False
+
+    def holds(self, number: float) -> bool:
+        """Whether the number is within; NaN never is."""
+        return self.least <= number <= self.most and not (self.without_least and number == self.least)
+
+    @property
+    def words(self) -> str:
+        """Said after "a number"; empty where no bound was chosen."""
+        least, most = (_shown(bound) if abs(bound) != BEYOND else "" for bound in (self.least, self.most))
+        if least and most and math.isfinite(self.most):
+            return f" above {least}, up to {most}" if self.without_least else f" from {least} to {most}"
+        endless = ", or inf" if self.most == math.inf else ""
+        if least and math.isfinite(self.least):
+            return (f" above {least}" if self.without_least else f", {least} or more") + endless
+        return f", {most} or less" if most else ""
 
 
-def option(default: Any, text: str, *, least: float | None = None, most: float = math.inf) -> Any:
-    """A dataclass field with a default, a sentence that explains it, and for a number the range that it is held to."""
-    return field(default=default, metadata={**about(text), "range": None if least is None else (least, most)})
+def about(
+    text: str, *, least: float | None = None, above: float | None = None, most: float | None = None
+) -> Mapping[str, Any]:
+    """Metadata for a dataclass field: a sentence that explains the setting, shown where settings are listed, and for a
+    number the range that it is held to: from `least`, or above `above`, to `most` (inf: it may be inf)."""
+    low = next((bound for bound in (above, least) if bound is not None), -BEYOND)
+    return {"text": text, "range": Range(low, BEYOND if most is None else most, above is not None)}
+
+
+def option(
+    default: Any, text: str, *, least: float | None = None, above: float | None = None, most: float | None = None
+) -> Any:
+    """A dataclass field with a default, and the rest as in `about`."""
+    return field(default=default, metadata=about(text, least=least, above=above, most=most))
 
 
 def changed(kind: type, name: str, default: Any) -> Any:
@@ -74,7 +107,7 @@ def like(kind: type, name: str, text: str) -> Any:
     """A field with the default and the range of another dataclass's field, and a sentence of its own."""
     cls: Any = kind
     other = cls.__dataclass_fields__[name]
-    return field(default=other.default, metadata={**other.metadata, **about(text)})
+    return field(default=other.default, metadata={**other.metadata, "text": text})
 
 
 def build(kind: type[T], settings: Mapping[str, Any], where: Where = Where()) -> T:
@@ -92,12 +125,24 @@ def override(value: T, settings: Mapping[str, Any], where: Where = Where()) -> T
 
 
 def check_ranges(value: Any) -> None:
-    """Raises `ConfigError` for a number of a dataclass that is outside its range, or not finite where it has one."""
+    """Raises `ConfigError` for a number of a dataclass that is outside its range, for NaN, and for one that is not
+    finite or beyond any sense where no range says so."""
     for item in _fields(type(value)):
-        number, bounds = getattr(value, item.name), item.metadata.get("range")
-        if bounds is not None and not (math.isfinite(number) and bounds[0] <= number <= bounds[1]):
-            what = f"{item.name} must be a number{_in_words(bounds)}"
-            raise ConfigError(what, got=number, why=f"it means: {item.metadata['text']}", do=f"try {_default(item)}")
+        _check_range(item, getattr(value, item.name), Where(item.name))
+
+
+def _check_range(item: Field[Any], value: Any, where: Where) -> None:
+    """The check for one field; a list is held to it number by number."""
+    bounds = item.metadata.get("range", Range())
+    numbers = [number for number in (value if isinstance(value, tuple) else (value,)) if type(number) in (int, float)]
+    if all(bounds.holds(number) or number == _default(item) for number in numbers):
+        return
+    raise ConfigError(
+        f"{where.key} must be a {'whole ' if isinstance(_default(item), int) else ''}number{bounds.words}",
+        got=where.shown(value),
+        why="it should be finite" if not bounds.words else f"it means: {item.metadata['text']}",
+        do="" if _default(item) is MISSING else f"try {_default(item)}",
+    )
 
 
 def plain(value: Any, declared: Any = None) -> Any:
@@ -143,7 +188,8 @@ def settings_of(value: Any, prefix: str = "") -> Iterator[Setting]:
         if is_dataclass(current) and not isinstance(current, type):
             yield from settings_of(current, f"{key}.")
         elif not isinstance(current, Mapping):
-            takes = expected(hints[item.name]) + _in_words(item.metadata.get("range"))
+            numeric = type(current) in (int, float)
+            takes = expected(hints[item.name]) + (item.metadata.get("range", Range()).words if numeric else "")
             yield Setting(key, plain(current), takes, item.metadata.get("text", ""))
 
 
@@ -176,6 +222,7 @@ def _make(kind: type[T], settings: Mapping[str, Any], where: Where, current: Map
             raise ConfigError("unknown setting", got=where.at(name).shown(raw), do=_suggestion(name, kind))
         before = values[name] if name in values else _default(known[name])
         values[name] = _convert(hints[name], raw, where.at(name), before)
+        _check_range(known[name], values[name], where.at(name))
     missing = [name for name, item in known.items() if name not in values and _default(item) is MISSING]
     if missing:
         raise ConfigError("a setting is missing", got=where.shown(dict(settings)), do=f"set {', '.join(missing)}")
@@ -185,7 +232,9 @@ def _make(kind: type[T], settings: Mapping[str, Any], where: Where, current: Map
         what = f"{where.key}: {error.what}" if where.key else error.what
         raise ConfigError(what, got=error.got, why=error.why, do=error.do) from error
     except ValueError as error:
-        raise ConfigError(str(error), got=where.shown(dict(settings))) from error
+        what, *rest = str(error).splitlines() or [type(error).__name__]
+        why = "; ".join(" ".join(line.split()) for line in rest)
+        raise ConfigError(what, got=where.shown(dict(settings)), why=why) from error
 
 
 def _suggestion(name: str, kind: type) -> str:
@@ -257,12 +306,8 @@ def _fields(kind: type) -> tuple[Field[Any], ...]:
     return tuple(item for item in fields(cast(Any, kind)) if item.init)
 
 
-def _in_words(bounds: tuple[float, float] | None) -> str:
-    """The range of a setting, said after "a number"; empty without one."""
-    if bounds is None:
-        return ""
-    least, most = bounds
-    return f" from {least:g} to {most:g}" if math.isfinite(most) else f", {least:g} or more"
+def _shown(bound: float) -> str:
+    return str(bound) if isinstance(bound, int) else f"{bound:g}"
 
 
 @cache

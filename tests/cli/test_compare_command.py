@@ -50,7 +50,7 @@ def test_curves_means_and_levels_and_a_second_run(model_dir: Path, tmp_path: Pat
         ([], "nothing to compare"),
         (["--way", "hybird"], "did you mean 'hybrid'"),
         (["--way", "hybrid strategy.bacth=3"], "did you mean 'batch'"),
-        (["--way", "hybrid", "--budget", "0"], "the budget must be at least 1"),
+        (["--way", "hybrid", "--budget", "0"], "budget must be a whole number, 1 or more"),
         (["--way", "hybrid", "seed=5"], "the seeds are those of the contest"),
         (["--way", "hybrid", "--data", "a.jsonl", "--task", "b.jsonl"], "a contest takes its tasks from one file"),
         (["--way", "hybrid", "--markdown"], "are Markdown already"),

@@ -62,7 +62,7 @@ def test_a_users_own_programming_task_with_its_tests(model_dir: Path, tmp_path: 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--budget", "0"], "the budget must be at least 1"),
+        (["--budget", "0"], "budget must be a whole number, 1 or more"),
         (["--unit", "hours"], "one of attempts, tokens, seconds"),
         (["--strategy", "self-distil"], "did you mean 'self-distill'"),
         (["steps=3"], "does not read this setting"),

@@ -23,7 +23,7 @@ def test_settings_come_back_as_they_were(search_of) -> None:
 @pytest.mark.parametrize(
     ("changes", "error", "said"),
     [
-        ({"budget": 0}, ConfigError, "the budget must be at least 1"),
+        ({"budget": 0}, ConfigError, "budget must be a whole number, 1 or more"),
         ({"limits": {"unit": "hours"}}, ConfigError, "one of attempts, tokens, seconds"),
         ({"tasks": ["q9"]}, DataError, r"there is no such task[\s\S]*did you mean"),
         ({"tasks": ["nowhere.jsonl"]}, DataError, "nowhere.jsonl"),

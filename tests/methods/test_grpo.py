@@ -101,7 +101,7 @@ SCALES = {
 
 @pytest.mark.parametrize(("name", "scale"), SCALES.items())
 def test_a_negative_scale_would_turn_its_term_around_and_is_refused(name: str, scale: str) -> None:
-    with pytest.raises(ConfigError, match=f"method: {scale} must be a number, 0 or more"):
+    with pytest.raises(ConfigError, match=rf"method\.{scale} must be a number, 0 or more"):
         get_method(name, {scale: -0.1})
 
 

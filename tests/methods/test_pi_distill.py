@@ -61,7 +61,7 @@ def test_what_weighs_nothing_is_no_use() -> None:
 def test_a_share_that_would_train_one_reader_against_itself_is_refused(share: float) -> None:
     with pytest.raises(ConfigError, match="share must be a number from 0 to 1"):
         PiDistill(share=share)
-    with pytest.raises(ConfigError, match="method: share must be a number from 0 to 1"):
+    with pytest.raises(ConfigError, match=r"method\.share must be a number from 0 to 1"):
         get_method("pi_distill", {"share": share})
 
 

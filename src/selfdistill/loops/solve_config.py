@@ -12,7 +12,7 @@ from selfdistill.errors import ConfigError
 from selfdistill.loops.strategies import Strategy, get_strategy
 from selfdistill.loops.strategies.bare import SelfDistill
 from selfdistill.loops.strategies.base import at_least_one
-from selfdistill.options import Where, build, option, plain
+from selfdistill.options import Where, build, check_ranges, option, plain
 from selfdistill.runs.store import SEARCH
 
 OWN = "strategy."
@@ -33,18 +33,12 @@ LEARNING = ("method", "optimiser", "teacher", "rehearsal", "checkpoint_every", "
 class Limits:
     """When a search ends. Raises `ConfigError`."""
 
-    budget: int = option(2750, "attempts, sampled tokens or seconds for each task")
+    budget: int = option(2750, "attempts, sampled tokens or seconds for each task", least=1)
     unit: Literal["attempts", "tokens", "seconds"] = option("attempts", "what the budget counts")
     go_on: bool = option(False, "use the whole budget, also after the first right attempt")
 
     def __post_init__(self) -> None:
-        if self.budget < 1:
-            raise ConfigError(
-                "the budget must be at least 1",
-                got=f"{self.budget} {self.unit}",
-                why="without an attempt there is nothing to report",
-                do="give for example --budget 500",
-            )
+        check_ranges(self)
 
 
 @dataclass(frozen=True, slots=True)

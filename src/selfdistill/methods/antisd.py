@@ -30,8 +30,8 @@ class AntiSD(Told):
     reads: ClassVar[str] = "a sibling's solution, else the demonstration; whether it was right"
     teacher: ClassVar[TeacherRule | None] = Live()
 
-    success: float = option(0.5, "reward at which a rollout counts as solved")
-    strength: float = option(0.5, "λ")
+    success: float = option(0.5, "reward at which a rollout counts as solved", least=0, most=1)
+    strength: float = option(0.5, "λ", least=0)
     gate: EntropyGate = field(default_factory=EntropyGate)
 
     def signal(self, temperature: float) -> Signal:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import inf
 from typing import ClassVar
 
 from selfdistill.methods.base import Credit, Method, Verdict, advantages
@@ -26,12 +27,14 @@ class GRPO(Method):
     source: ClassVar[str] = "arXiv 2402.03300; clips: 2503.14476"
     needs_reward: ClassVar[str] = "yes"
 
-    clip_low: float = option(0.2, "a ratio below 1 minus this no longer pushes")
-    clip_high: float = option(0.28, "a ratio above 1 plus this no longer pushes")
-    dual_clip: float = option(3.0, "bound of the loss where the advantage is negative, in advantages")
+    clip_low: float = option(0.2, "a ratio below 1 minus this no longer pushes", least=0, most=1)
+    clip_high: float = option(0.28, "a ratio above 1 plus this no longer pushes", least=0)
+    dual_clip: float = option(
+        3.0, "bound of the loss where the advantage is negative, in advantages", above=1, most=inf
+    )
     divide_by_deviation: bool = option(False, "divide advantages by the standard deviation of the group")
     reference_kl: float = option(0.0, "scale of the divergence from the weights at the start; 0: none", least=0)
-    ratio_cap: float = option(2.0, "upper bound of the weight between trainer and sampler")
+    ratio_cap: float = option(2.0, "upper bound of the weight between trainer and sampler", above=0, most=inf)
     count_dropped: bool = changed(Method, "count_dropped", True)
 
     @property

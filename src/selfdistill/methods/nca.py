@@ -35,7 +35,7 @@ class NCA(Method):
 
     context: ContextRule = field(default_factory=Instruction)
     beta: float = option(0.5, "β: weight of agreeing with oneself when the context is read again; 0: left out", least=0)
-    top_k: int = option(256, "student tokens on which the first term is compared, the rest in one bucket")
+    top_k: int = option(256, "student tokens on which the first term is compared, the rest in one bucket", least=1)
 
     def signals(self, temperature: float) -> tuple[Signal, ...]:
         """Toward the teacher, and back to oneself."""

@@ -32,7 +32,7 @@ class OPCD(Method):
     reads: ClassVar[str] = "an instruction, else document"
     teacher: ClassVar[TeacherRule | None] = Frozen()
 
-    top_k: int = option(256, "student tokens on which both are compared, the rest in one bucket")
+    top_k: int = option(256, "student tokens on which both are compared, the rest in one bucket", least=1)
     context: Instruction = field(default_factory=Instruction)
 
     def signal(self, temperature: float) -> Signal:

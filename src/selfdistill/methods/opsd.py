@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import inf
 from typing import Any, ClassVar
 
 from selfdistill.context import Demonstration
@@ -32,7 +33,7 @@ class OPSD(Method):
     reads: ClassVar[str] = "demonstration"
     teacher: ClassVar[TeacherRule | None] = Frozen()
 
-    limit: float = option(0.05, "largest share of one token in the divergence at a position")
+    limit: float = option(0.05, "largest share of one token in the divergence at a position", above=0, most=inf)
 
     def signal(self, temperature: float) -> Signal:
         """Σ min(q log(q/p), limit) at every token."""

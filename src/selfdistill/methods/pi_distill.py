@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from math import inf
 from typing import ClassVar
 
 from selfdistill.context import Demonstration, Document, Instruction
@@ -29,7 +30,7 @@ class PiDistill(Method):
 
     share: float = option(0.5, "share of the informed reader's objective", least=0, most=1)
     kl: float = option(0.1, "scale of the divergences between both readers; our own choice", least=0)
-    ratio_cap: float = option(2.0, "upper bound of the importance weights")
+    ratio_cap: float = option(2.0, "upper bound of the importance weights", above=0, most=inf)
     context: Demonstration | Document | Instruction = field(default_factory=Demonstration)
 
     @property

@@ -31,12 +31,12 @@ class RLCSD(Told):
     reads: ClassVar[str] = "a correct sibling, against wrong ones"
     teacher: ClassVar[TeacherRule | None] = Snapshot(10)
 
-    success: float = option(0.5, "reward at which a rollout counts as solved")
-    wrong: int = option(4, "wrong siblings to contrast with, at most")
-    strength: float = option(0.5, "λ")
-    scale: float = option(0.02, "τ: evidence of this size is worth tanh(1) of λ")
-    threshold: float = option(0.02, "δ: smaller changes are left out")
-    two_path: float = option(1.0, "η: weight of the changed tokens' mean beside that of the others")
+    success: float = option(0.5, "reward at which a rollout counts as solved", least=0, most=1)
+    wrong: int = option(4, "wrong siblings to contrast with, at most", least=1)
+    strength: float = option(0.5, "λ", least=0)
+    scale: float = option(0.02, "τ: evidence of this size is worth tanh(1) of λ", above=0)
+    threshold: float = option(0.02, "δ: smaller changes are left out", least=0)
+    two_path: float = option(1.0, "η: weight of the changed tokens' mean beside that of the others", least=0)
     clip_high: float = changed(Told, "clip_high", 0.2)
     reduction: Reduction = changed(Told, "reduction", "token-mean")
     count_dropped: bool = changed(Told, "count_dropped", False)

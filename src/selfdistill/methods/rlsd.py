@@ -29,9 +29,9 @@ class RLSD(Told):
     reads: ClassVar[str] = "the demonstration, else a sibling's solution"
     teacher: ClassVar[TeacherRule | None] = Snapshot(10)
 
-    clip: float = option(0.2, "how far from 1 the teacher may scale a token's advantage")
-    strength: float = option(0.5, "λ at the start")
-    fades: int = option(50, "generation batches until λ is 0")
+    clip: float = option(0.2, "how far from 1 the teacher may scale a token's advantage", above=0, most=1)
+    strength: float = option(0.5, "λ at the start", least=0)
+    fades: int = option(50, "generation batches until λ is 0", least=1)
 
     def signal(self, temperature: float) -> Signal:
         """One policy gradient; nothing is distilled."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from math import inf
 from statistics import fmean
 from typing import Any, ClassVar
 
@@ -28,9 +29,9 @@ class RLTFSD(GRPO):
     source: ClassVar[str] = "arXiv 2602.02482"
     reads: ClassVar[str] = "own feedback, in second attempts"
 
-    success: float = option(0.5, "reward at which an attempt counts as solved")
+    success: float = option(0.5, "reward at which an attempt counts as solved", least=0, most=1)
     distil: float = option(0.1, "scale of second attempts as answers to the first question", least=0)
-    min_logprob: float = option(-5.0, "tokens less likely than this, there, count nothing")
+    min_logprob: float = option(-5.0, "tokens less likely than this, there, count nothing", least=-inf, most=0)
 
     @property
     def stages(self) -> tuple[Stage, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import inf
 from typing import ClassVar
 
 from selfdistill.context import ContextRule, SolutionOrFeedback
@@ -34,10 +35,12 @@ class Safe(Method):
     needs_reward: ClassVar[str] = "who is solved"
     teacher: ClassVar[TeacherRule | None] = Frozen()
 
-    success: float = option(0.5, "reward at which a rollout counts as solved, and is rewarded instead of distilled")
+    success: float = option(
+        0.5, "reward at which a rollout counts as solved, and is rewarded instead of distilled", least=0, most=1
+    )
     context: ContextRule = field(default_factory=SolutionOrFeedback)
     reward: float = option(0.1, "scale of the advantages; 0: successes take no part", least=0)
-    bound: float = option(10.0, "a push is cut at this multiple of the running mean; 0: never")
+    bound: float = option(10.0, "a push is cut at this multiple of the running mean; 0: never", least=0, most=inf)
 
     def signal(self, temperature: float) -> Signal:
         """Both terms; a rollout carries one of them."""

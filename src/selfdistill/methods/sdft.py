@@ -29,7 +29,9 @@ class SDFT(Method):
     teacher: ClassVar[TeacherRule | None] = Ema(0.02)
 
     context: Demonstration | Document = field(default_factory=Demonstration)
-    skip_first: int = option(3, "first tokens of an answer that are left out: there a teacher speaks of what it read")
+    skip_first: int = option(
+        3, "first tokens of an answer that are left out: there a teacher speaks of what it read", least=0
+    )
 
     def signal(self, temperature: float) -> Signal:
         """KL(teacher‖student) at every token but the first ones."""

@@ -35,9 +35,9 @@ class SDPG(Told):
     teacher: ClassVar[TeacherRule | None] = Live()
 
     reference_kl: float = changed(GRPO, "reference_kl", 1e-3)
-    peak: float = option(1e-3, "strength of the distillation at its height")
-    warmup: int = option(50, "generation batches over which it rises")
-    decay: int = option(350, "generation batches over which it falls back to 0")
+    peak: float = option(1e-3, "strength of the distillation at its height", least=0)
+    warmup: int = option(50, "generation batches over which it rises", least=0)
+    decay: int = option(350, "generation batches over which it falls back to 0", least=1)
 
     def signal(self, temperature: float) -> Signal:
         """Two terms, the distillation on a schedule."""

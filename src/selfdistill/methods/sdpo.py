@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any, ClassVar, Literal
 
 from selfdistill.context import ContextRule, SolutionOrFeedback
@@ -40,10 +41,14 @@ class SDPO(Method):
     needs_reward: ClassVar[str] = "who is solved"
     teacher: ClassVar[TeacherRule | None] = Frozen()
 
-    alpha: float = option(0.5, "0: KL(teacher‖student); 1: KL(student‖teacher); between: Jensen-Shannon, smaller")
-    top_k: int = option(0, "student tokens on which both are compared, the rest in one bucket; 0: the full vocabulary")
+    alpha: float = option(
+        0.5, "0: KL(teacher‖student); 1: KL(student‖teacher); between: Jensen-Shannon, smaller", least=0, most=1
+    )
+    top_k: int = option(
+        0, "student tokens on which both are compared, the rest in one bucket; 0: the full vocabulary", least=0
+    )
     context: ContextRule = field(default_factory=SolutionOrFeedback)
-    ratio_cap: float = option(2.0, "upper bound of the importance weights")
+    ratio_cap: float = option(2.0, "upper bound of the importance weights", above=0, most=inf)
     level: Literal["logit", "token", "sequence"] = option(
         "logit", "credit for every token of the vocabulary, for the sampled tokens, or one for the whole answer"
     )

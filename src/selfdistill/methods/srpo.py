@@ -33,9 +33,11 @@ class SRPO(GRPO):
     reads: ClassVar[str] = "a sibling's solution, for failures"
     teacher: ClassVar[TeacherRule | None] = Ema(0.05)
 
-    success: float = option(0.5, "reward at which a rollout counts as solved")
-    top_k: int = option(100, "student tokens on which both are compared, the rest in one bucket")
-    confidence: float = option(1.0, "β: how much less a token weighs where the teacher is unsure; 0: all the same")
+    success: float = option(0.5, "reward at which a rollout counts as solved", least=0, most=1)
+    top_k: int = option(100, "student tokens on which both are compared, the rest in one bucket", least=1)
+    confidence: float = option(
+        1.0, "β: how much less a token weighs where the teacher is unsure; 0: all the same", least=0
+    )
 
     def signal(self, temperature: float) -> Signal:
         """Both terms; a rollout carries one of them."""

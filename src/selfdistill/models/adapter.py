@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from selfdistill.errors import ConfigError, ModelError, nearest
-from selfdistill.options import option
+from selfdistill.options import SEED, option
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -32,12 +32,12 @@ class LoraOptions:
     """Trains two thin factors beside each weight instead of the weight. One starts at zero, so a fresh adapter changes
     nothing. Raises `ConfigError`. Source: Hu et al. 2021 (arXiv 2106.09685)."""
 
-    rank: int = option(16, "width of the factors")
-    alpha: int = option(32, "their product is multiplied by alpha / rank")
+    rank: int = option(16, "width of the factors", least=1, most=4096)
+    alpha: int = option(32, "their product is multiplied by alpha / rank", least=1, most=1_000_000)
     targets: str | tuple[str, ...] = option(
         ALL_LINEAR, "names of layers (a list, or text with commas), or all-linear: every linear layer but the head"
     )
-    seed: int = option(0, "draws the factor that does not start at zero")
+    seed: int = option(0, "draws the factor that does not start at zero", least=0, most=SEED)
 
     def __post_init__(self) -> None:
         if self.rank < 1:

@@ -39,10 +39,16 @@ BLOCK = 512  # tokens whose probabilities are summed before one is drawn
 class SamplingOptions:
     """How answers are drawn. Raises `ConfigError`."""
 
-    max_new_tokens: int = field(metadata=about("tokens of an answer, at most; longer ones are cut off"))
-    temperature: float = option(1.0, "logits are divided by it; 0 takes the most likely token")
-    top_p: float = option(1.0, "draw from the smallest set of likeliest tokens that holds this probability")
-    batch_tokens: int = option(65_536, "rows of a batch times their longest length; bounds memory, changes no result")
+    max_new_tokens: int = field(
+        metadata=about("tokens of an answer, at most; longer ones are cut off", least=1, most=1_000_000)
+    )
+    temperature: float = option(1.0, "logits are divided by it; 0 takes the most likely token", least=0)
+    top_p: float = option(
+        1.0, "draw from the smallest set of likeliest tokens that holds this probability", above=0, most=1
+    )
+    batch_tokens: int = option(
+        65_536, "rows of a batch times their longest length; bounds memory, changes no result", least=1
+    )
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:

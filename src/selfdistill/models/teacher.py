@@ -48,7 +48,9 @@ class Ema:
     """
 
     kind: ClassVar[str] = "ema"
-    rate: float = option(0.05, "share of the student that the teacher takes in after each generation batch")
+    rate: float = option(
+        0.05, "share of the student that the teacher takes in after each generation batch", least=0, most=1
+    )
 
     def __post_init__(self) -> None:
         _check_share(self.rate, "the rate of an EMA teacher")
@@ -59,7 +61,7 @@ class Snapshot:
     """The teacher becomes a copy of the student after every `every`-th generation batch. Raises `ConfigError`."""
 
     kind: ClassVar[str] = "snapshot"
-    every: int = option(10, "generation batches between copies of the student")
+    every: int = option(10, "generation batches between copies of the student", least=1)
 
     def __post_init__(self) -> None:
         if isinstance(self.every, bool) or self.every < 1:
@@ -78,7 +80,7 @@ class TrustRegion:
     """
 
     kind: ClassVar[str] = "trust_region"
-    rate: float = option(0.05, "exponent of the student in the product with its start")
+    rate: float = option(0.05, "exponent of the student in the product with its start", least=0, most=1)
 
     def __post_init__(self) -> None:
         _check_share(self.rate, "the rate of a trust-region teacher")

@@ -84,10 +84,10 @@ class Hybrid(Strategy):
     reads: Literal["own", "round"] = option(
         "own", "recent feedback on the attempts at the same place of a round, or on all of them"
     )
-    rounds: int = option(4, "rounds whose feedback is recent")
-    share: float = option(1.0, "of the attempts of a round, those that read feedback")
-    repel: float = option(0.1, "how strongly a failure is pushed away that would come again; 0: not at all")
-    window: int = option(32_000, "tokens of a prompt, at most; never more than the model can read")
+    rounds: int = option(4, "rounds whose feedback is recent", least=1)
+    share: float = option(1.0, "of the attempts of a round, those that read feedback", above=0, most=1)
+    repel: float = option(0.1, "how strongly a failure is pushed away that would come again; 0: not at all", least=0)
+    window: int = option(32_000, "tokens of a prompt, at most; never more than the model can read", least=1)
 
     def __post_init__(self) -> None:
         at_least_one(self, "batch", "rounds", "window")

@@ -27,7 +27,7 @@ class MultiTurn(Strategy):
     keep: Literal["newest", "random"] = option(
         "newest", "what stays when not all fits: the newest, or ones drawn anew for each attempt"
     )
-    window: int = option(32_000, "tokens of a prompt, at most; never more than the model can read")
+    window: int = option(32_000, "tokens of a prompt, at most; never more than the model can read", least=1)
 
     def __post_init__(self) -> None:
         at_least_one(self, "batch", "window")

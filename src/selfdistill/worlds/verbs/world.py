@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from selfdistill.errors import ConfigError
-from selfdistill.options import option
+from selfdistill.options import SEED, option
 from selfdistill.types import Completion, Message, Outcome, Task
 from selfdistill.worlds.base import Fault, Judged, require_outcome
 from selfdistill.worlds.code import CodeOptions, CodeWorld
@@ -31,11 +31,11 @@ RETAINED = 200  # known verbs that measure forgetting
 class VerbsOptions:
     """Which verbs there are, and how much one failed attempt tells. Raises `ConfigError`."""
 
-    verbs: int = option(16, "fresh verbs to learn")
+    verbs: int = option(16, "fresh verbs to learn", least=1)
     steps: tuple[int, ...] = option((1, 2), "steps of their programs, taken in turn")
-    draw: int = option(-1, "decides which verbs; -1: as the run's seed")
-    cases: int = option(2, "failing cases in the feedback, drawn anew for each attempt")
-    holdout: int = option(200, "plain-English tasks that are never trained on")
+    draw: int = option(-1, "decides which verbs; -1: as the run's seed", least=-1, most=SEED)
+    cases: int = option(2, "failing cases in the feedback, drawn anew for each attempt", least=1, most=1000)
+    holdout: int = option(200, "plain-English tasks that are never trained on", least=0)
     allow_weaker: bool = option(False, "run programs also where this machine cannot isolate them fully")
 
     def __post_init__(self) -> None:
