@@ -12,7 +12,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 # From the ground up: a module may import from lower rows only, or from its own package.
 LAYERS = (
     ("errors", "types"),
-    ("options", "plugins", "files"),
+    ("options", "plugins", "files", "randomness"),
     ("signal", "context", "runs", "markup"),
     ("templates",),
     ("render", "stages"),

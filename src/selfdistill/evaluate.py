@@ -111,7 +111,9 @@ class _Asking:
             whole = replace(completion, text=opened + completion.text)
             blank[place] = replace(blank[place], completion=whole)
         judged = [place for place in asked if getattr(wanted[place][1], "judged", True)]
-        verdicts = judge_all(self.world, [(blank[place].task, blank[place].completion) for place in judged])
+        verdicts = judge_all(
+            self.world, [(blank[place].task, blank[place].completion) for place in judged], seed=self.seed
+        )
         for place, verdict in zip(judged, verdicts, strict=True):
             if isinstance(verdict, Fault):
                 blank[place] = replace(blank[place], drop=verdict.drop)

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import os
+import random
 import resource
 import signal
 import threading
+from collections.abc import Sequence
 from zlib import crc32
+
+import numpy
+import torch
 
 from selfdistill import Completion, Message, Outcome, Task
 
@@ -136,3 +141,24 @@ class Measuring(Splits):
 
 def broken(task: Task, completion: Completion) -> Outcome:
     raise RuntimeError("always broken")
+
+
+def dicing(task: Task, completion: Completion) -> Outcome:
+    """Rewards are drawn from the global generators."""
+    first, second = random.random(), float(numpy.random.rand())
+    return Outcome(float(first < 0.5), f"{first} {second} {float(torch.rand(())):.6f}")
+
+
+class Dicing:
+    """Draws its tasks as well, and judges a batch at once."""
+
+    name = "dicing"
+
+    def judge_many(self, pairs: Sequence[tuple[Task, Completion]]) -> list[Outcome]:
+        return [dicing(*pair) for pair in pairs]
+
+    def judge(self, task: Task, completion: Completion) -> Outcome:
+        return dicing(task, completion)
+
+    def tasks(self, split: str) -> list[Task]:
+        return random.sample(tasks(), 2) if split == "train" else []

@@ -14,6 +14,7 @@ from selfdistill.loops.recording import Totals, rollout_record, step_record
 from selfdistill.loops.session import Session
 from selfdistill.loops.tasks import draw_tasks
 from selfdistill.methods import Method
+from selfdistill.randomness import seed_global
 from selfdistill.readings import Ahead, look_ahead, read_reference, read_teacher
 from selfdistill.runs import RolloutRecord, StepRecord
 from selfdistill.runs.progress import Reporter
@@ -33,6 +34,7 @@ def one_step(
     """Samples a generation batch, learns from it, and says what happened; `totals` counts what it used."""
     config = session.config
     clock = Laps()
+    seed_global(config.seed, "batch", totals.step)
     reporter.phase("sampling and judging")
     tasks = draw_tasks(session.tasks, config.tasks_per_step, totals.step, config.seed)
     batch = roll_out(
@@ -54,6 +56,7 @@ def learn(
     session: Session, batch: evaluate.Batch, totals: Totals, reporter: Reporter, began: float, clock: Laps
 ) -> tuple[StepRecord, list[RolloutRecord]]:
     """Updates the weights from a batch that was sampled and judged, and says what happened."""
+    seed_global(session.config.seed, "step", totals.step)
     prepared = prepare(session.method, batch.groups, session.renderer)
     rehearsed = _rehearse(session, totals.step) if any(entry.samples for entry in prepared) else []
     clock.lap("rollout")

@@ -17,6 +17,7 @@ from selfdistill.loops.solve_config import SolveConfig, solve_settings
 from selfdistill.loops.stopping import StopSign
 from selfdistill.loops.strategies import Attempt, Prompt, Scene
 from selfdistill.loops.strategies.base import PASSED, prompts_of
+from selfdistill.randomness import seed_global
 from selfdistill.runs import Accuracies, RolloutRecord, RunDir, StepRecord, Summary, check_records, read_run
 from selfdistill.runs.environment import describe_environment
 from selfdistill.runs.progress import Interrupted, Reporter, RunInfo
@@ -113,6 +114,7 @@ class Search:
         self.reporter.phase("sampling and judging", len(self.attempts), self._goal())
         run, strategy, limits = self.config.run, self.config.strategy, self.config.limits
         left = limits.budget - len(self.attempts) if limits.unit == "attempts" else strategy.batch
+        seed_global(run.seed, "prompts", self.task.id, self.totals.step)
         scene = Scene(self.task, self.asking.renderer, run.sampling.max_new_tokens, run.seed, tuple(self.attempts))
         found = prompts_of(strategy, scene, min(strategy.batch, left))
         if any(prompt.left_out for prompt in found) and all(p.messages == self.task.messages for p in found):
@@ -297,7 +299,8 @@ def _verified(asking: Asking, batch: Batch) -> dict[str, bool]:
     judge = asking.judge_for_evaluation
     if judge is asking.world or not passed:
         return {rollout.completion.uid: True for rollout in passed}
-    verdicts = judge_all(judge, [(rollout.task, rollout.completion) for rollout in passed])
+    pairs = [(rollout.task, rollout.completion) for rollout in passed]
+    verdicts = judge_all(judge, pairs, seed=asking.config.seed)
     return {
         rollout.completion.uid: isinstance(verdict, Outcome) and verdict.reward >= PASSED
         for rollout, verdict in zip(passed, verdicts, strict=True)

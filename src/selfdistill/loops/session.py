@@ -20,6 +20,7 @@ from selfdistill.models.checkpoint import load_newest, save_checkpoint
 from selfdistill.models.hf import load_policy, load_tokenizer
 from selfdistill.models.policy import Policy
 from selfdistill.models.teacher import Frozen, Live, Other, Teacher, TeacherRule
+from selfdistill.randomness import seed_global
 from selfdistill.render import Renderer
 from selfdistill.runs.progress import Reporter
 from selfdistill.stages import examples
@@ -118,6 +119,7 @@ def _renderer(tokenizer: Any, length: int, config: RunConfig, reporter: Reporter
 
 def open_asking(config: RunConfig, reporter: Reporter, *, trained: bool = False) -> Asking:
     """Loads world, tasks and model, which asks for gradients only if `trained`. Raises whatever is wrong with them."""
+    seed_global(config.seed)
     world = make_world(config.world.name, config.world.options, seed=config.seed)
     reporter.phase("reading the tasks")
     tasks = training_tasks(world, config.data)
@@ -140,6 +142,7 @@ def open_asking(config: RunConfig, reporter: Reporter, *, trained: bool = False)
 
 def open_session(config: RunConfig, reporter: Reporter) -> Session:
     """Everything that can be refused is refused here, before anything is written or sampled."""
+    seed_global(config.seed)  # a method of the user's may draw as well
     method = get_method(config.method.name, config.method.options)
     rule = _teacher_rule(config, method)
     _check_sampling(config, method)

@@ -30,12 +30,15 @@ from typing import Any, Protocol, TypeAlias, TypeVar, get_args
 
 from selfdistill.errors import SelfDistillError, WorldError
 from selfdistill.files import is_whole
+from selfdistill.randomness import seed_global
 from selfdistill.types import Completion, Drop, Message, Outcome, Role, Task
 
 PARALLEL = 8  # calls of a world's function at a time
 TIME_LIMIT_S = 30.0  # of one such call
 MAX_TIME_LIMIT_S = 86_400.0
 HANGING = 2 * PARALLEL  # calls in a row that ran out of time, after which no more are made
+QUICK_S = 0.1  # calls within this time are made one at a time
+QUICK_TOTAL_S = 5.0  # and all of a batch together within this
 _TRACEBACK_CHARACTERS = 10_000
 
 Pair: TypeAlias = tuple[Task, Completion]
@@ -160,23 +163,28 @@ def why_unusable(world: World, task: Task) -> str:
         return traceback.format_exc()
 
 
-def judge_all(world: World, pairs: Sequence[Pair], *, time_limit_s: float | None = None) -> list[Judged]:
+def judge_all(world: World, pairs: Sequence[Pair], *, seed: int = 0, time_limit_s: float | None = None) -> list[Judged]:
     """One entry per pair, in order. Whatever a world's own code raises or returns becomes a `Fault`.
 
-    Calls run `PARALLEL` at a time and may take `time_limit_s` seconds each (None: what the world says, else
-    `TIME_LIMIT_S`). Once more than half have failed, or `HANGING` in a row did not come back, the rest is not tried.
-    Our own errors (no sandbox, a task without tests) are the user's to see and pass through.
+    Quick calls are made one at a time, the global random generators seeded by `seed` and the completion's uid before
+    each, so that what a world draws from them repeats. Once one takes longer than `QUICK_S`, or all of them than
+    `QUICK_TOTAL_S`, calls run `PARALLEL` at a time, and the order of their draws is open. Each may take `time_limit_s`
+    seconds (None: what the world says, else `TIME_LIMIT_S`). Once more than half have failed, or `HANGING` in a row did
+    not come back, the rest is not tried. Our own errors (no sandbox, a task without tests) are the user's to see and
+    pass through.
     """
     together = getattr(world, "judge_many", None)
     if together is not None:
+        seed_global(seed, *(completion.uid for _, completion in pairs[:1]))
         return _judge_together(together, pairs)
     limit = time_limit_of(world) if time_limit_s is None else time_limit_s
     judged: list[Judged] = []
+    turns = _Turns(seed)
     for start in range(0, len(pairs), PARALLEL):
         why = _hopeless(judged, len(pairs))
         if why is not None:
             return judged + [why] * (len(pairs) - start)
-        judged += _judge_some(world, pairs[start : start + PARALLEL], limit)
+        judged += _judge_some(world, pairs[start : start + PARALLEL], limit, turns)
     return judged
 
 
@@ -212,7 +220,26 @@ def _judge_together(judge_many: Callable[[Sequence[Pair]], list[Judged]], pairs:
     return [outcome if isinstance(outcome, Fault) else _checked(outcome) for outcome in outcomes]
 
 
-def _judge_some(world: World, pairs: Sequence[Pair], time_limit_s: float) -> list[Judged]:
+@dataclass
+class _Turns:
+    """Calls in turn, each behind a seed of its own, while they are quick; `left_s` seconds of that are left."""
+
+    seed: int
+    left_s: float = QUICK_TOTAL_S
+
+    def start(self, thread: threading.Thread, uid: str) -> None:
+        """Starts a call, and waits for it as long as it may be the only one."""
+        if self.left_s <= 0:
+            thread.start()
+            return
+        seed_global(self.seed, uid)
+        began = time.monotonic()
+        thread.start()
+        thread.join(min(QUICK_S, self.left_s))
+        self.left_s = 0.0 if thread.is_alive() else self.left_s - (time.monotonic() - began)
+
+
+def _judge_some(world: World, pairs: Sequence[Pair], time_limit_s: float, turns: _Turns) -> list[Judged]:
     """Each call in a thread that may outlive us: Python cannot stop a call that hangs."""
     results: dict[int, Judged | SelfDistillError] = {}
 
@@ -225,8 +252,8 @@ def _judge_some(world: World, pairs: Sequence[Pair], time_limit_s: float) -> lis
             results[index] = Fault(Drop.WORLD_RAISED, traceback.format_exc())
 
     threads = [threading.Thread(target=call, args=(index,), daemon=True) for index in range(len(pairs))]
-    for thread in threads:
-        thread.start()
+    for thread, (_, completion) in zip(threads, pairs, strict=True):
+        turns.start(thread, completion.uid)
     deadline = time.monotonic() + time_limit_s
     judged: list[Judged] = []
     for index, thread in enumerate(threads):
