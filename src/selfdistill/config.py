@@ -52,10 +52,11 @@ class Named:
 
 @dataclass(frozen=True, slots=True)
 class OptimiserOptions:
-    """AdamW. The rate rises linearly over `warmup_steps` generation batches and then stays."""
+    """AdamW. The rate rises linearly over the first `warmup_steps` steps (generation batches, not updates) and then
+    stays; all updates of a step have one rate."""
 
     lr: float = option(1e-5, "learning rate", above=0, most=1)
-    warmup_steps: int = option(10, "generation batches over which the rate rises", least=0)
+    warmup_steps: int = option(10, "steps (generation batches, not updates) over which the rate rises", least=0)
     weight_decay: float = option(0.01, "decoupled weight decay", least=0, most=1)
     beta1: float = option(0.9, "decay of the mean of the gradients", least=0, most=1)
     beta2: float = option(0.999, "decay of the mean of their squares", least=0, most=1)
@@ -72,7 +73,7 @@ class OptimiserOptions:
 class EvaluationOptions:
     """When and how accuracy is measured: on the run's tasks, on the holdout and on what was known before."""
 
-    every: int = option(5, "updates between evaluations; 0: only before and after the run", least=0)
+    every: int = option(5, "steps between evaluations; 0: only before and after the run", least=0)
     tasks: int = option(200, "tasks of each split, at most", least=1)
     rollouts: int = option(
         1, "answers to each training task; one where they are greedy, and to all other tasks", least=1, most=100_000
@@ -122,7 +123,11 @@ class ContextOptions:
 
 @dataclass(frozen=True, slots=True)
 class RunConfig:
-    """A run. Frozen; `resolved` gives it as JSON, and `build(RunConfig, …)` reads that back."""
+    """A run. Frozen; `resolved` gives it as JSON, and `build(RunConfig, …)` reads that back.
+
+    A step samples one generation batch and makes one or more updates (optimiser steps) from it; whatever is counted in
+    steps counts generation batches.
+    """
 
     model: str = option("sapling", 'directory or hub name of a causal LM; "sapling" is embedded, "smollm2" is fetched')
     method: Named = field(default=Named("sdpo"), metadata=about("how to learn; see `selfdistill methods`"))
@@ -134,10 +139,12 @@ class RunConfig:
     dtype: str = option("auto", "bfloat16, float32, or auto")
     chat_template: str = option("", "Jinja file, for a model that comes without a chat template")
     thinking: Thinking = option("off", "whether a model that can think aloud is asked to; template: as its own has it")
-    steps: int = option(40, "generation batches to train for", least=1)
-    tasks_per_step: int = option(32, "tasks drawn for each generation batch", least=1, most=100_000)
+    steps: int = option(40, "steps to train for, each a generation batch and the updates made from it", least=1)
+    tasks_per_step: int = option(32, "tasks drawn for the generation batch of each step", least=1, most=100_000)
     rollouts_per_task: int = option(8, "answers sampled for each task", least=1, most=100_000)
-    tasks_per_update: int = option(0, "tasks per optimiser step; 0: the whole generation batch (on-policy)", least=0)
+    tasks_per_update: int = option(
+        0, "tasks of one update (optimiser step); 0: one update a step, from all of its tasks (on-policy)", least=0
+    )
     micro_batch_tokens: int = option(16384, "tokens per forward pass; bounds memory, changes no result", least=1)
     checkpoint_every: int = option(10, "steps between checkpoints; 0: only at the end", least=0)
     lora: LoraOptions | None = field(

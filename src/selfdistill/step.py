@@ -1,8 +1,8 @@
-"""One optimiser update: move π(·|x) toward π(·|x, c) on the student's own answers.
+"""One update (optimiser step): move π(·|x) toward π(·|x, c) on the student's own answers.
 
     before, once per generation batch:    what teacher and reference make of the answers (`readings`)
     student, in micro-batches:            hidden states of x ⊕ y, with gradients
-    both:                                 the fused signal, weighted so that the whole step sums to 1
+    both:                                 the fused signal, weighted so that the whole update sums to 1
     then:                                 clip, optimiser step
 
 Nothing here knows which method runs: a sample carries what it wants of each term, the signal how the terms are formed.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -10,7 +11,20 @@ from typer.testing import CliRunner
 
 from selfdistill.cli import app
 from selfdistill.cli.method_table import COLUMNS, describe, method_row
-from selfdistill.methods import GRPO, METHODS, NCA, RLCSD, RLSD, SDPO, Safe, SDPORichFeedback, get_method
+from selfdistill.methods import (
+    GRPO,
+    METHODS,
+    NCA,
+    OURS,
+    PRESETS,
+    PUBLISHED,
+    RLCSD,
+    RLSD,
+    SDPO,
+    Safe,
+    SDPORichFeedback,
+    get_method,
+)
 from selfdistill.models.teacher import Ema, Frozen, Snapshot
 from selfdistill.signal import (
     Additive,
@@ -27,6 +41,7 @@ from selfdistill.signal import (
 
 runner = CliRunner()
 WIDTH = 100
+ROOT = Path(__file__).parent.parent.parent
 
 
 @pytest.mark.parametrize(
@@ -106,6 +121,19 @@ def test_the_table_fits_a_terminal_and_cuts_no_word() -> None:
     assert [name for name in names if name in METHODS] == list(METHODS)
     words = {word for name in METHODS for cell in method_row(name, get_method(name, {})) for word in cell.split()}
     assert words <= set(result.stdout.split())
+
+
+def test_the_number_of_methods_is_the_same_wherever_it_is_said() -> None:
+    assert (len(PUBLISHED), len(PRESETS), len(OURS)) == (20, 2, 1)
+    assert sorted((*PUBLISHED, *PRESETS, *OURS)) == sorted(METHODS)
+    assert all(METHODS[name].source == SDPO.source for name in PRESETS)
+    printed = " ".join(runner.invoke(app, ["methods"], env={"COLUMNS": str(WIDTH)}).stdout.split())
+    assert "20 published methods, 2 presets of sdpo, 1 of our own (safe)." in printed
+    told = " ".join((ROOT / "docs" / "method.md").read_text().split())
+    assert (
+        "lists 23: 20 published methods, 2 presets (the paper's settings of `sdpo`) and 1 of our own (`safe`)" in told
+    )
+    assert "Twenty published methods are such values" in " ".join((ROOT / "README.md").read_text().split())
 
 
 def test_one_method_is_told_with_its_settings_and_what_it_sets() -> None:

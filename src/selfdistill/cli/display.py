@@ -153,7 +153,7 @@ class RowReporter:
         self.display.changed()
 
     def step(self, record: StepRecord) -> None:
-        """One update was made."""
+        """One step was made: a generation batch, and its updates."""
         self.row.last = record
         self.row.dropped += sum(record.dropped.values())
         if not self.display.is_live:

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from selfdistill.cli.output import print_settings
+from selfdistill.methods import OURS, PRESETS, PUBLISHED
 from selfdistill.methods.base import Method
 from selfdistill.signal import Allocation, Constant, Product, Separate, Signal, Toward
 
@@ -35,7 +36,9 @@ def print_methods(methods: Mapping[str, Method]) -> None:
     for name, *cells, ids in rows:
         table.add_row(Text.assemble((name, "bold"), "\n", (ids, "dim")), *cells)
     console.print(table)
-    console.print("\n`selfdistill methods NAME` says more, and lists its settings.", style="dim", highlight=False)
+    counts = f"{len(PUBLISHED)} published methods, {len(PRESETS)} presets of sdpo, {len(OURS)} of our own ({OURS[0]})."
+    console.print(f"\n{counts}", style="dim", highlight=False)
+    console.print("`selfdistill methods NAME` says more, and lists its settings.", style="dim", highlight=False)
 
 
 def _widths(rows: Sequence[Sequence[str]], total: int) -> list[int]:

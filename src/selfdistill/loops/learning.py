@@ -1,4 +1,5 @@
-"""One generation batch: sample, judge, find what the teacher may know, update; and the last two alone."""
+"""One step: sample a generation batch, judge, find what the teacher may know, update once or several times; and the
+last two alone."""
 
 from __future__ import annotations
 
@@ -117,7 +118,7 @@ def _update(
     rehearsed: Sequence[TrainingSample],
     totals: Totals,
 ) -> Learned:
-    """All optimiser steps of a generation batch, whose groups have these sizes."""
+    """All updates (optimiser steps) of a generation batch, whose groups have these sizes."""
     config, method, policy = session.config, session.method, session.policy
     tokens = config.micro_batch_tokens
     signals = [_bounded(signal, totals.memory) for signal in method.signals(config.sampling.temperature or 1.0)]
@@ -153,7 +154,7 @@ def _update(
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """What one optimiser step learns from."""
+    """What one update learns from."""
 
     samples: list[TrainingSample]
     over: Denominators
@@ -182,7 +183,7 @@ def _shared_out(
 
 
 def _parts(prepared: Sequence[Prepared], sizes: Sequence[int], tasks_per_update: int) -> list[list[Prepared]]:
-    """The rollouts of each optimiser step: those of so many tasks, or all of them."""
+    """The rollouts of each update: those of so many tasks, or all of them."""
     rollouts, per_update = iter(prepared), tasks_per_update or max(1, len(sizes))
     groups = [list(islice(rollouts, size)) for size in sizes]
     return [list(chain(*groups[start : start + per_update])) for start in range(0, len(groups), per_update)]
@@ -237,7 +238,7 @@ def _rehearse(session: Session, step: int) -> list[TrainingSample]:
 
 
 def _set_rate(session: Session, step: int) -> float:
-    """The learning rate of a generation batch: rises linearly, then stays."""
+    """The learning rate of all updates of a step: rises linearly, then stays."""
     options = session.config.optimiser
     rate = options.lr * min(1.0, (step + 1) / max(1, options.warmup_steps))
     for group in session.optimizer.param_groups:

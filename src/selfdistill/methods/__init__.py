@@ -61,6 +61,10 @@ METHODS: Mapping[str, type[Method]] = {
     "srpo": SRPO,
 }
 
+PRESETS = ("sdpo_rich_feedback", "sdpo_outcome")  # published settings of `sdpo`
+OURS = ("safe",)  # put together of published parts
+PUBLISHED = tuple(name for name in METHODS if name not in (*PRESETS, *OURS))
+
 
 def find_method(name: str) -> type[Method]:
     """The class of a method by name, or `FILE.py:NAME` for one of the user's. Raises `ConfigError`."""
@@ -111,6 +115,9 @@ __all__ = [
     "OPCD",
     "OPD",
     "OPSD",
+    "OURS",
+    "PRESETS",
+    "PUBLISHED",
     "RLCSD",
     "RLRT",
     "RLSD",

@@ -20,8 +20,8 @@ class RLCSD(Told):
     """RL with contrastive self-distillation: A + r with r = λ tanh(e/τ), wherever |r| > δ, never past 0.
 
     e = log T⁺(y) − log mean T⁻(y): the teacher reads a correct sibling, and wrong ones in the same words as if they
-    were correct, never the answer itself. Changed and unchanged tokens are averaged apart, over a generation batch, not
-    an update. Needs a reward; an answer without both kinds of siblings keeps A alone.
+    were correct, never the answer itself. Changed and unchanged tokens are averaged apart, over a whole step, not an
+    update. Needs a reward; an answer without both kinds of siblings keeps A alone.
     """
 
     settings: ClassVar[Mapping[str, Any]] = {

@@ -22,8 +22,8 @@ class RLRT(Told):
     Where the student got it right by a way of its own, that way is reinforced: exploration that is known to have paid.
     Failures keep their plain advantage; without that the method is known to blow up. Needs a reward. The teacher reads
     a sibling's solution, and the only success of a group its own: unlike everywhere else an answer may be its own
-    demonstration, since nothing is pulled toward it. Its weights are copied from the student every tenth generation
-    batch, as in RLSD, of which this is the reverse.
+    demonstration, since nothing is pulled toward it. Its weights are copied from the student every tenth step,
+    as in RLSD, of which this is the reverse.
     """
 
     settings: ClassVar[Mapping[str, Any]] = {"optimiser": {"lr": 1e-6}}

@@ -19,9 +19,9 @@ class RLSD(Told):
     """RL with self-distillation: A · ((1 − λ) + λ · clip(e^{sign(A) e}, 1 ± 0.2)), e = log q(y) − log p(y).
 
     Tokens that the teacher finds likelier than the student gain more of a reward and less of a penalty; none changes
-    sign. λ falls from 0.5 to 0 over 50 generation batches: what stays is GRPO. Needs a reward; the teacher reads the
+    sign. λ falls from 0.5 to 0 over 50 steps: what stays is GRPO. Needs a reward; the teacher reads the
     demonstration of the task (in the paper its solution), else a sibling's solution, and is copied from the student
-    every tenth batch.
+    every tenth step.
     """
 
     settings: ClassVar[Mapping[str, Any]] = {"optimiser": {"lr": 1e-6}}
@@ -31,7 +31,7 @@ class RLSD(Told):
 
     clip: float = option(0.2, "how far from 1 the teacher may scale a token's advantage", above=0, most=1)
     strength: float = option(0.5, "λ at the start", least=0)
-    fades: int = option(50, "generation batches until λ is 0", least=1)
+    fades: int = option(50, "steps until λ is 0", least=1)
 
     def signal(self, temperature: float) -> Signal:
         """One policy gradient; nothing is distilled."""

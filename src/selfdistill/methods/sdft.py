@@ -19,8 +19,10 @@ class SDFT(Method):
     """Self-Distillation Fine-Tuning: the forward KL to a teacher that reads the demonstration, or the document.
 
     Each task needs a demonstration (or, with `context.kind=document`, a document); no reward. The paper writes the
-    reverse KL; its reported results are of the forward one, over the full vocabulary, which is what runs here. Skipped
-    tokens weigh nothing and still count in the mean over an answer.
+    reverse KL; its reported results are of the forward one, over the full vocabulary, which is what runs here. The
+    teacher's prompt has this package's frame, which ends "Correctly solve the original question."; the paper's ends
+    with a request for a response of one's own, thinking included. Skipped tokens weigh nothing and still count in the
+    mean over an answer.
     """
 
     settings: ClassVar[Mapping[str, Any]] = {"rollouts_per_task": 1, "optimiser": {"lr": 2e-5}}

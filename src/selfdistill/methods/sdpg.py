@@ -20,7 +20,7 @@ class SDPG(Told):
     """Self-Distilled Policy Gradient: the verdict, plus KL(student‖teacher) over the full vocabulary where A > 0.
 
     The teacher is the student's weights of now, reading the demonstration of the task (in the paper its answer), else a
-    sibling's solution. Its strength rises to `peak` over 50 generation batches and is gone after 350 more. Needs a
+    sibling's solution. Its strength rises to `peak` over 50 steps and is gone after 350 more. Needs a
     reward. Against the paper the divergence from the weights at the start, which every judged answer has, is exact
     instead of (log w)²/2 on the sampled token.
     """
@@ -36,8 +36,8 @@ class SDPG(Told):
 
     reference_kl: float = changed(GRPO, "reference_kl", 1e-3)
     peak: float = option(1e-3, "strength of the distillation at its height", least=0)
-    warmup: int = option(50, "generation batches over which it rises", least=0)
-    decay: int = option(350, "generation batches over which it falls back to 0", least=1)
+    warmup: int = option(50, "steps over which it rises", least=0)
+    decay: int = option(350, "steps over which it falls back to 0", least=1)
 
     def signal(self, temperature: float) -> Signal:
         """Two terms, the distillation on a schedule."""

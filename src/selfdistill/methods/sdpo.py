@@ -33,7 +33,8 @@ class SDPO(Method):
     The reward decides only who counts as solved; there is no reward term. Hübotter et al. 2026 move the teacher by an
     EMA and measure the divergence on the student's top tokens; both are settings, and their values are the presets
     `sdpo_rich_feedback` and `sdpo_outcome`. The teacher is frozen by default because long runs with a moving one
-    have been seen to collapse.
+    have been seen to collapse. With `level=token` credit is on the sampled token (the one-sample form of the gradient);
+    the paper's ablation of that name compares the likeliest token at each position.
     """
 
     source: ClassVar[str] = "arXiv 2601.20802"
@@ -50,7 +51,7 @@ class SDPO(Method):
     context: ContextRule = field(default_factory=SolutionOrFeedback)
     ratio_cap: float = option(2.0, "upper bound of the importance weights", above=0, most=inf)
     level: Literal["logit", "token", "sequence"] = option(
-        "logit", "credit for every token of the vocabulary, for the sampled tokens, or one for the whole answer"
+        "logit", "credit for every token of the vocabulary, for the sampled token alone, or one for the whole answer"
     )
 
     def signal(self, temperature: float) -> Signal:

@@ -41,7 +41,8 @@ class Frozen:
 
 @dataclass(frozen=True, slots=True)
 class Ema:
-    """After every generation batch φ ← (1 − rate)·φ + rate·θ, φ the teacher and θ the student.
+    """After every step φ ← (1 − rate)·φ + rate·θ, φ the teacher and θ the student: once for a generation batch, after
+    the last of its updates, and not after a step that made none.
 
     `rate` is the share of the *student* that the teacher takes in: 0.05 follows slowly, 0 never, 1 copies. (Elsewhere
     the same teacher may be written as a decay of 0.95.) Raises `ConfigError`.
@@ -49,7 +50,7 @@ class Ema:
 
     kind: ClassVar[str] = "ema"
     rate: float = option(
-        0.05, "share of the student that the teacher takes in after each generation batch", least=0, most=1
+        0.05, "share of the student that the teacher takes in once a step, after its last update", least=0, most=1
     )
 
     def __post_init__(self) -> None:
@@ -58,14 +59,15 @@ class Ema:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The teacher becomes a copy of the student after every `every`-th generation batch. Raises `ConfigError`."""
+    """The teacher becomes a copy of the student after every `every`-th step; steps that made no update do not count.
+    Raises `ConfigError`."""
 
     kind: ClassVar[str] = "snapshot"
-    every: int = option(10, "generation batches between copies of the student", least=1)
+    every: int = option(10, "steps (generation batches, not updates) between copies of the student", least=1)
 
     def __post_init__(self) -> None:
         if isinstance(self.every, bool) or self.every < 1:
-            why = "it counts generation batches"
+            why = "it counts steps"
             raise ConfigError(
                 "a snapshot teacher needs a whole number of at least 1", got=self.every, why=why, do="try 10"
             )
@@ -75,7 +77,9 @@ class Snapshot:
 class TrustRegion:
     """q ∝ q_ref^(1 − rate) · q_θ^rate: the student at the start and the student now, both reading the context.
 
-    `rate` is the share of the *student*: 0 is `Frozen`, 1 is `Live`. Costs two forward passes. Raises `ConfigError`.
+    `rate` is the share of the *student*: 0 is `Frozen`, 1 is `Live`. Costs two forward passes. Where the paper mixes in
+    the student as it is at every update, both are read once in a step: "now" is the start of the step, also for its
+    later updates. Raises `ConfigError`.
     Source: Hübotter et al. 2026 (arXiv 2601.20802), app. A.2.
     """
 
@@ -88,7 +92,7 @@ class TrustRegion:
 
 @dataclass(frozen=True, slots=True)
 class Live:
-    """The teacher is the student itself, as it is now, reading the context."""
+    """The teacher is the student itself, as it is at the start of a step, reading the context."""
 
     kind: ClassVar[str] = "live"
 
@@ -112,14 +116,14 @@ def _check_share(rate: float, what: str) -> None:
 
 
 class Teacher:
-    """A rule at work on one policy: the shadow it keeps, and how many generation batches it has seen.
+    """A rule at work on one policy: the shadow it keeps, and how many steps with an update it has seen.
 
         teacher = Teacher(Ema(0.05), policy)
         for view in teacher.views():
             with teacher.applied(policy, view) as reader:
                 hidden_ND = reader.answer_hidden(pairs)
             head = teacher.head(policy, view)
-        ...                                             # all optimiser steps of the generation batch
+        ...                                             # all updates of the step
         teacher.update(policy)
 
     The shadow starts as the student's own parameters. `other` is the model of an `Other` rule.
@@ -196,7 +200,7 @@ class Teacher:
 
     @torch.no_grad()
     def update(self, policy: Policy) -> None:
-        """Follows the student. Call once per generation batch, after its last optimiser step."""
+        """Follows the student. Call once in a step, after its last update."""
         self.batches += 1
         rate = self._rate()
         if rate == 0:

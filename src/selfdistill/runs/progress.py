@@ -14,7 +14,7 @@ Event: TypeAlias = tuple[str, tuple[Any, ...]]
 
 @dataclass(frozen=True, slots=True)
 class RunInfo:
-    """What is about to run. `first_step` is the number of updates already made (more than 0 after a resume).
+    """What is about to run. `first_step` is the number of steps already made (more than 0 after a resume).
 
     `generations` are the answers to be sampled and `given` those that are there already, 0 where there are none or
     nobody can know; `more` says that others will follow from what becomes of these.

@@ -4,9 +4,9 @@
           metrics.jsonl   what was measured              rollouts.jsonl   what was sampled, judged and learned from
           checkpoints/    step-000040/ …                 summary.json     written when the run is done
 
-Step n is the n-th update: its rollouts were sampled before it, an evaluation of step n follows it. After a kill, a run
-goes on from a checkpoint; lines about later steps stay, and a `resumed` line takes them back for every reader. A step
-is made when its line is in metrics.jsonl, which is written after its rollouts.
+Step n is the n-th generation batch and all updates made from it, an evaluation of step n follows them. After a kill, a
+run goes on from a checkpoint; lines about later steps stay, and a `resumed` line takes them back for every reader. A
+step is made when its line is in metrics.jsonl, which is written after its rollouts.
 """
 
 from __future__ import annotations
