@@ -40,7 +40,8 @@ class Child:
         self._buffer = bytearray()
         self._searched = 0  # bytes of the buffer in which its line's end is not
         self._reported = 0  # bytes of its results, which do not count as written
-        self._look_at = self._count_at = time.monotonic() + _LOOK_EVERY_S
+        self._look_at = time.monotonic() + _LOOK_EVERY_S
+        self._count_at = self._look_at + _COUNT_FILES_EVERY_S
 
     def next_result(self) -> Message:
         """The result for the next input, or what ended the process. Raises OSError, EOFError without a trainer."""
@@ -158,7 +159,10 @@ def _bytes_written(pid: int) -> int:
 
 
 def _threads(pid: int) -> int:
-    return _number_after(_read(f"/proc/{pid}/status"), b"\nThreads:\t")
+    try:
+        return os.stat(f"/proc/{pid}/task").st_nlink - 2  # a folder a thread
+    except OSError:  # the process is gone
+        return 0
 
 
 def _read(path: str) -> bytes:
