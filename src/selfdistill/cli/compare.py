@@ -88,14 +88,8 @@ def compare(
     and the curves of discovery are drawn with their means, ratios and levels.
     """
     flags = {"model": model, "world": world, "data": data}
-    kept: dict[str, object] = {
-        "--task": task,
-        "--out": out,
-        "--seed": seed,
-        "--budget": budget,
-        "--markdown": markdown or None,
-    }
-    kept |= {f"--{key}": value for key, value in flags.items()}
+    kept: dict[str, object] = {f"--{key}": value for key, value in flags.items()}
+    kept |= {"--task": task, "--out": out, "--seed": seed, "--budget": budget, "--markdown": markdown or None}
     if resume is not None:
         _refuse({**kept, "KEY=VALUE": given}, "a resumed contest keeps its settings")
         _hold(_resumed(resume, way or (), seeds), resume, plot, jobs)
@@ -108,14 +102,18 @@ def compare(
         _refuse(
             {**kept, "--seeds": seeds, "--jobs": jobs, "--markdown": None}, "finished runs are compared as they are"
         )
-        if plot:
-            prepare(plot)
-        runs = [read_run(Path(path)) for path in given]
-        print_comparison(runs, markdown=markdown)
-        if plot:
-            typer.echo(f"plot: {overview(runs, plot)}")
+        _compare_finished_runs([Path(path) for path in given], plot, markdown=markdown)
     else:
         raise ConfigError("nothing to compare", do="name run directories, or ways to be run with --way")
+
+
+def _compare_finished_runs(paths: Sequence[Path], plot: Path | None, *, markdown: bool) -> None:
+    if plot:
+        prepare(plot)
+    runs = [read_run(path) for path in paths]
+    print_comparison(runs, markdown=markdown)
+    if plot:
+        typer.echo(f"plot: {overview(runs, plot)}")
 
 
 def _refuse(options: Mapping[str, object], why: str) -> None:

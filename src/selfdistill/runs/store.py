@@ -184,7 +184,7 @@ def saved_config(path: Path) -> dict[str, Any]:
         ) from error
     except ValueError as error:  # pydantic's, or that of bytes that are no text
         first = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
-        why = ": ".join([".".join(map(str, first["loc"])), first["msg"]]).removeprefix(": ")
+        why = ": ".join([".".join(map(str, first["loc"])), str(first["msg"])]).removeprefix(": ")
         do = "restore it, or start a new run"
         raise RunError(f"{CONFIG} is not what a run writes", got=file, why=why, do=do) from error
     config: dict[str, Any] = json.loads(text)
