@@ -5,6 +5,7 @@ import pytest
 
 from selfdistill.config import RunConfig, from_settings, load_config, parse_override, resolved
 from selfdistill.errors import ConfigError
+from selfdistill.loops.solve_config import solve_config
 from selfdistill.models.hf import LoraOptions
 from selfdistill.models.teacher import Ema, Frozen, Other
 from selfdistill.options import settings_of
@@ -65,6 +66,20 @@ def test_what_a_model_needs_gives_way_to_what_the_user_says():
 def test_a_data_file_is_one_of_programming_tasks_unless_a_world_is_named():
     assert load_config(None, ["data=tasks.jsonl"]).world.name == "code"
     assert load_config(None, ["data=tasks.jsonl", "world=other"]).world.name == "other"
+
+
+@pytest.mark.parametrize("setting", ["world.cases=3", "world.allow_weaker=true", "world.time_limit_s=2"])
+def test_settings_of_the_world_name_none(setting: str, tmp_path: Path):
+    key, _, value = setting.partition("=")
+    options = {key.removeprefix("world."): json.loads(value)}
+    for config in (
+        load_config(None, [setting, "data=tasks.jsonl"]),
+        load_config(toml(tmp_path, f'data = "tasks.jsonl"\n{setting}\n')),
+        load_config(None, [setting], {"data": "tasks.jsonl"}),
+        solve_config(overrides=[setting], tasks=["tasks.jsonl"]).run,
+    ):
+        assert (config.world.name, config.world.options) == ("code", options)
+    assert load_config(None, ["world.cases=3"]).world.name == "verbs"
 
 
 @pytest.mark.parametrize(

@@ -192,11 +192,12 @@ def from_settings(settings: Mapping[str, Any], sources: Mapping[str, str] | None
     method = find_method(_named("method", settings.get("method", {}))["name"])
     needs = _merged(method.settings, FOR_MODEL.get(str(settings.get("model", _default("model"))), {}))
     tree = _merged(needs, settings)
+    if tree.get("data") and not _is_named(tree.get("world", {})):
+        # Rows of programming tasks are what a data file holds unless a world is named; its settings name none.
+        tree["world"] = {**tree.get("world", {}), "name": "code"}
     for name in NAMED:
         if name in tree:
             tree[name] = _named(name, tree[name])
-    if tree.get("data") and "world" not in tree:
-        tree["world"] = {"name": "code"}  # rows of programming tasks are what a data file holds unless a world is named
     rule = tree.get("teacher")
     if isinstance(rule, dict) and "kind" not in rule and method.teacher is not None:
         tree["teacher"] = {**plain(method.teacher, TeacherRule), **rule}  # the method's own kind of teacher is meant
@@ -296,6 +297,10 @@ def _named(key: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, Mapping):
         raise ConfigError(f"{key} should be a name or a table", got=value, do=f'write {key} = "…", or a table [{key}]')
     return {"name": value.get("name", _default(key).name), "options": {k: v for k, v in value.items() if k != "name"}}
+
+
+def _is_named(value: Any) -> bool:
+    return not isinstance(value, Mapping) or "name" in value
 
 
 def _default(key: str) -> Any:
