@@ -5,7 +5,9 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
+from concurrent.futures import CancelledError
 from pathlib import Path
 
 import pytest
@@ -172,3 +174,25 @@ def test_every_weaker_level_says_what_is_open():
     both = isolation_warning(IsolationLevel.LIMITS_ONLY)
     assert "file" in both
     assert "sockets" in both
+
+
+def test_closing_while_workers_start_and_run_raises_nothing():
+    endless = Program("def f():\n    while True: pass", Mode.CALL, ((),), "f")
+    for wait_s in (0.0, 0.02, 0.1, 0.3):  # the threads then end the same workers at the same time
+        box, errors = Sandbox(2), []
+
+        def run(box: Sandbox = box, errors: list[BaseException] = errors) -> None:
+            try:
+                box.run_many([(endless, Limits(time_s=20))] * 4)
+            except (SandboxError, CancelledError) as error:
+                errors.append(error)
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        while not box.worker_pids():
+            time.sleep(0.001)
+        time.sleep(wait_s)
+        box.close()
+        thread.join(10)
+        assert not thread.is_alive()
+        assert errors

@@ -92,9 +92,6 @@ class Worker:
     def stop(self) -> None:
         """End the process for good; a thread waiting for its reply is woken."""
         self._stopped = True
-        if self.process is not None:
-            self.process.kill()
-            self.process.wait()
         self._end()
 
     def _may_be_its_doing(self, error: Exception) -> bool:
@@ -185,18 +182,19 @@ class Worker:
         return b"".join(parts)
 
     def _end(self) -> None:
+        """End the process and remove its folder; two threads may be here at once, and each has its own share."""
         process, self.process = self.process, None
+        folder, self._folder = self._folder, None
         if process is not None:
             process.kill()
             process.wait()
             for stream in (process.stdin, process.stdout):
                 if stream is not None:
                     stream.close()
-        if self._folder is not None:
-            self._folder.cleanup()
+        if folder is not None:
+            folder.cleanup()
             with suppress(OSError):  # removed already, but for a process that cannot open it to look inside
-                os.rmdir(self._folder.name)
-            self._folder = None
+                os.rmdir(folder.name)
 
 
 def _start_process(boot: str, errors: Path) -> subprocess.Popen[bytes]:
