@@ -71,6 +71,15 @@ def test_every_rollout_is_trained_on_or_dropped_also_off_policy(
     assert step.generations == sum(bool(rollout.logprobs) for rollout in rollouts)
 
 
+@pytest.mark.parametrize("method", ["sdpo", "grpo", "rlsd", "antisd"])
+def test_every_number_of_a_step_is_documented(config_of, tmp_path, method: str) -> None:
+    """`antisd` has a gate, and `rlsd` weighs tokens one by one."""
+    contract = (Path(__file__).parents[2] / "docs" / "run-directory.md").read_text()
+    (step,) = ran(config_of, method, tmp_path / "run", steps=1).steps
+    assert step.extra
+    assert not [name for name in step.extra if f"`{name}`" not in contract]
+
+
 @pytest.mark.parametrize(
     ("method", "steps", "wanted"),
     [
