@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from selfdistill.config import RunConfig, from_settings, load_config, parse_override, resolved
+from selfdistill.config import Named, RunConfig, from_settings, load_config, parse_override, resolved
 from selfdistill.errors import ConfigError
 from selfdistill.loops.solve_config import solve_config
 from selfdistill.models.hf import LoraOptions
@@ -47,6 +47,30 @@ def test_another_kind_starts_from_its_own_defaults(tmp_path: Path):
     config = load_config(file, ["method=sdpo", "teacher=frozen"])
     assert config.method.options == {}
     assert config.teacher == Frozen()
+
+
+def test_the_order_of_overrides_loses_none():
+    """`method=grpo` after a setting of the method names its method, and takes nothing back."""
+    for overrides in (["method=grpo", "method.clip_low=0.3"], ["method.clip_low=0.3", "method=grpo"]):
+        assert load_config(None, overrides).method == Named("grpo", {"clip_low": 0.3})
+    assert load_config(None, ["teacher.rate=0.5", "teacher=ema"]).teacher == Ema(0.5)
+    assert load_config(None, ["seed=1", "seed=2"]).seed == 2
+    with pytest.raises(ConfigError, match=r"unknown setting[\s\S]*method\.clip_low"):
+        load_config(None, ["method.clip_low=0.3", "method=sdpo"])
+
+
+@pytest.mark.parametrize("name", ["['a']", "3", "{a = 1}", "true"])
+def test_a_name_that_is_no_text_is_refused(name: str, tmp_path: Path):
+    for key in ("method", "world"):
+        with pytest.raises(ConfigError, match=rf"{key}\.name should be text"):
+            load_config(toml(tmp_path, f"[{key}]\nname = {name}\n"))
+
+
+def test_tables_deeper_than_any_setting_are_refused(tmp_path: Path):
+    deep = ".".join(["a"] * 2000)
+    for config in (lambda: load_config(None, [f"{deep}=1"]), lambda: load_config(toml(tmp_path, f"{deep} = 1\n"))):
+        with pytest.raises(ConfigError, match="tables more than 10 deep"):
+            config()
 
 
 def test_a_teachers_setting_without_its_kind_is_one_of_the_methods_own_teacher():

@@ -32,6 +32,7 @@ T = TypeVar("T")
 
 NAMED = ("method", "world")
 COMMAND_LINE = "command line"
+DEEPEST = 10  # tables within one another
 
 # What the embedded models need and a model a thousand times their size does not: its own learning rate and lengths.
 SAPLING: Mapping[str, Any] = {
@@ -180,10 +181,11 @@ def load_config(
     nearest known one), a value of the wrong type or outside its range.
     """
     tree, sources = _read_toml(file) if file else ({}, {})
-    for text in overrides:
-        key, value = parse_override(text) if isinstance(text, str) else text
+    pairs = [parse_override(text) if isinstance(text, str) else text for text in overrides]
+    for key, value in sorted(pairs, key=lambda pair: pair[0].count(".")):  # a table before what is in it
         _put(tree, key, value)
         sources[key] = COMMAND_LINE
+    _refuse_depth(tree)
     return from_settings(_merged(base or {}, tree), sources)
 
 
@@ -265,6 +267,15 @@ def _lines(text: str) -> dict[str, int]:
     return lines
 
 
+def _refuse_depth(tree: Mapping[str, Any]) -> None:
+    """Raises `ConfigError` for tables within tables that no setting is in, before anybody follows them down."""
+    tables: list[Any] = [tree]
+    for _ in range(DEEPEST):
+        tables = [value for table in tables for value in table.values() if isinstance(value, Mapping)]
+    if tables:
+        raise ConfigError("unknown setting", got=f"tables more than {DEEPEST} deep", do="no setting lies that deep")
+
+
 def _put(tree: dict[str, Any], key: str, value: Any) -> None:
     *parents, last = key.split(".")
     for depth, name in enumerate(parents):
@@ -296,7 +307,10 @@ def _named(key: str, value: Any) -> dict[str, Any]:
         return {"name": value}
     if not isinstance(value, Mapping):
         raise ConfigError(f"{key} should be a name or a table", got=value, do=f'write {key} = "…", or a table [{key}]')
-    return {"name": value.get("name", _default(key).name), "options": {k: v for k, v in value.items() if k != "name"}}
+    name = value.get("name", _default(key).name)
+    if not isinstance(name, str):
+        raise ConfigError(f"{key}.name should be text", got=f"{key}.name = {name!r}", do=f"see `selfdistill {key}s`")
+    return {"name": name, "options": {k: v for k, v in value.items() if k != "name"}}
 
 
 def _is_named(value: Any) -> bool:

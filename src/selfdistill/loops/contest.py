@@ -31,6 +31,7 @@ from selfdistill.runs.store import SEARCH, probe, write_atomic
 from selfdistill.worlds.registry import make_world
 
 CONTEST, SKIPPED = "contest.json", "skipped.json"
+MOST_SEEDS = 1000
 TASKS_A_JOB = 20  # loading a model takes about as long as a few attempts at one task
 
 Settings = tuple[tuple[str, Any], ...]
@@ -62,8 +63,9 @@ class Contest:
         twice = sorted({label for label in labels if labels.count(label) > 1})
         if twice:
             raise ConfigError("two ways have one label", got=", ".join(twice), do='write "LABEL: STRATEGY KEY=VALUE"')
-        if self.seeds < 1:
-            raise ConfigError("a contest needs at least one seed", got=self.seeds)
+        if not 1 <= self.seeds <= MOST_SEEDS:
+            what = f"a contest needs at least one seed, and {MOST_SEEDS} at most"
+            raise ConfigError(what, got=self.seeds, do="give for example --seeds 3")
 
     def config(self, way: Way, seed: int = 0, tasks: Sequence[str] = ()) -> SolveConfig:
         """One search. Independent attempts go on to the end of the budget, which their estimate needs."""
@@ -79,8 +81,12 @@ def parse_way(text: str) -> Way:
         words = shlex.split(rest if colon else text)
     except ValueError as error:
         raise ConfigError("this way cannot be read", got=text, why=str(error)) from error
-    if not words:
-        raise ConfigError("a way names a strategy", got=repr(text), do='write for example "hybrid strategy.batch=4"')
+    if not words or (colon and not label.strip()):
+        raise ConfigError(
+            "a way names a strategy",
+            got=repr(text),
+            do='write for example "hybrid strategy.batch=4", or "LABEL: hybrid"',
+        )
     return Way(label.strip(), words[0], pairs_of(words[1:]))
 
 
