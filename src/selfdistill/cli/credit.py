@@ -16,6 +16,7 @@ from selfdistill.cli.display import RunDisplay
 from selfdistill.context import FIELDS
 from selfdistill.errors import ConfigError, DataError
 from selfdistill.files import is_whole, read_text
+from selfdistill.options import BEYOND
 from selfdistill.runs.credit import AnswerCredit
 from selfdistill.types import Context
 from selfdistill.view.credit import FULL, PART, has_own, has_recorded, numbers, shown, strength, write_credit_page
@@ -68,6 +69,8 @@ def credit(
     sections = dict(zip(FIELDS, (instruction, document, demonstration, solution, feedback, reply), strict=True))
     told = {name: _text(value) for name, value in sections.items() if value is not None}
     context = Context("+".join(told), **told) if told else None
+    if advantage is not None and not abs(advantage) < BEYOND:
+        raise ConfigError("--advantage should be a number", got=advantage, do="give for example --advantage -1")
     from selfdistill.loops.asked import EXAMPLE, Texts, credit_of_rollout, credit_of_texts
 
     with RunDisplay(Console(stderr=True)) as display:

@@ -109,7 +109,9 @@ def _new(
     from selfdistill.loops.solve_config import solve_config
     from selfdistill.loops.strategies import SelfDistill
 
-    found = solve_config(strategy or SelfDistill.name, settings, file=file, tasks=tasks, limits=limits)
+    found = solve_config(
+        SelfDistill.name if strategy is None else strategy, settings, file=file, tasks=tasks, limits=limits
+    )
     _refuse_unread(found, [parse_override(item)[0] if isinstance(item, str) else item[0] for item in settings])
     return found
 

@@ -41,6 +41,13 @@ def demo_configs(out: Path, *, seed: int, generations: int, allow_weaker: bool =
         base: dict[str, Any] = {**DEMO, "method": name, "optimiser": {"lr": rate}, "steps": 1}
         base |= {"seed": seed, "out": str(folder / name), "world": {"name": "verbs", "allow_weaker": allow_weaker}}
         per_step = from_settings(base).generations
+        if generations < per_step:
+            raise ConfigError(
+                f"the budget must be at least the {per_step} generations of one step",
+                got=f"--generations {generations}",
+                why=f"{name} would never learn",
+                do="give for example --generations 2560",
+            )
         configs.append(from_settings(base | {"steps": generations // per_step}))
     return configs
 

@@ -15,6 +15,7 @@ import re
 import shlex
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from selfdistill.loops.solve_config import SolveConfig, is_file, solve_config, s
 from selfdistill.loops.tasks import NoneFits, training_tasks
 from selfdistill.runs.progress import Interrupted, Reporter
 from selfdistill.runs.solving import SolveResult, read_result
-from selfdistill.runs.store import SEARCH, probe, write_atomic
+from selfdistill.runs.store import CONFIG, SEARCH, probe, write_atomic
 from selfdistill.worlds.registry import make_world
 
 CONTEST, SKIPPED = "contest.json", "skipped.json"
@@ -148,13 +149,19 @@ def hold(
     """
     whole = _joined(contest, out)
     at_once = places([whole.config(way).run.device for way in whole.ways], at_once)
-    jobs = list(searches(whole, out))
+    jobs, fresh = list(searches(whole, out)), not (out / CONTEST).exists()
     probe(out, 0)
     write_atomic(out / CONTEST, json.dumps(asdict(whole), indent=1) + "\n")
     try:
         side_by_side([job for _, job in jobs if not _finished(job)], reporter_for, at_once=at_once)
     except KeyboardInterrupt as stop:
         raise Interrupted(out, None, "compare") from stop
+    except RunError:
+        if fresh and not any(out.glob(f"searches/*/{CONFIG}")):  # refused before any began: a corrected one may follow
+            (out / CONTEST).unlink()
+            with suppress(OSError):
+                out.rmdir()
+        raise
     for _, job in jobs:
         if not _finished(job):
             raise RunError("a search did not finish", got=job.path, do=f"selfdistill compare --resume {out}")
