@@ -76,6 +76,10 @@ def test_a_folder_holds_one_contest(contest_of, tmp_path: Path, heard) -> None:
         hold(contest_of("best-of-k: multi-turn"), tmp_path, lambda label: heard)
     with pytest.raises(RunError, match="no contest here"):
         read_contest(tmp_path / "elsewhere")
+    for text in ('"x"', "[1]", "{}", "{", '{"ways": [1], "tasks": [], "settings": []}'):
+        (tmp_path / "contest.json").write_text(text)
+        with pytest.raises(RunError, match="no contest here"):
+            read_contest(tmp_path)
 
 
 def test_tasks_are_shared_out_in_handfuls_and_folders_do_not_collide(contest_of, tmp_path: Path) -> None:

@@ -75,6 +75,14 @@ def written(name: str, text: str) -> Callable[[Path], None]:
     return lambda path: (path / name).write_text(text) and None
 
 
+def folder(name: str) -> Callable[[Path], None]:
+    def edit(path: Path) -> None:
+        (path / name).unlink()
+        (path / name).mkdir()
+
+    return edit
+
+
 def settings_with(**changes: Any) -> Callable[[Path], None]:
     def edit(path: Path) -> None:
         config = json.loads((path / "config.json").read_text())
@@ -109,6 +117,7 @@ RECORDS: dict[str, tuple[str, Callable[[Path], None]]] = {
     "metrics without a step": ("metrics.jsonl", without_line("metrics.jsonl", '"step":2,', '"event":"step"')),
     "metrics without the start": ("metrics.jsonl", without_line("metrics.jsonl", '"step":0,', '"split":"train"')),
     "metrics of other types": ("metrics.jsonl", written("metrics.jsonl", '{"event": "step", "step": "one"}\n[]\n{}\n')),
+    "metrics a folder": ("metrics.jsonl", folder("metrics.jsonl")),
     "rollouts gone": ("rollouts.jsonl", lambda path: (path / "rollouts.jsonl").unlink()),
     "rollouts cut": ("rollouts.jsonl", cut("rollouts.jsonl", 0.6)),
     "rollouts with a hole": ("rollouts.jsonl", hole("rollouts.jsonl")),
@@ -154,7 +163,7 @@ def test_records_with_a_gap_are_refused_by_name_and_nothing_is_written(run: Path
     }
 
 
-@pytest.mark.parametrize("kind", ["metrics gone", "metrics with a hole", "rollouts gone", "rollouts with a hole"])
+@pytest.mark.parametrize("kind", [kind for kind in RECORDS if kind.endswith(("gone", "folder", "hole"))])
 def test_what_cannot_be_read_is_no_traceback(run: Path, kind: str) -> None:
     name, edit = RECORDS[kind]
     edit(run)

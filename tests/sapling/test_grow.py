@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from selfdistill.errors import RunError
 from selfdistill.sapling.grow import encode, grow, round_batches
 from selfdistill.sapling.recipe import RECIPES, SAPLING
 from selfdistill.sapling.tokenizer import build_tokenizer
@@ -59,6 +60,17 @@ def test_a_stopped_growth_goes_on_to_the_same_model(tmp_path, tokenizer):
     models = [AutoModelForCausalLM.from_pretrained(tmp_path / name / "model") for name in ("whole", "parts")]
     for one, other in zip(*(model.parameters() for model in models), strict=True):
         assert torch.equal(one, other)
+
+
+def test_a_state_that_is_damaged_or_of_another_size_is_refused(tmp_path):
+    growing = grow(TINY, tmp_path, device="cpu", compile_model=False)
+    next(growing)
+    growing.close()
+    with pytest.raises(RunError, match=r"cannot go on[\s\S]*state\.pt"):
+        next(grow(replace(TINY, hidden=16), tmp_path, device="cpu", compile_model=False))
+    (tmp_path / "state.pt").write_bytes(b"PK")
+    with pytest.raises(RunError, match=r"cannot go on[\s\S]*state\.pt"):
+        next(grow(TINY, tmp_path, device="cpu", compile_model=False))
 
 
 def test_growing_learns_and_loads_with_plain_transformers(tmp_path, tokenizer):

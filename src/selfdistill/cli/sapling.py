@@ -53,12 +53,18 @@ def card(
     out: Annotated[Path, typer.Option(help="File for the card.")] = Path("CARD.md"),
 ) -> None:
     """Measure what a sapling can do, on words and programs it never met, and write its card."""
+    from selfdistill.errors import ModelError
     from selfdistill.loops.card import card_text, measure_card
     from selfdistill.models.hf import load_policy
 
     policy = load_policy(model, device="cpu", trained=False)
+    file = Path(policy.base.name_or_path or model) / "growth.json"
+    try:
+        growth = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        do = "name an embedded model, or one that `selfdistill sapling grow` made"
+        raise ModelError("this model has no record of how it was grown", got=f"{file} ({error})", do=do) from error
     with RunDisplay() as display:
         lines = measure_card(policy, display.reporter("card"), n=n)
-    growth = json.loads((Path(policy.base.name_or_path or model) / "growth.json").read_text(encoding="utf-8"))
     out.write_text(card_text(model, lines, growth), encoding="utf-8")
     typer.echo(out.read_text(encoding="utf-8"))

@@ -182,7 +182,7 @@ def read_contest(out: Path) -> Contest:
         saved = json.loads((out / CONTEST).read_text(encoding="utf-8"))
         ways = tuple(Way(w["label"], w["strategy"], _pairs(w["settings"])) for w in saved.pop("ways"))
         return Contest(ways, tuple(saved.pop("tasks")), settings=_pairs(saved.pop("settings")), **saved)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunError("there is no contest here", got=f"{out / CONTEST} ({error})", do="name its folder") from error
 
 
@@ -239,7 +239,12 @@ def _done(path: Path) -> list[SolveResult]:
 def _finished(job: Job) -> bool:
     skipped = job.path / SKIPPED
     known = {result.task for result in _done(job.path)}
-    known |= set(json.loads(skipped.read_text(encoding="utf-8"))) if skipped.exists() else set()
+    if skipped.exists():
+        try:
+            known |= set(json.loads(skipped.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            do = f"remove it, then selfdistill solve --resume {job.path}"
+            raise RunError("the list of skipped tasks cannot be read", got=f"{skipped} ({error})", do=do) from error
     return known >= set(job.settings[SEARCH]["tasks"])
 
 

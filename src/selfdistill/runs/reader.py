@@ -143,7 +143,11 @@ def _records(path: Path) -> Iterator[tuple[int, Record]]:
     torn: tuple[int, ValueError] | None = None
     if not path.exists():
         return
-    with path.open(encoding="utf-8", errors="replace") as file:
+    try:
+        file = path.open(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise RunError(f"{path.name} cannot be read", got=error, do="restore the file, or its permissions") from error
+    with file:
         for number, line in enumerate(file, start=1):
             try:
                 record = record_from_json(line)

@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
+from selfdistill.errors import RunError
+from selfdistill.models.checkpoint import UNREADABLE
 from selfdistill.runs.environment import git_commit
 from selfdistill.sapling.episodes import Episode, draw_episode
 from selfdistill.sapling.recipe import Recipe
@@ -144,10 +146,14 @@ def grow(recipe: Recipe, directory: Path, *, device: str, compile_model: bool) -
     state_file = directory / "state.pt"
     first, step, tokens, seconds = 0, 0, 0, 0.0
     if state_file.exists():
-        state = torch.load(state_file, map_location=device, weights_only=True)
-        model.load_state_dict(state["model"])
-        optimisers.load_state_dict(state["optimisers"])
-        first, step, tokens, seconds = state["round"], state["step"], state["tokens"], state["seconds"]
+        try:
+            state = torch.load(state_file, map_location=device, weights_only=True)
+            model.load_state_dict(state["model"])
+            optimisers.load_state_dict(state["optimisers"])
+            first, step, tokens, seconds = state["round"], state["step"], state["tokens"], state["seconds"]
+        except UNREADABLE as error:
+            do = "grow the size that was begun here, or remove the file to begin again"
+            raise RunError("this growing cannot go on", got=f"{state_file} ({error})", do=do) from error
     run: Any = torch.compile(model, dynamic=False) if compile_model else model
     torch._dynamo.config.cache_size_limit = 64
     directory.mkdir(parents=True, exist_ok=True)
