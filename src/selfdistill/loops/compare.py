@@ -182,16 +182,29 @@ def _deaf() -> Iterator[None]:
 def _run(index: int, job: Job, events: Queue[tuple[int, Event]]) -> None:
     """One job in a process of its own."""
     torch.set_num_threads(1)
+    # A handler of Ctrl-C reports too, and may interrupt a report: the queue between processes would then wait for its
+    # own lock for ever. A `SimpleQueue` may be interrupted so; one thread alone passes its events on.
+    reported: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
+    passing_on = Thread(target=_pass_on, args=(index, reported, events), daemon=True)
+    passing_on.start()
     try:
         _listen()
         Thread(target=_outlived, args=(events,), daemon=True).start()
-        job.work(job.path, job.settings, Relay(lambda event: events.put((index, event))))
+        job.work(job.path, job.settings, Relay(reported.put))
     except KeyboardInterrupt:
-        events.put((index, ("failed", (INTERRUPTED,))))
+        reported.put(("failed", (INTERRUPTED,)))
     except SelfDistillError as error:
-        events.put((index, ("failed", (str(error),))))
+        reported.put(("failed", (str(error),)))
     finally:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # nothing is left but to hand over the last events
+        reported.put(None)
+        passing_on.join()
+
+
+def _pass_on(index: int, reported: queue.SimpleQueue[Event | None], events: Queue[tuple[int, Event]]) -> None:
+    """Hands the events of one job to the parent, up to None."""
+    while (event := reported.get()) is not None:
+        events.put((index, event))
 
 
 def _listen() -> None:
