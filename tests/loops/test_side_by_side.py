@@ -26,7 +26,7 @@ def test_the_demo_gives_both_methods_the_same_verbs_budget_and_seed(tmp_path: Pa
     assert sdpo.seed == grpo.seed == 3
     assert sdpo.world == grpo.world
     assert Path(sdpo.out).parent == Path(grpo.out).parent == tmp_path / "demo-seed3"
-    with pytest.raises(ConfigError, match="steps"):
+    with pytest.raises(ConfigError, match="128 generations of one step"):
         demo_configs(tmp_path, seed=3, generations=5)
 
 
