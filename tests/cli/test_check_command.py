@@ -119,15 +119,20 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("kind", BAD)
-def test_no_command_begins_with_data_that_cannot_be_used(kind: str, tmp_path: Path, monkeypatch) -> None:
-    content, says = BAD[kind]
-    monkeypatch.chdir(tmp_path)
-    file = tmp_path / "rows.jsonl"
+def made(file: Path, content: object) -> Path:
+    """The file with this content; a folder for `...`, and nothing for None."""
     if content is ...:
         file.mkdir()
     elif content is not None:
         file.write_bytes(content)  # type: ignore[arg-type]
+    return file
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_no_command_begins_with_data_that_cannot_be_used(kind: str, tmp_path: Path, monkeypatch) -> None:
+    content, says = BAD[kind]
+    monkeypatch.chdir(tmp_path)
+    file = made(tmp_path / "rows.jsonl", content)
     for command in (
         ["train", "--data", str(file)],
         ["eval", "--data", str(file), "--out", "out"],
@@ -150,11 +155,7 @@ def test_texts_templates_settings_and_prompts_of_files_are_refused_alike(
 ) -> None:
     content, says = BAD[kind]
     monkeypatch.chdir(tmp_path)
-    file = tmp_path / "rows.jsonl"
-    if content is ...:
-        file.mkdir()
-    elif content is not None:
-        file.write_bytes(content)  # type: ignore[arg-type]
+    file = made(tmp_path / "rows.jsonl", content)
     for command in (
         ["credit", "--question", f"@{file}", "--answer", "a", "--feedback", "b"],
         ["credit", "--question", "a", "--answer", "b", "--feedback", f"@{file}"],

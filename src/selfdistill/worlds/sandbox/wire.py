@@ -90,18 +90,11 @@ def _parts(value: object) -> tuple[str, int, list[Any]] | None:
 
     Methods of the base classes are called, so that a subclass of the program's cannot lie about what it holds.
     """
-    if isinstance(value, list):
-        parts = list(list.__iter__(value))
-        return "list", len(parts), parts
-    if isinstance(value, tuple):
-        parts = list(tuple.__iter__(value))
-        return "tuple", len(parts), parts
-    if isinstance(value, set):
-        parts = list(set.__iter__(value))
-        return "set", len(parts), parts
-    if isinstance(value, frozenset):
-        parts = list(frozenset.__iter__(value))
-        return "frozenset", len(parts), parts
+    kinds: tuple[Any, ...] = (list, tuple, set, frozenset)
+    for kind in kinds:
+        if isinstance(value, kind):
+            parts = list(kind.__iter__(value))
+            return kind.__name__, len(parts), parts
     if isinstance(value, dict):
         pairs = list(dict.items(value))
         return "dict", len(pairs), [part for pair in pairs for part in pair]
