@@ -11,8 +11,8 @@ OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1
 
 # Tests that compute with tensors. Bits of matrix products differ between processors, instruction sets and numbers of
 # threads, and no test may depend on them.
-NUMERICAL := tests/signal tests/methods tests/models tests/test_step.py tests/test_step_weights.py \
-    tests/loops/test_train.py tests/loops/test_methods_in_runs.py
+NUMERICAL := tests/losses tests/methods tests/models tests/training/test_update.py tests/training/test_update_weights.py \
+    tests/training/test_train.py tests/training/test_methods_in_runs.py
 AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
 
 .PHONY: help setup demo test numerics lint budgets smollm2 sapling clean

@@ -16,8 +16,8 @@ from typing import Any
 
 from selfdistill.cli.display import RunDisplay
 from selfdistill.config import RunConfig, from_settings
-from selfdistill.loops.compare import compare
 from selfdistill.runs import Run, read_run
+from selfdistill.training.side_by_side import compare
 from selfdistill.view.groups import grouped
 from selfdistill.view.plots import overview
 from selfdistill.view.tables import comparison
@@ -25,10 +25,10 @@ from selfdistill.view.tables import comparison
 SEEDS = (0, 1, 2)
 SDPO_RATE = 5e-4
 GRPO_RATES = (1e-4, 2.5e-4, 5e-4, 1e-3)
-REHEARSAL = {"rehearsal": {"per_step": 64, "weight": 0.5}}
+REHEARSAL = {"replay": {"per_step": 64, "weight": 0.5}}
 COMMON = {
     "model": "sapling",
-    "world": "verbs",
+    "env": "verbs",
     "checkpoint_every": 20,
     "evaluation": {"every": 5},
 }
@@ -82,7 +82,7 @@ def from_nothing(runs: list[Run]) -> str:
 
 
 def overtaking(runs: list[Run]) -> str:
-    """After how many generations the answers sampled in training are first as often right as GRPO's at its end, seed by
+    """After how many completions the answers sampled in training are first as often right as GRPO's at its end, seed by
     seed: the mean of GRPO's last five steps, at its best rate. Every step is looked at, not evaluations alone."""
     best = best_rate(runs)
     goal = {_seed(run): fmean(_sampled(run)[-5:]) for run in best if run.config["settings"]["method"]["name"] == "grpo"}
@@ -92,10 +92,10 @@ def overtaking(runs: list[Run]) -> str:
         for run in group.runs:
             target, curve = goal[_seed(run)], _sampled(run)
             step = next((number for number, value in enumerate(curve) if value >= target), None)
-            cells.append("never" if step is None else f"{run.steps[step].generations:,}")
+            cells.append("never" if step is None else f"{run.steps[step].completions_sampled:,}")
         lines.append(f"- {group.label}: {', '.join(cells)}")
     goals = ", ".join(f"{value:.3f}" for value in goal.values())
-    return f"Generations until the sampled answers are as good as GRPO's at its end ({goals}):\n\n" + "\n".join(lines)
+    return f"Completions until the sampled answers are as good as GRPO's at its end ({goals}):\n\n" + "\n".join(lines)
 
 
 def _sampled(run: Run) -> list[float]:

@@ -8,9 +8,9 @@ Two sets of three-step coined verbs, chosen before any strategy runs and by what
     teacher blind  moreover none of 48 answers is right that the same weights give when each of them reads three
                    failing cases of one bare attempt
 
-Sets are the first --tasks verbs in the order in which the world draws them. What follows is one `selfdistill compare`
-on the verbs of both: what is finished is not repeated, what was stopped goes on. Writes results.md and a figure of each
-set.
+Sets are the first --tasks verbs in the order in which the environment draws them. What follows is one `selfdistill
+compare` on the verbs of both: what is finished is not repeated, what was stopped goes on. Writes results.md and a
+figure of each set.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from typing import Any
 from selfdistill.cli.compare import arms_of
 from selfdistill.cli.display import RunDisplay
 from selfdistill.config import from_settings, resolved
-from selfdistill.context import teacher_messages
-from selfdistill.evaluate import roll_out, solved
-from selfdistill.loops.compare import Job, places, side_by_side
-from selfdistill.loops.contest import Contest, hold, parse_way
-from selfdistill.loops.session import Asking, open_asking
+from selfdistill.prompts.context import teacher_messages
 from selfdistill.runs.discovery import pass_at_k
 from selfdistill.runs.progress import Reporter
+from selfdistill.test_time.comparison import StrategyComparison, parse_arm, run_comparison
+from selfdistill.training.rollouts import roll_out, solved
+from selfdistill.training.session import Asking, open_asking
+from selfdistill.training.side_by_side import Job, places, side_by_side
 from selfdistill.types import Context, Task
 from selfdistill.view.discovery import discovery_figure, report
 
@@ -51,8 +51,8 @@ WAYS = (
 )
 
 
-def world(chosen: argparse.Namespace) -> dict[str, Any]:
-    """The settings of the world, from which every candidate is drawn."""
+def env(chosen: argparse.Namespace) -> dict[str, Any]:
+    """The settings of the environment, from which every candidate is drawn."""
     return {"name": "verbs", "verbs": chosen.candidates, "steps": [3], "draw": chosen.draw, "cases": CASES}
 
 
@@ -91,12 +91,12 @@ def bare(asking: Asking, task: Task, count: int, start: int) -> tuple[int, list[
     """How many of so many bare attempts are right by all tests, and what was said of the others."""
     config = asking.config
     made = roll_out(
-        asking.policy, asking.world, asking.renderer, [task], config.sampling,
+        asking.policy, asking.env, asking.renderer, [task], config.sampling,
         rollouts=count, seed=SELECTION_SEED, label=f"bare-{task.id}-{start}",
     )  # fmt: skip
     passed = [(r.task, r.completion) for r in made.rollouts if solved(r)]
-    verdicts = [asking.judge_for_evaluation.judge(*pair) for pair in passed]
-    return sum(verdict.reward == 1 for verdict in verdicts), [r.outcome.feedback for r in made.rollouts if r.outcome]
+    verdicts = [asking.evaluation_env.score(*pair) for pair in passed]
+    return sum(credited.reward == 1 for credited in verdicts), [r.outcome.feedback for r in made.rollouts if r.outcome]
 
 
 def told(asking: Asking, task: Task, feedback: Sequence[str]) -> int:
@@ -104,7 +104,7 @@ def told(asking: Asking, task: Task, feedback: Sequence[str]) -> int:
     asked = [teacher_messages(task.messages, Context("feedback", feedback=text)) for text in feedback]
     prompts = [asking.renderer.prompt(messages) for messages in asked]
     found = roll_out(
-        asking.policy, asking.judge_for_evaluation, asking.renderer, [task] * len(prompts), asking.config.sampling,
+        asking.policy, asking.evaluation_env, asking.renderer, [task] * len(prompts), asking.config.sampling,
         rollouts=1, seed=SELECTION_SEED, label=f"told-{task.id}", prompts=prompts,
     )  # fmt: skip
     return sum(solved(rollout) for rollout in found.rollouts)
@@ -131,7 +131,7 @@ def choose_sets(rows: Sequence[Mapping[str, Any]], samples: int, tasks: int) -> 
 
 def selection(chosen: argparse.Namespace, display: RunDisplay) -> dict[str, list[str]]:
     """Measures what was not measured yet, as many parts at a time as there are places for."""
-    run = resolved(from_settings({"world": world(chosen), "sampling": {"temperature": 1.0}}))
+    run = resolved(from_settings({"env": env(chosen), "sampling": {"temperature": 1.0}}))
     parts = places([run["device"]])
     names = [chosen.out / "candidates" / f"part-{part}-of-{parts}.jsonl" for part in range(parts)]
     jobs = [
@@ -145,11 +145,11 @@ def selection(chosen: argparse.Namespace, display: RunDisplay) -> dict[str, list
     return found
 
 
-def contest(chosen: argparse.Namespace, tasks: Sequence[str]) -> Contest:
+def strategy_comparison(chosen: argparse.Namespace, tasks: Sequence[str]) -> StrategyComparison:
     """All ways on the tasks of both sets."""
-    settings = tuple(("world." + key if key != "name" else "world", value) for key, value in world(chosen).items())
-    ways = tuple(parse_way(way) for way in chosen.ways)
-    return Contest(ways, tuple(tasks), seeds=chosen.seeds, budget=chosen.budget, settings=settings)
+    settings = tuple(("env." + key if key != "name" else "env", value) for key, value in env(chosen).items())
+    arms = tuple(parse_arm(arm) for arm in chosen.arms)
+    return StrategyComparison(arms, tuple(tasks), seeds=chosen.seeds, budget=chosen.budget, settings=settings)
 
 
 def main() -> None:
@@ -162,13 +162,13 @@ def main() -> None:
     parser.add_argument("--candidates", type=int, default=60, help="verbs from which the sets are chosen")
     parser.add_argument("--samples", type=int, default=2176, help="bare attempts behind pass@64 of a candidate")
     parser.add_argument("--draw", type=int, default=4000, help="decides which verbs are drawn")
-    parser.add_argument("--ways", nargs="*", default=WAYS, help="as `selfdistill compare --way` takes them")
+    parser.add_argument("--ways", nargs="*", default=WAYS, help="as `selfdistill compare --arm` takes them")
     chosen = parser.parse_args()
     chosen.out.mkdir(parents=True, exist_ok=True)
     with RunDisplay() as display:
         sets = selection(chosen, display)
         tasks = sorted({task for own in sets.values() for task in own})
-        whole, found = hold(contest(chosen, tasks), chosen.out, display.reporter)
+        whole, found = run_comparison(strategy_comparison(chosen, tasks), chosen.out, display.reporter)
     arms = {name: arms_of(whole, found, own) if own else [] for name, own in sets.items()}
     parts = ["# Discovery\n", (__doc__ or "").split("\n\n", 1)[1], f"\nSettings: {vars(chosen)}\n"]
     for name, own in sets.items():

@@ -17,16 +17,16 @@ from typing import Any
 
 from selfdistill.cli.display import RunDisplay
 from selfdistill.config import RunConfig, from_settings
-from selfdistill.loops.compare import compare
 from selfdistill.methods import METHODS
 from selfdistill.runs import Run, read_run
+from selfdistill.training.side_by_side import compare
 from selfdistill.view.tables import duration
 
 RATES = (2.5e-4, 5e-4)
 STEPS = 20
 COMMON = {
     "model": "sapling",
-    "world": "verbs",
+    "env": "verbs",
     "steps": STEPS,
     "tasks_per_step": 16,
     "rollouts_per_task": 8,
@@ -80,9 +80,9 @@ def table(out: Path, methods: Sequence[str], rates: Sequence[float], seeds: Sequ
         rate = best_rate(out, method, rates, seeds[0])
         runs = [read_run(path_of(out, method, rate, seed)) for seed in seeds]
         solved = fmean(next(r.solved for r in reversed(run.evals) if r.split == "train") for run in runs)
-        cells = [_mean(runs, "train"), f"{solved:.3g}", _mean(runs, "teacher", 0), _mean(runs, "retained")]
+        cells = [_mean(runs, "train"), f"{solved:.3g}", _mean(runs, "teacher", 0), _mean(runs, "forgetting")]
         wall = fmean(run.summary.wall_s for run in runs if run.summary)
-        cells += [_mean(runs, "holdout"), duration(wall)]
+        cells += [_mean(runs, "held_out"), duration(wall)]
         lines.append("| " + " | ".join((f"`{method}`", f"{rate:g}", *cells)) + " |")
     return "\n".join(lines) + "\n"
 

@@ -20,14 +20,14 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from selfdistill.models.device import DTYPES
-from selfdistill.models.hf import load_policy
+from selfdistill.envs.verbs.env import fresh_verbs, plain_tasks
 from selfdistill.models.lengths import pad_left
+from selfdistill.models.load import load_policy
 from selfdistill.models.policy import Policy
+from selfdistill.models.precision import DTYPES
 from selfdistill.models.sampler import SamplingOptions, sample
-from selfdistill.render import Renderer
+from selfdistill.prompts.render import Renderer
 from selfdistill.types import TokenIds
-from selfdistill.worlds.verbs.world import fresh_verbs, plain_tasks
 
 GROUP = 8
 MAX_NEW_TOKENS = 48

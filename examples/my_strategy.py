@@ -1,13 +1,13 @@
 """A strategy of your own: every attempt reads what was said of the one before it, and all of them are learned from.
 
 selfdistill solve --strategy examples/my_strategy.py:Reminded --task my_task.jsonl --model smollm2
-selfdistill compare --way examples/my_strategy.py:Reminded --way hybrid --task my_task.jsonl --model smollm2
+selfdistill compare --arm examples/my_strategy.py:Reminded --arm hybrid --task my_task.jsonl --model smollm2
 """
 
 from dataclasses import dataclass
 from typing import ClassVar
 
-from selfdistill import Message, Prompt, Scene, Strategy
+from selfdistill import Message, Prompt, SolveState, Strategy
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +17,7 @@ class Reminded(Strategy):
     learns: ClassVar = "sdpo"  # the method that learns from each round; "" for none
     before: str = "An earlier answer was wrong:"
 
-    def prompts(self, scene: Scene, count: int) -> list[Prompt]:
-        said = [past.feedback for past in scene.attempts if past.failed and past.feedback]
+    def prompts(self, state: SolveState, count: int) -> list[Prompt]:
+        said = [past.feedback for past in state.attempts if past.failed and past.feedback]
         added = (Message("user", f"{self.before}\n{said[-1]}"),) if said else ()
-        return [Prompt((*scene.task.messages, *added))] * count
+        return [Prompt((*state.task.messages, *added))] * count

@@ -33,7 +33,7 @@ def code_lines(file: Path) -> int:
 
 
 def settings() -> int:
-    """How many settings a user can reach in a run, with the method and the world that it starts with."""
+    """How many settings a user can reach in a run, with the method and the environment that it starts with."""
     sys.path.insert(0, str(SOURCE.parent))
     from selfdistill.config import load_config
     from selfdistill.options import settings_of

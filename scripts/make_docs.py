@@ -13,12 +13,12 @@ from typing import Any
 import typer
 
 from selfdistill.cli import app
-from selfdistill.config import FOR_MODEL, RehearsalOptions, RunConfig
+from selfdistill.config import FOR_MODEL, ReplayOptions, RunConfig
+from selfdistill.envs.registry import ENVIRONMENTS, environment_options
 from selfdistill.methods import METHODS, get_method
-from selfdistill.models.hf import LoraOptions
+from selfdistill.models.load import LoraOptions
 from selfdistill.models.teacher import Ema, Snapshot, TrustRegion
 from selfdistill.options import Setting, settings_of
-from selfdistill.worlds.registry import WORLDS, world_options
 
 TARGET = Path(__file__).parent.parent / "docs" / "cli.md"
 HEAD = """# Commands and settings
@@ -31,7 +31,7 @@ wrong, what was got, why it matters and what to do; 130 stopped by Ctrl-C, after
 
 OPTIONAL = (
     ("lora", LoraOptions(), "lora."),
-    ("rehearsal", RehearsalOptions(), "rehearsal."),
+    ("replay", ReplayOptions(), "replay."),
     ("teacher.kind=ema", Ema(), "teacher."),
     ("teacher.kind=snapshot", Snapshot(), "teacher."),
     ("teacher.kind=trust_region", TrustRegion(), "teacher."),
@@ -74,8 +74,8 @@ def cli_page() -> str:
     parts += [_section(title, value, prefix) for title, value, prefix in OPTIONAL]
     parts += ["## Settings of methods\n"]
     parts += [_section(f"method={name}", get_method(name, {}), "method.") for name in METHODS]
-    parts += ["## Settings of worlds\n"]
-    parts += [_section(f"world={name}", world_options(name, {}), "world.") for name in WORLDS]
+    parts += ["## Settings of environments\n"]
+    parts += [_section(f"env={name}", environment_options(name, {}), "env.") for name in ENVIRONMENTS]
     return "\n".join(parts).rstrip() + "\n"
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from selfdistill.models.hf import LoraOptions, Policy, load_policy
+from selfdistill.models.load import LoraOptions, Policy, load_policy
 from tiny_models import tiny_policy_dir
 
 PolicyOf = Callable[..., Policy]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from selfdistill.types import Completion, Drop, Message, Outcome, Rollout, RolloutGroup, Task, TrainingSample
+from selfdistill.types import Completion, DropReason, Message, Outcome, Rollout, RolloutGroup, Task, TrainingSample
 
 QUESTION = Task("sum", (Message("user", "What is seven plus five?"),))
 
@@ -16,14 +16,14 @@ def rollout(
     *,
     text: str = "",
     task: Task = QUESTION,
-    drop: Drop | None = None,
+    drop: DropReason | None = None,
     token_ids: tuple[int, ...] = (7, 8),
     prompt_ids: tuple[int, ...] = (5, 6),
 ) -> Rollout:
-    """Attempt `number`; a reward of None stands for a world that could not judge it."""
+    """Attempt `number`; a reward of None stands for an environment that could not judge it."""
     done = Completion(f"r{number}", text or f"answer {number}", token_ids, (-1.0,) * len(token_ids))
     if reward is None:
-        return Rollout(task, prompt_ids, done, drop=drop or Drop.WORLD_RAISED)
+        return Rollout(task, prompt_ids, done, drop=drop or DropReason.ENV_RAISED)
     return Rollout(task, prompt_ids, done, outcome=Outcome(reward, feedback))
 
 

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from core_parts import sample_of
-from selfdistill.models.hf import Policy
-from selfdistill.models.teacher import Teacher
-from selfdistill.readings import look_ahead, read_teacher
-from selfdistill.signal import (
-    Signal,
+from selfdistill.losses import (
+    LossSpec,
     denominators,
 )
-from selfdistill.step import Batch, UpdateReport, train_step
+from selfdistill.models.load import Policy
+from selfdistill.models.teacher import Teacher
+from selfdistill.training.forward import behaviour_pass, teacher_pass
+from selfdistill.training.update import UpdateBatch, UpdateReport, train_step
 from selfdistill.types import TokenIds, TrainingSample
 
 PROMPTS = [(40, 41, 42), (50, 51, 52, 53, 54, 55), (60, 61)]
@@ -49,23 +49,28 @@ def distilled(**changes: float) -> list[TrainingSample]:
     ]
 
 
-def batch_of(policy: Policy, teacher: Teacher, samples: Sequence[TrainingSample], **options) -> Batch:
+def batch_of(policy: Policy, teacher: Teacher, samples: Sequence[TrainingSample], **options) -> UpdateBatch:
     over = denominators([len(s.completion_ids) for s in samples])
-    readings = read_teacher(policy, teacher, samples, 10_000)
-    return Batch(samples, over, teacher=readings, **({"sampler_correction": False} | options))
+    passes = teacher_pass(policy, teacher, samples, 10_000)
+    return UpdateBatch(samples, over, teacher=passes, **({"sampler_correction": False} | options))
 
 
 def seen_ahead(policy: Policy, samples: Sequence[TrainingSample]) -> dict[str, Tensor]:
     """log π(y) by uid under the weights as they are."""
-    ahead = look_ahead(policy, [Signal()], samples, [], step=0, memory={}, tokens=10_000)
+    ahead = behaviour_pass(policy, [LossSpec()], samples, [], step=0, memory={}, tokens=10_000)
     return dict(ahead.logprobs)
 
 
 def update(
-    policy: Policy, batch: Batch, signal: Signal | None = None, *, reduction="sequence-mean", tokens: int = 10_000
+    policy: Policy,
+    batch: UpdateBatch,
+    loss_spec: LossSpec | None = None,
+    *,
+    reduction="sequence-mean",
+    tokens: int = 10_000,
 ) -> tuple[UpdateReport, Gradients]:
     caught = Caught(policy)
-    report = train_step(policy, caught, [signal or Signal()], reduction, batch, max_grad_norm=0, tokens=tokens)
+    report = train_step(policy, caught, [loss_spec or LossSpec()], reduction, batch, max_grad_norm=0, tokens=tokens)
     return report, caught.gradients
 
 

@@ -3,12 +3,12 @@ from pathlib import Path
 
 import pytest
 
-from selfdistill.config import Named, RunConfig, from_settings, load_config, parse_override, resolved
+from selfdistill.config import NamedComponent, RunConfig, from_settings, load_config, parse_override, resolved
 from selfdistill.errors import ConfigError
-from selfdistill.loops.solve_config import solve_config
-from selfdistill.models.hf import LoraOptions
+from selfdistill.models.load import LoraOptions
 from selfdistill.models.teacher import Ema, Frozen, Other
 from selfdistill.options import settings_of
+from selfdistill.test_time.config import solve_config
 
 
 def toml(folder: Path, text: str) -> Path:
@@ -28,7 +28,7 @@ def test_defaults_then_file_then_overrides(tmp_path: Path):
 
 def test_resolved_json_is_read_back():
     config = load_config(
-        None, ["teacher.kind=ema", "lora.rank=8", "method.alpha=0.25", "world=code", "rehearsal.per_step=4"]
+        None, ["teacher.kind=ema", "lora.rank=8", "method.alpha=0.25", "env=code", "replay.per_step=4"]
     )
     again = from_settings(json.loads(json.dumps(resolved(config))))
     assert again == config
@@ -52,7 +52,7 @@ def test_another_kind_starts_from_its_own_defaults(tmp_path: Path):
 def test_the_order_of_overrides_loses_none():
     """`method=grpo` after a setting of the method names its method, and takes nothing back."""
     for overrides in (["method=grpo", "method.clip_low=0.3"], ["method.clip_low=0.3", "method=grpo"]):
-        assert load_config(None, overrides).method == Named("grpo", {"clip_low": 0.3})
+        assert load_config(None, overrides).method == NamedComponent("grpo", {"clip_low": 0.3})
     assert load_config(None, ["teacher.rate=0.5", "teacher=ema"]).teacher == Ema(0.5)
     assert load_config(None, ["seed=1", "seed=2"]).seed == 2
     with pytest.raises(ConfigError, match=r"unknown setting[\s\S]*method\.clip_low"):
@@ -61,7 +61,7 @@ def test_the_order_of_overrides_loses_none():
 
 @pytest.mark.parametrize("name", ["['a']", "3", "{a = 1}", "true"])
 def test_a_name_that_is_no_text_is_refused(name: str, tmp_path: Path):
-    for key in ("method", "world"):
+    for key in ("method", "env"):
         with pytest.raises(ConfigError, match=rf"{key}\.name should be text"):
             load_config(toml(tmp_path, f"[{key}]\nname = {name}\n"))
 
@@ -88,22 +88,22 @@ def test_what_a_model_needs_gives_way_to_what_the_user_says():
 
 
 def test_a_data_file_is_one_of_programming_tasks_unless_a_world_is_named():
-    assert load_config(None, ["data=tasks.jsonl"]).world.name == "code"
-    assert load_config(None, ["data=tasks.jsonl", "world=other"]).world.name == "other"
+    assert load_config(None, ["data=tasks.jsonl"]).env.name == "code"
+    assert load_config(None, ["data=tasks.jsonl", "env=other"]).env.name == "other"
 
 
-@pytest.mark.parametrize("setting", ["world.cases=3", "world.allow_weaker=true", "world.time_limit_s=2"])
+@pytest.mark.parametrize("setting", ["env.cases=3", "env.allow_weaker=true", "env.time_limit_s=2"])
 def test_settings_of_the_world_name_none(setting: str, tmp_path: Path):
     key, _, value = setting.partition("=")
-    options = {key.removeprefix("world."): json.loads(value)}
+    options = {key.removeprefix("env."): json.loads(value)}
     for config in (
         load_config(None, [setting, "data=tasks.jsonl"]),
         load_config(toml(tmp_path, f'data = "tasks.jsonl"\n{setting}\n')),
         load_config(None, [setting], {"data": "tasks.jsonl"}),
         solve_config(overrides=[setting], tasks=["tasks.jsonl"]).run,
     ):
-        assert (config.world.name, config.world.options) == ("code", options)
-    assert load_config(None, ["world.cases=3"]).world.name == "verbs"
+        assert (config.env.name, config.env.options) == ("code", options)
+    assert load_config(None, ["env.cases=3"]).env.name == "verbs"
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_what_is_no_override(text: str):
         ("optimiser.lr=nan", r"optimiser\.lr = nan  \(command line\)"),
         ("optimiser.beta1=1", r"should be below 1"),
         ("evaluation.temperature=-1", r"0 or more"),
-        ("rehearsal.weight=0", r"a number above 0"),
+        ("replay.weight=0", r"a number above 0"),
         ("optimiser=fast", r"optimiser should be a table"),
         ("method=3", r"method should be a name or a table"),
         ("lora=true", r"lora should be a table"),
@@ -172,13 +172,13 @@ def test_a_missing_file_is_named(tmp_path: Path):
 
 
 def test_settings_can_be_counted_on_and_explained():
-    own = list(settings_of(load_config(None, ["rehearsal.per_step=32"])))
+    own = list(settings_of(load_config(None, ["replay.per_step=32"])))
     assert len(own) <= 60
     component = ("sampling.", "lora", "teacher")
     assert not [s.key for s in own if not s.text and not s.key.startswith(component)]
 
 
-def test_generations_are_what_the_run_samples():
+def test_completions_are_what_the_run_samples():
     config = load_config(None, ["steps=20", "tasks_per_step=16", "rollouts_per_task=8"])
-    assert config.generations == 2560
+    assert config.completions_sampled == 2560
     assert isinstance(config, RunConfig)

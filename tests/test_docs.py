@@ -14,12 +14,12 @@ import typer
 
 from selfdistill.cli import app
 from selfdistill.config import RunConfig, from_settings, load_config
-from selfdistill.loops.contest import Contest, parse_way
-from selfdistill.loops.tasks import question_rows
+from selfdistill.data.rows import load_tasks
+from selfdistill.data.tasks import question_rows
 from selfdistill.methods import METHODS, Credit
 from selfdistill.runs import EvalRecord, RolloutRecord, StepRecord
-from selfdistill.types import Drop, Outcome, Task
-from selfdistill.worlds.rows import load_tasks
+from selfdistill.test_time.comparison import StrategyComparison, parse_arm
+from selfdistill.types import DropReason, Outcome, Task
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -75,8 +75,8 @@ def test_command_lines_are_understood(page: Path):
         name, *rest = words[words.index("selfdistill") + 1 :]
         known = {option for parameter in program.commands[name].params for option in parameter.opts}
         assert {word for word in rest if word.startswith("-")} <= known, words
-        ways = [parse_way(word) for flag, word in pairwise(rest) if flag == "--way"]
-        assert not ways or Contest(tuple(ways), ("task",)).config(ways[-1])
+        arms = [parse_arm(word) for flag, word in pairwise(rest) if flag == "--arm"]
+        assert not arms or StrategyComparison(tuple(arms), ("task",)).config(arms[-1])
         load_config(None, [word for word in rest if "=" in word and " " not in word])
 
 
@@ -118,12 +118,12 @@ def test_the_contract_of_run_directories_names_every_field():
         names = [field.name for field in fields(record) if field.name not in ("event", "extra")]
         table = text if record is EvalRecord else text.split("## rollouts.jsonl")[record is RolloutRecord]
         assert not [name for name in names if f"`{name}`" not in table]
-    assert not [reason for reason in Drop if f"`{reason}`" not in text]
+    assert not [reason for reason in DropReason if f"`{reason}`" not in text]
 
 
 def test_the_readme_shows_the_whole_example_and_both_places_for_results():
     readme = (ROOT / "README.md").read_text()
-    source = (ROOT / "examples" / "my_world.py").read_text().split('"""')[2].strip()
+    source = (ROOT / "examples" / "my_env.py").read_text().split('"""')[2].strip()
     assert source in readme
     assert re.search(r"<!-- results:start -->\n.+\n<!-- results:end -->", readme, re.DOTALL)
 
@@ -152,6 +152,6 @@ def test_words_that_a_method_names_exist(name: str):
 
 
 def test_every_key_of_a_row_is_documented():
-    rows = (ROOT / "docs" / "worlds.md").read_text()
+    rows = (ROOT / "docs" / "environments.md").read_text()
     keys = {field.name for field in fields(Task)} - {"messages", "spec"}
     assert not [key for key in keys if f"`{key}`" not in rows]

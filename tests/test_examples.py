@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 
 from selfdistill import Additive, SampledToken, Tanh, load_config, load_tasks, read_run, solve, solve_config, train
+from selfdistill.envs.code import CodeEnvironment
+from selfdistill.envs.registry import make_environment
 from selfdistill.errors import ConfigError
-from selfdistill.loops.solve import default_path
-from selfdistill.loops.solve_config import config_from, solve_settings
 from selfdistill.methods import find_method, get_method
 from selfdistill.plugins import load_from_file, short_name
 from selfdistill.runs import Quiet, Run, RunInfo
-from selfdistill.types import Completion, Drop, Outcome, Rollout, RolloutGroup, Task
-from selfdistill.worlds.code import CodeWorld
-from selfdistill.worlds.registry import make_world
+from selfdistill.test_time.config import config_from, solve_settings
+from selfdistill.test_time.solve import default_path
+from selfdistill.types import Completion, DropReason, Outcome, Rollout, RolloutGroup, Task
 from tiny_models import tiny_policy_dir
 
 ROOT = Path(__file__).parent.parent
@@ -49,19 +49,19 @@ def code_lines(file: Path) -> int:
 
 
 def test_they_are_short():
-    assert code_lines(EXAMPLES / "my_world.py") <= 15
+    assert code_lines(EXAMPLES / "my_env.py") <= 15
     assert code_lines(EXAMPLES / "my_method.py") <= 25
     assert code_lines(EXAMPLES / "my_strategy.py") <= 12
 
 
 def test_the_world_judges_and_trains(model: str, tmp_path: Path):
-    name = f"{EXAMPLES / 'my_world.py'}:world"
-    world = make_world(name, {}, seed=0)
-    task = world.tasks("train")[2]
+    name = f"{EXAMPLES / 'my_env.py'}:env"
+    env = make_environment(name, {}, seed=0)
+    task = env.tasks("train")[2]
     assert task.messages[0].content == "What is 13 plus 13?"
-    assert world.judge(task, Completion("a", "It is 26.\n")) == Outcome(1.0)
-    assert "number: 26" in world.judge(task, Completion("b", "26 or so")).feedback
-    run = trained(model, tmp_path / "run", f"world={name}")
+    assert env.score(task, Completion("a", "It is 26.\n")) == Outcome(1.0)
+    assert "number: 26" in env.score(task, Completion("b", "26 or so")).feedback
+    run = trained(model, tmp_path / "run", f"env={name}")
     assert [step.samples for step in run.steps] == [4, 4]
     assert run.steps[0].contexts == {"feedback": 4}
     assert run.steps[0].grad_norm > 0
@@ -75,17 +75,17 @@ def test_the_tasks_are_solved_by_the_obvious_programs():
         "sum": "import sys\nprint(sum(int(line) for line in sys.stdin))",
     }
     pairs = [(tasks[name], Completion(name, f"```python\n{code}\n```")) for name, code in answers.items()]
-    world = CodeWorld()
-    assert [outcome.reward for outcome in world.judge_many(pairs)] == [1, 1, 1]
-    assert [outcome.reward for outcome in world.for_evaluation().judge_many(pairs)] == [1, 1, 1]
-    wrong = world.judge(tasks["double"], Completion("w", "```python\ndef double(xs):\n    return xs + xs\n```"))
+    env = CodeEnvironment()
+    assert [outcome.reward for outcome in env.score_batch(pairs)] == [1, 1, 1]
+    assert [outcome.reward for outcome in env.for_evaluation().score_batch(pairs)] == [1, 1, 1]
+    wrong = env.score(tasks["double"], Completion("w", "```python\ndef double(xs):\n    return xs + xs\n```"))
     assert wrong.reward == 0
     assert "[1, 2, 1, 2]" in wrong.feedback
 
 
 def test_a_run_on_the_tasks(model: str, tmp_path: Path):
     run = trained(model, tmp_path / "run", f"data={EXAMPLES / 'my_tasks.jsonl'}")
-    assert run.config["settings"]["world"]["name"] == "code"
+    assert run.config["settings"]["env"]["name"] == "code"
     assert {rollout.task for rollout in run.rollouts()} == {"double", "initials", "sum"}
     assert all(rollout.feedback for rollout in run.rollouts())
 
@@ -95,12 +95,12 @@ def test_the_method_credits_and_trains(model: str, tmp_path: Path):
     task = Task("t", ())
     outcomes = (Outcome(1.0), Outcome(0.0, "wrong"), Outcome(0.0))
     rollouts = [Rollout(task, (), Completion(str(n), ""), outcome) for n, outcome in enumerate(outcomes)]
-    rollouts.append(Rollout(task, (), Completion("3", ""), drop=Drop.WORLD_RAISED))
-    success, failure, silent, dropped = method.credit(RolloutGroup(task, tuple(rollouts)))
+    rollouts.append(Rollout(task, (), Completion("3", ""), drop=DropReason.ENV_RAISED))
+    success, failure, no_signal_steps, dropped = method.credits(RolloutGroup(task, tuple(rollouts)))
     assert (success.advantage, success.distil) == (0.25, 0.0)
     assert (failure.advantage, failure.distil, failure.context.feedback) == (0.0, 1.0, "wrong")
-    assert (silent, dropped) == (Drop.NO_CONTEXT, Drop.WORLD_RAISED)
-    run = trained(model, tmp_path / "run", f"method={METHOD}", f"world={EXAMPLES / 'my_world.py'}", "method.reward=0.5")
+    assert (no_signal_steps, dropped) == (DropReason.NO_CONTEXT, DropReason.ENV_RAISED)
+    run = trained(model, tmp_path / "run", f"method={METHOD}", f"env={EXAMPLES / 'my_env.py'}", "method.reward=0.5")
     assert run.steps[-1].samples == 4
     assert run.config["settings"]["method"] == {"name": METHOD, "reward": 0.5}
     assert run.config["settings"]["optimiser"]["weight_decay"] == 0.0, "what the method needs of a run"
@@ -108,20 +108,25 @@ def test_the_method_credits_and_trains(model: str, tmp_path: Path):
 
 def test_its_relative_learns_from_the_same_lessons_in_another_way(model: str, tmp_path: Path):
     method = f"{EXAMPLES / 'my_method.py'}:Hints"
-    signal = get_method(method, {}).signal(1.0)
-    assert (signal.support, signal.coupling) == (SampledToken(), Additive(bound=Tanh(1.0)))
-    run = trained(model, tmp_path / "run", f"method={method}", f"world={EXAMPLES / 'my_world.py'}")
+    loss_spec = get_method(method, {}).loss_spec(1.0)
+    assert (loss_spec.support, loss_spec.shaping) == (SampledToken(), Additive(clipping=Tanh(1.0)))
+    run = trained(model, tmp_path / "run", f"method={method}", f"env={EXAMPLES / 'my_env.py'}")
     assert run.steps[0].contexts == {"feedback": 4}
     assert run.steps[0].grad_norm > 0
 
 
 def test_the_strategy_reads_the_newest_feedback_learns_and_resumes(model: str, tmp_path: Path):
     name = f"{EXAMPLES / 'my_strategy.py'}:Reminded"
-    own = ["world=" + f"{EXAMPLES / 'my_world.py'}:world", f"model={model}", "device=cpu", "sampling.max_new_tokens=8"]
+    own = [
+        "env=" + f"{EXAMPLES / 'my_env.py'}:env",
+        f"model={model}",
+        "device=cpu",
+        "sampling.max_new_tokens=8",
+    ]
     config = solve_config(
         name, [*own, "strategy.batch=2", "strategy.before=Wrong:"], tasks=["12"], limits={"budget": 4}
     )
-    assert default_path(config).name == "solve-my_strategy-my_world-seed0"
+    assert default_path(config).name == "solve-my_strategy-my_env-seed0"
     again = config_from(solve_settings(config))
     assert solve_settings(again) == solve_settings(config), "a resume finds it by its file"
     assert again.strategy.prompts.__code__ == config.strategy.prompts.__code__
@@ -143,9 +148,9 @@ def test_a_run_is_named_after_the_files_it_uses(model: str, tmp_path: Path, monk
 
     monkeypatch.chdir(tmp_path)
     names = Names()
-    settings = [f"model={model}", f"method={METHOD}", f"world={EXAMPLES / 'my_world.py'}", "steps=1"]
+    settings = [f"model={model}", f"method={METHOD}", f"env={EXAMPLES / 'my_env.py'}", "steps=1"]
     train(load_config(None, [*settings, *SMALL[1:]]), names)
-    assert names.path == Path("runs/my_method-my_world-seed0")
+    assert names.path == Path("runs/my_method-my_env-seed0")
     assert short_name("sdpo") == "sdpo"
 
 
@@ -153,7 +158,7 @@ def test_the_commands_of_the_examples(model: str, tmp_path: Path):
     """As a user types them, from the directory of the repository."""
     base = [sys.executable, "-m", "selfdistill"]
     out = tmp_path / "run"
-    line = ["train", "--world", "examples/my_world.py:world", "--method", "examples/my_method.py:Lessons"]
+    line = ["train", "--env", "examples/my_env.py:env", "--method", "examples/my_method.py:Lessons"]
     settings = ["--model", model, "--out", str(out), "method.reward=0.5", *SMALL]
     subprocess.run([*base, *line, *settings], cwd=ROOT, check=True, capture_output=True)
     assert read_run(out).summary is not None

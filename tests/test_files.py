@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from selfdistill.config import load_config
+from selfdistill.data.rows import load_tasks
+from selfdistill.data.tasks import question_rows
 from selfdistill.errors import ConfigError, DataError
 from selfdistill.files import MAX_DEPTH, decode_json, json_object, numbered_lines, read_text
-from selfdistill.loops.tasks import question_rows
-from selfdistill.worlds.rows import load_tasks
 
 ROW = {"id": "a", "prompt": "Double.", "fn_name": "f", "tests": [{"input": [1], "output": 2}]}
 BOM = b"\xef\xbb\xbf"

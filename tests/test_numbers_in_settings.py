@@ -8,15 +8,15 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from selfdistill.config import load_config
+from selfdistill.envs.registry import ENVIRONMENTS, environment_options
 from selfdistill.errors import ConfigError
-from selfdistill.loops.solve_config import Limits, solve_config
-from selfdistill.loops.strategies import STRATEGIES, get_strategy
 from selfdistill.methods import METHODS, get_method
 from selfdistill.options import Setting, settings_of
-from selfdistill.worlds.registry import WORLDS, world_options
+from selfdistill.test_time.config import Limits, solve_config
+from selfdistill.test_time.strategies import STRATEGIES, get_strategy
 
 SLIPS = (-1, 0, -0.5, math.inf, -math.inf, math.nan, 1e308, -1e308, 10**30, 2**63)
-WHOLE_RUN = ["rehearsal.per_step=4", "lora.rank=4"]
+WHOLE_RUN = ["replay.per_step=4", "lora.rank=4"]
 Load = Callable[[str, object], object]
 
 
@@ -38,8 +38,10 @@ def every_number() -> Iterator[tuple[str, Setting, Load]]:
         own = f"method={name}"
         method = get_method(name, {})
         yield from numbers(name, method, "method.", lambda k, v, own=own: load_config(None, [own, (k, v)]))
-    for name in WORLDS:
-        yield from numbers(name, world_options(name, {}), "", lambda k, v, own=name: world_options(own, {k: v}))
+    for name in ENVIRONMENTS:
+        yield from numbers(
+            name, environment_options(name, {}), "", lambda k, v, own=name: environment_options(own, {k: v})
+        )
     for name in STRATEGIES:
         yield from numbers(
             name, get_strategy(name, {}), "strategy.", lambda k, v, own=name: solve_config(own, [(k, v)])

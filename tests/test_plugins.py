@@ -12,14 +12,14 @@ import pytest
 from typer.testing import CliRunner
 
 from selfdistill.cli import app
-from selfdistill.errors import ConfigError, WorldError
-from selfdistill.evaluate import roll_out
-from selfdistill.loops.strategies import get_strategy
+from selfdistill.envs.base import score_all, tasks_of
+from selfdistill.envs.registry import make_environment
+from selfdistill.errors import ConfigError, EnvError
 from selfdistill.methods import get_method
-from selfdistill.samples import prepare
+from selfdistill.test_time.strategies import get_strategy
+from selfdistill.training.rollouts import roll_out
+from selfdistill.training.samples import prepare
 from selfdistill.types import Completion, Message, Outcome, Rollout, RolloutGroup, Task
-from selfdistill.worlds.base import judge_all, tasks_of
-from selfdistill.worlds.registry import make_world
 
 SOURCE = Path(__file__).parent.parent / "src"
 TASK = Task("t", (Message("user", "What?"),))
@@ -27,7 +27,7 @@ HEADER = "from dataclasses import dataclass\nfrom selfdistill import *\n"
 WORLD = HEADER + (
     "from {neighbour} import right\n"
     "def tasks():\n    return [Task('t', (Message('user', 'What?'),))]\n"
-    "def world(task, completion):\n"
+    "def env(task, completion):\n"
     "    from {neighbour}_later import feedback\n"
     "    return Outcome(right(), feedback())\n"
 )
@@ -49,9 +49,9 @@ def with_neighbours(folder: Path, neighbour: str) -> Path:
 
 
 def test_a_file_may_import_its_neighbours_also_later_from_a_function(tmp_path: Path) -> None:
-    world = make_world(f"{with_neighbours(tmp_path / 'a', 'neighbour_a')}:world", {}, seed=0)
-    assert [task.id for task in tasks_of(world, "train")] == ["t"]
-    assert judge_all(world, [(TASK, Completion("r", "12"))]) == [Outcome(1.0, "well")]
+    env = make_environment(f"{with_neighbours(tmp_path / 'a', 'neighbour_a')}:env", {}, seed=0)
+    assert [task.id for task in tasks_of(env, "train")] == ["t"]
+    assert score_all(env, [(TASK, Completion("r", "12"))]) == [Outcome(1.0, "well")]
 
 
 def test_methods_and_strategies_may_too(tmp_path: Path) -> None:
@@ -59,16 +59,16 @@ def test_methods_and_strategies_may_too(tmp_path: Path) -> None:
     (tmp_path / "method.py").write_text("from neighbour_b import NUMBER\n" + METHOD + "    alpha: float = NUMBER\n")
     assert get_method(f"{tmp_path}/method.py:Own", {}).alpha == 0.25  # type: ignore[attr-defined]
     (tmp_path / "strategy.py").write_text(
-        "from neighbour_b import NUMBER\n" + HEADER + "from selfdistill.loops.strategies import BestOfK\n"
+        "from neighbour_b import NUMBER\n" + HEADER + "from selfdistill.test_time.strategies import BestOfK\n"
         "@dataclass(frozen=True)\nclass Own(BestOfK):\n    number: float = NUMBER\n"
     )
     assert get_strategy(f"{tmp_path}/strategy.py:Own", {}).number == 0.25  # type: ignore[attr-defined]
 
 
 def test_a_process_of_its_own_finds_them_again(tmp_path: Path, model_dir: Path) -> None:
-    """As `selfdistill compare --way` starts one for every search."""
-    world = with_neighbours(tmp_path / "c", "neighbour_c")
-    command = ["compare", "--way", "best-of-k", "--way", "multi-turn", "--world", f"{world}:world", "--model"]
+    """As `selfdistill compare --arm` starts one for every search."""
+    env = with_neighbours(tmp_path / "c", "neighbour_c")
+    command = ["compare", "--arm", "best-of-k", "--arm", "multi-turn", "--env", f"{env}:env", "--model"]
     command += [str(model_dir), "--seeds", "1", "--budget", "2", "--jobs", "1", "--out", str(tmp_path / "out")]
     done = subprocess.run(
         [sys.executable, "-m", "selfdistill", *command, "device=cpu", "sampling.max_new_tokens=4"],
@@ -80,10 +80,10 @@ def test_a_process_of_its_own_finds_them_again(tmp_path: Path, model_dir: Path) 
     assert done.returncode == 0, done.stderr
     results = [json.loads(path.read_text()) for path in (tmp_path / "out").glob("searches/*/*/result.json")]
     assert len(results) == 2
-    assert all(result["solved_at"] == 1 for result in results), "the neighbour judged"
+    assert all(result["solved_at"] == 1 for result in results), "the neighbour scored"
 
 
-@pytest.mark.parametrize("option", ["--world", "--method", "--strategy"])
+@pytest.mark.parametrize("option", ["--env", "--method", "--strategy"])
 @pytest.mark.parametrize(
     ("source", "said"),
     [
@@ -113,10 +113,10 @@ def test_a_file_that_cannot_be_used_is_a_message_and_nothing_is_written(
 @pytest.mark.parametrize(
     ("body", "said"),
     [
-        ("    def verdict(self, group, index):\n        return group.nothing\n", r"AttributeError[\s\S]*line 7"),
-        ("    def verdict(self, group, index):\n        exit(1)\n", r"exit\(1\)[\s\S]*line 7"),
-        ("    def verdict(self, group, index):\n        return 1.0\n", r"a Credit, several, or a Drop[\s\S]*1\.0"),
-        ("    def credit(self, group):\n        return []\n", "0 for 1"),
+        ("    def credit(self, group, index):\n        return group.nothing\n", r"AttributeError[\s\S]*line 7"),
+        ("    def credit(self, group, index):\n        exit(1)\n", r"exit\(1\)[\s\S]*line 7"),
+        ("    def credit(self, group, index):\n        return 1.0\n", r"a Credit, several, or a DropReason[\s\S]*1\.0"),
+        ("    def credits(self, group):\n        return []\n", "0 for 1"),
     ],
 )
 def test_a_method_that_fails_on_a_group_is_named_with_its_line(tmp_path: Path, body: str, said: str) -> None:
@@ -130,7 +130,7 @@ def test_a_method_that_fails_on_a_group_is_named_with_its_line(tmp_path: Path, b
 @pytest.mark.parametrize(
     ("body", "said"),
     [
-        ("    def signals(self, temperature):\n        return 1 / 0\n", r"fails in its `signals`[\s\S]*line 7"),
+        ("    def loss_specs(self, temperature):\n        return 1 / 0\n", r"fails in its `loss_specs`[\s\S]*line 7"),
         ("    def __post_init__(self):\n        raise KeyError('x')\n", r"fails in its settings[\s\S]*line 7"),
         ("    steps: Nothing = 1\n", r"fails in its settings[\s\S]*Nothing"),
     ],
@@ -171,6 +171,6 @@ def make_stage(file: Path) -> object:
     ],
 )
 def test_tasks_of_a_world_that_cannot_be_asked_are_refused(tmp_path: Path, tasks: str, said: str) -> None:
-    (tmp_path / "own.py").write_text(HEADER + tasks + "def world(task, completion):\n    return Outcome(1.0)\n")
-    with pytest.raises(WorldError, match=said):
-        tasks_of(make_world(f"{tmp_path}/own.py", {}, seed=0), "train")
+    (tmp_path / "own.py").write_text(HEADER + tasks + "def env(task, completion):\n    return Outcome(1.0)\n")
+    with pytest.raises(EnvError, match=said):
+        tasks_of(make_environment(f"{tmp_path}/own.py", {}, seed=0), "train")

@@ -9,9 +9,9 @@ import numpy
 import torch
 
 from core_parts import QUESTION
+from selfdistill.envs.base import FunctionEnvironment, Scored, score_all
 from selfdistill.randomness import seed_global
 from selfdistill.types import Completion, Outcome, Task
-from selfdistill.worlds.base import FunctionWorld, Judged, judge_all
 
 
 def draws() -> tuple[float, float, float]:
@@ -32,16 +32,16 @@ def dice(task: Task, completion: Completion) -> Outcome:
     return Outcome(0.0, " ".join(map(str, draws())))
 
 
-def judged(function: Callable[[Task, Completion], Outcome], count: int = 24, **options: int) -> list[Judged]:
+def judged(function: Callable[[Task, Completion], Outcome], count: int = 24, **options: int) -> list[Scored]:
     pairs = [(QUESTION, Completion(f"r{number}", "x")) for number in range(count)]
-    return judge_all(FunctionWorld(function, "own"), pairs, **options)
+    return score_all(FunctionEnvironment(function, "own"), pairs, **options)
 
 
 def test_what_a_quick_world_draws_follows_from_the_seed_and_the_completion() -> None:
     first = judged(dice, seed=3)
     random.random()
     assert judged(dice, seed=3) == first
-    assert judged(dice, 5, seed=3) == first[:5], "whatever else is judged"
+    assert judged(dice, 5, seed=3) == first[:5], "whatever else is scored"
     assert len({outcome.feedback for outcome in (*first, *judged(dice, seed=4))}) == 48
 
 

@@ -13,13 +13,13 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from selfdistill.config import from_settings
-from selfdistill.loops.train import train
-from selfdistill.models.hf import load_policy
+from selfdistill.models.load import load_policy
 from selfdistill.runs import Quiet, read_run
-from selfdistill.types import Drop
+from selfdistill.training.loop import train
+from selfdistill.types import DropReason
 from tiny_models import tiny_policy_dir
 
-WORLD = Path(__file__).parent / "loops" / "loop_worlds.py"
+WORLD = Path(__file__).parent / "training" / "loop_envs.py"
 Two = Callable[..., tuple[Path, Path]]
 
 
@@ -31,7 +31,7 @@ def two_steps(tmp_path: Path) -> Two:
         model = tiny_policy_dir(tmp_path / "models", family, tied=tied, pad=pad)
         tree = {
             "model": str(model),
-            "world": f"{WORLD}:hashed",
+            "env": f"{WORLD}:hashed",
             "teacher": {"kind": "ema", "rate": 0.1},
             "out": str(tmp_path / "run"),
             "device": "cpu",
@@ -56,10 +56,10 @@ def assert_learned(path: Path) -> None:
         assert record.extra["skipped"] == 0
         assert record.loss > 0
         assert 0 < record.grad_norm < math.inf
-        assert record.evidence > 0
+        assert record.log_ratio > 0
     for rollout in run.rollouts():
-        assert rollout.drop in (None, Drop.LONE_SUCCESS)
-        assert all(map(math.isfinite, (*rollout.evidence, *rollout.logprobs)))
+        assert rollout.drop in (None, DropReason.ONLY_SUCCESS)
+        assert all(map(math.isfinite, (*rollout.log_ratio, *rollout.logprobs)))
 
 
 @pytest.mark.parametrize("tied", [True, False])

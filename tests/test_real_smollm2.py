@@ -7,20 +7,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from selfdistill.evaluate import roll_out
+from selfdistill.data.rows import load_tasks
+from selfdistill.envs.code import CodeEnvironment
+from selfdistill.losses import denominators
 from selfdistill.methods import SDPO
-from selfdistill.models.hf import LoraOptions, Policy, load_policy
+from selfdistill.models.load import LoraOptions, Policy, load_policy
 from selfdistill.models.sampler import SamplingOptions
 from selfdistill.models.smollm2 import cached_smollm2
 from selfdistill.models.teacher import Frozen, Teacher
-from selfdistill.readings import read_teacher
-from selfdistill.render import Renderer
-from selfdistill.samples import prepare
-from selfdistill.signal import denominators
-from selfdistill.step import Batch, train_step
+from selfdistill.prompts.render import Renderer
+from selfdistill.training.forward import teacher_pass
+from selfdistill.training.rollouts import roll_out
+from selfdistill.training.samples import prepare
+from selfdistill.training.update import UpdateBatch, train_step
 from selfdistill.types import TrainingSample
-from selfdistill.worlds.code import CodeWorld
-from selfdistill.worlds.rows import load_tasks
 
 MBPP = Path(__file__).parents[2] / "shared" / "data" / "mbpp" / "mbpp.jsonl"
 TOKENS = 2048
@@ -36,7 +36,7 @@ def student() -> Policy:
     return load_policy("smollm2", device="cpu", lora=LoraOptions(rank=8, alpha=16))
 
 
-def mean_divergence(policy: Policy, method: SDPO, batch: Batch) -> float:
+def mean_divergence(policy: Policy, method: SDPO, batch: UpdateBatch) -> float:
     """From the teacher as it was read, over all tokens of the batch."""
     found: list[float] = []
     with torch.no_grad():
@@ -44,12 +44,12 @@ def mean_divergence(policy: Policy, method: SDPO, batch: Batch) -> float:
             hidden = policy.answer_hidden([(sample.student_prompt_ids, sample.completion_ids)])
             log_p = policy.head().logits(hidden).log_softmax(-1)
             log_q = batch.teacher[0].head.logits(batch.teacher[0].hidden[sample.uid]).log_softmax(-1)
-            found += method.signal(1.0).shape.divergence(log_p, log_q).tolist()
+            found += method.loss_spec(1.0).divergence.divergence(log_p, log_q).tolist()
     return sum(found) / len(found)
 
 
 def test_two_steps_on_mbpp_bring_the_student_nearer_to_what_it_thinks_with_feedback(student: Policy) -> None:
-    method, world = SDPO(), CodeWorld()
+    method, env = SDPO(), CodeEnvironment()
     renderer = Renderer(student.tokenizer, student.context_length, 2048)
     tasks = load_tasks(MBPP)[:2]
     teacher = Teacher(Frozen(), student)
@@ -57,7 +57,7 @@ def test_two_steps_on_mbpp_bring_the_student_nearer_to_what_it_thinks_with_feedb
     for step in range(2):
         found = roll_out(
             student,
-            world,
+            env,
             renderer,
             tasks,
             SamplingOptions(max_new_tokens=48),
@@ -72,7 +72,7 @@ def test_two_steps_on_mbpp_bring_the_student_nearer_to_what_it_thinks_with_feedb
         batch = batch_of(student, teacher, samples)
         before = mean_divergence(student, method, batch)
         report = train_step(
-            student, optimizer, method.signals(1.0), method.reduction, batch, max_grad_norm=1.0, tokens=TOKENS
+            student, optimizer, method.loss_specs(1.0), method.reduction, batch, max_grad_norm=1.0, tokens=TOKENS
         )
         assert not report.skipped
         assert report.divergence == pytest.approx(before, rel=1e-2), "what it minimised is what is measured here"
@@ -81,6 +81,6 @@ def test_two_steps_on_mbpp_bring_the_student_nearer_to_what_it_thinks_with_feedb
         assert all(outcome.feedback for outcome in failed)
 
 
-def batch_of(policy: Policy, teacher: Teacher, samples: list[TrainingSample]) -> Batch:
+def batch_of(policy: Policy, teacher: Teacher, samples: list[TrainingSample]) -> UpdateBatch:
     over = denominators([len(sample.completion_ids) for sample in samples])
-    return Batch(samples, over, teacher=read_teacher(policy, teacher, samples, TOKENS))
+    return UpdateBatch(samples, over, teacher=teacher_pass(policy, teacher, samples, TOKENS))

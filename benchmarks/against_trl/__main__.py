@@ -21,7 +21,7 @@ from benchmarks.against_trl.ratios import Sheet
 from benchmarks.against_trl.sections import SECTIONS, Bench
 from rich.console import Console
 
-from selfdistill.models.device import quiet
+from selfdistill.models.precision import quiet
 
 WIDTH = 160
 

@@ -29,16 +29,16 @@ def measure(work: Callable[[], Any], *, warm: int, repeats: int) -> dict[str, An
     seconds, peak = [], 0
     for index in range(repeats):
         before = level_before() if index == 0 else 0
-        start = clock()
+        start = timer()
         value = work()
         wait()
-        seconds.append(clock() - start)
+        seconds.append(timer() - start)
         if index == 0:
             peak = peak_bytes() - before
     return {"seconds": statistics.median(seconds), "all_seconds": seconds, "peak": peak, "value": value}
 
 
-def clock() -> float:
+def timer() -> float:
     """Seconds of the processor where one thread computes, so that other work on the machine does not count; else
     seconds of the wall."""
     import torch

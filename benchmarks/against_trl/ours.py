@@ -22,17 +22,17 @@ from torch import Tensor
 
 from selfdistill.config import from_settings
 from selfdistill.errors import SelfDistillError
-from selfdistill.loops.train import train
+from selfdistill.losses import LossSpec, TeacherStates, TokenWeights, denominators, fused_loss
 from selfdistill.methods import get_method
-from selfdistill.models.hf import load_policy
+from selfdistill.models.load import load_policy
 from selfdistill.models.policy import Policy
 from selfdistill.models.sampler import SamplingOptions, sample
 from selfdistill.models.teacher import Frozen, Live, Teacher
-from selfdistill.readings import read_teacher
 from selfdistill.runs import StepRecord
 from selfdistill.runs.progress import Quiet
-from selfdistill.signal import Signal, TeacherView, TokenWeights, denominators, fused_signal
-from selfdistill.step import Batch, train_step
+from selfdistill.training.forward import teacher_pass
+from selfdistill.training.loop import train
+from selfdistill.training.update import UpdateBatch, train_step
 from selfdistill.types import TrainingSample
 
 Case = dict[str, Any]
@@ -46,10 +46,10 @@ def given_hidden(case: Case, size: int, device: torch.device) -> tuple[Tensor, T
     return student_TD.to(device), teacher_TD.to(device)
 
 
-def signal_of(case: Case) -> Signal:
+def signal_of(case: Case) -> LossSpec:
     """Top-k and a tail bucket, or the full vocabulary."""
     options = {"alpha": case["alpha"], "top_k": case["top_k"] if case["mode"] == "topk" else 0}
-    return get_method("sdpo", options).signal(temperature=1.0)
+    return get_method("sdpo", options).loss_spec(temperature=1.0)
 
 
 def loss_case(case: Case) -> dict[str, Any]:
@@ -59,14 +59,14 @@ def loss_case(case: Case) -> dict[str, Any]:
     student_TD, teacher_TD = given_hidden(case, head.weight_VD.shape[1], policy.device)
     student_TD.requires_grad_(True)
     teacher = Teacher(Frozen(), policy)
-    view = TeacherView(teacher_TD, teacher.head(policy, teacher.views()[0]))
+    view = TeacherStates(teacher_TD, teacher.head(policy, teacher.views()[0]))
     said_T = torch.arange(tokens, device=policy.device) % head.vocabulary
     weight_T = torch.full((tokens,), 1.0 / tokens, device=policy.device)
-    signal = signal_of(case)
+    loss_spec = signal_of(case)
 
     def work() -> dict[str, float]:
         student_TD.grad = head.weight_VD.grad = None
-        result = fused_signal(signal, student_TD, head, said_T, TokenWeights(distil_N=weight_T), views=[view])
+        result = fused_loss(loss_spec, student_TD, head, said_T, TokenWeights(distil_N=weight_T), views=[view])
         result.loss.backward()
         assert student_TD.grad is not None
         assert head.weight_VD.grad is not None
@@ -116,7 +116,7 @@ class Update:
         self.samples = [sample_of(index, row) for index, row in enumerate(rows) if row.teacher is not None]
         dropped = [len(row.completion) for row in rows if row.teacher is None]
         self.over = denominators([len(s.completion_ids) for s in self.samples], dropped, count_dropped=True)
-        self.signal = signal_of(case)
+        self.loss_spec = signal_of(case)
         self.optimizer = torch.optim.AdamW(list(policy.trainable().values()), lr=case["lr"], weight_decay=0.01)
         self.history: list[dict[str, float]] = []
         self.prompts = [row.prompt for row in rows]
@@ -126,10 +126,10 @@ class Update:
         if self.sampled:
             uids = [f"r{index}" for index in range(len(self.prompts))]
             sample(self.policy, self.prompts, self.sampled, seed=1, uids=uids, version=0)
-        readings = read_teacher(self.policy, self.teacher, self.samples, self.tokens, [self.signal])
-        batch = Batch(self.samples, self.over, teacher=readings, sampler_correction=False)
+        passes = teacher_pass(self.policy, self.teacher, self.samples, self.tokens, [self.loss_spec])
+        batch = UpdateBatch(self.samples, self.over, teacher=passes, sampler_correction=False)
         report = train_step(
-            self.policy, self.optimizer, [self.signal], "sequence-mean", batch, max_grad_norm=1.0, tokens=self.tokens
+            self.policy, self.optimizer, [self.loss_spec], "sequence-mean", batch, max_grad_norm=1.0, tokens=self.tokens
         )
         self.history.append({"loss": report.loss, "grad_norm": report.grad_norm})
         return self.history

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from benchmarks.against_trl.meter import clock, give, level_before, measure, peak_bytes, wait
+from benchmarks.against_trl.meter import give, level_before, measure, peak_bytes, timer, wait
 from benchmarks.against_trl.ratios import enough
 from benchmarks.against_trl.work import Ragged, Row
 from datasets import Dataset
@@ -32,7 +32,7 @@ MODES = {"topk": "topk_logits", "full": "full_logits"}
 PAD = 0
 
 
-class Given(nn.Module):
+class FixedCompletion(nn.Module):
     """Stands for the layers of a model: whatever is read, these hidden states [1, L, D] come out."""
 
     def __init__(self, hidden_BLD: Tensor) -> None:
@@ -104,13 +104,13 @@ def loss_case(case: Case) -> dict[str, Any]:
     student_TD, teacher_TD = given_hidden(case, trainer.model.config.hidden_size)
     student_TD.requires_grad_(True)
     last_1D = torch.zeros_like(student_TD[:1]).detach()  # read after the answer, and cut off by TRL
-    trainer.accelerator.unwrap_model(teacher).model = Given(torch.cat([teacher_TD, last_1D])[None])
+    trainer.accelerator.unwrap_model(teacher).model = FixedCompletion(torch.cat([teacher_TD, last_1D])[None])
     head = trainer.model.lm_head.weight
     inputs = one_row(case["tokens"], student_TD.device)
 
     def work() -> dict[str, float]:
         student_TD.grad = head.grad = None
-        trainer.model.model = Given(torch.cat([student_TD, last_1D])[None])
+        trainer.model.model = FixedCompletion(torch.cat([student_TD, last_1D])[None])
         loss = trainer.compute_loss(model, inputs)
         loss.backward()
         return norms(loss, student_TD.grad, head.grad)
@@ -177,11 +177,11 @@ class StepTimes(TrainerCallback):
         self._before, self._start = 0, 0.0
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
-        self._before, self._start = level_before(), clock()
+        self._before, self._start = level_before(), timer()
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
         wait()
-        self.seconds.append(clock() - self._start)
+        self.seconds.append(timer() - self._start)
         self.peaks.append(peak_bytes() - self._before)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **_: Any) -> None:
@@ -261,21 +261,21 @@ class Curve(TrainerCallback):
 
 
 def learn_case(case: Case) -> dict[str, Any]:
-    """Coined verbs until enough is learned or the time is up, judged by the same sandbox as ours."""
-    from selfdistill.context import CLOSING, SECTIONS
+    """Coined verbs until enough is learned or the time is up, scored by the same sandbox as ours."""
+    from selfdistill.envs.base import require_outcome
+    from selfdistill.envs.verbs.env import VerbsEnvironment
+    from selfdistill.prompts.context import CLOSING, SECTIONS
     from selfdistill.types import Completion
-    from selfdistill.worlds.base import require_outcome
-    from selfdistill.worlds.verbs.world import VerbsWorld
 
     settings, curve = case["settings"], Curve(case["limit_s"], case["goal"])
-    world = VerbsWorld(seed=settings["seed"])
-    tasks = {task.id: task for task in world.tasks("train")}
+    env = VerbsEnvironment(seed=settings["seed"])
+    tasks = {task.id: task for task in env.tasks("train")}
     asked = [[{"role": m.role, "content": m.content} for m in task.messages] for task in tasks.values()]
 
     def solved(completions: Sequence[Any], name: Sequence[str], **_: Any) -> list[float]:
         texts = [completion[0]["content"] for completion in completions]
         pairs = [(tasks[i], Completion(f"{n}", text)) for n, (i, text) in enumerate(zip(name, texts, strict=True))]
-        rewards = [require_outcome(judged).reward for judged in world.judge_many(pairs)]
+        rewards = [require_outcome(judged).reward for judged in env.score_batch(pairs)]
         curve.rewards.append(sum(reward >= 0.5 for reward in rewards) / len(rewards))
         return rewards
 

@@ -44,7 +44,7 @@ def agree(ours: Mapping[str, float], theirs: Mapping[str, float], tolerance: flo
 
 
 @dataclass
-class Measured:
+class Measurement:
     """All repeats of one case."""
 
     seconds: list[float] = field(default_factory=list)

@@ -12,7 +12,7 @@ from benchmarks.against_trl.child import Skipped, available_bytes, memory_refusa
 from benchmarks.against_trl.plan import Plan
 from benchmarks.against_trl.ratios import (
     MISSING,
-    Measured,
+    Measurement,
     Sheet,
     agree,
     common_accuracy,
@@ -51,9 +51,9 @@ class Bench:
             return run_case(sys.executable, "ours", case, self.plan.limit_s)
         return self.trl if isinstance(self.trl, Skipped) else run_case(self.trl, "peer", case, self.plan.limit_s)
 
-    def alternate(self, cases: Mapping[str, Mapping[str, Any] | Skipped]) -> dict[str, Measured]:
+    def alternate(self, cases: Mapping[str, Mapping[str, Any] | Skipped]) -> dict[str, Measurement]:
         """Every side in turn, again and again: a busy minute of the machine touches all of them."""
-        found = {side: Measured() for side in cases}
+        found = {side: Measurement() for side in cases}
         for _ in range(self.plan.repeats):
             for side, case in cases.items():
                 if not found[side].skipped:
@@ -105,7 +105,7 @@ def _loss_cases(bench: Bench, mode: str, tokens: int) -> dict[str, Mapping[str, 
     return sides
 
 
-def _compared(own: Measured, measured: Measured, side: str) -> list[str]:
+def _compared(own: Measurement, measured: Measurement, side: str) -> list[str]:
     if side == OURS or not own.seconds or not measured.seconds:
         return [MISSING] * 3
     difference = agree(own.value, measured.value, TOLERANCE)
@@ -125,7 +125,7 @@ def update_section(bench: Bench) -> Sheet:
     plan, ragged = bench.plan, bench.plan.ragged
     sheet = Sheet(
         f"Whole update: {ragged.count} rollouts, longest {ragged.longest}, mean/longest {ragged.ratio}, "
-        f"{ragged.silent:.0%} without signal",
+        f"{ragged.no_signal_steps:.0%} without signal",
         (
             "model",
             "teacher",
@@ -174,7 +174,7 @@ def update_case(bench: Bench, size: str, ragged: Ragged) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _updates_compared(own: Measured, measured: Measured, side: str) -> list[str]:
+def _updates_compared(own: Measurement, measured: Measurement, side: str) -> list[str]:
     if side == OURS or not own.seconds or not measured.seconds:
         return [MISSING] * 3
     pairs = zip(own.value, measured.value, strict=False)
@@ -186,7 +186,7 @@ def _updates_compared(own: Measured, measured: Measured, side: str) -> list[str]
     ]
 
 
-def _mfu(size: str, ragged: Ragged, measured: Measured) -> str:
+def _mfu(size: str, ragged: Ragged, measured: Measurement) -> str:
     """The useful operations over what the accelerator could do in that time; useful is what nobody can leave out."""
     import torch
 
@@ -243,7 +243,7 @@ def learn_section(bench: Bench) -> Sheet:
 
 def _curve(bench: Bench, side: str, seed: int) -> list[list[float]] | Skipped:
     settings = {
-        "model": "sapling", "world": "verbs", "seed": seed, "steps": 1000, "tasks_per_step": 16, "rollouts_per_task": 8,
+        "model": "sapling", "env": "verbs", "seed": seed, "steps": 1000, "tasks_per_step": 16, "rollouts_per_task": 8,
         "checkpoint_every": 0, "optimiser": {"lr": 5e-4, "warmup_steps": 0}, "sampling": {"max_new_tokens": 48},
         "evaluation": {"every": 0, "tasks": 1}, "method": {"name": "sdpo", "context": {"kind": "document"}},
     }  # fmt: skip
@@ -273,7 +273,7 @@ def own_section(bench: Bench) -> Sheet:
     )
     for size, ragged in bench.plan.own:
         case = update_case(bench, size, ragged) | {"label": f"{size}, {ragged.count} × {ragged.longest}"}
-        measured = Measured()
+        measured = Measurement()
         measured.add(bench.run(OURS, case | {"sample": ragged.longest // 4}))
         shares = _shares(measured)
         row = [size, f"{SIZES[size].vocabulary:,}", str(ragged.count), str(ragged.longest), *measured.cells]
@@ -281,12 +281,12 @@ def own_section(bench: Bench) -> Sheet:
         if shares and (size == "100m" or bench.plan.full):
             sheet.notes.append(goal(f"{size}: overhead", ratio([shares[-1]], [1.0]), 0.10))
     sheet.notes.append(
-        "overhead: seconds of a step outside layers, head, loss kernel and optimiser; no world judges here"
+        "overhead: seconds of a step outside layers, head, loss kernel and optimiser; no environment scores here"
     )
     return sheet
 
 
-def _shares(measured: Measured) -> list[float]:
+def _shares(measured: Measurement) -> list[float]:
     """Of layers, head and loss, optimiser, and of the rest."""
     if not measured.seconds:
         return []

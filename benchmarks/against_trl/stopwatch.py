@@ -8,11 +8,11 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from benchmarks.against_trl.meter import clock, wait
+from benchmarks.against_trl.meter import timer, wait
 
-import selfdistill.step as step
+import selfdistill.training.update as step
+from selfdistill.losses import Head
 from selfdistill.models.policy import Policy
-from selfdistill.signal import Head
 
 MODEL = ("layers, forward", "head and loss", "layers, backward", "optimiser")
 
@@ -28,7 +28,7 @@ class Stopwatch:
         self._targets: list[tuple[Any, str, str]] = [
             (Policy, "backbone", MODEL[0]),
             (Head, "logits", MODEL[1]),
-            (step, "fused_signal", MODEL[1]),
+            (step, "fused_loss", MODEL[1]),
             (torch.Tensor, "backward", MODEL[2]),
             (torch.nn.utils, "clip_grad_norm_", MODEL[3]),
             (optimizer, "step", MODEL[3]),
@@ -52,12 +52,12 @@ class Stopwatch:
             if self._busy:
                 return function(*arguments, **options)
             self._busy = True
-            start = clock()
+            start = timer()
             try:
                 return function(*arguments, **options)
             finally:
                 wait()
-                self.seconds[label] += clock() - start
+                self.seconds[label] += timer() - start
                 self._busy = False
 
         return call

@@ -13,7 +13,7 @@ from selfdistill.errors import SelfDistillError
 from selfdistill.types import (
     Completion,
     Context,
-    Drop,
+    DropReason,
     Message,
     Outcome,
     Rollout,
@@ -24,21 +24,21 @@ from selfdistill.types import (
 
 if TYPE_CHECKING:
     from selfdistill.config import RunConfig, load_config
-    from selfdistill.context import Demonstration, Document, SolutionOrFeedback
-    from selfdistill.loops.compare import compare
-    from selfdistill.loops.measure import measure
-    from selfdistill.loops.solve import solve
-    from selfdistill.loops.solve_config import solve_config
-    from selfdistill.loops.strategies import Prompt, Scene, Strategy
-    from selfdistill.loops.train import train
+    from selfdistill.data.rows import load_tasks
+    from selfdistill.losses import Additive, LossSpec, SampledToken, Tanh, divergence, fused_loss
     from selfdistill.methods import GRPO, SDPO, Credit, Method
-    from selfdistill.models.hf import LoraOptions, load_policy
+    from selfdistill.models.load import LoraOptions, load_policy
     from selfdistill.models.policy import Policy
     from selfdistill.models.sampler import SamplingOptions, sample
     from selfdistill.models.teacher import Ema, Frozen
+    from selfdistill.prompts.context import Demonstration, Document, SolutionOrFeedback
     from selfdistill.runs import Quiet, Reporter, Run, read_run
-    from selfdistill.signal import Additive, SampledToken, Signal, Tanh, divergence, fused_signal
-    from selfdistill.worlds.rows import load_tasks
+    from selfdistill.test_time.config import solve_config
+    from selfdistill.test_time.solve import solve
+    from selfdistill.test_time.strategies import Prompt, SolveState, Strategy
+    from selfdistill.training.evaluation import measure
+    from selfdistill.training.loop import train
+    from selfdistill.training.side_by_side import compare
 
 __all__ = [
     "GRPO",
@@ -49,10 +49,11 @@ __all__ = [
     "Credit",
     "Demonstration",
     "Document",
-    "Drop",
+    "DropReason",
     "Ema",
     "Frozen",
     "LoraOptions",
+    "LossSpec",
     "Message",
     "Method",
     "Outcome",
@@ -66,17 +67,16 @@ __all__ = [
     "RunConfig",
     "SampledToken",
     "SamplingOptions",
-    "Scene",
     "SelfDistillError",
-    "Signal",
     "SolutionOrFeedback",
+    "SolveState",
     "StopReason",
     "Strategy",
     "Tanh",
     "Task",
     "compare",
     "divergence",
-    "fused_signal",
+    "fused_loss",
     "load_config",
     "load_policy",
     "load_tasks",
@@ -91,21 +91,21 @@ __all__ = [
 # Where the names above live that are loaded on first use; the imports for the type checker say the same.
 _HOMES = {
     "config": "RunConfig load_config",
-    "context": "Demonstration Document SolutionOrFeedback",
-    "loops.compare": "compare",
-    "loops.measure": "measure",
-    "loops.solve": "solve",
-    "loops.solve_config": "solve_config",
-    "loops.strategies": "Prompt Scene Strategy",
-    "loops.train": "train",
+    "prompts.context": "Demonstration Document SolutionOrFeedback",
+    "training.side_by_side": "compare",
+    "training.evaluation": "measure",
+    "test_time.solve": "solve",
+    "test_time.config": "solve_config",
+    "test_time.strategies": "Prompt SolveState Strategy",
+    "training.loop": "train",
     "methods": "GRPO SDPO Credit Method",
-    "models.hf": "LoraOptions load_policy",
+    "models.load": "LoraOptions load_policy",
     "models.policy": "Policy",
     "models.sampler": "SamplingOptions sample",
     "models.teacher": "Ema Frozen",
     "runs": "Quiet Reporter Run read_run",
-    "signal": "Additive SampledToken Signal Tanh divergence fused_signal",
-    "worlds.rows": "load_tasks",
+    "losses": "Additive SampledToken LossSpec Tanh divergence fused_loss",
+    "data.rows": "load_tasks",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 

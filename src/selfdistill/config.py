@@ -3,7 +3,7 @@
     load_config(Path("run.toml"), ["method=grpo", "teacher.kind=ema", "optimiser.lr=1e-5"])
 
 Later sources win: defaults, what the method needs, what the model needs (`FOR_MODEL`), the file, the overrides.
-`method` and `world` name an entry of their registry; every other key inside their tables goes to that entry, which
+`method` and `env` name an entry of their registry; every other key inside their tables goes to that entry, which
 checks it.
 """
 
@@ -20,17 +20,18 @@ from typing import Any, TypeVar
 from selfdistill.errors import ConfigError, RunError
 from selfdistill.files import is_whole, read_text
 from selfdistill.methods import find_method, get_method
-from selfdistill.models.hf import LoraOptions
+from selfdistill.models.load import LoraOptions
 from selfdistill.models.sampler import SamplingOptions
 from selfdistill.models.teacher import TeacherRule
 from selfdistill.options import SEED, Where, about, build, check_ranges, option, plain
+from selfdistill.prompts.chat_template import Thinking
 from selfdistill.runs import saved_config
+from selfdistill.runs.old_names import SETTINGS
 from selfdistill.runs.store import CONFIG
-from selfdistill.templates import Thinking
 
 T = TypeVar("T")
 
-NAMED = ("method", "world")
+NAMED = ("method", "env")
 COMMAND_LINE = "command line"
 DEEPEST = 10  # tables within one another
 
@@ -44,7 +45,7 @@ FOR_MODEL: Mapping[str, Mapping[str, Any]] = {"sapling": SAPLING, "sapling-small
 
 
 @dataclass(frozen=True, slots=True)
-class Named:
+class NamedComponent:
     """An entry of a registry, and the options that differ from its own defaults."""
 
     name: str = field(metadata=about("which one; its own settings stand beside this one"))
@@ -91,7 +92,7 @@ class EvaluationOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class RehearsalOptions:
+class ReplayOptions:
     """Keeps what the model knew: on the student's own answers to these prompts it is held to the weights at the start,
     by KL(student‖start).
 
@@ -99,13 +100,11 @@ class RehearsalOptions:
     if the step had one update. A step that makes no update samples none.
     """
 
-    prompts: str = option("world", 'JSONL file of prompts, or "world": the world\'s own rehearsal tasks')
+    prompts: str = option("env", 'JSONL file of prompts, or "environment": the environment\'s own replay tasks')
     per_step: int = option(
         64, "prompts sampled and used once in each step, shared out over its updates", least=1, most=100_000
     )
-    weight: float = option(
-        0.5, "weight of one rehearsed answer beside a trained one of an update of mean size", above=0
-    )
+    weight: float = option(0.5, "weight of one replayed answer beside a trained one of an update of mean size", above=0)
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -131,10 +130,12 @@ class RunConfig:
     """
 
     model: str = option("sapling", 'directory or hub name of a causal LM; "sapling" is embedded, "smollm2" is fetched')
-    method: Named = field(default=Named("sdpo"), metadata=about("how to learn; see `selfdistill methods`"))
-    world: Named = field(default=Named("verbs"), metadata=about("who judges; see `selfdistill worlds`"))
-    data: str = option("", "JSONL file of tasks; empty: the world's own")
-    out: str = option("", "run directory; empty: runs/<method>-<world>-seed<seed>")
+    method: NamedComponent = field(
+        default=NamedComponent("sdpo"), metadata=about("how to learn; see `selfdistill methods`")
+    )
+    env: NamedComponent = field(default=NamedComponent("verbs"), metadata=about("who scores; see `selfdistill envs`"))
+    data: str = option("", "JSONL file of tasks; empty: the environment's own")
+    out: str = option("", "run directory; empty: runs/<method>-<environment>-seed<seed>")
     seed: int = option(0, "decides every random choice of the run", least=0, most=SEED)
     device: str = option("auto", "cuda, mps, cpu, or auto")
     dtype: str = option("auto", "bfloat16, float32, or auto")
@@ -158,15 +159,13 @@ class RunConfig:
     sampling: SamplingOptions = field(default_factory=lambda: SamplingOptions(max_new_tokens=2048))
     context: ContextOptions = field(default_factory=ContextOptions)
     evaluation: EvaluationOptions = field(default_factory=EvaluationOptions)
-    rehearsal: RehearsalOptions | None = field(
-        default=None, metadata=about("rehearsal of what the model knew; none: no rehearsal")
-    )
+    replay: ReplayOptions | None = field(default=None, metadata=about("replay of what the model knew; none: no replay"))
 
     def __post_init__(self) -> None:
         check_ranges(self)
 
     @property
-    def generations(self) -> int:
+    def completions_sampled(self) -> int:
         """Answers to tasks over the whole run, for a method that samples `rollouts_per_task` of them."""
         return self.steps * self.tasks_per_step * self.rollouts_per_task
 
@@ -191,12 +190,13 @@ def load_config(
 
 def from_settings(settings: Mapping[str, Any], sources: Mapping[str, str] | None = None) -> RunConfig:
     """A run from nested settings; `sources` says where each dotted key was written, for the error messages."""
+    _refuse_old_names(settings, sources or {})
     method = find_method(_named("method", settings.get("method", {}))["name"])
     needs = _merged(method.settings, FOR_MODEL.get(str(settings.get("model", _default("model"))), {}))
     tree = _merged(needs, settings)
-    if tree.get("data") and not _is_named(tree.get("world", {})):
-        # Rows of programming tasks are what a data file holds unless a world is named; its settings name none.
-        tree["world"] = {**tree.get("world", {}), "name": "code"}
+    if tree.get("data") and not _is_named(tree.get("env", {})):
+        # Rows of programming tasks are what a data file holds unless an environment is named; its settings name none.
+        tree["env"] = {**tree.get("env", {}), "name": "code"}
     for name in NAMED:
         if name in tree:
             tree[name] = _named(name, tree[name])
@@ -220,6 +220,16 @@ def read_saved(path: Path, read: Callable[[Mapping[str, Any]], T]) -> T:
         what = f"the settings of this run cannot be used: {error.what}"
         got = path / CONFIG if error.got is None else f"{error.got} in {path / CONFIG}"
         raise RunError(what, got=got, why=error.why, do=error.do or "restore the file, or start a new run") from error
+
+
+def _refuse_old_names(settings: Mapping[str, Any], sources: Mapping[str, str]) -> None:
+    for old in SETTINGS.keys() & settings.keys():
+        where = next((source for key, source in sources.items() if key.split(".")[0] == old), "")
+        raise ConfigError(
+            f"the setting {old!r} has another name",
+            got=f"{old}  ({where})" if where else old,
+            do=f"write {SETTINGS[old]} in place of {old}",
+        )
 
 
 def resolved(config: RunConfig) -> dict[str, Any]:

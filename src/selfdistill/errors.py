@@ -4,10 +4,10 @@
     ├── ConfigError      a setting, an option or a key that cannot be used        (also a ValueError)
     ├── DataError        a file or a row that cannot be read as what it should be (also a ValueError)
     ├── ModelError       a model or a tokenizer that cannot do what is asked      (also a ValueError)
-    ├── WorldError       a world that cannot judge, or that drops too many rollouts (also a RuntimeError)
+    ├── EnvError       an environment that cannot judge, or that drops too many rollouts (also a RuntimeError)
     ├── SandboxError     this machine cannot isolate programs, or cannot run them (also a RuntimeError)
     │   └── ProgramLostError   … this one program, whose process it ended
-    ├── SignalError      there is nothing to learn from, and why                  (also a RuntimeError)
+    ├── TrainingError      there is nothing to learn from, and why                  (also a RuntimeError)
     └── RunError         a run directory that cannot be written, read or resumed  (also an OSError)
 
 To add one: derive from `SelfDistillError` and from the standard type it refines, and draw it above.
@@ -46,8 +46,8 @@ class ModelError(SelfDistillError, ValueError):
     """A model or tokenizer that cannot do what is asked of it."""
 
 
-class WorldError(SelfDistillError, RuntimeError):
-    """A world that cannot judge."""
+class EnvError(SelfDistillError, RuntimeError):
+    """An environment that cannot judge."""
 
 
 class SandboxError(SelfDistillError, RuntimeError):
@@ -58,7 +58,7 @@ class ProgramLostError(SandboxError):
     """The machine ended a program's process each time it was run: nothing is known of that program."""
 
 
-class SignalError(SelfDistillError, RuntimeError):
+class TrainingError(SelfDistillError, RuntimeError):
     """A batch from which nothing can be learned."""
 
 

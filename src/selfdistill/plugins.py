@@ -1,4 +1,4 @@
-"""What a user wrote in a file of their own, by its place: `my_world.py:world`, `my_method.py:MyMethod`.
+"""What a user wrote in a file of their own, by its place: `my_env.py:env`, `my_method.py:MyMethod`.
 
 The file is run as Python, with the rights of the user who named it, and may import its neighbours as a script may.
 """
@@ -23,7 +23,7 @@ def is_file_name(name: str) -> bool:
 
 
 def short_name(name: str) -> str:
-    """A name that can be part of a file's name: `worlds/my_world.py:world` → "my_world", "sdpo" → "sdpo"."""
+    """A name that can be part of a file's name: `envs/my_env.py:env` → "my_env", "sdpo" → "sdpo"."""
     return Path(name.partition(":")[0]).stem if is_file_name(name) else name
 
 

@@ -28,9 +28,9 @@ class StopReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A question `x`, and what only the world knows about it.
+    """A question `x`, and what only the environment knows about it.
 
-    `messages` is all that the student reads. `spec` belongs to the world (tests, answers) and is JSON.
+    `messages` is all that the student reads. `spec` belongs to the environment (tests, answers) and is JSON.
     `demonstration` and `document` are privileged texts that came with the data, `logged_answer` is somebody's answer to
     it and `user_reply` what the user says to a wrong one; empty means none.
     """
@@ -48,7 +48,7 @@ class Task:
 class Completion:
     """An answer `y` as sampled: `token_ids` [T] are never re-tokenised; `logprobs` [T] are nats under the weights,
     temperature and support that sampled them, and empty for words that were not sampled. `uid` is unique in a run;
-    worlds may seed choices with it."""
+    environments may seed choices with it."""
 
     uid: str
     text: str
@@ -60,9 +60,9 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a world says of a completion: `reward` in [0, 1] decides who counts as a success, `feedback` is what a
-    teacher may read (empty: nothing to say), `details` are extra numbers or words for the records, `reply` is what the
-    user says next."""
+    """What an environment says of a completion: `reward` in [0, 1] decides who counts as a success, `feedback` is what
+    a teacher may read (empty: nothing to say), `details` are extra numbers or words for the records, `reply` is what
+    the user says next."""
 
     reward: float
     feedback: str = ""
@@ -70,20 +70,20 @@ class Outcome:
     reply: str = ""
 
 
-class Drop(StrEnum):
+class DropReason(StrEnum):
     """Why a rollout takes no part in an update. Every dropped rollout is counted under one of these."""
 
-    WORLD_RAISED = "world_raised"  # the world's function raised an exception
-    WORLD_TIMEOUT = "world_timeout"  # the world's function did not come back in time
+    ENV_RAISED = "env_raised"  # the environment's function raised an exception
+    ENV_TIMEOUT = "env_timeout"  # the environment's function did not come back in time
     BAD_ROW = "bad_row"  # the row's tests can judge no answer; nothing was sampled
-    JUDGING_FAILED = "judging_failed"  # judging this answer ended in an error: no reward can be given
+    JUDGING_FAILED = "judging_failed"  # scoring this answer ended in an error: no reward can be given
     PROGRAM_LOST = "program_lost"  # the machine ended the answer's process each time: no reward can be given
-    BAD_OUTCOME = "bad_outcome"  # the world returned NaN, a reward outside [0, 1] or the wrong type
+    BAD_OUTCOME = "bad_outcome"  # the environment returned NaN, a reward outside [0, 1] or the wrong type
     EMPTY_COMPLETION = "empty_completion"  # nothing was sampled
-    LONE_SUCCESS = "lone_success"  # the only success of its group: never its own demonstration
+    ONLY_SUCCESS = "only_success"  # the only success of its group: never its own demonstration
     NO_CONTEXT = "no_context"  # nothing was learned about it that the student did not know
     CONTEXT_TOO_LONG = "context_too_long"  # even with the field cut, the teacher prompt does not fit
-    FLAT_GROUP = "flat_group"  # all rewards of the group are equal, up to rounding: no advantage
+    ZERO_ADVANTAGE = "zero_advantage"  # all rewards of the group are equal, up to rounding: no advantage
 
 
 ANSWER = "answer"  # the stage of ordinary answers: the student reads the question, and nothing more
@@ -91,7 +91,7 @@ ANSWER = "answer"  # the stage of ordinary answers: the student reads the questi
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """One attempt at a task. `outcome` is None when nobody judged it; `drop` says why the world could not.
+    """One attempt at a task. `outcome` is None when nobody scored it; `drop` says why the environment could not.
 
     `stage` names what it is: an "answer", or what a stage of the method asked for after that, prompted with `messages`
     (empty: the task's question) about the rollout at place `of` in the group.
@@ -101,7 +101,7 @@ class Rollout:
     prompt_ids: TokenIds
     completion: Completion
     outcome: Outcome | None = None
-    drop: Drop | None = None
+    drop: DropReason | None = None
     stage: str = ANSWER
     messages: tuple[Message, ...] = ()
     of: int | None = None
@@ -109,13 +109,13 @@ class Rollout:
 
 @dataclass(frozen=True, slots=True)
 class RolloutGroup:
-    """All attempts at one task that were sampled together (siblings)."""
+    """All attempts at one task that were sampled together (group members)."""
 
     task: Task
     rollouts: tuple[Rollout, ...]
 
     def at(self, stage: str) -> list[tuple[int, Rollout]]:
-        """The rollouts of one stage that were judged, with their places."""
+        """The rollouts of one stage that were scored, with their places."""
         return [(i, r) for i, r in enumerate(self.rollouts) if r.stage == stage and r.outcome is not None]
 
 
@@ -149,8 +149,8 @@ class TrainingSample:
     with; without any there is no teacher. With `live` the student's weights of now read them, else the teacher's.
     `distil` scales the divergence from the teacher, `advantage` the policy gradient on the tokens, `reference` the
     divergence from the weights at the start, which read what the student reads; a method fills in all three.
-    `signal` says which of the method's signals turns them into a gradient. `sampled_logprobs` are empty where the words
-    were not sampled from this prompt. Tokens in `spans` (start, stop) count; None: all.
+    `loss_spec` says which of the method's signals turns them into a gradient. `sampled_logprobs` are empty where the
+    words were not sampled from this prompt. Tokens in `spans` (start, stop) count; None: all.
     """
 
     uid: str
@@ -163,7 +163,7 @@ class TrainingSample:
     advantage: float = 0.0
     distil: float = 0.0
     reference: float = 0.0
-    signal: int = 0
+    loss_spec: int = 0
     spans: tuple[tuple[int, int], ...] | None = None
     context_kind: str = "none"
     policy_version: int = 0

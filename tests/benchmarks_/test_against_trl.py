@@ -14,7 +14,7 @@ sys.path.insert(0, str(ROOT))  # benchmarks are run from here, and are no part o
 
 from benchmarks.against_trl.child import TRL_VERSION, Skipped, failure, memory_refusal, trl_refusal  # noqa: E402
 from benchmarks.against_trl.ratios import (  # noqa: E402
-    Measured,
+    Measurement,
     Sheet,
     agree,
     common_accuracy,
@@ -107,10 +107,10 @@ def test_numbers_agree_within_a_share_and_the_first_that_does_not_is_named() -> 
 
 
 def test_a_case_that_was_skipped_shows_its_reason_where_the_time_would_stand() -> None:
-    measured = Measured()
+    measured = Measurement()
     measured.add(Skipped("does not fit"))
     assert measured.cells == ["does not fit", "–"]
-    done = Measured()
+    done = Measurement()
     done.add({"seconds": 2.0, "peak": 5e8, "value": None})
     assert done.cells == ["2.00 s", "0.500 GB"]
 

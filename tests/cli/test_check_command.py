@@ -66,11 +66,11 @@ def test_scores_are_one_line_of_json_for_each_answer_and_nothing_else_on_standar
 
 
 def test_an_own_function_with_tasks_of_its_own_is_checked(tmp_path: Path) -> None:
-    world = Path(__file__).parents[2] / "examples" / "my_world.py"
+    env = Path(__file__).parents[2] / "examples" / "my_env.py"
     (tmp_path / "answers.jsonl").write_bytes(lines({"id": "11", "answer": "22"}))
-    result = runner.invoke(app, ["check", "--world", f"{world}:world", "--answers", str(tmp_path / "answers.jsonl")])
+    result = runner.invoke(app, ["check", "--env", f"{env}:environment", "--answers", str(tmp_path / "answers.jsonl")])
     assert (result.exit_code, json.loads(result.stdout)["reward"]) == (0, 1.0)
-    result = runner.invoke(app, ["check", "--world", f"{world}:world"])
+    result = runner.invoke(app, ["check", "--env", f"{env}:environment"])
     assert result.exit_code == 0
     assert "32 of 32 rows can be used" in result.stdout
 
@@ -138,7 +138,7 @@ def test_no_command_begins_with_data_that_cannot_be_used(kind: str, tmp_path: Pa
         ["eval", "--data", str(file), "--out", "out"],
         ["eval", "--teacher", "--data", str(file), "--out", "out"],
         ["solve", "--task", str(file)],
-        ["compare", "--way", "best-of-k", "--task", str(file)],
+        ["compare", "--arm", "best-of-k", "--task", str(file)],
         ["check", "--data", str(file)],
     ):
         result = runner.invoke(app, command)
@@ -161,7 +161,7 @@ def test_texts_templates_settings_and_prompts_of_files_are_refused_alike(
         ["credit", "--question", "a", "--answer", "b", "--feedback", f"@{file}"],
         ["train", "--config", str(file)],
         ["train", f"chat_template={file}"],
-        ["check", "--world", "verbs", "--answers", str(file)],
+        ["check", "--env", "verbs", "--answers", str(file)],
     ):
         result = runner.invoke(app, command)
         assert result.exit_code == 2, command
@@ -180,7 +180,7 @@ def test_a_text_that_is_no_utf_8_is_refused() -> None:
 def test_prompts_to_rehearse_are_refused_before_anything_is_written(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "old.jsonl").write_bytes(lines({"prompt": "a"}, {"prompt": [{"role": "user", "content": ""}]}))
-    result = runner.invoke(app, ["train", "rehearsal.prompts=old.jsonl"])
+    result = runner.invoke(app, ["train", "replay.prompts=old.jsonl"])
     assert result.exit_code == 2
     assert "old.jsonl:2: question row: field 'prompt[0].content'" in result.output
     assert [path.name for path in tmp_path.iterdir()] == ["old.jsonl"]

@@ -11,7 +11,7 @@ from selfdistill.cli.guard import Guarded
 from selfdistill.errors import RunError
 from selfdistill.runs import EvalRecord, Interrupted, RunDir, StepRecord, share
 
-COMMANDS = ("train", "eval", "check", "solve", "methods", "worlds", "demo", "compare")
+COMMANDS = ("train", "eval", "check", "solve", "methods", "envs", "demo", "compare")
 runner = CliRunner()
 
 
@@ -20,7 +20,7 @@ def parameters(command: str) -> list[object]:
 
 
 def a_run(path: Path) -> Path:
-    with RunDir.create(path, {"settings": {"method": {"name": "sdpo"}, "world": {"name": "verbs"}}}) as run:
+    with RunDir.create(path, {"settings": {"method": {"name": "sdpo"}, "env": {"name": "verbs"}}}) as run:
         run.append(EvalRecord(0, 0, 0.0, "train", share(2, 100), 16, 0))
         run.append(StepRecord(1, 128, 900, 30.0, 0.5, 0.5, 0.1, 1.0, 5e-4))
         run.append(EvalRecord(1, 128, 30.0, "train", share(80, 100), 16, 12))

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from selfdistill.cli import app
 from selfdistill.cli.credit import print_credit
-from selfdistill.runs.credit import Alternative, AnswerCredit, Sight, TokenCredit
+from selfdistill.runs.credit import Alternative, AnswerCredit, ErrorVisibility, TokenCredit
 from selfdistill.types import Context, Message
 
 runner = CliRunner()
@@ -25,8 +25,8 @@ def found(advantage: float | None = None) -> AnswerCredit:
         TokenCredit("\n", -2.0, -0.5, others),
     )
     context = Context("feedback", feedback="Don't include [n].")
-    sight = Sight(True, 3.0, (0.5,) * 19)
-    return AnswerCredit("some-model", (Message("user", "q"),), context, tokens, False, sight, advantage)
+    error_visibility = ErrorVisibility(True, 3.0, (0.5,) * 19)
+    return AnswerCredit("some-model", (Message("user", "q"),), context, tokens, False, error_visibility, advantage)
 
 
 def printed(credit: AnswerCredit, *, table: bool = False, colours: bool = False) -> str:

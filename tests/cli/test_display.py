@@ -23,22 +23,22 @@ def a_step(step: int, dropped: int = 3) -> StepRecord:
     return StepRecord(step, step * 128, 0, 0.0, 0.5, 0.25, 0.125, 1.0, 5e-4, dropped={"no_context": dropped})
 
 
-def follow_a_run(display: RunDisplay, clock: Clock) -> None:
+def follow_a_run(display: RunDisplay, timer: Clock) -> None:
     with display:
         reporter = display.reporter("sdpo")
         reporter.started(INFO)
         reporter.note("programs run under landlock")
         reporter.evaluated(EvalRecord(0, 0, 0.0, "train", share(3, 100), 16, 0))
         for step in (1, 2):
-            clock.now += 6
+            timer.now += 6
             reporter.phase("sampling", 64, 128)
             reporter.step(a_step(step))
         reporter.finished(Summary("sdpo", "sapling", "verbs", 0, 20, 2560, 9, 75.0, Accuracies(), Accuracies()))
 
 
 def test_plain_lines_tell_the_whole_run():
-    output, clock = io.StringIO(), Clock()
-    follow_a_run(RunDisplay(Console(file=output, width=200), clock), clock)
+    output, timer = io.StringIO(), Clock()
+    follow_a_run(RunDisplay(Console(file=output, width=200), timer), timer)
     lines = output.getvalue().splitlines()
     assert lines[0].endswith("→ runs/a")
     assert "device cpu" in lines[0]
@@ -47,36 +47,38 @@ def test_plain_lines_tell_the_whole_run():
     assert lines[3] == "sdpo: sampling 64/128"
     # 6 s a step, 19 steps left: 114 s; then 18 steps: 108 s
     assert lines[4].endswith(
-        "accuracy 0.030  batch 0.250  reward 0.500  loss 0.1250  dropped 3  generations 128  left 1:54"
+        "accuracy 0.030  batch 0.250  reward 0.500  loss 0.1250  dropped 3  completions 128  left 1:54"
     )
     assert lines[6].startswith("sdpo: step 2/20")
-    assert lines[6].endswith("dropped 6  generations 256  left 1:48")
+    assert lines[6].endswith("dropped 6  completions 256  left 1:48")
     assert lines[-1] == "sdpo: done in 1:15"
     assert "\x1b" not in output.getvalue()
 
 
 @pytest.mark.parametrize(
-    ("generations", "given", "more", "words"),
+    ("completions_sampled", "given", "more", "words"),
     [
-        (2560, 0, False, "20 steps, 2,560 generations →"),
+        (2560, 0, False, "20 steps, 2,560 completions →"),
         (0, 640, False, "20 steps, 640 given answers →"),
-        (2560, 640, False, "20 steps, 2,560 generations and 640 given answers →"),
-        (2560, 0, True, "20 steps, at least 2,560 generations →"),
+        (2560, 640, False, "20 steps, 2,560 completions and 640 given answers →"),
+        (2560, 0, True, "20 steps, at least 2,560 completions →"),
         (0, 0, False, "20 steps →"),
     ],
 )
-def test_a_run_begins_by_saying_how_many_answers_there_will_be(generations: int, given: int, more: bool, words: str):
+def test_a_run_begins_by_saying_how_many_answers_there_will_be(
+    completions_sampled: int, given: int, more: bool, words: str
+):
     output = io.StringIO()
-    info = replace(INFO, generations=generations, given=given, more=more)
+    info = replace(INFO, completions_sampled=completions_sampled, given=given, more=more)
     RunDisplay(Console(file=output, width=200)).reporter("sdpo").started(info)
     assert words in output.getvalue()
 
 
 def test_a_terminal_shows_one_row_for_each_run():
-    output, clock = io.StringIO(), Clock()
-    display = RunDisplay(Console(file=output, width=160, force_terminal=True), clock)
+    output, timer = io.StringIO(), Clock()
+    display = RunDisplay(Console(file=output, width=160, force_terminal=True), timer)
     display.reporter("grpo")
-    follow_a_run(display, clock)
+    follow_a_run(display, timer)
     screen = Console(width=160, file=io.StringIO())
     screen.print(display.table())
     rows = screen.file.getvalue().splitlines()  # type: ignore[attr-defined]
@@ -86,23 +88,23 @@ def test_a_terminal_shows_one_row_for_each_run():
 
 
 def test_time_left_after_a_resume_counts_the_new_steps_only():
-    clock = Clock()
-    display = RunDisplay(Console(file=io.StringIO()), clock)
+    timer = Clock()
+    display = RunDisplay(Console(file=io.StringIO()), timer)
     reporter = display.reporter("sdpo")
     reporter.started(RunInfo(Path("runs/a"), "sdpo", "sapling", "verbs", "cpu", 20, 2560, first_step=10))
-    assert reporter.row.left(clock()) == "–"
-    clock.now += 20
+    assert reporter.row.left(timer()) == "–"
+    timer.now += 20
     reporter.step(a_step(12))
-    assert reporter.row.left(clock()) == "1:20"  # 10 s a step, 8 left
+    assert reporter.row.left(timer()) == "1:20"  # 10 s a step, 8 left
 
 
 def test_without_a_number_of_steps_there_is_no_total_and_no_time_left():
     """A search whose budget counts tokens or seconds."""
-    output, clock = io.StringIO(), Clock()
-    display = RunDisplay(Console(file=output, width=200), clock)
+    output, timer = io.StringIO(), Clock()
+    display = RunDisplay(Console(file=output, width=200), timer)
     reporter = display.reporter("q0")
-    reporter.started(replace(INFO, steps=0, generations=0))
-    clock.now += 6
+    reporter.started(replace(INFO, steps=0, completions_sampled=0))
+    timer.now += 6
     reporter.step(a_step(7))
     first, line = output.getvalue().splitlines()
     assert "device cpu, steps while the budget lasts → runs/a" in first
@@ -116,10 +118,10 @@ def test_without_a_number_of_steps_there_is_no_total_and_no_time_left():
 
 
 def test_a_run_that_goes_on_beyond_its_steps_has_no_time_left():
-    clock = Clock()
-    display = RunDisplay(Console(file=io.StringIO()), clock)
+    timer = Clock()
+    display = RunDisplay(Console(file=io.StringIO()), timer)
     reporter = display.reporter("sdpo")
     reporter.started(INFO)
-    clock.now += 22
+    timer.now += 22
     reporter.step(a_step(22))
-    assert reporter.row.left(clock()) == "0:00"
+    assert reporter.row.left(timer()) == "0:00"

@@ -11,6 +11,18 @@ from typer.testing import CliRunner
 
 from selfdistill.cli import app
 from selfdistill.cli.method_table import COLUMNS, describe, method_row
+from selfdistill.losses import (
+    Additive,
+    Contrast,
+    FullVocabulary,
+    JensenShannon,
+    LossSpec,
+    ReverseKL,
+    Tanh,
+    TokenMask,
+    TopK,
+    Trapezoid,
+)
 from selfdistill.methods import (
     GRPO,
     METHODS,
@@ -26,18 +38,6 @@ from selfdistill.methods import (
     get_method,
 )
 from selfdistill.models.teacher import Ema, Frozen, Snapshot
-from selfdistill.signal import (
-    Additive,
-    Allocation,
-    Contrast,
-    FullVocabulary,
-    JensenShannon,
-    ReverseKL,
-    Signal,
-    Tanh,
-    TopK,
-    Trapezoid,
-)
 
 runner = CliRunner()
 WIDTH = 100
@@ -57,9 +57,9 @@ ROOT = Path(__file__).parent.parent.parent
         (Snapshot(), "snapshot 10"),
         (Trapezoid(1e-3, 50, 0, 350), "trapezoid 0.001, 50, 0, 350"),
         (Additive(), "additive"),
-        (Additive(bound=Tanh(0.02), keep_sign=True), "additive bound tanh 0.02, keep sign"),
+        (Additive(clipping=Tanh(0.02), keep_sign=True), "additive clipping tanh 0.02, keep sign"),
         (Contrast(2.0, normalise=False), "contrast 2, no normalise"),
-        (Allocation(skip_first=3), "allocation skip first 3"),
+        (TokenMask(skip_first=3), "token mask skip first 3"),
     ],
 )
 def test_a_value_is_described_by_what_was_chosen_in_it(value: object, said: str) -> None:
@@ -91,7 +91,7 @@ def test_without_a_teacher_nothing_is_compared() -> None:
 
 def test_where_evidence_becomes_an_advantage_there_is_no_divergence() -> None:
     assert cells(RLSD())["compared by"] == "sampled token"
-    assert cells(RLSD())["coupled by"] == "with verdict\nmultiplicative 0.2\nlinear 0.5, 0, 50"
+    assert cells(RLSD())["coupled by"] == "advantage sign\nmultiplicative 0.2\nlinear 0.5, 0, 50"
     assert cells(RLCSD())["compared by"] == "contrast 1, no normalise\nsampled token"
 
 
@@ -104,8 +104,8 @@ def test_a_method_of_ones_own_has_a_row_too() -> None:
     class Mine(SDPO):
         source: ClassVar[str] = "not published"
 
-        def signal(self, temperature: float) -> Signal:
-            return Signal(support=TopK(3), temperature=temperature)
+        def loss_spec(self, temperature: float) -> LossSpec:
+            return LossSpec(support=TopK(3), temperature=temperature)
 
     assert cells(Mine())["compared by"] == "jensen shannon 0.5\ntop K 3"
     assert cells(Mine())["arXiv"] == "–"

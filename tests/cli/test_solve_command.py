@@ -16,20 +16,20 @@ from selfdistill.cli.solve import print_results
 from selfdistill.runs import read_run
 from selfdistill.runs.solving import SolveResult, read_result
 
-LOOPS = Path(__file__).parent.parent / "loops"
+LOOPS = Path(__file__).parent.parent / "training"
 SMALL = ("sampling.max_new_tokens=8", "device=cpu")
 WIDE = {"COLUMNS": "200"}
 runner = CliRunner()
 
 
-def worlds(name: str) -> list[str]:
-    return ["--world", f"{LOOPS / 'solve_worlds.py'}:{name}", *SMALL]
+def envs(name: str) -> list[str]:
+    return ["--env", f"{LOOPS / 'solve_envs.py'}:{name}", *SMALL]
 
 
 def test_a_solution_is_printed_with_what_it_took(model_dir: Path, tmp_path: Path) -> None:
     out = tmp_path / "search"
     chosen = ["solve", "--task", "q1", "--strategy", "hybrid", "--budget", "200", "--model", str(model_dir)]
-    result = runner.invoke(app, [*chosen, "--out", str(out), "--seed", "1", *worlds("rare")], env=WIDE)
+    result = runner.invoke(app, [*chosen, "--out", str(out), "--seed", "1", *envs("rare")], env=WIDE)
     assert result.exit_code == 0, result.output
     found = read_result(out / "000-q1")
     assert found is not None
@@ -54,7 +54,7 @@ def test_a_users_own_programming_task_with_its_tests(model_dir: Path, tmp_path: 
     assert result.exit_code == 0, result.output
     assert "not solved: 16 attempts" in result.output
     run = read_run(out / "000-one")
-    assert run.config["settings"]["world"]["name"] == "code"
+    assert run.config["settings"]["env"]["name"] == "code"
     assert all("cut off at the length limit" in r.feedback or "No code was found" in r.feedback for r in run.rollouts())
     assert run.steps[0].samples == 16
 
@@ -71,11 +71,14 @@ def test_a_users_own_programming_task_with_its_tests(model_dir: Path, tmp_path: 
         (["--resume", "nowhere", "--seed", "3"], "a resumed search keeps its settings"),
         (["--task", "nowhere.jsonl"], "nowhere.jsonl"),
         (["--resume", "nowhere", "--budget", "5000"], "--budget"),
-        (["--resume", "nowhere", "--strategy", "hybrid", "--unit", "tokens", "--go-on"], "--strategy, --unit, --go-on"),
+        (
+            ["--resume", "nowhere", "--strategy", "hybrid", "--unit", "tokens", "--exhaust-budget"],
+            "--strategy, --unit, --exhaust-budget",
+        ),
         (["--resume", "nowhere", "strategy.batch=4", "optimiser.lr=1.0"], "strategy.batch, optimiser.lr"),
         (["--strategy", "best-of-k", "--keep"], "best-of-k learns nothing, and does not read this"),
         (["--strategy", "best-of-k", "--method", "grpo"], "got  method"),
-        (["--strategy", "multi-turn", "teacher.kind=ema", "seed=1", "rehearsal.per_step=8"], "teacher.kind, rehearsal"),
+        (["--strategy", "multi-turn", "teacher.kind=ema", "seed=1", "replay.per_step=8"], "teacher.kind, replay"),
         (["--strategy", "multi-turn", "optimiser.lr=1.0", "method.alpha=0.5"], "optimiser.lr, method.alpha"),
     ],
 )
@@ -104,7 +107,7 @@ def test_the_settings_of_a_strategy_can_be_listed() -> None:
 
 def test_a_resumed_search_may_keep_its_weights_after_all(model_dir: Path, tmp_path: Path) -> None:
     out = tmp_path / "search"
-    begun = ["solve", "--task", "q1", "--budget", "32", "--model", str(model_dir), "--out", str(out), *worlds("hints")]
+    begun = ["solve", "--task", "q1", "--budget", "32", "--model", str(model_dir), "--out", str(out), *envs("hints")]
     assert runner.invoke(app, [*begun, "checkpoint_every=1"], env=WIDE).exit_code == 0
     assert not (out / "000-q1" / "checkpoints").exists()
     (out / "000-q1" / "result.json").unlink()
@@ -117,7 +120,7 @@ def test_a_resumed_search_may_keep_its_weights_after_all(model_dir: Path, tmp_pa
 
 
 def test_what_is_printed_of_several_tasks(capsys: pytest.CaptureFixture[str]) -> None:
-    common = {"strategy": "hybrid", "model": "m", "world": "w", "seed": 0, "budget": 90, "unit": "attempts"}
+    common = {"strategy": "hybrid", "model": "m", "env": "w", "seed": 0, "budget": 90, "unit": "attempts"}
     used = {"tokens": 1200, "wall_s": 65.0}
     done = SolveResult(
         task="a", attempts=24, rounds=3, **common, **used, right=1, passed=3, solved_at=17, solved_round=3,
@@ -136,7 +139,7 @@ def test_ctrl_c_says_how_to_go_on(model_dir: Path, tmp_path: Path) -> None:
     out = tmp_path / "search"
     code = "from selfdistill.cli import main; main()"
     chosen = ["solve", "--task", "q1", "--strategy", "best-of-k", "--model", str(model_dir), "--out", str(out)]
-    command = [sys.executable, "-c", code, *chosen, "--budget", "100000", *worlds("hints")]
+    command = [sys.executable, "-c", code, *chosen, "--budget", "100000", *envs("hints")]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
     for line in process.stdout:

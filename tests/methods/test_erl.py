@@ -9,8 +9,8 @@ from core_parts import group, rollout
 from selfdistill.config import load_config
 from selfdistill.methods import ERL
 from selfdistill.methods.base import Credit
-from selfdistill.stages import Attempts, ReflectedAttempts, Reflections
-from selfdistill.types import Drop, Message, Outcome, Rollout, RolloutGroup
+from selfdistill.prompts.stages import Attempts, ReflectedAttempts, Reflections
+from selfdistill.types import DropReason, Message, Outcome, Rollout, RolloutGroup
 
 REFLECTED = (Message("system", "reflected"), *QUESTION.messages)
 
@@ -34,7 +34,7 @@ def test_three_streams_each_among_their_own_and_successes_as_answers_to_the_ques
     tries = group([1.0, 0.0, 0.0, 0.0], "wrong").rollouts
     noted = (later(4, Reflections.name, 1), later(5, Reflections.name, 2))
     again = (later(6, ReflectedAttempts.name, 4, 0.8), later(7, ReflectedAttempts.name, 5, 0.0))
-    found = ERL(reference_kl=0.5).credit(RolloutGroup(tries[0].task, (*tries, *noted, *again)))
+    found = ERL(reference_kl=0.5).credits(RolloutGroup(tries[0].task, (*tries, *noted, *again)))
     assert found == [
         (Credit(advantage=0.75, reference=0.5),),
         *[(Credit(advantage=-0.25, reference=0.5),)] * 3,
@@ -48,11 +48,11 @@ def test_three_streams_each_among_their_own_and_successes_as_answers_to_the_ques
 def test_a_lone_second_attempt_that_succeeds_is_learned_and_its_reflection_has_nobody_to_be_compared_with() -> None:
     tries = group([0.0, 0.0], "wrong").rollouts
     noted, again = later(2, Reflections.name, 0), later(3, ReflectedAttempts.name, 2, 1.0)
-    found = ERL().credit(RolloutGroup(tries[0].task, (*tries, noted, again)))
+    found = ERL().credits(RolloutGroup(tries[0].task, (*tries, noted, again)))
     lesson, held = Credit(advantage=1.0, question=tries[0].task.messages), Credit(reference=0.001)
     assert found == [(held,), (held,), (held,), (held, lesson)], "a zero-advantage stream is held to the start"
-    assert ERL(reference_kl=0.0).credit(RolloutGroup(tries[0].task, (*tries, noted, again))) == [
-        *[Drop.FLAT_GROUP] * 3,
+    assert ERL(reference_kl=0.0).credits(RolloutGroup(tries[0].task, (*tries, noted, again))) == [
+        *[DropReason.ZERO_ADVANTAGE] * 3,
         (lesson,),
     ]
 

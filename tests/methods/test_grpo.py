@@ -6,46 +6,47 @@ from toy import Toy, towards
 
 from core_parts import group
 from selfdistill.errors import ConfigError
+from selfdistill.losses import PolicyGradient, RatioCaps
 from selfdistill.methods import GRPO, METHODS, get_method
 from selfdistill.methods.base import Credit, credits_of
-from selfdistill.signal import PolicyGradient, RatioCaps
-from selfdistill.types import Drop
+from selfdistill.types import DropReason
 
 
 def test_defaults_are_those_of_the_published_baseline() -> None:
     method = GRPO()
-    signal = method.signal(1.0)
-    assert signal.policy == PolicyGradient(clip_low=0.2, clip_high=0.28, dual_clip=3.0)
-    assert signal.ratio == RatioCaps(sampler=2.0)
+    loss_spec = method.loss_spec(1.0)
+    assert loss_spec.policy == PolicyGradient(clip_low=0.2, clip_high=0.28, dual_clip=3.0)
+    assert loss_spec.ratio == RatioCaps(sampler=2.0)
     assert (method.divide_by_deviation, method.reference_kl, method.teacher) == (False, 0.0, None)
     assert (method.reduction, method.count_dropped) == ("sequence-mean", True)
 
 
 def test_credit_is_the_reward_minus_the_mean_of_the_judged_siblings() -> None:
-    credits = GRPO().credit(group([1.0, 0.0, None, 0.0, 0.0]))
+    credits = GRPO().credits(group([1.0, 0.0, None, 0.0, 0.0]))
     assert (
-        credits == [Credit(advantage=0.75), Credit(advantage=-0.25), Drop.WORLD_RAISED] + [Credit(advantage=-0.25)] * 2
+        credits
+        == [Credit(advantage=0.75), Credit(advantage=-0.25), DropReason.ENV_RAISED] + [Credit(advantage=-0.25)] * 2
     )
 
 
 def test_partial_rewards_count_as_they_are() -> None:
-    assert [credit.advantage for credit in GRPO().credit(group([0.0, 0.5, 1.0]))] == [-0.5, 0.0, 0.5]
+    assert [credit.advantage for credit in GRPO().credits(group([0.0, 0.5, 1.0]))] == [-0.5, 0.0, 0.5]
 
 
 def test_dividing_by_the_deviation_is_the_sample_deviation_of_the_group() -> None:
     # rewards 1, 0, 0, 0: mean 1/4, sum of squares 9/16 + 3/16 = 3/4, sample variance 1/4, deviation 1/2
-    credits = GRPO(divide_by_deviation=True).credit(group([1.0, 0.0, 0.0, 0.0]))
+    credits = GRPO(divide_by_deviation=True).credits(group([1.0, 0.0, 0.0, 0.0]))
     assert [credit.advantage for credit in credits] == pytest.approx([1.5, -0.5, -0.5, -0.5])
 
 
 @pytest.mark.parametrize("rewards", [[0.0] * 8, [1.0] * 8, [1.0], [0.3, 0.3, None], [0.1 + 0.2, 0.3, 0.3]])
 def test_a_group_whose_rewards_are_equal_says_nothing(rewards: list[float | None]) -> None:
-    credits = GRPO().credit(group(rewards))
-    assert credits == [Drop.WORLD_RAISED if reward is None else Drop.FLAT_GROUP for reward in rewards]
+    credits = GRPO().credits(group(rewards))
+    assert credits == [DropReason.ENV_RAISED if reward is None else DropReason.ZERO_ADVANTAGE for reward in rewards]
 
 
 def test_a_reference_is_asked_for_on_every_rollout_that_takes_part() -> None:
-    credits = GRPO(reference_kl=0.01).credit(group([1.0, 0.0]))
+    credits = GRPO(reference_kl=0.01).credits(group([1.0, 0.0]))
     assert credits == [Credit(advantage=0.5, reference=0.01), Credit(advantage=-0.5, reference=0.01)]
 
 
@@ -53,10 +54,10 @@ def test_a_reference_is_asked_for_on_every_rollout_that_takes_part() -> None:
     "name", ["grpo", "rlcsd", "rlrt", "rlsd", "rltf_fm", "rltf_sd", "sdpg", "srpo", "erl", "antisd"]
 )
 def test_with_a_reference_every_judged_answer_of_a_zero_advantage_group_is_held_to_it(name: str) -> None:
-    credits = get_method(name, {"reference_kl": 0.01}).credit(group([1.0, 1.0, None]))
-    assert credits[2] is Drop.WORLD_RAISED
-    for verdict in credits[:2]:
-        [credit] = credits_of(verdict)
+    credits = get_method(name, {"reference_kl": 0.01}).credits(group([1.0, 1.0, None]))
+    assert credits[2] is DropReason.ENV_RAISED
+    for credited in credits[:2]:
+        [credit] = credits_of(credited)
         assert (credit.advantage, credit.reference) == (0.0, 0.01)
 
 
@@ -113,10 +114,10 @@ def test_rewards_that_differ_by_rounding_are_a_zero_advantage_group_in_every_met
     """0.7 + 0.1 is 0.7999999999999999; a deviation of 1e-17 must not make an advantage of it."""
     rounded, equal = group([0.7 + 0.1, 0.8, 0.8, 0.8]), group([0.8] * 4)
     method = get_method(name, {})
-    assert method.credit(rounded) == method.credit(equal)
+    assert method.credits(rounded) == method.credits(equal)
 
 
 @pytest.mark.parametrize("name", ["safe", "antisd"])
 def test_what_is_not_rewarded_is_what_it_would_be_with_equal_rewards(name: str) -> None:
     method = get_method(name, {})
-    assert method.credit(group([0.7 + 0.1, 0.8, 0.8])) == method.credit(group([0.8] * 3))
+    assert method.credits(group([0.7 + 0.1, 0.8, 0.8])) == method.credits(group([0.8] * 3))

@@ -16,12 +16,18 @@ import torch
 from formulas import ROOT, Row, entropy, moved, row, toward_mean
 from toy import QUESTION, TOKENS, Table, Toy, towards
 
+from selfdistill.losses import LOSS_TERMS, SampledToken, divergence
 from selfdistill.methods import METHODS, Method, get_method
 from selfdistill.methods.erl import ERL
 from selfdistill.methods.rltf_fm import RLTFFM
 from selfdistill.models.teacher import Other
-from selfdistill.signal import LOSS_TERMS, SampledToken, divergence
-from selfdistill.stages import Demonstrated, Informed, Logged, ReflectedAttempts, SecondAttempts
+from selfdistill.prompts.stages import (
+    DemonstrationCompletions,
+    LoggedCompletions,
+    PrivilegedRollouts,
+    ReflectedAttempts,
+    SecondAttempts,
+)
 from selfdistill.types import Message, Rollout
 
 P, Q, START = [0.5, 0.3, 0.2], [0.2, 0.7, 0.1], [0.3, 0.3, 0.4]
@@ -58,9 +64,9 @@ def toy(told: Row = Q, **more: Any) -> Toy:
     return Toy({"bare": [P], "right": [told], "told": [told]}, **more)
 
 
-def sampled(world: Toy, letters: str, reward: float | None = 0.0, at: Table = (P,), **more: Any) -> Rollout:
+def sampled(env: Toy, letters: str, reward: float | None = 0.0, at: Table = (P,), **more: Any) -> Rollout:
     logprobs = tuple(log(row[TOKENS.index(letter)]) for letter, row in zip(letters, at, strict=True))
-    return world.said(letters, reward, logprobs=logprobs, **more)
+    return env.said(letters, reward, logprobs=logprobs, **more)
 
 
 def solved_and_failed(of: Toy) -> list[Rollout]:
@@ -83,7 +89,7 @@ def grpo() -> Case:
 
 def sft() -> Case:
     of = Toy({"bare": [P, Q]})
-    said, also = ([of.said(words, None, stage=Demonstrated.name)] for words in ("ba", "a"))
+    said, also = ([of.said(words, None, stage=DemonstrationCompletions.name)] for words in ("ba", "a"))
     return Case(of, said, {"cross_entropy": -(log(0.3) + log(0.2) + log(0.5)) / 3}, also=also)
 
 
@@ -143,7 +149,7 @@ def user_replies() -> Case:
     of = Toy({"bare": [P, P], "told": [Q, Q]})
     e_b, e_end = log(0.7 / 0.3), log(0.1 / 0.2)
     wanted = {"cross_entropy": -(e_b * log(0.3) + e_end * log(0.2)) / 2}
-    said = [of.said("b.", None, stage=Logged.name)]
+    said = [of.said("b.", None, stage=LoggedCompletions.name)]
     said = [replace(said[0], outcome=of.said("b.", reply="told").outcome)]
     return Case(of, said, wanted, get_method("user_replies", {"logged": True}))
 
@@ -179,7 +185,7 @@ def pi_distill() -> Case:
     reader's divergence is KL(T‖S) and the informed one's too, each with a half of 0.1."""
     of, read = toy(task=DEMONSTRATED), (Message("user", "bare, told"),)
     said = [
-        sampled(of, letter, reward, [Q], stage=Informed.name, messages=read)
+        sampled(of, letter, reward, [Q], stage=PrivilegedRollouts.name, messages=read)
         for letter, reward in (("b", 1.0), ("a", 0.0))
     ]
     corrected = 0.5 * (-0.3 / 0.7 * 0.5 + 2 * 0.5) / 2
@@ -221,7 +227,7 @@ def antisd() -> Case:
 
 
 def sdpg() -> Case:
-    """At the peak of its schedule; only what is better than its siblings is distilled."""
+    """At the peak of its schedule; only what is better than its group members is distilled."""
     of = toy(start={"bare": [START]})
     wanted = {"divergence": 1e-3 * kl(P, Q) * 2 / 4, "reference_kl": 1e-3 * kl(P, START)}
     return Case(of, two_and_two(of), wanted, how={"step": 50})
@@ -273,7 +279,7 @@ def test_fresh_answers_learned_from_replies_have_the_surrogate_of_centred_advant
 def test_on_sampled_tokens_the_loss_is_an_unbiased_estimate_of_the_divergence(alpha: float) -> None:
     """Its mean over y ~ p is the divergence, and the mean of its gradient is the divergence's."""
     of, method = toy(), get_method("sdpo", {"level": "token", "alpha": alpha})
-    assert method.signal(1.0).support == SampledToken()
+    assert method.loss_spec(1.0).support == SampledToken()
     value, gradient = 0.0, torch.zeros(3).double()
     for letter, probability in zip(TOKENS, P, strict=True):
         found = of.learn(method, of.group(sampled(of, "b", 1.0, text="right"), sampled(of, letter)))

@@ -5,32 +5,32 @@ from formulas import close, moved, row
 from toy import Toy
 
 from core_parts import group
-from selfdistill.context import Instruction, SolutionOrFeedback
+from selfdistill.losses import ForwardKL, FullVocabulary, ReverseKL, TopK
 from selfdistill.methods import NCA
 from selfdistill.methods.base import Credit
 from selfdistill.models.teacher import Frozen
-from selfdistill.signal import ForwardKL, FullVocabulary, ReverseKL, TopK
-from selfdistill.types import Context, Drop
+from selfdistill.prompts.context import Instruction, SolutionOrFeedback
+from selfdistill.types import Context, DropReason
 
 P, TOLD, START = [0.5, 0.3, 0.2], [0.2, 0.7, 0.1], [0.3, 0.3, 0.4]
 
 
 def test_defaults_are_the_published_ones() -> None:
     method = NCA()
-    first, again = method.signals(0.6)
-    assert (first.support, first.shape, first.temperature) == (TopK(256), ReverseKL(), 0.6)
-    assert (again.support, again.shape, again.temperature) == (FullVocabulary(), ForwardKL(), 0.6)
+    first, again = method.loss_specs(0.6)
+    assert (first.support, first.divergence, first.temperature) == (TopK(256), ReverseKL(), 0.6)
+    assert (again.support, again.divergence, again.temperature) == (FullVocabulary(), ForwardKL(), 0.6)
     assert (method.teacher, method.beta, method.context) == (Frozen(), 0.5, Instruction())
     assert not method.needs_reference
 
 
 def test_every_answer_is_used_twice() -> None:
     told = Context("instruction", instruction="Be brief.")
-    used = (Credit(told, distil=1.0), Credit(told, distil=0.5, swapped=True, signal=1))
-    assert NCA(context=Instruction("Be brief.")).credit(group([0.0, 1.0])) == [used] * 2
-    assert NCA(context=Instruction("Be brief."), beta=0.0).credit(group([0.0])) == [used[0]]
-    assert NCA().credit(group([0.0])) == [Drop.NO_CONTEXT]
-    assert NCA(context=SolutionOrFeedback()).credit(group([0.0], "wrong"))[0][1].context.feedback == "wrong 0"
+    used = (Credit(told, distil=1.0), Credit(told, distil=0.5, student_reads_context=True, loss_spec=1))
+    assert NCA(context=Instruction("Be brief.")).credits(group([0.0, 1.0])) == [used] * 2
+    assert NCA(context=Instruction("Be brief."), beta=0.0).credits(group([0.0])) == [used[0]]
+    assert NCA().credits(group([0.0])) == [DropReason.NO_CONTEXT]
+    assert NCA(context=SolutionOrFeedback()).credits(group([0.0], "wrong"))[0][1].context.feedback == "wrong 0"
 
 
 @pytest.mark.parametrize("beta", [0.5, 0.2])

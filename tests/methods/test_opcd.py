@@ -8,19 +8,22 @@ from toy import QUESTION, Toy
 
 from core_parts import group, rollout
 from selfdistill.config import load_config
-from selfdistill.context import Instruction
+from selfdistill.losses import ReverseKL, TopK
 from selfdistill.methods import OPCD, get_method
 from selfdistill.methods.base import Credit
 from selfdistill.models.teacher import Frozen
-from selfdistill.signal import ReverseKL, TopK
-from selfdistill.types import Context, Drop, RolloutGroup
+from selfdistill.prompts.context import Instruction
+from selfdistill.types import Context, DropReason, RolloutGroup
 
 BARE, TOLD = [[0.5, 0.3, 0.2]], [[0.2, 0.7, 0.1]]
 
 
 def test_defaults_are_those_of_the_paper() -> None:
     method, config = OPCD(), load_config(None, ["method=opcd", "model=tiny"])
-    assert (method.signal(0.6).support, method.signal(0.6).shape) == (TopK(256, of="student", tail=True), ReverseKL())
+    assert (method.loss_spec(0.6).support, method.loss_spec(0.6).divergence) == (
+        TopK(256, of="student", tail=True),
+        ReverseKL(),
+    )
     assert (method.teacher, method.needs_reward, method.context) == (Frozen(), "no", Instruction())
     assert (config.rollouts_per_task, config.tasks_per_step, config.optimiser.lr) == (1, 128, 1e-6)
     assert config.sampling.temperature == 0.6
@@ -28,11 +31,11 @@ def test_defaults_are_those_of_the_paper() -> None:
 
 def test_the_instruction_is_the_runs_or_the_tasks_document() -> None:
     method = get_method("opcd", {"context": {"text": "Be brief."}})
-    assert method.credit(group([0.0])) == [Credit(Context("instruction", instruction="Be brief."), distil=1.0)]
+    assert method.credits(group([0.0])) == [Credit(Context("instruction", instruction="Be brief."), distil=1.0)]
     task = replace(QUESTION, document="told")
-    siblings = RolloutGroup(task, (rollout(0, task=task),))
-    assert OPCD().credit(siblings) == [Credit(Context("document", document="told"), distil=1.0)]
-    assert OPCD().credit(group([0.0])) == [Drop.NO_CONTEXT]
+    group_members = RolloutGroup(task, (rollout(0, task=task),))
+    assert OPCD().credits(group_members) == [Credit(Context("document", document="told"), distil=1.0)]
+    assert OPCD().credits(group([0.0])) == [DropReason.NO_CONTEXT]
 
 
 def test_the_gradient_is_that_of_the_reverse_kl_between_the_top_token_and_the_rest() -> None:

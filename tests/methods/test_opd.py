@@ -5,10 +5,10 @@ import torch
 from toy import Toy
 
 from core_parts import group
+from selfdistill.losses import FullVocabulary, ReverseKL
 from selfdistill.methods import OPD
 from selfdistill.methods.base import Credit
 from selfdistill.models.teacher import Other
-from selfdistill.signal import FullVocabulary, ReverseKL
 from selfdistill.types import Context
 
 BARE, STRONGER = [[0.5, 0.3, 0.2], [0.1, 0.2, 0.7]], [[0.2, 0.7, 0.1], [0.3, 0.3, 0.4]]
@@ -16,12 +16,12 @@ BARE, STRONGER = [[0.5, 0.3, 0.2], [0.1, 0.2, 0.7]], [[0.2, 0.7, 0.1], [0.3, 0.3
 
 def test_defaults_compare_with_another_model_over_the_full_vocabulary() -> None:
     method = OPD()
-    assert (method.signal(1.0).support, method.signal(1.0).shape) == (FullVocabulary(), ReverseKL())
+    assert (method.loss_spec(1.0).support, method.loss_spec(1.0).divergence) == (FullVocabulary(), ReverseKL())
     assert (method.teacher, method.needs_reward) == (Other(), "no")
 
 
 def test_every_answer_counts_one_and_the_teacher_reads_nothing_more() -> None:
-    assert OPD().credit(group([1.0, 0.0])) == [Credit(Context("bare"), distil=1.0)] * 2
+    assert OPD().credits(group([1.0, 0.0])) == [Credit(Context("bare"), distil=1.0)] * 2
 
 
 def test_the_gradient_is_that_of_the_reverse_kl_to_the_other_model() -> None:

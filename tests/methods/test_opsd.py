@@ -7,11 +7,11 @@ from toy import QUESTION, Toy
 
 from core_parts import group, rollout
 from selfdistill.config import load_config
+from selfdistill.losses import ClippedForwardKL, FullVocabulary
 from selfdistill.methods import OPSD
 from selfdistill.methods.base import Credit
 from selfdistill.models.teacher import Frozen
-from selfdistill.signal import ClippedForwardKL, FullVocabulary
-from selfdistill.types import Context, Drop, RolloutGroup
+from selfdistill.types import Context, DropReason, RolloutGroup
 
 TASK = replace(QUESTION, demonstration="told")
 BARE, TOLD = [[0.5, 0.3, 0.2]], [[0.25, 0.42, 0.33]]
@@ -19,16 +19,19 @@ BARE, TOLD = [[0.5, 0.3, 0.2]], [[0.25, 0.42, 0.33]]
 
 def test_defaults_are_those_of_the_paper() -> None:
     method, config = OPSD(), load_config(None, ["method=opsd", "model=tiny"])
-    assert (method.signal(1.1).support, method.signal(1.1).shape) == (FullVocabulary(), ClippedForwardKL(0.05))
-    assert (method.teacher, method.needs_reward, method.signal(1.1).temperature) == (Frozen(), "no", 1.1)
+    assert (method.loss_spec(1.1).support, method.loss_spec(1.1).divergence) == (
+        FullVocabulary(),
+        ClippedForwardKL(0.05),
+    )
+    assert (method.teacher, method.needs_reward, method.loss_spec(1.1).temperature) == (Frozen(), "no", 1.1)
     assert (config.rollouts_per_task, config.sampling.temperature, config.optimiser.lr) == (1, 1.1, 5e-6)
 
 
 def test_every_answer_to_a_task_with_a_solution_counts_one() -> None:
-    siblings = RolloutGroup(TASK, (rollout(0, 1.0, task=TASK), rollout(1, None, task=TASK)))
+    group_members = RolloutGroup(TASK, (rollout(0, 1.0, task=TASK), rollout(1, None, task=TASK)))
     credit = Credit(Context("demonstration", demonstration="told"), distil=1.0)
-    assert OPSD().credit(siblings) == [credit, Drop.WORLD_RAISED]
-    assert OPSD().credit(group([0.0])) == [Drop.NO_CONTEXT]
+    assert OPSD().credits(group_members) == [credit, DropReason.ENV_RAISED]
+    assert OPSD().credits(group([0.0])) == [DropReason.NO_CONTEXT]
 
 
 def test_tokens_beyond_the_limit_have_no_gradient_of_their_own() -> None:

@@ -8,14 +8,14 @@ import torch
 from toy import QUESTION, Learned, Toy
 
 from core_parts import group, rollout
-from selfdistill.context import Demonstration, Instruction
 from selfdistill.errors import ConfigError
+from selfdistill.losses import ForwardKL, RatioCaps, ReverseKL
 from selfdistill.methods import PiDistill, get_method
 from selfdistill.methods.base import Credit
 from selfdistill.models.teacher import Live
-from selfdistill.signal import ForwardKL, RatioCaps, ReverseKL
-from selfdistill.stages import Informed
-from selfdistill.types import Context, Drop, Message, RolloutGroup
+from selfdistill.prompts.context import Demonstration, Instruction
+from selfdistill.prompts.stages import PrivilegedRollouts
+from selfdistill.types import Context, DropReason, Message, RolloutGroup
 
 TASK = replace(QUESTION, demonstration="told")
 TOLD = Context("demonstration", demonstration="told")
@@ -23,37 +23,42 @@ S, T = [0.5, 0.3, 0.2], [0.2, 0.7, 0.1]
 
 
 def informed(*rewards: float) -> RolloutGroup:
-    said = [replace(rollout(number, reward, task=TASK), stage=Informed.name) for number, reward in enumerate(rewards)]
+    said = [
+        replace(rollout(number, reward, task=TASK), stage=PrivilegedRollouts.name)
+        for number, reward in enumerate(rewards)
+    ]
     return RolloutGroup(TASK, tuple(said))
 
 
 def test_defaults_share_evenly_and_answer_with_the_demonstration_at_hand() -> None:
     method = PiDistill()
     assert (method.share, method.kl, method.teacher) == (0.5, 0.1, Live())
-    assert method.stages == (Informed(Demonstration()),)
-    own, other = method.signals(0.7)
-    assert (own.shape, other.shape) == (ReverseKL(), ForwardKL())
+    assert method.stages == (PrivilegedRollouts(Demonstration()),)
+    own, other = method.loss_specs(0.7)
+    assert (own.divergence, other.divergence) == (ReverseKL(), ForwardKL())
     assert own.ratio == other.ratio == RatioCaps(2.0, 2.0)
     assert (own.temperature, other.temperature) == (0.7, 0.7)
 
 
 def test_each_answer_is_used_by_both_readers() -> None:
     bare = TASK.messages
-    assert PiDistill().credit(informed(1.0, 0.0))[0] == (
-        Credit(TOLD, distil=0.05, question=bare, signal=1),
-        Credit(TOLD, advantage=0.25, distil=0.05, question=bare, swapped=True),
-        Credit(advantage=0.25, question=bare, correct=True, signal=1),
+    assert PiDistill().credits(informed(1.0, 0.0))[0] == (
+        Credit(TOLD, distil=0.05, question=bare, loss_spec=1),
+        Credit(TOLD, advantage=0.25, distil=0.05, question=bare, student_reads_context=True),
+        Credit(advantage=0.25, question=bare, correct=True, loss_spec=1),
     )
 
 
 def test_what_weighs_nothing_is_no_use() -> None:
     bare, flat = TASK.messages, informed(1.0, 1.0)
-    assert PiDistill(share=1.0).credit(flat)[0] == (Credit(TOLD, distil=0.1, question=bare, swapped=True),)
-    assert PiDistill(share=0.0, kl=0.0).credit(informed(1.0, 0.0))[1] == (
-        Credit(advantage=-0.5, question=bare, correct=True, signal=1),
+    assert PiDistill(share=1.0).credits(flat)[0] == (
+        Credit(TOLD, distil=0.1, question=bare, student_reads_context=True),
     )
-    assert PiDistill(kl=0.0).credit(flat) == [Drop.FLAT_GROUP] * 2
-    assert PiDistill().credit(group([1.0])) == [Drop.NO_CONTEXT]
+    assert PiDistill(share=0.0, kl=0.0).credits(informed(1.0, 0.0))[1] == (
+        Credit(advantage=-0.5, question=bare, correct=True, loss_spec=1),
+    )
+    assert PiDistill(kl=0.0).credits(flat) == [DropReason.ZERO_ADVANTAGE] * 2
+    assert PiDistill().credits(group([1.0])) == [DropReason.NO_CONTEXT]
     assert get_method("pi_distill", {"context": {"kind": "instruction", "text": "hm"}}).context == Instruction("hm")
 
 
@@ -70,7 +75,7 @@ def learned(method: PiDistill) -> Learned:
     toy = Toy({"bare": [S], "told": [T]}, task=TASK)
     read = (Message("user", "bare, told"),)
     said = [
-        toy.said(letter, reward, stage=Informed.name, messages=read, logprobs=(log(T["ab".index(letter)]),))
+        toy.said(letter, reward, stage=PrivilegedRollouts.name, messages=read, logprobs=(log(T["ab".index(letter)]),))
         for letter, reward in (("b", 1.0), ("a", 0.0))
     ]
     return toy.learn(method, toy.group(*said))

@@ -1,4 +1,4 @@
-"""Rehearsal beside several updates, on tables of three tokens: which update each prompt is in, and what it weighs."""
+"""Replay beside several updates, on tables of three tokens: which update each prompt is in, and what it weighs."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from torch import Tensor
 from toy import MANY, Caught, Toy, ToyPolicy
 
 from selfdistill.config import from_settings
-from selfdistill.loops import learning
-from selfdistill.loops.recording import Totals
 from selfdistill.methods import get_method
 from selfdistill.models.teacher import Frozen, Live, Teacher
-from selfdistill.samples import prepare
-from selfdistill.types import Drop, RolloutGroup, TrainingSample
+from selfdistill.training import learning
+from selfdistill.training.recording import Totals
+from selfdistill.training.samples import prepare
+from selfdistill.types import DropReason, RolloutGroup, TrainingSample
 
 P, START = [0.5, 0.3, 0.2], [0.3, 0.3, 0.4]
 HELD = moved(P, (row(START) / row(P)).log())  # ∂KL(p‖p_start)/∂logits
@@ -38,10 +38,10 @@ class EveryStep(Caught):
 
 def updates(sizes: Sequence[int], prompts: int, *, dropped: Sequence[int] = (), **settings: object) -> list[dict]:
     """Gradients by table of all updates of a step, one for each group of this size; whole groups may be dropped. The
-    prompts that are rehearsed have tables of their own."""
+    prompts that are replayed have tables of their own."""
     names = ["bare", *(f"old{number}" for number in range(prompts))]
     policy = ToyPolicy({name: [START] for name in names})
-    anchor = Teacher(Frozen(), policy)
+    reference_policy = Teacher(Frozen(), policy)
     policy.become({name: [P] for name in names})
     toy = Toy({name: [P] for name in names})
     groups = [
@@ -49,19 +49,19 @@ def updates(sizes: Sequence[int], prompts: int, *, dropped: Sequence[int] = (), 
         for number, size in enumerate(sizes)
     ]
     for number in dropped:
-        lost = [replace(r, outcome=None, drop=Drop.WORLD_RAISED) for r in groups[number].rollouts]
+        lost = [replace(r, outcome=None, drop=DropReason.ENV_RAISED) for r in groups[number].rollouts]
         groups[number] = RolloutGroup(groups[number].task, tuple(lost))
-    rehearsed = [
+    replayed = [
         TrainingSample(f"old{number}", (number + 1,), (), (0,), (-0.69,), reference=0.5) for number in range(prompts)
     ]
     optimizer = EveryStep(policy)
     config = from_settings({"tasks_per_update": 1, "micro_batch_tokens": MANY, "optimiser": {"max_grad_norm": 0}})
     session = SimpleNamespace(
-        config=config, policy=policy, method=get_method("grpo", settings), anchor=anchor,
+        config=config, policy=policy, method=get_method("grpo", settings), reference_policy=reference_policy,
         teacher=Teacher(Live(), policy), optimizer=optimizer,
     )  # fmt: skip
     prepared = prepare(session.method, groups, toy.renderer)
-    learning._update(session, prepared, list(sizes), rehearsed, Totals())
+    learning._update(session, prepared, list(sizes), replayed, Totals())
     return optimizer.updates
 
 

@@ -5,31 +5,31 @@ from formulas import ROOT, close
 from toy import Toy, towards
 
 from core_parts import group
+from selfdistill.losses import Constant, Multiplicative, OppositeAdvantageSign, SampledToken
 from selfdistill.methods import RLRT
 from selfdistill.methods.base import Credit
 from selfdistill.models.teacher import Snapshot
-from selfdistill.signal import AgainstVerdict, Constant, Multiplicative, SampledToken
-from selfdistill.types import Context, Drop
+from selfdistill.types import Context, DropReason
 
 P, Q = [0.5, 0.3, 0.2], [0.45, 0.40, 0.15]
 
 
 def test_defaults_are_the_published_ones_for_instructed_models() -> None:
-    method, signal = RLRT(), RLRT().signal(1.0)
-    assert (signal.direction, signal.coupling) == (AgainstVerdict(), Multiplicative(0.5))
-    assert (signal.support, signal.schedule, method.teacher) == (SampledToken(), Constant(0.5), Snapshot(10))
+    method, loss_spec = RLRT(), RLRT().loss_spec(1.0)
+    assert (loss_spec.distil_sign, loss_spec.shaping) == (OppositeAdvantageSign(), Multiplicative(0.5))
+    assert (loss_spec.support, loss_spec.schedule, method.teacher) == (SampledToken(), Constant(0.5), Snapshot(10))
 
 
 def test_only_solved_answers_are_read_by_the_teacher() -> None:
-    one, two, bad = RLRT(divide_by_deviation=False).credit(group([1.0, 1.0, 0.0], "wrong"))
+    one, two, bad = RLRT(divide_by_deviation=False).credits(group([1.0, 1.0, 0.0], "wrong"))
     assert one == Credit(Context("solution", solution="answer 1"), advantage=pytest.approx(1 / 3), distil=1.0)
     assert two == Credit(Context("solution", solution="answer 0"), advantage=pytest.approx(1 / 3), distil=1.0)
     assert bad == Credit(advantage=pytest.approx(-2 / 3))
-    assert RLRT().credit(group([1.0, 1.0])) == [Drop.FLAT_GROUP] * 2
+    assert RLRT().credits(group([1.0, 1.0])) == [DropReason.ZERO_ADVANTAGE] * 2
 
 
 def test_a_lone_success_is_its_own_demonstration() -> None:
-    lone = RLRT().credit(group([0.0, 1.0]))[1]
+    lone = RLRT().credits(group([0.0, 1.0]))[1]
     assert (lone.context, lone.distil) == (Context("solution", solution="answer 1"), 1.0)
 
 

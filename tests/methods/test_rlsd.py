@@ -5,29 +5,29 @@ from formulas import ROOT, close
 from toy import Toy, towards
 
 from core_parts import group
+from selfdistill.losses import AdvantageSign, Linear, Multiplicative, SampledToken
 from selfdistill.methods import RLSD
 from selfdistill.methods.base import Credit
 from selfdistill.models.teacher import Snapshot
-from selfdistill.signal import Linear, Multiplicative, SampledToken, WithVerdict
-from selfdistill.types import Context, Drop
+from selfdistill.types import Context, DropReason
 
 P, Q = [0.5, 0.3, 0.2], [0.45, 0.40, 0.15]
 
 
 def test_defaults_are_the_published_ones() -> None:
-    method, signal = RLSD(), RLSD().signal(1.0)
-    assert (signal.direction, signal.coupling) == (WithVerdict(), Multiplicative(0.2))
-    assert (signal.support, signal.schedule) == (SampledToken(), Linear(0.5, 0.0, 50))
+    method, loss_spec = RLSD(), RLSD().loss_spec(1.0)
+    assert (loss_spec.distil_sign, loss_spec.shaping) == (AdvantageSign(), Multiplicative(0.2))
+    assert (loss_spec.support, loss_spec.schedule) == (SampledToken(), Linear(0.5, 0.0, 50))
     assert (method.teacher, method.reference_kl, method.divide_by_deviation) == (Snapshot(10), 0.0, True)
 
 
 def test_every_answer_keeps_its_advantage_and_is_read_where_something_is_known() -> None:
     shown = Context("solution", solution="answer 0")
-    good, bad, none, worst = RLSD(divide_by_deviation=False).credit(group([1.0, 0.0, None, 0.0]))
+    good, bad, none, worst = RLSD(divide_by_deviation=False).credits(group([1.0, 0.0, None, 0.0]))
     assert good == Credit(advantage=pytest.approx(2 / 3)), "a lone success has nothing to read"
     assert bad == worst == Credit(shown, advantage=pytest.approx(-1 / 3), distil=1.0)
-    assert none is Drop.WORLD_RAISED
-    assert RLSD().credit(group([0.0, 0.0], "wrong")) == [Drop.FLAT_GROUP] * 2
+    assert none is DropReason.ENV_RAISED
+    assert RLSD().credits(group([0.0, 0.0], "wrong")) == [DropReason.ZERO_ADVANTAGE] * 2
 
 
 @pytest.mark.parametrize(("step", "strength"), [(0, 0.5), (25, 0.25), (60, 0.0)])

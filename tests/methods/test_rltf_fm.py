@@ -8,8 +8,8 @@ from selfdistill.config import load_config
 from selfdistill.methods import RLTFFM
 from selfdistill.methods.base import Credit
 from selfdistill.methods.rltf_fm import CRITIQUE
-from selfdistill.stages import Attempts
-from selfdistill.types import Drop, Message
+from selfdistill.prompts.stages import Attempts
+from selfdistill.types import DropReason, Message
 
 
 def test_defaults_are_those_of_the_paper() -> None:
@@ -19,18 +19,18 @@ def test_defaults_are_those_of_the_paper() -> None:
 
 
 def test_an_answer_is_rewarded_and_its_feedback_foreseen() -> None:
-    siblings = group([1.0, 0.0], "wrong")
-    asked = (*siblings.task.messages, Message("assistant", "answer 1"), CRITIQUE)
+    group_members = group([1.0, 0.0], "wrong")
+    asked = (*group_members.task.messages, Message("assistant", "answer 1"), CRITIQUE)
     foreseen = Credit(advantage=0.1, question=asked, text="wrong 1")
-    assert RLTFFM().credit(siblings) == [(Credit(advantage=0.5),), (Credit(advantage=-0.5), foreseen)]
+    assert RLTFFM().credits(group_members) == [(Credit(advantage=0.5),), (Credit(advantage=-0.5), foreseen)]
 
 
 def test_without_a_difference_in_reward_there_is_the_feedback_and_without_either_nothing() -> None:
-    siblings = group([0.0, 0.0], "wrong")
-    [first, _] = RLTFFM().credit(siblings)
+    group_members = group([0.0, 0.0], "wrong")
+    [first, _] = RLTFFM().credits(group_members)
     assert [(credit.advantage, credit.text) for credit in first] == [(0.1, "wrong 0")]
-    assert RLTFFM().credit(group([0.0, 0.0])) == [Drop.FLAT_GROUP] * 2
-    assert RLTFFM(foresee=0.0).credit(siblings) == [Drop.FLAT_GROUP] * 2
+    assert RLTFFM().credits(group([0.0, 0.0])) == [DropReason.ZERO_ADVANTAGE] * 2
+    assert RLTFFM(foresee=0.0).credits(group_members) == [DropReason.ZERO_ADVANTAGE] * 2
 
 
 def test_the_gradient_is_grpo_and_the_cross_entropy_of_the_feedback() -> None:
@@ -38,7 +38,7 @@ def test_the_gradient_is_grpo_and_the_cross_entropy_of_the_feedback() -> None:
     bare, critique = [[0.5, 0.3, 0.2]], [[0.2, 0.6, 0.2], [0.3, 0.3, 0.4], [0.1, 0.2, 0.7]]
     toy = Toy({"bare": bare, "critique": critique})
     found = toy.learn(RLTFFM(), toy.group(toy.said("a", 0.0, "ab"), toy.said("b", 1.0))).gradients
-    verdict = 0.5 * towards("b", bare[0]) - 0.5 * towards("a", bare[0])
-    torch.testing.assert_close(found["bare"][0], -verdict / 2, atol=1e-6, rtol=0)
+    credited = 0.5 * towards("b", bare[0]) - 0.5 * towards("a", bare[0])
+    torch.testing.assert_close(found["bare"][0], -credited / 2, atol=1e-6, rtol=0)
     wanted = torch.stack([towards(token, row) for token, row in zip("ab.", critique, strict=True)])
     torch.testing.assert_close(found["critique"], -0.1 * wanted / 3 / 2, atol=1e-6, rtol=0)

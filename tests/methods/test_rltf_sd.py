@@ -7,20 +7,20 @@ from toy import QUESTION, Toy, towards
 
 from core_parts import group, rollout
 from selfdistill.config import load_config
+from selfdistill.losses import TokenMask
 from selfdistill.methods import GRPO, RLTFSD
 from selfdistill.methods.base import Credit
-from selfdistill.signal import Allocation
-from selfdistill.stages import Attempts, SecondAttempts
-from selfdistill.types import Drop, Message, Outcome, Rollout, RolloutGroup
+from selfdistill.prompts.stages import Attempts, SecondAttempts
+from selfdistill.types import DropReason, Message, Outcome, Rollout, RolloutGroup
 
 AGAIN = (*QUESTION.messages, Message("assistant", "a"), Message("user", "wrong"))
 
 
 def test_defaults_are_those_of_the_paper() -> None:
     method, config = RLTFSD(), load_config(None, ["method=rltf_sd", "model=tiny"])
-    whole, likely = method.signals(1.0)
+    whole, likely = method.loss_specs(1.0)
     assert method.stages == (Attempts(), SecondAttempts(0.5))
-    assert (whole, likely) == (GRPO().signal(1.0), replace(whole, allocation=Allocation(min_logprob=-5.0)))
+    assert (whole, likely) == (GRPO().loss_spec(1.0), replace(whole, token_mask=TokenMask(min_logprob=-5.0)))
     assert (method.distil, method.teacher, method.needs_reward) == (0.1, None, "yes")
     assert (config.tasks_per_step, config.rollouts_per_task, config.optimiser.lr) == (32, 8, 2e-5)
 
@@ -33,23 +33,23 @@ def test_second_attempts_are_judged_among_themselves_and_by_the_mean_of_the_firs
     """First attempts 1, 0, 0, 0 with mean 1/4, second ones 1, 1, 0 with mean 2/3."""
     tries = group([1.0, 0.0, 0.0, 0.0], "wrong").rollouts
     again = (second(4, 1.0, 1), second(5, 1.0, 2), second(6, 0.0, 3))
-    found = RLTFSD(distil=1.0).credit(RolloutGroup(tries[0].task, (*tries, *again)))
+    found = RLTFSD(distil=1.0).credits(RolloutGroup(tries[0].task, (*tries, *again)))
     question = tries[0].task.messages
     assert found[:4] == [(Credit(advantage=0.75),)] + [(Credit(advantage=-0.25),)] * 3
     own, learned = found[4]
-    assert learned == Credit(advantage=0.75, question=question, signal=1)
+    assert learned == Credit(advantage=0.75, question=question, loss_spec=1)
     assert abs(own.advantage - 1 / 3) < 1e-12
     assert own.question == ()
-    assert found[6][1] == Credit(advantage=-0.25, question=question, signal=1)
+    assert found[6][1] == Credit(advantage=-0.25, question=question, loss_spec=1)
 
 
 def test_flat_attempts_that_teach_nothing_are_dropped() -> None:
     tries = group([0.0, 0.0], "wrong").rollouts
     again = (second(2, 0.0, 0), second(3, 0.0, 1))
-    found = RLTFSD().credit(RolloutGroup(tries[0].task, (*tries, *again)))
-    assert found == [Drop.FLAT_GROUP] * 4
-    lone = RLTFSD().credit(RolloutGroup(tries[0].task, (*tries, second(2, 1.0, 0))))
-    assert lone[2] == (Credit(advantage=0.1, question=tries[0].task.messages, signal=1),)
+    found = RLTFSD().credits(RolloutGroup(tries[0].task, (*tries, *again)))
+    assert found == [DropReason.ZERO_ADVANTAGE] * 4
+    lone = RLTFSD().credits(RolloutGroup(tries[0].task, (*tries, second(2, 1.0, 0))))
+    assert lone[2] == (Credit(advantage=0.1, question=tries[0].task.messages, loss_spec=1),)
 
 
 def test_a_second_attempts_words_move_the_first_question_but_for_the_unlikely_ones() -> None:
@@ -60,8 +60,8 @@ def test_a_second_attempts_words_move_the_first_question_but_for_the_unlikely_on
     tries = (toy.said("a", 0.0, "wrong"), toy.said("b", 1.0))
     again = toy.said("b.a", 1.0, stage=SecondAttempts.name, messages=AGAIN, of=0)
     found = toy.learn(RLTFSD(), toy.group(*tries, again)).gradients
-    verdict = 0.5 * towards("b", bare[0]) - 0.5 * towards("a", bare[0])
-    rows = [verdict + 0.05 / 3 * towards("b", bare[0]), torch.zeros(3).double(), 0.05 / 3 * towards("a", bare[2])]
+    credited = 0.5 * towards("b", bare[0]) - 0.5 * towards("a", bare[0])
+    rows = [credited + 0.05 / 3 * towards("b", bare[0]), torch.zeros(3).double(), 0.05 / 3 * towards("a", bare[2])]
     torch.testing.assert_close(found["bare"], -torch.stack(rows) / 3, atol=1e-6, rtol=0)
     assert not found["wrong"].any(), "a lone second attempt says nothing under its own prompt"
 

@@ -7,33 +7,33 @@ from formulas import close, moved, toward_mean
 from toy import Toy
 
 from core_parts import group
+from selfdistill.losses import JensenShannon, TopK
 from selfdistill.methods import SCSDPO, SDPOOutcome
 from selfdistill.methods.base import Credit
 from selfdistill.models.teacher import Ema
-from selfdistill.signal import JensenShannon, TopK
-from selfdistill.types import Context, Drop
+from selfdistill.types import Context, DropReason
 
 P, Q = [0.5, 0.3, 0.2], [0.2, 0.7, 0.1]
 
 
 def test_it_is_sdpo_for_scores_in_all_but_the_weights() -> None:
-    method, signal = SCSDPO(), SCSDPO().signal(1.0)
-    assert signal == SDPOOutcome().signal(1.0)
-    assert (signal.support, signal.shape, method.teacher) == (TopK(100), JensenShannon(0.5), Ema(0.05))
+    method, loss_spec = SCSDPO(), SCSDPO().loss_spec(1.0)
+    assert loss_spec == SDPOOutcome().loss_spec(1.0)
+    assert (loss_spec.support, loss_spec.divergence, method.teacher) == (TopK(100), JensenShannon(0.5), Ema(0.05))
     assert SCSDPO.settings == SDPOOutcome.settings
 
 
 def test_a_question_weighs_most_when_it_is_solved_half_of_the_time() -> None:
     shown = Context("solution", solution="answer 0")
-    credits = SCSDPO().credit(group([1.0, 0.0, None, 0.0, 0.0]))
+    credits = SCSDPO().credits(group([1.0, 0.0, None, 0.0, 0.0]))
     quarter = Credit(shown, distil=pytest.approx(sqrt(3) / 2))  # 2 √(1/4 · 3/4)
-    assert credits == [Drop.LONE_SUCCESS, quarter, Drop.WORLD_RAISED, quarter, quarter]
-    assert [c.distil for c in SCSDPO().credit(group([1.0, 1.0, 0.0, 0.0]))] == [1.0] * 4
+    assert credits == [DropReason.ONLY_SUCCESS, quarter, DropReason.ENV_RAISED, quarter, quarter]
+    assert [c.distil for c in SCSDPO().credits(group([1.0, 1.0, 0.0, 0.0]))] == [1.0] * 4
 
 
 @pytest.mark.parametrize("reward", [0.0, 0.7, 1.0])
 def test_a_group_that_agrees_weighs_nothing_even_with_feedback(reward: float) -> None:
-    assert SCSDPO().credit(group([reward] * 4, "wrong")) == [Drop.FLAT_GROUP] * 4
+    assert SCSDPO().credits(group([reward] * 4, "wrong")) == [DropReason.ZERO_ADVANTAGE] * 4
 
 
 def test_the_gradient_is_that_of_sdpo_times_the_weight() -> None:

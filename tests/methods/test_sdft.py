@@ -7,12 +7,12 @@ from toy import QUESTION, Toy
 
 from core_parts import group, rollout
 from selfdistill.config import load_config
-from selfdistill.context import Demonstration, Document
+from selfdistill.losses import ForwardKL, FullVocabulary, TokenMask
 from selfdistill.methods import SDFT, get_method
 from selfdistill.methods.base import Credit
 from selfdistill.models.teacher import Ema
-from selfdistill.signal import Allocation, ForwardKL, FullVocabulary
-from selfdistill.types import Context, Drop, RolloutGroup
+from selfdistill.prompts.context import Demonstration, Document
+from selfdistill.types import Context, DropReason, RolloutGroup
 
 BARE = [[0.5, 0.3, 0.2], [0.1, 0.2, 0.7], [0.3, 0.3, 0.4], [0.6, 0.3, 0.1], [0.2, 0.2, 0.6]]
 TOLD = [[0.2, 0.7, 0.1], [0.3, 0.3, 0.4], [0.1, 0.8, 0.1], [0.1, 0.8, 0.1], [0.5, 0.4, 0.1]]
@@ -20,11 +20,11 @@ TOLD = [[0.2, 0.7, 0.1], [0.3, 0.3, 0.4], [0.1, 0.8, 0.1], [0.1, 0.8, 0.1], [0.5
 
 def test_defaults_are_those_of_the_reported_results() -> None:
     method, config = SDFT(), load_config(None, ["method=sdft", "model=tiny"])
-    signal = method.signal(1.0)
-    assert (signal.support, signal.shape, signal.allocation) == (
+    loss_spec = method.loss_spec(1.0)
+    assert (loss_spec.support, loss_spec.divergence, loss_spec.token_mask) == (
         FullVocabulary(),
         ForwardKL(),
-        Allocation(skip_first=3),
+        TokenMask(skip_first=3),
     )
     assert (method.teacher, method.context, method.needs_reward) == (Ema(0.02), Demonstration(), "no")
     assert (config.rollouts_per_task, config.optimiser.lr, config.tasks_per_step) == (1, 2e-5, 32)
@@ -32,12 +32,12 @@ def test_defaults_are_those_of_the_reported_results() -> None:
 
 def test_every_answer_to_a_task_with_a_demonstration_counts_one_whatever_its_reward() -> None:
     task = replace(QUESTION, demonstration="do this", document="know this")
-    siblings = RolloutGroup(task, (rollout(0, 1.0, task=task), rollout(1, 0.0, task=task)))
-    assert SDFT().credit(siblings) == [Credit(Context("demonstration", demonstration="do this"), distil=1.0)] * 2
+    group_members = RolloutGroup(task, (rollout(0, 1.0, task=task), rollout(1, 0.0, task=task)))
+    assert SDFT().credits(group_members) == [Credit(Context("demonstration", demonstration="do this"), distil=1.0)] * 2
     knowing = get_method("sdft", {"context": {"kind": "document"}})
     assert knowing == SDFT(context=Document())
-    assert knowing.credit(siblings) == [Credit(Context("document", document="know this"), distil=1.0)] * 2
-    assert SDFT().credit(group([1.0])) == [Drop.NO_CONTEXT]
+    assert knowing.credits(group_members) == [Credit(Context("document", document="know this"), distil=1.0)] * 2
+    assert SDFT().credits(group([1.0])) == [DropReason.NO_CONTEXT]
 
 
 def test_the_student_moves_to_the_teacher_after_the_first_three_tokens() -> None:

@@ -7,19 +7,19 @@ from formulas import ROOT, close, moved, row
 from toy import Toy, towards
 
 from core_parts import QUESTION, group
+from selfdistill.losses import FullVocabulary, ReverseKL, Separate, Trapezoid
 from selfdistill.methods import SDPG
 from selfdistill.methods.base import Credit
 from selfdistill.models.teacher import Live
-from selfdistill.signal import FullVocabulary, ReverseKL, Separate, Trapezoid
-from selfdistill.types import Context, Drop
+from selfdistill.types import Context, DropReason
 
 P, Q, START = [0.5, 0.3, 0.2], [0.2, 0.7, 0.1], [0.3, 0.3, 0.4]
 
 
 def test_defaults_are_the_published_ones() -> None:
-    method, signal = SDPG(), SDPG().signal(1.0)
-    assert (signal.support, signal.shape, signal.coupling) == (FullVocabulary(), ReverseKL(), Separate())
-    assert signal.schedule == Trapezoid(peak=1e-3, warmup=50, hold=0, decay=350)
+    method, loss_spec = SDPG(), SDPG().loss_spec(1.0)
+    assert (loss_spec.support, loss_spec.divergence, loss_spec.shaping) == (FullVocabulary(), ReverseKL(), Separate())
+    assert loss_spec.schedule == Trapezoid(peak=1e-3, warmup=50, hold=0, decay=350)
     assert (method.teacher, method.reference_kl, method.divide_by_deviation) == (Live(), 1e-3, True)
     assert method.needs_reference
 
@@ -27,20 +27,20 @@ def test_defaults_are_the_published_ones() -> None:
 def test_only_answers_better_than_their_siblings_are_distilled() -> None:
     method, shown = SDPG(reference_kl=0.0), Context("solution", solution="answer 1")
     worse = Credit(advantage=pytest.approx(-ROOT))
-    assert method.credit(group([1.0, 1.0, 0.0, 0.0])) == [
+    assert method.credits(group([1.0, 1.0, 0.0, 0.0])) == [
         Credit(shown, advantage=pytest.approx(ROOT), distil=1.0),
         Credit(Context("solution", solution="answer 0"), advantage=pytest.approx(ROOT), distil=1.0),
         worse,
         worse,
     ]
-    assert method.credit(group([0.0, 0.0])) == [Drop.FLAT_GROUP] * 2
-    assert SDPG().credit(group([1.0, 1.0])) == [Credit(reference=1e-3)] * 2, "a zero-advantage group is not distilled"
-    assert method.credit(group([1.0, 0.0]))[0].distil == 0, "a lone success has nothing to read"
+    assert method.credits(group([0.0, 0.0])) == [DropReason.ZERO_ADVANTAGE] * 2
+    assert SDPG().credits(group([1.0, 1.0])) == [Credit(reference=1e-3)] * 2, "a zero-advantage group is not distilled"
+    assert method.credits(group([1.0, 0.0]))[0].distil == 0, "a lone success has nothing to read"
 
 
 def test_the_demonstration_comes_first() -> None:
     taught = replace(QUESTION, demonstration="12")
-    first = SDPG().credit(group([1.0, 1.0, 0.0], task=taught))[0]
+    first = SDPG().credits(group([1.0, 1.0, 0.0], task=taught))[0]
     assert first.context == Context("demonstration", demonstration="12")
     assert first.reference == 1e-3
 

@@ -6,30 +6,30 @@ from toy import Toy
 
 from core_parts import group
 from selfdistill.config import load_config
-from selfdistill.context import SolutionOrFeedback
 from selfdistill.errors import ConfigError
+from selfdistill.losses import FullVocabulary, JensenShannon, RatioCaps, ReverseKL, TopK
 from selfdistill.methods import SDPO, SDPOOutcome, SDPORichFeedback, get_method
 from selfdistill.methods.base import Credit
 from selfdistill.models.teacher import Ema, Frozen
-from selfdistill.signal import FullVocabulary, JensenShannon, RatioCaps, ReverseKL, TopK
-from selfdistill.types import Context, Drop
+from selfdistill.prompts.context import SolutionOrFeedback
+from selfdistill.types import Context, DropReason
 
 
 def test_sdpo_by_default_is_exact_and_has_a_teacher_that_does_not_move() -> None:
     method = SDPO()
-    signal = method.signal(1.0)
-    assert (signal.support, signal.shape) == (FullVocabulary(), JensenShannon(0.5))
-    assert signal.ratio == RatioCaps(update=2.0, sampler=2.0)
-    assert signal.reference.coefficient == 0
+    loss_spec = method.loss_spec(1.0)
+    assert (loss_spec.support, loss_spec.divergence) == (FullVocabulary(), JensenShannon(0.5))
+    assert loss_spec.ratio == RatioCaps(update=2.0, sampler=2.0)
+    assert loss_spec.reference.coefficient == 0
     assert (method.teacher, method.context) == (Frozen(), SolutionOrFeedback(0.5, feedback=True, together=False))
     assert (method.reduction, method.count_dropped) == ("sequence-mean", False)
 
 
 def test_rich_feedback_is_the_second_column_of_the_papers_table() -> None:
     method, config = SDPORichFeedback(), load_config(None, ["method=sdpo_rich_feedback", "model=tiny"])
-    signal = method.signal(1.0)
-    assert (signal.support, signal.shape) == (TopK(20), ReverseKL())
-    assert signal.ratio == RatioCaps(update=2.0, sampler=2.0)
+    loss_spec = method.loss_spec(1.0)
+    assert (loss_spec.support, loss_spec.divergence) == (TopK(20), ReverseKL())
+    assert loss_spec.ratio == RatioCaps(update=2.0, sampler=2.0)
     assert (method.teacher, method.context.feedback) == (Ema(0.01), True)
     assert (config.tasks_per_step, config.rollouts_per_task, config.tasks_per_update) == (32, 8, 1)
     assert (config.optimiser.lr, config.optimiser.warmup_steps) == (1e-6, 0)
@@ -37,9 +37,9 @@ def test_rich_feedback_is_the_second_column_of_the_papers_table() -> None:
 
 def test_outcome_is_the_first_column_of_the_papers_table() -> None:
     method, config = SDPOOutcome(), load_config(None, ["method=sdpo_outcome", "model=tiny"])
-    signal = method.signal(1.0)
-    assert (signal.support, signal.shape) == (TopK(100), JensenShannon(0.5))
-    assert signal.ratio == RatioCaps(update=2.0, sampler=2.0)
+    loss_spec = method.loss_spec(1.0)
+    assert (loss_spec.support, loss_spec.divergence) == (TopK(100), JensenShannon(0.5))
+    assert loss_spec.ratio == RatioCaps(update=2.0, sampler=2.0)
     assert (method.teacher, method.context.feedback) == (Ema(0.05), False)
     assert (config.tasks_per_step, config.rollouts_per_task, config.tasks_per_update) == (32, 8, 0)
     assert (config.optimiser.lr, config.optimiser.warmup_steps) == (1e-5, 10)
@@ -58,13 +58,18 @@ def test_the_presets_share_the_rest_of_the_papers_settings(name: str) -> None:
 
 
 def test_the_temperature_of_sampling_is_the_signals() -> None:
-    assert SDPO().signal(0.7).temperature == 0.7
+    assert SDPO().loss_spec(0.7).temperature == 0.7
 
 
 def test_every_rollout_that_has_a_context_counts_one_and_the_score_counts_nothing() -> None:
-    credits = SDPO().credit(group([0.0, 1.0, None, 0.0], "wrong"))
+    credits = SDPO().credits(group([0.0, 1.0, None, 0.0], "wrong"))
     shown = Context("solution", solution="answer 1")
-    assert credits == [Credit(shown, distil=1.0), Drop.LONE_SUCCESS, Drop.WORLD_RAISED, Credit(shown, distil=1.0)]
+    assert credits == [
+        Credit(shown, distil=1.0),
+        DropReason.ONLY_SUCCESS,
+        DropReason.ENV_RAISED,
+        Credit(shown, distil=1.0),
+    ]
 
 
 def test_options_are_checked_and_the_nearest_is_named() -> None:
@@ -82,11 +87,11 @@ def test_settings_of_the_context_rule_can_be_changed() -> None:
 
 
 def test_credit_may_be_that_of_the_sampled_tokens_or_of_the_whole_answer() -> None:
-    """p = (.5, .3, .2) and q = (.2, .7, .1) at both positions, the answer is b a: evidence log 7/3 and log 2/5."""
+    """p = (.5, .3, .2) and q = (.2, .7, .1) at both positions, the answer is b a: log-ratio log 7/3 and log 2/5."""
     toy = Toy({"bare": [[0.5, 0.3, 0.2]] * 2, "told": [[0.2, 0.7, 0.1]] * 2})
     group, p = toy.group(toy.said("ba", 0.0, feedback="told")), torch.tensor([0.5, 0.3, 0.2]).double()
-    evidence = torch.tensor([7 / 3, 2 / 5]).double().log()
-    for level, advantages in (("token", evidence), ("sequence", evidence.mean().repeat(2))):
+    log_ratio = torch.tensor([7 / 3, 2 / 5]).double().log()
+    for level, advantages in (("token", log_ratio), ("sequence", log_ratio.mean().repeat(2))):
         found = toy.learn(SDPO(alpha=1.0, level=level), group).gradients["bare"]
         said = torch.tensor([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]]).double()
         torch.testing.assert_close(found, -advantages[:, None] * (said - p) / 2, rtol=1e-6, atol=1e-8)

@@ -4,23 +4,23 @@ import torch
 from toy import Toy, towards
 
 from core_parts import group
+from selfdistill.losses import LossSpec
 from selfdistill.methods import SFT
 from selfdistill.methods.base import Credit
-from selfdistill.signal import Signal
-from selfdistill.stages import Demonstrated
+from selfdistill.prompts.stages import DemonstrationCompletions
 
 BARE = [[0.5, 0.3, 0.2], [0.1, 0.2, 0.7]]
 
 
 def test_defaults_sample_nothing_and_have_no_teacher() -> None:
     method = SFT()
-    assert method.stages == (Demonstrated(),)
-    assert method.signals(0.6) == (Signal(),), "the temperature of sampling plays no part"
+    assert method.stages == (DemonstrationCompletions(),)
+    assert method.loss_specs(0.6) == (LossSpec(),), "the temperature of sampling plays no part"
     assert (method.teacher, method.needs_reward, method.reduction) == (None, "no", "token-mean")
 
 
 def test_every_demonstration_counts_one() -> None:
-    assert SFT().credit(group([1.0, 1.0])) == [Credit(advantage=1.0)] * 2
+    assert SFT().credits(group([1.0, 1.0])) == [Credit(advantage=1.0)] * 2
 
 
 def test_the_gradient_is_that_of_the_cross_entropy() -> None:

@@ -8,29 +8,29 @@ from toy import Toy, towards
 
 from core_parts import group, rollout
 from selfdistill.config import load_config
+from selfdistill.losses import Additive, Centred, PolicyGradient, SampledToken
 from selfdistill.methods import UserReplies
 from selfdistill.methods.base import Credit
 from selfdistill.models.teacher import Live
-from selfdistill.signal import Additive, Centred, PolicyGradient, SampledToken
-from selfdistill.stages import Attempts, Logged
-from selfdistill.types import Context, Drop, Outcome, RolloutGroup
+from selfdistill.prompts.stages import Attempts, LoggedCompletions
+from selfdistill.types import Context, DropReason, Outcome, RolloutGroup
 
 BARE, TOLD = [[0.5, 0.3, 0.2], [0.1, 0.2, 0.7]], [[0.2, 0.6, 0.2], [0.5, 0.4, 0.1]]
-E_0, E_1 = log(0.6 / 0.3), log(0.1 / 0.7)  # the evidence on "b", and on "." after it
+E_0, E_1 = log(0.6 / 0.3), log(0.1 / 0.7)  # the log-ratio on "b", and on "." after it
 
 
 def test_defaults_are_those_of_fresh_answers_as_published() -> None:
     method, config = UserReplies(), load_config(None, ["method=user_replies", "model=tiny"])
     assert (method.stages, method.teacher, method.needs_reward) == ((Attempts(),), Live(), "no")
-    assert (method.signal(0.9).coupling, method.signal(0.9).policy) == (Centred(), PolicyGradient())
-    assert (method.signal(0.9).support, method.signal(0.9).temperature) == (SampledToken(), 0.9)
+    assert (method.loss_spec(0.9).shaping, method.loss_spec(0.9).policy) == (Centred(), PolicyGradient())
+    assert (method.loss_spec(0.9).support, method.loss_spec(0.9).temperature) == (SampledToken(), 0.9)
     assert (config.rollouts_per_task, config.optimiser.lr) == (1, 5e-6)
 
 
 def test_of_a_log_nothing_is_sampled_and_the_evidence_is_taken_as_it_is() -> None:
     method = UserReplies(logged=True)
-    assert (method.stages, method.signal(0.9).coupling, method.signal(0.9).temperature) == (
-        (Logged(),),
+    assert (method.stages, method.loss_spec(0.9).shaping, method.loss_spec(0.9).temperature) == (
+        (LoggedCompletions(),),
         Additive(),
         1.0,
     )
@@ -38,10 +38,10 @@ def test_of_a_log_nothing_is_sampled_and_the_evidence_is_taken_as_it_is() -> Non
 
 def test_an_answer_that_was_replied_to_counts_one_and_its_reward_nothing() -> None:
     said = replace(rollout(0), outcome=Outcome(1.0, reply="No, shorter."))
-    siblings = RolloutGroup(said.task, (said, rollout(1, 1.0), rollout(2, None)))
+    group_members = RolloutGroup(said.task, (said, rollout(1, 1.0), rollout(2, None)))
     credit = Credit(Context("reply", reply="No, shorter."), distil=1.0)
-    assert UserReplies().credit(siblings) == [credit, Drop.NO_CONTEXT, Drop.WORLD_RAISED]
-    assert UserReplies().credit(group([0.0], "feedback is no reply")) == [Drop.NO_CONTEXT]
+    assert UserReplies().credits(group_members) == [credit, DropReason.NO_CONTEXT, DropReason.ENV_RAISED]
+    assert UserReplies().credits(group([0.0], "feedback is no reply")) == [DropReason.NO_CONTEXT]
 
 
 def test_the_advantage_of_a_fresh_answers_token_is_its_evidence_beyond_the_answers_mean() -> None:
@@ -55,7 +55,7 @@ def test_the_advantage_of_a_fresh_answers_token_is_its_evidence_beyond_the_answe
 
 def test_the_advantage_of_a_logged_answers_token_is_its_evidence() -> None:
     toy = Toy({"bare": BARE, "told": TOLD})
-    logged = toy.said("b.", reply="told", stage=Logged.name)
+    logged = toy.said("b.", reply="told", stage=LoggedCompletions.name)
     found = toy.learn(UserReplies(logged=True), toy.group(logged))
     wanted = -torch.stack([E_0 * towards("b", BARE[0]), E_1 * towards(".", BARE[1])]) / 2
     torch.testing.assert_close(found.gradients["bare"], wanted, atol=1e-6, rtol=0)
@@ -67,6 +67,6 @@ def test_a_fresh_answers_token_that_has_moved_beyond_the_clip_pushes_no_further(
     toy = Toy({"bare": BARE, "told": TOLD})
     said = toy.said("b.", reply="told", logprobs=(log(0.2), log(0.7)))
     found = toy.learn(UserReplies(), toy.group(said), before={"bare": before}).gradients["bare"]
-    half = (log(0.6 / 0.2) - E_1) / 2  # evidence is that of when the batch was sampled
+    half = (log(0.6 / 0.2) - E_1) / 2  # log-ratio is that of when the batch was sampled
     torch.testing.assert_close(found[1], half * towards(".", BARE[1]) / 2, atol=1e-6, rtol=0)
     assert not found[0].any()

@@ -19,14 +19,14 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
+from selfdistill.losses import Head, Relative, denominators
 from selfdistill.methods import Method
 from selfdistill.models.teacher import Frozen, Live, Teacher, TeacherRule
-from selfdistill.readings import look_ahead, read_reference, read_teacher
-from selfdistill.render import Renderer
-from selfdistill.samples import Prepared, prepare
-from selfdistill.signal import Head, Relative, denominators
-from selfdistill.step import Batch, UpdateReport, train_step
-from selfdistill.types import ANSWER, Completion, Drop, Message, Outcome, Rollout, RolloutGroup, Task, TokenIds
+from selfdistill.prompts.render import Renderer
+from selfdistill.training.forward import behaviour_pass, reference_pass, teacher_pass
+from selfdistill.training.samples import Prepared, prepare
+from selfdistill.training.update import UpdateBatch, UpdateReport, train_step
+from selfdistill.types import ANSWER, Completion, DropReason, Message, Outcome, Rollout, RolloutGroup, Task, TokenIds
 
 TOKENS = "ab."
 QUESTION = Task("toy", (Message("user", "bare"),))
@@ -132,9 +132,9 @@ class Toy:
         messages: tuple[Message, ...] = (),
         of: int | None = None,
         logprobs: tuple[float, ...] = (),
-        drop: Drop | None = None,
+        drop: DropReason | None = None,
     ) -> Rollout:
-        """An answer of these letters. A reward of None: nobody judged it. `text` is what others may read of it, else
+        """An answer of these letters. A reward of None: nobody scored it. `text` is what others may read of it, else
         its letters. Without `logprobs` the sampler is taken at its word."""
         ids = self.renderer.tokenizer.encode(letters)
         done = Completion("", text or letters, tuple(ids), logprobs)
@@ -162,26 +162,26 @@ class Toy:
         rule = teacher or method.teacher or Live()
         policy = ToyPolicy({**self.tables, **self.start})
         kept = Teacher(rule, policy, other=ToyPolicy(self.other) if self.other else None)
-        anchor = Teacher(Frozen(), policy)
+        reference_policy = Teacher(Frozen(), policy)
         policy.become({**self.tables, **(before or {})})
         memory, prepared = dict(memory or {}), prepare(method, groups, self.renderer)
         samples = [sample for entry in prepared for sample in entry.samples]
         assert len({sample.uid for sample in samples}) == len(samples), "groups need names of their own"
-        signals = [
-            replace(s, bound=s.bound.at(memory.get("magnitude"))) if isinstance(s.bound, Relative) else s
-            for s in method.signals(temperature)
+        loss_specs = [
+            replace(s, clipping=s.clipping.at(memory.get("magnitude"))) if isinstance(s.clipping, Relative) else s
+            for s in method.loss_specs(temperature)
         ]
-        read = read_teacher(policy, kept, samples, MANY)
-        reference = read_reference(policy, anchor, samples, MANY)
-        ahead = look_ahead(policy, signals, samples, read, step=step, memory=memory, tokens=MANY)
+        read = teacher_pass(policy, kept, samples, MANY)
+        reference = reference_pass(policy, reference_policy, samples, MANY)
+        ahead = behaviour_pass(policy, loss_specs, samples, read, step=step, memory=memory, tokens=MANY)
         lengths = [len(entry.samples[0].completion_ids) for entry in prepared if entry.samples]
         dropped = [len(entry.rollout.completion.token_ids) for entry in prepared if not entry.samples]
         over = denominators(lengths, dropped, count_dropped=method.count_dropped)
         old = ahead.logprobs if before else None
-        batch = Batch(samples, over, teacher=read, reference=reference, old_logprobs=old, weights=ahead.weights)
+        batch = UpdateBatch(samples, over, teacher=read, reference=reference, old_logprobs=old, weights=ahead.weights)
         policy.become(self.tables)
         caught = Caught(policy)
-        report = train_step(policy, caught, signals, method.reduction, batch, max_grad_norm=0, tokens=MANY)
+        report = train_step(policy, caught, loss_specs, method.reduction, batch, max_grad_norm=0, tokens=MANY)
         return Learned(caught.gradients, prepared, report, ahead.weights, ahead.memory, ahead.numbers)
 
 

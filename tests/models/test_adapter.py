@@ -13,12 +13,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from selfdistill.errors import ConfigError, ModelError
+from selfdistill.losses import fused_loss
+from selfdistill.losses.terms import LossSpec, TokenWeights
 from selfdistill.models.checkpoint import load_checkpoint, save_checkpoint
-from selfdistill.models.hf import LoraOptions, Policy, load_policy
+from selfdistill.models.load import LoraOptions, Policy, load_policy
 from selfdistill.models.sampler import SamplingOptions, sample
 from selfdistill.models.teacher import Ema, Teacher
-from selfdistill.signal import fused_signal
-from selfdistill.signal.terms import Signal, TokenWeights
 from tiny_models import padded, tiny_policy_dir
 
 PAIRS = [((5, 6), (7, 8)), ((9, 10, 11), (12,))]
@@ -86,7 +86,7 @@ class Run:
     def train(self) -> float:
         weights = TokenWeights(torch.zeros(3), advantage_N=torch.tensor([1.0, -0.5, 0.7]))
         hidden_ND = self.policy.answer_hidden(PAIRS)
-        result = fused_signal(Signal(), hidden_ND, self.policy.head(), ANSWERS_N, weights)
+        result = fused_loss(LossSpec(), hidden_ND, self.policy.head(), ANSWERS_N, weights)
         result.loss.backward()
         assert all(value.grad is not None for value in self.policy.trainable().values())
         self.optimizer.step()

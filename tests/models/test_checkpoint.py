@@ -28,7 +28,7 @@ from selfdistill.models.checkpoint import (
     read_about,
     save_checkpoint,
 )
-from selfdistill.models.hf import LoraOptions, Policy, load_policy
+from selfdistill.models.load import LoraOptions, Policy, load_policy
 from selfdistill.models.teacher import Ema, Frozen, Teacher
 
 PAIRS = [((5, 6), (7, 8)), ((9, 10, 11), (12,))]
@@ -158,7 +158,7 @@ def test_a_run_killed_while_writing_leaves_the_last_whole_checkpoint(shelf: Path
         from pathlib import Path
         import torch
         from selfdistill.models.checkpoint import save_checkpoint
-        from selfdistill.models.hf import load_policy
+        from selfdistill.models.load import load_policy
         from selfdistill.models.teacher import Frozen, Teacher
 
         policy = load_policy({policy.name!r}, device="cpu")

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from selfdistill.errors import ConfigError, ModelError
-from selfdistill.models.hf import LoraOptions, Policy, load_policy, load_tokenizer
-from selfdistill.signal.head import Head
+from selfdistill.losses.head import Head
+from selfdistill.models.load import LoraOptions, Policy, load_policy, load_tokenizer
 from tiny_models import CHATML, FAMILIES, tiny_policy_dir
 
 PAIRS = [((5, 6), (7, 8)), (tuple(range(10, 40)), (41, 42, 43)), ((5, 6, 9), (7,)), ((3,), tuple(range(60, 90)))]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from selfdistill.models.hf import Policy
+from selfdistill.models.load import Policy
 from selfdistill.models.prefix import SharedBatch, can_share, plan_sharing, read_shared, read_whole
 from selfdistill.types import TokenIds
 from tiny_models import FAMILIES
@@ -21,7 +21,7 @@ def tokens(count: int, seed: int) -> TokenIds:
     return tuple(random.Random(seed).randrange(5, 380) for _ in range(count))
 
 
-def siblings(prompt: int, answers: Sequence[int], seed: int = 0) -> Pairs:
+def group_members(prompt: int, answers: Sequence[int], seed: int = 0) -> Pairs:
     """Answers of these lengths to one prompt of `prompt` tokens."""
     return [(tokens(prompt, seed), tokens(length, 100 * seed + place)) for place, length in enumerate(answers)]
 
@@ -56,14 +56,14 @@ class Counted:
 @torch.no_grad()
 def test_sharing_gives_the_states_of_every_pair_read_whole(policy_of, family: str, max_tokens: int | None) -> None:
     """Prompts shorter and longer than the window (16), padded beside each other; answers of one token and of many;
-    a prompt that nobody shares; siblings that are not neighbours."""
+    a prompt that nobody shares; group members that are not neighbours."""
     policy = policy_of(family)
     pairs = [
-        *siblings(40, [1, 2, 9, 30], seed=1),
-        *siblings(33, [60, 1, 3], seed=2),
-        *siblings(12, [20, 20], seed=3),
-        *siblings(25, [6], seed=4),
-        *siblings(40, [5, 17], seed=1),
+        *group_members(40, [1, 2, 9, 30], seed=1),
+        *group_members(33, [60, 1, 3], seed=2),
+        *group_members(12, [20, 20], seed=3),
+        *group_members(25, [6], seed=4),
+        *group_members(40, [5, 17], seed=1),
     ]
     assert plan_sharing(pairs, max_tokens)
     torch.testing.assert_close(policy.answer_hidden(pairs, max_tokens), alone(policy, pairs), atol=1e-5, rtol=1e-5)
@@ -73,13 +73,13 @@ def test_sharing_gives_the_states_of_every_pair_read_whole(policy_of, family: st
 def test_sharing_holds_up_to_the_end_of_the_context(policy_of) -> None:
     """A row of 256 tokens fills the context; padding beside it reaches past the end."""
     policy = policy_of()
-    pairs = siblings(200, [56, 50], seed=1) + siblings(190, [56, 40], seed=2)
+    pairs = group_members(200, [56, 50], seed=1) + group_members(190, [56, 40], seed=2)
     torch.testing.assert_close(policy.answer_hidden(pairs), alone(policy, pairs), atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
 def test_a_fresh_and_a_moved_adapter_share_too(adapted) -> None:
-    pairs = siblings(30, [4, 8, 2], seed=1)
+    pairs = group_members(30, [4, 8, 2], seed=1)
     for value in adapted.trainable().values():
         value.add_(0.05)
     torch.testing.assert_close(adapted.answer_hidden(pairs), alone(adapted, pairs), atol=1e-5, rtol=1e-5)
@@ -88,7 +88,7 @@ def test_a_fresh_and_a_moved_adapter_share_too(adapted) -> None:
 @torch.no_grad()
 def test_sharing_in_bfloat16_stays_within_its_precision(policy_of) -> None:
     policy = policy_of(dtype="bfloat16")
-    pairs = siblings(30, [4, 8, 2], seed=1)
+    pairs = group_members(30, [4, 8, 2], seed=1)
     differences = (policy.answer_hidden(pairs) - alone(policy, pairs)).float().abs()
     assert differences.max() < 0.5
     assert differences.mean() < 0.02
@@ -97,7 +97,7 @@ def test_sharing_in_bfloat16_stays_within_its_precision(policy_of) -> None:
 @torch.no_grad()
 def test_eight_siblings_read_their_prompt_once(policy, monkeypatch) -> None:
     counted = Counted(policy, monkeypatch)
-    policy.answer_hidden(siblings(40, [11] * 8))
+    policy.answer_hidden(group_members(40, [11] * 8))
     assert counted.batches == [(1, 40), (8, 10)]  # the last token of an answer predicts nothing
     assert counted.tokens == 40 + 8 * 10  # read whole: 8 · 50 = 400
     assert counted.behind == [0, 40]
@@ -113,10 +113,10 @@ def held(tensors: Iterable[Tensor]) -> int:
 def test_states_that_are_kept_hold_no_batch_alive(policy) -> None:
     """8 answers of 3 tokens behind 60 hold 8 · 3 states of 32 numbers; as views they held 8 · 62. Shared, they are
     the same; answers of one token look at one state, the last of their prompt."""
-    pairs = siblings(60, [3] * 8)
+    pairs = group_members(60, [3] * 8)
     assert held(read_whole(policy, pairs, range(8), None).values()) == 8 * 3 * 32 * 4
     for length in (3, 1):
-        short = siblings(60, [length] * 8)
+        short = group_members(60, [length] * 8)
         [batch] = plan_sharing(short)
         assert held(read_shared(policy, short, batch).values()) == (8 * 3 if length == 3 else 1) * 32 * 4
 
@@ -124,13 +124,13 @@ def test_states_that_are_kept_hold_no_batch_alive(policy) -> None:
 @torch.no_grad()
 def test_answers_of_one_token_cost_their_prompt_alone(policy, monkeypatch) -> None:
     counted = Counted(policy, monkeypatch)
-    assert policy.answer_hidden(siblings(40, [1] * 8)).shape == (8, 32)
+    assert policy.answer_hidden(group_members(40, [1] * 8)).shape == (8, 32)
     assert counted.batches == [(1, 40)]
 
 
 def test_with_gradients_every_pair_is_read_whole(policy, monkeypatch) -> None:
     counted = Counted(policy, monkeypatch)
-    assert policy.answer_hidden(siblings(40, [11] * 8)).requires_grad
+    assert policy.answer_hidden(group_members(40, [11] * 8)).requires_grad
     assert counted.batches == [(8, 50)]
 
 
@@ -138,7 +138,7 @@ def test_with_gradients_every_pair_is_read_whole(policy, monkeypatch) -> None:
 def test_one_long_answer_is_not_paid_for_by_the_others(policy, monkeypatch) -> None:
     """32 answers, 4 to each of 8 prompts of 40 tokens; a quarter has 101 tokens, the rest 7: mean/max is 0.3."""
     counted = Counted(policy, monkeypatch)
-    pairs = [pair for seed in range(8) for pair in siblings(40, [101, 7, 7, 7], seed=seed)]
+    pairs = [pair for seed in range(8) for pair in group_members(40, [101, 7, 7, 7], seed=seed)]
     policy.answer_hidden(pairs, 1024)
     # With the 40 before them, 22 short answers or 7 long ones fit into a batch of 1024 tokens.
     assert counted.batches == [(8, 40), (22, 6), (2, 6), (7, 100), (1, 100)]
@@ -149,7 +149,7 @@ def test_one_long_answer_is_not_paid_for_by_the_others(policy, monkeypatch) -> N
 def test_ragged_answers_to_different_prompts_pay_for_their_padded_buckets_only(policy, monkeypatch) -> None:
     """Nothing to share, mean/max 0.3: 24 pairs of 50 tokens beside 8 of 140 cost no token more than they have."""
     counted = Counted(policy, monkeypatch)
-    pairs = [pair for seed in range(32) for pair in siblings(40, [101 if seed % 4 == 0 else 11], seed=seed)]
+    pairs = [pair for seed in range(32) for pair in group_members(40, [101 if seed % 4 == 0 else 11], seed=seed)]
     policy.answer_hidden(pairs, 1024)
     assert counted.batches == [(20, 50), (4, 50), (7, 140), (1, 140)]
     assert counted.tokens == 24 * 50 + 8 * 140  # 2320 of the rectangle's 32 · 140 = 4480
@@ -162,7 +162,7 @@ def test_no_batch_with_what_it_has_read_is_larger_than_the_budget(policy, monkey
     pairs = [
         pair
         for seed in range(6)
-        for pair in siblings(lengths.randrange(20, 90), [lengths.randrange(1, 60) for _ in range(8)], seed=seed)
+        for pair in group_members(lengths.randrange(20, 90), [lengths.randrange(1, 60) for _ in range(8)], seed=seed)
     ]
     policy.answer_hidden(pairs, 300)
     spent = [rows * (behind + length) for (rows, length), behind in zip(counted.batches, counted.behind, strict=True)]
@@ -173,24 +173,24 @@ def test_no_batch_with_what_it_has_read_is_larger_than_the_budget(policy, monkey
 def test_padding_within_a_bucket_is_a_quarter_and_sixteen_tokens_at_most() -> None:
     lengths = random.Random(1)
     answers = [max(1, min(200, int(lengths.expovariate(1 / 60)))) for _ in range(64)]
-    (batch,) = plan_sharing(siblings(90, answers))
+    (batch,) = plan_sharing(group_members(90, answers))
     assert 0.25 < sum(answers) / len(answers) / max(answers) < 0.35
     for bucket in batch.buckets:
         longest = max(answers[index] for index in bucket) - 1
         assert all(longest <= 1.25 * (answers[index] - 1) + 16 for index in bucket)
-    needed, read = sum(answers) - 64, batch.tokens(siblings(90, answers)) - 90
+    needed, read = sum(answers) - 64, batch.tokens(group_members(90, answers)) - 90
     assert needed < read < 1.25 * needed
     assert 64 * (max(answers) - 1) > 3.5 * needed  # what one rectangle would cost
 
 
 def test_sharing_pays_from_a_quarter_of_the_tokens() -> None:
-    """Two siblings of prompt P and T = 30 tokens behind it: 2 · (P + 30) whole, P + 60 shared, P saved."""
-    assert plan_sharing(siblings(29, [31, 31])) == []  # 29 of 118
-    assert plan_sharing(siblings(30, [31, 31])) == [SharedBatch((tokens(30, 0),), (0, 1), ((0, 1),))]  # 30 of 120
+    """Two group members of prompt P and T = 30 tokens behind it: 2 · (P + 30) whole, P + 60 shared, P saved."""
+    assert plan_sharing(group_members(29, [31, 31])) == []  # 29 of 118
+    assert plan_sharing(group_members(30, [31, 31])) == [SharedBatch((tokens(30, 0),), (0, 1), ((0, 1),))]  # 30 of 120
 
 
 def test_a_prompt_that_occurs_once_is_no_part_of_the_plan() -> None:
-    pairs = siblings(40, [4], seed=1) + siblings(50, [5, 6], seed=2) + siblings(50, [7], seed=3)
+    pairs = group_members(40, [4], seed=1) + group_members(50, [5, 6], seed=2) + group_members(50, [7], seed=3)
     assert [batch.rows for batch in plan_sharing(pairs)] == [(1, 2)]
     assert plan_sharing(pairs[:1] + pairs[3:]) == []
     assert plan_sharing([]) == []

@@ -8,12 +8,12 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from selfdistill.errors import ConfigError, ModelError
+from selfdistill.losses.head import Head
 from selfdistill.models import sampler
-from selfdistill.models.hf import LoraOptions, Policy, load_policy
-from selfdistill.models.kv_cache import roomy_cache
+from selfdistill.models.kv_cache import preallocated_cache
+from selfdistill.models.load import LoraOptions, Policy, load_policy
 from selfdistill.models.sampler import SamplingOptions, inverse_draw, nucleus, sample
 from selfdistill.models.teacher import Frozen, Teacher
-from selfdistill.signal.head import Head
 from selfdistill.types import Completion, StopReason, TokenIds
 from tiny_models import FAMILIES, padded, tiny_policy_dir
 
@@ -134,7 +134,7 @@ def test_choosing_a_few_rows_at_a_time_changes_nothing(policy, monkeypatch) -> N
 
 
 def test_the_cache_is_written_in_place_and_keeps_the_rows_it_is_told(policy) -> None:
-    layer = roomy_cache(policy.base.config).layers[0]
+    layer = preallocated_cache(policy.base.config).layers[0]
     states_BHLD = torch.arange(3 * 2 * 9 * 4.0).view(3, 2, 9, 4)
     places = set()
     for token in range(9):
@@ -151,7 +151,7 @@ def test_the_cache_is_written_in_place_and_keeps_the_rows_it_is_told(policy) -> 
 def test_siblings_share_one_reading_of_their_prompt_and_of_what_they_say_alike(policy, monkeypatch) -> None:
     prompt = prompts_of(policy)[0]
     group, read = reads_of(policy, monkeypatch, lambda: draw(policy, [prompt] * 8))
-    assert len({c.token_ids for c in group}) == 8, "siblings are drawn independently"
+    assert len({c.token_ids for c in group}) == 8, "group members are drawn independently"
     beginnings = [len({c.token_ids[:length] for c in group}) for length in range(1, 20)]
     assert read == [(1, len(prompt))] + [(different, 1) for different in beginnings]
     assert beginnings[0] < 8, "with this seed some begin with the same token"

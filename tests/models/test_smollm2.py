@@ -9,7 +9,7 @@ import torch
 
 from selfdistill.errors import ModelError
 from selfdistill.models import smollm2
-from selfdistill.models.hf import load_policy
+from selfdistill.models.load import load_policy
 from selfdistill.models.sampler import SamplingOptions, sample
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from selfdistill.errors import ConfigError, RunError
-from selfdistill.models.hf import Policy
+from selfdistill.models.load import Policy
 from selfdistill.models.teacher import Ema, Frozen, Live, Snapshot, Teacher, TrustRegion, View
 
 PAIRS = [((5, 6), (7, 8)), ((9, 10, 11), (12,))]

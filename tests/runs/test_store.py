@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from selfdistill.errors import RunError
-from selfdistill.loops.solve_config import solve_config, solve_settings
 from selfdistill.runs import (
     Accuracies,
     Estimate,
@@ -26,6 +25,7 @@ from selfdistill.runs import (
 )
 from selfdistill.runs.records import record_from_json, to_json
 from selfdistill.runs.store import probe, write_atomic
+from selfdistill.test_time.config import solve_config, solve_settings
 
 CONFIG = {"settings": {"seed": 3, "steps": 10, "optimiser": {"lr": 1e-5}}}
 
@@ -48,7 +48,7 @@ def a_rollout(step: int, uid: str) -> RolloutRecord:
         stop="end",
         reward=1.0,
         token_ids=(1, 2),
-        evidence=(0.5, -0.5),
+        log_ratio=(0.5, -0.5),
     )
 
 

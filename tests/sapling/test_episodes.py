@@ -4,14 +4,14 @@ import random
 
 import pytest
 
+from selfdistill.envs.feedback import TestStatus
+from selfdistill.envs.verbs.env import VerbsEnvironment
+from selfdistill.envs.verbs.lexicon import draw_program, lexicon
+from selfdistill.envs.verbs.operations import OPERATIONS
+from selfdistill.envs.verbs.programs import Program, is_held_out
+from selfdistill.envs.verbs.words import held_out_words, known_words
 from selfdistill.sapling.episodes import MAKERS, draw_episode, failing_records, feedback_on
 from selfdistill.types import Completion, Task
-from selfdistill.worlds.feedback import TestStatus
-from selfdistill.worlds.verbs.lexicon import draw_program, lexicon
-from selfdistill.worlds.verbs.operations import OPERATIONS
-from selfdistill.worlds.verbs.programs import Program, is_held_out
-from selfdistill.worlds.verbs.words import held_out_words, known_words
-from selfdistill.worlds.verbs.world import VerbsWorld
 
 
 def step(kind, expression):
@@ -67,7 +67,7 @@ def test_errors_read_as_the_sandbox_writes_them():
     [record] = failing_records(target, guess, 1, random.Random(0))
     value = int(record.input)
     task = Task("t", (), {"kind": "functional", "fn_name": "f", "public": [{"input": [value], "output": value + 1}]})
-    outcome = VerbsWorld().judge(task, Completion("u", guess.answer))
+    outcome = VerbsEnvironment().score(task, Completion("u", guess.answer))
     assert f"Runtime error.\n{record.error}\nLast input: {value}" == outcome.feedback
 
 

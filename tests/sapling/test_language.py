@@ -5,8 +5,8 @@ import random
 import pytest
 from transformers import AutoTokenizer
 
-from selfdistill.loops.asked import EXAMPLE
-from selfdistill.models.hf import _sapling
+from selfdistill.analysis.credit_source import EXAMPLE
+from selfdistill.models.load import _sapling
 from selfdistill.sapling.episodes import MAKERS
 from selfdistill.sapling.language import foreign_words
 

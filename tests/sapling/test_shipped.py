@@ -9,14 +9,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import selfdistill
 from selfdistill.config import FOR_MODEL
-from selfdistill.context import teacher_messages
-from selfdistill.evaluate import accuracy, roll_out
-from selfdistill.models.hf import load_policy
+from selfdistill.envs.verbs.env import VerbsEnvironment, fresh_verbs, known_tasks, plain_tasks
+from selfdistill.models.load import load_policy
 from selfdistill.models.sampler import SamplingOptions
-from selfdistill.render import Renderer
+from selfdistill.prompts.context import teacher_messages
+from selfdistill.prompts.render import Renderer
 from selfdistill.sapling.recipe import RECIPES
+from selfdistill.training.rollouts import accuracy, roll_out
 from selfdistill.types import Context
-from selfdistill.worlds.verbs.world import VerbsWorld, fresh_verbs, known_tasks, plain_tasks
 
 SHIPPED = Path(selfdistill.__file__).parent / "sapling" / "weights"
 WEIGHTS = SHIPPED / "sapling"
@@ -31,8 +31,8 @@ def policy():
 def share_right(policy, tasks, prompts=None):
     renderer = Renderer(policy.tokenizer, policy.context_length, 2000)
     ids = [renderer.prompt(prompt) for prompt in prompts] if prompts else None
-    world = VerbsWorld().for_evaluation()
-    batch = roll_out(policy, world, renderer, tasks, GREEDY, rollouts=1, seed=0, label="t", prompts=ids)
+    env = VerbsEnvironment().for_evaluation()
+    batch = roll_out(policy, env, renderer, tasks, GREEDY, rollouts=1, seed=0, label="t", prompts=ids)
     return accuracy(batch.groups).estimate.value
 
 

@@ -5,12 +5,12 @@ import random
 
 import pytest
 
-from selfdistill.models.hf import _sapling
+from selfdistill.envs.verbs.operations import OPERATIONS
+from selfdistill.envs.verbs.words import held_out_words, known_words
+from selfdistill.models.load import _sapling
 from selfdistill.sapling.episodes import MAKERS, draw_episode
 from selfdistill.sapling.recipe import RECIPES
 from selfdistill.sapling.tokenizer import build_tokenizer
-from selfdistill.worlds.verbs.operations import OPERATIONS
-from selfdistill.worlds.verbs.words import held_out_words, known_words
 
 
 @pytest.fixture(scope="module")

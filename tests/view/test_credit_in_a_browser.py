@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from selfdistill.runs.credit import Alternative, AnswerCredit, Sight, TokenCredit
+from selfdistill.runs.credit import Alternative, AnswerCredit, ErrorVisibility, TokenCredit
 from selfdistill.types import Context, Message
 from selfdistill.view.credit import credit_page
 
@@ -44,7 +44,7 @@ def test_numbers_stand_under_the_focus_within_the_page_and_escape_hides_them(tmp
     tokens = tuple(TokenCredit(f"word{place} ", -1.0, -1.5, others, own=None) for place in range(9))
     found = AnswerCredit(
         model="m", question=(Message("user", "?"),), context=Context("feedback", feedback="no"), tokens=tokens,
-        cut=False, sight=Sight(True, 2.0, (1.0,) * 19), advantage=None,
+        cut=False, error_visibility=ErrorVisibility(True, 2.0, (1.0,) * 19), advantage=None,
     )  # fmt: skip
     file = tmp_path / "page.html"
     file.write_text(credit_page(found).replace("</body>", LOOK + "</body>"), encoding="utf-8")

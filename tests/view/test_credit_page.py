@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from selfdistill.errors import RunError
-from selfdistill.runs.credit import Alternative, AnswerCredit, Sight, TokenCredit
+from selfdistill.runs.credit import Alternative, AnswerCredit, ErrorVisibility, TokenCredit
 from selfdistill.types import Context, Message
 from selfdistill.view.credit import credit_page, numbers, percent, shown, strength, write_credit_page
 
@@ -26,7 +26,7 @@ def found(**changes: object) -> AnswerCredit:
         "context": Context("feedback", feedback='Say "<i>".'),
         "tokens": tuple(TokenCredit(text, -1.0, u - 1.0, others, own=u / 2) for text, u in values),
         "cut": False,
-        "sight": Sight(True, 2.0, (1.0,) * 19),
+        "error_visibility": ErrorVisibility(True, 2.0, (1.0,) * 19),
         "advantage": None,
     }
     return AnswerCredit(**{**parts, **changes})  # type: ignore[arg-type]
@@ -102,13 +102,13 @@ def test_light_and_dark_and_words_for_those_who_see_no_colours() -> None:
     assert "color-scheme: light dark" in html
     assert "prefers-color-scheme: dark" in html
     assert "would not have said it" in html
-    assert found().verdict.split("(")[0].strip()[:20] in html
+    assert found().conclusion.split("(")[0].strip()[:20] in html
     assert "1 in 20" in html
 
 
 def test_what_is_not_there_is_not_shown() -> None:
     plain = tuple(TokenCredit(token.text, -1.0, -2.0, ()) for token in found().tokens)
-    html = credit_page(found(tokens=plain, sight=None))
+    html = credit_page(found(tokens=plain, error_visibility=None))
     assert "own" not in [cell for _, cell in re.findall(r"<(th)[^>]*>([^<]*)</th>", html)]
     assert "not tested" in html
     assert "GRPO" not in html
@@ -121,7 +121,7 @@ def test_what_is_not_there_is_not_shown() -> None:
 
 def test_numbers_of_a_token() -> None:
     token = TokenCredit(" +", -0.25, -3.25, (Alternative("))", 0.04, 0.9), Alternative("x", 0.0, 0.0001)), 0.5, -2.0)
-    assert token.evidence == -3.0
+    assert token.log_ratio == -3.0
     assert numbers(token, own=True, recorded=True) == [
         "·+", "-0.25", "-3.25", "-3.00", "+0.50", "-2.00", ")) 4.0 → 90.0",
     ]  # fmt: skip

@@ -13,7 +13,7 @@ BUDGET = 32
 
 def result(task: str, seed: int, at: int | None, *, batch: int = 4, right: int = 0) -> SolveResult:
     return SolveResult(
-        task=task, strategy="s", model="m", world="w", seed=seed, budget=BUDGET, unit="attempts", attempts=BUDGET,
+        task=task, strategy="s", model="m", env="w", seed=seed, budget=BUDGET, unit="attempts", attempts=BUDGET,
         rounds=8, tokens=9, wall_s=1.0, solved_at=at, solved_round=None if at is None else -(-at // batch), right=right,
     )  # fmt: skip
 

@@ -26,7 +26,7 @@ def test_learning_curves_show_the_numbers_and_name_the_axes(tmp_path: Path):
     assert list(line.get_xdata()) == [0, 128]
     assert list(line.get_ydata()) == pytest.approx([0.0, 0.8])
     assert line.get_label() == "SDPO (2 seeds)"
-    assert axes.get_xlabel().startswith("generations")
+    assert axes.get_xlabel().startswith("completions")
     assert axes.get_ylabel() == "accuracy on new verbs"
 
 

@@ -5,7 +5,7 @@ from view_runs import make_run
 
 from selfdistill.errors import RunError
 from selfdistill.view.groups import grouped
-from selfdistill.view.tables import Table, comparison, duration, generations_to_reach
+from selfdistill.view.tables import Table, comparison, completions_to_reach, duration
 
 
 def cells(table: Table, row: str) -> list[str]:
@@ -20,11 +20,11 @@ def test_comparison_says_what_was_gained_and_what_it_cost(tmp_path: Path):
     assert cells(table, "new verbs: before") == ["0.020 (0.01–0.07)", "0.020 (0.01–0.07)"]
     assert cells(table, "new verbs: after") == ["0.960 (0.90–0.98)", "0.300 (0.22–0.40)"]
     assert cells(table, "tasks solved") == ["15 of 16", "5 of 16"]
-    assert cells(table, "generations to reach 0.50") == ["128", "not reached"]
-    assert cells(table, "generations to reach 0.95") == ["384", "not reached"]
+    assert cells(table, "completions to reach 0.50") == ["128", "not reached"]
+    assert cells(table, "completions to reach 0.95") == ["384", "not reached"]
     assert cells(table, "plain English: after") == ["1.000 (0.96–1.00)"] * 2
     assert cells(table, "known verbs: after")[1].startswith("0.650")
-    assert cells(table, "generations") == ["384", "384"]
+    assert cells(table, "completions") == ["384", "384"]
     assert cells(table, "wall time") == ["1:30", "1:30"]
     assert "n = 100" in table.note
 
@@ -37,26 +37,26 @@ def test_seeds_of_one_method_share_a_column(tmp_path: Path):
     assert table.header == ("", "SDPO")
     # mean 0.8, deviation 0.1, t(2) = 4.303: 0.8 ± 0.248, of which a share can reach 1
     assert cells(table, "new verbs: after") == ["0.800 (0.55–1.00)"]
-    assert cells(table, "generations to reach 0.75") == ["128 (2 of 3 seeds)"]
+    assert cells(table, "completions to reach 0.75") == ["128 (2 of 3 seeds)"]
     assert "3 seeds" in table.note
 
 
 def test_rehearsal_is_a_method_of_its_own_in_a_table(tmp_path: Path):
     bare = make_run(tmp_path / "a", "sdpo", [0], [100])
-    rehearsed = make_run(tmp_path / "b", "sdpo", [0], [100], rehearsal={"per_step": 32})
-    assert [group.label for group in grouped([bare, rehearsed])] == ["SDPO", "SDPO + rehearsal"]
+    replayed = make_run(tmp_path / "b", "sdpo", [0], [100], replay={"per_step": 32})
+    assert [group.label for group in grouped([bare, replayed])] == ["SDPO", "SDPO + replay"]
 
 
 def test_a_run_without_evaluations_has_a_table(tmp_path: Path):
     table = comparison([make_run(tmp_path / "a", "sdpo", [], [])])
-    assert cells(table, "generations") == ["0"]
+    assert cells(table, "completions") == ["0"]
     assert cells(table, "tasks solved") == ["–"]
 
 
-def test_generations_to_reach_is_the_first_time(tmp_path: Path):
+def test_completions_to_reach_is_the_first_time(tmp_path: Path):
     run = make_run(tmp_path / "a", "sdpo", [0, 60, 40, 60], [100] * 4)
-    assert generations_to_reach(run, 0.5) == 128
-    assert generations_to_reach(run, 0.61) is None
+    assert completions_to_reach(run, 0.5) == 128
+    assert completions_to_reach(run, 0.61) is None
 
 
 def test_markdown():
@@ -70,5 +70,5 @@ def test_duration():
 
 def test_a_search_is_no_run_of_training(tmp_path: Path):
     runs = [make_run(tmp_path / "a", "sdpo", [5], [99]), make_run(tmp_path / "b", "sdpo", [5], [99], solve={})]
-    with pytest.raises(RunError, match=r"search for solutions[\s\S]*/b[\s\S]*compare --way"):
+    with pytest.raises(RunError, match=r"search for solutions[\s\S]*/b[\s\S]*compare --arm"):
         comparison(runs)

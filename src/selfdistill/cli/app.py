@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from selfdistill.cli.arguments import ConfigFile, Data, MethodName, Model, Overrides, Seed, WorldName, as_overrides
+from selfdistill.cli.arguments import ConfigFile, Data, EnvName, MethodName, Model, Overrides, Seed, as_overrides
 from selfdistill.cli.check import check
 from selfdistill.cli.compare import compare
+from selfdistill.cli.context_gain import print_context_gain
 from selfdistill.cli.credit import credit
 from selfdistill.cli.display import RunDisplay
 from selfdistill.cli.guard import Guarded
 from selfdistill.cli.output import print_comparison, print_listing, print_settings, print_table
 from selfdistill.cli.sapling import sapling
 from selfdistill.cli.solve import solve
-from selfdistill.cli.uplift import print_uplift
 from selfdistill.runs import read_run
 from selfdistill.runs.environment import package_version
 from selfdistill.view.plots import overview
@@ -72,7 +72,7 @@ def train(
     config: ConfigFile = None,
     model: Model = None,
     method: MethodName = None,
-    world: WorldName = None,
+    env: EnvName = None,
     data: Data = None,
     steps: Annotated[
         int | None, typer.Option(help="Generation batches to train for. (default: 40)", show_default=False)
@@ -80,27 +80,27 @@ def train(
     seed: Seed = None,
     out: Annotated[
         str | None,
-        typer.Option(help="Run directory. (default: runs/<method>-<world>-seed<seed>)", show_default=False),
+        typer.Option(help="Run directory. (default: runs/<method>-<environment>-seed<seed>)", show_default=False),
     ] = None,
     resume: Annotated[
         Path | None, typer.Option(help="Run directory to go on with; its settings are kept.", show_default=False)
     ] = None,
     list_settings: Annotated[bool, typer.Option("--list-settings", help="Print every setting and exit.")] = False,
 ) -> None:
-    """Train a model on the tasks of a world, and keep everything in a run directory.
+    """Train a model on the tasks of an environment, and keep everything in a run directory.
 
     Settings come from the defaults, then --config, then the options and KEY=VALUE pairs given here.
     """
     from selfdistill.config import from_settings, load_config, read_saved, resolved
 
-    flags = {"model": model, "method": method, "world": world, "data": data, "steps": steps, "seed": seed, "out": out}
+    flags = {"model": model, "method": method, "env": env, "data": data, "steps": steps, "seed": seed, "out": out}
     flags |= {"out": str(resume)} if resume else {}
     saved = resolved(read_saved(resume, from_settings)) if resume else None
     settings = load_config(config, [*as_overrides(flags), *(overrides or ())], saved)
     if list_settings:
         _print_all_settings(settings)
         return
-    from selfdistill.loops.train import train as run_training
+    from selfdistill.training.loop import train as run_training
 
     with RunDisplay() as display:
         path = run_training(settings, display.reporter(settings.method.name), resume=resume is not None)
@@ -112,7 +112,7 @@ def evaluate(
     overrides: Overrides = None,
     config: ConfigFile = None,
     model: Model = None,
-    world: WorldName = None,
+    env: EnvName = None,
     data: Data = None,
     seed: Seed = None,
     tasks: Annotated[int | None, typer.Option(help="Tasks to ask, at most. (default: 200)", show_default=False)] = None,
@@ -132,19 +132,19 @@ def evaluate(
         typer.Option("--teacher", help="Measure how much better the model is with each kind of context: go or no go."),
     ] = False,
 ) -> None:
-    """Measure a model on the tasks of a world, without training it."""
+    """Measure a model on the tasks of an environment, without training it."""
     from selfdistill.config import load_config
 
-    flags: dict[str, object] = {"model": model, "world": world, "data": data, "seed": seed, "out": out}
+    flags: dict[str, object] = {"model": model, "env": env, "data": data, "seed": seed, "out": out}
     flags |= {"evaluation.tasks": tasks, "evaluation.rollouts": rollouts, "evaluation.temperature": temperature}
     given = [*as_overrides(flags), *(overrides or ())]
     if teacher:
-        from selfdistill.loops.uplift import ANSWERS
+        from selfdistill.analysis.context_gain import ANSWERS
 
-        print_uplift(load_config(config, given, base=ANSWERS))
+        print_context_gain(load_config(config, given, base=ANSWERS))
         return
     settings = load_config(config, given)
-    from selfdistill.loops.measure import measure
+    from selfdistill.training.evaluation import measure
 
     with RunDisplay() as display:
         records = measure(settings, display.reporter("eval"))
@@ -178,46 +178,46 @@ def methods(
 
 
 @app.command()
-def worlds(
-    name: Annotated[str | None, typer.Argument(help="Show the settings of this world.", show_default=False)] = None,
+def envs(
+    name: Annotated[str | None, typer.Argument(help="Show the settings of this env.", show_default=False)] = None,
 ) -> None:
-    """List the worlds, or show one with its settings."""
-    from selfdistill.worlds.registry import WORLDS, world_options
+    """List the environments, or show one with its settings."""
+    from selfdistill.envs.registry import ENVIRONMENTS, environment_options
 
     if name is None:
-        print_listing({key: entry.summary for key, entry in WORLDS.items()})
+        print_listing({key: entry.summary for key, entry in ENVIRONMENTS.items()})
     else:
-        print_settings(world_options(name, {}), prefix="world.")
+        print_settings(environment_options(name, {}), prefix="env.")
 
 
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the run directories and the plot.")] = Path("runs"),
     seed: Annotated[int, typer.Option(help="Decides the verbs and every random choice.")] = 0,
-    generations: Annotated[int, typer.Option(help="Answers that each method may sample.")] = 2560,
+    completions: Annotated[int, typer.Option(help="Answers that each method may sample.")] = 2560,
     allow_weaker: Annotated[
         bool, typer.Option("--allow-weaker", help="Run programs also where this machine cannot isolate them fully.")
     ] = False,
 ) -> None:
     """Teach the embedded model sixteen new words by SDPO and by GRPO, side by side. Takes a few minutes."""
-    from selfdistill.loops.compare import compare as run_side_by_side
-    from selfdistill.loops.compare import demo_configs
+    from selfdistill.training.side_by_side import compare as run_side_by_side
+    from selfdistill.training.side_by_side import demo_configs
 
-    configs = demo_configs(out, seed=seed, generations=generations, allow_weaker=allow_weaker)
+    configs = demo_configs(out, seed=seed, completions=completions, allow_weaker=allow_weaker)
     with RunDisplay() as display:
         paths = run_side_by_side(configs, display.reporter)
     _show(paths, paths[0].parent / "demo.png")
 
 
 def _print_all_settings(settings: RunConfig) -> None:
-    """Those of the run, of its method and of its world."""
+    """Those of the run, of its method and of its env."""
+    from selfdistill.envs.registry import ENVIRONMENTS, environment_options
     from selfdistill.methods import get_method
-    from selfdistill.worlds.registry import WORLDS, world_options
 
     print_settings(settings)
     print_settings(get_method(settings.method.name, settings.method.options), prefix="method.")
-    if settings.world.name in WORLDS:
-        print_settings(world_options(settings.world.name, settings.world.options), prefix="world.")
+    if settings.env.name in ENVIRONMENTS:
+        print_settings(environment_options(settings.env.name, settings.env.options), prefix="env.")
 
 
 def _show(paths: list[Path], png: Path) -> None:

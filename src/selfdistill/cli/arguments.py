@@ -27,12 +27,12 @@ Model = Annotated[
 MethodName = Annotated[
     str | None, typer.Option(help="How to learn; see `selfdistill methods`. (default: sdpo)", show_default=False)
 ]
-WorldName = Annotated[
+EnvName = Annotated[
     str | None,
-    typer.Option(help="Who judges; see `selfdistill worlds`. (default: verbs; code with --data)", show_default=False),
+    typer.Option(help="Who scores; see `selfdistill envs`. (default: verbs; code with --data)", show_default=False),
 ]
 Data = Annotated[
-    str | None, typer.Option(help="JSONL file of tasks. (default: the world's own tasks)", show_default=False)
+    str | None, typer.Option(help="JSONL file of tasks. (default: the environment's own tasks)", show_default=False)
 ]
 Seed = Annotated[int | None, typer.Option(help="Decides every random choice. (default: 0)", show_default=False)]
 

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from selfdistill.cli.arguments import ConfigFile, Data, Overrides, Seed, WorldName, as_overrides
+from selfdistill.cli.arguments import ConfigFile, Data, EnvName, Overrides, Seed, as_overrides
 from selfdistill.errors import DataError
 from selfdistill.runs.progress import Quiet
 
 if TYPE_CHECKING:
+    from selfdistill.analysis.check import Answer, CheckReport, TaskRow
     from selfdistill.config import RunConfig
-    from selfdistill.loops.check import Answer, CheckReport, TaskRow
-    from selfdistill.render import Renderer
-    from selfdistill.worlds.base import World
+    from selfdistill.envs.base import Environment
+    from selfdistill.prompts.render import Renderer
 
 PROBLEMS, UNUSABLE = 1, 2  # exit codes
 PLAIN_S = 2.0  # seconds between two lines where there is no terminal
@@ -44,34 +44,34 @@ def check(
             show_default=False,
         ),
     ] = None,
-    world: WorldName = None,
+    env: EnvName = None,
     seed: Seed = None,
 ) -> None:
     """Check a file of tasks before a run: rows, reference solutions, tests, duplicates, lengths of prompts.
 
-    Every row is looked at. Its reference solution is judged by all of its tests, an empty answer and a program that
+    Every row is looked at. Its reference solution is scored by all of its tests, an empty answer and a program that
     does nothing by those that training uses. Exit code 0: nothing to correct; 1: problems, all of them listed (with
     --answers: some answers have no reward); 2: no row can be used.
     """
+    from selfdistill.analysis.check import check_rows, every_row, read_answers
     from selfdistill.config import load_config
-    from selfdistill.loops.check import check_rows, every_row, read_answers
-    from selfdistill.worlds.registry import make_world
+    from selfdistill.envs.registry import make_environment
 
-    flags = {"model": model, "world": world, "data": data, "seed": seed}
+    flags = {"model": model, "env": env, "data": data, "seed": seed}
     settings = load_config(config, [*as_overrides(flags), *(overrides or ())])
     given = read_answers(answers) if answers is not None else []
-    judge = make_world(settings.world.name, settings.world.options, seed=settings.seed)
+    score = make_environment(settings.env.name, settings.env.options, seed=settings.seed)
     with _Watched() as watched:
-        rows = every_row(judge, settings.data)
+        rows = every_row(score, settings.data)
         if answers is not None:
-            well = _score(judge, rows, given, watched)
+            well = _score(score, rows, given, watched)
         else:
             renderer = _renderer(settings, watched, named=model is not None)
             longest = settings.context.max_prompt_tokens
-            report = check_rows(judge, rows, watched, renderer=renderer, max_prompt_tokens=longest)
+            report = check_rows(score, rows, watched, renderer=renderer, max_prompt_tokens=longest)
             well = not report.problems
     if answers is None:
-        _print(report, settings.data or f"the environment {settings.world.name}")
+        _print(report, settings.data or f"the environment {settings.env.name}")
     if not well:
         raise typer.Exit(UNUSABLE if all(isinstance(row.found, DataError) for row in rows) else PROBLEMS)
 
@@ -79,25 +79,25 @@ def check(
 def _renderer(settings: RunConfig, watched: _Watched, *, named: bool) -> Renderer | None:
     """What measures prompts, where a model is named here or in the settings."""
     from selfdistill.config import RunConfig
-    from selfdistill.loops.session import open_renderer
+    from selfdistill.training.session import open_renderer
 
     return open_renderer(settings, watched) if named or settings.model != RunConfig().model else None
 
 
-def _score(judge: World, rows: Sequence[TaskRow], answers: Sequence[Answer], watched: _Watched) -> bool:
+def _score(score: Environment, rows: Sequence[TaskRow], answers: Sequence[Answer], watched: _Watched) -> bool:
     """Prints a line of JSON for each answer; returns whether every row can be used and every answer has a reward."""
-    from selfdistill.loops.check import score_answers
+    from selfdistill.analysis.check import score_answers
 
     broken = [row.found for row in rows if isinstance(row.found, DataError)]
     for error in broken:
         watched.note(str(error))
     missing = 0
-    for score in score_answers(judge, rows, answers, watched):
-        line = {name: getattr(score, name) for name in ("id", "reward", "feedback", "failure")}
+    for scored in score_answers(score, rows, answers, watched):
+        line = {name: getattr(scored, name) for name in ("id", "reward", "feedback", "failure")}
         typer.echo(json.dumps(line))
-        if score.reward is None:
+        if scored.reward is None:
             missing += 1
-            watched.note(score.fault)
+            watched.note(scored.fault)
     watched.note(f"{len(answers) - missing:,} of {len(answers):,} answers scored")
     return not broken and not missing
 

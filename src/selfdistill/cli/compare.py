@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from selfdistill.cli.arguments import Data, Model, Seed, WorldName, as_overrides
+from selfdistill.cli.arguments import Data, EnvName, Model, Seed, as_overrides
 from selfdistill.cli.display import RunDisplay
 from selfdistill.cli.output import print_comparison
 from selfdistill.errors import ConfigError
@@ -19,8 +19,8 @@ from selfdistill.runs.store import write_atomic
 from selfdistill.view.plots import overview, prepare
 
 if TYPE_CHECKING:
-    from selfdistill.loops.contest import Contest
     from selfdistill.runs.solving import SolveResult
+    from selfdistill.test_time.comparison import StrategyComparison
     from selfdistill.view.discovery import Arm
 
 RESULTS, CURVES = "results.md", "discovery.png"
@@ -31,80 +31,84 @@ def compare(
         list[str] | None,
         typer.Argument(
             metavar="RUN... | KEY=VALUE...",
-            help="Run directories, of which seeds of one method are put together; with --way, settings of all ways.",
+            help="Run directories, of which seeds of one method are put together; with --arm, settings of all ways.",
             show_default=False,
         ),
     ] = None,
     plot: Annotated[
         Path | None,
-        typer.Option(help="PNG file to draw the curves into. (with --way: discovery.png in --out)", show_default=False),
+        typer.Option(help="PNG file to draw the curves into. (with --arm: discovery.png in --out)", show_default=False),
     ] = None,
     jobs: Annotated[
         int | None,
         typer.Option(
-            help="With --way or --resume: searches at a time. (default: 1 on a GPU, else one for each core)",
+            help="With --arm or --resume: searches at a time. (default: 1 on a GPU, else one for each core)",
             show_default=False,
         ),
     ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the table of runs as Markdown.")] = False,
-    way: Annotated[
+    arm: Annotated[
         list[str] | None,
         typer.Option(
-            help="A way to solve tasks, to be run: a strategy with settings, as in --way best-of-k "
-            '--way "small: hybrid strategy.batch=4". Repeat it; the others are measured against the last one.',
+            help="A way to solve tasks, to be run: a strategy with settings, as in --arm best-of-k "
+            '--arm "small: hybrid strategy.batch=4". Repeat it; the others are measured against the last one.',
             show_default=False,
         ),
     ] = None,
     task: Annotated[
         list[str] | None,
         typer.Option(
-            help="With --way: a task's id, or a .jsonl file of tasks. (default: all tasks of --data or of the world)",
+            help="With --arm: a task's id, or a .jsonl file of tasks. (default: all of --data or of the environment)",
             show_default=False,
         ),
     ] = None,
     seeds: Annotated[
-        int | None, typer.Option(help="With --way: seeds of every task. (default: 3)", show_default=False)
+        int | None, typer.Option(help="With --arm: seeds of every task. (default: 3)", show_default=False)
     ] = None,
     budget: Annotated[
         int | None,
-        typer.Option(help="With --way: attempts for each task and seed. (default: 640)", show_default=False),
+        typer.Option(help="With --arm: attempts for each task and seed. (default: 640)", show_default=False),
     ] = None,
     model: Model = None,
-    world: WorldName = None,
+    env: EnvName = None,
     data: Data = None,
     seed: Seed = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="With --way: folder of searches and results. (default: runs/contest)", show_default=False),
+        typer.Option(help="With --arm: folder of searches and results. (default: runs/contest)", show_default=False),
     ] = None,
     resume: Annotated[
         Path | None,
-        typer.Option(help="Folder of a contest to go on with; ways and seeds may be added to it.", show_default=False),
+        typer.Option(
+            help="Folder of a strategy comparison to go on with; ways and seeds may be added to it.", show_default=False
+        ),
     ] = None,
 ) -> None:
     """Put runs side by side: what was gained, what it cost, what was forgotten. Or run ways to solve tasks.
 
-    With --way, every strategy makes its searches on the same tasks and seeds under the same budget, --jobs at a time,
+    With --arm, every strategy makes its searches on the same tasks and seeds under the same budget, --jobs at a time,
     and the curves of discovery are drawn with their means, ratios and levels.
     """
-    flags = {"model": model, "world": world, "data": data}
+    flags = {"model": model, "env": env, "data": data}
     kept: dict[str, object] = {f"--{key}": value for key, value in flags.items()}
     kept |= {"--task": task, "--out": out, "--seed": seed, "--budget": budget, "--markdown": markdown or None}
     if resume is not None:
-        _refuse({**kept, "KEY=VALUE": given}, "a resumed contest keeps its settings")
-        _hold(_resumed(resume, way or (), seeds), resume, plot, jobs)
-    elif way:
-        _refuse({"--markdown": markdown or None}, "the tables of a contest are Markdown already")
+        _refuse({**kept, "KEY=VALUE": given}, "a resumed strategy comparison keeps its settings")
+        _run_comparison(_resumed(resume, arm or (), seeds), resume, plot, jobs)
+    elif arm:
+        _refuse({"--markdown": markdown or None}, "the tables of a strategy comparison are Markdown already")
         numbers = {"seeds": seeds, "budget": budget, "first_seed": seed}
         shared = [*as_overrides(flags), *(given or ())]
-        _hold(_new(way, task or (), shared, numbers), out or fresh_path(Path("runs"), "contest"), plot, jobs)
+        _run_comparison(
+            _new(arm, task or (), shared, numbers), out or fresh_path(Path("runs"), "strategy_comparison"), plot, jobs
+        )
     elif given:
         _refuse(
             {**kept, "--seeds": seeds, "--jobs": jobs, "--markdown": None}, "finished runs are compared as they are"
         )
         _compare_finished_runs([Path(path) for path in given], plot, markdown=markdown)
     else:
-        raise ConfigError("nothing to compare", do="name run directories, or ways to be run with --way")
+        raise ConfigError("nothing to compare", do="name run directories, or ways to be run with --arm")
 
 
 def _compare_finished_runs(paths: Sequence[Path], plot: Path | None, *, markdown: bool) -> None:
@@ -124,46 +128,48 @@ def _refuse(options: Mapping[str, object], why: str) -> None:
 
 
 def _new(
-    ways: Sequence[str],
+    arms: Sequence[str],
     tasks: Sequence[str],
     shared: Sequence[str | tuple[str, object]],
     numbers: Mapping[str, int | None],
-) -> Contest:
-    from selfdistill.loops.contest import Contest, pairs_of, parse_way, task_ids
+) -> StrategyComparison:
+    from selfdistill.test_time.comparison import StrategyComparison, pairs_of, parse_arm, task_ids
 
     settings, ids = task_ids(tasks, pairs_of(shared), numbers["first_seed"] or 0)
     chosen = {name: value for name, value in numbers.items() if value is not None}
-    return Contest(tuple(parse_way(text) for text in ways), ids, settings=settings, **chosen)
+    return StrategyComparison(tuple(parse_arm(text) for text in arms), ids, settings=settings, **chosen)
 
 
-def _resumed(path: Path, ways: Sequence[str], seeds: int | None) -> Contest:
-    from selfdistill.loops.contest import parse_way, read_contest
+def _resumed(path: Path, arms: Sequence[str], seeds: int | None) -> StrategyComparison:
+    from selfdistill.test_time.comparison import parse_arm, read_strategy_comparison
 
-    saved = read_contest(path)
-    added = tuple(parse_way(text) for text in ways)  # to those of the folder, when it is held
-    return replace(saved, ways=added or saved.ways, seeds=saved.seeds if seeds is None else seeds)
+    saved = read_strategy_comparison(path)
+    added = tuple(parse_arm(text) for text in arms)  # to those of the folder, when it is held
+    return replace(saved, arms=added or saved.arms, seeds=saved.seeds if seeds is None else seeds)
 
 
-def arms_of(contest: Contest, found: Mapping[str, Sequence[SolveResult]], tasks: Collection[str] = ()) -> list[Arm]:
+def arms_of(
+    strategy_comparison: StrategyComparison, found: Mapping[str, Sequence[SolveResult]], tasks: Collection[str] = ()
+) -> list[Arm]:
     """Each way's results on some tasks (none named: on all), as what tables and curves are made of."""
     from selfdistill.view.discovery import arm_of
 
     arms = []
-    for way in contest.ways:
-        strategy = contest.config(way).strategy
-        own = [result for result in found[way.label] if not tasks or result.task in tasks]
-        arms.append(arm_of(way.label, own, batch=strategy.batch, independent=strategy.independent))
+    for arm in strategy_comparison.arms:
+        strategy = strategy_comparison.config(arm).strategy
+        own = [result for result in found[arm.label] if not tasks or result.task in tasks]
+        arms.append(arm_of(arm.label, own, batch=strategy.batch, independent=strategy.independent))
     return arms
 
 
-def _hold(contest: Contest, folder: Path, plot: Path | None, jobs: int | None) -> None:
-    from selfdistill.loops.contest import hold
+def _run_comparison(strategy_comparison: StrategyComparison, folder: Path, plot: Path | None, jobs: int | None) -> None:
+    from selfdistill.test_time.comparison import run_comparison
     from selfdistill.view.discovery import discovery_figure, report
 
     if plot:
         prepare(plot)
     with RunDisplay() as display:
-        whole, found = hold(contest, folder, display.reporter, at_once=jobs)
+        whole, found = run_comparison(strategy_comparison, folder, display.reporter, at_once=jobs)
     arms, figure = arms_of(whole, found), plot or folder / CURVES
     text = report(arms, whole.budget) + _skipped(whole, found)
     write_atomic(folder / RESULTS, text)
@@ -172,8 +178,8 @@ def _hold(contest: Contest, folder: Path, plot: Path | None, jobs: int | None) -
     typer.echo(f"plot:    {discovery_figure(arms, whole.budget, 'Discovery', figure)}")
 
 
-def _skipped(contest: Contest, found: Mapping[str, Sequence[SolveResult]]) -> str:
+def _skipped(strategy_comparison: StrategyComparison, found: Mapping[str, Sequence[SolveResult]]) -> str:
     """A line on the tasks that are in no table."""
     searched = {result.task for own in found.values() for result in own}
-    left = [task for task in contest.tasks if task not in searched]
+    left = [task for task in strategy_comparison.tasks if task not in searched]
     return f"\nSkipped, for some way cannot read questions of that length: {', '.join(left)}\n" if left else ""

@@ -13,10 +13,10 @@ from rich.table import Table
 from rich.text import Text
 
 from selfdistill.cli.display import RunDisplay
-from selfdistill.context import FIELDS
 from selfdistill.errors import ConfigError, DataError
 from selfdistill.files import is_whole, read_text
 from selfdistill.options import BEYOND
+from selfdistill.prompts.context import FIELDS
 from selfdistill.runs.credit import AnswerCredit
 from selfdistill.types import Context
 from selfdistill.view.credit import FULL, PART, has_own, has_recorded, numbers, shown, strength, write_credit_page
@@ -31,7 +31,7 @@ def _told(what: str) -> object:
 
 def credit(
     question: Annotated[str | None, _told("What the answer answers. (default: the example)")] = None,
-    answer: Annotated[str | None, _told("The answer whose tokens are judged. (default: the example's)")] = None,
+    answer: Annotated[str | None, _told("The answer whose tokens are scored. (default: the example's)")] = None,
     feedback: Annotated[str | None, _told("What the teacher was told is wrong. (default: Don't include n.)")] = None,
     solution: Annotated[str | None, _told("A right solution that the teacher reads.")] = None,
     demonstration: Annotated[str | None, _told("An example of an answer that the teacher reads.")] = None,
@@ -44,7 +44,7 @@ def credit(
     model: Annotated[
         str | None,
         typer.Option(
-            help="Whose evidence. (default: the sapling where it knows the words, else smollm2 where it is on this "
+            help="Whose log-ratio. (default: the sapling where it knows the words, else smollm2 where it is on this "
             "machine; of a run its newest checkpoint)",
             show_default=False,
         ),
@@ -71,7 +71,7 @@ def credit(
     context = Context("+".join(told), **told) if told else None
     if advantage is not None and not abs(advantage) < BEYOND:
         raise ConfigError("--advantage should be a number", got=advantage, do="give for example --advantage -1")
-    from selfdistill.loops.asked import EXAMPLE, Texts, credit_of_rollout, credit_of_texts
+    from selfdistill.analysis.credit_source import EXAMPLE, Texts, credit_of_rollout, credit_of_texts
 
     with RunDisplay(Console(stderr=True)) as display:
         reporter = display.reporter("credit")
@@ -113,7 +113,7 @@ def print_credit(found: AnswerCredit, console: Console, *, table: bool) -> None:
     for name, text in found.told.items():
         console.print(Text.assemble((f"{name}: ", "bold"), text))
     console.print()
-    console.print(Text.assemble(*((_visible(token.text), _style(token.evidence)) for token in found.tokens)))
+    console.print(Text.assemble(*((_visible(token.text), _style(token.log_ratio)) for token in found.tokens)))
     console.print()
     if found.advantage is not None:
         told = f"GRPO: every token gets A = {found.advantage:+.2f}"
@@ -121,9 +121,9 @@ def print_credit(found: AnswerCredit, console: Console, *, table: bool) -> None:
         console.print(Text.assemble((told, "bold"), "\n", *((_visible(t.text), uniform) for t in found.tokens), "\n"))
     console.print(_legend())
     console.print(_named(found))
-    console.print(Text(found.verdict, style="bold"))
-    if found.sight:
-        console.print(Text(found.sight.rule, style="dim"))
+    console.print(Text(found.conclusion, style="bold"))
+    if found.error_visibility:
+        console.print(Text(found.error_visibility.rule, style="dim"))
     if table:
         console.print(_table(found))
 
@@ -132,12 +132,12 @@ def _visible(text: str) -> str:
     return (text or PART).replace("\n", "↵\n")
 
 
-def _style(evidence: float) -> Style:
+def _style(log_ratio: float) -> Style:
     """Black on a tint of red or green; no colour where next to nothing changes."""
-    share = strength(evidence)
+    share = strength(log_ratio)
     if not share:
         return Style()
-    colour = RED if evidence < 0 else GREEN
+    colour = RED if log_ratio < 0 else GREEN
     tint = [round(light + (full - light) * (0.15 + 0.85 * share)) for light, full in zip(WHITE, colour, strict=True)]
     return Style.parse(f"black on #{tint[0]:02x}{tint[1]:02x}{tint[2]:02x}")
 
@@ -152,11 +152,13 @@ def _legend() -> Text:
 
 def _named(found: AnswerCredit) -> Text:
     """The tokens that lost or gained most, for those who see no colours."""
-    ordered = sorted(found.tokens, key=lambda token: token.evidence)
+    ordered = sorted(found.tokens, key=lambda token: token.log_ratio)
     sides = (("least wanted", ordered[:NAMED], -1), ("most wanted", ordered[::-1][:NAMED], 1))
     lines = []
     for name, tokens, sign in sides:
-        few = [f"{shown(t.text)} {t.evidence:+.2f}" for t in tokens if t.evidence * sign > 0 and strength(t.evidence)]
+        few = [
+            f"{shown(t.text)} {t.log_ratio:+.2f}" for t in tokens if t.log_ratio * sign > 0 and strength(t.log_ratio)
+        ]
         lines.append(f"{name}: {', '.join(few) or 'nothing'}")
     return Text("\n".join(lines))
 

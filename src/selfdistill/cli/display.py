@@ -12,13 +12,13 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from selfdistill.runs import EvalRecord, RunInfo, Split, StepRecord, Summary
+from selfdistill.runs import EvalRecord, EvalSplit, RunInfo, StepRecord, Summary
 from selfdistill.view.tables import duration
 
 REDRAW_S = 0.1
 PLAIN_PHASE_S = 5.0
 MANY = 12  # rows from which on those that are done make room
-COLUMNS = ("run", "", "step", "accuracy", "batch", "reward", "loss", "dropped", "generations", "left", "now")
+COLUMNS = ("run", "", "step", "accuracy", "batch", "reward", "loss", "dropped", "completions", "left", "now")
 
 
 @dataclass(slots=True)
@@ -29,7 +29,7 @@ class Row:
     began: float
     info: RunInfo | None = None
     last: StepRecord | None = None
-    accuracies: dict[Split, EvalRecord] = field(default_factory=dict)
+    accuracies: dict[EvalSplit, EvalRecord] = field(default_factory=dict)
     dropped: int = 0
     phase: str = "starting"
     spoke: float = 0.0
@@ -59,16 +59,16 @@ class RunDisplay:
     It draws when something happens and not from a thread of its own: nothing moves between two events.
     """
 
-    def __init__(self, console: Console | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, console: Console | None = None, timer: Callable[[], float] = time.monotonic) -> None:
         self.console = console or Console()
-        self.clock = clock
+        self.timer = timer
         self.rows: list[Row] = []
         self._drawn = 0.0
         self._live = Live(console=self.console, auto_refresh=False) if self.console.is_terminal else None
 
     def reporter(self, label: str) -> RowReporter:
         """A reporter that shows its run on a row of its own."""
-        row = Row(label, self.clock())
+        row = Row(label, self.timer())
         self.rows.append(row)
         return RowReporter(self, row)
 
@@ -84,7 +84,7 @@ class RunDisplay:
 
     def changed(self, *, at_once: bool = False) -> None:
         """Draws again, at most ten times a second."""
-        now = self.clock()
+        now = self.timer()
         if self._live and (at_once or now - self._drawn >= REDRAW_S):
             self._drawn = now
             self._live.update(self.table(), refresh=True)
@@ -118,7 +118,7 @@ class RunDisplay:
             row.steps(),
             Text(row.accuracy(), style="bold green"),
             *numbers,
-            row.left(self.clock()),
+            row.left(self.timer()),
             Text(row.phase, style="dim"),
         )
 
@@ -131,10 +131,10 @@ class RowReporter:
 
     def started(self, info: RunInfo) -> None:
         """Says what runs, on what, and where its records go."""
-        self.row.info, self.row.began, self.row.done = info, self.display.clock(), False
+        self.row.info, self.row.began, self.row.done = info, self.display.timer(), False
         again = f", going on after step {info.first_step}" if info.first_step else ""
         self.display.say(
-            f"{self.row.label}: {info.method} on {info.world}, model {info.model}, device {info.device}, "
+            f"{self.row.label}: {info.method} on {info.env}, model {info.model}, device {info.device}, "
             f"{_amount(info)}{again} → {info.path}"
         )
         self.display.changed(at_once=True)
@@ -146,7 +146,7 @@ class RowReporter:
     def phase(self, name: str, done: int = 0, total: int = 0) -> None:
         """What is going on now; without a terminal, said every few seconds only."""
         self.row.phase = f"{name} {done}/{total}" if total else name
-        now = self.display.clock()
+        now = self.display.timer()
         if not self.display.is_live and now - max(self.row.spoke, self.row.began) >= PLAIN_PHASE_S:
             self.row.spoke = now
             self.display.say(f"{self.row.label}: {self.row.phase}")
@@ -157,8 +157,8 @@ class RowReporter:
         self.row.last = record
         self.row.dropped += sum(record.dropped.values())
         if not self.display.is_live:
-            self.row.spoke = self.display.clock()
-            self.display.say(_line(self.row, record, self.row.left(self.display.clock())))
+            self.row.spoke = self.display.timer()
+            self.display.say(_line(self.row, record, self.row.left(self.display.timer())))
         self.display.changed()
 
     def evaluated(self, record: EvalRecord) -> None:
@@ -178,7 +178,7 @@ class RowReporter:
 
 def _amount(info: RunInfo) -> str:
     """How many steps and answers there will be, as far as that is known."""
-    kinds = {"generations": info.generations, "given answers": info.given}
+    kinds = {"completions": info.completions_sampled, "given answers": info.given}
     counts = " and ".join(f"{count:,} {kind}" for kind, count in kinds.items() if count)
     steps = f"{info.steps} steps" if info.steps else "steps while the budget lasts"
     return f"{steps}, {'at least ' if info.more else ''}{counts}" if counts else steps
@@ -193,13 +193,13 @@ def _numbers(row: Row) -> tuple[str, ...]:
         f"{record.reward:.3f}",
         f"{record.loss:.4f}",
         f"{row.dropped:,}",
-        f"{record.generations:,}",
+        f"{record.completions_sampled:,}",
     )
 
 
 def _line(row: Row, record: StepRecord, left: str) -> str:
-    batch, reward, loss, dropped, generations = _numbers(row)
+    batch, reward, loss, dropped, completions = _numbers(row)
     return (
         f"{row.label}: step {row.steps()}  accuracy {row.accuracy()}  batch {batch}  reward {reward}  "
-        f"loss {loss}  dropped {dropped}  generations {generations}  left {left}"
+        f"loss {loss}  dropped {dropped}  completions {completions}  left {left}"
     )

@@ -11,10 +11,19 @@ from selfdistill.errors import SelfDistillError
 from selfdistill.runs import Interrupted
 
 USER_ERROR, INTERRUPTED = 2, 130
+OLD_WORDS = {"--world": "--env", "--way": "--arm", "--go-on": "--exhaust-budget", "worlds": "envs"}
 
 
 class Guarded(TyperGroup):
     """Runs a command; exit code 2 for an error that the user can cure, 130 after Ctrl-C."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Refuses words of earlier versions with those of today."""
+        options = [word.split("=")[0] for word in args]
+        old = next((word for word in (*args[:1], *options) if word in OLD_WORDS), None)
+        if old is not None:
+            raise typer.BadParameter(f"{old} has another name: write {OLD_WORDS[old]}", ctx=ctx)
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         """Turns our errors and Ctrl-C into messages on standard error."""

@@ -15,14 +15,14 @@ from rich.table import Table
 from rich.text import Text
 
 from selfdistill.cli.output import print_settings
+from selfdistill.losses import Attract, Constant, LossSpec, Product, Separate, TokenMask
 from selfdistill.methods import OURS, PRESETS, PUBLISHED
 from selfdistill.methods.base import Method
-from selfdistill.signal import Allocation, Constant, Product, Separate, Signal, Toward
 
 COLUMNS = ("method", "teacher reads", "teacher", "compared by", "coupled by", "needs reward", "rollouts", "arXiv")
 SHARES = (0, 4, 1, 3, 4, 1, 0)  # of the width that is left, for all columns but the last, which stands below the first
 GAP = 2
-PLAIN = (Toward(), Separate(), Constant(1.0), Allocation(), None)  # what goes without saying
+PLAIN = (Attract(), Separate(), Constant(1.0), TokenMask(), None)  # what goes without saying
 NOTHING = "–"
 
 
@@ -64,10 +64,10 @@ def _paragraphs(method: Method) -> Iterator[str]:
 
 def method_row(name: str, method: Method) -> tuple[str, ...]:
     """The cells of one method, in the order of `COLUMNS`."""
-    signals = method.signals(temperature=1.0)
+    loss_specs = method.loss_specs(temperature=1.0)
     teacher = describe(method.teacher) if method.teacher else NOTHING
-    compared = _each(_compared(signal) for signal in signals) if method.teacher else NOTHING
-    coupled = _each(_coupled(signal) for signal in signals)
+    compared = _each(_compared(loss_spec) for loss_spec in loss_specs) if method.teacher else NOTHING
+    coupled = _each(_coupled(loss_spec) for loss_spec in loss_specs)
     source = "\n".join(re.findall(r"\d{4}\.\d{5}", method.source)) or NOTHING
     return (name, method.reads, teacher, compared, coupled, method.needs_reward, _rollouts(method), source)
 
@@ -97,7 +97,7 @@ def _chosen(value: Any, item: Field[Any]) -> str:
 def _is_short(value: Any) -> bool:
     """Whether its numbers speak for themselves; those of an allocation are independent of each other."""
     nested = any(is_dataclass(getattr(value, item.name)) for item in fields(value))
-    return len(fields(value)) <= 4 and not nested and not isinstance(value, Allocation)
+    return len(fields(value)) <= 4 and not nested and not isinstance(value, TokenMask)
 
 
 def _is_number(value: Any) -> bool:
@@ -110,18 +110,22 @@ def _words(name: str) -> str:
     return " ".join(part if part.isupper() else part.lower() for part in parts)
 
 
-def _compared(signal: Signal) -> str:
-    """Divergence and support; where evidence becomes an advantage there is no divergence."""
-    evidence = () if signal.evidence == Product() else (signal.evidence,)
-    parts = (*evidence, signal.support) if signal.coupling.needs_evidence else (signal.shape, *evidence, signal.support)
+def _compared(loss_spec: LossSpec) -> str:
+    """Divergence and support; where log-ratio becomes an advantage there is no divergence."""
+    mixture = () if loss_spec.mixture == Product() else (loss_spec.mixture,)
+    parts = (
+        (*mixture, loss_spec.support)
+        if loss_spec.shaping.needs_log_ratio
+        else (loss_spec.divergence, *mixture, loss_spec.support)
+    )
     return "\n".join(map(describe, parts))
 
 
-def _coupled(signal: Signal) -> str:
+def _coupled(loss_spec: LossSpec) -> str:
     """All that decides what a token weighs."""
-    parts = (signal.direction, signal.coupling, signal.schedule, signal.gate, signal.allocation)
-    bound = [f"bound {describe(signal.bound)}"] if signal.bound else []
-    return "\n".join([*(describe(part) for part in parts if part not in PLAIN), *bound])
+    parts = (loss_spec.distil_sign, loss_spec.shaping, loss_spec.schedule, loss_spec.gate, loss_spec.token_mask)
+    clipping = [f"bound {describe(loss_spec.clipping)}"] if loss_spec.clipping else []
+    return "\n".join([*(describe(part) for part in parts if part not in PLAIN), *clipping])
 
 
 def _each(cells: Iterator[str]) -> str:

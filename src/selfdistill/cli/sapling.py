@@ -54,8 +54,8 @@ def card(
 ) -> None:
     """Measure what a sapling can do, on words and programs it never met, and write its card."""
     from selfdistill.errors import ModelError
-    from selfdistill.loops.card import card_text, measure_card
-    from selfdistill.models.hf import load_policy
+    from selfdistill.models.load import load_policy
+    from selfdistill.sapling.card import card_text, measure_card
 
     policy = load_policy(model, device="cpu", trained=False)
     file = Path(policy.base.name_or_path or model) / "growth.json"

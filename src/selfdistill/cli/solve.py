@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from selfdistill.cli.arguments import ConfigFile, Data, MethodName, Model, Overrides, Seed, WorldName, as_overrides
+from selfdistill.cli.arguments import ConfigFile, Data, EnvName, MethodName, Model, Overrides, Seed, as_overrides
 from selfdistill.cli.display import RunDisplay
 from selfdistill.cli.output import print_settings, print_table
 from selfdistill.errors import ConfigError
@@ -18,7 +18,7 @@ from selfdistill.runs.solving import SolveResult
 from selfdistill.view.tables import duration
 
 if TYPE_CHECKING:
-    from selfdistill.loops.solve_config import SolveConfig
+    from selfdistill.test_time.config import SolveConfig
 
 
 def solve(
@@ -27,7 +27,7 @@ def solve(
         list[str] | None,
         typer.Option(
             help="A task's id, or a .jsonl file of tasks; repeat it for more. (default: all tasks of --data or of the "
-            "world)",
+            "environment)",
             show_default=False,
         ),
     ] = None,
@@ -53,7 +53,7 @@ def solve(
     config: ConfigFile = None,
     model: Model = None,
     method: MethodName = None,
-    world: WorldName = None,
+    env: EnvName = None,
     data: Data = None,
     seed: Seed = None,
     out: Annotated[
@@ -63,7 +63,9 @@ def solve(
     keep: Annotated[
         bool, typer.Option("--keep", help="Keep the weights that every task ends with, in its checkpoints.")
     ] = False,
-    go_on: Annotated[bool, typer.Option("--go-on", help="Use the whole budget, also after a right attempt.")] = False,
+    exhaust_budget: Annotated[
+        bool, typer.Option("--exhaust-budget", help="Use the whole budget, also after a right attempt.")
+    ] = False,
     resume: Annotated[
         Path | None,
         typer.Option(
@@ -81,8 +83,8 @@ def solve(
     Every task begins with the model's own weights. An attempt is right when it passes the tests that it may be told
     about, and the private ones too. Settings of the strategy are written strategy.KEY=VALUE.
     """
-    flags = {"model": model, "method": method, "world": world, "data": data, "seed": seed}
-    limits = {"budget": budget, "unit": unit, "go_on": go_on or None}
+    flags = {"model": model, "method": method, "env": env, "data": data, "seed": seed}
+    limits = {"budget": budget, "unit": unit, "exhaust_budget": exhaust_budget or None}
     if resume is not None:
         given = {"task": task, "strategy": strategy, "config": config, "out": out, **flags, **limits}
         chosen = _resumed(resume, overrides or (), given)
@@ -106,8 +108,8 @@ def _new(
     limits: Mapping[str, object],
 ) -> SolveConfig:
     from selfdistill.config import parse_override
-    from selfdistill.loops.solve_config import solve_config
-    from selfdistill.loops.strategies import SelfDistill
+    from selfdistill.test_time.config import solve_config
+    from selfdistill.test_time.strategies import SelfDistill
 
     found = solve_config(
         SelfDistill.name if strategy is None else strategy, settings, file=file, tasks=tasks, limits=limits
@@ -119,8 +121,8 @@ def _new(
 def _resumed(path: Path, overrides: Sequence[str], given: Mapping[str, object]) -> SolveConfig:
     """The search of a folder, with what may change. Raises `ConfigError` for anything else that was given."""
     from selfdistill.config import load_config, parse_override, read_saved, resolved
-    from selfdistill.loops.search import MAY_CHANGE
-    from selfdistill.loops.solve_config import config_from
+    from selfdistill.test_time.config import config_from
+    from selfdistill.test_time.search import MAY_CHANGE
 
     keys = [parse_override(text)[0] for text in overrides]
     kept = [f"--{name.replace('_', '-')}" for name, value in given.items() if value not in (None, [])]
@@ -139,7 +141,7 @@ def _resumed(path: Path, overrides: Sequence[str], given: Mapping[str, object]) 
 
 def _refuse_unread(config: SolveConfig, given: Collection[str]) -> None:
     """Raises `ConfigError` for what only learning reads, where the strategy learns nothing."""
-    from selfdistill.loops.solve_config import LEARNING
+    from selfdistill.test_time.config import LEARNING
 
     unread = [key for key in given if key == "--keep" or key.partition(".")[0] in LEARNING]
     if unread and not config.strategy.learns:
@@ -151,8 +153,8 @@ def _refuse_unread(config: SolveConfig, given: Collection[str]) -> None:
 
 
 def _run(config: SolveConfig, out: Path | None, again: bool) -> None:
-    from selfdistill.loops.solve import default_path
-    from selfdistill.loops.solve import solve as search
+    from selfdistill.test_time.solve import default_path
+    from selfdistill.test_time.solve import solve as search
 
     out = out or default_path(config)
     with RunDisplay() as display:

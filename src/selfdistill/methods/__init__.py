@@ -11,7 +11,7 @@ from typing import Any
 
 from selfdistill.errors import ConfigError, nearest
 from selfdistill.methods.antisd import AntiSD
-from selfdistill.methods.base import Credit, Method, Verdict
+from selfdistill.methods.base import Credit, CreditOrDrop, Method
 from selfdistill.methods.erl import ERL
 from selfdistill.methods.grpo import GRPO
 from selfdistill.methods.nca import NCA
@@ -83,8 +83,8 @@ def get_method(name: str, options: Mapping[str, Any]) -> Method:
     with their_code(kind, "its settings"):
         method = build(kind, options, Where("method"))
     try:
-        with their_code(method, "its `signals`"):
-            gates = [signal.gate for signal in method.signals(temperature=1.0) if signal.gate is not None]
+        with their_code(method, "its `loss_specs`"):
+            gates = [loss_spec.gate for loss_spec in method.loss_specs(temperature=1.0) if loss_spec.gate is not None]
     except ValueError as error:
         raise ConfigError(f"the settings of method {name!r} do not work together", got=error) from error
     if len(gates) > 1:
@@ -131,13 +131,13 @@ __all__ = [
     "SRPO",
     "AntiSD",
     "Credit",
+    "CreditOrDrop",
     "Method",
     "PiDistill",
     "SDPOOutcome",
     "SDPORichFeedback",
     "Safe",
     "UserReplies",
-    "Verdict",
     "find_method",
     "get_method",
 ]

@@ -6,55 +6,55 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
-from selfdistill.context import siblings
-from selfdistill.methods.base import Credit, Verdict, advantages, distilled
-from selfdistill.methods.told import Told
+from selfdistill.losses import Additive, Constant, EntropyGate, JensenShannon, LossSpec, Repel, SampledToken
+from selfdistill.methods.base import Credit, CreditOrDrop, advantages, distilled
+from selfdistill.methods.shaped import ShapedMethod
 from selfdistill.models.teacher import Live, TeacherRule
 from selfdistill.options import option
-from selfdistill.signal import Additive, Away, Constant, EntropyGate, JensenShannon, SampledToken, Signal
-from selfdistill.types import Context, Drop, RolloutGroup
+from selfdistill.prompts.context import group_members
+from selfdistill.types import Context, DropReason, RolloutGroup
 
 
 @dataclass(frozen=True, slots=True)
-class AntiSD(Told):
+class AntiSD(ShapedMethod):
     """Anti-Self-Distillation: A − λ h(e), with h(e) = ½ (softplus(e) − log 2) of the Jensen-Shannon divergence.
 
     A teacher that knows the solution is sure of what follows from it and unsure of "wait" and "maybe"; this goes up its
     divergence instead of down. It has no minimum, so a gate stops it when the teacher's entropy collapses. Needs a
-    reward, and solved siblings or a demonstration; groups that agree are pushed away all the same. The live teacher is
-    told whether the attempt was right as if by the user: the section for feedback speaks of unsuccessful attempts.
+    reward, and solved group members or a demonstration; zero-advantage groups are pushed away all the same. The live
+    teacher reads as a user's reply whether the attempt was right: the feedback section speaks of failures.
     """
 
     settings: ClassVar[Mapping[str, Any]] = {"optimiser": {"lr": 1e-6}, "sampling": {"max_new_tokens": 32768}}
     source: ClassVar[str] = "arXiv 2605.11609"
-    reads: ClassVar[str] = "a sibling's solution, else the demonstration; whether it was right"
+    reads: ClassVar[str] = "a group member's solution, else the demonstration; whether it was right"
     teacher: ClassVar[TeacherRule | None] = Live()
 
     success: float = option(0.5, "reward at which a rollout counts as solved", least=0, most=1)
     strength: float = option(0.5, "λ", least=0)
     gate: EntropyGate = field(default_factory=EntropyGate)
 
-    def signal(self, temperature: float) -> Signal:
+    def loss_spec(self, temperature: float) -> LossSpec:
         """One policy gradient, with the push added to its advantages."""
         return replace(
-            Told.signal(self, temperature),
+            ShapedMethod.loss_spec(self, temperature),
             support=SampledToken(),
-            direction=Away(),
-            coupling=Additive(JensenShannon(0.5)),
+            distil_sign=Repel(),
+            shaping=Additive(JensenShannon(0.5)),
             schedule=Constant(self.strength),
             gate=self.gate,
         )
 
-    def verdict(self, group: RolloutGroup, index: int) -> Verdict:
+    def credit(self, group: RolloutGroup, index: int) -> CreditOrDrop:
         """As told; in a zero-advantage group the push is all there is, beside the reference divergence."""
         found, flat = self.told(group, index), advantages(group)[index] is None
-        return found if flat and isinstance(found, Credit) else Told.verdict(self, group, index)
+        return found if flat and isinstance(found, Credit) else ShapedMethod.credit(self, group, index)
 
-    def told(self, group: RolloutGroup, index: int) -> Verdict:
+    def told(self, group: RolloutGroup, index: int) -> CreditOrDrop:
         """A solution, and what became of this attempt."""
         outcome = group.rollouts[index].outcome
-        solution = next(iter(siblings(group, index, solved=True, success=self.success)), group.task.demonstration)
+        solution = next(iter(group_members(group, index, solved=True, success=self.success)), group.task.demonstration)
         if outcome is None or not solution.strip():
-            return Drop.NO_CONTEXT
+            return DropReason.NO_CONTEXT
         said = "This is correct." if outcome.reward >= self.success else "This is incorrect."
         return distilled(Context("solution+verdict", solution=solution, reply=said), reference=self.reference_kl)

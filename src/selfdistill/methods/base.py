@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeAlias
 
+from selfdistill.losses import LossSpec, Reduction, equal_rewards, group_advantages
 from selfdistill.models.teacher import TeacherRule
 from selfdistill.options import check_ranges, option
-from selfdistill.signal import Reduction, Signal, equal_rewards, group_advantages
-from selfdistill.stages import Attempts, Stage
-from selfdistill.types import ANSWER, Context, Drop, Message, RolloutGroup
+from selfdistill.prompts.stages import Attempts, Stage
+from selfdistill.types import ANSWER, Context, DropReason, Message, RolloutGroup
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,15 +37,15 @@ class Credit:
     distil: float = 0.0
     reference: float = 0.0
     against: tuple[Context, ...] = ()
-    signal: int = 0
+    loss_spec: int = 0
     question: tuple[Message, ...] = ()
     text: str = ""
     correct: bool = False
-    swapped: bool = False
+    student_reads_context: bool = False
     spans: tuple[tuple[int, int], ...] | None = None
 
 
-Verdict: TypeAlias = Credit | Drop | tuple[Credit, ...]
+CreditOrDrop: TypeAlias = Credit | DropReason | tuple[Credit, ...]
 """What becomes of one rollout: what it is worth, why it takes no part, or several uses of it."""
 
 
@@ -55,9 +55,10 @@ class Method(ABC):
     `option` raises `ConfigError`.
 
     settings: what the method needs of the rest of a run (rates, batch sizes), below the user's own settings. source:
-    where it is published. reads: the contexts it needs from data or world, for `selfdistill methods`. needs_reward: for
-    what it needs the reward. teacher: whose weights read the contexts unless a run says otherwise; None: no teacher.
-    corrects: whether it has credits with `correct`; answers must then be drawn from all tokens, by chance.
+    where it is published. reads: the contexts it needs from data or environment, for `selfdistill methods`.
+    needs_reward: for what it needs the reward. teacher: whose weights read the contexts unless a run says otherwise;
+    None: no teacher. corrects: whether it has credits with `correct`; answers must then be drawn from all tokens, by
+    chance.
     """
 
     settings: ClassVar[Mapping[str, Any]] = {}
@@ -65,7 +66,7 @@ class Method(ABC):
     reads: ClassVar[str] = "nothing"
     needs_reward: ClassVar[str] = "no"
     teacher: ClassVar[TeacherRule | None] = None
-    corrects: ClassVar[bool] = False
+    needs_sampler_logprobs: ClassVar[bool] = False
 
     reduction: Reduction = option("sequence-mean", "every answer weighs the same, or every token")
     count_dropped: bool = option(False, "whether rollouts that take no part dilute the mean")
@@ -83,31 +84,32 @@ class Method(ABC):
         """Whether credits ask for the weights at the start, which are then kept."""
         return False
 
-    def signals(self, temperature: float) -> tuple[Signal, ...]:
+    def loss_specs(self, temperature: float) -> tuple[LossSpec, ...]:
         """All signals that credits may name."""
-        return (self.signal(temperature),)
+        return (self.loss_spec(temperature),)
 
     @abstractmethod
-    def signal(self, temperature: float) -> Signal:
-        """How evidence and verdict become a gradient, at the temperature the answers were sampled at."""
+    def loss_spec(self, temperature: float) -> LossSpec:
+        """How log-ratio and verdict become a gradient, at the temperature the answers were sampled at."""
 
     @abstractmethod
-    def verdict(self, group: RolloutGroup, index: int) -> Verdict:
-        """What becomes of one rollout. It has an outcome, or its stage is one that is not judged."""
+    def credit(self, group: RolloutGroup, index: int) -> CreditOrDrop:
+        """What becomes of one rollout. It has an outcome, or its stage is one that is not scored."""
 
-    def credit(self, group: RolloutGroup) -> list[Verdict]:
-        """One entry per rollout of the group, in order. What the world could not judge keeps its own drop reason."""
-        return [r.drop if r.drop is not None else self.verdict(group, i) for i, r in enumerate(group.rollouts)]
+    def credits(self, group: RolloutGroup) -> list[CreditOrDrop]:
+        """One entry per rollout of the group, in order. What the environment could not judge keeps its own drop
+        reason."""
+        return [r.drop if r.drop is not None else self.credit(group, i) for i, r in enumerate(group.rollouts)]
 
 
-def credits_of(verdict: Verdict) -> tuple[Credit, ...]:
+def credits_of(credited: CreditOrDrop) -> tuple[Credit, ...]:
     """All uses of a rollout; none where it takes no part."""
-    if isinstance(verdict, Drop):
+    if isinstance(credited, DropReason):
         return ()
-    return verdict if isinstance(verdict, tuple) else (verdict,)
+    return credited if isinstance(credited, tuple) else (credited,)
 
 
-def distilled(found: Context | Drop, **scales: Any) -> Verdict:
+def distilled(found: Context | DropReason, **scales: Any) -> CreditOrDrop:
     """What a context rule found as a credit of 1 with these other scales, or the reason why it found nothing."""
     return Credit(found, **{"distil": 1.0, **scales}) if isinstance(found, Context) else found
 
@@ -118,7 +120,7 @@ def judged(group: RolloutGroup) -> list[float]:
 
 
 def advantages(group: RolloutGroup, *, divide_by_std: bool = False, stage: str = ANSWER) -> list[float | None]:
-    """One number per rollout of the group, among those of one stage that were judged; None for all others, and for
+    """One number per rollout of the group, among those of one stage that were scored; None for all others, and for
     all in a zero-advantage group, whose rewards are equal up to rounding."""
     places = group.at(stage)
     rewards = [rollout.outcome.reward for _, rollout in places if rollout.outcome is not None]

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from selfdistill.methods.base import Credit, Verdict, advantages, credits_of
+from selfdistill.methods.base import Credit, CreditOrDrop, advantages, credits_of
 from selfdistill.methods.grpo import GRPO
 from selfdistill.options import changed, option
-from selfdistill.stages import Attempts, ReflectedAttempts, Reflections, Stage
-from selfdistill.types import Drop, RolloutGroup
+from selfdistill.prompts.stages import Attempts, ReflectedAttempts, Reflections, Stage
+from selfdistill.types import DropReason, RolloutGroup
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,18 +42,18 @@ class ERL(GRPO):
         """Answers; of those that failed a reflection, and another attempt after it."""
         return (Attempts(), Reflections(self.success), ReflectedAttempts())
 
-    def verdict(self, group: RolloutGroup, index: int) -> Verdict:
+    def credit(self, group: RolloutGroup, index: int) -> CreditOrDrop:
         """The reward beyond that of others of the stage; where the bare question is to be answered so, that too."""
         rollout, judged = group.rollouts[index], _with_reflections(group)
         among = advantages(judged, divide_by_std=self.divide_by_deviation, stage=rollout.stage)[index]
         found = list(credits_of(self.rewarded(among)))
         if rollout.stage == ReflectedAttempts.name and rollout.outcome and rollout.outcome.reward >= self.success:
             found.append(Credit(question=group.task.messages, advantage=self.internalise * rollout.outcome.reward))
-        return tuple(found) or Drop.FLAT_GROUP
+        return tuple(found) or DropReason.ZERO_ADVANTAGE
 
 
 def _with_reflections(group: RolloutGroup) -> RolloutGroup:
-    """The same group, its reflections judged by the attempts that read them."""
+    """The same group, its reflections scored by the attempts that read them."""
     told = {rollout.of: rollout.outcome for _, rollout in group.at(ReflectedAttempts.name)}
     own = (told.get(i) if r.stage == Reflections.name else r.outcome for i, r in enumerate(group.rollouts))
     return replace(group, rollouts=tuple(replace(r, outcome=o) for r, o in zip(group.rollouts, own, strict=True)))

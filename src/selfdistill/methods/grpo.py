@@ -1,4 +1,4 @@
-"""GRPO: reward every token of an answer by how much better than its siblings the answer was."""
+"""GRPO: reward every token of an answer by how much better than its group members the answer was."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 from math import inf
 from typing import ClassVar
 
-from selfdistill.methods.base import Credit, Method, Verdict, advantages
+from selfdistill.losses import LossSpec, PolicyGradient, RatioCaps
+from selfdistill.methods.base import Credit, CreditOrDrop, Method, advantages
 from selfdistill.options import changed, option
-from selfdistill.signal import PolicyGradient, RatioCaps, Signal
-from selfdistill.types import Drop, RolloutGroup
+from selfdistill.types import DropReason, RolloutGroup
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +17,7 @@ class GRPO(Method):
     """Group Relative Policy Optimization, the baseline: learns from the score alone.
 
     The divergence from the weights at the start (`reference_kl`) is exact over the vocabulary and applies to every
-    judged answer: a zero-advantage group trains on it alone, and is dropped only where there is none.
+    scored answer: a zero-advantage group trains on it alone, and is dropped only where there is none.
 
     On-policy by default; with `tasks_per_update` > 0 the later updates of a batch are off-policy, and the clips and
     the importance weight act. Advantages are not divided by their deviation, the upper clip is the higher one, and
@@ -42,18 +42,18 @@ class GRPO(Method):
         """Only with a reference divergence."""
         return self.reference_kl > 0
 
-    def signal(self, temperature: float) -> Signal:
+    def loss_spec(self, temperature: float) -> LossSpec:
         """The clipped policy gradient on the sampled tokens."""
         policy = PolicyGradient(self.clip_low, self.clip_high, self.dual_clip)
-        return Signal(ratio=RatioCaps(sampler=self.ratio_cap), policy=policy, temperature=temperature)
+        return LossSpec(ratio=RatioCaps(sampler=self.ratio_cap), policy=policy, temperature=temperature)
 
-    def verdict(self, group: RolloutGroup, index: int) -> Verdict:
-        """The reward minus the mean of the judged siblings."""
+    def credit(self, group: RolloutGroup, index: int) -> CreditOrDrop:
+        """The reward minus the mean of the scored group members."""
         return self.rewarded(advantages(group, divide_by_std=self.divide_by_deviation)[index])
 
-    def rewarded(self, advantage: float | None, credit: Credit | None = None) -> Verdict:
+    def rewarded(self, advantage: float | None, credit: Credit | None = None) -> CreditOrDrop:
         """The credit with this advantage and the reference divergence. In a zero-advantage group (None) the latter is
         all there is, and without it the rollout is dropped."""
         if advantage is None:
-            return Credit(reference=self.reference_kl) if self.reference_kl else Drop.FLAT_GROUP
+            return Credit(reference=self.reference_kl) if self.reference_kl else DropReason.ZERO_ADVANTAGE
         return replace(credit or Credit(), advantage=advantage, reference=self.reference_kl)

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from selfdistill.context import ContextRule, Instruction
-from selfdistill.methods.base import Credit, Method, Verdict
+from selfdistill.losses import ForwardKL, LossSpec, ReverseKL, TopK
+from selfdistill.methods.base import Credit, CreditOrDrop, Method
 from selfdistill.models.teacher import Frozen, TeacherRule
 from selfdistill.options import option
-from selfdistill.signal import ForwardKL, ReverseKL, Signal, TopK
-from selfdistill.types import Drop, RolloutGroup
+from selfdistill.prompts.context import ContextRule, Instruction
+from selfdistill.types import DropReason, RolloutGroup
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,18 +37,18 @@ class NCA(Method):
     beta: float = option(0.5, "β: weight of agreeing with oneself when the context is read again; 0: left out", least=0)
     top_k: int = option(256, "student tokens on which the first term is compared, the rest in one bucket", least=1)
 
-    def signals(self, temperature: float) -> tuple[Signal, ...]:
+    def loss_specs(self, temperature: float) -> tuple[LossSpec, ...]:
         """Toward the teacher, and back to oneself."""
-        return (self.signal(temperature), Signal(shape=ForwardKL(), temperature=temperature))
+        return (self.loss_spec(temperature), LossSpec(divergence=ForwardKL(), temperature=temperature))
 
-    def signal(self, temperature: float) -> Signal:
+    def loss_spec(self, temperature: float) -> LossSpec:
         """KL(student‖teacher) on the student's likeliest tokens."""
-        return Signal(support=TopK(self.top_k), shape=ReverseKL(), temperature=temperature)
+        return LossSpec(support=TopK(self.top_k), divergence=ReverseKL(), temperature=temperature)
 
-    def verdict(self, group: RolloutGroup, index: int) -> Verdict:
+    def credit(self, group: RolloutGroup, index: int) -> CreditOrDrop:
         """Two uses, or one."""
         found = self.context.context(group, index)
-        if isinstance(found, Drop):
+        if isinstance(found, DropReason):
             return found
         first = Credit(found, distil=1.0)
-        return (first, Credit(found, distil=self.beta, swapped=True, signal=1)) if self.beta else first
+        return (first, Credit(found, distil=self.beta, student_reads_context=True, loss_spec=1)) if self.beta else first

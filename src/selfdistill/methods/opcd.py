@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from selfdistill.context import Instruction
-from selfdistill.methods.base import Method, Verdict, distilled
+from selfdistill.losses import LossSpec, ReverseKL, TopK
+from selfdistill.methods.base import CreditOrDrop, Method, distilled
 from selfdistill.models.teacher import Frozen, TeacherRule
 from selfdistill.options import option
-from selfdistill.signal import ReverseKL, Signal, TopK
+from selfdistill.prompts.context import Instruction
 from selfdistill.types import RolloutGroup
 
 
@@ -35,10 +35,10 @@ class OPCD(Method):
     top_k: int = option(256, "student tokens on which both are compared, the rest in one bucket", least=1)
     context: Instruction = field(default_factory=Instruction)
 
-    def signal(self, temperature: float) -> Signal:
+    def loss_spec(self, temperature: float) -> LossSpec:
         """KL(student‖teacher) on the student's likeliest tokens."""
-        return Signal(support=TopK(self.top_k), shape=ReverseKL(), temperature=temperature)
+        return LossSpec(support=TopK(self.top_k), divergence=ReverseKL(), temperature=temperature)
 
-    def verdict(self, group: RolloutGroup, index: int) -> Verdict:
+    def credit(self, group: RolloutGroup, index: int) -> CreditOrDrop:
         """Every answer counts 1."""
         return distilled(self.context.context(group, index))

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from selfdistill.context import Bare
-from selfdistill.methods.base import Method, Verdict, distilled
+from selfdistill.losses import LossSpec, ReverseKL
+from selfdistill.methods.base import CreditOrDrop, Method, distilled
 from selfdistill.models.teacher import Other, TeacherRule
-from selfdistill.signal import ReverseKL, Signal
+from selfdistill.prompts.context import Bare
 from selfdistill.types import RolloutGroup
 
 
@@ -26,10 +26,10 @@ class OPD(Method):
     reads: ClassVar[str] = "nothing; the teacher is another model"
     teacher: ClassVar[TeacherRule | None] = Other()
 
-    def signal(self, temperature: float) -> Signal:
+    def loss_spec(self, temperature: float) -> LossSpec:
         """KL(student‖teacher) over the full vocabulary."""
-        return Signal(shape=ReverseKL(), temperature=temperature)
+        return LossSpec(divergence=ReverseKL(), temperature=temperature)
 
-    def verdict(self, group: RolloutGroup, index: int) -> Verdict:
+    def credit(self, group: RolloutGroup, index: int) -> CreditOrDrop:
         """Every answer counts 1; the teacher reads the question."""
         return distilled(Bare().context(group, index))

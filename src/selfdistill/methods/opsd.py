@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from math import inf
 from typing import Any, ClassVar
 
-from selfdistill.context import Demonstration
-from selfdistill.methods.base import Method, Verdict, distilled
+from selfdistill.losses import ClippedForwardKL, LossSpec
+from selfdistill.methods.base import CreditOrDrop, Method, distilled
 from selfdistill.models.teacher import Frozen, TeacherRule
 from selfdistill.options import option
-from selfdistill.signal import ClippedForwardKL, Signal
+from selfdistill.prompts.context import Demonstration
 from selfdistill.types import RolloutGroup
 
 
@@ -35,10 +35,10 @@ class OPSD(Method):
 
     limit: float = option(0.05, "largest share of one token in the divergence at a position", above=0, most=inf)
 
-    def signal(self, temperature: float) -> Signal:
+    def loss_spec(self, temperature: float) -> LossSpec:
         """Σ min(q log(q/p), limit) at every token."""
-        return Signal(shape=ClippedForwardKL(self.limit), temperature=temperature)
+        return LossSpec(divergence=ClippedForwardKL(self.limit), temperature=temperature)
 
-    def verdict(self, group: RolloutGroup, index: int) -> Verdict:
+    def credit(self, group: RolloutGroup, index: int) -> CreditOrDrop:
         """Every answer to a task with a solution counts 1."""
         return distilled(Demonstration().context(group, index))

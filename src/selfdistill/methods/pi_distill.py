@@ -6,27 +6,26 @@ from dataclasses import dataclass, field, replace
 from math import inf
 from typing import ClassVar
 
-from selfdistill.context import Demonstration, Document, Instruction
-from selfdistill.methods.base import Credit, Method, Verdict, advantages
+from selfdistill.losses import ForwardKL, LossSpec, RatioCaps, ReverseKL
+from selfdistill.methods.base import Credit, CreditOrDrop, Method, advantages
 from selfdistill.models.teacher import Live, TeacherRule
 from selfdistill.options import option
-from selfdistill.signal import ForwardKL, RatioCaps, ReverseKL, Signal
-from selfdistill.stages import Informed, Stage
-from selfdistill.types import Context, Drop, RolloutGroup
+from selfdistill.prompts.context import Demonstration, Document, Instruction
+from selfdistill.prompts.stages import PrivilegedRollouts, Stage
+from selfdistill.types import Context, DropReason, RolloutGroup
 
 
 @dataclass(frozen=True, slots=True)
 class PiDistill(Method):
     """π-Distill: both readers learn from answers of the informed one, T, the bare one being S; A is the group's
     advantage:  share · (A − kl · KL(T‖sg S)) + (1 − share) · ((S/sg T) A − kl · KL(sg T‖S)).
-
-    Each task needs a privileged text, and the world a reward. S/T is truncated; share 1 or 0 leaves one half out."""
+    Each task needs a privileged text, and a reward. S/T is truncated; share 1 or 0 leaves one half out."""
 
     source: ClassVar[str] = "arXiv 2602.04942"
     reads: ClassVar[str] = "demonstration, document or instruction, while answering"
     needs_reward: ClassVar[str] = "yes"
     teacher: ClassVar[TeacherRule | None] = Live()
-    corrects: ClassVar[bool] = True
+    needs_sampler_logprobs: ClassVar[bool] = True
 
     share: float = option(0.5, "share of the informed reader's objective", least=0, most=1)
     kl: float = option(0.1, "scale of the divergences between both readers; our own choice", least=0)
@@ -36,25 +35,26 @@ class PiDistill(Method):
     @property
     def stages(self) -> tuple[Stage, ...]:
         """What the student answers with the text at hand."""
-        return (Informed(self.context),)
+        return (PrivilegedRollouts(self.context),)
 
-    def signal(self, temperature: float) -> Signal:
+    def loss_spec(self, temperature: float) -> LossSpec:
         """Of the informed reader: the reverse KL, itself first."""
-        return Signal(shape=ReverseKL(), ratio=RatioCaps(self.ratio_cap, self.ratio_cap), temperature=temperature)
+        caps = RatioCaps(self.ratio_cap, self.ratio_cap)
+        return LossSpec(divergence=ReverseKL(), ratio=caps, temperature=temperature)
 
-    def signals(self, temperature: float) -> tuple[Signal, ...]:
+    def loss_specs(self, temperature: float) -> tuple[LossSpec, ...]:
         """Of the informed reader, and of the bare one: the forward KL, the other first."""
-        return self.signal(temperature), replace(self.signal(temperature), shape=ForwardKL())
+        return self.loss_spec(temperature), replace(self.loss_spec(temperature), divergence=ForwardKL())
 
-    def verdict(self, group: RolloutGroup, index: int) -> Verdict:
+    def credit(self, group: RolloutGroup, index: int) -> CreditOrDrop:
         """The answer as S's to imitate, as T's, and as S's to be rewarded for; only the last has importance weights."""
         found, bare = self.context.context(group, index), group.task.messages
         if not isinstance(found, Context):
             return found
-        advantage, other = advantages(group, stage=Informed.name)[index] or 0.0, 1 - self.share
+        advantage, other = advantages(group, stage=PrivilegedRollouts.name)[index] or 0.0, 1 - self.share
         uses = (
-            Credit(found, distil=other * self.kl, question=bare, signal=1),
-            Credit(found, self.share * advantage, self.share * self.kl, question=bare, swapped=True),
-            Credit(advantage=other * advantage, question=bare, correct=True, signal=1),
+            Credit(found, distil=other * self.kl, question=bare, loss_spec=1),
+            Credit(found, self.share * advantage, self.share * self.kl, question=bare, student_reads_context=True),
+            Credit(advantage=other * advantage, question=bare, correct=True, loss_spec=1),
         )
-        return tuple(use for use in uses if use.distil or use.advantage) or Drop.FLAT_GROUP
+        return tuple(use for use in uses if use.distil or use.advantage) or DropReason.ZERO_ADVANTAGE

@@ -1,4 +1,4 @@
-"""RLCSD: evidence is what a right solution says beyond wrong ones, so that the style of a hint cancels."""
+"""RLCSD: log-ratio is what a right solution says beyond wrong ones, so that the style of a hint cancels."""
 
 from __future__ import annotations
 
@@ -6,55 +6,55 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from selfdistill.context import siblings
-from selfdistill.methods.base import Credit, Verdict
-from selfdistill.methods.told import Told
+from selfdistill.losses import Additive, Constant, Contrast, LossSpec, Reduction, ReverseKL, SampledToken, Tanh
+from selfdistill.methods.base import Credit, CreditOrDrop
+from selfdistill.methods.shaped import ShapedMethod
 from selfdistill.models.teacher import Snapshot, TeacherRule
 from selfdistill.options import changed, option
-from selfdistill.signal import Additive, Constant, Contrast, Reduction, SampledToken, Signal, Tanh
-from selfdistill.types import Context, Drop, RolloutGroup
+from selfdistill.prompts.context import group_members
+from selfdistill.types import Context, DropReason, RolloutGroup
 
 
 @dataclass(frozen=True, slots=True)
-class RLCSD(Told):
+class RLCSD(ShapedMethod):
     """RL with contrastive self-distillation: A + r with r = λ tanh(e/τ), wherever |r| > δ, never past 0.
 
-    e = log T⁺(y) − log mean T⁻(y): the teacher reads a correct sibling, and wrong ones in the same words as if they
-    were correct, never the answer itself. Changed and unchanged tokens are averaged apart, over a whole step, not an
-    update. Needs a reward; an answer without both kinds of siblings keeps A alone.
+    e = log T⁺(y) − log mean T⁻(y): the teacher reads a correct group member, and wrong ones in the same words as if
+    they were correct, never the answer itself. Changed and unchanged tokens are averaged apart, over a whole step, not
+    an update. Needs a reward; an answer without both kinds of group members keeps A alone.
     """
 
     settings: ClassVar[Mapping[str, Any]] = {
         "tasks_per_update": 16, "optimiser": {"lr": 1e-6, "warmup_steps": 50}, "sampling": {"max_new_tokens": 16384},
     }  # fmt: skip
     source: ClassVar[str] = "arXiv 2606.11709"
-    reads: ClassVar[str] = "a correct sibling, against wrong ones"
+    reads: ClassVar[str] = "a correct group member, against wrong ones"
     teacher: ClassVar[TeacherRule | None] = Snapshot(10)
 
     success: float = option(0.5, "reward at which a rollout counts as solved", least=0, most=1)
-    wrong: int = option(4, "wrong siblings to contrast with, at most", least=1)
+    wrong: int = option(4, "wrong group members to contrast with, at most", least=1)
     strength: float = option(0.5, "λ", least=0)
-    scale: float = option(0.02, "τ: evidence of this size is worth tanh(1) of λ", above=0)
+    scale: float = option(0.02, "τ: log-ratio of this size is worth tanh(1) of λ", above=0)
     threshold: float = option(0.02, "δ: smaller changes are left out", least=0)
     two_path: float = option(1.0, "η: weight of the changed tokens' mean beside that of the others", least=0)
-    clip_high: float = changed(Told, "clip_high", 0.2)
-    reduction: Reduction = changed(Told, "reduction", "token-mean")
-    count_dropped: bool = changed(Told, "count_dropped", False)
+    clip_high: float = changed(ShapedMethod, "clip_high", 0.2)
+    reduction: Reduction = changed(ShapedMethod, "reduction", "token-mean")
+    count_dropped: bool = changed(ShapedMethod, "count_dropped", False)
 
-    def signal(self, temperature: float) -> Signal:
+    def loss_spec(self, temperature: float) -> LossSpec:
         """One policy gradient; nothing is distilled."""
         return replace(
-            Told.signal(self, temperature),
+            ShapedMethod.loss_spec(self, temperature),
             support=SampledToken(),
-            evidence=Contrast(normalise=False),
-            coupling=Additive(bound=Tanh(self.scale), threshold=self.threshold, keep_sign=True, two_path=self.two_path),
+            mixture=Contrast(normalise=False),
+            shaping=Additive(ReverseKL(), Tanh(self.scale), self.threshold, keep_sign=True, two_path=self.two_path),
             schedule=Constant(self.strength),
         )
 
-    def told(self, group: RolloutGroup, index: int) -> Verdict:
-        """The first correct sibling, against the wrong ones; both or neither."""
-        right, wrong = (siblings(group, index, solved=solved, success=self.success) for solved in (True, False))
+    def told(self, group: RolloutGroup, index: int) -> CreditOrDrop:
+        """The first correct group member, against the wrong ones; both or neither."""
+        right, wrong = (group_members(group, index, solved=solved, success=self.success) for solved in (True, False))
         if not right or not wrong:
-            return Drop.NO_CONTEXT
+            return DropReason.NO_CONTEXT
         shown, *against = [Context("solution", solution=text) for text in (right[0], *wrong[: self.wrong])]
         return Credit(shown, distil=1.0, against=tuple(against))

@@ -6,29 +6,29 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from selfdistill.context import siblings, without_thinking
-from selfdistill.methods.base import Verdict, distilled
-from selfdistill.methods.told import Told
+from selfdistill.losses import Constant, LossSpec, Multiplicative, OppositeAdvantageSign, SampledToken
+from selfdistill.methods.base import CreditOrDrop, distilled
+from selfdistill.methods.shaped import ShapedMethod
 from selfdistill.models.teacher import Snapshot, TeacherRule
 from selfdistill.options import option
-from selfdistill.signal import AgainstVerdict, Constant, Multiplicative, SampledToken, Signal
-from selfdistill.types import Context, Drop, RolloutGroup
+from selfdistill.prompts.context import group_members, without_thinking
+from selfdistill.types import Context, DropReason, RolloutGroup
 
 
 @dataclass(frozen=True, slots=True)
-class RLRT(Told):
+class RLRT(ShapedMethod):
     """RL with a reversed teacher: A · ((1 − λ) + λ · clip(p(y)/q(y), 1 ± clip)) on solved answers, A on all others.
 
     Where the student got it right by a way of its own, that way is reinforced: exploration that is known to have paid.
     Failures keep their plain advantage; without that the method is known to blow up. Needs a reward. The teacher reads
-    a sibling's solution, and the only success of a group its own: unlike everywhere else an answer may be its own
+    a group member's solution, and the only success of a group its own: unlike everywhere else an answer may be its own
     demonstration, since nothing is pulled toward it. Its weights are copied from the student every tenth step,
     as in RLSD, of which this is the reverse.
     """
 
     settings: ClassVar[Mapping[str, Any]] = {"optimiser": {"lr": 1e-6}}
     source: ClassVar[str] = "arXiv 2605.10781"
-    reads: ClassVar[str] = "a sibling's solution, else its own, for successes"
+    reads: ClassVar[str] = "a group member's solution, else its own, for successes"
     teacher: ClassVar[TeacherRule | None] = Snapshot(10)
 
     success: float = option(0.5, "reward at which a rollout counts as solved", least=0, most=1)
@@ -37,21 +37,21 @@ class RLRT(Told):
         0.5, "how far from 1 an advantage may be scaled: 1.0 for base models, 0.2 for thinking ones", above=0, most=1
     )
 
-    def signal(self, temperature: float) -> Signal:
+    def loss_spec(self, temperature: float) -> LossSpec:
         """One policy gradient; nothing is distilled."""
         return replace(
-            Told.signal(self, temperature),
+            ShapedMethod.loss_spec(self, temperature),
             support=SampledToken(),
-            direction=AgainstVerdict(),
-            coupling=Multiplicative(self.clip),
+            distil_sign=OppositeAdvantageSign(),
+            shaping=Multiplicative(self.clip),
             schedule=Constant(self.strength),
         )
 
-    def told(self, group: RolloutGroup, index: int) -> Verdict:
+    def told(self, group: RolloutGroup, index: int) -> CreditOrDrop:
         """A correct answer, to what was answered correctly."""
         own = group.rollouts[index]
         if own.outcome is None or own.outcome.reward < self.success:
-            return Drop.NO_CONTEXT
+            return DropReason.NO_CONTEXT
         mine = without_thinking(own.completion.text)
-        solution = next(iter(siblings(group, index, solved=True, success=self.success)), mine)
-        return distilled(Context("solution", solution=solution)) if solution.strip() else Drop.NO_CONTEXT
+        solution = next(iter(group_members(group, index, solved=True, success=self.success)), mine)
+        return distilled(Context("solution", solution=solution)) if solution.strip() else DropReason.NO_CONTEXT

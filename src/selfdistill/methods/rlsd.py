@@ -6,43 +6,43 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from selfdistill.methods.base import Verdict
-from selfdistill.methods.told import Told, known_solution
+from selfdistill.losses import AdvantageSign, Linear, LossSpec, Multiplicative, SampledToken
+from selfdistill.methods.base import CreditOrDrop
+from selfdistill.methods.shaped import ShapedMethod, known_solution
 from selfdistill.models.teacher import Snapshot, TeacherRule
 from selfdistill.options import option
-from selfdistill.signal import Linear, Multiplicative, SampledToken, Signal, WithVerdict
 from selfdistill.types import RolloutGroup
 
 
 @dataclass(frozen=True, slots=True)
-class RLSD(Told):
+class RLSD(ShapedMethod):
     """RL with self-distillation: A · ((1 − λ) + λ · clip(e^{sign(A) e}, 1 ± 0.2)), e = log q(y) − log p(y).
 
     Tokens that the teacher finds likelier than the student gain more of a reward and less of a penalty; none changes
     sign. λ falls from 0.5 to 0 over 50 steps: what stays is GRPO. Needs a reward; the teacher reads the
-    demonstration of the task (in the paper its solution), else a sibling's solution, and is copied from the student
-    every tenth step.
+    demonstration of the task (in the paper its solution), else a group member's solution, and is copied from the
+    student every tenth step.
     """
 
     settings: ClassVar[Mapping[str, Any]] = {"optimiser": {"lr": 1e-6}}
     source: ClassVar[str] = "arXiv 2604.03128"
-    reads: ClassVar[str] = "the demonstration, else a sibling's solution"
+    reads: ClassVar[str] = "the demonstration, else a group member's solution"
     teacher: ClassVar[TeacherRule | None] = Snapshot(10)
 
     clip: float = option(0.2, "how far from 1 the teacher may scale a token's advantage", above=0, most=1)
     strength: float = option(0.5, "λ at the start", least=0)
     fades: int = option(50, "steps until λ is 0", least=1)
 
-    def signal(self, temperature: float) -> Signal:
+    def loss_spec(self, temperature: float) -> LossSpec:
         """One policy gradient; nothing is distilled."""
         return replace(
-            Told.signal(self, temperature),
+            ShapedMethod.loss_spec(self, temperature),
             support=SampledToken(),
-            direction=WithVerdict(),
-            coupling=Multiplicative(self.clip),
+            distil_sign=AdvantageSign(),
+            shaping=Multiplicative(self.clip),
             schedule=Linear(self.strength, 0.0, self.fades),
         )
 
-    def told(self, group: RolloutGroup, index: int) -> Verdict:
-        """The solution, or one that a sibling found."""
+    def told(self, group: RolloutGroup, index: int) -> CreditOrDrop:
+        """The solution, or one that a group member found."""
         return known_solution(group, index)

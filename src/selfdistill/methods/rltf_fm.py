@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from selfdistill.methods.base import Credit, Verdict, credits_of
+from selfdistill.methods.base import Credit, CreditOrDrop, credits_of
 from selfdistill.methods.grpo import GRPO
 from selfdistill.options import option
-from selfdistill.types import Drop, Message, RolloutGroup
+from selfdistill.types import DropReason, Message, RolloutGroup
 
 CRITIQUE = Message("user", "Write a critique of this answer: what is wrong with it?")
 
@@ -28,11 +28,11 @@ class RLTFFM(GRPO):
 
     foresee: float = option(0.1, "scale of the cross-entropy on the feedback", least=0)
 
-    def verdict(self, group: RolloutGroup, index: int) -> Verdict:
-        """The reward beyond that of the siblings, and the feedback."""
-        rollout, found = group.rollouts[index], list(credits_of(GRPO.verdict(self, group, index)))
+    def credit(self, group: RolloutGroup, index: int) -> CreditOrDrop:
+        """The reward beyond that of the group members, and the feedback."""
+        rollout, found = group.rollouts[index], list(credits_of(GRPO.credit(self, group, index)))
         feedback = rollout.outcome.feedback if rollout.outcome is not None else ""
         if feedback.strip() and self.foresee:
             asked = (*group.task.messages, Message("assistant", rollout.completion.text), CRITIQUE)
             found.append(Credit(advantage=self.foresee, question=asked, text=feedback))
-        return tuple(found) or Drop.FLAT_GROUP
+        return tuple(found) or DropReason.ZERO_ADVANTAGE

@@ -8,12 +8,12 @@ from math import inf
 from statistics import fmean
 from typing import Any, ClassVar
 
-from selfdistill.methods.base import Credit, Verdict, advantages, credits_of, judged
+from selfdistill.losses import LossSpec, TokenMask, equal_rewards
+from selfdistill.methods.base import Credit, CreditOrDrop, advantages, credits_of, judged
 from selfdistill.methods.grpo import GRPO
 from selfdistill.options import option
-from selfdistill.signal import Allocation, Signal, equal_rewards
-from selfdistill.stages import Attempts, SecondAttempts, Stage
-from selfdistill.types import Drop, RolloutGroup
+from selfdistill.prompts.stages import Attempts, SecondAttempts, Stage
+from selfdistill.types import DropReason, RolloutGroup
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +38,12 @@ class RLTFSD(GRPO):
         """Answers, and another one after the feedback of each that failed."""
         return (Attempts(), SecondAttempts(self.success))
 
-    def signals(self, temperature: float) -> tuple[Signal, ...]:
+    def loss_specs(self, temperature: float) -> tuple[LossSpec, ...]:
         """The policy gradient, and the same on likely tokens alone."""
-        whole = self.signal(temperature)
-        return whole, replace(whole, allocation=Allocation(min_logprob=self.min_logprob))
+        whole = self.loss_spec(temperature)
+        return whole, replace(whole, token_mask=TokenMask(min_logprob=self.min_logprob))
 
-    def verdict(self, group: RolloutGroup, index: int) -> Verdict:
+    def credit(self, group: RolloutGroup, index: int) -> CreditOrDrop:
         """The reward beyond that of the others of the stage; a second attempt is also measured by the first ones."""
         rollout = group.rollouts[index]
         among = advantages(group, divide_by_std=self.divide_by_deviation, stage=rollout.stage)[index]
@@ -52,5 +52,5 @@ class RLTFSD(GRPO):
             reward, first = rollout.outcome.reward, fmean(judged(group))
             if self.distil and not equal_rewards((reward, first)):
                 gain = self.distil * (reward - first)
-                found.append(Credit(advantage=gain, question=group.task.messages, signal=1))
-        return tuple(found) or Drop.FLAT_GROUP
+                found.append(Credit(advantage=gain, question=group.task.messages, loss_spec=1))
+        return tuple(found) or DropReason.ZERO_ADVANTAGE

@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import ClassVar
 
-from selfdistill.context import ContextRule, SolutionOrFeedback
-from selfdistill.methods.base import Credit, Method, Verdict, advantages, distilled
+from selfdistill.losses import JensenShannon, LossSpec, Relative
+from selfdistill.methods.base import Credit, CreditOrDrop, Method, advantages, distilled
 from selfdistill.models.teacher import Frozen, TeacherRule
 from selfdistill.options import option
-from selfdistill.signal import JensenShannon, Relative, Signal
-from selfdistill.types import Context, Drop, RolloutGroup
+from selfdistill.prompts.context import ContextRule, SolutionOrFeedback
+from selfdistill.types import Context, DropReason, RolloutGroup
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,15 +23,15 @@ class Safe(Method):
     - A push beyond 10 times what is usual so far is cut, so that no token leads. A tighter cut would take away what the
       teacher has to say: at most tokens it agrees with the student, which makes the usual push small.
     - Only failures are distilled. What a teacher knows is news to them; to successes it is mostly style.
-    - Successes gain by how much better they are than their siblings, and nothing ever turns that verdict around. A
+    - Successes gain by how much better they are than their group members, and nothing ever turns that verdict around. A
       tenth of it is about as large as the teacher's push; all of it would lead.
-    - No reference to the weights at the start, which costs a pass; `rehearsal` keeps what a model knew, where needed.
+    - No reference to the weights at the start, which costs a pass; `replay` keeps what a model knew, where needed.
 
-    Needs a reward that says who is solved, and feedback or siblings that are sometimes solved.
+    Needs a reward that says who is solved, and feedback or group members that are sometimes solved.
     """
 
     source: ClassVar[str] = "arXiv 2601.20802, routed as in 2604.02288, bounded"
-    reads: ClassVar[str] = "a sibling's solution, else own feedback, for failures"
+    reads: ClassVar[str] = "a group member's solution, else own feedback, for failures"
     needs_reward: ClassVar[str] = "who is solved"
     teacher: ClassVar[TeacherRule | None] = Frozen()
 
@@ -42,17 +42,17 @@ class Safe(Method):
     reward: float = option(0.1, "scale of the advantages; 0: successes take no part", least=0)
     bound: float = option(10.0, "a push is cut at this multiple of the running mean; 0: never", least=0, most=inf)
 
-    def signal(self, temperature: float) -> Signal:
+    def loss_spec(self, temperature: float) -> LossSpec:
         """Both terms; a rollout carries one of them."""
         bound = Relative(self.bound) if self.bound else None
-        return Signal(shape=JensenShannon(0.5), bound=bound, temperature=temperature)
+        return LossSpec(divergence=JensenShannon(0.5), clipping=bound, temperature=temperature)
 
-    def verdict(self, group: RolloutGroup, index: int) -> Verdict:
+    def credit(self, group: RolloutGroup, index: int) -> CreditOrDrop:
         """One route for each rollout; a failure of which nothing is known keeps its advantage."""
         outcome, advantage = group.rollouts[index].outcome, advantages(group)[index]
         found = self.context.context(group, index)
         if outcome is not None and outcome.reward < self.success and isinstance(found, Context):
             return distilled(found)
         if advantage is None or not self.reward:
-            return found if isinstance(found, Drop) else Drop.FLAT_GROUP
+            return found if isinstance(found, DropReason) else DropReason.ZERO_ADVANTAGE
         return Credit(advantage=self.reward * advantage)

@@ -7,10 +7,10 @@ from math import sqrt
 from statistics import fmean
 from typing import ClassVar
 
-from selfdistill.methods.base import Verdict, distilled, judged
+from selfdistill.losses import equal_rewards
+from selfdistill.methods.base import CreditOrDrop, distilled, judged
 from selfdistill.methods.sdpo import SDPOOutcome
-from selfdistill.signal import equal_rewards
-from selfdistill.types import Drop, RolloutGroup
+from selfdistill.types import DropReason, RolloutGroup
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,13 +24,13 @@ class SCSDPO(SDPOOutcome):
     """
 
     source: ClassVar[str] = "arXiv 2605.27765"
-    reads: ClassVar[str] = "a sibling's solution"
+    reads: ClassVar[str] = "a group member's solution"
     needs_reward: ClassVar[str] = "yes"
 
-    def verdict(self, group: RolloutGroup, index: int) -> Verdict:
+    def credit(self, group: RolloutGroup, index: int) -> CreditOrDrop:
         """What SDPO distils, weighed by the question."""
         rewards = judged(group)
         if equal_rewards(rewards):
-            return Drop.FLAT_GROUP
+            return DropReason.ZERO_ADVANTAGE
         rate = fmean(rewards)
         return distilled(self.context.context(group, index), distil=2 * sqrt(rate * (1 - rate)))

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from selfdistill.context import Demonstration, Document
-from selfdistill.methods.base import Method, Verdict, distilled
+from selfdistill.losses import ForwardKL, LossSpec, TokenMask
+from selfdistill.methods.base import CreditOrDrop, Method, distilled
 from selfdistill.models.teacher import Ema, TeacherRule
 from selfdistill.options import option
-from selfdistill.signal import Allocation, ForwardKL, Signal
+from selfdistill.prompts.context import Demonstration, Document
 from selfdistill.types import RolloutGroup
 
 
@@ -35,10 +35,12 @@ class SDFT(Method):
         3, "first tokens of an answer that are left out: there a teacher speaks of what it read", least=0
     )
 
-    def signal(self, temperature: float) -> Signal:
+    def loss_spec(self, temperature: float) -> LossSpec:
         """KL(teacher‖student) at every token but the first ones."""
-        return Signal(shape=ForwardKL(), allocation=Allocation(skip_first=self.skip_first), temperature=temperature)
+        return LossSpec(
+            divergence=ForwardKL(), token_mask=TokenMask(skip_first=self.skip_first), temperature=temperature
+        )
 
-    def verdict(self, group: RolloutGroup, index: int) -> Verdict:
+    def credit(self, group: RolloutGroup, index: int) -> CreditOrDrop:
         """Every answer to a task that has something to read counts 1."""
         return distilled(self.context.context(group, index))

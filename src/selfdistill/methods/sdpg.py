@@ -6,22 +6,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from selfdistill.methods.base import Credit, Verdict
+from selfdistill.losses import LossSpec, RatioCaps, ReverseKL, Trapezoid
+from selfdistill.methods.base import Credit, CreditOrDrop
 from selfdistill.methods.grpo import GRPO
-from selfdistill.methods.told import Told, known_solution
+from selfdistill.methods.shaped import ShapedMethod, known_solution
 from selfdistill.models.teacher import Live, TeacherRule
 from selfdistill.options import changed, option
-from selfdistill.signal import RatioCaps, ReverseKL, Signal, Trapezoid
 from selfdistill.types import RolloutGroup
 
 
 @dataclass(frozen=True, slots=True)
-class SDPG(Told):
+class SDPG(ShapedMethod):
     """Self-Distilled Policy Gradient: the verdict, plus KL(student‖teacher) over the full vocabulary where A > 0.
 
     The teacher is the student's weights of now, reading the demonstration of the task (in the paper its answer), else a
-    sibling's solution. Its strength rises to `peak` over 50 steps and is gone after 350 more. Needs a
-    reward. Against the paper the divergence from the weights at the start, which every judged answer has, is exact
+    group member's solution. Its strength rises to `peak` over 50 steps and is gone after 350 more. Needs a
+    reward. Against the paper the divergence from the weights at the start, which every scored answer has, is exact
     instead of (log w)²/2 on the sampled token.
     """
 
@@ -31,7 +31,7 @@ class SDPG(Told):
         "sampling": {"max_new_tokens": 4096},
     }
     source: ClassVar[str] = "arXiv 2606.04036"
-    reads: ClassVar[str] = "the demonstration, else a sibling's solution"
+    reads: ClassVar[str] = "the demonstration, else a group member's solution"
     teacher: ClassVar[TeacherRule | None] = Live()
 
     reference_kl: float = changed(GRPO, "reference_kl", 1e-3)
@@ -39,21 +39,21 @@ class SDPG(Told):
     warmup: int = option(50, "steps over which it rises", least=0)
     decay: int = option(350, "steps over which it falls back to 0", least=1)
 
-    def signal(self, temperature: float) -> Signal:
+    def loss_spec(self, temperature: float) -> LossSpec:
         """Two terms, the distillation on a schedule."""
         return replace(
-            GRPO.signal(self, temperature),
-            shape=ReverseKL(),
+            GRPO.loss_spec(self, temperature),
+            divergence=ReverseKL(),
             ratio=RatioCaps(self.ratio_cap, self.ratio_cap),
             schedule=Trapezoid(self.peak, self.warmup, 0, self.decay),
         )
 
-    def verdict(self, group: RolloutGroup, index: int) -> Verdict:
-        """Answers that are no better than their siblings are not distilled."""
-        verdict = Told.verdict(self, group, index)
-        good = isinstance(verdict, Credit) and verdict.advantage > 0
-        return verdict if good else GRPO.verdict(self, group, index)
+    def credit(self, group: RolloutGroup, index: int) -> CreditOrDrop:
+        """Answers that are no better than their group members are not distilled."""
+        credited = ShapedMethod.credit(self, group, index)
+        good = isinstance(credited, Credit) and credited.advantage > 0
+        return credited if good else GRPO.credit(self, group, index)
 
-    def told(self, group: RolloutGroup, index: int) -> Verdict:
-        """The answer, or one that a sibling found."""
+    def told(self, group: RolloutGroup, index: int) -> CreditOrDrop:
+        """The answer, or one that a group member found."""
         return known_solution(group, index)

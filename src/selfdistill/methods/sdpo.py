@@ -1,4 +1,4 @@
-"""SDPO: distil what the model itself thinks of its answers once it knows a sibling's solution or the feedback."""
+"""SDPO: distil what the model itself thinks of its answers once it knows a group member's solution or the feedback."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Any, ClassVar, Literal
 
-from selfdistill.context import ContextRule, SolutionOrFeedback
-from selfdistill.methods.base import Method, Verdict, distilled
-from selfdistill.models.teacher import Ema, Frozen, TeacherRule
-from selfdistill.options import changed, option
-from selfdistill.signal import (
-    Coupling,
+from selfdistill.losses import (
+    AdvantageShaping,
     FullVocabulary,
+    LossSpec,
     Pooled,
     RatioCaps,
     SampledToken,
     Separate,
-    Signal,
     Support,
     TopK,
     divergence,
 )
+from selfdistill.methods.base import CreditOrDrop, Method, distilled
+from selfdistill.models.teacher import Ema, Frozen, TeacherRule
+from selfdistill.options import changed, option
+from selfdistill.prompts.context import ContextRule, SolutionOrFeedback
 from selfdistill.types import RolloutGroup
 
 
@@ -38,7 +38,7 @@ class SDPO(Method):
     """
 
     source: ClassVar[str] = "arXiv 2601.20802"
-    reads: ClassVar[str] = "a sibling's solution, else own feedback"
+    reads: ClassVar[str] = "a group member's solution, else own feedback"
     needs_reward: ClassVar[str] = "who is solved"
     teacher: ClassVar[TeacherRule | None] = Frozen()
 
@@ -54,7 +54,7 @@ class SDPO(Method):
         "logit", "credit for every token of the vocabulary, for the sampled token alone, or one for the whole answer"
     )
 
-    def signal(self, temperature: float) -> Signal:
+    def loss_spec(self, temperature: float) -> LossSpec:
         """The divergence at every answer token, truncated importance weights, no policy gradient.
 
         Raises `ValueError` for a `top_k` at the other levels of credit, which look at the sampled token alone.
@@ -62,13 +62,13 @@ class SDPO(Method):
         shape, caps = divergence(self.alpha), RatioCaps(self.ratio_cap, self.ratio_cap)
         if self.level == "logit":
             support: Support = TopK(self.top_k) if self.top_k else FullVocabulary()
-            return Signal(support=support, shape=shape, ratio=caps, temperature=temperature)
+            return LossSpec(support=support, divergence=shape, ratio=caps, temperature=temperature)
         if self.top_k:
             raise ValueError(f"level = {self.level!r} compares sampled tokens only: set top_k = 0, not {self.top_k}")
-        coupling: Coupling = Pooled(shape) if self.level == "sequence" else Separate()
-        return Signal(support=SampledToken(), shape=shape, ratio=caps, coupling=coupling, temperature=temperature)
+        shaping: AdvantageShaping = Pooled(shape) if self.level == "sequence" else Separate()
+        return LossSpec(support=SampledToken(), divergence=shape, ratio=caps, shaping=shaping, temperature=temperature)
 
-    def verdict(self, group: RolloutGroup, index: int) -> Verdict:
+    def credit(self, group: RolloutGroup, index: int) -> CreditOrDrop:
         """Every rollout for which the context rule finds something counts 1."""
         return distilled(self.context.context(group, index))
 

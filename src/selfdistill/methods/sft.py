@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from selfdistill.methods.base import Credit, Method, Verdict
+from selfdistill.losses import LossSpec, Reduction
+from selfdistill.methods.base import Credit, CreditOrDrop, Method
 from selfdistill.options import changed
-from selfdistill.signal import Reduction, Signal
-from selfdistill.stages import Demonstrated, Stage
+from selfdistill.prompts.stages import DemonstrationCompletions, Stage
 from selfdistill.types import RolloutGroup
 
 
@@ -30,12 +30,12 @@ class SFT(Method):
     @property
     def stages(self) -> tuple[Stage, ...]:
         """The demonstration alone."""
-        return (Demonstrated(),)
+        return (DemonstrationCompletions(),)
 
-    def signal(self, temperature: float) -> Signal:
+    def loss_spec(self, temperature: float) -> LossSpec:
         """The cross-entropy: a policy gradient on words that nobody sampled, with an advantage of 1."""
-        return Signal()
+        return LossSpec()
 
-    def verdict(self, group: RolloutGroup, index: int) -> Verdict:
+    def credit(self, group: RolloutGroup, index: int) -> CreditOrDrop:
         """Every demonstration counts 1."""
         return Credit(advantage=1.0)

@@ -6,23 +6,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from selfdistill.context import SolutionOrFeedback
-from selfdistill.methods.base import Verdict, advantages, distilled
+from selfdistill.losses import JensenShannon, LossSpec, RatioCaps, TokenMask, TopK
+from selfdistill.methods.base import CreditOrDrop, advantages, distilled
 from selfdistill.methods.grpo import GRPO
 from selfdistill.models.teacher import Ema, TeacherRule
 from selfdistill.options import option
-from selfdistill.signal import Allocation, JensenShannon, RatioCaps, Signal, TopK
-from selfdistill.types import Context, Drop, RolloutGroup
+from selfdistill.prompts.context import SolutionOrFeedback
+from selfdistill.types import Context, DropReason, RolloutGroup
 
 
 @dataclass(frozen=True, slots=True)
 class SRPO(GRPO):
     """Sample-Routed Policy Optimization: policy gradient where an answer succeeded, distillation where it failed.
 
-    A failure is distilled from a sibling's solution, tokens weighed by how sure the teacher is: exp(−β H), over the
-    mean of the batch. Needs a reward that is sometimes high: a failure without any solved sibling falls back on its
-    advantage, and a zero-advantage group has at most the reference divergence. Both kinds of answers share one mean,
-    and advantages are not divided by their deviation.
+    A failure is distilled from a group member's solution, tokens weighed by how sure the teacher is: exp(−β H), over
+    the mean of the batch. Needs a reward that is sometimes high: a failure without any solved group member falls back
+    on its advantage, and a zero-advantage group has at most the reference divergence. Both kinds of answers share one
+    mean, and advantages are not divided by their deviation.
     """
 
     settings: ClassVar[Mapping[str, Any]] = {
@@ -30,7 +30,7 @@ class SRPO(GRPO):
         "sampling": {"max_new_tokens": 8192},
     }
     source: ClassVar[str] = "arXiv 2604.02288"
-    reads: ClassVar[str] = "a sibling's solution, for failures"
+    reads: ClassVar[str] = "a group member's solution, for failures"
     teacher: ClassVar[TeacherRule | None] = Ema(0.05)
 
     success: float = option(0.5, "reward at which a rollout counts as solved", least=0, most=1)
@@ -39,22 +39,22 @@ class SRPO(GRPO):
         1.0, "β: how much less a token weighs where the teacher is unsure; 0: all the same", least=0
     )
 
-    def signal(self, temperature: float) -> Signal:
+    def loss_spec(self, temperature: float) -> LossSpec:
         """Both terms; a rollout carries one of them."""
         return replace(
-            GRPO.signal(self, temperature),
+            GRPO.loss_spec(self, temperature),
             support=TopK(self.top_k),
-            shape=JensenShannon(0.5),
+            divergence=JensenShannon(0.5),
             ratio=RatioCaps(self.ratio_cap, self.ratio_cap),
-            allocation=Allocation(teacher_confidence=self.confidence),
+            token_mask=TokenMask(teacher_confidence=self.confidence),
         )
 
-    def verdict(self, group: RolloutGroup, index: int) -> Verdict:
+    def credit(self, group: RolloutGroup, index: int) -> CreditOrDrop:
         """One route for each rollout."""
         outcome, advantage = group.rollouts[index].outcome, advantages(group)[index]
         failed = outcome is not None and outcome.reward < self.success
         found = SolutionOrFeedback(self.success, feedback=False).context(group, index)
         if failed and isinstance(found, Context):
             return distilled(found, reference=self.reference_kl)
-        verdict = self.rewarded(advantage)
-        return found if failed and isinstance(found, Drop) and isinstance(verdict, Drop) else verdict
+        credited = self.rewarded(advantage)
+        return found if failed and isinstance(found, DropReason) and isinstance(credited, DropReason) else credited

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from selfdistill.context import UserReply
-from selfdistill.methods.base import Method, Verdict, distilled
+from selfdistill.losses import Additive, AdvantageShaping, Centred, LossSpec, SampledToken
+from selfdistill.methods.base import CreditOrDrop, Method, distilled
 from selfdistill.models.teacher import Live, TeacherRule
 from selfdistill.options import option
-from selfdistill.signal import Additive, Centred, Coupling, SampledToken, Signal
-from selfdistill.stages import Attempts, Logged, Stage
+from selfdistill.prompts.context import UserReply
+from selfdistill.prompts.stages import Attempts, LoggedCompletions, Stage
 from selfdistill.types import RolloutGroup
 
 
@@ -36,13 +36,13 @@ class UserReplies(Method):
     @property
     def stages(self) -> tuple[Stage, ...]:
         """Fresh answers, or those of a log."""
-        return (Logged(),) if self.logged else (Attempts(),)
+        return (LoggedCompletions(),) if self.logged else (Attempts(),)
 
-    def signal(self, temperature: float) -> Signal:
-        """The policy gradient on the sampled tokens, with the evidence as their advantage."""
-        coupling: Coupling = Additive() if self.logged else Centred()
-        return Signal(SampledToken(), coupling=coupling, temperature=1.0 if self.logged else temperature)
+    def loss_spec(self, temperature: float) -> LossSpec:
+        """The policy gradient on the sampled tokens, with the log-ratio as their advantage."""
+        shaping: AdvantageShaping = Additive() if self.logged else Centred()
+        return LossSpec(SampledToken(), shaping=shaping, temperature=1.0 if self.logged else temperature)
 
-    def verdict(self, group: RolloutGroup, index: int) -> Verdict:
+    def credit(self, group: RolloutGroup, index: int) -> CreditOrDrop:
         """Every answer that was replied to counts 1."""
         return distilled(UserReply().context(group, index))

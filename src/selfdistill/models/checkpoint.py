@@ -33,8 +33,8 @@ from torch import Tensor
 from selfdistill.errors import RunError
 from selfdistill.models.adapter import restore_adapter
 from selfdistill.models.checksums import ABOUT, changed_files, write_about
-from selfdistill.models.device import quiet
 from selfdistill.models.policy import Policy
+from selfdistill.models.precision import quiet
 from selfdistill.models.teacher import Teacher
 
 FORMAT = 1

@@ -17,7 +17,7 @@ from transformers.cache_utils import DynamicLayer
 SPARE = 4  # tokens of room, at least, that a buffer gets beside what it holds; a quarter of that where it is more
 
 
-class RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
+class PreallocatedLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     """Keys and values of one attention layer: views of buffers with room for tokens to come."""
 
     keys: Tensor
@@ -46,13 +46,13 @@ class RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
             self.value_room, self.values = _selected(self.values, rows_B)
 
 
-def roomy_cache(config: PreTrainedConfig) -> DynamicCache:
+def preallocated_cache(config: PreTrainedConfig) -> DynamicCache:
     """The cache transformers would make for this model, full-attention layers written in place. Layers of other kinds
     (sliding windows, which stay small; recurrent states) are transformers' own."""
     cache = DynamicCache(config=config)
     for place, layer in enumerate(cache.layers):
         if type(layer) is DynamicLayer:  # not its subclasses, which keep more
-            cache.layers[place] = RoomyLayer()  # type: ignore[no-untyped-call]
+            cache.layers[place] = PreallocatedLayer()  # type: ignore[no-untyped-call]
     return cache
 
 

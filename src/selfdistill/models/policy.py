@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from selfdistill.errors import ModelError
-from selfdistill.models.device import computing_in
+from selfdistill.losses.head import Head
+from selfdistill.models.precision import autocast_to
 from selfdistill.models.prefix import can_share, plan_sharing, read_shared, read_whole
-from selfdistill.signal.head import Head
 from selfdistill.types import TokenIds
 
 if TYPE_CHECKING:
@@ -93,9 +93,9 @@ class Policy:
         head = Head(output.weight, output.bias, None if softcap is None else float(softcap), scale)
         return head if self.vocabulary in (None, head.vocabulary) else head.first(self.vocabulary)
 
-    def computing(self) -> torch.autocast:
+    def autocast(self) -> torch.autocast:
         """The context of forward passes."""
-        return computing_in(self.dtype, self.device)
+        return autocast_to(self.dtype, self.device)
 
     def backbone(self, ids_BL: Tensor, **options: Any) -> Tensor:
         """hidden_BLD: the model without its head. `options` go to the transformers model (cache, mask, positions)."""
@@ -116,7 +116,7 @@ class Policy:
             self._check_fits(len(prompt), len(completion))
         plan = [] if torch.is_grad_enabled() or not can_share(self) else plan_sharing(pairs, max_tokens)
         states: dict[int, Tensor] = {}
-        with self.computing():
+        with self.autocast():
             for batch in plan:
                 states |= read_shared(self, pairs, batch)
             rest = [index for index in range(len(pairs)) if index not in states]

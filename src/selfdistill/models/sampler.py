@@ -20,10 +20,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from selfdistill.errors import ConfigError, ModelError
+from selfdistill.losses.head import Head, widened
 from selfdistill.models.lengths import length_buckets, pad_left
 from selfdistill.models.policy import Policy
 from selfdistill.options import about, option
-from selfdistill.signal.head import Head, widened
 from selfdistill.types import Completion, StopReason, TokenIds
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ class _Batch:
     def run(self) -> list[tuple[TokenIds, tuple[float, ...]]]:
         """Token ids and log-probabilities of every row."""
         # One context around all steps: autocast keeps its bfloat16 copies of the weights until the outermost ends.
-        with self.policy.computing():
+        with self.policy.autocast():
             self._write()
         rows = zip(self.tokens_RT.tolist(), self.logprobs_RT.tolist(), self.length_R.tolist(), strict=True)
         return [(tuple(tokens[:length]), tuple(logprobs[:length])) for tokens, logprobs, length in rows]
@@ -176,11 +176,11 @@ class _Batch:
 
     def _prefill(self) -> tuple[Tensor, Tensor]:
         """Reads every different prompt once. Returns the states before the answers, and the branch of each row."""
-        from selfdistill.models.kv_cache import roomy_cache
+        from selfdistill.models.kv_cache import preallocated_cache
 
         places = {prompt: place for place, prompt in enumerate(dict.fromkeys(self.prompts))}
         ids_BL, mask_BL = pad_left(list(places), self.policy.pad_id)
-        self.cache: Cache = roomy_cache(self.policy.base.config)
+        self.cache: Cache = preallocated_cache(self.policy.base.config)
         self.padded = bool((mask_BL == 0).any())
         self.mask_BL = mask_BL.to(self.policy.device)
         self.next_B = self.mask_BL.sum(1)

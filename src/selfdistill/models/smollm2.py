@@ -23,7 +23,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from selfdistill.errors import ModelError
-from selfdistill.models.device import quiet
+from selfdistill.models.precision import quiet
 
 HUB_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt"]

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from selfdistill.errors import ConfigError, RunError
+from selfdistill.losses.head import Head
 from selfdistill.models.policy import Policy
 from selfdistill.options import option
-from selfdistill.signal.head import Head
 
 Source: TypeAlias = Literal["shadow", "student", "other"]
 

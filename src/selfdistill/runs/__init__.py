@@ -3,7 +3,15 @@
 from selfdistill.runs.environment import describe_environment
 from selfdistill.runs.progress import Interrupted, Quiet, Relay, Reporter, RunInfo, deliver
 from selfdistill.runs.reader import Run, check_records, read_run
-from selfdistill.runs.records import Accuracies, EvalRecord, ResumedRecord, RolloutRecord, Split, StepRecord, Summary
+from selfdistill.runs.records import (
+    Accuracies,
+    EvalRecord,
+    EvalSplit,
+    ResumedRecord,
+    RolloutRecord,
+    StepRecord,
+    Summary,
+)
 from selfdistill.runs.stats import Estimate, clustered_share, mean, share, wilson_interval
 from selfdistill.runs.store import RunDir, allowed_changes, fresh_path, saved_config
 
@@ -11,6 +19,7 @@ __all__ = [
     "Accuracies",
     "Estimate",
     "EvalRecord",
+    "EvalSplit",
     "Interrupted",
     "Quiet",
     "Relay",
@@ -20,7 +29,6 @@ __all__ = [
     "Run",
     "RunDir",
     "RunInfo",
-    "Split",
     "StepRecord",
     "Summary",
     "allowed_changes",

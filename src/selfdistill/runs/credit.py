@@ -22,7 +22,7 @@ class Alternative:
 @dataclass(frozen=True, slots=True)
 class TokenCredit:
     """One token of the answer: its log-probabilities in nats, and the likeliest tokens in its place, the teacher's
-    first. `text` is empty for a part of a letter; the last part has the letter. `own` is the evidence beyond what
+    first. `text` is empty for a part of a letter; the last part has the letter. `own` is the log-ratio beyond what
     unrelated contexts cause; None where they were not read."""
 
     text: str
@@ -33,40 +33,40 @@ class TokenCredit:
     recorded: float | None = None
 
     @property
-    def evidence(self) -> float:
+    def log_ratio(self) -> float:
         """u = log q − log p: below 0 the teacher would rather not have said it, above 0 rather have."""
         return self.teacher - self.student
 
     @property
     def halved(self) -> bool:
         """Whether the probability at least halved, or doubled."""
-        return abs(self.evidence) >= HALVED
+        return abs(self.log_ratio) >= HALVED
 
 
 @dataclass(frozen=True, slots=True)
-class Sight:
+class ErrorVisibility:
     """Whether the model sees what the context is about, by a permutation test among contexts.
 
     With a corrected answer, `value` is by how many nats the context moves the odds of the corrected answer against the
-    given one; else it is the deepest own blame of a token. `unrelated` are the same numbers of contexts that say
+    given one; else it is the deepest own blame of a token. `control` are the same numbers of contexts that say
     something else. A model that does not read what the context says is as likely to put any of them first. `before` are
     the odds of the corrected answer without any context, in nats.
     """
 
     corrected: bool
     value: float
-    unrelated: tuple[float, ...]
+    control: tuple[float, ...]
     before: float = 0.0
 
     @property
     def seen(self) -> bool:
         """Above the least that counts, and above that of every unrelated context."""
-        return self.value > (0.0 if self.corrected else HALVED) and self.value > max(self.unrelated)
+        return self.value > (0.0 if self.corrected else HALVED) and self.value > max(self.control)
 
     @property
     def rule(self) -> str:
         """What was asked for, in a sentence."""
-        count = len(self.unrelated)
+        count = len(self.control)
         chance = f"than under each of {count} unrelated contexts (by chance: 1 in {count + 1})"
         if self.corrected:
             return f"Rule: the context must raise the odds of the corrected answer against this one, and more {chance}."
@@ -85,7 +85,7 @@ class AnswerCredit:
     context: Context
     tokens: tuple[TokenCredit, ...]
     cut: bool
-    sight: Sight | None
+    error_visibility: ErrorVisibility | None
     advantage: float | None = None
 
     @property
@@ -97,32 +97,32 @@ class AnswerCredit:
     @property
     def total(self) -> float:
         """log q − log p of the whole answer."""
-        return sum(token.evidence for token in self.tokens)
+        return sum(token.log_ratio for token in self.tokens)
 
     @property
     def blamed(self) -> tuple[TokenCredit, ...]:
         """The tokens that lost half of their probability or more, the most blamed first."""
-        return tuple(sorted((t for t in self.tokens if t.halved and t.evidence < 0), key=lambda t: t.evidence))
+        return tuple(sorted((t for t in self.tokens if t.halved and t.log_ratio < 0), key=lambda t: t.log_ratio))
 
     @property
-    def verdict(self) -> str:
+    def conclusion(self) -> str:
         """Whether the model at hand sees what the context is about."""
-        if self.sight is None:
+        if self.error_visibility is None:
             return "Whether the model sees what the context is about was not tested."
-        value, most = self.sight.value, max(self.sight.unrelated)
-        if self.sight.corrected:
+        value, most = self.error_visibility.value, max(self.error_visibility.control)
+        if self.error_visibility.corrected:
             found = f"{value:+.2f} nats for the corrected answer; unrelated contexts reach {most:+.2f}"
         else:
             found = f"deepest blame of its own {value:.2f} nats; unrelated contexts reach {most:.2f}"
-        if self.sight.seen:
+        if self.error_visibility.seen:
             place = f"; the blame falls on {self.blamed[0].text!r}" if self.blamed else ""
             return f"The model sees what the context is about{place} ({found})."
-        if self.sight.corrected and self.sight.before > HALVED:
+        if self.error_visibility.corrected and self.error_visibility.before > HALVED:
             return (
-                f"Without the context this model prefers the corrected answer already, by {self.sight.before:.2f} "
+                f"Without the context this model prefers the corrected answer, by {self.error_visibility.before:.2f} "
                 f"nats: there is little left to see ({found})."
             )
-        if self.sight.corrected:
+        if self.error_visibility.corrected:
             return f"This model is too weak to see the mistake: its colours say little ({found})."
         return (
             "Either this model is too weak to see a mistake, or there is none, or any context of this kind blames it "

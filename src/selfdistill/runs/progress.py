@@ -16,17 +16,17 @@ Event: TypeAlias = tuple[str, tuple[Any, ...]]
 class RunInfo:
     """What is about to run. `first_step` is the number of steps already made (more than 0 after a resume).
 
-    `generations` are the answers to be sampled and `given` those that are there already, 0 where there are none or
-    nobody can know; `more` says that others will follow from what becomes of these.
+    `completions_sampled` are the answers to be sampled and `given` those that are there already, 0 where there are none
+    or nobody can know; `more` says that others will follow from what becomes of these.
     """
 
     path: Path
     method: str
     model: str
-    world: str
+    env: str
     device: str
     steps: int
-    generations: int
+    completions_sampled: int
     first_step: int = 0
     given: int = 0
     more: bool = False

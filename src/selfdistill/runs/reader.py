@@ -12,10 +12,10 @@ from typing import Any
 from selfdistill.errors import RunError
 from selfdistill.runs.records import (
     EvalRecord,
+    EvalSplit,
     Record,
     ResumedRecord,
     RolloutRecord,
-    Split,
     StepRecord,
     Summary,
     record_from_json,
@@ -34,7 +34,7 @@ class Run:
     evals: tuple[EvalRecord, ...]
     summary: Summary | None
 
-    def evals_of(self, split: Split) -> tuple[EvalRecord, ...]:
+    def evals_of(self, split: EvalSplit) -> tuple[EvalRecord, ...]:
         """The evaluations of one split, by step."""
         return tuple(record for record in self.evals if record.split == split)
 
@@ -81,11 +81,11 @@ def check_records(path: Path, step: int, *, measured: bool) -> None:
         raise _incomplete(path / METRICS, "there is no line of what was measured before the first step")
     found, before = _sampled(path / ROLLOUTS), 0
     for record in steps:
-        counted = record.generations - before
+        counted = record.completions_sampled - before
         if found[record.step] != counted:
             why = f"step {record.step} sampled {counted} rollouts, and {found[record.step]} are there"
             raise _incomplete(path / ROLLOUTS, why)
-        before = record.generations
+        before = record.completions_sampled
 
 
 def _sampled(path: Path) -> Counter[int]:

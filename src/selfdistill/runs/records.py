@@ -17,9 +17,10 @@ from typing import Annotated, Any, ClassVar, Literal, TypeAlias, TypeVar
 
 from pydantic import ConfigDict, Field, TypeAdapter
 
+from selfdistill.runs.old_names import has_old_names, renamed_record
 from selfdistill.runs.stats import Estimate
 
-Split = Literal["train", "holdout", "retained", "teacher"]
+EvalSplit = Literal["train", "held_out", "forgetting", "teacher"]
 """What an evaluation asked: the run's tasks; tasks never trained on; what was known before; the tasks, with context."""
 
 JSON = ConfigDict(ser_json_inf_nan="strings")
@@ -28,16 +29,16 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class StepRecord:
-    """One step: a generation batch, and all updates (optimiser steps) made from it. `generations`, `tokens` and
+    """One step: a generation batch, and all updates (optimiser steps) made from it. `completions_sampled`, `tokens` and
     `wall_s` (seconds) are totals since the start of the run.
 
-    `reward` and `accuracy` are means over the step's judged rollouts (accuracy: the share that counts as solved),
-    `evidence` the mean |log q − log p| in nats of the sampled tokens that were distilled, `dropped` counts rollouts by
+    `reward` and `accuracy` are means over the step's scored rollouts (accuracy: the share that counts as solved),
+    `log_ratio` the mean |log q − log p| in nats of the sampled tokens that were distilled, `dropped` counts rollouts by
     reason, `contexts` samples by kind of context, `seconds` the time spent by phase, `extra` what one method measures.
     """
 
     step: int
-    generations: int
+    completions_sampled: int
     tokens: int
     wall_s: float
     reward: float
@@ -45,7 +46,7 @@ class StepRecord:
     loss: float
     grad_norm: float
     lr: float
-    evidence: float = 0.0
+    log_ratio: float = 0.0
     completion_tokens: float = 0.0
     truncated: float = 0.0
     samples: int = 0
@@ -67,9 +68,9 @@ class EvalRecord:
     """One evaluation of the weights after `step` steps. `solved` of `tasks` were right more often than not."""
 
     step: int
-    generations: int
+    completions_sampled: int
     wall_s: float
-    split: Split
+    split: EvalSplit
     accuracy: Estimate
     tasks: int = 0
     solved: int = 0
@@ -80,9 +81,9 @@ class EvalRecord:
 
 @dataclass(frozen=True, slots=True)
 class RolloutRecord:
-    """One attempt, as it was judged and as it was learned from.
+    """One attempt, as it was scored and as it was learned from.
 
-    `reward` is None when the world could not judge it; `fault` is then the traceback. `evidence` [T] is
+    `reward` is None when the environment could not judge it; `fault` is then the traceback. `log_ratio` [T] is
     log q − log p of each sampled token in nats, empty when the sample was not distilled; `evidence_at` names the
     student's weights that it is of, those at the start of the step (empty in runs that did not record it: those just
     before the update of its own). `policy_version` counts the steps that the sampling weights had seen. `context` holds
@@ -110,7 +111,7 @@ class RolloutRecord:
     policy_version: int = 0
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[float, ...] = ()
-    evidence: tuple[float, ...] = ()
+    log_ratio: tuple[float, ...] = ()
     evidence_at: Literal["step_start", ""] = ""
     details: Mapping[str, float | int | str | bool] = field(default_factory=dict)
     event: Literal["rollout"] = "rollout"
@@ -135,8 +136,8 @@ class Accuracies:
     """What the weights could do at one moment; None where it was not measured."""
 
     train_accuracy: Estimate | None = None
-    holdout_accuracy: Estimate | None = None
-    retained_accuracy: Estimate | None = None
+    held_out_accuracy: Estimate | None = None
+    forgetting_accuracy: Estimate | None = None
     teacher_accuracy: Estimate | None = None
 
 
@@ -146,10 +147,10 @@ class Summary:
 
     method: str
     model: str
-    world: str
+    env: str
     seed: int
     steps: int
-    generations: int
+    completions_sampled: int
     tokens: int
     wall_s: float
     before: Accuracies
@@ -174,12 +175,14 @@ def to_json(value: object, *, indent: int | None = None) -> str:
 
 def record_from_json(text: str) -> Record:
     """The record that a line holds. Fields this version does not know are ignored. Raises pydantic's ValueError."""
-    record: Record = _adapter(AnyRecord).validate_json(text)
+    kind = _adapter(AnyRecord)
+    record: Record = kind.validate_python(renamed_record(text)) if has_old_names(text) else kind.validate_json(text)
     return record
 
 
 def value_from_json(kind: type[T], text: str) -> T:
     """A value such as `Summary` from its JSON. Raises pydantic's ValueError."""
     hashable: Any = kind
-    value: T = _adapter(hashable).validate_json(text)
+    adapter = _adapter(hashable)
+    value: T = adapter.validate_python(renamed_record(text)) if has_old_names(text) else adapter.validate_json(text)
     return value

@@ -28,7 +28,7 @@ class SolveResult:
     task: str
     strategy: str
     model: str
-    world: str
+    env: str
     seed: int
     budget: int
     unit: str

@@ -179,10 +179,10 @@ def _tails(sizes: tuple[int, ...]) -> tuple[float, ...]:
     """P(the positive part ≥ t) for t = 0, 1, …, when signs are drawn at random; () where that is too much to count."""
     if len(sizes) * sum(sizes) > COUNTED:
         return ()
-    ways = [1]  # choices of signs by the sum of what is positive
+    arms = [1]  # choices of signs by the sum of what is positive
     for size in sizes:
-        ways = [a + b for a, b in zip([*ways, *[0] * size], [*[0] * size, *ways], strict=True)]
-    return tuple(tail / 2 ** len(sizes) for tail in reversed(list(accumulate(reversed(ways)))))
+        arms = [a + b for a, b in zip([*arms, *[0] * size], [*[0] * size, *arms], strict=True)]
+    return tuple(tail / 2 ** len(sizes) for tail in reversed(list(accumulate(reversed(arms)))))
 
 
 @lru_cache(maxsize=64)

@@ -1,7 +1,7 @@
 """The run directory, as it is written. Nothing in it is changed in place: files grow by whole lines, or appear at once.
 
     <run>/config.json     settings, versions, seed, git commit, device, sandbox level
-          metrics.jsonl   what was measured              rollouts.jsonl   what was sampled, judged and learned from
+          metrics.jsonl   what was measured              rollouts.jsonl   what was sampled, scored and learned from
           checkpoints/    step-000040/ …                 summary.json     written when the run is done
 
 Step n is the n-th generation batch and all updates made from it, an evaluation of step n follows them. After a kill, a
@@ -23,6 +23,8 @@ from typing import IO, Any
 from pydantic import ValidationError
 
 from selfdistill.errors import RunError
+from selfdistill.runs.old_names import SETTINGS as OLD_SETTINGS
+from selfdistill.runs.old_names import renamed_settings
 from selfdistill.runs.records import Record, ResumedRecord, RolloutRecord, Summary, to_json, value_from_json
 
 CONFIG, METRICS, ROLLOUTS, SUMMARY, CHECKPOINTS = (
@@ -159,7 +161,7 @@ class _Settings:
     model: str = ""
     seed: int = 0
     method: str | dict[str, Any] = ""
-    world: str | dict[str, Any] = ""
+    env: str | dict[str, Any] = ""
     optimiser: _Optimiser = _Optimiser()
     solve: dict[str, Any] = field(default_factory=dict)
 
@@ -170,8 +172,13 @@ class _Config:
 
 
 def saved_config(path: Path) -> dict[str, Any]:
-    """The config.json of a run, with its `settings`. Raises `RunError` when there is none, or when it is not what a run
-    writes."""
+    """The config.json of a run, with its `settings` under today's names. Raises `RunError` when there is none, or when
+    it is not what a run writes."""
+    config = _config_as_written(path)
+    return config | {"settings": renamed_settings(config["settings"])}
+
+
+def _config_as_written(path: Path) -> dict[str, Any]:
     file = path / CONFIG
     try:
         text = file.read_text(encoding="utf-8")
@@ -194,7 +201,14 @@ def saved_config(path: Path) -> dict[str, Any]:
 def allowed_changes(path: Path, settings: Mapping[str, Any] | None, may_change: Collection[str]) -> dict[str, Any]:
     """What differs from the saved settings of a run (None: nothing does). Raises `RunError`: the keys that must stay
     as they are, or a directory that holds no run."""
-    saved = saved_config(path)["settings"]
+    saved = _config_as_written(path)["settings"]
+    if OLD_SETTINGS.keys() & saved.keys():
+        raise RunError(
+            "a run of an earlier version is read, but not resumed",
+            got=path / CONFIG,
+            why="settings and records have other names since",
+            do="start a new run",
+        )
     changes = changed_settings(saved, saved if settings is None else settings)
     refused = sorted(set(changes) - set(may_change))
     if refused:

@@ -1,5 +1,5 @@
 """What the sapling reads while it grows: short conversations made by the same programs, texts, feedback and teacher
-prompts that training uses. A world adds its own episodes by adding a maker to `MAKERS`, in a file like this one.
+prompts that training uses. An environment adds its own episodes by adding a maker to `MAKERS`, in a file like this one.
 
 An episode ends with the right answer. Words are fresh (they mean something else every time) or known (a fixed
 lexicon); what a fresh word means must be read off the context, or, bare, can only be guessed.
@@ -11,14 +11,14 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from selfdistill.context import teacher_messages
+from selfdistill.envs.feedback import TestRecord, TestStatus, feedback_text, missing_block_text
+from selfdistill.envs.verbs.lexicon import draw_program, lexicon
+from selfdistill.envs.verbs.operations import OPERATIONS, Kind
+from selfdistill.envs.verbs.programs import Program, draw_inputs, is_held_out, outputs
+from selfdistill.envs.verbs.texts import dictionary_entry, plain_question, user_reply, verb_question
+from selfdistill.envs.verbs.words import known_words, pretraining_words
+from selfdistill.prompts.context import teacher_messages
 from selfdistill.types import Context, Message
-from selfdistill.worlds.feedback import TestRecord, TestStatus, feedback_text, missing_block_text
-from selfdistill.worlds.verbs.lexicon import draw_program, lexicon
-from selfdistill.worlds.verbs.operations import OPERATIONS, Kind
-from selfdistill.worlds.verbs.programs import Program, draw_inputs, is_held_out, outputs
-from selfdistill.worlds.verbs.texts import dictionary_entry, plain_question, user_reply, verb_question
-from selfdistill.worlds.verbs.words import growing_words, known_words
 
 PYTHON_TYPE: dict[Kind, str] = {"list": "list", "string": "str", "number": "int"}
 
@@ -95,7 +95,7 @@ def feedback_on(target: Program, rng: random.Random, cases: int) -> tuple[Progra
 
 
 def _fresh(rng: random.Random) -> tuple[str, Program]:
-    return rng.choice(growing_words()), draw_program(rng)
+    return rng.choice(pretraining_words()), draw_program(rng)
 
 
 def _known(rng: random.Random) -> tuple[str, Program]:
@@ -134,7 +134,7 @@ def with_feedback(rng: random.Random) -> Episode:
 
 
 def with_solution(rng: random.Random) -> Episode:
-    """The teacher prompt with a sibling's solution, sometimes beside own feedback."""
+    """The teacher prompt with a group member's solution, sometimes beside own feedback."""
     word, program = _either(rng)
     feedback = feedback_on(program, rng, 2)[1] if rng.random() < 0.3 else ""
     return _told(word, program, Context("solution", solution=program.answer, feedback=feedback))

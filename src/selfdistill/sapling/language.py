@@ -6,10 +6,10 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from selfdistill.worlds.verbs.operations import OPERATIONS
-from selfdistill.worlds.verbs.programs import Program
-from selfdistill.worlds.verbs.texts import dictionary_entry
-from selfdistill.worlds.verbs.words import all_words
+from selfdistill.envs.verbs.operations import OPERATIONS
+from selfdistill.envs.verbs.programs import Program
+from selfdistill.envs.verbs.texts import dictionary_entry
+from selfdistill.envs.verbs.words import all_words
 
 WORD = re.compile(r"[^\W\d_]+")
 QUOTED = re.compile(r"(?<!\w)'[^'\n]*'(?!\w)")  # texts to work on, which hold any letters

@@ -10,11 +10,11 @@ from collections.abc import Iterable, Iterator
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from selfdistill.context import CLOSING, SECTIONS
-from selfdistill.worlds.feedback import TestRecord, TestStatus, feedback_text, missing_block_text
-from selfdistill.worlds.verbs.operations import OPERATIONS, VARIABLE
-from selfdistill.worlds.verbs.texts import NOUN
-from selfdistill.worlds.verbs.words import all_words
+from selfdistill.envs.feedback import TestRecord, TestStatus, feedback_text, missing_block_text
+from selfdistill.envs.verbs.operations import OPERATIONS, VARIABLE
+from selfdistill.envs.verbs.texts import NOUN
+from selfdistill.envs.verbs.words import all_words
+from selfdistill.prompts.context import CLOSING, SECTIONS
 
 PAD, END, SYSTEM, USER, ASSISTANT = SPECIAL = ("<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>")
 BPE_VOCABULARY = 900

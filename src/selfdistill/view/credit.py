@@ -68,9 +68,9 @@ document.addEventListener('keydown', (event) => {
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
 
-def strength(evidence: float) -> float:
+def strength(log_ratio: float) -> float:
     """How strong a colour is, from 0 to 1."""
-    return 0.0 if abs(evidence) < FAINT else min(abs(evidence) / FULL, 1.0)
+    return 0.0 if abs(log_ratio) < FAINT else min(abs(log_ratio) / FULL, 1.0)
 
 
 def shown(text: str) -> str:
@@ -110,8 +110,10 @@ def credit_page(found: AnswerCredit) -> str:
             '<div class="answer" role="list" aria-label="The answer, token by token">' + "".join(_tokens(found)),
             "</div>",
             _legend(),
-            f'<p class="verdict">{escape(found.verdict)}',
-            f'<br><span class="note">{escape(found.sight.rule)}</span></p>' if found.sight else "</p>",
+            f'<p class="verdict">{escape(found.conclusion)}',
+            f'<br><span class="note">{escape(found.error_visibility.rule)}</span></p>'
+            if found.error_visibility
+            else "</p>",
             *_uniform(found),
             "<h2>Numbers</h2>",
             *_table(found),
@@ -131,11 +133,11 @@ def _asked(found: AnswerCredit) -> Iterator[str]:
 
 def _tokens(found: AnswerCredit) -> Iterator[str]:
     for place, token in enumerate(found.tokens):
-        name = "less" if token.evidence < 0 else "more"
-        classes = f"token {name}" if strength(token.evidence) else "token"
+        name = "less" if token.log_ratio < 0 else "more"
+        classes = f"token {name}" if strength(token.log_ratio) else "token"
         if token.halved:
             classes += " halved"
-        style = f' style="--strength:{0.8 * strength(token.evidence):.2f}"' if strength(token.evidence) else ""
+        style = f' style="--strength:{0.8 * strength(token.log_ratio):.2f}"' if strength(token.log_ratio) else ""
         yield (
             f'<span role="listitem" class="{classes}" tabindex="0" aria-describedby="t{place}"{style}>'
             f'{_visible(token.text)}<span class="tip" role="tooltip" id="t{place}">{_tip(token)}</span></span>'
@@ -153,7 +155,7 @@ def _tip(token: TokenCredit) -> str:
         for other in token.alternatives
     )
     return (
-        f"<b>{escape(shown(token.text))}</b> u = {token.evidence:+.2f}{own}"
+        f"<b>{escape(shown(token.text))}</b> u = {token.log_ratio:+.2f}{own}"
         f"<table><tr><th>token</th><th>student</th><th>teacher</th></tr>{rows}</table>"
     )
 
@@ -196,7 +198,7 @@ def has_own(found: AnswerCredit) -> bool:
 
 
 def has_recorded(found: AnswerCredit) -> bool:
-    """Whether a run recorded the evidence of the teacher that it learned from."""
+    """Whether a run recorded the log-ratio of the teacher that it learned from."""
     return any(token.recorded is not None for token in found.tokens)
 
 
@@ -208,5 +210,5 @@ def numbers(token: TokenCredit, own: bool, recorded: bool) -> list[str]:
         for other in token.alternatives[:FEW]
         if max(other.student, other.teacher) >= RARE
     )
-    values = [f"{token.student:.2f}", f"{token.teacher:.2f}", f"{token.evidence:+.2f}"]
+    values = [f"{token.student:.2f}", f"{token.teacher:.2f}", f"{token.log_ratio:+.2f}"]
     return [shown(token.text), *values, *("" if value is None else f"{value:+.2f}" for value in some), others]

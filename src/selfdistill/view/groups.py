@@ -7,18 +7,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from selfdistill.errors import RunError
-from selfdistill.runs import Estimate, EvalRecord, Run, Split
+from selfdistill.runs import Estimate, EvalRecord, EvalSplit, Run
 from selfdistill.runs.stats import mean_of_shares
 from selfdistill.runs.store import SEARCH
 
-# What holdout and retained tasks are, in the words of a world; others keep the general words.
-SPLIT_NAMES: Mapping[str, Mapping[Split, str]] = {
-    "verbs": {"train": "new verbs", "holdout": "plain English", "retained": "known verbs"},
+# What holdout and retained tasks are, in the words of an environment; others keep the general words.
+SPLIT_NAMES: Mapping[str, Mapping[EvalSplit, str]] = {
+    "verbs": {"train": "new verbs", "held_out": "plain English", "forgetting": "known verbs"},
 }
-GENERAL: Mapping[Split, str] = {
+GENERAL: Mapping[EvalSplit, str] = {
     "train": "training tasks",
-    "holdout": "held-out tasks",
-    "retained": "earlier skills",
+    "held_out": "held-out tasks",
+    "forgetting": "earlier skills",
     "teacher": "teacher",
 }
 
@@ -30,7 +30,7 @@ class Group:
     label: str
     runs: tuple[Run, ...]
 
-    def at(self, split: Split, pick: Callable[[Sequence[EvalRecord]], EvalRecord | None]) -> Estimate | None:
+    def at(self, split: EvalSplit, pick: Callable[[Sequence[EvalRecord]], EvalRecord | None]) -> Estimate | None:
         """The accuracy of the evaluation that `pick` chooses in each run; None when no run has one.
 
         One run: its own interval, over tasks. Several: that of their mean, over seeds.
@@ -42,12 +42,12 @@ class Group:
             return None
         return mean_of_shares([record.accuracy for record in chosen])
 
-    def curve(self, split: Split) -> list[tuple[int, Estimate]]:
-        """Accuracy by generations, where every run has an evaluation."""
-        steps = [{record.generations for record in run.evals_of(split)} for run in self.runs]
+    def curve(self, split: EvalSplit) -> list[tuple[int, Estimate]]:
+        """Accuracy by completions, where every run has an evaluation."""
+        steps = [{record.completions_sampled for record in run.evals_of(split)} for run in self.runs]
         shared = sorted(set.intersection(*steps)) if steps else []
-        points = [(generations, self.at(split, _at_generations(generations))) for generations in shared]
-        return [(generations, estimate) for generations, estimate in points if estimate is not None]
+        points = [(completions, self.at(split, _at(completions))) for completions in shared]
+        return [(completions, estimate) for completions, estimate in points if estimate is not None]
 
 
 def first(records: Sequence[EvalRecord]) -> EvalRecord | None:
@@ -72,7 +72,7 @@ def grouped(runs: Iterable[Run]) -> list[Group]:
                 "this is a search for solutions, and no run of training",
                 got=run.path,
                 why="a search measures no accuracy; searches are compared by how soon they solve their tasks",
-                do="selfdistill compare --way … runs ways on the same tasks; --resume goes on with such a contest",
+                do="selfdistill compare --arm … compares strategies; --resume resumes a strategy comparison",
             )
     rates: dict[str, set[float]] = {}
     for run in runs:
@@ -86,21 +86,21 @@ def grouped(runs: Iterable[Run]) -> list[Group]:
 
 
 def run_label(run: Run) -> str:
-    """How a run is called where it stands beside others: its method, with rehearsal or not."""
+    """How a run is called where it stands beside others: its method, with replay or not."""
     settings = run.config.get("settings", {})
     name = str(_name(settings.get("method", run.path.name)))
     label = name.upper() if len(name) <= 4 else name
-    return f"{label} + rehearsal" if settings.get("rehearsal") else label
+    return f"{label} + replay" if settings.get("replay") else label
 
 
 def _rate(run: Run) -> float:
     return float(run.config.get("settings", {}).get("optimiser", {}).get("lr", 0.0))
 
 
-def split_name(runs: Sequence[Run], split: Split) -> str:
+def split_name(runs: Sequence[Run], split: EvalSplit) -> str:
     """What a split holds, in words."""
-    worlds = {str(_name(run.config.get("settings", {}).get("world", ""))) for run in runs}
-    names = SPLIT_NAMES.get(worlds.pop(), {}) if len(worlds) == 1 else {}
+    envs = {str(_name(run.config.get("settings", {}).get("env", ""))) for run in runs}
+    names = SPLIT_NAMES.get(envs.pop(), {}) if len(envs) == 1 else {}
     return names.get(split, GENERAL[split])
 
 
@@ -108,5 +108,5 @@ def _name(entry: Any) -> Any:
     return entry.get("name", "") if isinstance(entry, Mapping) else entry
 
 
-def _at_generations(generations: int) -> Callable[[Sequence[EvalRecord]], EvalRecord | None]:
-    return lambda records: next((record for record in records if record.generations == generations), None)
+def _at(completions: int) -> Callable[[Sequence[EvalRecord]], EvalRecord | None]:
+    return lambda records: next((record for record in records if record.completions_sampled == completions), None)

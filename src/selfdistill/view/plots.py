@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter, StrMethodFormatter
 
 from selfdistill.errors import ConfigError, RunError
-from selfdistill.runs import Run, Split
+from selfdistill.runs import EvalSplit, Run
 from selfdistill.view.groups import Group, grouped, split_name
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -71,16 +71,16 @@ def overview(runs: Sequence[Run], file: Path) -> Path:
     return file
 
 
-def learning_curves(axes: Axes, runs: Sequence[Run], split: Split = "train") -> None:
+def learning_curves(axes: Axes, runs: Sequence[Run], split: EvalSplit = "train") -> None:
     """Accuracy on `split` by answers sampled so far; the band is the 95 % interval."""
     for index, group in enumerate(grouped(runs)):
         curve = group.curve(split)
-        x = [generations for generations, _ in curve]
+        x = [completions for completions, _ in curve]
         axes.fill_between(
             x, [e.low for _, e in curve], [e.high for _, e in curve], alpha=0.15, color=_colour(index), lw=0
         )
         axes.plot(x, [e.value for _, e in curve], label=_legend(group), **_line(index))
-    axes.set(title="Learning curves", xlabel="generations (answers sampled for training)", ylim=(0, 1.02))
+    axes.set(title="Learning curves", xlabel="completions (answers sampled for training)", ylim=(0, 1.02))
     axes.set_ylabel(f"accuracy on {split_name(runs, split)}")
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
@@ -91,7 +91,7 @@ def gain_against_forgetting(axes: Axes, runs: Sequence[Run]) -> None:
     """What was learned (x) against what is left of earlier skills (y), from before training (hollow) to the end."""
     lowest = 1.0
     for index, group in enumerate(grouped(runs)):
-        gain, kept = dict(group.curve("train")), dict(group.curve("retained"))
+        gain, kept = dict(group.curve("train")), dict(group.curve("forgetting"))
         shared = sorted(set(gain) & set(kept))
         if not shared:
             continue
@@ -107,7 +107,7 @@ def gain_against_forgetting(axes: Axes, runs: Sequence[Run]) -> None:
         )  # fmt: skip
     axes.set(title="Gain against forgetting", xlim=(-0.02, 1.02), ylim=(max(0.0, lowest - 0.05), 1.02))
     axes.set_xlabel(f"accuracy on {split_name(runs, 'train')}")
-    axes.set_ylabel(f"accuracy on {split_name(runs, 'retained')}")
+    axes.set_ylabel(f"accuracy on {split_name(runs, 'forgetting')}")
     axes.xaxis.set_major_formatter(PercentFormatter(1.0))
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from selfdistill.runs import Estimate, Run, Split
+from selfdistill.runs import Estimate, EvalSplit, Run
 from selfdistill.view.groups import Group, first, grouped, last, split_name
 
 TARGETS = (0.5, 0.75, 0.95)
@@ -34,22 +34,22 @@ def comparison(runs: Sequence[Run], targets: Sequence[float] = TARGETS) -> Table
     def add(name: str, cell: Callable[[Group], str]) -> None:
         rows.append((name, *(cell(group) for group in groups)))
 
-    for split in ("train", "holdout", "retained"):
+    for split in ("train", "held_out", "forgetting"):
         if any(run.evals_of(split) for run in runs):
             add(f"{split_name(runs, split)}: before", lambda group, s=split: _estimate(group.at(s, first)))  # type: ignore[misc]
             add(f"{split_name(runs, split)}: after", lambda group, s=split: _estimate(group.at(s, last)))  # type: ignore[misc]
         if split == "train":
             add("tasks solved", _solved)
             for target in targets:
-                add(f"generations to reach {target:.2f}", lambda group, t=target: _generations_to(group, t))  # type: ignore[misc]
-    add("generations", lambda group: _range([_generations(run) for run in group.runs]))
+                add(f"completions to reach {target:.2f}", lambda group, t=target: _completions_to(group, t))  # type: ignore[misc]
+    add("completions", lambda group: _range([_completions(run) for run in group.runs]))
     add("wall time", lambda group: duration(sum(_wall_s(run) for run in group.runs) / len(group.runs)))
     return Table(("", *(group.label for group in groups)), tuple(rows), _note(groups, runs))
 
 
-def generations_to_reach(run: Run, target: float, split: Split = "train") -> int | None:
-    """Generations sampled before the first evaluation with at least this accuracy; None when there is none."""
-    return next((record.generations for record in run.evals_of(split) if record.accuracy.value >= target), None)
+def completions_to_reach(run: Run, target: float, split: EvalSplit = "train") -> int | None:
+    """Completions sampled before the first evaluation with at least this accuracy; None when there is none."""
+    return next((record.completions_sampled for record in run.evals_of(split) if record.accuracy.value >= target), None)
 
 
 def duration(seconds: float) -> str:
@@ -69,8 +69,8 @@ def _solved(group: Group) -> str:
     return f"{sum(solved for solved, _ in counts) / len(counts):.4g} of {counts[0][1]}"
 
 
-def _generations_to(group: Group, target: float) -> str:
-    reached = [value for run in group.runs if (value := generations_to_reach(run, target)) is not None]
+def _completions_to(group: Group, target: float) -> str:
+    reached = [value for run in group.runs if (value := completions_to_reach(run, target)) is not None]
     if not reached:
         return "not reached"
     partly = f" ({len(reached)} of {len(group.runs)} seeds)" if len(reached) < len(group.runs) else ""
@@ -82,8 +82,8 @@ def _range(values: Sequence[int]) -> str:
     return f"{low:,}" if low == high else f"{low:,}–{high:,}"
 
 
-def _generations(run: Run) -> int:
-    return run.steps[-1].generations if run.steps else 0
+def _completions(run: Run) -> int:
+    return run.steps[-1].completions_sampled if run.steps else 0
 
 
 def _wall_s(run: Run) -> float:

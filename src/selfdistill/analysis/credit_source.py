@@ -1,0 +1,304 @@
+"""Where an answer whose credit is asked for comes from: texts of the user's, or a rollout of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from pathlib import Path
+
+from selfdistill.analysis.control_contexts import contexts_of_others, control_contexts
+from selfdistill.analysis.token_credit import CreditQuery, credit
+from selfdistill.config import RunConfig, from_settings, read_saved
+from selfdistill.data.tasks import training_tasks
+from selfdistill.envs.base import tasks_of
+from selfdistill.envs.registry import make_environment
+from selfdistill.errors import DataError, ModelError, RunError, SelfDistillError, nearest
+from selfdistill.methods import get_method
+from selfdistill.models.checkpoint import check_whole, latest_checkpoint
+from selfdistill.models.load import load_policy
+from selfdistill.models.policy import Policy
+from selfdistill.models.smollm2 import cached_smollm2
+from selfdistill.prompts.context import FIELDS
+from selfdistill.prompts.render import Renderer
+from selfdistill.runs import Reporter, RolloutRecord, Run, read_run
+from selfdistill.runs.credit import AnswerCredit
+from selfdistill.runs.store import CHECKPOINTS, CONFIG, SEARCH
+from selfdistill.sapling.language import foreign_words
+from selfdistill.test_time.config import SolveConfig, config_from, is_file
+from selfdistill.test_time.strategies import RelabelledPrompt
+from selfdistill.test_time.strategies.base import learner_of
+from selfdistill.training.rollouts import SOLVED
+from selfdistill.training.session import open_policy
+from selfdistill.types import ANSWER, Context, Message, Task, TokenIds
+
+SPLITS = ("train", "held_out", "forgetting")
+
+
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """A question, an answer and a context in words; `correct` is a corrected answer, or empty."""
+
+    question: str
+    answer: str
+    context: Context
+    correct: str = ""
+
+
+# The example of the method's poster: the feedback says what is wrong, and nothing of where.
+EXAMPLE = Texts(
+    question="Write a python function that returns all numbers from 1 to n",
+    answer="```python\ndef numbers(n):\n    return list(range(1, n + 1))\n```",
+    context=Context("feedback", feedback="Don't include n."),
+    correct="```python\ndef numbers(n):\n    return list(range(1, n))\n```",
+)
+
+
+def credit_of_texts(
+    texts: Texts, reporter: Reporter, *, model: str | None = None, advantage: float | None = None, top: int = 4
+) -> AnswerCredit:
+    """The credit of an answer in words, its end included; without a model, the smallest at hand that reads the words.
+
+    Raises `DataError` for empty texts, `ModelError` when no model at hand reads the words.
+    """
+    for name, text in (("question", texts.question), ("answer", texts.answer)):
+        if not text.strip():
+            raise DataError(f"the {name} is empty", do=f"give it with --{name} TEXT")
+    context = _filled(texts.context)
+    told = [getattr(context, name) for name in FIELDS]
+    policy = _reader(model, [texts.question, texts.answer, texts.correct, *told], reporter)
+    renderer = _renderer(policy)
+    correct = renderer.answer(texts.correct) if texts.correct.strip() else ()
+    question = (Message("user", texts.question),)
+    asked = CreditQuery(question, renderer.answer(texts.answer), context, correct, advantage=advantage)
+    return _read(policy, renderer, asked, (), reporter, top)
+
+
+def credit_of_rollout(
+    path: Path,
+    uid: str,
+    reporter: Reporter,
+    *,
+    model: str | None = None,
+    context: Context | None = None,
+    correct: str = "",
+    advantage: float | None = None,
+    top: int = 4,
+) -> AnswerCredit:
+    """The credit of one rollout of a run, read by the run's newest checkpoint, or by `model`.
+
+    Prompts are rendered anew from the record; `context` replaces what the teacher read. The corrected answer is
+    `correct`, else one of the run to the same question that was right, else the task's demonstration.
+
+    The student reads the prompt that the run learned the answer under: in a search by `hybrid` the task's question
+    alone, whatever the attempt had been told in its own prompt; everywhere else what was asked, with the feedback that
+    stood in it. The teacher reads the same, and the context.
+
+    Raises `RunError` for a run or a rollout that is not there (with the nearest name), `DataError` for one without a
+    context, and for a `context` that says nothing.
+    """
+    if context is not None:
+        _filled(context)
+    run = _run(path)
+    record = _record(run, uid)
+    original, search = _settings(run)
+    config = replace(original, device="auto", dtype="auto", lora=None)
+    context = context or _context(record)
+    policy = open_policy(_with_weights(config, path, model, reporter), reporter, trained=False)
+    renderer = replace(_renderer(policy), thinking=config.thinking)
+    task = _task(config, search, record, reporter)
+    answer = _answer(policy, renderer, record, reporter)
+    same_tokens = answer == record.token_ids
+    correct = correct or _right_answer(run, record) or task.demonstration
+    asked = CreditQuery(
+        task.messages,
+        answer,
+        context,
+        renderer.answer(correct) if correct and correct.strip() != record.completion.strip() else (),
+        recorded=record.log_ratio if same_tokens else (),
+        advantage=record.advantage or None if advantage is None else advantage,
+        temperature=config.sampling.temperature or 1.0,
+    )
+    known = [(other.task, _sections(other)) for other in run.rollouts() if other.context]
+    return _read(policy, renderer, asked, contexts_of_others(context, known, record.task), reporter, top)
+
+
+def _filled(context: Context) -> Context:
+    """The context itself. Raises `DataError` for one that says nothing."""
+    if not any(getattr(context, name).strip() for name in FIELDS):
+        raise DataError(
+            "there is no context",
+            why="a teacher that knows what the student knows would say the same: all log-ratio would be 0",
+            do="give --feedback TEXT, or another of " + ", ".join(f"--{name}" for name in FIELDS),
+        )
+    return context
+
+
+def _settings(run: Run) -> tuple[RunConfig, SolveConfig | None]:
+    """Those of the run, and those of the search that it is part of."""
+    if SEARCH not in run.config["settings"]:
+        return read_saved(run.path, from_settings), None
+    search = read_saved(run.path, config_from)
+    return search.run, search
+
+
+def _read(
+    policy: Policy, renderer: Renderer, asked: CreditQuery, others: Sequence[Context], reporter: Reporter, top: int
+) -> AnswerCredit:
+    if asked.correct == asked.answer:
+        asked = replace(asked, correct=())
+    made = control_contexts(asked.context, plain_words=not policy.name.startswith("sapling"))
+    reporter.phase("reading the answer under every context")
+    found = credit(policy, renderer, asked, [*others, *made][: len(made)], top=top)
+    if found.cut:
+        reporter.note(f"the context was cut: {policy.name} reads {renderer.context_length} tokens")
+    return found
+
+
+def _renderer(policy: Policy) -> Renderer:
+    return Renderer(policy.tokenizer, policy.context_length, policy.context_length)
+
+
+def _reader(model: str | None, texts: Sequence[str], reporter: Reporter) -> Policy:
+    """The model that was named, else the sapling where it knows every word, else SmolLM2 where it is here."""
+    if model is not None:
+        return load_policy(model, trained=False, progress=reporter.note)
+    policy = load_policy("sapling", trained=False)
+    foreign = foreign_words(policy.tokenizer, texts)
+    if not foreign:
+        return policy
+    few = ", ".join(foreign[:6])
+    if cached_smollm2() is None:
+        raise ModelError(
+            "the embedded model cannot read this text, and no other is at hand",
+            got=f"words it never met: {few}",
+            why="it grew on the language of coined verbs, and nothing else",
+            do="name a model: --model DIR or owner/name; --model smollm2 fetches a small one (270 MB)",
+        )
+    reporter.note(f"smollm2 reads it: the sapling never met {few}")
+    return load_policy("smollm2", trained=False, progress=reporter.note)
+
+
+def _run(path: Path) -> Run:
+    """Reads a run; one that is not there is said with the nearest one beside it."""
+    if not path.exists():
+        beside = {found.parent.name for found in path.parent.glob(f"*/{CONFIG}")}
+        do = f"in {path.parent}: {nearest(path.name, beside)}" if beside else "name a directory that a run made"
+        raise RunError("there is no such run", got=path, do=do)
+    return read_run(path)
+
+
+def _record(run: Run, uid: str) -> RolloutRecord:
+    uids = []
+    for record in run.rollouts():
+        if record.uid == uid:
+            return record
+        uids.append(record.uid)
+    if not uids:
+        tasks = sorted(found.parent.name for found in run.path.glob(f"*/{CONFIG}"))
+        if tasks:
+            do = f"name one of them: {', '.join(tasks)}"
+            raise RunError("this is a search, and each of its tasks is a run of its own", got=run.path, do=do)
+        raise RunError("this run has no rollouts", got=run.path)
+    close = get_close_matches(uid, uids, n=1, cutoff=0.0)[0]
+    raise RunError(
+        "the run has no such rollout",
+        got=repr(uid),
+        why=f"it has {len(uids)}, from {uids[0]} to {uids[-1]}",
+        do=f"did you mean {close!r}?",
+    )
+
+
+def _sections(record: RolloutRecord) -> Context:
+    return Context(record.context_kind, **{name: record.context.get(name, "") for name in FIELDS})
+
+
+def _context(record: RolloutRecord) -> Context:
+    """What the teacher read; where there was none, what the environment said."""
+    if record.context:
+        return _sections(record)
+    if record.feedback.strip():
+        return Context("feedback", feedback=record.feedback)
+    raise DataError(
+        "nothing was known about this rollout",
+        got=f"{record.uid}, {record.drop or 'no context'}",
+        why="without a context the teacher says what the student says: all log-ratio would be 0",
+        do="choose another --uid, or give a context: --feedback TEXT",
+    )
+
+
+def _with_weights(config: RunConfig, path: Path, model: str | None, reporter: Reporter) -> RunConfig:
+    """The run's settings with the weights that are to read."""
+    checkpoint = latest_checkpoint(path / CHECKPOINTS)
+    if model is not None:
+        return replace(config, model=model)
+    if checkpoint is not None:
+        check_whole(checkpoint)
+        reporter.note(f"read by {checkpoint.name}: the weights of then are not kept")
+        return replace(config, model=str(checkpoint))
+    reporter.note(f"the run has no checkpoint: read by {config.model} as it was at the start")
+    return config
+
+
+def _task(config: RunConfig, search: SolveConfig | None, record: RolloutRecord, reporter: Reporter) -> Task:
+    """The task as the run's environment still knows it, with the question that the student is to read: its own, or one
+    message with the text that was asked."""
+    plain = Task(record.task, (Message("user", record.prompt),))
+    if record.stage != ANSWER:
+        reporter.note(f"a rollout of the stage {record.stage!r}: its conversation is read as one message")
+        return plain
+    try:
+        tasks = _tasks(config, search)
+    except SelfDistillError as error:
+        reporter.note(
+            f"the question is read as it was asked, in one message: its environment is not to be had, {error.what}"
+        )
+        return plain
+    found = next((task for task in tasks if task.id == record.task), plain)
+    question = "\n\n".join(message.content for message in found.messages)
+    if question == record.prompt or (question in record.prompt and _under_the_question(search)):
+        return found
+    # A search adds to the question; any other text is that of a task which the environment no longer knows.
+    return replace(found, messages=plain.messages) if search and question in record.prompt else plain
+
+
+def _tasks(config: RunConfig, search: SolveConfig | None) -> list[Task]:
+    """All that a run may have asked."""
+    env = make_environment(config.env.name, config.env.options, seed=config.seed)
+    files = [name for name in search.tasks if is_file(name)] if search else []
+    asked = [task for data in dict.fromkeys([config.data, *files]) for task in training_tasks(env, data)]
+    return [*asked, *(task for split in SPLITS[1:] for task in tasks_of(env, split))]
+
+
+def _under_the_question(search: SolveConfig | None) -> bool:
+    """Whether the student of a search read the bare question, whatever an attempt had read."""
+    if search is None or not search.strategy.learns:
+        return False
+    method = get_method(search.run.method.name, search.run.method.options)
+    return isinstance(learner_of(search.strategy, method), RelabelledPrompt)
+
+
+def _answer(policy: Policy, renderer: Renderer, record: RolloutRecord, reporter: Reporter) -> TokenIds:
+    """The tokens as sampled where this model would read them as the same text, else the text in its own tokens."""
+    ids = record.token_ids
+    if ids and max(ids) < len(policy.tokenizer):
+        text = policy.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        if str(text).strip() == record.completion.strip():
+            return ids
+    if not record.completion.strip():
+        return ()
+    reporter.note(f"{policy.name} has other tokens than the model that sampled: the text is read in its own")
+    return renderer.answer(record.completion)
+
+
+def _right_answer(run: Run, record: RolloutRecord) -> str:
+    """The first answer of the run to the same question that was right."""
+    return next(
+        (
+            other.completion
+            for other in run.rollouts()
+            if other.task == record.task and other.stage == ANSWER and other.reward is not None
+            and other.reward >= SOLVED
+        ),
+        "",
+    )  # fmt: skip

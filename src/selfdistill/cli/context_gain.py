@@ -1,0 +1,53 @@
+"""`selfdistill eval --teacher`: whether there is anything to learn, before any training."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import typer
+
+from selfdistill.cli.display import RunDisplay
+from selfdistill.cli.output import print_table
+
+if TYPE_CHECKING:
+    from selfdistill.analysis.context_gain import ContextGain
+    from selfdistill.config import RunConfig
+    from selfdistill.runs import Estimate
+
+HEADER = ("told", "tasks", "bare", "with it", "gain, 95 %", "over another task's", "p", "copied", "")
+
+
+def print_context_gain(settings: RunConfig) -> None:
+    """Measures each kind of context and prints what it is worth, the verdict and its rule."""
+    from selfdistill.analysis.context_gain import RULE, measure_context_gain
+
+    with RunDisplay() as display:
+        found = measure_context_gain(settings, display.reporter("eval"))
+    typer.echo(f"without any context: {found.bare} on {found.bare.n} answers")
+    print_table(HEADER, [gain_row(gain) for gain in found.gains])
+    for gain in found.gains:
+        if gain.against:
+            typer.echo(f"{gain.kind}: {gain.against}")
+    typer.echo(found.decision)
+    if found.caveat:
+        typer.echo(found.caveat)
+    typer.echo(RULE)
+
+
+def gain_row(gain: ContextGain) -> tuple[str, ...]:
+    """The cells of one kind of context."""
+    return (
+        gain.kind,
+        str(gain.tasks),
+        f"{gain.bare:.2f}",
+        f"{gain.told:.2f}",
+        _interval(gain.gain),
+        "–" if gain.over_control is None else _interval(gain.over_control),
+        "–" if gain.p is None else f"{gain.p:.3f}" if gain.p >= 0.001 else "< 0.001",
+        "–" if gain.copied is None else f"{100 * gain.copied:.0f} %",
+        "?" if gain.p is None else "no" if gain.against else "go",
+    )
+
+
+def _interval(estimate: Estimate) -> str:
+    return f"{estimate.value:+.2f} ({estimate.low:+.2f} – {estimate.high:+.2f})"

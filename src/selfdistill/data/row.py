@@ -1,0 +1,155 @@
+"""A row of a user's JSONL file: its fields with their checks, the conversation in it, and reading a whole file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn, TypeAlias, get_args
+
+from selfdistill.envs.sandbox.limits import MAX_SECONDS, MIN_SECONDS
+from selfdistill.errors import DataError
+from selfdistill.files import json_object
+from selfdistill.types import Message, Role, Task
+
+# What a template may show beside role and content; without it the conversation would be another one.
+_CARRIED = ("tool_calls", "tool_call_id", "function_call", "images", "image", "audio", "videos")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row with its place, so that every complaint can name both."""
+
+    path: Path
+    line: int
+    shape: str
+    fields: Mapping[str, Any]
+
+    def fail(self, field: str, expected: str, got: object = None, *, why: str = "", do: str = "") -> NoReturn:
+        """Raise DataError about one field."""
+        place = f"{self.path}:{self.line}: {self.shape} row"
+        raise DataError(f"{place}: field {field!r}: expected {expected}", got=got, why=why, do=do)
+
+    def name_of(self, *names: str) -> str | None:
+        """The first of the fields that is there and not null."""
+        return next((name for name in names if self.fields.get(name) is not None), None)
+
+    def text(self, *names: str, default: str | None = None) -> str:
+        """The first of the fields that is there; it must be text."""
+        name = self.name_of(*names)
+        if name is None:
+            return default if default is not None else self.fail(names[0], "text", "nothing")
+        value = self.fields[name]
+        return value if isinstance(value, str) else self.fail(name, "text", short(value))
+
+    def number(self, name: str) -> float | None:
+        """A positive number, or None when the field is missing."""
+        value = self.fields.get(name)
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not MIN_SECONDS <= value <= MAX_SECONDS:
+            self.fail(name, f"a number above 0 (seconds, from {MIN_SECONDS:g}), at most {MAX_SECONDS:g}", short(value))
+        return float(value)
+
+    def items(self, name: str) -> list[Any]:
+        """A list, empty when the field is missing."""
+        value = self.fields.get(name)
+        if value is None:
+            return []
+        return list(value) if isinstance(value, list) else self.fail(name, "a list", short(value))
+
+    def id(self, *names: str, default: str = "") -> str:
+        """The row's own id, or one made of its line number."""
+        name = self.name_of(*names)
+        if name is None:
+            return default or f"line-{self.line}"
+        value = self.fields[name]
+        if isinstance(value, bool) or not isinstance(value, (str, int)) or not str(value).strip():
+            self.fail(name, "text or an integer", short(value))
+        return str(value)
+
+    def messages(self, *names: str) -> tuple[Message, ...]:
+        """The conversation of the first of the fields that is there: text is one turn of the user's, else a list of
+        {role, content} that ends with a turn of the user's."""
+        name = self.name_of(*names)
+        if name is None:
+            got = f"the fields {', '.join(map(ascii, self.fields)) or '(none)'}"
+            self.fail(names[0], "a statement, as text or as a list of messages", got[:300])
+        value = self.fields[name]
+        if isinstance(value, str):
+            if not value.strip():
+                self.fail(name, "a statement", "blank text")
+            return (Message("user", value),)
+        if not isinstance(value, list) or not value:
+            do = 'write "…", or [{"role": "user", "content": "…"}]'
+            self.fail(name, "a statement, as text or as a list of messages", short(value), do=do)
+        turns = tuple(self._message(f"{name}[{place}]", turn) for place, turn in enumerate(value))
+        if turns[-1].role != "user":
+            self.fail(
+                f"{name}[{len(turns) - 1}].role", "a conversation that ends with a user turn", repr(turns[-1].role),
+                why="the model answers the user; a turn that was begun for it is not continued",
+                do="leave that turn out; an answer that is known goes into a field of its own (docs/environments.md)",
+            )  # fmt: skip
+        return turns
+
+    def _message(self, field: str, turn: Any) -> Message:
+        if not isinstance(turn, dict) or not {"role", "content"} <= turn.keys():
+            self.fail(field, "a message {role, content}", short(turn))
+        role, roles = turn["role"], get_args(Role)
+        if role not in roles:
+            do = 'write "system" for it' if role == "developer" else ""
+            self.fail(f"{field}.role", f"one of {', '.join(roles)}", short(role), do=do)
+        carried = next((key for key in _CARRIED if turn.get(key)), None)
+        if carried is not None:
+            self.fail(f"{field}.{carried}", "a message of text alone", short(turn[carried]))
+        content = self._content(f"{field}.content", turn["content"])
+        if not content.strip() and role != "system":  # an empty one takes the place of a template's own
+            self.fail(f"{field}.content", "text", "blank text")
+        return Message(role, content)
+
+    def _content(self, field: str, content: Any) -> str:
+        """Text, or the text of all parts {"type": "text", "text": …}, one after the other."""
+        if isinstance(content, str):
+            return content
+        if not isinstance(content, list):
+            self.fail(field, "text, or a list of parts of text", short(content))
+        for place, part in enumerate(content):
+            if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+                do = "images and other media are not read"
+                self.fail(f"{field}[{place}]", 'a part {"type": "text", "text": …}', short(part), do=do)
+        return "".join(part["text"] for part in content)
+
+
+Convert: TypeAlias = Callable[[dict[str, Any], Path, int], Task]
+
+
+def read_rows(path: Path, lines: Sequence[tuple[int, str]], convert: Convert) -> Iterator[tuple[int, Task | DataError]]:
+    """Every row of a file with its line: its task, or why it cannot be used, an id that was used before too."""
+    seen: dict[str, int] = {}
+    for line, text in lines:
+        try:
+            task = convert(json_object(text, f"{path}:{line}"), path, line)
+            if task.id in seen:
+                what = f"{path}:{line}: field 'id': the id {short(task.id)} was used in line {seen[task.id]} already"
+                raise DataError(what, do="give each row its own id")
+        except DataError as error:
+            yield line, error
+        else:
+            seen[task.id] = line
+            yield line, task
+
+
+def load_rows(path: Path, lines: Sequence[tuple[int, str]], convert: Convert) -> list[Task]:
+    """All tasks of a file's rows, in order. Raises `DataError` for the first row that cannot be used."""
+    tasks = []
+    for _, found in read_rows(path, lines, convert):
+        if isinstance(found, DataError):
+            raise found
+        tasks.append(found)
+    return tasks
+
+
+def short(value: object) -> str:
+    """A value as an error shows it."""
+    text = repr(value)
+    return text if len(text) <= 200 else text[:200] + "…"

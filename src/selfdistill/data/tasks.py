@@ -1,0 +1,143 @@
+"""Which tasks a run asks, in which order, and which it cannot ask."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from selfdistill.data.row import Row, load_rows
+from selfdistill.data.rows import CHECKED_ROWS, load_tasks
+from selfdistill.envs.base import Environment, tasks_of, why_unusable
+from selfdistill.envs.code import CodeEnvironment
+from selfdistill.errors import ConfigError, DataError, ModelError
+from selfdistill.files import numbered_lines
+from selfdistill.prompts.render import Renderer
+from selfdistill.prompts.stages import FixedCompletion, Stage
+from selfdistill.runs.progress import Reporter
+from selfdistill.types import Message, RolloutGroup, Task, TokenIds
+
+
+class NoneFits(DataError):
+    """Every question is longer than the model reads."""
+
+
+def training_tasks(env: Environment, data: str) -> list[Task]:
+    """The tasks of a data file, else the environment's own. Raises `DataError`, `ConfigError` when there are none."""
+    if data and isinstance(env, CodeEnvironment):
+        return load_tasks(Path(data), modules=env.sandbox.modules)
+    if data:
+        tasks = question_rows(Path(data))
+        why = next(filter(None, (why_unusable(env, task) for task in tasks[:CHECKED_ROWS])), "")
+        if why:
+            raise _not_judgeable(f"{data}: {why}")
+        return tasks
+    tasks = tasks_of(env, "train")
+    if not tasks:
+        raise ConfigError(
+            f"the environment {env.name!r} has no tasks of its own",
+            do="name a file of tasks with --data my_tasks.jsonl",
+        )
+    return tasks
+
+
+def question_rows(path: Path) -> list[Task]:
+    """Tasks for an environment that reads its rows itself: `{"prompt": "…" or messages, "id": …, "demonstration": …,
+    "document": …, "logged_answer": …,
+    "user_reply": …}`; every other key goes to `task.spec`. Raises `DataError` naming file, line and field."""
+    return load_rows(path, numbered_lines(path), question_task)
+
+
+def question_task(fields: Mapping[str, Any], path: Path, line: int) -> Task:
+    """One such row as a task. Raises `DataError`."""
+    row = Row(path, line, "question", fields)
+    texts = ("demonstration", "document", "logged_answer", "user_reply")
+    return Task(
+        row.id("id", default=f"{path.stem}-{line}"),
+        row.messages("prompt"),
+        {key: value for key, value in fields.items() if key not in ("id", "prompt", *texts)},
+        **{field: row.text(field, default="") for field in texts},
+    )
+
+
+def askable(tasks: Sequence[Task], renderer: Renderer, longest: int, reporter: Reporter) -> list[Task]:
+    """The tasks whose questions fit; says how many do not. Raises `NoneFits` when none does.
+
+    `longest` is the most tokens a question may have; one token of the context must be left for the answer.
+    """
+    limit = min(longest, renderer.context_length - 1)
+    fitting = [task for task in tasks if len(written(renderer, task, task.messages)) <= limit]
+    if not fitting:
+        raise NoneFits(
+            "no question fits the model",
+            got=f"{len(tasks)} tasks, all longer than {limit} tokens",
+            why=f"the model reads {renderer.context_length} tokens, context.max_prompt_tokens is {longest}",
+            do="shorten the questions, or take a model that reads more",
+        )
+    if len(fitting) < len(tasks):
+        reporter.note(f"{len(tasks) - len(fitting)} of {len(tasks)} tasks are skipped: longer than {limit} tokens")
+    return fitting
+
+
+def judgeable(tasks: Sequence[Task], env: Environment, reporter: Reporter, *, least: int = 1) -> list[Task]:
+    """The tasks whose answers the environment can judge; says how many it cannot. Raises `DataError` when fewer than
+    `least` are left."""
+    reasons = [(task, why_unusable(env, task)) for task in tasks]
+    usable, faults = [task for task, why in reasons if not why], [why for _, why in reasons if why]
+    if faults and len(usable) < least:
+        raise _not_judgeable(faults[0])
+    if faults:
+        reporter.note(f"{len(faults)} of {len(tasks)} tasks are left out, no answer to them can be scored: {faults[0]}")
+    return usable
+
+
+def _not_judgeable(why: str) -> DataError:
+    return DataError("no answer to a task can be scored", got=why, do="correct the row, or leave it out")
+
+
+def check_conversations(
+    renderer: Renderer, tasks: Sequence[Task], conversations: Callable[[Task], Sequence[tuple[Message, ...]]]
+) -> None:
+    """Writes the conversations about one task of each kind, by the roles in its question. Raises `ModelError` for one
+    that the chat template refuses: better now than after hours of sampling."""
+    kinds = {tuple(message.role for message in task.messages): task for task in reversed(tasks)}
+    for task in kinds.values():
+        for messages in conversations(task):
+            written(renderer, task, messages)
+
+
+def written(renderer: Renderer, task: Task, messages: Sequence[Message]) -> TokenIds:
+    """The prompt of a conversation about a task. Raises `ModelError`, which names the task."""
+    try:
+        return renderer.prompt(messages)
+    except ModelError as error:
+        what = f"a prompt of task {task.id!r} cannot be written: {error.what}"
+        raise ModelError(what, got=error.got, why=error.why, do=error.do) from error
+
+
+def draw_tasks(tasks: Sequence[Task], count: int, step: int, seed: int) -> list[Task]:
+    """The tasks of one step: pass after pass over all of them, each in an order of its own. Follows from the step
+    alone, so that a resumed run asks what the uninterrupted one would have asked."""
+    places = [divmod(position, len(tasks)) for position in range(step * count, (step + 1) * count)]
+    orders = {epoch: list(range(len(tasks))) for epoch, _ in places}
+    for epoch, order in orders.items():
+        random.Random(f"{seed} {epoch}").shuffle(order)
+    return [tasks[orders[epoch][place]] for epoch, place in places]
+
+
+def wanted_answers(
+    tasks: Sequence[Task], stages: Sequence[Stage], rollouts: int, draws: int, seed: int
+) -> tuple[int, int]:
+    """How many answers the first stage asks for, and how many it is given, when `draws` tasks have been drawn in all;
+    what the other stages want depends on these."""
+    passes, rest = divmod(draws, len(tasks))
+    begun = draw_tasks(tasks, len(tasks), passes, seed)[:rest]
+
+    def counted(drawn: Sequence[Task]) -> tuple[int, int]:
+        wants = [w for stage in stages[:1] for task in drawn for w in stage.wanted(RolloutGroup(task, ()), rollouts)]
+        given = sum(isinstance(want, FixedCompletion) for want in wants)
+        return len(wants) - given, given
+
+    whole, part = counted(tasks), counted(begun)
+    return passes * whole[0] + part[0], passes * whole[1] + part[1]

@@ -1,0 +1,225 @@
+"""When is what a program gave the same as what was expected? Python's `==`, loosened where data files force it.
+
+- Lists and tuples are alike: JSON has only lists. A set equals a set, never a list.
+- Numbers are alike by value: 2 and 2.0, True and 1, Decimal("2.5") and 2.5. Where one is a float they may differ by
+  `RELATIVE` of the larger or by `ABSOLUTE`, because files print five decimals (1.66667); all other numbers are exact.
+  From 2**53 on, where floats skip integers, any other number is again compared exactly. NaN equals NaN.
+- Dictionary keys are compared as JSON writes them: {1: "a"} equals {"1": "a"}.
+- Printed text is compared token by token; layout does not count, case does. Tokens that are numbers are compared as
+  numbers, unless the expected one is a digit string with a leading zero (a bit string, an identifier).
+
+What a program gave may be hostile: nothing here recurses, hashes its numbers, or takes longer than a few times reading.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterable, Sequence
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any, TypeAlias
+
+from selfdistill.envs.sandbox.wire import DictItems, SetItems
+
+RELATIVE = 1e-6
+ABSOLUTE = 1e-5
+_EXACT_FLOATS = 2**53
+_DIGITS_PER_BIT = math.log10(2)
+_SHORT_INTEGER = 600  # digits that Python converts fast, and whatever limit is set for them
+_PRIME = 31415926535897932384626433832795028841971693993751058209749445923078164062963  # any large one
+_INTEGER = re.compile(r"[+-]?[0-9]+")
+_NUMBER = re.compile(r"[+-]?(?:[0-9]++(?:\.[0-9]*+)?|\.[0-9]++)(?:[eE][+-]?[0-9]{1,9}+)?")
+_LEADING_ZERO = re.compile(r"0[0-9]+")
+
+Real: TypeAlias = int | float | Decimal | Fraction
+
+
+def same_value(got: Any, expected: Any, *, exact: bool = False) -> bool:
+    """Whether the value `got` of a program counts as `expected`; both hold containers and scalars, nested at will.
+
+    With `exact` nothing is loosened: Python's `==` decides, except that a value never equals itself by identity.
+    """
+    waiting = [(got, expected)]
+    while waiting:
+        one, other = waiting.pop()
+        if isinstance(one, _NUMBERS) and isinstance(other, _NUMBERS):
+            same = _same_complex(one, other, exact)
+        elif isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
+            same = len(one) == len(other) and (type(one) is type(other) or not exact)
+            waiting += zip(one, other, strict=True) if same else ()
+        elif isinstance(one, (dict, DictItems)) and isinstance(other, (dict, DictItems)):
+            values = _values_by_key(_pairs(one), _pairs(other), exact)
+            same = values is not None
+            waiting += values or ()
+        elif isinstance(one, _SETS) and isinstance(other, _SETS):
+            one, other = _inner(one), _inner(other)
+            same = len(one) == len(other) and set(map(identity, one)) == set(map(identity, other))
+        else:
+            same = type(one) is type(other) and isinstance(one, (str, bytes, type(None))) and one == other
+        if not same:
+            return False
+    return True
+
+
+_NUMBERS = (int, float, complex, Decimal, Fraction)
+_SETS = (set, frozenset, SetItems)
+
+
+def same_number(got: Real, expected: Real) -> bool:
+    """Equality of two numbers within the tolerance above."""
+    if _is_nan(got) or _is_nan(expected):
+        return _is_nan(got) and _is_nan(expected)
+    numbers = (got, expected)
+    others = [number for number in numbers if not isinstance(number, float)]
+    if len(others) == 2 or not all(-_EXACT_FLOATS < number < _EXACT_FLOATS for number in others):
+        return _equal(got, expected)
+    return math.isclose(got, expected, rel_tol=RELATIVE, abs_tol=ABSOLUTE)
+
+
+def _is_nan(number: Real) -> bool:
+    return number.is_nan() if isinstance(number, Decimal) else isinstance(number, float) and math.isnan(number)
+
+
+def _equal(got: Real, expected: Real) -> bool:
+    """Python's `==`, without its cost where the numbers of digits already differ."""
+    for one, other in ((got, expected), (expected, got)):
+        if not isinstance(one, int) or not isinstance(other, Decimal) or one == 0 or not other.is_finite():
+            continue
+        if abs(other.adjusted() - one.bit_length() * _DIGITS_PER_BIT) > 2:
+            return False
+    return got == expected
+
+
+def _same_complex(got: Any, expected: Any, exact: bool) -> bool:
+    same = _same_exactly if exact else same_number
+    if isinstance(got, complex) or isinstance(expected, complex):
+        one, other = ((n.real, n.imag) if isinstance(n, complex) else (n, 0) for n in (got, expected))
+        return all(map(same, one, other))
+    return same(got, expected)
+
+
+def _same_exactly(got: Real, expected: Real) -> bool:
+    return not _is_nan(got) and not _is_nan(expected) and _equal(got, expected)
+
+
+def _pairs(mapping: Any) -> Sequence[tuple[Any, Any]]:
+    return mapping.pairs if isinstance(mapping, DictItems) else list(mapping.items())
+
+
+def _items(members: Any) -> Iterable[Any]:
+    return members.items if isinstance(members, SetItems) else members
+
+
+def _values_by_key(
+    got: Sequence[tuple[Any, Any]], expected: Sequence[tuple[Any, Any]], exact: bool
+) -> list[tuple[Any, Any]] | None:
+    """The pairs of values under equal keys; None where the keys differ."""
+    if len(got) != len(expected):
+        return None
+    longest = max((len(key) for key, _ in expected if isinstance(key, str)), default=0)
+    by_key, wanted = (
+        {("equal", identity(key)) if exact else _json_key(key, longest): value for key, value in pairs}
+        for pairs in (got, expected)
+    )
+    if len(by_key) != len(got) or by_key.keys() != wanted.keys():
+        return None
+    return [(by_key[key], value) for key, value in wanted.items()]
+
+
+def _json_key(key: Any, longest: int) -> tuple[str, str]:
+    """The key as JSON writes it. A long integer is not written out when no expected text is as long (`longest`)."""
+    if isinstance(key, str):
+        return "written", key
+    if key is None or isinstance(key, (bool, float)):
+        return "written", json.dumps(key)
+    if isinstance(key, int) and key.bit_length() * _DIGITS_PER_BIT < max(longest + 1, _SHORT_INTEGER):
+        return "written", str(Decimal(key))  # which has no limit of digits, as str(int) has
+    return "equal", identity(key)
+
+
+def identity(value: Any) -> str:
+    """A text that two keys (or items of sets) share when they are equal in Python, and else never by any real chance.
+
+    It takes the place of Python's hash, whose collisions a program can choose. NaN equals NaN. Linear in the size.
+    """
+    order, waiting = [], [value]
+    while waiting:
+        part = waiting.pop()
+        order.append(part)
+        waiting += _inner(part)
+    done: list[str] = []
+    for part in reversed(order):  # now the parts stand before what holds them
+        if not isinstance(part, (tuple, *_SETS)):
+            done.append(_scalar_identity(part))
+            continue
+        start = len(done) - len(_inner(part))
+        texts = done[start:] if isinstance(part, tuple) else sorted(done[start:])
+        body = "".join(f"{len(text)}:{text}" for text in texts).encode("utf-8", "surrogatepass")
+        name = "tuple" if isinstance(part, tuple) else "set"
+        done[start:] = [f"{name} {hashlib.blake2b(body, digest_size=32).hexdigest()}"]
+    return done[0]
+
+
+def _inner(part: Any) -> Sequence[Any]:
+    return part if isinstance(part, tuple) else list(_items(part)) if isinstance(part, _SETS) else ()
+
+
+def _scalar_identity(value: Any) -> str:
+    if isinstance(value, complex):
+        real, imaginary = map(_scalar_identity, (value.real, value.imag))
+        return f"{real} + {imaginary}j" if value.imag else real
+    if isinstance(value, (int, float, Decimal, Fraction)):
+        return f"number {_residue(value)}"
+    if value is None or isinstance(value, (str, bytes)):
+        return f"{type(value).__name__} {value!r}"
+    return f"object {id(value)}"
+
+
+def _residue(number: Real) -> str:
+    """The number modulo a prime, as Python's own hash is made, but of 255 bits: cheap also for 1e999999999."""
+    if _is_nan(number):
+        return "nan"
+    if isinstance(number, (float, Decimal)) and (
+        number.is_infinite() if isinstance(number, Decimal) else math.isinf(number)
+    ):
+        return f"{float(number)}"
+    if isinstance(number, Decimal):
+        return f"{_decimal_residue(number):x}"
+    over, under = number.as_integer_ratio()
+    return f"{over * pow(under, -1, _PRIME) % _PRIME if under > 1 else over % _PRIME:x}"
+
+
+def _decimal_residue(number: Decimal) -> int:
+    mantissa, _, exponent = str(number.copy_abs()).partition("E")
+    whole, _, fraction = mantissa.partition(".")
+    digits, residue = whole + fraction, 0
+    for start in range(0, len(digits), _SHORT_INTEGER):
+        chunk = digits[start : start + _SHORT_INTEGER]
+        residue = (residue * pow(10, len(chunk), _PRIME) + int(chunk)) % _PRIME
+    scaled = residue * pow(10, int(exponent or 0) - len(fraction), _PRIME) % _PRIME
+    return -scaled % _PRIME if number.is_signed() else scaled
+
+
+def same_output(got: str, expected: str) -> bool:
+    """Whether printed text counts as `expected`: the same tokens between white space, numbers within tolerance."""
+    got_tokens, expected_tokens = got.split(), expected.split()
+    return len(got_tokens) == len(expected_tokens) and all(map(_same_token, got_tokens, expected_tokens))
+
+
+def _same_token(got: str, expected: str) -> bool:
+    if got == expected:
+        return True
+    if _LEADING_ZERO.fullmatch(expected) or not (_NUMBER.fullmatch(got) and _NUMBER.fullmatch(expected)):
+        return False
+    return same_number(_number(got), _number(expected))
+
+
+def _number(token: str) -> Real:
+    """The number a token writes; a decimal where it is too long or too large for the other types."""
+    if _INTEGER.fullmatch(token):
+        return int(token) if len(token) <= _SHORT_INTEGER else Decimal(token)
+    number = float(token)
+    return number if math.isfinite(number) else Decimal(token)

@@ -1,1 +1,0 @@
-"""Loops over the one step: training on tasks, measuring, running methods side by side."""

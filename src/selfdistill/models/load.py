@@ -1,0 +1,252 @@
+"""Loads any causal language model that transformers loads, fully trainable or under a LoRA adapter."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from selfdistill.errors import ConfigError, ModelError, SelfDistillError
+from selfdistill.models.adapter import RESIZED, LoraOptions, base_of, fresh_adapter, saved_adapter
+from selfdistill.models.checkpoint import latest_checkpoint
+from selfdistill.models.policy import Policy, context_length
+from selfdistill.models.precision import pick_device, pick_dtype, quiet
+from selfdistill.models.smollm2 import ensure_smollm2
+from selfdistill.prompts.chat_template import ChatTemplate
+from selfdistill.runs.store import CHECKPOINTS, METRICS
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = ["LoraOptions", "Policy", "load_policy"]
+
+MODEL_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+HUB_TIMEOUT_S = 5.0
+
+
+def ignore(_: str) -> None:
+    """A progress callback that says nothing."""
+
+
+def load_policy(
+    name_or_dir: str,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    lora: LoraOptions | None = None,
+    chat_template: str | None = None,
+    trained: bool = True,
+    progress: Callable[[str], None] = ignore,
+) -> Policy:
+    """A model by name: `sapling` (shipped), `smollm2` (fetched once), a directory, or a name on the hub.
+
+    A directory with an adapter is loaded with its base, and the adapter is trained on. `chat_template` (Jinja text)
+    replaces the tokenizer's own. With `trained=False` weights are stored in the precision of the computation and ask
+    for no gradient. `progress` hears one line for each slow thing. Code from the hub is never run.
+
+    Raises `ModelError` for a model that is missing, cannot be reached, has no chat template or does not compute its
+    logits as `Head` does; `ConfigError` for a device or a precision that is not there.
+    """
+    from transformers import AutoModelForCausalLM
+
+    place = pick_device(device)
+    precision = pick_dtype(dtype, place)
+    source, root = _places(name_or_dir, progress)
+    adapter = source != root
+    if adapter and lora is not None:
+        do = "leave the LoRA options out to train this adapter on, or name the base model to start a fresh one"
+        raise ConfigError("this directory already holds a LoRA adapter", got=name_or_dir, do=do)
+    tokenizer = _tokenizer(source if _has_tokenizer(source) else root, name_or_dir, chat_template)
+    moves = trained and not adapter and lora is None  # an adapter's base does not
+    stored = torch.float32 if moves else precision
+    with quiet():
+        base: Any = _loaded(lambda: AutoModelForCausalLM.from_pretrained(root, dtype=stored), name_or_dir)
+        model: Any = base.requires_grad_(True)
+        if adapter:
+            model = _loaded(lambda: saved_adapter(base, source), name_or_dir)
+        elif lora is not None:
+            model = fresh_adapter(base, lora)
+    if lora is not None and not _here(name_or_dir):
+        model.peft_config["default"].base_model_name_or_path = name_or_dir  # means something on other machines too
+    for value in model.parameters():
+        if not trained:
+            value.requires_grad_(False)
+        elif value.requires_grad:  # a bias, or a whole module that an adapter trains, is a copy of the base's
+            value.data = value.data.float()
+    end_ids = end_tokens(base, tokenizer)
+    words = 1 + max(tokenizer.get_vocab().values())
+    policy = Policy(model.to(place).eval(), base, tokenizer, name_or_dir, place, precision, end_ids, words)
+    _check(policy)
+    return policy
+
+
+def load_tokenizer(
+    name_or_dir: str, *, chat_template: str | None = None, progress: Callable[[str], None] = ignore
+) -> tuple[PreTrainedTokenizerBase, int]:
+    """The tokenizer of a model, and how many tokens the model reads; its weights are not loaded. Raises `ModelError`
+    as `load_policy`."""
+    from transformers import AutoConfig
+
+    source, base = _places(name_or_dir, progress)
+    tokenizer = _tokenizer(source if _has_tokenizer(source) else base, name_or_dir, chat_template)
+    return tokenizer, context_length(_loaded(lambda: AutoConfig.from_pretrained(base), name_or_dir), tokenizer)
+
+
+def _places(name: str, progress: Callable[[str], None]) -> tuple[Path, Path]:
+    """The directory of a model, and that of its base: the same, unless it holds an adapter."""
+    source = _locate(name, progress)
+    if not (source / "adapter_config.json").is_file():
+        return source, source
+    base = _locate(_loaded(lambda: base_of(source), name), progress)
+    if (base / "adapter_config.json").is_file():
+        raise ModelError("the base of this adapter is an adapter itself", got=base, do="merge it into its base first")
+    return source, base
+
+
+def _locate(name: str, progress: Callable[[str], None]) -> Path:
+    """The directory that holds the model's files; fetches them where they are not on this machine."""
+    if name == "smollm2":
+        return ensure_smollm2(progress)
+    if name == "sapling" or name.startswith("sapling-"):
+        return _sapling(name)
+    directory = Path(name).expanduser()
+    if directory.is_dir():
+        _refuse_run(directory)
+        if any((directory / file).is_file() for file in ("config.json", "adapter_config.json")):
+            return directory.resolve()
+        why = "it has neither config.json nor adapter_config.json"
+        raise ModelError(
+            "this directory is not a model directory", got=name, why=why, do="name one written by save_pretrained"
+        )
+    if directory.exists() or not HUB_NAME.fullmatch(name):
+        why = "it is not a directory, and cannot be a name on the hub"
+        raise ModelError(
+            "there is no such model", got=name, why=why, do="give a directory, owner/name, sapling or smollm2"
+        )
+    return _from_hub(name, progress)
+
+
+def _refuse_run(directory: Path) -> None:
+    """A run directory has a config.json too, of another kind."""
+    if (directory / METRICS).is_file() or (directory / CHECKPOINTS).is_dir():
+        newest = latest_checkpoint(directory / CHECKPOINTS)
+        do = f"name its newest checkpoint: {newest}" if newest else "name a model, or a run that has a checkpoint"
+        raise ModelError("this is a run directory, not a model", got=directory, do=do)
+
+
+def _here(name: str) -> bool:
+    """Whether a name stands for files on this machine rather than for a model on the hub."""
+    return name == "smollm2" or name.startswith("sapling") or Path(name).expanduser().is_dir()
+
+
+def _sapling(name: str) -> Path:
+    weights = Path(str(files("selfdistill"))) / "sapling" / "weights"
+    if (weights / name / "config.json").is_file():
+        return weights / name
+    known = sorted(path.name for path in weights.glob("sapling*")) if weights.is_dir() else []
+    why = f"the package holds: {', '.join(known) or 'none'}"
+    raise ModelError(
+        "this size of the embedded model is not in the package", got=name, why=why, do="reinstall the package"
+    )
+
+
+def _from_hub(name: str, progress: Callable[[str], None]) -> Path:
+    """The local snapshot of a model on the hub; without a network, the one fetched earlier."""
+    from huggingface_hub import snapshot_download
+
+    progress(f"looking for {name} on the hub")
+    try:
+        return Path(snapshot_download(name, allow_patterns=MODEL_FILES, etag_timeout=HUB_TIMEOUT_S))
+    except (OSError, ValueError) as error:  # the hub's own errors derive from these two
+        raise ModelError(
+            "this model is neither a directory here nor to be had from the hub",
+            got=name,
+            why=str(error).splitlines()[0],
+            do="check the name and the network (gated models: `hf auth login`), give a directory, or use sapling",
+        ) from error
+
+
+def _has_tokenizer(directory: Path) -> bool:
+    """An adapter's directory often has none, and means that of its base."""
+    return any((directory / file).is_file() for file in ("tokenizer_config.json", "tokenizer.json"))
+
+
+def _tokenizer(source: Path, name: str, chat_template: str | None) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    tokenizer: PreTrainedTokenizerBase = _loaded(lambda: AutoTokenizer.from_pretrained(source), name)
+    if chat_template is not None:
+        tokenizer.chat_template = chat_template
+    if not tokenizer.chat_template:
+        raise ModelError(
+            "this model has no chat template",
+            got=name,
+            why="without one nobody can say how a question and its answer are written as text",
+            do="use its instruct version, or give a Jinja template with chat_template=FILE",
+        )
+    try:
+        ChatTemplate(tokenizer, "template").check()
+    except ModelError as error:
+        if chat_template is None:
+            raise
+        raise ConfigError(error.what, got=error.got, why=error.why, do="correct the file of chat_template") from error
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token is None:
+            do = "set eos_token in tokenizer_config.json"
+            raise ModelError("this tokenizer has neither a padding nor an end token", got=name, do=do)
+        tokenizer.pad_token = tokenizer.eos_token  # fills the ends of batches; no position looks at it
+    return tokenizer
+
+
+def _loaded(load: Callable[[], Any], name: str) -> Any:
+    """What `load` returns; its errors in our words."""
+    from safetensors import SafetensorError
+
+    try:
+        return load()
+    except SelfDistillError:
+        raise
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        do = "check that transformers' AutoModelForCausalLM and AutoTokenizer load it, and that its files are whole"
+        raise ModelError("this model cannot be loaded", got=name, why=why, do=do) from error
+
+
+def end_tokens(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """The tokens that end a turn: those the model and the tokenizer name, and the one the chat template writes.
+
+    The last matters where a base model's `<eos>` is kept but chats end in `<end_of_turn>` (Gemma) or `<|im_end|>`.
+    """
+    listed = base.generation_config.eos_token_id if base.generation_config is not None else None
+    ends = set(listed) if isinstance(listed, list) else {listed}
+    ends |= {tokenizer.eos_token_id, ChatTemplate(tokenizer).end()}
+    return frozenset(end for end in ends if isinstance(end, int))
+
+
+def _check(policy: Policy) -> None:
+    """Refuses a model whose logits `Head` does not reproduce: every signal would be computed from wrong numbers."""
+    output = policy.output()
+    if output is None or any(hasattr(output, wrapped) for wrapped in ("base_layer", "token_adapter")):
+        do = "use all-linear, or leave the head out of the LoRA targets"
+        raise ModelError("the head of this model is missing or carries an adapter", got=policy.name, do=do)
+    rows, words = output.weight.shape[0], policy.vocabulary or 0
+    if words > rows:
+        why = f"the tokenizer knows {words} tokens, the model {rows}"
+        do = RESIZED if policy.has_adapter else "use its own tokenizer, or resize the model's embeddings and save it"
+        raise ModelError("model and tokenizer do not belong together", got=policy.name, why=why, do=do)
+    ids_BL = torch.arange(1, min(9, words), device=policy.device)[None]
+    with torch.no_grad(), policy.autocast():
+        hidden_BLD, wanted_BLV = policy.backbone(ids_BL, use_cache=False), policy.base(ids_BL, use_cache=False).logits
+    with torch.no_grad():
+        error = (policy.head().logits(hidden_BLD[0]) - wanted_BLV[0, :, :words].float()).abs().max().item()
+        allowed = (1e-4 if policy.dtype == torch.float32 else 3e-2) * max(1.0, wanted_BLV.abs().max().item())
+    if not error <= allowed:
+        why = f"its logits differ by up to {error:.3g} from head(hidden state)"
+        raise ModelError(
+            "the head of this architecture is not supported", got=type(policy.base).__name__, why=why, do="report it"
+        )

@@ -1,0 +1,63 @@
+"""Where a model computes and in which precision.
+
+Parameters that are trained are kept in float32 whatever the precision of the computation: at a learning rate of 1e-6 a
+step is smaller than the spacing of bfloat16, and would be rounded away. With `dtype="bfloat16"` the forward pass runs
+under autocast; parameters that are not trained (the base under a LoRA adapter, another model that teaches) are stored
+in bfloat16.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from selfdistill.errors import ConfigError, nearest
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto`: CUDA where there is one, then MPS, then the CPU. Raises `ConfigError` for a device that is not there."""
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return torch.device(next(kind for kind, there in available.items() if there))
+    kind = name.split(":")[0]
+    if kind not in available:
+        raise ConfigError("this is not a device a model can run on", got=name, do=nearest(kind, [*available, "auto"]))
+    count = torch.cuda.device_count() if kind == "cuda" else int(available[kind])
+    index = name.removeprefix(kind).removeprefix(":") or "0"
+    if not index.isdigit() or int(index) >= count:
+        here = ", ".join(kind for kind, there in available.items() if there)
+        raise ConfigError("this machine does not have that device", got=name, why=f"it has {here}", do="use auto")
+    return torch.device(name)
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The dtype of the computation. `auto`: bfloat16 on CUDA, float32 elsewhere. Raises `ConfigError`."""
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    if name not in DTYPES:
+        why = "float16 overflows without loss scaling; float32 and bfloat16 do not need it"
+        raise ConfigError("this precision is not supported", got=name, why=why, do=nearest(name, [*DTYPES, "auto"]))
+    return DTYPES[name]
+
+
+def autocast_to(dtype: torch.dtype, device: torch.device) -> torch.autocast:
+    """The context in which forward passes run: autocast for bfloat16, nothing for float32."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps transformers' progress bars off the terminal while it loads or saves a model."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]

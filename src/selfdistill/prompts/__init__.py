@@ -1,0 +1,1 @@
+"""From tasks and contexts to the token ids that student and teacher read."""

@@ -1,0 +1,151 @@
+"""Solving tasks at test time: attempt, judge, learn, and again, until an attempt is right or the budget is used.
+
+One loop for every strategy. Each task has a run directory of its own, and weights of its own that begin where the
+model began:
+
+    <out>/config.json    settings of all                    <out>/000-<task>/    a run directory, and result.json
+
+A search can be killed at any moment and goes on, on a CPU to the same bits: what was attempted is in the records, what
+was learned in the checkpoints, and everything random follows from the seed, the round and the place of an attempt.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from selfdistill.data.tasks import askable, check_conversations, judgeable, training_tasks
+from selfdistill.errors import ConfigError, DataError, nearest
+from selfdistill.plugins import short_name
+from selfdistill.prompts.stages import Attempts
+from selfdistill.runs import allowed_changes, fresh_path
+from selfdistill.runs.progress import Interrupted, Reporter
+from selfdistill.runs.solving import SolveResult, read_result
+from selfdistill.runs.store import CONFIG, probe, refuse_in_use, write_atomic
+from selfdistill.test_time.config import SolveConfig, config_from, is_file, solve_settings
+from selfdistill.test_time.search import MAY_CHANGE, Search, rounds_made, until_done
+from selfdistill.test_time.strategies import MultiTurn
+from selfdistill.test_time.strategies.base import learner_of
+from selfdistill.test_time.strategies.window import NOTHING_SAID
+from selfdistill.training.session import Asking, Session, open_asking, open_session, started_over
+from selfdistill.training.stopping import StopSign
+from selfdistill.types import Message, Task
+
+TOGETHER = 32  # tasks at a time; `sampling.batch_tokens` bounds what one batch of the sampler holds
+ReporterFor = Callable[[str], Reporter]
+
+
+def solve(
+    config: SolveConfig, reporter_for: ReporterFor, *, out: Path | None = None, resume: bool = False
+) -> list[SolveResult]:
+    """Searches for a solution of each task; what became of them, in order. A strategy that learns takes them one after
+    the other; one that does not makes its attempts at several tasks together.
+
+    `reporter_for` gives the reporter of what is told under a name: "solve", then the tasks. With `resume`, tasks that
+    are done in `out` are not repeated. Raises what `selfdistill.errors` lists; `Interrupted` after Ctrl-C, when the
+    round is finished and saved.
+    """
+    out = out or default_path(config)
+    settings = solve_settings(config)
+    if resume:
+        allowed_changes(out, settings, MAY_CHANGE)
+    elif out.exists():
+        probe(out, 0)
+        refuse_in_use(out)
+    reporter = reporter_for("solve")
+    asking = _open(config, reporter)
+    tasks = _chosen(config, asking, reporter)
+    if not resume:
+        probe(out, 0)
+        write_atomic(out / CONFIG, json.dumps({"settings": settings}, indent=2) + "\n")
+    start = _start(asking) if len(tasks) > 1 else {}
+    numbered = [(task_path(out, number, task), task) for number, task in enumerate(tasks)]
+    size = 1 if config.strategy.learns or config.limits.unit == "seconds" else TOGETHER
+    stop = StopSign(reporter)
+    with stop.watched():
+        for first in range(0, len(tasks), size):
+            left = [pair for pair in numbered[first : first + size] if read_result(pair[0]) is None]
+            with ExitStack() as stack:
+                searches, rounds = [], rounds_made([path for path, _ in left])
+                for path, task in left:
+                    own = started_over(asking, start) if isinstance(asking, Session) and start else asking
+                    opened = Search.opened(config, own, task, path, reporter_for(task.id), stop, rounds=rounds)
+                    searches.append(stack.enter_context(opened))
+                until_done(searches)
+            if stop.asked and first + size < len(tasks):
+                raise Interrupted(out, None, "solve")
+    return [result for path, _ in numbered if (result := read_result(path)) is not None]
+
+
+def solve_job(path: Path, settings: Mapping[str, Any], reporter: Reporter) -> None:
+    """A search from its settings, for a process of its own; one that was begun goes on."""
+    solve(config_from(settings), lambda label: reporter, out=path, resume=(path / CONFIG).exists())
+
+
+def default_path(config: SolveConfig) -> Path:
+    """A directory under `runs` that is not used yet."""
+    run = config.run
+    names = f"{short_name(config.strategy.name)}-{short_name(run.env.name)}"
+    return fresh_path(Path("runs"), f"solve-{names}-seed{run.seed}")
+
+
+def task_path(out: Path, number: int, task: Task) -> Path:
+    """The run directory of the `number`-th task."""
+    return out / f"{number:03d}-{re.sub(r'[^A-Za-z0-9._-]+', '_', task.id)[:80]}"
+
+
+def _open(config: SolveConfig, reporter: Reporter) -> Asking:
+    """A strategy that learns needs a session; one that does not keeps no teacher and no optimiser."""
+    if not config.strategy.learns:
+        return _checked(config, open_asking(config.run, reporter))
+    session = open_session(config.run, reporter)
+    if session.method.stages != (Attempts(),):
+        raise ConfigError(
+            "this method asks for more than attempts",
+            got=f"method = {config.run.method.name}",
+            why="a strategy decides what every attempt reads",
+            do="choose a method that learns from attempts alone, such as sdpo",
+        )
+    session.method = learner_of(config.strategy, session.method)
+    return _checked(config, session)
+
+
+def _checked(config: SolveConfig, asking: Asking) -> Asking:
+    """The same. Raises `ModelError` where the chat template refuses conversations that the strategy goes on with."""
+    if isinstance(config.strategy, MultiTurn) and config.strategy.attempts:
+        turns = (Message("assistant", "An answer."), Message("user", NOTHING_SAID))
+        check_conversations(asking.renderer, asking.tasks, lambda task: [(*task.messages, *turns)])
+    return asking
+
+
+def _start(asking: Asking) -> dict[str, Tensor]:
+    """The weights that every task begins with."""
+    if not isinstance(asking, Session):
+        return {}
+    return {name: value.detach().clone() for name, value in asking.policy.trainable().items()}
+
+
+def _chosen(config: SolveConfig, asking: Asking, reporter: Reporter) -> list[Task]:
+    """The tasks that were asked for; all of the run where none was. Raises `DataError` for an unknown id."""
+    if not config.tasks:
+        return judgeable(asking.tasks, asking.env, reporter)
+    every = {task.id: task for task in training_tasks(asking.env, config.run.data)}
+    chosen: list[Task] = []
+    for name in config.tasks:
+        if not is_file(name) and name not in every:
+            do = f"{nearest(name, every)}; a file of tasks ends with .jsonl"
+            raise DataError("there is no such task", got=name, do=do)
+        found = training_tasks(asking.env, name) if is_file(name) else [every[name]]
+        chosen += [task for task in found if task not in chosen]
+    ids = [task.id for task in chosen]
+    twice = sorted({name for name in ids if ids.count(name) > 1})
+    if twice:
+        raise DataError("two tasks have the same id", got=", ".join(twice), do="give each its own, in all files")
+    chosen = judgeable(chosen, asking.env, reporter)
+    return askable(chosen, asking.renderer, config.run.context.max_prompt_tokens, reporter)

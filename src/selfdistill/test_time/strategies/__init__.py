@@ -1,0 +1,58 @@
+"""Ways to go about one hard task: each a frozen value, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import is_dataclass
+from typing import Any
+
+from selfdistill.errors import ConfigError, nearest
+from selfdistill.options import Where, build
+from selfdistill.plugins import is_file_name, load_from_file, their_code
+from selfdistill.test_time.strategies.bare import BestOfK, Grpo, SelfDistill
+from selfdistill.test_time.strategies.base import Attempt, Prompt, SolveState, Strategy
+from selfdistill.test_time.strategies.hybrid import Hybrid, RelabelledPrompt
+from selfdistill.test_time.strategies.multi_turn import MultiTurn
+
+STRATEGIES: Mapping[str, type[Strategy]] = {
+    strategy.name: strategy for strategy in (SelfDistill, Hybrid, MultiTurn, BestOfK, Grpo)
+}
+
+
+def get_strategy(name: str, options: Mapping[str, Any]) -> Strategy:
+    """A strategy by name, or `FILE.py:NAME` for one of the user's. Raises `ConfigError`: unknown strategy or setting,
+    with the nearest name."""
+    if is_file_name(name):
+        kind = _from_file(name)
+        with their_code(kind, "its settings"):
+            return build(kind, options, Where("strategy"))
+    if name not in STRATEGIES:
+        do = f"{nearest(name, STRATEGIES)}; or a file of your own: --strategy my_strategy.py:MyStrategy"
+        raise ConfigError("unknown strategy", got=name, do=do)
+    return build(STRATEGIES[name], options, Where("strategy"))
+
+
+def _from_file(name: str) -> type[Strategy]:
+    """The class under the name by which a resumed search finds it again."""
+    found, _ = load_from_file(name, default="Strategy")
+    if not isinstance(found, type) or not issubclass(found, Strategy) or not is_dataclass(found):
+        raise ConfigError(
+            f"{name} is no strategy", got=found, do="name a frozen dataclass that derives from `selfdistill.Strategy`"
+        )
+    return type(found.__name__, (found,), {"__slots__": (), "__doc__": found.__doc__, "name": name})
+
+
+__all__ = [
+    "STRATEGIES",
+    "Attempt",
+    "BestOfK",
+    "Grpo",
+    "Hybrid",
+    "MultiTurn",
+    "Prompt",
+    "RelabelledPrompt",
+    "SelfDistill",
+    "SolveState",
+    "Strategy",
+    "get_strategy",
+]

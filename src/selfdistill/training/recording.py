@@ -1,0 +1,191 @@
+"""What a loop writes down of a step, a rollout and a whole run."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from selfdistill.config import RunConfig
+from selfdistill.errors import EnvError, RunError
+from selfdistill.losses import LOSS_TERMS
+from selfdistill.methods import Method
+from selfdistill.prompts.context import FIELDS
+from selfdistill.runs import Accuracies, EvalRecord, RolloutRecord, StepRecord, Summary
+from selfdistill.training.rollouts import mean_reward, solved
+from selfdistill.training.samples import Prepared
+from selfdistill.training.update import UpdateReport
+from selfdistill.types import DropReason, StopReason
+
+
+@dataclass
+class Totals:
+    """What a run has used so far. `no_signal_steps` counts the last batches that taught nothing, `ended` says that
+    they were too many, and the run is over."""
+
+    step: int = 0
+    completions_sampled: int = 0
+    tokens: int = 0
+    wall_s: float = 0.0
+    no_signal_steps: int = 0
+    ended: bool = False
+    memory: dict[str, float] = field(default_factory=dict)
+
+
+_TOTALS = TypeAdapter(Totals)
+
+
+def saved_totals(extra: Mapping[str, Any] | None) -> Totals:
+    """What a checkpoint says was used until then; nothing where there is none. Raises `RunError`."""
+    try:
+        return _TOTALS.validate_python(extra or {})
+    except ValidationError as error:
+        what = "the totals of this checkpoint are not what a run writes"
+        raise RunError(what, got=error.errors()[0], do="use an earlier one") from error
+
+
+def step_record(
+    totals: Totals,
+    prepared: Sequence[Prepared],
+    reports: Sequence[UpdateReport],
+    lr: float,
+    seconds: Mapping[str, float],
+    numbers: Mapping[str, float],
+    log_ratio: Mapping[str, tuple[float, ...]],
+) -> StepRecord:
+    """Means over the step that `totals` has just counted in."""
+    rollouts = [entry.rollout for entry in prepared]
+    answers = [rollout for rollout in rollouts if rollout.of is None]  # not about another one
+    samples = [sample for entry in prepared for sample in entry.samples]
+    cut = sum(entry.cut for entry in prepared)
+    return StepRecord(
+        step=totals.step + 1,
+        completions_sampled=totals.completions_sampled,
+        tokens=totals.tokens,
+        wall_s=totals.wall_s,
+        reward=mean_reward(answers),
+        accuracy=_mean([solved(rollout) for rollout in answers if rollout.outcome is not None]),
+        loss=_mean([report.loss for report in reports]),
+        grad_norm=_mean([report.grad_norm for report in reports]),
+        lr=lr,
+        log_ratio=_mean([abs(value) for row in log_ratio.values() for value in row]),
+        completion_tokens=_mean([len(rollout.completion.token_ids) for rollout in rollouts]),
+        truncated=_mean([rollout.completion.stop is StopReason.LENGTH for rollout in rollouts]),
+        samples=len(samples),
+        dropped=dict(Counter(str(entry.drop) for entry in prepared if entry.drop is not None)),
+        contexts=dict(Counter(sample.context_kind for sample in samples)),
+        seconds=dict(seconds),
+        extra={
+            "divergence": _mean([report.divergence for report in reports]),
+            "entropy": _mean([report.entropy for report in reports]),
+            "clipped": _mean([report.clipped for report in reports]),
+            "updates": len(reports),
+            "skipped": sum(report.skipped for report in reports),
+            "contexts_cut": cut,
+            "reference_only": sum(not (sample.advantage or sample.distil) for sample in samples),
+            "magnitude": _mean([report.magnitude for report in reports]),
+            **{f"loss_{name}": _mean([report.terms[name] for report in reports]) for name in LOSS_TERMS},
+            **numbers,
+        },
+    )
+
+
+def rollout_record(
+    step: int, entry: Prepared, faults: Mapping[str, str], log_ratio: Mapping[str, tuple[float, ...]]
+) -> RolloutRecord:
+    """One attempt, with the texts that only the teacher read; of several uses, the largest weights."""
+    rollout, context = entry.rollout, entry.context
+    done, outcome = rollout.completion, rollout.outcome
+    sections = {name: getattr(context, name) for name in FIELDS if context and getattr(context, name)}
+    return RolloutRecord(
+        step=step,
+        uid=done.uid,
+        task=rollout.task.id,
+        prompt="\n\n".join(message.content for message in rollout.messages or rollout.task.messages),
+        stage=rollout.stage,
+        completion=done.text,
+        stop=str(done.stop),
+        reward=outcome.reward if outcome else None,
+        feedback=outcome.feedback if outcome else "",
+        context_kind=context.kind if context else "none",
+        context=sections,
+        drop=str(entry.drop) if entry.drop else None,
+        fault=faults.get(done.uid, ""),
+        advantage=max((sample.advantage for sample in entry.samples), key=abs, default=0.0),
+        distil=max((sample.distil for sample in entry.samples), key=abs, default=0.0),
+        policy_version=done.policy_version,
+        token_ids=done.token_ids,
+        logprobs=done.logprobs,
+        log_ratio=log_ratio.get(done.uid, ()),
+        evidence_at="step_start" if done.uid in log_ratio else "",
+        details=outcome.details if outcome else {},
+    )
+
+
+def check_environment(rollouts: Sequence[RolloutRecord], *, least: int = 0) -> None:
+    """Stops when an environment fails on more than half of a batch, where one of fewer than `least` rollouts counts as
+    one of so many; its tracebacks are in the records. Raises `EnvError`."""
+    kinds = (DropReason.ENV_RAISED, DropReason.ENV_TIMEOUT, DropReason.BAD_OUTCOME)
+    failed = [record for record in rollouts if record.drop in kinds]
+    if 2 * len(failed) > max(len(rollouts), least):
+        last_line = failed[0].fault.strip().splitlines()[-1] if failed[0].fault else failed[0].drop
+        raise EnvError(
+            "the environment failed on more than half of a batch",
+            got=f"{len(failed)} of {len(rollouts)} rollouts, first: {last_line}",
+            why="what is left would not be a fair sample",
+            do="fix the environment's function; tracebacks are in rollouts.jsonl, under `fault` (eval: with --out)",
+        )
+
+
+def why_nothing_was_learned(dropped: Mapping[str, int], method: Method) -> dict[str, str]:
+    """Cause and remedy of a step without training samples, by its most frequent drop reason: `why` and `do` of an
+    error. `dropped` counts rollouts by reason; it is empty where the method found nothing to train on in the data."""
+    reason = max(dropped, key=dropped.__getitem__, default="")
+    reward_helps = "take easier tasks, or raise rollouts_per_task"
+    known = {
+        DropReason.ZERO_ADVANTAGE: ("all rewards of a group are equal: no advantages", reward_helps),
+        DropReason.ONLY_SUCCESS: ("a group has one success, and no other rollout's solution to show it", reward_helps),
+        DropReason.CONTEXT_TOO_LONG: (
+            "the prompt of the teacher or the student does not fit",
+            "raise context.max_teacher_tokens, shorten the prompts, or take a model with a longer context",
+        ),
+        DropReason.BAD_ROW: ("no answer to these rows can be scored", "see `selfdistill check --data FILE`"),
+        DropReason.EMPTY_COMPLETION: (
+            "the model ended its turn without a token", "check the model's chat template, or take another model"
+        ),
+    }  # fmt: skip
+    needs_success = "" if method.needs_reward == "no" else f"; where it reads a success: {reward_helps}"
+    missing = (
+        f"the method reads {method.reads}, and none of that was there",
+        "give it in the rows of the data (demonstration, document, logged_answer, user_reply) or in what the "
+        f"environment returns (feedback, reply){needs_success}",
+    )
+    why, do = known.get(DropReason(reason), missing) if reason in set(DropReason) else missing
+    return {"why": why, "do": do}
+
+
+def summarise(config: RunConfig, totals: Totals, evaluations: Sequence[EvalRecord]) -> Summary:
+    """The run in one value; before and after are its first and its last evaluations."""
+    return Summary(
+        method=config.method.name,
+        model=config.model,
+        env=config.env.name,
+        seed=config.seed,
+        steps=totals.step,
+        completions_sampled=totals.completions_sampled,
+        tokens=totals.tokens,
+        wall_s=totals.wall_s,
+        before=_accuracies([record for record in evaluations if record.step == 0]),
+        after=_accuracies([record for record in evaluations if record.step == totals.step]),
+    )
+
+
+def _accuracies(records: Sequence[EvalRecord]) -> Accuracies:
+    return Accuracies(**{f"{record.split}_accuracy": record.accuracy for record in records})
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0

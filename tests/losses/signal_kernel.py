@@ -1,0 +1,19 @@
+"""The kernel on one textbook problem, as most tests ask it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import signal_textbook as textbook
+
+from selfdistill.losses import FusedResult, LossSpec, TeacherStates, TokenWeights, fused_loss
+
+
+def run(
+    case: textbook.Problem, loss_spec: LossSpec, views: Sequence[TeacherStates] | None = None, **options: Any
+) -> FusedResult:
+    """Every token is distilled, from the problem's own teacher unless other views are given."""
+    weights = options.pop("weights", TokenWeights(distil_N=case.weight_N))
+    views = [case.teacher] if views is None else views
+    return fused_loss(loss_spec, case.hidden_ND, case.head, case.tokens_N, weights, views=views, **options)

@@ -1,0 +1,92 @@
+"""The clipped policy gradient against its literal form."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import signal_textbook as textbook
+import torch
+
+from selfdistill.losses import Head, LossSpec, PolicyGradient, TokenWeights, fused_loss
+
+
+@pytest.mark.parametrize("options", [PolicyGradient(), PolicyGradient(0.1, 0.1, 1.5)], ids=str)
+def test_term_equals_the_literal_objective(options: PolicyGradient) -> None:
+    ratios = torch.tensor([0.01, 0.5, 0.79, 0.81, 1.0, 1.27, 1.29, 2.0, 2.9, 3.1, 50.0], dtype=torch.float64)
+    advantages = torch.tensor([-2.0, -0.5, 0.0, 0.7, 3.0], dtype=torch.float64)
+    old = torch.full((55,), -1.3, dtype=torch.float64)
+    logprob = (old + ratios.log().repeat(5)).requires_grad_()
+    advantage = advantages.repeat_interleave(11)
+    literal = textbook.ppo_loss(logprob, old, advantage, options.clip_low, options.clip_high, options.dual_clip)
+    (slope,) = torch.autograd.grad(literal.sum(), logprob)
+    term = options.term(logprob.detach(), old, advantage)
+    torch.testing.assert_close(term.loss_N, literal.detach(), rtol=0, atol=1e-12)
+    torch.testing.assert_close(term.slope_N, slope, rtol=0, atol=1e-12)
+    assert torch.equal(term.clipped_N, (slope == 0) & (advantage != 0))
+
+
+def test_on_policy_is_the_plain_policy_gradient() -> None:
+    logprob, advantage = torch.tensor([-0.1, -4.0, -9.0]), torch.tensor([0.75, -0.25, 0.0])
+    for old in (None, logprob.clone()):
+        term = PolicyGradient().term(logprob, old, advantage)
+        assert torch.equal(term.ratio_N, torch.ones(3))
+        assert torch.equal(term.slope_N, -advantage)
+        assert torch.equal(term.loss_N, -advantage)
+        assert not term.clipped_N.any()
+
+
+def test_term_scales_with_its_weight() -> None:
+    logprob, old = torch.tensor([-0.5, -1.0, -3.0]).double(), torch.tensor([-1.0, -1.0, -1.0]).double()
+    advantage, weight = torch.tensor([1.0, -1.0, -1.0]).double(), torch.tensor([0.1, 0.0, 7.0]).double()
+    plain, scaled = (PolicyGradient().term(logprob, old, a) for a in (advantage, weight * advantage))
+    torch.testing.assert_close(scaled.loss_N, weight * plain.loss_N)
+    torch.testing.assert_close(scaled.slope_N, weight * plain.slope_N)
+
+
+def test_a_token_that_became_impossible_stays_finite() -> None:
+    term = PolicyGradient().term(torch.tensor([-1e30, -1e-3]), torch.tensor([-1.0, -1e30]), torch.tensor([1.0, -1.0]))
+    assert term.loss_N.isfinite().all()
+    assert term.loss_N[1] == 3.0  # the dual clip
+
+
+@pytest.mark.parametrize("chunk", [None, 2])
+def test_grpo_through_the_kernel_equals_literal_autograd(chunk: int | None) -> None:
+    case = textbook.problem(positions=9, bias=True, softcap=3.0)
+    draw = torch.Generator().manual_seed(5)
+    log_p = textbook.probabilities(case.hidden_ND, case.head, 0.7).log()
+    logprob = log_p.gather(-1, case.tokens_N[:, None])[:, 0]
+    old = logprob.detach() + 0.5 * torch.randn(9, generator=draw, dtype=torch.float64)
+    sampler = old + 0.6 * torch.randn(9, generator=draw, dtype=torch.float64)
+    advantage = torch.randn(9, generator=draw, dtype=torch.float64)
+    truncated = (old - sampler).exp().clamp(max=2.0)
+    expected = (case.weight_N * truncated * textbook.ppo_loss(logprob, old, advantage)).sum()
+    result = fused_loss(
+        LossSpec(temperature=0.7),
+        case.hidden_ND,
+        case.head,
+        case.tokens_N,
+        TokenWeights(advantage_N=case.weight_N * advantage),
+        old_logprobs_N=old,
+        sampler_logprobs_N=sampler,
+        chunk=chunk,
+    )
+    torch.testing.assert_close(result.loss, expected, rtol=0, atol=1e-12)
+    for ours, theirs in zip(textbook.gradients(result.loss, case), textbook.gradients(expected, case), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+    torch.testing.assert_close(result.stats.ratio_N, (logprob.detach() - old).exp())
+    assert 0 < result.stats.clipped_N.sum() < 9
+
+
+def test_one_sample_by_hand() -> None:
+    """Three equal logits, y = 0, A = 1: ∂L/∂z = −(1[v=y] − p) = (−2/3, 1/3, 1/3)."""
+    z = torch.zeros(1, 3, requires_grad=True)
+    weights = TokenWeights(advantage_N=torch.ones(1))
+    fused_loss(LossSpec(), z, Head(torch.eye(3)), torch.tensor([0]), weights).loss.backward()
+    torch.testing.assert_close(z.grad, torch.tensor([[-2 / 3, 1 / 3, 1 / 3]]))
+
+
+@pytest.mark.parametrize("wrong", [{"clip_low": 1.0}, {"clip_high": -0.1}, {"dual_clip": 1.2}, {"clip_low": math.nan}])
+def test_clips_that_exclude_a_ratio_of_1_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="clips must satisfy"):
+        PolicyGradient(**wrong)

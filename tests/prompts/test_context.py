@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from core_parts import group, rollout
+from selfdistill.prompts.context import (
+    CLOSING,
+    SECTIONS,
+    Demonstration,
+    Document,
+    SolutionOrFeedback,
+    teacher_messages,
+    without_thinking,
+)
+from selfdistill.types import Context, DropReason, Message, RolloutGroup, Task
+
+SOLVED, FAILED = 1.0, 0.0
+LONE, NONE = DropReason.ONLY_SUCCESS, DropReason.NO_CONTEXT
+
+
+def kinds(rewards: list[float], feedback: str = "", rule: SolutionOrFeedback | None = None) -> list[str]:
+    """Per rollout: the kind of context, or the reason why there is none."""
+    group_members = group(rewards, feedback)
+    chosen = rule or SolutionOrFeedback()
+    found = [chosen.context(group_members, index) for index in range(len(rewards))]
+    return [entry.kind if isinstance(entry, Context) else str(entry) for entry in found]
+
+
+def eight(*solved: int) -> list[float]:
+    return [SOLVED if index in solved else FAILED for index in range(8)]
+
+
+@pytest.mark.parametrize(
+    ("rewards", "feedback", "wanted"),
+    [
+        (eight(), "", ["no_context"] * 8),
+        (eight(), "wrong", ["feedback"] * 8),
+        (eight(3), "", ["solution"] * 3 + ["only_success"] + ["solution"] * 4),
+        (eight(3), "wrong", ["solution"] * 3 + ["only_success"] + ["solution"] * 4),
+        (eight(0, 5), "", ["solution"] * 8),
+        (eight(0, 5), "wrong", ["solution"] * 8),
+        (eight(*range(8)), "", ["solution"] * 8),
+        (eight(*range(8)), "wrong", ["solution"] * 8),
+    ],
+)
+def test_who_takes_part_in_a_group_of_eight(rewards: list[float], feedback: str, wanted: list[str]) -> None:
+    assert kinds(rewards, feedback) == wanted
+
+
+def test_feedback_that_is_switched_off_or_blank_is_no_context() -> None:
+    assert kinds(eight(), "wrong", SolutionOrFeedback(feedback=False)) == ["no_context"] * 8
+    blank = RolloutGroup(rollout(0).task, (rollout(0, FAILED, " \n\t"),))
+    assert SolutionOrFeedback().context(blank, 0) is NONE
+
+
+def test_feedback_of_a_success_does_not_make_it_teach_itself() -> None:
+    praised = RolloutGroup(rollout(0).task, (rollout(0, SOLVED, "well done"), rollout(1, FAILED, "wrong")))
+    assert SolutionOrFeedback().context(praised, 0) is LONE
+
+
+@pytest.mark.parametrize("index", range(4))
+def test_the_first_other_success_in_order_is_shown_and_never_ones_own(index: int) -> None:
+    group_members = group([FAILED, SOLVED, FAILED, SOLVED], "wrong")
+    found = SolutionOrFeedback().context(group_members, index)
+    assert isinstance(found, Context)
+    assert found.solution == ("answer 3" if index == 1 else "answer 1")
+    assert found.feedback == ""
+
+
+def test_together_shows_ones_own_feedback_beside_a_siblings_solution() -> None:
+    group_members = group([FAILED, SOLVED, FAILED], "wrong")
+    rule = SolutionOrFeedback(together=True)
+    assert rule.context(group_members, 2) == Context("solution+feedback", solution="answer 1", feedback="wrong 2")
+    assert rule.context(group_members, 1) is LONE
+
+
+def test_the_threshold_decides_who_is_solved() -> None:
+    group_members = group([0.4, 0.6, 0.0])
+    assert SolutionOrFeedback(success=0.7).context(group_members, 0) is NONE
+    assert SolutionOrFeedback(success=0.6).context(group_members, 0) == Context("solution", solution="answer 1")
+
+
+def test_a_sibling_that_was_not_judged_teaches_nobody() -> None:
+    group_members = group([None, FAILED, FAILED])
+    assert SolutionOrFeedback().context(group_members, 1) is NONE
+
+
+def test_a_success_of_which_nothing_but_thinking_remains_is_passed_over() -> None:
+    task = rollout(0).task
+    thinking, plain = rollout(1, SOLVED, text="<think>it is twelve"), rollout(2, SOLVED, text="twelve")
+    found = SolutionOrFeedback().context(RolloutGroup(task, (rollout(0), thinking, plain)), 0)
+    assert found == Context("solution", solution="twelve")
+    alone = RolloutGroup(task, (rollout(0, FAILED, "wrong"), thinking))
+    assert SolutionOrFeedback().context(alone, 0) == Context("feedback", feedback="wrong")
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("twelve", "twelve"),
+        ("<think>7 + 5\n= 12</think>\n\ntwelve", "twelve"),
+        ("<think>a</think>one <think>b</think> two", "one two"),
+        ("it started in the prompt</think>\ntwelve", "twelve"),
+        ("twelve <think>or is it", "twelve "),
+        ("tail</think>twelve <think>again", "twelve "),
+        ("<think>never closed", ""),
+        ("if a < think > b", "if a < think > b"),
+        ("<think>a <think> b</think>\n\ntwelve", "twelve"),
+        ("draft</think>one</think> two", "two"),
+        ("<think>a</think> draft</think>\ntwelve", "twelve"),
+        ("</think>\n   ```\n   x\n   ```", "   ```\n   x\n   ```"),
+        ("```\ndraft\n</think>\n```\nprogram\n```", "```\nprogram\n```"),
+        ("a ```draft```\nso.</think>```\nprogram\n```", "```\nprogram\n```"),
+        ("```\ndraft\n<think>\nhm</think>\nso", "```\ndraft\nso"),
+        ("the tags `<think>` and `</think>` are removed", "the tags `<think>` and `</think>` are removed"),
+        ("hm</think>\n```\nre.sub(r'<think>.*</think>x', s)\n```", "```\nre.sub(r'<think>.*</think>x', s)\n```"),
+    ],
+)
+def test_thinking_is_removed_also_when_a_tag_is_missing(text: str, wanted: str) -> None:
+    assert without_thinking(text) == wanted
+
+
+@pytest.mark.parametrize(
+    "part", ["<think>", "</think>", "<think>a</think>", "`</think>`", "```<think>", " ", "`", "</think> \t"]
+)
+def test_removing_thinking_takes_time_linear_in_the_length(part: str) -> None:
+    began = time.monotonic()
+    without_thinking(part * (10**6 // len(part)))
+    assert time.monotonic() - began < 10  # what is not linear takes hours
+
+
+def test_a_demonstration_is_shown_without_its_thinking() -> None:
+    group_members = RolloutGroup(rollout(0).task, (rollout(0), rollout(1, SOLVED, text="<think>hm</think> twelve")))
+    assert SolutionOrFeedback().context(group_members, 0) == Context("solution", solution="twelve")
+
+
+def test_demonstration_and_document_come_from_the_task_and_are_the_same_for_all() -> None:
+    task = Task("t", (Message("user", "?"),), demonstration="do this", document="know this")
+    group_members = RolloutGroup(task, (rollout(0, task=task), rollout(1, SOLVED, task=task)))
+    for index in (0, 1):
+        assert Demonstration().context(group_members, index) == Context("demonstration", demonstration="do this")
+        assert Document().context(group_members, index) == Context("document", document="know this")
+    bare = group([FAILED])
+    assert Demonstration().context(bare, 0) is NONE
+    assert Document().context(bare, 0) is NONE
+
+
+def test_a_teacher_without_context_reads_the_question_itself() -> None:
+    question = (Message("system", "Be brief."), Message("user", "What is seven plus five?"))
+    assert teacher_messages(question, Context("none")) == question
+
+
+def test_the_frame_keeps_earlier_messages_and_replaces_the_last_one() -> None:
+    question = (
+        Message("system", "Be brief."),
+        Message("user", "Hello."),
+        Message("assistant", "Hi."),
+        Message("user", "What is seven plus five?"),
+    )
+    *earlier, last = teacher_messages(question, Context("solution", solution="twelve"))
+    assert tuple(earlier) == question[:-1]
+    assert last.role == "user"
+    assert last.content == f"What is seven plus five?\n\n{SECTIONS['solution']}\n\ntwelve\n\n{CLOSING}"
+
+
+def test_sections_stand_in_a_fixed_order_and_only_where_there_is_something_to_say() -> None:
+    context = Context("all", solution="S", feedback="F", document="D")
+    (message,) = teacher_messages((Message("user", "Q"),), context)
+    wanted = ["Q", SECTIONS["document"], "D", SECTIONS["solution"], "S", SECTIONS["feedback"], "F", CLOSING]
+    assert message.content.split("\n\n") == wanted
+
+
+@pytest.mark.parametrize("text", ["{prompt}", "{0} {{}} {x!r}", "%s %(a)d", "\\1 $1", "{% if x %}{{ x }}{% endif %}"])
+def test_braces_and_other_marks_in_texts_are_just_text(text: str) -> None:
+    (message,) = teacher_messages((Message("user", text),), Context("both", solution=text, feedback=text))
+    assert message.content.count(text) == 3

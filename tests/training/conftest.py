@@ -1,0 +1,83 @@
+"""Short runs of a tiny model in an environment of hashes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from selfdistill.config import RunConfig, from_settings
+from selfdistill.test_time.config import SolveConfig, solve_config
+
+ENVIRONMENTS = Path(__file__).with_name("loop_envs.py")
+TINY: Mapping[str, Any] = {
+    "device": "cpu",
+    "steps": 3,
+    "tasks_per_step": 2,
+    "rollouts_per_task": 4,
+    "checkpoint_every": 0,
+    "sampling": {"max_new_tokens": 8},
+    "evaluation": {"every": 0, "tasks": 2},
+    "optimiser": {"lr": 1e-3, "warmup_steps": 0},
+}
+
+ConfigOf = Callable[..., RunConfig]
+SearchOf = Callable[..., SolveConfig]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Sums are made in the same order in every process, and two cores are enough for all."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def config_of(model_dir: Path, tmp_path: Path) -> ConfigOf:
+    """A run's settings; `env` names an environment of `loop_envs`."""
+
+    def build(env: str = "hashed", **changes: Any) -> RunConfig:
+        own = {"model": str(model_dir), "env": f"{ENVIRONMENTS}:{env}", "out": str(tmp_path / "run")}
+        return from_settings({**TINY, **own, **changes})
+
+    return build
+
+
+@pytest.fixture
+def search_of(model_dir: Path) -> SearchOf:
+    """A search's settings; `env` names an environment of `solve_envs` or `loop_envs`."""
+
+    def build(strategy: str, env: str, budget: int = 24, **changes: Any) -> SolveConfig:
+        file = "solve_envs.py" if env in ("hints", "wordy", "mute", "rare", "Strict", "flaky") else "loop_envs.py"
+        options = {
+            "model": str(model_dir), "env": f"{ENVIRONMENTS.parent / file}:{env}", "device": "cpu",
+            "checkpoint_every": 2, "sampling.max_new_tokens": 8, "optimiser.lr": 1e-3, **changes.pop("settings", {}),
+        }  # fmt: skip
+        limits = {"budget": budget, **changes.pop("limits", {})}
+        return solve_config(strategy, list(options.items()), limits=limits, **{"tasks": ["q1"], **changes})
+
+    return build
+
+
+class Heard:
+    """A reporter that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, Any]] = []
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *arguments: self.events.append((name, arguments[0]))
+
+    @property
+    def notes(self) -> list[str]:
+        return [text for name, text in self.events if name == "note"]
+
+
+@pytest.fixture
+def heard() -> Heard:
+    return Heard()

@@ -1,0 +1,128 @@
+"""Runs side by side, in processes of their own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from stopped_jobs import last_round
+
+from selfdistill.errors import ConfigError, RunError
+from selfdistill.runs import Interrupted, Quiet, read_run
+from selfdistill.training.loop import train
+from selfdistill.training.side_by_side import Job, compare, demo_configs, places, side_by_side
+
+
+def test_the_demo_gives_both_methods_the_same_verbs_budget_and_seed(tmp_path: Path) -> None:
+    sdpo, grpo = demo_configs(tmp_path, seed=3, completions=2560)
+    assert (sdpo.method.name, grpo.method.name) == ("sdpo", "grpo")
+    assert sdpo.completions_sampled == grpo.completions_sampled == 2560
+    assert sdpo.seed == grpo.seed == 3
+    assert sdpo.env == grpo.env
+    assert Path(sdpo.out).parent == Path(grpo.out).parent == tmp_path / "demo-seed3"
+    with pytest.raises(ConfigError, match="128 completions of one step"):
+        demo_configs(tmp_path, seed=3, completions=5)
+
+
+def test_runs_in_their_own_processes_give_the_bits_they_give_alone(config_of, heard, tmp_path: Path) -> None:
+    """The second one fails: it is said in the end, and the first is whole."""
+    good = config_of("hashed", out=str(tmp_path / "good"), steps=2)
+    bad = config_of("BreaksLater", out=str(tmp_path / "bad"), steps=3)
+    with pytest.raises(RunError, match=r"bad failed[\s\S]*more than half of a batch"):
+        compare([good, bad], lambda name: heard)
+    alone = read_run(train(replace(good, out=str(tmp_path / "alone")), Quiet()))
+    beside = read_run(tmp_path / "good")
+    assert [record.grad_norm for record in beside.steps] == [record.grad_norm for record in alone.steps]
+    assert [(r.uid, r.token_ids) for r in beside.rollouts()] == [(r.uid, r.token_ids) for r in alone.rollouts()]
+    told = [name for name, _ in heard.events]
+    assert told.count("started") == 2
+    assert told.count("step") == 4
+    assert told.count("finished") == 1
+
+
+def test_how_many_jobs_run_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container may leave a process fewer cores than the machine has; a GPU is shared by no two searches."""
+    if not hasattr(os, "sched_getaffinity"):
+        pytest.skip("this system does not bind processes to cores")
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(allowed)})
+    try:
+        assert places(["cpu", "cpu"]) == 1
+    finally:
+        os.sched_setaffinity(0, allowed)
+    assert places(["cpu"]) == len(allowed)
+    assert places(["cpu"], 3) == 3
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert places(["cpu", "auto"]) == 1
+    with pytest.raises(ConfigError, match="no job would ever run"):
+        places(["cpu"], 0)
+
+
+class Presses(Quiet):
+    """Does something when a job is in its last round."""
+
+    def __init__(self, press: Callable[[], None]) -> None:
+        self.press = press
+
+    def phase(self, name: str, done: int = 0, total: int = 0) -> None:
+        self.press()
+
+
+def jobs_in(folder: Path, count: int) -> list[Job]:
+    return [Job(folder / f"job-{number}", {}, last_round, command="solve") for number in range(count)]
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_after_ctrl_c_a_job_that_was_in_its_last_round_is_done_and_one_that_did_not_begin_is_not(
+    tmp_path: Path, stop: signal.Signals
+) -> None:
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        side_by_side(jobs_in(tmp_path, 2), lambda label: Presses(lambda: os.kill(os.getpid(), stop)), at_once=1)
+    assert not isinstance(stopped.value, Interrupted), "the second one has nothing to go on with"
+    assert [str(path.relative_to(tmp_path)) for path in tmp_path.glob("*/*asked")] == ["job-0/asked"]
+
+
+def test_ctrl_c_while_a_job_is_still_starting_is_no_failure(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    def reporter_for(label: str) -> Quiet:
+        os.kill(os.getpid(), signal.SIGINT)
+        return Quiet()
+
+    with pytest.raises(KeyboardInterrupt):
+        side_by_side(jobs_in(tmp_path, 1), reporter_for, at_once=1)
+    assert not list(tmp_path.iterdir())
+    assert "Traceback" not in capfd.readouterr().err
+
+
+PARENT = """
+import sys
+from pathlib import Path
+from selfdistill.training.side_by_side import Job, side_by_side
+from selfdistill.runs import Quiet
+from stopped_jobs import last_round
+
+class Says(Quiet):
+    def phase(self, *_):
+        print("running", flush=True)
+
+if __name__ == "__main__":
+    side_by_side([Job(Path(sys.argv[1]) / "job-0", {}, last_round)], lambda label: Says(), at_once=1)
+"""
+
+
+def test_a_job_whose_parent_is_killed_saves_and_ends(tmp_path: Path) -> None:
+    script = tmp_path / "parent.py"
+    script.write_text(PARENT)
+    own = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    parent = subprocess.Popen([sys.executable, script, tmp_path], stdout=subprocess.PIPE, text=True, env=own)
+    assert parent.stdout is not None
+    assert parent.stdout.readline() == "running\n"
+    parent.kill()
+    parent.stdout.read()  # the end of the pipe, which the job has too: nobody is left
+    parent.wait()
+    assert (tmp_path / "job-0" / "asked").exists()
