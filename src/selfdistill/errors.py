@@ -11,12 +11,20 @@
     └── RunError         a run directory that cannot be written, read or resumed  (also an OSError)
 
 To add one: derive from `SelfDistillError` and from the standard type it refines, and draw it above.
+
+The range of a number is declared with the field of the dataclass that holds it, by `option`; `check_ranges` raises
+`ConfigError` for a value outside.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields
 from difflib import get_close_matches
+from typing import Any
+
+BEYOND = 1e9  # a number of this size, where no other range was chosen, is a slip
 
 
 class SelfDistillError(Exception):
@@ -71,3 +79,87 @@ def nearest(name: str, known: Iterable[str]) -> str:
     choices = sorted(known)
     close = get_close_matches(name, choices, n=1, cutoff=0.5)
     return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(choices)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """The numbers that a field takes, between two bounds. They are finite unless a bound is infinite."""
+
+    least: float = -BEYOND
+    most: float = BEYOND
+    without_least: bool = False
+    without_most: bool = False
+
+    def holds(self, number: float) -> bool:
+        """Whether the number is within; NaN never is."""
+        excluded = [self.least] * self.without_least + [self.most] * self.without_most
+        return self.least <= number <= self.most and number not in excluded
+
+    @property
+    def words(self) -> str:
+        """What follows "a number" in a sentence; empty where no bound was chosen."""
+        least, most = (
+            "" if abs(bound) == BEYOND else str(bound) if isinstance(bound, int) else f"{bound:g}"
+            for bound in (self.least, self.most)
+        )
+        if least and most and math.isfinite(self.most):
+            if not self.without_least and not self.without_most:
+                return f" from {least} to {most}"
+            low, high = "above" if self.without_least else "from", "below" if self.without_most else "up to"
+            return f" {low} {least}, {high} {most}"
+        endless = ", or inf" if self.most == math.inf else ""
+        if least and math.isfinite(self.least):
+            return (f" above {least}" if self.without_least else f", {least} or more") + endless
+        return (f" below {most}" if self.without_most else f", {most} or less") if most else ""
+
+
+def about(
+    text: str,
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+    below: float | None = None,
+) -> Mapping[str, Any]:
+    """Metadata for a dataclass field: a sentence that explains the setting, shown where settings are listed, and for a
+    number its range: from `least` or above `above`, to `most` (inf: it may be inf) or below `below`."""
+    low = next((bound for bound in (above, least) if bound is not None), -BEYOND)
+    high = next((bound for bound in (below, most) if bound is not None), BEYOND)
+    return {"text": text, "range": Range(low, high, above is not None, below is not None)}
+
+
+def option(default: Any, text: str, **bounds: float | None) -> Any:
+    """A dataclass field with a default (MISSING: none), and text and range as in `about`."""
+    return field(default=default, metadata=about(text, **bounds))
+
+
+def check_ranges(value: Any) -> None:
+    """Raises `ConfigError` for a number of a dataclass that is outside its range, for NaN, and for one that is not
+    finite, or beyond any sense, where no range allows it."""
+    for item in fields(value):
+        if item.init:
+            check_range(item, getattr(value, item.name))
+
+
+def check_range(item: Field[Any], value: Any, key: str = "", shown: str = "") -> None:
+    """The check of one field, by its dotted `key` and the value as `shown`; of a tuple each number is checked."""
+    bounds, default = item.metadata.get("range", Range()), item.default
+    numbers = [number for number in (value if isinstance(value, tuple) else (value,)) if type(number) in (int, float)]
+    if all(bounds.holds(number) or number == default for number in numbers):
+        return
+    key = key or item.name
+    raise ConfigError(
+        f"{key} must be a {'whole ' if isinstance(default, int) else ''}number{bounds.words}",
+        got=shown or f"{key} = {value!r}",
+        why="it should be finite" if not bounds.words else f"it means: {item.metadata['text']}",
+        do="" if default is MISSING else f"try {default}",
+    )
+
+
+class Ranged:
+    """Base of a dataclass whose numbers are checked when it is made."""
+
+    __slots__ = ()
+
+    def __post_init__(self) -> None:
+        check_ranges(self)

@@ -11,7 +11,6 @@ Keys are checked against the fields, values against the annotations. Where a fie
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
@@ -23,11 +22,14 @@ from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get
 
 from pydantic import TypeAdapter, ValidationError
 
-from selfdistill.errors import ConfigError, nearest
+from selfdistill.errors import BEYOND as BEYOND
+from selfdistill.errors import ConfigError, Range, check_range, nearest
+from selfdistill.errors import about as about
+from selfdistill.errors import check_ranges as check_ranges
+from selfdistill.errors import option as option
 
 T = TypeVar("T")
 
-BEYOND = 1e9  # a number of this size, where no other range was chosen, is a slip
 SEED = 2**63 - 1  # the largest that every generator of random numbers takes
 
 EXPECTED = {
@@ -57,46 +59,6 @@ class Where:
         return f"{text}  ({source})" if source else text
 
 
-@dataclass(frozen=True, slots=True)
-class Range:
-    """What a number is held to. Not finite is only what `most`, or `least`, says by being so."""
-
-    least: float = -BEYOND
-    most: float = BEYOND
-    without_least: bool = False
-
-    def holds(self, number: float) -> bool:
-        """Whether the number is within; NaN never is."""
-        return self.least <= number <= self.most and not (self.without_least and number == self.least)
-
-    @property
-    def words(self) -> str:
-        """Said after "a number"; empty where no bound was chosen."""
-        least, most = (_shown(bound) if abs(bound) != BEYOND else "" for bound in (self.least, self.most))
-        if least and most and math.isfinite(self.most):
-            return f" above {least}, up to {most}" if self.without_least else f" from {least} to {most}"
-        endless = ", or inf" if self.most == math.inf else ""
-        if least and math.isfinite(self.least):
-            return (f" above {least}" if self.without_least else f", {least} or more") + endless
-        return f", {most} or less" if most else ""
-
-
-def about(
-    text: str, *, least: float | None = None, above: float | None = None, most: float | None = None
-) -> Mapping[str, Any]:
-    """Metadata for a dataclass field: a sentence that explains the setting, shown where settings are listed, and for a
-    number the range that it is held to: from `least`, or above `above`, to `most` (inf: it may be inf)."""
-    low = next((bound for bound in (above, least) if bound is not None), -BEYOND)
-    return {"text": text, "range": Range(low, BEYOND if most is None else most, above is not None)}
-
-
-def option(
-    default: Any, text: str, *, least: float | None = None, above: float | None = None, most: float | None = None
-) -> Any:
-    """A dataclass field with a default, and the rest as in `about`."""
-    return field(default=default, metadata=about(text, least=least, above=above, most=most))
-
-
 def changed(kind: type, name: str, default: Any) -> Any:
     """The field of a base class with another default, for a preset that derives from it."""
     cls: Any = kind
@@ -122,27 +84,6 @@ def override(value: T, settings: Mapping[str, Any], where: Where = Where()) -> T
     """A copy of a dataclass with some settings replaced, at any depth. Raises `ConfigError` as `build` does."""
     current = {item.name: getattr(value, item.name) for item in _fields(type(value))}
     return _make(type(value), settings, where, current)
-
-
-def check_ranges(value: Any) -> None:
-    """Raises `ConfigError` for a number of a dataclass that is outside its range, for NaN, and for one that is not
-    finite or beyond any sense where no range says so."""
-    for item in _fields(type(value)):
-        _check_range(item, getattr(value, item.name), Where(item.name))
-
-
-def _check_range(item: Field[Any], value: Any, where: Where) -> None:
-    """The check for one field; a list is held to it number by number."""
-    bounds = item.metadata.get("range", Range())
-    numbers = [number for number in (value if isinstance(value, tuple) else (value,)) if type(number) in (int, float)]
-    if all(bounds.holds(number) or number == _default(item) for number in numbers):
-        return
-    raise ConfigError(
-        f"{where.key} must be a {'whole ' if isinstance(_default(item), int) else ''}number{bounds.words}",
-        got=where.shown(value),
-        why="it should be finite" if not bounds.words else f"it means: {item.metadata['text']}",
-        do="" if _default(item) is MISSING else f"try {_default(item)}",
-    )
 
 
 def plain(value: Any, declared: Any = None) -> Any:
@@ -222,7 +163,7 @@ def _make(kind: type[T], settings: Mapping[str, Any], where: Where, current: Map
             raise ConfigError("unknown setting", got=where.at(name).shown(raw), do=_suggestion(name, kind))
         before = values[name] if name in values else _default(known[name])
         values[name] = _convert(hints[name], raw, where.at(name), before)
-        _check_range(known[name], values[name], where.at(name))
+        check_range(known[name], values[name], where.at(name).key, where.at(name).shown(values[name]))
     missing = [name for name, item in known.items() if name not in values and _default(item) is MISSING]
     if missing:
         raise ConfigError("a setting is missing", got=where.shown(dict(settings)), do=f"set {', '.join(missing)}")
@@ -304,10 +245,6 @@ def _dataclasses(kind: Any) -> tuple[type, ...]:
 
 def _fields(kind: type) -> tuple[Field[Any], ...]:
     return tuple(item for item in fields(cast(Any, kind)) if item.init)
-
-
-def _shown(bound: float) -> str:
-    return str(bound) if isinstance(bound, int) else f"{bound:g}"
 
 
 @cache
