@@ -144,12 +144,12 @@ def test_a_method_that_cannot_be_made_is_named_with_its_line(tmp_path: Path, bod
 def test_an_abstract_method_and_a_stage_that_fails_are_named(tmp_path: Path, tiny_policy) -> None:
     (tmp_path / "method.py").write_text(
         HEADER + "@dataclass(frozen=True)\nclass Own(Method):\n    pass\n"
-        "class Stage:\n    name = 'answer'\n    def wanted(self, group, count):\n        return group.nothing\n"
+        "class Stage:\n    name = 'answer'\n    def requests(self, group, count):\n        return group.nothing\n"
     )
     with pytest.raises(ConfigError, match=r"Own in .*method\.py fails in its settings[\s\S]*abstract"):
         get_method(f"{tmp_path}/method.py:Own", {})
     stage = make_stage(tmp_path / "method.py")
-    with pytest.raises(ConfigError, match=r"Stage in .*method\.py fails in its `wanted`[\s\S]*line 9"):
+    with pytest.raises(ConfigError, match=r"Stage in .*method\.py fails in its `requests`[\s\S]*line 9"):
         roll_out(tiny_policy(), None, None, [TASK], None, rollouts=1, seed=0, label="x", stages=(stage,))  # type: ignore[arg-type]
 
 

@@ -59,7 +59,8 @@ def loss_case(case: Case) -> dict[str, Any]:
     student_TD, teacher_TD = given_hidden(case, head.weight_VD.shape[1], policy.device)
     student_TD.requires_grad_(True)
     teacher = Teacher(Frozen(), policy)
-    view = TeacherStates(teacher_TD, teacher.head(policy, teacher.views()[0]))
+    with teacher.applied(policy, teacher.views()[0]) as reader:
+        view = TeacherStates(teacher_TD, reader.head().detached())
     said_T = torch.arange(tokens, device=policy.device) % head.vocabulary
     weight_T = torch.full((tokens,), 1.0 / tokens, device=policy.device)
     loss_spec = signal_of(case)

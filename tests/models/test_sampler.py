@@ -241,7 +241,8 @@ def test_rows_of_the_head_beyond_the_tokenizer_are_never_sampled(shelf, tmp_path
             if "top_p" not in options:
                 assert completion.logprobs == pytest.approx(trainer_logprobs(policy, prompt, completion), abs=1e-4)
     teacher = Teacher(Frozen(), policy)
-    assert teacher.head(policy, teacher.views()[0]).vocabulary == policy.head().vocabulary == words
+    with teacher.applied(policy, teacher.views()[0]) as reader:
+        assert reader.head().vocabulary == policy.head().vocabulary == words
 
 
 def test_no_prompts_no_completions(policy) -> None:

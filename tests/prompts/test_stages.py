@@ -32,53 +32,53 @@ def after(number: int) -> tuple[Message, ...]:
 
 
 def test_attempts_are_asked_as_often_as_the_run_says() -> None:
-    assert Attempts().wanted(EMPTY, 3) == [SampleRequest(QUESTION.messages)] * 3
+    assert Attempts().requests(EMPTY, 3) == [SampleRequest(QUESTION.messages)] * 3
 
 
 def test_a_demonstration_is_there_already_and_counts_as_solved() -> None:
-    assert DemonstrationCompletions().wanted(knowing(demonstration="twelve"), 8) == [
+    assert DemonstrationCompletions().requests(knowing(demonstration="twelve"), 8) == [
         FixedCompletion("twelve", Outcome(1.0))
     ]
-    assert DemonstrationCompletions().wanted(knowing(demonstration=" \n"), 8) == []
+    assert DemonstrationCompletions().requests(knowing(demonstration=" \n"), 8) == []
 
 
 def test_a_logged_answer_comes_with_what_the_user_said_to_it() -> None:
     logged = knowing(logged_answer="eleven", user_reply="No, more.")
-    assert LoggedCompletions().wanted(logged, 8) == [FixedCompletion("eleven", Outcome(0.0, reply="No, more."))]
-    assert LoggedCompletions().wanted(knowing(user_reply="No, more."), 8) == []
+    assert LoggedCompletions().requests(logged, 8) == [FixedCompletion("eleven", Outcome(0.0, reply="No, more."))]
+    assert LoggedCompletions().requests(knowing(user_reply="No, more."), 8) == []
 
 
 def test_the_informed_read_what_the_rule_finds_and_are_not_asked_without_it() -> None:
     told = teacher_messages(QUESTION.messages, Context("demonstration", demonstration="twelve"))
-    assert PrivilegedRollouts(Demonstration()).wanted(knowing(demonstration="twelve"), 2) == [SampleRequest(told)] * 2
-    assert PrivilegedRollouts(Demonstration()).wanted(EMPTY, 2) == []
-    [ask] = PrivilegedRollouts(Instruction("Be brief.")).wanted(EMPTY, 1)
+    assert PrivilegedRollouts(Demonstration()).requests(knowing(demonstration="twelve"), 2) == [SampleRequest(told)] * 2
+    assert PrivilegedRollouts(Demonstration()).requests(EMPTY, 2) == []
+    [ask] = PrivilegedRollouts(Instruction("Be brief.")).requests(EMPTY, 1)
     assert ask == SampleRequest((Message("system", "Be brief."), *QUESTION.messages))
 
 
 def test_failures_that_were_told_something_try_again_in_one_conversation() -> None:
-    assert SecondAttempts().wanted(TRIED, 8) == [SampleRequest(after(1), 1), SampleRequest(after(3), 3)]
+    assert SecondAttempts().requests(TRIED, 8) == [SampleRequest(after(1), 1), SampleRequest(after(3), 3)]
 
 
 def test_failures_that_were_told_nothing_and_attempts_of_other_stages_are_left_alone() -> None:
     mute = RolloutGroup(QUESTION, (rollout(0, 0.0, " \n"), replace(rollout(1, 0.0, "wrong"), stage="second_attempt")))
-    assert SecondAttempts().wanted(mute, 8) == []
-    assert Reflections().wanted(mute, 8) == []
+    assert SecondAttempts().requests(mute, 8) == []
+    assert Reflections().requests(mute, 8) == []
 
 
 def test_the_threshold_decides_who_failed() -> None:
     partly = RolloutGroup(QUESTION, (rollout(0, 0.6, "almost"),))
-    assert SecondAttempts().wanted(partly, 8) == []
-    assert [ask.of for ask in SecondAttempts(success=0.7).wanted(partly, 8)] == [0]
-    assert [ask.of for ask in Reflections(success=0.7).wanted(partly, 8)] == [0]
+    assert SecondAttempts().requests(partly, 8) == []
+    assert [ask.of for ask in SecondAttempts(success=0.7).requests(partly, 8)] == [0]
+    assert [ask.of for ask in Reflections(success=0.7).requests(partly, 8)] == [0]
 
 
 def test_a_reflection_is_asked_for_with_the_feedback_and_nobody_judges_it() -> None:
     *before, last = after(1)
-    wanted = SampleRequest((*before, Message("user", f"wrong 1\n\n{REFLECT}")), 1, judged=False)
-    assert Reflections().wanted(TRIED, 8)[0] == wanted
+    wanted = SampleRequest((*before, Message("user", f"wrong 1\n\n{REFLECT}")), 1, scored=False)
+    assert Reflections().requests(TRIED, 8)[0] == wanted
     assert last.content in wanted.messages[-1].content
-    assert [ask.of for ask in Reflections().wanted(TRIED, 8)] == [1, 3]
+    assert [ask.of for ask in Reflections().requests(TRIED, 8)] == [1, 3]
 
 
 def test_a_reflection_is_the_system_message_of_the_next_attempt_about_its_own_place() -> None:
@@ -86,7 +86,7 @@ def test_a_reflection_is_the_system_message_of_the_next_attempt_about_its_own_pl
         replace(rollout(4 + number, text=text), stage=Reflections.name, outcome=None, of=of)
         for number, (text, of) in enumerate((("Add, then say.", 1), ("<think>hm</think> Count.", 3), ("<think>hm", 3)))
     ]
-    found = ReflectedAttempts().wanted(RolloutGroup(QUESTION, (*TRIED.rollouts, *noted)), 8)
+    found = ReflectedAttempts().requests(RolloutGroup(QUESTION, (*TRIED.rollouts, *noted)), 8)
     assert found == [
         SampleRequest((Message("system", "Add, then say."), *QUESTION.messages), 4),
         SampleRequest((Message("system", "Count."), *QUESTION.messages), 5),
@@ -96,5 +96,5 @@ def test_a_reflection_is_the_system_message_of_the_next_attempt_about_its_own_pl
 def test_a_reflection_joins_a_system_message_that_is_there() -> None:
     task = Task("t", (Message("system", "Be brief."), Message("user", "?")))
     noted = replace(rollout(0, text="Count.", task=task), stage=Reflections.name, outcome=None)
-    [ask] = ReflectedAttempts().wanted(RolloutGroup(task, (noted,)), 8)
+    [ask] = ReflectedAttempts().requests(RolloutGroup(task, (noted,)), 8)
     assert ask.messages == (Message("system", "Count.\n\nBe brief."), Message("user", "?"))

@@ -135,7 +135,7 @@ def wanted_answers(
     begun = draw_tasks(tasks, len(tasks), passes, seed)[:rest]
 
     def counted(drawn: Sequence[Task]) -> tuple[int, int]:
-        wants = [w for stage in stages[:1] for task in drawn for w in stage.wanted(RolloutGroup(task, ()), rollouts)]
+        wants = [w for stage in stages[:1] for task in drawn for w in stage.requests(RolloutGroup(task, ()), rollouts)]
         given = sum(isinstance(want, FixedCompletion) for want in wants)
         return len(wants) - given, given
 

@@ -1,8 +1,7 @@
-"""Whose weights read the privileged context: the teacher's rule, and the weights it keeps.
+"""Teachers: which weights read the privileged context, and how those that are kept follow the student.
 
-A rule says which weights speak (`views`) and how the kept ones follow the student. The kept weights, the *shadow*,
-are float32 copies of the trainable parameters alone: under LoRA that is the adapter, and a fresh adapter's shadow is
-the base model itself, at no further cost.
+A rule names the weights (`Teacher.views`) and moves the kept ones. The kept weights, the *shadow*, are float32 copies
+of the trainable parameters alone: under LoRA that is the adapter, and a fresh adapter's shadow is the base model.
 """
 
 from __future__ import annotations
@@ -13,20 +12,19 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from selfdistill.errors import ConfigError, RunError
-from selfdistill.losses.head import Head
+from selfdistill.errors import RunError
 from selfdistill.models.policy import Policy
-from selfdistill.options import option
+from selfdistill.options import check_ranges, option
 
 Source: TypeAlias = Literal["shadow", "student", "other"]
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """One reading of the teacher's prompt: with whose weights, and its exponent in the product of the views' opinions
-    (log-probabilities are averaged with these weights, which sum to 1)."""
+    """One forward pass of a teacher: which weights, and their exponent in the product of the views' distributions.
+    Exponents sum to 1."""
 
     weight: float
     source: Source
@@ -34,18 +32,18 @@ class View:
 
 @dataclass(frozen=True, slots=True)
 class Frozen:
-    """The teacher is the student as it was at the start."""
+    """The teacher is the student at the start of the run."""
 
     kind: ClassVar[str] = "frozen"
 
 
 @dataclass(frozen=True, slots=True)
 class Ema:
-    """After every step φ ← (1 − rate)·φ + rate·θ, φ the teacher and θ the student: once for a generation batch, after
-    the last of its updates, and not after a step that made none.
+    """After every step φ ← (1 − rate)·φ + rate·θ, φ the teacher and θ the student: once per generation batch, after its
+    last update, and not after a step without updates.
 
-    `rate` is the share of the *student* that the teacher takes in: 0.05 follows slowly, 0 never, 1 copies. (Elsewhere
-    the same teacher may be written as a decay of 0.95.) Raises `ConfigError`.
+    `rate` is the share of the *student*: 0.05 follows slowly, 0 never, 1 copies; often written as a decay of 0.95.
+    Raises `ConfigError`.
     """
 
     kind: ClassVar[str] = "ema"
@@ -54,32 +52,27 @@ class Ema:
     )
 
     def __post_init__(self) -> None:
-        _check_share(self.rate, "the rate of an EMA teacher")
+        check_ranges(self)
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The teacher becomes a copy of the student after every `every`-th step; steps that made no update do not count.
+    """The teacher becomes a copy of the student after every `every`-th step; steps without updates do not count.
     Raises `ConfigError`."""
 
     kind: ClassVar[str] = "snapshot"
     every: int = option(10, "steps (generation batches, not updates) between copies of the student", least=1)
 
     def __post_init__(self) -> None:
-        if isinstance(self.every, bool) or self.every < 1:
-            why = "it counts steps"
-            raise ConfigError(
-                "a snapshot teacher needs a whole number of at least 1", got=self.every, why=why, do="try 10"
-            )
+        check_ranges(self)
 
 
 @dataclass(frozen=True, slots=True)
 class TrustRegion:
     """q ∝ q_ref^(1 − rate) · q_θ^rate: the student at the start and the student now, both reading the context.
 
-    `rate` is the share of the *student*: 0 is `Frozen`, 1 is `Live`. Costs two forward passes. Where the paper mixes in
-    the student as it is at every update, both are read once in a step: "now" is the start of the step, also for its
-    later updates. Raises `ConfigError`.
+    `rate` is the share of the *student*: 0 is `Frozen`, 1 is `Live`. Costs two forward passes. The paper mixes in the
+    student of every update; here both are read once per step, with the weights at its start. Raises `ConfigError`.
     Source: Hübotter et al. 2026 (arXiv 2601.20802), app. A.2.
     """
 
@@ -87,20 +80,20 @@ class TrustRegion:
     rate: float = option(0.05, "exponent of the student in the product with its start", least=0, most=1)
 
     def __post_init__(self) -> None:
-        _check_share(self.rate, "the rate of a trust-region teacher")
+        check_ranges(self)
 
 
 @dataclass(frozen=True, slots=True)
 class Live:
-    """The teacher is the student itself, as it is at the start of a step, reading the context."""
+    """The teacher is the student itself, with its weights at the start of the step, reading the context."""
 
     kind: ClassVar[str] = "live"
 
 
 @dataclass(frozen=True, slots=True)
 class Other:
-    """Another model reads the context, by its own weights: on-policy distillation from a stronger one, which must have
-    the same tokenizer. Raises `ConfigError`. Source: Agarwal et al., arXiv 2306.13649."""
+    """The teacher is another model with the same tokenizer: on-policy distillation from a stronger one.
+    Source: Agarwal et al., arXiv 2306.13649."""
 
     kind: ClassVar[str] = "other"
     model: str = option("", "directory or hub name of the teacher's model")
@@ -109,61 +102,48 @@ class Other:
 TeacherRule: TypeAlias = Frozen | Ema | Snapshot | TrustRegion | Live | Other
 
 
-def _check_share(rate: float, what: str) -> None:
-    if not 0 <= rate <= 1:
-        why = "it is the share of the student that the teacher takes in"
-        raise ConfigError(f"{what} must be between 0 and 1", got=rate, why=why, do="try 0.05")
-
-
 class Teacher:
-    """A rule at work on one policy: the shadow it keeps, and how many steps with an update it has seen.
+    """A rule with the weights that it keeps for one policy, and the number of steps that moved them.
 
         teacher = Teacher(Ema(0.05), policy)
         for view in teacher.views():
             with teacher.applied(policy, view) as reader:
-                hidden_ND = reader.answer_hidden(pairs)
-            head = teacher.head(policy, view)
+                hidden_ND, head = reader.answer_hidden(pairs), reader.head().detached()
         ...                                             # all updates of the step
         teacher.update(policy)
 
-    The shadow starts as the student's own parameters. `other` is the model of an `Other` rule.
+    The shadow starts as the student's parameters. `other` is the model of an `Other` rule.
     """
 
-    def __init__(
-        self,
-        rule: TeacherRule,
-        policy: Policy,
-        *,
-        other: Policy | None = None,
-    ) -> None:
+    def __init__(self, rule: TeacherRule, policy: Policy, *, other: Policy | None = None) -> None:
         assert isinstance(rule, Other) == (other is not None), "an Other rule, and no other, comes with its model"
         self.rule = rule
         self.other = other
         self.batches = 0
         self._applied = False
         kept = {} if isinstance(rule, Live | Other) else policy.trainable()
-        self._shadow = {name: _float32_copy(value) for name, value in kept.items()}
+        self._shadow = {name: value.detach().to(torch.float32, copy=True) for name, value in kept.items()}
 
     def views(self) -> tuple[View, ...]:
-        """Which weights read the teacher's prompt, and how much each counts."""
+        """The forward passes of the teacher's prompt."""
         if isinstance(self.rule, Live):
             return (View(1.0, "student"),)
         if isinstance(self.rule, Other):
             return (View(1.0, "other"),)
         if isinstance(self.rule, TrustRegion):
             both = (View(1.0 - self.rule.rate, "shadow"), View(self.rule.rate, "student"))
-            return tuple(view for view in both if view.weight > 0)  # a view that counts for nothing costs a pass
+            return tuple(view for view in both if view.weight > 0)  # a view of weight 0 would cost a pass
         return (View(1.0, "shadow"),)
 
     @contextmanager
     def applied(self, policy: Policy, view: View) -> Iterator[Policy]:
-        """Inside, the policy that this yields computes with the view's weights and without gradients.
+        """Yields a policy that computes with the view's weights, without gradients. Cannot be nested.
 
-        The parameters are pointed at the shadow and back again, so that the student's bits are never touched, also
-        when the body raises. Cannot be nested.
+        The parameters point at the shadow and, also after an exception, back at the student's own tensors, which are
+        never written. A head taken inside stays valid until `update`, that of a student view until the optimiser step.
         """
         assert not self._applied, "a teacher is already applied"
-        assert not torch.is_autocast_enabled(policy.device.type), "autocast would go on with its copies of the student"
+        assert not torch.is_autocast_enabled(policy.device.type), "autocast has cached copies of the student"
         parameters = policy.trainable() if view.source == "shadow" else {}
         student = {name: value.data for name, value in parameters.items()}
         self._applied = True
@@ -177,70 +157,36 @@ class Teacher:
                 value.data = student[name]
             self._applied = False
 
-    def head(self, policy: Policy, view: View) -> Head:
-        """The head that belongs to the view's hidden states, outside of `applied` too; never carries a gradient.
-
-        It looks at the weights it came from. Where the head is trained, use a student view's before the next optimiser
-        step, and a shadow view's before the next `update`.
-        """
-        if view.source == "other" and self.other:
-            return self.other.head().detached()
-        head = policy.head()
-        if view.source == "student":
-            return head.detached()
-        names = {value.data_ptr(): name for name, value in policy.trainable().items()}
-
-        def shadowed(value: Tensor) -> Tensor:
-            """`value` is a parameter, or its first rows."""
-            name = names.get(value.data_ptr())  # a head that is not trained, as under LoRA, has no shadow
-            return value.detach() if name is None else self._shadow[name][: len(value)].to(value.device, value.dtype)
-
-        bias_V = None if head.bias_V is None else shadowed(head.bias_V)
-        return Head(shadowed(head.weight_VD), bias_V, head.softcap, head.scale)
-
     @torch.no_grad()
     def update(self, policy: Policy) -> None:
-        """Follows the student. Call once in a step, after its last update."""
+        """Moves the shadow towards the student. Call once per step, after its last update."""
         self.batches += 1
-        rate = self._rate()
-        if rate == 0:
-            return
-        for name, value in policy.trainable().items():
-            shadow = self._shadow[name]
-            shadow.lerp_(value.detach().to(shadow), rate)
-
-    def _rate(self) -> float:
-        """How much of the student the shadow takes in now."""
-        if isinstance(self.rule, Ema):
-            return self.rule.rate
-        if isinstance(self.rule, Snapshot):
-            return float(self.batches % self.rule.every == 0)
-        return 0.0
+        rate = self.rule.rate if isinstance(self.rule, Ema) else 0.0
+        if isinstance(self.rule, Snapshot) and self.batches % self.rule.every == 0:
+            rate = 1.0
+        if rate > 0:
+            for name, value in policy.trainable().items():
+                self._shadow[name].lerp_(value.detach().to(self._shadow[name]), rate)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The shadow, by parameter name, and the number of batches. Not a copy: write it before the next `update`."""
-        return {
-            "batches": torch.tensor(self.batches),
-            **{f"shadow.{name}": value for name, value in self._shadow.items()},
-        }
+        shadow = {f"shadow.{name}": value for name, value in self._shadow.items()}
+        return {"batches": torch.tensor(self.batches), **shadow}
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Takes back what `state_dict` gave, to the bit. Raises `RunError` when it belongs to another model or rule."""
-        wanted = {f"shadow.{name}": tuple(value.shape) for name, value in self._shadow.items()}
-        found = {name: tuple(value.shape) for name, value in state.items() if name != "batches"}
-        if wanted != found or "batches" not in state:
+        """Restores a `state_dict`, bit-identical. Raises `RunError` for one of another model or rule."""
+        wanted, found = (
+            {name: tuple(value.shape) for name, value in tensors.items()} for tensors in (self.state_dict(), state)
+        )
+        if wanted != found:
             differing = sorted(name for name in wanted | found if wanted.get(name) != found.get(name))
             raise RunError(
                 "the saved teacher does not fit this model",
                 got=f"{len(found)} tensors",
-                why=f"{len(wanted)} were expected; first difference: {(differing or ['batches'])[0]}",
+                why=f"{len(wanted)} were expected; first difference: {differing[0]}",
                 do="resume with the model, the LoRA options and the teacher that the run began with",
             )
         self.batches = int(state["batches"])
         for name, value in self._shadow.items():
             value.copy_(state[f"shadow.{name}"])
-
-
-def _float32_copy(value: nn.Parameter) -> Tensor:
-    return value.detach().to(torch.float32, copy=True)

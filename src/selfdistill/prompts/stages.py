@@ -1,8 +1,8 @@
-"""What is asked of the student for a method: first answers, second attempts, reflections, answers that were given.
+"""Stages: what a method adds to a rollout group, in order. First answers, second attempts, reflections, given answers.
 
-A method lists its stages; the rollout stage of a loop runs them one after the other and knows none of them. A stage
-looks at what a group holds so far and returns what to ask next. Adding one is one frozen dataclass, here or beside
-the method that needs it.
+A method lists its stages, and the rollout code runs them one after the other without knowing any of them. A stage reads
+the group so far and returns requests: prompts to sample from, or completions that are given. A new stage is one frozen
+dataclass, here or beside its method.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ REFLECT = "Say in one or two sentences how to answer the original question bette
 
 @dataclass(frozen=True, slots=True)
 class SampleRequest:
-    """One more answer to be sampled, to these messages, about the rollout at place `of`. Without `scored` the
-    environment is not asked about it."""
+    """One completion to sample after these messages. `of` is the place of the rollout that it follows up on. Without
+    `scored` the environment does not score it."""
 
     messages: tuple[Message, ...]
     of: int | None = None
-    judged: bool = True
+    scored: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class FixedCompletion:
-    """An answer that is there already, and what is known of it."""
+    """A completion that is given instead of sampled, with its outcome."""
 
     text: str
     outcome: Outcome
@@ -39,107 +39,98 @@ Request: TypeAlias = SampleRequest | FixedCompletion
 
 
 class Stage(Protocol):
-    """A frozen value; `name` is what its rollouts are called."""
+    """A frozen value; `name` is the stage of its rollouts."""
 
     name: ClassVar[str]
 
-    def wanted(self, group: RolloutGroup, count: int) -> Sequence[Request]:
-        """What to add to a group; `count` is how many rollouts a task is worth in this run."""
+    def requests(self, group: RolloutGroup, count: int) -> Sequence[Request]:
+        """What to add to a group; `count` is the rollouts per task of this run."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Attempts:
-    """The student's answers to the question as it stands."""
+    """`count` answers to the task's question."""
 
     name: ClassVar[str] = ANSWER
 
-    def wanted(self, group: RolloutGroup, count: int) -> list[Request]:
-        """`count` of them."""
-        return [SampleRequest(group.task.messages) for _ in range(count)]
+    def requests(self, group: RolloutGroup, count: int) -> list[Request]:
+        return [SampleRequest(group.task.messages)] * count
 
 
 @dataclass(frozen=True, slots=True)
 class Prompted:
-    """The student's answers to prompts that somebody has chosen for each task, by its id; one to each prompt."""
+    """One answer to each of the prompts that are listed for a task, by its id."""
 
     prompts: Mapping[str, Sequence[tuple[Message, ...]]]
 
     name: ClassVar[str] = ANSWER
 
-    def wanted(self, group: RolloutGroup, count: int) -> list[Request]:
-        """As many as there are prompts."""
+    def requests(self, group: RolloutGroup, count: int) -> list[Request]:
         return [SampleRequest(messages) for messages in self.prompts[group.task.id]]
 
 
 @dataclass(frozen=True, slots=True)
 class DemonstrationCompletions:
-    """The demonstration that came with the task: nothing is sampled."""
+    """The task's demonstration, if it has one, as a completion of reward 1."""
 
     name: ClassVar[str] = "demonstration"
 
-    def wanted(self, group: RolloutGroup, count: int) -> list[Request]:
-        """One, or none."""
+    def requests(self, group: RolloutGroup, count: int) -> list[Request]:
         text = group.task.demonstration
         return [FixedCompletion(text, Outcome(1.0))] if text.strip() else []
 
 
 @dataclass(frozen=True, slots=True)
 class LoggedCompletions:
-    """An answer from a log, and what the user said to it: nothing is sampled."""
+    """The task's logged answer, if it has one, with the user's reply."""
 
     name: ClassVar[str] = "logged"
 
-    def wanted(self, group: RolloutGroup, count: int) -> list[Request]:
-        """One, or none."""
-        task = group.task
-        return (
-            [FixedCompletion(task.logged_answer, Outcome(0.0, reply=task.user_reply))]
-            if task.logged_answer.strip()
-            else []
-        )
+    def requests(self, group: RolloutGroup, count: int) -> list[Request]:
+        text, outcome = group.task.logged_answer, Outcome(0.0, reply=group.task.user_reply)
+        return [FixedCompletion(text, outcome)] if text.strip() else []
 
 
 @dataclass(frozen=True, slots=True)
 class PrivilegedRollouts:
-    """The student's answers when it reads what a rule finds: what a teacher would say, from the student's weights."""
+    """`count` answers of the student with the rule's context in the prompt; none where the rule finds no context. The
+    rule must need no rollouts."""
 
     rule: ContextRule
 
     name: ClassVar[str] = "informed"
 
-    def wanted(self, group: RolloutGroup, count: int) -> list[Request]:
-        """`count` of them; none where the rule finds nothing. The rule must need no rollouts."""
-        found = self.rule.context(group, 0)
-        told = teacher_messages(group.task.messages, found) if isinstance(found, Context) else ()
-        return [SampleRequest(told) for _ in range(count)] if told else []
+    def requests(self, group: RolloutGroup, count: int) -> list[Request]:
+        context = self.rule.context(group, 0)
+        if not isinstance(context, Context):
+            return []
+        return [SampleRequest(teacher_messages(group.task.messages, context))] * count
 
 
 @dataclass(frozen=True, slots=True)
 class SecondAttempts:
-    """Another try after each failure, in one conversation with the first and its feedback (RLTF, arXiv 2602.02482)."""
+    """Another attempt after each failure with feedback, in one conversation with both (RLTF, arXiv 2602.02482)."""
 
     success: float = 0.5
 
     name: ClassVar[str] = "second_attempt"
 
-    def wanted(self, group: RolloutGroup, count: int) -> list[Request]:
-        """One for each failure that was told something."""
+    def requests(self, group: RolloutGroup, count: int) -> list[Request]:
         return [SampleRequest(after_feedback(group, r), place) for place, r in failures(group, self.success)]
 
 
 @dataclass(frozen=True, slots=True)
 class Reflections:
-    """What the student makes of each failure, in its own words (ERL, arXiv 2602.13949)."""
+    """What the student writes about each failure with feedback; not scored (ERL, arXiv 2602.13949)."""
 
     success: float = 0.5
 
     name: ClassVar[str] = "reflection"
 
-    def wanted(self, group: RolloutGroup, count: int) -> list[Request]:
-        """One for each failure that was told something; the environment has no say in it."""
+    def requests(self, group: RolloutGroup, count: int) -> list[Request]:
         return [
-            SampleRequest((*before, Message("user", f"{last.content}\n\n{REFLECT}")), place, judged=False)
+            SampleRequest((*before, Message("user", f"{last.content}\n\n{REFLECT}")), place, scored=False)
             for place, rollout in failures(group, self.success)
             for *before, last in [after_feedback(group, rollout)]
         ]
@@ -147,39 +138,33 @@ class Reflections:
 
 @dataclass(frozen=True, slots=True)
 class ReflectedAttempts:
-    """Another try at the question with the reflection as its system message (ERL, arXiv 2602.13949)."""
+    """Another attempt for each reflection, with the reflection as system message (ERL, arXiv 2602.13949). `of` is the
+    place of the reflection."""
 
     name: ClassVar[str] = "reflected_attempt"
 
-    def wanted(self, group: RolloutGroup, count: int) -> list[Request]:
-        """One for each reflection, about the place of the reflection."""
-        noted = [
-            (place, without_thinking(rollout.completion.text))
-            for place, rollout in enumerate(group.rollouts)
-            if rollout.stage == Reflections.name
-        ]
+    def requests(self, group: RolloutGroup, count: int) -> list[Request]:
         return [
             SampleRequest(teacher_messages(group.task.messages, Context("reflection", instruction=text)), place)
-            for place, text in noted
-            if text.strip()
+            for place, rollout in enumerate(group.rollouts)
+            if rollout.stage == Reflections.name and (text := without_thinking(rollout.completion.text)).strip()
         ]
 
 
 def examples(stages: Sequence[Stage], task: Task) -> list[tuple[Message, ...]]:
-    """The conversations that these stages have about a task when every answer fails."""
+    """The conversations of these stages about a task of which every answer fails, to check that they can be written."""
     group, found = RolloutGroup(task, ()), list[tuple[Message, ...]]()
-    failed = Outcome(0.0, "That is wrong.", reply="No.")
+    completion, failed = Completion("example", "An answer."), Outcome(0.0, "That is wrong.", reply="No.")
     for stage in stages:
-        asked = [want for want in stage.wanted(group, 1) if isinstance(want, SampleRequest)]
-        found += [want.messages for want in asked]
-        done = Completion("example", "An answer.")
-        answers = [Rollout(task, (), done, failed, stage=stage.name, of=want.of) for want in asked]
+        requests = [request for request in stage.requests(group, 1) if isinstance(request, SampleRequest)]
+        found += [request.messages for request in requests]
+        answers = [Rollout(task, (), completion, failed, stage=stage.name, of=request.of) for request in requests]
         group = RolloutGroup(task, (*group.rollouts, *answers))
     return found
 
 
 def failures(group: RolloutGroup, success: float) -> list[tuple[int, Rollout]]:
-    """First answers that failed and were told why, with their places."""
+    """First answers with a reward below `success` and with feedback, and their places."""
     return [
         (place, rollout)
         for place, rollout in group.at(ANSWER)
@@ -188,7 +173,7 @@ def failures(group: RolloutGroup, success: float) -> list[tuple[int, Rollout]]:
 
 
 def after_feedback(group: RolloutGroup, rollout: Rollout) -> tuple[Message, ...]:
-    """The question, the attempt, and what was said of it, as one conversation."""
+    """The question, the attempt and its feedback as one conversation."""
     assert rollout.outcome is not None
-    said = Message("assistant", rollout.completion.text)
-    return (*group.task.messages, said, Message("user", rollout.outcome.feedback))
+    attempt = Message("assistant", rollout.completion.text)
+    return (*group.task.messages, attempt, Message("user", rollout.outcome.feedback))

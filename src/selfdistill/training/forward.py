@@ -267,10 +267,10 @@ def _read(
 ) -> ForwardPass:
     """`heads` are those that readings before this one have used; this one's is put there."""
     with teacher.applied(policy, view) as reader:
-        hidden_ND = reader.answer_hidden(list(pairs.values()), tokens)
+        hidden_ND, head = reader.answer_hidden(list(pairs.values()), tokens), reader.head().detached()
     rows = torch.split(hidden_ND, [len(answer) for _, answer in pairs.values()])
     if view.source not in heads:
-        heads[view.source] = _standing(teacher.head(policy, view), policy)
+        heads[view.source] = _standing(head, policy)
     return ForwardPass(dict(zip(pairs, rows, strict=True)), heads[view.source], view.weight, against)
 
 

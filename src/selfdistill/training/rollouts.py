@@ -65,8 +65,8 @@ def roll_out(
     labels = [f"{label}-{place}" for place in range(len(tasks))] if isinstance(label, str) else label
     asking = _Asking(policy, env, renderer, options, seed, labels, version)
     for stage in stages:
-        with their_code(stage, "its `wanted`"):
-            wanted = [(place, want) for place, group in enumerate(groups) for want in stage.wanted(group, rollouts)]
+        with their_code(stage, "its `requests`"):
+            wanted = [(place, want) for place, group in enumerate(groups) for want in stage.requests(group, rollouts)]
         added, found = asking.rollouts(stage.name, groups, wanted, prompts)
         faults |= found
         grown = [list(group.rollouts) for group in groups]
