@@ -29,7 +29,7 @@ from selfdistill.runs.discovery import pass_at_k
 from selfdistill.runs.progress import Reporter
 from selfdistill.test_time.comparison import StrategyComparison, parse_arm, run_comparison
 from selfdistill.training.rollouts import roll_out, solved
-from selfdistill.training.session import Asking, open_asking
+from selfdistill.training.session import Session, open_session
 from selfdistill.training.side_by_side import Job, places, side_by_side
 from selfdistill.types import Context, Task
 from selfdistill.view.discovery import discovery_figure, report
@@ -59,7 +59,7 @@ def env(chosen: argparse.Namespace) -> dict[str, Any]:
 def measure_candidates(path: Path, settings: Mapping[str, Any], reporter: Reporter) -> None:
     """Writes one line for each candidate of a share of them: right bare attempts, right informed answers."""
     run = from_settings(settings["run"])
-    asking = open_asking(run, reporter)
+    asking = open_session(run, reporter)
     own = asking.tasks[settings["part"] :: settings["parts"]]
     rows = rows_of(path)
     done = {row["task"] for row in rows}
@@ -73,7 +73,7 @@ def measure_candidates(path: Path, settings: Mapping[str, Any], reporter: Report
                 file.write(json.dumps(row) + "\n")
 
 
-def measure(asking: Asking, task: Task, samples: int) -> dict[str, int]:
+def measure(asking: Session, task: Task, samples: int) -> dict[str, int]:
     """Bare attempts until the task is known not to be very hard; what the informed weights can do, if it is."""
     made = right = 0
     feedback: list[str] = []
@@ -87,10 +87,10 @@ def measure(asking: Asking, task: Task, samples: int) -> dict[str, int]:
     return {"samples": made, "right": right, "informed": len(feedback), "informed_right": told(asking, task, feedback)}
 
 
-def bare(asking: Asking, task: Task, count: int, start: int) -> tuple[int, list[str]]:
+def bare(asking: Session, task: Task, count: int, start: int) -> tuple[int, list[str]]:
     """How many of so many bare attempts are right by all tests, and what was said of the others."""
     config = asking.config
-    made = roll_out(
+    [made] = roll_out(
         asking.policy, asking.env, asking.renderer, [task], config.sampling,
         rollouts=count, seed=SELECTION_SEED, label=f"bare-{task.id}-{start}",
     )  # fmt: skip
@@ -99,7 +99,7 @@ def bare(asking: Asking, task: Task, count: int, start: int) -> tuple[int, list[
     return sum(credited.reward == 1 for credited in verdicts), [r.outcome.feedback for r in made.rollouts if r.outcome]
 
 
-def told(asking: Asking, task: Task, feedback: Sequence[str]) -> int:
+def told(asking: Session, task: Task, feedback: Sequence[str]) -> int:
     """Right answers of the weights as they are, one to each feedback."""
     asked = [teacher_messages(task.messages, Context("feedback", feedback=text)) for text in feedback]
     prompts = [asking.renderer.prompt(messages) for messages in asked]
@@ -107,7 +107,7 @@ def told(asking: Asking, task: Task, feedback: Sequence[str]) -> int:
         asking.policy, asking.evaluation_env, asking.renderer, [task] * len(prompts), asking.config.sampling,
         rollouts=1, seed=SELECTION_SEED, label=f"told-{task.id}", prompts=prompts,
     )  # fmt: skip
-    return sum(solved(rollout) for rollout in found.rollouts)
+    return sum(solved(rollout) for group in found for rollout in group.rollouts)
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:

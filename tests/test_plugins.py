@@ -18,7 +18,7 @@ from selfdistill.errors import ConfigError, EnvError
 from selfdistill.methods import get_method
 from selfdistill.test_time.strategies import get_strategy
 from selfdistill.training.rollouts import roll_out
-from selfdistill.training.samples import prepare
+from selfdistill.training.samples import credit_rollouts
 from selfdistill.types import Completion, Message, Outcome, Rollout, RolloutGroup, Task
 
 SOURCE = Path(__file__).parent.parent / "src"
@@ -124,7 +124,7 @@ def test_a_method_that_fails_on_a_group_is_named_with_its_line(tmp_path: Path, b
     method = get_method(f"{tmp_path}/method.py:Own", {})
     rollout = Rollout(TASK, (1,), Completion("r", "12", (2,)), Outcome(0.0, "no"))
     with pytest.raises(ConfigError, match=rf"Own [\s\S]*{said}"):
-        prepare(method, [RolloutGroup(TASK, (rollout,))], renderer=None)  # type: ignore[arg-type]
+        credit_rollouts(method, [RolloutGroup(TASK, (rollout,))], renderer=None)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

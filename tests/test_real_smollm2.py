@@ -18,7 +18,7 @@ from selfdistill.models.teacher import Frozen, Teacher
 from selfdistill.prompts.render import Renderer
 from selfdistill.training.forward import teacher_pass
 from selfdistill.training.rollouts import roll_out
-from selfdistill.training.samples import prepare
+from selfdistill.training.samples import credit_rollouts
 from selfdistill.training.update import UpdateBatch, train_step
 from selfdistill.types import TrainingSample
 
@@ -66,8 +66,8 @@ def test_two_steps_on_mbpp_bring_the_student_nearer_to_what_it_thinks_with_feedb
             label=str(step),
             version=step,
         )
-        assert not found.faults
-        samples = [sample for entry in prepare(method, found.groups, renderer) for sample in entry.samples]
+        assert not any(r.fault for group in found for r in group.rollouts)
+        samples = [sample for entry in credit_rollouts(method, found, renderer) for sample in entry.samples]
         assert len(samples) >= 2, "48 tokens are too few to be right, and the feedback says so"
         batch = batch_of(student, teacher, samples)
         before = mean_divergence(student, method, batch)
@@ -77,7 +77,7 @@ def test_two_steps_on_mbpp_bring_the_student_nearer_to_what_it_thinks_with_feedb
         assert not report.skipped
         assert report.divergence == pytest.approx(before, rel=1e-2), "what it minimised is what is measured here"
         assert mean_divergence(student, method, batch) < before
-        failed = [r.outcome for r in found.rollouts if r.outcome and r.outcome.reward < 0.5]
+        failed = [r.outcome for group in found for r in group.rollouts if r.outcome and r.outcome.reward < 0.5]
         assert all(outcome.feedback for outcome in failed)
 
 

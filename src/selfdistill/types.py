@@ -91,10 +91,11 @@ ANSWER = "answer"  # the stage of ordinary answers: the student reads the questi
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """One attempt at a task. `outcome` is None when nobody scored it; `drop` says why the environment could not.
+    """One attempt at a task. `outcome` is None when it was not scored; `drop` is the reason why it could not be, and
+    `fault` the traceback.
 
-    `stage` names what it is: an "answer", or what a stage of the method asked for after that, prompted with `messages`
-    (empty: the task's question) about the rollout at place `of` in the group.
+    `stage` is "answer", or the name of a later stage of the method, whose prompt is `messages` (empty: those of the
+    task) about the rollout at place `of` in the group.
     """
 
     task: Task
@@ -105,6 +106,7 @@ class Rollout:
     stage: str = ANSWER
     messages: tuple[Message, ...] = ()
     of: int | None = None
+    fault: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,8 @@ from selfdistill.methods import get_method
 from selfdistill.models.teacher import Frozen, Live, Teacher
 from selfdistill.training import learning
 from selfdistill.training.recording import Totals
-from selfdistill.training.samples import prepare
+from selfdistill.training.samples import credit_rollouts
+from selfdistill.training.session import Learner
 from selfdistill.types import DropReason, RolloutGroup, TrainingSample
 
 P, START = [0.5, 0.3, 0.2], [0.3, 0.3, 0.4]
@@ -56,11 +57,10 @@ def updates(sizes: Sequence[int], prompts: int, *, dropped: Sequence[int] = (), 
     ]
     optimizer = EveryStep(policy)
     config = from_settings({"tasks_per_update": 1, "micro_batch_tokens": MANY, "optimiser": {"max_grad_norm": 0}})
-    session = SimpleNamespace(
-        config=config, policy=policy, method=get_method("grpo", settings), reference_policy=reference_policy,
-        teacher=Teacher(Live(), policy), optimizer=optimizer,
-    )  # fmt: skip
-    prepared = prepare(session.method, groups, toy.renderer)
+    method = get_method("grpo", settings)
+    learner = Learner(method, method.loss_specs(1.0), Teacher(Live(), policy), reference_policy, optimizer, [])
+    session = SimpleNamespace(config=config, policy=policy, learner=learner)
+    prepared = credit_rollouts(method, groups, toy.renderer)
     learning._update(session, prepared, list(sizes), replayed, Totals())
     return optimizer.updates
 

@@ -24,7 +24,7 @@ from selfdistill.methods import Method
 from selfdistill.models.teacher import Frozen, Live, Teacher, TeacherRule
 from selfdistill.prompts.render import Renderer
 from selfdistill.training.forward import behaviour_pass, reference_pass, teacher_pass
-from selfdistill.training.samples import Prepared, prepare
+from selfdistill.training.samples import CreditedRollout, credit_rollouts
 from selfdistill.training.update import UpdateBatch, UpdateReport, train_step
 from selfdistill.types import ANSWER, Completion, DropReason, Message, Outcome, Rollout, RolloutGroup, Task, TokenIds
 
@@ -99,7 +99,7 @@ class Learned:
     weighed one by one."""
 
     gradients: dict[str, Tensor]
-    prepared: list[Prepared]
+    prepared: list[CreditedRollout]
     report: UpdateReport
     weights: Weights = field(default_factory=dict)
     memory: Mapping[str, float] = field(default_factory=dict)
@@ -164,7 +164,7 @@ class Toy:
         kept = Teacher(rule, policy, other=ToyPolicy(self.other) if self.other else None)
         reference_policy = Teacher(Frozen(), policy)
         policy.become({**self.tables, **(before or {})})
-        memory, prepared = dict(memory or {}), prepare(method, groups, self.renderer)
+        memory, prepared = dict(memory or {}), credit_rollouts(method, groups, self.renderer)
         samples = [sample for entry in prepared for sample in entry.samples]
         assert len({sample.uid for sample in samples}) == len(samples), "groups need names of their own"
         loss_specs = [

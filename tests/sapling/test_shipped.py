@@ -32,8 +32,8 @@ def share_right(policy, tasks, prompts=None):
     renderer = Renderer(policy.tokenizer, policy.context_length, 2000)
     ids = [renderer.prompt(prompt) for prompt in prompts] if prompts else None
     env = VerbsEnvironment().for_evaluation()
-    batch = roll_out(policy, env, renderer, tasks, GREEDY, rollouts=1, seed=0, label="t", prompts=ids)
-    return accuracy(batch.groups).estimate.value
+    groups = roll_out(policy, env, renderer, tasks, GREEDY, rollouts=1, seed=0, label="t", prompts=ids)
+    return accuracy(groups).estimate.value
 
 
 def test_it_is_small_and_loads_with_plain_transformers():

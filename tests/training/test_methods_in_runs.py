@@ -147,9 +147,11 @@ def test_a_teacher_of_one_family_may_pad_its_vocabulary_otherwise(
 
 def test_another_model_is_held_in_the_precision_of_the_run_and_not_trained(config_of, model_dir) -> None:
     config = config_of(method="opd", teacher={"model": str(model_dir)}, dtype="bfloat16")
-    session = open_session(replace(config, env=NamedComponent(f"{PARTS}:Telling")), Quiet())
-    assert session.teacher.other is not None
-    held = [(value.dtype, value.requires_grad) for value in session.teacher.other.model.parameters()]
+    session = open_session(replace(config, env=NamedComponent(f"{PARTS}:Telling")), Quiet(), learns=True)
+    assert session.learner is not None
+    teacher = session.learner.teacher.other
+    assert teacher is not None
+    held = [(value.dtype, value.requires_grad) for value in teacher.model.parameters()]
     assert set(held) == {(torch.bfloat16, False)}
 
 

@@ -17,8 +17,8 @@ from selfdistill.prompts.stages import (
     SecondAttempts,
 )
 from selfdistill.runs import wilson_interval
-from selfdistill.training.rollouts import accuracy, mean_reward, roll_out
-from selfdistill.types import DropReason, Message, Outcome, RolloutGroup, Task
+from selfdistill.training.rollouts import accuracy, roll_out
+from selfdistill.types import DropReason, Message, Outcome, Rollout, RolloutGroup, Task
 
 TASKS = [Task(f"t{number}", (Message("user", text),)) for number, text in enumerate(("Say yes.", "What is seven?"))]
 SHORT = SamplingOptions(max_new_tokens=6)
@@ -26,6 +26,10 @@ SHORT = SamplingOptions(max_new_tokens=6)
 
 def of(name: str, rewards: list[float | None]) -> RolloutGroup:
     return group(rewards, task=Task(name, QUESTION.messages))
+
+
+def rollouts_of(groups: list[RolloutGroup]) -> list[Rollout]:
+    return [rollout for group in groups for rollout in group.rollouts]
 
 
 def test_accuracy_counts_answers_and_tasks() -> None:
@@ -45,11 +49,6 @@ def test_groups_of_one_task_are_one_cluster() -> None:
     assert (whole.estimate.low, whole.estimate.high) == wilson_interval(1, 2)
 
 
-def test_the_mean_reward_is_of_judged_rollouts() -> None:
-    assert mean_reward(group([1.0, 0.5, None]).rollouts) == 0.75
-    assert mean_reward(group([None]).rollouts) == 0.0
-
-
 def test_roll_out_samples_every_task_so_many_times_and_names_each_answer(tiny_policy) -> None:
     policy = tiny_policy()
     renderer = Renderer(policy.tokenizer, policy.context_length, 100)
@@ -61,20 +60,20 @@ def test_roll_out_samples_every_task_so_many_times_and_names_each_answer(tiny_po
             raise ValueError("unlucky")
         return Outcome(0.25, "no")
 
-    batch = roll_out(
+    groups = roll_out(
         policy, FunctionEnvironment(env, "w"), renderer, TASKS, SHORT, rollouts=3, seed=1, label="x", version=7
     )
-    assert [g.task.id for g in batch.groups] == ["t0", "t1"]
-    assert [r.completion.uid for r in batch.rollouts] == ["x-0-0", "x-0-1", "x-0-2", "x-1-0", "x-1-1", "x-1-2"]
-    assert sorted(asked) == sorted((r.task.id, r.completion.uid) for r in batch.rollouts)
-    for rollout in batch.rollouts:
+    assert [g.task.id for g in groups] == ["t0", "t1"]
+    assert [r.completion.uid for r in rollouts_of(groups)] == ["x-0-0", "x-0-1", "x-0-2", "x-1-0", "x-1-1", "x-1-2"]
+    assert sorted(asked) == sorted((r.task.id, r.completion.uid) for r in rollouts_of(groups))
+    for rollout in rollouts_of(groups):
         assert rollout.prompt_ids == renderer.prompt(rollout.task.messages)
         assert rollout.completion.policy_version == 7
         assert 1 <= len(rollout.completion.token_ids) <= 6
-    unlucky = batch.rollouts[3]
+    unlucky = rollouts_of(groups)[3]
     assert (unlucky.drop, unlucky.outcome) == (DropReason.ENV_RAISED, None)
-    assert list(batch.faults) == ["x-1-0"]
-    assert "ValueError: unlucky" in batch.faults["x-1-0"]
+    assert [r.completion.uid for r in rollouts_of(groups) if r.fault] == ["x-1-0"]
+    assert "ValueError: unlucky" in unlucky.fault
 
 
 @pytest.mark.parametrize("end", ["<think>\n", "<think>", "<think>\n\n</think>\n\n", ""])
@@ -86,7 +85,7 @@ def test_an_answer_holds_the_tag_of_thinking_that_its_prompt_opened(tiny_policy,
     renderer = Renderer(policy.tokenizer, policy.context_length, 100, thinking="template")
     assert renderer.prompt(TASKS[0].messages)
     env = FunctionEnvironment(lambda task, done: Outcome(float(done.text.startswith("<think>\n"))), "w")
-    for rollout in roll_out(policy, env, renderer, TASKS, SHORT, rollouts=2, seed=1, label="x").rollouts:
+    for rollout in rollouts_of(roll_out(policy, env, renderer, TASKS, SHORT, rollouts=2, seed=1, label="x")):
         assert rollout.outcome is not None
         assert rollout.outcome.reward == ("think" in end and "</" not in end)
         assert not rollout.outcome.reward or without_thinking(rollout.completion.text) == ""
@@ -99,7 +98,7 @@ def test_answers_follow_from_seed_and_name_alone(tiny_policy) -> None:
 
     def texts(tasks: list[Task], seed: int = 1) -> list[str]:
         found = roll_out(policy, env, renderer, tasks, SHORT, rollouts=2, seed=seed, label="x")
-        return [rollout.completion.text for rollout in found.rollouts]
+        return [rollout.completion.text for rollout in rollouts_of(found)]
 
     assert texts(TASKS)[:2] == texts(TASKS[:1])
     assert texts(TASKS) == texts(TASKS)
@@ -111,9 +110,9 @@ def test_other_prompts_may_be_read_in_place_of_the_questions(tiny_policy) -> Non
     renderer = Renderer(policy.tokenizer, policy.context_length, 100)
     prompts = [renderer.prompt((Message("user", "Traceback:"),)), renderer.prompt((Message("user", "Say no."),))]
     env = FunctionEnvironment(lambda task, done: Outcome(0.0), "w")
-    batch = roll_out(policy, env, renderer, TASKS, SHORT, rollouts=2, seed=1, label="x", prompts=prompts)
-    assert [r.prompt_ids for r in batch.rollouts] == [prompts[0]] * 2 + [prompts[1]] * 2
-    assert [r.task.id for r in batch.rollouts] == ["t0", "t0", "t1", "t1"]
+    groups = roll_out(policy, env, renderer, TASKS, SHORT, rollouts=2, seed=1, label="x", prompts=prompts)
+    assert [r.prompt_ids for r in rollouts_of(groups)] == [prompts[0]] * 2 + [prompts[1]] * 2
+    assert [r.task.id for r in rollouts_of(groups)] == ["t0", "t0", "t1", "t1"]
 
 
 def test_stages_follow_one_another_and_each_rollout_says_what_it_was_asked(tiny_policy) -> None:
@@ -126,10 +125,10 @@ def test_stages_follow_one_another_and_each_rollout_says_what_it_was_asked(tiny_
         return Outcome(float(done.uid == "x-0-0"), "" if done.uid == "x-0-0" else "no")
 
     stages = (Attempts(), Reflections(), ReflectedAttempts())
-    batch = roll_out(
+    groups = roll_out(
         policy, FunctionEnvironment(env, "w"), renderer, TASKS, SHORT, rollouts=2, seed=1, label="x", stages=stages
     )
-    first, second = batch.groups
+    first, second = groups
     kinds = [(r.completion.uid, r.stage, r.of) for r in first.rollouts]
     assert kinds == [
         ("x-0-0", "answer", None), ("x-0-1", "answer", None), ("x-0-2", "reflection", 1),
@@ -144,7 +143,7 @@ def test_stages_follow_one_another_and_each_rollout_says_what_it_was_asked(tiny_
     assert noted.messages[1] == Message("assistant", first.rollouts[1].completion.text)
     assert again.messages == (Message("system", noted.completion.text), *TASKS[0].messages)
     assert first.rollouts[0].messages == (), "the task's own question"
-    for rollout in batch.rollouts:
+    for rollout in rollouts_of(groups):
         assert rollout.prompt_ids == renderer.prompt(rollout.messages or rollout.task.messages)
         assert 0 < len(rollout.completion.token_ids) == len(rollout.completion.logprobs) <= 6
 
@@ -154,7 +153,7 @@ def test_words_that_are_there_already_are_neither_sampled_nor_judged(tiny_policy
     renderer = Renderer(policy.tokenizer, policy.context_length, 100)
     tasks = [replace(TASKS[0], demonstration="yes"), TASKS[1]]
     env = FunctionEnvironment(lambda task, done: Outcome(0.0), "w")
-    batch = roll_out(
+    groups = roll_out(
         policy,
         env,
         renderer,
@@ -166,8 +165,8 @@ def test_words_that_are_there_already_are_neither_sampled_nor_judged(tiny_policy
         version=7,
         stages=(DemonstrationCompletions(),),
     )
-    assert [len(group.rollouts) for group in batch.groups] == [1, 0]
-    [given] = batch.rollouts
+    assert [len(group.rollouts) for group in groups] == [1, 0]
+    [given] = rollouts_of(groups)
     assert given.completion.token_ids == (*policy.tokenizer.encode("yes"), policy.tokenizer.eos_token_id)
     assert (given.completion.logprobs, given.completion.text, given.completion.policy_version) == ((), "yes", 7)
     assert (given.outcome, given.prompt_ids) == (Outcome(1.0), renderer.prompt(TASKS[0].messages))
@@ -182,11 +181,11 @@ def test_a_prompt_without_room_for_an_answer_is_dropped_and_the_rest_goes_on(tin
         judged.append(done.uid)
         return Outcome(0.0, "no " * (policy.context_length if task.id == "t0" else 1))
 
-    batch = roll_out(
+    groups = roll_out(
         policy, FunctionEnvironment(env, "w"), renderer, TASKS, SHORT, rollouts=1, seed=1, label="x",
         stages=(Attempts(), SecondAttempts()),
     )  # fmt: skip
-    long, short = (group.rollouts[1] for group in batch.groups)
+    long, short = (group.rollouts[1] for group in groups)
     assert (long.drop, long.outcome, long.completion.token_ids) == (DropReason.CONTEXT_TOO_LONG, None, ())
     assert (short.drop, short.stage) == (None, "second_attempt")
     assert judged == ["x-0-0", "x-1-0", "x-1-1"]

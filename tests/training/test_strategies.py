@@ -30,7 +30,7 @@ from selfdistill.test_time.strategies import (
 from selfdistill.test_time.strategies.base import learner_of, prompts_of
 from selfdistill.test_time.strategies.hybrid import unlikelihood_weights
 from selfdistill.test_time.strategies.window import most
-from selfdistill.training.samples import prepare
+from selfdistill.training.samples import credit_rollouts
 from selfdistill.types import DropReason, Message, RolloutGroup, Task
 from tiny_models import tiny_tokenizer
 
@@ -170,7 +170,7 @@ def test_a_hybrid_is_learned_under_the_bare_question(renderer: Renderer) -> None
     informed = renderer.prompt((Message("user", f"{QUESTION} Not eleven."),))
     group = RolloutGroup(TASK, (rollout(0, 0.0, "Not ten.", task=TASK, prompt_ids=informed),))
     method = Hybrid().learner(SDPO(alpha=1.0))
-    (entry,) = prepare(method, [group], renderer)
+    (entry,) = credit_rollouts(method, [group], renderer)
     sample, pushed = entry.samples
     assert sample.student_prompt_ids == renderer.prompt(TASK.messages) != informed
     assert pushed.student_prompt_ids == informed, "it is where it was sampled that a failure would come again"

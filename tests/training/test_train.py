@@ -80,8 +80,8 @@ def test_evidence_is_that_of_the_weights_at_the_start_of_the_step(config_of, tmp
         read_run(train(config_of(out=str(tmp_path / f"{count}"), tasks_per_update=count, **options), Quiet()))
         for count in (0, 1)
     ]
-    one, several = ({r.uid: r.log_ratio for r in run.rollouts() if r.evidence_at == "step_start"} for run in runs)
-    assert all(bool(r.log_ratio) == bool(r.evidence_at) for run in runs for r in run.rollouts())
+    one, several = ({r.uid: r.log_ratio for r in run.rollouts() if r.log_ratio_at == "step_start"} for run in runs)
+    assert all(bool(r.log_ratio) == bool(r.log_ratio_at) for run in runs for r in run.rollouts())
     assert (runs[0].steps[0].extra["updates"], runs[1].steps[0].extra["updates"] > 1) == (1, True)
     assert one.keys() == several.keys()
     for uid, log_ratio in one.items():
@@ -166,13 +166,13 @@ def test_an_ema_teacher_is_the_mean_it_says(config_of, model_dir) -> None:
 
 
 def test_an_update_that_is_not_finite_is_skipped_counted_and_said(config_of, heard, monkeypatch) -> None:
-    real = learning.prepare
+    real = learning.credit_rollouts
 
     def poisoned(*arguments):
         entries = real(*arguments)
         return [replace(e, samples=tuple(replace(s, distil=math.nan) for s in e.samples)) for e in entries]
 
-    monkeypatch.setattr(learning, "prepare", poisoned)
+    monkeypatch.setattr(learning, "credit_rollouts", poisoned)
     path = train(config_of(steps=1, teacher={"kind": "ema", "rate": 0.5}), heard)
     assert read_run(path).steps[0].extra["skipped"] == 1
     assert any("1 of 1 updates skipped" in note for note in heard.notes)

@@ -6,8 +6,9 @@ anyway, there is nothing to learn; where another task's context does as well, it
 
 from __future__ import annotations
 
+import itertools
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,9 +27,9 @@ from selfdistill.runs.records import to_json
 from selfdistill.runs.stats import SignFlipTest, holm, paired_difference
 from selfdistill.runs.store import write_atomic
 from selfdistill.training.recording import check_environment, rollout_record
-from selfdistill.training.rollouts import SOLVED, UpdateBatch, accuracy, roll_out, solved
-from selfdistill.training.samples import Prepared
-from selfdistill.training.session import Asking, open_asking
+from selfdistill.training.rollouts import SOLVED, accuracy, roll_out, solved
+from selfdistill.training.samples import CreditedRollout
+from selfdistill.training.session import Session, open_session
 from selfdistill.types import ANSWER, Context, DropReason, Rollout, RolloutGroup, Task, TokenIds
 
 UPLIFT = "context_gain.json"
@@ -174,7 +175,7 @@ def measure_context_gain(config: RunConfig, reporter: Reporter) -> ContextGainRe
     as in evaluation. With `config.out` all answers are kept there, and the result as context_gain.json. Raises what
     opening a run raises, and `EnvError` when most answers could not be scored.
     """
-    asking = open_asking(config, reporter)
+    asking = open_session(config, reporter)
     run = _opened(asking)
     with run or nullcontext():
         return _measured(_Bench(asking, reporter, run))
@@ -201,7 +202,7 @@ def _measured(bench: _Bench) -> ContextGainReport:
     return context_gain
 
 
-def _opened(asking: Asking) -> RunDir | None:
+def _opened(asking: Session) -> RunDir | None:
     config = asking.config
     if not config.out:
         return None
@@ -213,7 +214,7 @@ def _opened(asking: Asking) -> RunDir | None:
 class _Bench:
     """Asks, scores and keeps records."""
 
-    asking: Asking
+    asking: Session
     reporter: Reporter
     run: RunDir | None
 
@@ -224,12 +225,12 @@ class _Bench:
         size = max(1, SLICE // config.rollouts_per_task)
         for start in range(0, len(tasks), size):
             self.reporter.phase("attempts to be told about", start, len(tasks))
-            batch = roll_out(
+            made = roll_out(
                 asking.policy, asking.env, asking.renderer, tasks[start : start + size], config.sampling,
                 rollouts=config.rollouts_per_task, seed=config.seed, label=f"context-gain-attempt-{start}",
             )  # fmt: skip
-            self._keep(batch, [None] * len(batch.rollouts))
-            groups += batch.groups
+            self._keep(made, itertools.repeat(None))
+            groups += made
         return groups
 
     def ask(
@@ -243,15 +244,15 @@ class _Bench:
         for start in range(0, len(asked), size):
             self.reporter.phase(f"measuring: {name}", start, len(asked))
             part = asked[start : start + size]
-            batch = roll_out(
+            made = roll_out(
                 asking.policy, asking.evaluation_env, asking.renderer, [task for task, _, _ in part], options,
                 rollouts=rollouts, seed=config.seed, label=f"context-gain-{name}-{start}",
                 prompts=[prompt for _, prompt, _ in part],
             )  # fmt: skip
             told = [context for _, _, context in part for _ in range(rollouts)]
-            self._keep(batch, told)
-            for rollout in batch.rollouts:
-                found.setdefault(rollout.task.id, []).append(rollout)
+            self._keep(made, told)
+            for group in made:
+                found.setdefault(group.task.id, []).extend(group.rollouts)
         return found
 
     def gain(
@@ -314,12 +315,12 @@ class _Bench:
         read = [(renderer.teacher_prompt(task.messages, context, room), context) for context in chosen]
         return [(found[0], context, found[1]) for found, context in read if not isinstance(found, DropReason)]
 
-    def _keep(self, batch: UpdateBatch, told: Sequence[Context | None]) -> None:
+    def _keep(self, groups: Sequence[RolloutGroup], told: Iterable[Context | None]) -> None:
         """Writes the answers down where records are kept, and stops when the environment fails on most."""
         records: list[RolloutRecord] = []
-        for rollout, context in zip(batch.rollouts, told, strict=True):
+        for rollout, context in zip((rollout for group in groups for rollout in group.rollouts), told, strict=False):
             known = replace(rollout, stage=PrivilegedRollouts.name) if context else rollout
-            records.append(rollout_record(0, Prepared(known, context=context, drop=rollout.drop), batch.faults, {}))
+            records.append(rollout_record(0, CreditedRollout(known, context=context, drop=rollout.drop), {}))
         if self.run:
             self.run.append(*records)
         check_environment(records)

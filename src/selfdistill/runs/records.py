@@ -84,7 +84,7 @@ class RolloutRecord:
     """One attempt, as it was scored and as it was learned from.
 
     `reward` is None when the environment could not judge it; `fault` is then the traceback. `log_ratio` [T] is
-    log q − log p of each sampled token in nats, empty when the sample was not distilled; `evidence_at` names the
+    log q − log p of each sampled token in nats, empty when the sample was not distilled; `log_ratio_at` names the
     student's weights that it is of, those at the start of the step (empty in runs that did not record it: those just
     before the update of its own). `policy_version` counts the steps that the sampling weights had seen. `context` holds
     the texts that only the teacher read, by section. `stage` is "answer" for an answer to the question as it stands.
@@ -112,7 +112,7 @@ class RolloutRecord:
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[float, ...] = ()
     log_ratio: tuple[float, ...] = ()
-    evidence_at: Literal["step_start", ""] = ""
+    log_ratio_at: Literal["step_start", ""] = ""
     details: Mapping[str, float | int | str | bool] = field(default_factory=dict)
     event: Literal["rollout"] = "rollout"
     __pydantic_config__: ClassVar[ConfigDict] = JSON

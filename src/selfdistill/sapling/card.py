@@ -79,17 +79,17 @@ class Bench:
         """One answer each at temperature 1, scored as in training with this many failing cases in the feedback."""
         env = VerbsEnvironment(replace(self.env.options, cases=cases))
         label = f"card-{cases}-{round_number}"
-        batch = roll_out(self.policy, env, self.renderer, tasks, SAMPLED, rollouts=1, seed=SEED, label=label)
-        return batch.rollouts
+        groups = roll_out(self.policy, env, self.renderer, tasks, SAMPLED, rollouts=1, seed=SEED, label=label)
+        return [rollout for group in groups for rollout in group.rollouts]
 
     def _ask(
         self, tasks: Sequence[Task], options: SamplingOptions, prompts: Sequence[tuple[int, ...]] | None
     ) -> Estimate:
         score = self.env.for_evaluation()
-        batch = roll_out(
+        groups = roll_out(
             self.policy, score, self.renderer, tasks, options, rollouts=1, seed=SEED, label="card", prompts=prompts
         )
-        return accuracy(batch.groups).estimate
+        return accuracy(groups).estimate
 
 
 def measure_card(policy: Policy, reporter: Reporter, *, n: int = 600) -> list[Line]:

@@ -22,8 +22,8 @@ from selfdistill.test_time.strategies import Attempt, Prompt, SolveState
 from selfdistill.test_time.strategies.base import PASSED, prompts_of
 from selfdistill.training.learning import Timer, learn, record_round
 from selfdistill.training.recording import Totals, check_environment, saved_totals
-from selfdistill.training.rollouts import UpdateBatch, roll_out
-from selfdistill.training.session import Asking, Session
+from selfdistill.training.rollouts import roll_out
+from selfdistill.training.session import Session
 from selfdistill.training.stopping import StopSign
 from selfdistill.types import Outcome, RolloutGroup, Task
 
@@ -36,7 +36,7 @@ class Search:
     """The search for a solution of one task. `said` holds what is worth saying only once."""
 
     config: SolveConfig
-    asking: Asking
+    asking: Session
     task: Task
     run: RunDir
     reporter: Reporter
@@ -49,7 +49,7 @@ class Search:
     def opened(
         cls,
         config: SolveConfig,
-        asking: Asking,
+        asking: Session,
         task: Task,
         path: Path,
         reporter: Reporter,
@@ -86,17 +86,17 @@ class Search:
         return used[limits.unit] >= limits.budget
 
     def take(
-        self, batch: UpdateBatch, prompts: Sequence[Prompt], right: Mapping[str, bool], spent: float
+        self, group: RolloutGroup, prompts: Sequence[Prompt], right: Mapping[str, bool], spent: float
     ) -> list[RolloutRecord]:
         """What the environment says of a round of attempts, and what is learned from it; `spent` seconds on it so
         far."""
         now = time.monotonic()
         began, timer = now - self.totals.wall_s - spent, Timer(since=now - spent)
-        found = any(right.get(r.completion.uid) for r in batch.rollouts) and not self.config.limits.exhaust_budget
-        if isinstance(self.asking, Session) and not found:
-            record, rollouts = learn(self.asking, batch, self.totals, self.reporter, began, timer)
+        found = any(right.get(r.completion.uid) for r in group.rollouts) and not self.config.limits.exhaust_budget
+        if self.asking.learner is not None and not found:
+            record, rollouts = learn(self.asking, [group], self.totals, self.reporter, began, timer)
         else:
-            record, rollouts = record_round(batch, self.totals, began, timer)
+            record, rollouts = record_round([group], self.totals, began, timer)
         lost = {"prompts_cut": sum(p.cut for p in prompts), "left_out": sum(p.left_out for p in prompts)}
         record = replace(record, extra={**record.extra, **lost})
         rollouts = [replace(rollout, right=right.get(rollout.uid)) for rollout in rollouts]
@@ -147,7 +147,7 @@ class Search:
             self._say(f"{wrong} of round {record.step} passed the tests that training sees, but not the private ones")
         failed = [rollout for rollout in rollouts if rollout.reward is not None and rollout.reward < PASSED]
         no_signal_steps = bool(failed) and not any(rollout.feedback.strip() for rollout in failed)
-        nothing = isinstance(self.asking, Session) and record.informative == 0
+        nothing = self.asking.learner is not None and record.informative == 0
         if found or not self.config.strategy.idle or not (nothing or no_signal_steps):
             return
         reasons = ", ".join(f"{count} {reason}" for reason, count in record.dropped.items())
@@ -165,7 +165,7 @@ class Search:
 
     def save(self, *, final: bool = False) -> None:
         """What was learned. Without learning there is nothing but the records, which are there already."""
-        if not isinstance(self.asking, Session):
+        if self.asking.learner is None:
             return
         self.reporter.phase("saving")
         self.asking.save(self.run.checkpoints, self.totals.step, vars(self.totals), final=final)
@@ -247,7 +247,7 @@ def until_done(searches: Sequence[Search]) -> None:
     An environment that fails now and then costs the attempts that it fails on; one that fails on most of the last
     attempts stops all. Raises `EnvError`, and `Interrupted` after Ctrl-C, when the round is saved.
     """
-    assert len(searches) <= 1 or not isinstance(searches[0].asking, Session)
+    assert len(searches) <= 1 or searches[0].asking.learner is None
     active, recent = _unfinished(searches), list[RolloutRecord]()
     while active:
         made = _round(active)
@@ -277,7 +277,7 @@ def _round(searches: Sequence[Search]) -> list[RolloutRecord]:
     """The next batch of attempts of each, as they are on record. Its time is shared out evenly."""
     began, asking, run = time.monotonic(), searches[0].asking, searches[0].config.run
     prompts = {search.task.id: search.prompts() for search in searches}
-    batch = roll_out(
+    groups = roll_out(
         asking.policy,
         asking.env,
         asking.renderer,
@@ -286,21 +286,20 @@ def _round(searches: Sequence[Search]) -> list[RolloutRecord]:
         rollouts=0,  # as many as there are prompts
         seed=run.seed,
         label=[f"{search.totals.step + 1}-{search.task.id}" for search in searches],
-        version=searches[0].totals.step if isinstance(asking, Session) else 0,
+        version=searches[0].totals.step if asking.learner is not None else 0,
         stages=(Prompted({task: [prompt.messages for prompt in own] for task, own in prompts.items()}),),
     )
-    right = _verified(asking, batch)
+    right = _verified(asking, groups)
     spent = (time.monotonic() - began) / len(searches)
     made: list[RolloutRecord] = []
-    for search, group in zip(searches, batch.groups, strict=True):
-        known = UpdateBatch([_as_verified(group, right)], batch.faults)
-        made += search.take(known, prompts[search.task.id], right, spent)
+    for search, group in zip(searches, groups, strict=True):
+        made += search.take(_as_verified(group, right), prompts[search.task.id], right, spent)
     return made
 
 
-def _verified(asking: Asking, batch: UpdateBatch) -> dict[str, bool]:
+def _verified(asking: Session, groups: Sequence[RolloutGroup]) -> dict[str, bool]:
     """Of the attempts that passed, by uid, whether they are right by tests that training does not show."""
-    passed = [r for r in batch.rollouts if r.outcome is not None and r.outcome.reward >= PASSED]
+    passed = [r for group in groups for r in group.rollouts if r.outcome is not None and r.outcome.reward >= PASSED]
     score = asking.evaluation_env
     if score is asking.env or not passed:
         return {rollout.completion.uid: True for rollout in passed}
@@ -332,9 +331,9 @@ def rounds_made(paths: Sequence[Path]) -> int:
     return min((len(read_run(path).steps) if (path / CONFIG).exists() else 0 for path in paths), default=0)
 
 
-def _restored(asking: Asking, path: Path, rounds: int | None, reporter: Reporter) -> Totals:
+def _restored(asking: Session, path: Path, rounds: int | None, reporter: Reporter) -> Totals:
     """What was used up to where a search can go on: the last checkpoint, or without learning this whole round."""
-    if isinstance(asking, Session):
+    if asking.learner is not None:
         return saved_totals(asking.restore(path / CHECKPOINTS, reporter))
     steps = read_run(path).steps[:rounds]
     if not steps:
@@ -343,15 +342,15 @@ def _restored(asking: Asking, path: Path, rounds: int | None, reporter: Reporter
     return Totals(step=last.step, completions_sampled=last.completions_sampled, tokens=last.tokens, wall_s=last.wall_s)
 
 
-def _about(asking: Asking, settings: Mapping[str, Any]) -> dict[str, Any]:
+def _about(asking: Session, settings: Mapping[str, Any]) -> dict[str, Any]:
     environment = describe_environment(device=str(asking.policy.device), isolation=asking.isolation)
     return {"settings": settings, **environment}
 
 
-def _bytes(asking: Asking) -> int:
+def _bytes(asking: Session) -> int:
     """Room for three checkpoints side by side: weights, two moments of the optimiser and a shadow each."""
     trained = sum(value.numel() for value in asking.policy.trainable().values())
-    return 3 * 16 * trained if isinstance(asking, Session) else 0
+    return 3 * 16 * trained if asking.learner is not None else 0
 
 
 def _no_room(question: int, state: SolveState) -> str:

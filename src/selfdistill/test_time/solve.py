@@ -33,7 +33,7 @@ from selfdistill.test_time.search import MAY_CHANGE, Search, rounds_made, until_
 from selfdistill.test_time.strategies import MultiTurn
 from selfdistill.test_time.strategies.base import learner_of
 from selfdistill.test_time.strategies.window import NOTHING_SAID
-from selfdistill.training.session import Asking, Session, open_asking, open_session, started_over
+from selfdistill.training.session import Session, open_session, restarted
 from selfdistill.training.stopping import StopSign
 from selfdistill.types import Message, Task
 
@@ -74,7 +74,7 @@ def solve(
             with ExitStack() as stack:
                 searches, rounds = [], rounds_made([path for path, _ in left])
                 for path, task in left:
-                    own = started_over(asking, start) if isinstance(asking, Session) and start else asking
+                    own = restarted(asking, start) if start else asking
                     opened = Search.opened(config, own, task, path, reporter_for(task.id), stop, rounds=rounds)
                     searches.append(stack.enter_context(opened))
                 until_done(searches)
@@ -100,23 +100,24 @@ def task_path(out: Path, number: int, task: Task) -> Path:
     return out / f"{number:03d}-{re.sub(r'[^A-Za-z0-9._-]+', '_', task.id)[:80]}"
 
 
-def _open(config: SolveConfig, reporter: Reporter) -> Asking:
+def _open(config: SolveConfig, reporter: Reporter) -> Session:
     """A strategy that learns needs a session; one that does not keeps no teacher and no optimiser."""
     if not config.strategy.learns:
-        return _checked(config, open_asking(config.run, reporter))
-    session = open_session(config.run, reporter)
-    if session.method.stages != (Attempts(),):
+        return _checked(config, open_session(config.run, reporter))
+    session = open_session(config.run, reporter, learns=True)
+    assert session.learner is not None
+    if session.learner.method.stages != (Attempts(),):
         raise ConfigError(
             "this method asks for more than attempts",
             got=f"method = {config.run.method.name}",
             why="a strategy decides what every attempt reads",
             do="choose a method that learns from attempts alone, such as sdpo",
         )
-    session.method = learner_of(config.strategy, session.method)
+    session.learner = session.learner.with_method(learner_of(config.strategy, session.learner.method), config.run)
     return _checked(config, session)
 
 
-def _checked(config: SolveConfig, asking: Asking) -> Asking:
+def _checked(config: SolveConfig, asking: Session) -> Session:
     """The same. Raises `ModelError` where the chat template refuses conversations that the strategy goes on with."""
     if isinstance(config.strategy, MultiTurn) and config.strategy.attempts:
         turns = (Message("assistant", "An answer."), Message("user", NOTHING_SAID))
@@ -124,14 +125,14 @@ def _checked(config: SolveConfig, asking: Asking) -> Asking:
     return asking
 
 
-def _start(asking: Asking) -> dict[str, Tensor]:
+def _start(asking: Session) -> dict[str, Tensor]:
     """The weights that every task begins with."""
-    if not isinstance(asking, Session):
+    if asking.learner is None:
         return {}
     return {name: value.detach().clone() for name, value in asking.policy.trainable().items()}
 
 
-def _chosen(config: SolveConfig, asking: Asking, reporter: Reporter) -> list[Task]:
+def _chosen(config: SolveConfig, asking: Session, reporter: Reporter) -> list[Task]:
     """The tasks that were asked for; all of the run where none was. Raises `DataError` for an unknown id."""
     if not config.tasks:
         return judgeable(asking.tasks, asking.env, reporter)

@@ -13,10 +13,10 @@ from selfdistill.runs import EvalRecord, EvalSplit, RunDir
 from selfdistill.runs.environment import describe_environment
 from selfdistill.runs.progress import Reporter
 from selfdistill.training.recording import Totals, check_environment, rollout_record
-from selfdistill.training.rollouts import UpdateBatch, accuracy, roll_out
-from selfdistill.training.samples import Prepared, prepare
-from selfdistill.training.session import Asking, Session, open_asking
-from selfdistill.types import Task, TokenIds
+from selfdistill.training.rollouts import accuracy, roll_out
+from selfdistill.training.samples import CreditedRollout, credit_rollouts
+from selfdistill.training.session import Session, open_session
+from selfdistill.types import RolloutGroup, Task, TokenIds
 
 STUDENT_SPLITS: tuple[EvalSplit, ...] = ("train", "held_out", "forgetting")
 EVERY_SPLIT: tuple[EvalSplit, ...] = (*STUDENT_SPLITS, "teacher")
@@ -29,7 +29,7 @@ class Measurement:
     """An accuracy, and the answers behind it."""
 
     record: EvalRecord
-    batch: UpdateBatch
+    groups: list[RolloutGroup]
 
 
 def measure(config: RunConfig, reporter: Reporter) -> list[EvalRecord]:
@@ -38,17 +38,17 @@ def measure(config: RunConfig, reporter: Reporter) -> list[EvalRecord]:
     With `config.out`, answers and accuracies are kept there as in a run's directory. Raises what opening a run raises,
     and `EnvError` when most answers could not be scored.
     """
-    asking = open_asking(config, reporter)
+    session = open_session(config, reporter)
     run = None
     if config.out:
-        environment = describe_environment(device=str(asking.policy.device), isolation=asking.isolation)
+        environment = describe_environment(device=str(session.policy.device), isolation=session.isolation)
         run = RunDir.create(Path(config.out), {"settings": resolved(config), **environment})
     records = []
-    for measured in measure_splits(asking, Totals(), reporter, STUDENT_SPLITS):
+    for measured in measure_splits(session, Totals(), reporter, STUDENT_SPLITS):
         records.append(measured.record)
         reporter.evaluated(measured.record)
-        batch = measured.batch
-        answers = [rollout_record(0, Prepared(r, drop=r.drop), batch.faults, {}) for r in batch.rollouts]
+        rollouts = [rollout for group in measured.groups for rollout in group.rollouts]
+        answers = [rollout_record(0, CreditedRollout(r, drop=r.drop), {}) for r in rollouts]
         if run:
             run.append(*answers, measured.record)
         check_environment(answers)
@@ -58,23 +58,26 @@ def measure(config: RunConfig, reporter: Reporter) -> list[EvalRecord]:
 
 
 def measure_splits(
-    asking: Asking, totals: Totals, reporter: Reporter, splits: Sequence[EvalSplit]
+    session: Session, totals: Totals, reporter: Reporter, splits: Sequence[EvalSplit]
 ) -> Iterator[Measurement]:
     """The splits that there is something to ask of; of "teacher" only a session that learns can tell."""
-    options = asking.config.evaluation
+    options = session.config.evaluation
     for split in splits:
         if split == "teacher":
-            assert isinstance(asking, Session)
-            batch = _teacher(asking, asking.tasks[: options.tasks], reporter) if asking.method.teacher else None
+            assert session.learner is not None
+            groups = (
+                _teacher(session, session.tasks[: options.tasks], reporter) if session.learner.method.teacher else []
+            )
         else:
-            tasks = asking.tasks[: options.tasks] if split == "train" else asking.held_out.get(split, [])
-            tasks = judgeable(tasks, asking.env, reporter, least=0)
-            batch = _student(asking, tasks, split, reporter) if tasks else None
-        if batch is not None:
-            found = accuracy(batch.groups)
-            if batch.faults:
-                last = next(iter(batch.faults.values())).strip().splitlines()[-1]
-                reporter.note(f"measuring {split}: {len(batch.faults)} answers count as wrong, not scored: {last}")
+            tasks = session.tasks[: options.tasks] if split == "train" else session.held_out.get(split, [])
+            tasks = judgeable(tasks, session.env, reporter, least=0)
+            groups = _student(session, tasks, split, reporter) if tasks else []
+        if groups:
+            found = accuracy(groups)
+            faults = [rollout.fault for group in groups for rollout in group.rollouts if rollout.fault]
+            if faults:
+                last = faults[0].strip().splitlines()[-1]
+                reporter.note(f"measuring {split}: {len(faults)} answers count as wrong, not scored: {last}")
             record = EvalRecord(
                 totals.step,
                 totals.completions_sampled,
@@ -83,23 +86,24 @@ def measure_splits(
                 found.estimate,
                 found.tasks,
                 found.solved,
-                extra={"faults": len(batch.faults)} if batch.faults else {},
+                extra={"faults": len(faults)} if faults else {},
             )
-            yield Measurement(record, batch)
+            yield Measurement(record, groups)
 
 
-def _student(asking: Asking, tasks: Sequence[Task], split: str, reporter: Reporter) -> UpdateBatch:
-    rollouts = asking.config.evaluation.answers if split == "train" else 1
-    return _ask(asking, tasks, None, rollouts, split, reporter)
+def _student(session: Session, tasks: Sequence[Task], split: str, reporter: Reporter) -> list[RolloutGroup]:
+    rollouts = session.config.evaluation.answers if split == "train" else 1
+    return _ask(session, tasks, None, rollouts, split, reporter)
 
 
-def _teacher(session: Session, tasks: Sequence[Task], reporter: Reporter) -> UpdateBatch | None:
+def _teacher(session: Session, tasks: Sequence[Task], reporter: Reporter) -> list[RolloutGroup]:
     """What the teacher's weights answer when they read what a failed attempt taught: the ceiling of the next steps.
 
     Attempts are sampled as in training; those that get no context are left out. None when all are. Of a teacher with
     several views, the first one answers.
     """
-    config = session.config
+    config, learner = session.config, session.learner
+    assert learner is not None
     reporter.phase("measuring: teacher")
     attempts = roll_out(
         session.policy,
@@ -110,41 +114,41 @@ def _teacher(session: Session, tasks: Sequence[Task], reporter: Reporter) -> Upd
         rollouts=ATTEMPTS,
         seed=config.seed,
         label="eval-attempt",
-        stages=session.method.stages,
+        stages=learner.method.stages,
     )
-    prepared = prepare(session.method, attempts.groups, session.renderer)
+    credited = credit_rollouts(learner.method, attempts, session.renderer)
     read = [
         (entry.rollout.task, s.teacher_prompts[0])
-        for entry in prepared
+        for entry in credited
         for s in entry.samples[:1]
         if s.teacher_prompts and not s.live  # a live view is the student's: of this prompt the train split tells
     ]
     if not read:
-        return None
+        return []
     if config.evaluation.temperature == 0:  # a prompt that comes twice would get the same answer twice
         read = list({(task.id, prompt): (task, prompt) for task, prompt in read}.values())
-    with session.teacher.applied(session.policy, session.teacher.views()[0]) as reader:
-        asking = replace(session, policy=reader)
-        return _ask(asking, [task for task, _ in read], [prompt for _, prompt in read], 1, "teacher", reporter)
+    with learner.teacher.applied(session.policy, learner.teacher.views()[0]) as reader:
+        session = replace(session, policy=reader)
+        return _ask(session, [task for task, _ in read], [prompt for _, prompt in read], 1, "teacher", reporter)
 
 
 def _ask(
-    asking: Asking,
+    session: Session,
     tasks: Sequence[Task],
     prompts: Sequence[TokenIds] | None,
     rollouts: int,
     split: str,
     reporter: Reporter,
-) -> UpdateBatch:
+) -> list[RolloutGroup]:
     """Answers in slices, so that somebody who waits sees how far it is."""
-    config, whole = asking.config, UpdateBatch([], {})
+    config, groups = session.config, list[RolloutGroup]()
     size = max(1, SLICE // rollouts)
     for start in range(0, len(tasks), size):
         reporter.phase(f"measuring: {split}", start, len(tasks))
-        part = roll_out(
-            asking.policy,
-            asking.evaluation_env,
-            asking.renderer,
+        groups += roll_out(
+            session.policy,
+            session.evaluation_env,
+            session.renderer,
             tasks[start : start + size],
             _sampling(config),
             rollouts=rollouts,
@@ -152,8 +156,7 @@ def _ask(
             label=f"eval-{split}-{start}",
             prompts=prompts[start : start + size] if prompts is not None else None,
         )
-        whole = UpdateBatch(whole.groups + part.groups, whole.faults | part.faults)
-    return whole
+    return groups
 
 
 def _sampling(config: RunConfig) -> SamplingOptions:

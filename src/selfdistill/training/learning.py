@@ -16,14 +16,13 @@ from selfdistill.methods import Method
 from selfdistill.randomness import seed_global
 from selfdistill.runs import RolloutRecord, StepRecord
 from selfdistill.runs.progress import Reporter
-from selfdistill.training import rollouts as evaluate
 from selfdistill.training.forward import BehaviourPass, behaviour_pass, reference_pass, teacher_pass
 from selfdistill.training.recording import Totals, rollout_record, step_record
 from selfdistill.training.rollouts import roll_out
-from selfdistill.training.samples import Prepared, prepare, replay_sample, without_teacher
+from selfdistill.training.samples import CreditedRollout, credit_rollouts, replay_sample
 from selfdistill.training.session import Session
 from selfdistill.training.update import UpdateBatch, UpdateReport, train_step
-from selfdistill.types import Completion, Outcome, Task, TrainingSample
+from selfdistill.types import Completion, Outcome, RolloutGroup, Task, TrainingSample
 
 MAGNITUDE = "magnitude"  # in a run's memory: the running mean of Σ p|a|
 KEPT = 0.99  # of that mean, by each generation batch
@@ -33,12 +32,13 @@ def one_step(
     session: Session, totals: Totals, reporter: Reporter, began: float
 ) -> tuple[StepRecord, list[RolloutRecord]]:
     """Samples a generation batch, learns from it, and says what happened; `totals` counts what it used."""
-    config = session.config
+    config, learner = session.config, session.learner
+    assert learner is not None
     timer = Timer()
     seed_global(config.seed, "batch", totals.step)
     reporter.phase("sampling and scoring")
     tasks = draw_tasks(session.tasks, config.tasks_per_step, totals.step, config.seed)
-    batch = roll_out(
+    groups = roll_out(
         session.policy,
         session.env,
         session.renderer,
@@ -48,22 +48,24 @@ def one_step(
         seed=config.seed,
         label=str(totals.step + 1),
         version=totals.step,
-        stages=session.method.stages,
+        stages=learner.method.stages,
     )
-    return learn(session, batch, totals, reporter, began, timer)
+    return learn(session, groups, totals, reporter, began, timer)
 
 
 def learn(
-    session: Session, batch: evaluate.UpdateBatch, totals: Totals, reporter: Reporter, began: float, timer: Timer
+    session: Session, groups: Sequence[RolloutGroup], totals: Totals, reporter: Reporter, began: float, timer: Timer
 ) -> tuple[StepRecord, list[RolloutRecord]]:
     """Updates the weights from a batch that was sampled and scored, and says what happened."""
+    learner = session.learner
+    assert learner is not None
     seed_global(session.config.seed, "step", totals.step)
-    prepared = prepare(session.method, batch.groups, session.renderer)
-    replayed = _replay(session, totals.step) if any(entry.samples for entry in prepared) else []
+    credited = credit_rollouts(learner.method, groups, session.renderer)
+    replayed = _replay(session, totals.step) if any(entry.samples for entry in credited) else []
     timer.lap("rollout")
     reporter.phase("updating")
     lr = _set_rate(session, totals.step)
-    learned = _update(session, prepared, [len(group.rollouts) for group in batch.groups], replayed, totals)
+    learned = _update(session, credited, [len(group.rollouts) for group in groups], replayed, totals)
     reports = learned.reports
     skipped = sum(report.skipped for report in reports)
     if skipped:
@@ -71,31 +73,31 @@ def learn(
             f"step {totals.step + 1}: {skipped} of {len(reports)} updates skipped: loss or gradient not finite"
         )
     if skipped < len(reports):  # a batch from which nothing was learned moves no teacher either
-        session.teacher.update(session.policy)
+        learner.teacher.update(session.policy)
     timer.lap("update")
-    _count(totals, batch, began)
+    _count(totals, groups, began)
     totals.memory = learned.memory
     totals.tokens += sum(len(sample.completion_ids) for sample in replayed)
-    lost = sum(entry.lost for entry in prepared)
+    lost = sum(entry.lost for entry in credited)
     numbers = {**learned.numbers, "contexts_lost": lost, "replayed": len(replayed)}
-    record = step_record(totals, prepared, reports, lr, timer.seconds, numbers, learned.log_ratio)
-    records = [rollout_record(totals.step + 1, entry, batch.faults, learned.log_ratio) for entry in prepared]
+    record = step_record(totals, credited, reports, lr, timer.seconds, numbers, learned.log_ratio)
+    records = [rollout_record(totals.step + 1, entry, learned.log_ratio) for entry in credited]
     return record, records
 
 
 def record_round(
-    batch: evaluate.UpdateBatch, totals: Totals, began: float, timer: Timer
+    groups: Sequence[RolloutGroup], totals: Totals, began: float, timer: Timer
 ) -> tuple[StepRecord, list[RolloutRecord]]:
     """What happened in a batch from which nothing is to be learned."""
     timer.lap("rollout")
-    prepared = [Prepared(rollout, drop=rollout.drop) for rollout in batch.rollouts]
-    _count(totals, batch, began)
-    record = step_record(totals, prepared, [], 0.0, timer.seconds, {}, {})
-    return record, [rollout_record(totals.step + 1, entry, batch.faults, {}) for entry in prepared]
+    credited = [CreditedRollout(rollout, drop=rollout.drop) for group in groups for rollout in group.rollouts]
+    _count(totals, groups, began)
+    record = step_record(totals, credited, [], 0.0, timer.seconds, {}, {})
+    return record, [rollout_record(totals.step + 1, entry, {}) for entry in credited]
 
 
-def _count(totals: Totals, batch: evaluate.UpdateBatch, began: float) -> None:
-    sampled = [rollout for rollout in batch.rollouts if rollout.completion.logprobs]
+def _count(totals: Totals, groups: Sequence[RolloutGroup], began: float) -> None:
+    sampled = [rollout for group in groups for rollout in group.rollouts if rollout.completion.logprobs]
     totals.completions_sampled += len(sampled)
     totals.tokens += sum(len(rollout.completion.token_ids) for rollout in sampled)
     totals.wall_s = time.monotonic() - began
@@ -113,26 +115,26 @@ class Learned:
 
 def _update(
     session: Session,
-    prepared: Sequence[Prepared],
+    credited: Sequence[CreditedRollout],
     sizes: Sequence[int],
     replayed: Sequence[TrainingSample],
     totals: Totals,
 ) -> Learned:
     """All updates (optimiser steps) of a generation batch, whose groups have these sizes."""
-    config, method, policy = session.config, session.method, session.policy
+    learner = session.learner
+    assert learner is not None
+    config, method, policy = session.config, learner.method, session.policy
     tokens = config.micro_batch_tokens
-    loss_specs = [
-        _bounded(loss_spec, totals.memory) for loss_spec in method.loss_specs(config.sampling.temperature or 1.0)
-    ]
-    prepared = [_heard(entry, loss_specs, totals.step) for entry in prepared]
-    parts = [_Part.of(part, method) for part in _parts(prepared, sizes, config.tasks_per_update)]
+    loss_specs = [_bounded(loss_spec, totals.memory) for loss_spec in learner.loss_specs]
+    credited = [_heard(entry, loss_specs, totals.step) for entry in credited]
+    parts = [_Part.of(part, method) for part in _parts(credited, sizes, config.tasks_per_update)]
     parts = [part for part in parts if part.samples]  # the updates that there are
     samples = [sample for part in parts for sample in part.samples]
     if not samples:
         return Learned([], totals.memory)
     everything = [*samples, *replayed]
-    teacher = teacher_pass(policy, session.teacher, samples, tokens)
-    reference = reference_pass(policy, session.reference_policy, everything, tokens)
+    teacher = teacher_pass(policy, learner.teacher, samples, tokens)
+    reference = reference_pass(policy, learner.reference_policy, everything, tokens)
     ahead = None
     if len(parts) > 1 or any(loss_spec.needs_table for loss_spec in loss_specs):
         ahead = behaviour_pass(
@@ -152,7 +154,7 @@ def _update(
         limit = config.optimiser.max_grad_norm
         reports.append(
             train_step(
-                policy, session.optimizer, loss_specs, method.reduction, batch, max_grad_norm=limit, tokens=tokens
+                policy, learner.optimizer, loss_specs, method.reduction, batch, max_grad_norm=limit, tokens=tokens
             )
         )
     return _learned(reports, ahead, totals.memory)
@@ -166,12 +168,12 @@ class _Part:
     over: Denominators
 
     @classmethod
-    def of(cls, prepared: Sequence[Prepared], method: Method) -> _Part:
+    def of(cls, credited: Sequence[CreditedRollout], method: Method) -> _Part:
         """These rollouts. Uses of one rollout add up, and count as one answer."""
-        dropped = [len(entry.rollout.completion.token_ids) for entry in prepared if not entry.samples]
-        used = [len(entry.samples[0].completion_ids) for entry in prepared if entry.samples]
+        dropped = [len(entry.rollout.completion.token_ids) for entry in credited if not entry.samples]
+        used = [len(entry.samples[0].completion_ids) for entry in credited if entry.samples]
         over = denominators(used, dropped, count_dropped=method.count_dropped)
-        return cls([sample for entry in prepared for sample in entry.samples], over)
+        return cls([sample for entry in credited for sample in entry.samples], over)
 
 
 def _shared_out(
@@ -188,16 +190,21 @@ def _shared_out(
     ]
 
 
-def _parts(prepared: Sequence[Prepared], sizes: Sequence[int], tasks_per_update: int) -> list[list[Prepared]]:
+def _parts(
+    credited: Sequence[CreditedRollout], sizes: Sequence[int], tasks_per_update: int
+) -> list[list[CreditedRollout]]:
     """The rollouts of each update: those of so many tasks, or all of them."""
-    rollouts, per_update = iter(prepared), tasks_per_update or max(1, len(sizes))
+    rollouts, per_update = iter(credited), tasks_per_update or max(1, len(sizes))
     groups = [list(islice(rollouts, size)) for size in sizes]
     return [list(chain(*groups[start : start + per_update])) for start in range(0, len(groups), per_update)]
 
 
-def _heard(entry: Prepared, loss_specs: Sequence[LossSpec], step: int) -> Prepared:
+def _heard(entry: CreditedRollout, loss_specs: Sequence[LossSpec], step: int) -> CreditedRollout:
     """The same uses, those without a teacher whose signal gives it no say at this step: it is not read for nothing."""
-    uses = [s if loss_specs[s.loss_spec].teaches(step) else without_teacher(s) for s in entry.samples]
+    uses = [
+        s if loss_specs[s.loss_spec].teaches(step) else replace(s, teacher_prompts=(), against_prompts=(), distil=0.0)
+        for s in entry.samples
+    ]
     return replace(entry, samples=tuple(uses))
 
 
@@ -225,11 +232,12 @@ def _learned(reports: list[UpdateReport], ahead: BehaviourPass | None, memory: M
 
 def _replay(session: Session, step: int) -> list[TrainingSample]:
     """The student's own answers to questions of the past."""
-    config = session.config
+    config, learner = session.config, session.learner
+    assert learner is not None
     if config.replay is None:
         return []
-    tasks = draw_tasks(session.replay, config.replay.per_step, step, config.seed)
-    batch = roll_out(
+    tasks = draw_tasks(learner.replay, config.replay.per_step, step, config.seed)
+    groups = roll_out(
         session.policy,
         Unjudged(),
         session.renderer,
@@ -240,14 +248,16 @@ def _replay(session: Session, step: int) -> list[TrainingSample]:
         label=f"rehearsal-{step + 1}",
         version=step,
     )
-    return [replay_sample(r, config.replay.weight) for r in batch.rollouts if r.completion.token_ids]
+    weight, rollouts = config.replay.weight, [rollout for group in groups for rollout in group.rollouts]
+    return [replay_sample(rollout, weight) for rollout in rollouts if rollout.completion.token_ids]
 
 
 def _set_rate(session: Session, step: int) -> float:
     """The learning rate of all updates of a step: rises linearly, then stays."""
+    assert session.learner is not None
     options = session.config.optimiser
     rate = options.lr * min(1.0, (step + 1) / max(1, options.warmup_steps))
-    for group in session.optimizer.param_groups:
+    for group in session.learner.optimizer.param_groups:
         group["lr"] = rate
     return rate
 

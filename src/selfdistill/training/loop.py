@@ -23,7 +23,7 @@ from selfdistill.runs.store import CHECKPOINTS
 from selfdistill.training.evaluation import EVERY_SPLIT, STUDENT_SPLITS, measure_splits
 from selfdistill.training.learning import one_step
 from selfdistill.training.recording import Totals, check_environment, saved_totals, summarise, why_nothing_was_learned
-from selfdistill.training.session import Session, open_session
+from selfdistill.training.session import Learner, Session, open_session
 from selfdistill.training.stopping import StopSign
 
 PATIENCE = 10  # batches in a row without anything to learn from, after which a run is stopped
@@ -39,7 +39,7 @@ def train(config: RunConfig, reporter: Reporter, *, resume: bool = False) -> Pat
     config = replace(config, out=str(out))
     if resume:
         allowed_changes(out, resolved(config), MAY_CHANGE)  # before a model is loaded that may be another one
-    session = open_session(config, reporter)
+    session = open_session(config, reporter, learns=True)
     totals = saved_totals(session.restore(out / CHECKPOINTS, reporter) if resume else None)
     with _open_run(out, config, session, totals, resume=resume) as run:
         reporter.started(_info(out, session, totals))
@@ -53,6 +53,11 @@ class _Training:
     reporter: Reporter
     totals: Totals
     stop: StopSign
+
+    @property
+    def learner(self) -> Learner:
+        assert self.session.learner is not None
+        return self.session.learner
 
     @property
     def done(self) -> bool:
@@ -106,7 +111,7 @@ class _Training:
             return
         counts = {**record.dropped, "with the reference divergence alone": record.samples}
         reasons = ", ".join(f"{count} {reason}" for reason, count in counts.items() if count)
-        reasons = reasons or f"no task has what the method reads, {self.session.method.reads}"
+        reasons = reasons or f"no task has what the method reads, {self.learner.method.reads}"
         self.reporter.note(f"step {record.step} taught nothing: {reasons} (mean reward {record.reward:.2f})")
         if self.totals.no_signal_steps < PATIENCE:
             return
@@ -118,7 +123,7 @@ class _Training:
             raise TrainingError(
                 f"{PATIENCE} batches in a row taught nothing, from the first one on",
                 got=f"{reasons}; mean reward {record.reward:.2f}",
-                **why_nothing_was_learned(record.dropped, self.session.method),
+                **why_nothing_was_learned(record.dropped, self.learner.method),
             )
 
 
@@ -138,7 +143,8 @@ def _open_run(out: Path, config: RunConfig, session: Session, totals: Totals, *,
 
 
 def _info(out: Path, session: Session, totals: Totals) -> RunInfo:
-    config, stages = session.config, session.method.stages
+    assert session.learner is not None
+    config, stages = session.config, session.learner.method.stages
     draws = config.steps * config.tasks_per_step
     asked, given = wanted_answers(session.tasks, stages, config.rollouts_per_task, draws, config.seed)
     return RunInfo(

@@ -15,8 +15,8 @@ from selfdistill.losses import LOSS_TERMS
 from selfdistill.methods import Method
 from selfdistill.prompts.context import FIELDS
 from selfdistill.runs import Accuracies, EvalRecord, RolloutRecord, StepRecord, Summary
-from selfdistill.training.rollouts import mean_reward, solved
-from selfdistill.training.samples import Prepared
+from selfdistill.training.rollouts import solved
+from selfdistill.training.samples import CreditedRollout
 from selfdistill.training.update import UpdateReport
 from selfdistill.types import DropReason, StopReason
 
@@ -49,7 +49,7 @@ def saved_totals(extra: Mapping[str, Any] | None) -> Totals:
 
 def step_record(
     totals: Totals,
-    prepared: Sequence[Prepared],
+    credited: Sequence[CreditedRollout],
     reports: Sequence[UpdateReport],
     lr: float,
     seconds: Mapping[str, float],
@@ -57,16 +57,16 @@ def step_record(
     log_ratio: Mapping[str, tuple[float, ...]],
 ) -> StepRecord:
     """Means over the step that `totals` has just counted in."""
-    rollouts = [entry.rollout for entry in prepared]
+    rollouts = [entry.rollout for entry in credited]
     answers = [rollout for rollout in rollouts if rollout.of is None]  # not about another one
-    samples = [sample for entry in prepared for sample in entry.samples]
-    cut = sum(entry.cut for entry in prepared)
+    samples = [sample for entry in credited for sample in entry.samples]
+    cut = sum(entry.cut for entry in credited)
     return StepRecord(
         step=totals.step + 1,
         completions_sampled=totals.completions_sampled,
         tokens=totals.tokens,
         wall_s=totals.wall_s,
-        reward=mean_reward(answers),
+        reward=_mean([rollout.outcome.reward for rollout in answers if rollout.outcome is not None]),
         accuracy=_mean([solved(rollout) for rollout in answers if rollout.outcome is not None]),
         loss=_mean([report.loss for report in reports]),
         grad_norm=_mean([report.grad_norm for report in reports]),
@@ -75,7 +75,7 @@ def step_record(
         completion_tokens=_mean([len(rollout.completion.token_ids) for rollout in rollouts]),
         truncated=_mean([rollout.completion.stop is StopReason.LENGTH for rollout in rollouts]),
         samples=len(samples),
-        dropped=dict(Counter(str(entry.drop) for entry in prepared if entry.drop is not None)),
+        dropped=dict(Counter(str(entry.drop) for entry in credited if entry.drop is not None)),
         contexts=dict(Counter(sample.context_kind for sample in samples)),
         seconds=dict(seconds),
         extra={
@@ -93,9 +93,7 @@ def step_record(
     )
 
 
-def rollout_record(
-    step: int, entry: Prepared, faults: Mapping[str, str], log_ratio: Mapping[str, tuple[float, ...]]
-) -> RolloutRecord:
+def rollout_record(step: int, entry: CreditedRollout, log_ratio: Mapping[str, tuple[float, ...]]) -> RolloutRecord:
     """One attempt, with the texts that only the teacher read; of several uses, the largest weights."""
     rollout, context = entry.rollout, entry.context
     done, outcome = rollout.completion, rollout.outcome
@@ -113,14 +111,14 @@ def rollout_record(
         context_kind=context.kind if context else "none",
         context=sections,
         drop=str(entry.drop) if entry.drop else None,
-        fault=faults.get(done.uid, ""),
+        fault=rollout.fault,
         advantage=max((sample.advantage for sample in entry.samples), key=abs, default=0.0),
         distil=max((sample.distil for sample in entry.samples), key=abs, default=0.0),
         policy_version=done.policy_version,
         token_ids=done.token_ids,
         logprobs=done.logprobs,
         log_ratio=log_ratio.get(done.uid, ()),
-        evidence_at="step_start" if done.uid in log_ratio else "",
+        log_ratio_at="step_start" if done.uid in log_ratio else "",
         details=outcome.details if outcome else {},
     )
 

@@ -1,23 +1,23 @@
-"""From scored rollouts to training samples: what the method credits, in the prompts that student and teacher read."""
+"""From scored rollouts to training samples: the method's credits, and the prompts that student and teacher read."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from selfdistill.errors import ConfigError
-from selfdistill.methods.base import Credit, CreditOrDrop, Method, credits_of
+from selfdistill.methods.base import Credit, CreditOrDrop, Method
 from selfdistill.plugins import their_code
 from selfdistill.prompts.render import Renderer
-from selfdistill.types import Context, DropReason, Rollout, RolloutGroup, TokenIds, TrainingSample
+from selfdistill.types import Context, DropReason, Rollout, RolloutGroup, TrainingSample
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
-    """A rollout with what became of it: samples, or the reason why it takes no part.
+class CreditedRollout:
+    """A rollout with its training samples, or the reason why it has none.
 
-    `context` is what the teacher reads of its first use. `cut` says that a field of a teacher's prompt was shortened,
-    `lost` counts uses that go without a teacher, or are left out beside others, since its prompt does not fit.
+    `context` is what the teacher reads for the first sample. `cut`: a field of a teacher's prompt was shortened.
+    `lost` counts credits that go without a teacher, or are left out beside others, since its prompt does not fit.
     """
 
     rollout: Rollout
@@ -28,125 +28,89 @@ class Prepared:
     lost: int = 0
 
 
-def prepare(method: Method, groups: Sequence[RolloutGroup], renderer: Renderer) -> list[Prepared]:
-    """One entry per rollout, in the order of the groups: rollouts = used + dropped, always. Raises `ConfigError` for a
-    method that corrects and does not say so."""
-    judged = [pair for group in groups for pair in zip(group.rollouts, _verdicts(method, group), strict=True)]
-    if not method.needs_sampler_logprobs and any(
-        credit.correct for _, credited in judged for credit in credits_of(credited)
-    ):
-        raise ConfigError(
-            "this method has credits with `correct` and does not say so",
-            got=type(method).__name__,
-            why="whether the sampler reports what they need is checked before a run begins",
-            do="write `needs_sampler_logprobs: ClassVar[bool] = True` into its class",
-        )
-    return [_prepare(rollout, credited, renderer) for rollout, credited in judged]
-
-
-def _verdicts(method: Method, group: RolloutGroup) -> Sequence[CreditOrDrop]:
-    """The method's, one for each rollout. Raises `ConfigError` where a user's own gives something else."""
-    with their_code(method, "its `credit` or `credited`"):
-        verdicts = method.credits(group)
-    uses = [use for credited in verdicts for use in (credited if isinstance(credited, tuple) else (credited,))]
-    wrong = next((use for use in uses if not isinstance(use, Credit | DropReason)), None)
-    if wrong is not None or len(verdicts) != len(group.rollouts):
-        raise ConfigError(
-            f"{type(method).__name__} should give a Credit, several, or a DropReason for each rollout",
-            got=f"{len(verdicts)} for {len(group.rollouts)}" if wrong is None else repr(wrong)[:200],
-            do="correct its `credited`",
-        )
-    return verdicts
+def credit_rollouts(method: Method, groups: Sequence[RolloutGroup], renderer: Renderer) -> list[CreditedRollout]:
+    """One entry per rollout, in the order of the groups. Raises `ConfigError` for a user's method whose credits are
+    something else, or which corrects for a sampler without declaring it."""
+    credited: list[tuple[Rollout, CreditOrDrop]] = []
+    for group in groups:
+        with their_code(method, "its `credit` or `credits`"):
+            credits = method.credits(group)
+        flat = [one for entry in credits for one in (entry if isinstance(entry, tuple) else (entry,))]
+        wrong = next((one for one in flat if not isinstance(one, Credit | DropReason)), None)
+        if wrong is not None or len(credits) != len(group.rollouts):
+            raise ConfigError(
+                f"{type(method).__name__} should give a Credit, several, or a DropReason for each rollout",
+                got=f"{len(credits)} for {len(group.rollouts)}" if wrong is None else repr(wrong)[:200],
+                do="correct its `credits`",
+            )
+        if not method.needs_sampler_logprobs and any(isinstance(one, Credit) and one.correct for one in flat):
+            raise ConfigError(
+                "this method has credits with `correct` and does not declare it",
+                got=type(method).__name__,
+                why="whether the sampler reports what they need is checked before a run begins",
+                do="write `needs_sampler_logprobs: ClassVar[bool] = True` into its class",
+            )
+        credited += zip(group.rollouts, credits, strict=True)
+    return [_credited(rollout, credit, renderer) for rollout, credit in credited]
 
 
 def replay_sample(rollout: Rollout, weight: float) -> TrainingSample:
-    """An answer to a question of the past, to be kept as the weights at the start would have it."""
+    """An answer to a replayed prompt, which learns from the divergence from the reference alone."""
     done = rollout.completion
     return TrainingSample(
         done.uid, rollout.prompt_ids, (), done.token_ids, done.logprobs, reference=weight, context_kind="replay"
     )
 
 
-def without_teacher(sample: TrainingSample) -> TrainingSample:
-    """What is left of a sample that no teacher reads."""
-    return replace(sample, teacher_prompts=(), against_prompts=(), distil=0.0)
-
-
-@dataclass(frozen=True, slots=True)
-class _Use:
-    """One use of a rollout as student and teacher will read it. `lost`: what the teacher would have read does not fit,
-    and there is no teacher."""
-
-    sample: TrainingSample
-    context: Context | None
-    cut: bool
-    lost: bool
-
-
-def _prepare(rollout: Rollout, credited: CreditOrDrop, renderer: Renderer) -> Prepared:
-    if isinstance(credited, DropReason):
-        return Prepared(rollout, drop=credited)
-    credits = credits_of(credited)
-    context = credits[0].context if credits else None
-    if not rollout.completion.token_ids and not any(credit.text for credit in credits):
-        return Prepared(rollout, drop=DropReason.EMPTY_COMPLETION)
-    uses = [_use(rollout, credit, renderer, number) for number, credit in enumerate(credits)]
-    kept = [use for use in uses if use is not None]
-    if uses and not kept:
-        return Prepared(rollout, context=context, drop=DropReason.CONTEXT_TOO_LONG)
-    return Prepared(
-        rollout,
-        samples=tuple(use.sample for use in kept),
-        context=kept[0].context if kept else None,
-        cut=any(use.cut for use in kept),
-        lost=len(uses) - sum(not use.lost for use in kept),
-    )
-
-
-def _use(rollout: Rollout, credit: Credit, renderer: Renderer, number: int) -> _Use | None:
-    """None where it does not fit: an advantage needs no teacher, but a divergence does, and a student that reads the
-    context needs that."""
+def _credited(rollout: Rollout, entry: CreditOrDrop, renderer: Renderer) -> CreditedRollout:
+    """The samples of one rollout: one for each credit that fits. The policy gradient and the reference divergence need
+    no teacher; a divergence from the teacher needs its prompt, and so does a student that reads the context."""
+    if isinstance(entry, DropReason):
+        return CreditedRollout(rollout, drop=entry)
+    credits = entry if isinstance(entry, tuple) else (entry,)
     done = rollout.completion
-    answer = renderer.answer(credit.text) if credit.text else done.token_ids
-    student = renderer.prompt(credit.question) if credit.question else rollout.prompt_ids
-    told = _told(rollout, credit, renderer, len(answer))
-    judged = bool(credit.advantage or credit.reference) and not credit.student_reads_context
-    if len(student) + len(answer) > renderer.context_length or not (told or judged):
-        return None
-    views, against, cut = told or ((), (), False)
-    if credit.student_reads_context:
-        student, views = views[0], (student,)
-    elsewhere = bool(credit.text) or student != rollout.prompt_ids  # not what these words were sampled from
-    context = credit.context if told else None
-    sample = TrainingSample(
-        uid=f"{done.uid}+{number}" if number else done.uid,
-        student_prompt_ids=student,
-        teacher_prompts=views,
-        completion_ids=answer,
-        sampled_logprobs=() if elsewhere and not credit.correct else done.logprobs,
-        against_prompts=against,
-        live=credit.student_reads_context,
-        advantage=credit.advantage,
-        distil=credit.distil if told else 0.0,
-        reference=credit.reference,
-        loss_spec=credit.loss_spec,
-        spans=credit.spans,
-        context_kind=context.kind if context else "none",
-        policy_version=done.policy_version,
-    )
-    return _Use(sample, context, cut, lost=not told)
-
-
-def _told(
-    rollout: Rollout, credit: Credit, renderer: Renderer, answer: int
-) -> tuple[tuple[TokenIds, ...], tuple[TokenIds, ...], bool] | None:
-    """The teacher's prompts for an answer of so many tokens and against it, and whether a field was cut; None where one
-    of them does not fit, for a contrast or a mixture of fewer would be another one."""
-    contexts = () if credit.context is None else (credit.context,)
-    wanted = (*contexts, *credit.against)
-    read = [renderer.teacher_prompt(rollout.task.messages, context, answer) for context in wanted]
-    told = [entry for entry in read if not isinstance(entry, DropReason)]
-    if len(told) < len(read):
-        return None
-    prompts = tuple(ids for ids, _ in told)
-    return prompts[: len(contexts)], prompts[len(contexts) :], any(cut for _, cut in told)
+    if not done.token_ids and not any(credit.text for credit in credits):
+        return CreditedRollout(rollout, drop=DropReason.EMPTY_COMPLETION)
+    samples: list[TrainingSample] = []
+    read: list[Context | None] = []  # by the teacher, for each sample
+    any_cut, lost = False, 0
+    for number, credit in enumerate(credits):
+        answer = renderer.answer(credit.text) if credit.text else done.token_ids
+        student = renderer.prompt(credit.question) if credit.question else rollout.prompt_ids
+        context = () if credit.context is None else (credit.context,)
+        written = [renderer.teacher_prompt(rollout.task.messages, c, len(answer)) for c in (*context, *credit.against)]
+        fitting = [found for found in written if not isinstance(found, DropReason)]
+        fits = len(fitting) == len(written)  # a mixture, or a contrast, of fewer contexts would be another one
+        lost += not fits
+        alone = bool(credit.advantage or credit.reference) and not credit.student_reads_context
+        if len(student) + len(answer) > renderer.context_length or not (fits or alone):
+            lost += fits
+            continue
+        prompts = tuple(ids for ids, _ in fitting) if fits else ()
+        teacher, against = prompts[: len(context)], prompts[len(context) :]
+        any_cut |= fits and any(cut for _, cut in fitting)
+        if credit.student_reads_context:
+            student, teacher = teacher[0], (student,)
+        sampled_here = not credit.text and student == rollout.prompt_ids
+        read.append(credit.context if fits else None)
+        samples.append(
+            TrainingSample(
+                uid=f"{done.uid}+{number}" if number else done.uid,
+                student_prompt_ids=student,
+                teacher_prompts=teacher,
+                completion_ids=answer,
+                sampled_logprobs=done.logprobs if sampled_here or credit.correct else (),
+                against_prompts=against,
+                live=credit.student_reads_context,
+                advantage=credit.advantage,
+                distil=credit.distil if fits else 0.0,
+                reference=credit.reference,
+                loss_spec=credit.loss_spec,
+                spans=credit.spans,
+                context_kind=read[-1].kind if read[-1] else "none",
+                policy_version=done.policy_version,
+            )
+        )
+    if not samples and credits:
+        return CreditedRollout(rollout, context=credits[0].context, drop=DropReason.CONTEXT_TOO_LONG)
+    return CreditedRollout(rollout, tuple(samples), read[0] if read else None, None, any_cut, lost)

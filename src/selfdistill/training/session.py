@@ -16,6 +16,7 @@ from selfdistill.envs.base import Environment, tasks_of
 from selfdistill.envs.registry import make_environment
 from selfdistill.errors import ConfigError
 from selfdistill.files import read_text
+from selfdistill.losses import LossSpec
 from selfdistill.methods import Method, get_method
 from selfdistill.models.checkpoint import load_newest, save_checkpoint
 from selfdistill.models.load import load_policy, load_tokenizer
@@ -32,8 +33,28 @@ NO_ISOLATION = "none: this environment runs no programs"
 
 
 @dataclass
-class Asking:
-    """What it takes to ask a model and to judge its answers."""
+class Learner:
+    """What changes the weights of a session.
+
+    `reference_policy` holds the weights at the start, kept where the reference divergence or replay read them (None:
+    neither does). A method without a teacher has one that keeps no weights. `loss_specs` are the method's.
+    """
+
+    method: Method
+    loss_specs: tuple[LossSpec, ...]
+    teacher: Teacher
+    reference_policy: Teacher | None
+    optimizer: torch.optim.Optimizer
+    replay: list[Task]
+
+    def with_method(self, method: Method, config: RunConfig) -> Learner:
+        """The same weights, trained by another method."""
+        return replace(self, method=method, loss_specs=_loss_specs(method, config))
+
+
+@dataclass
+class Session:
+    """Everything a run works with: it samples from `policy`, scores with `env`, and learns if it has a `learner`."""
 
     config: RunConfig
     env: Environment
@@ -41,40 +62,33 @@ class Asking:
     renderer: Renderer
     tasks: list[Task]
     held_out: Mapping[str, list[Task]]
+    learner: Learner | None = None
 
     @property
     def evaluation_env(self) -> Environment:
-        """The environment as it measures, by tests that training does not show where it has such."""
+        """The environment for evaluations, which may have private tests that training does not show."""
         private = getattr(self.env, "for_evaluation", None)
-        score: Environment = private() if private is not None else self.env
-        return score
+        env: Environment = private() if private is not None else self.env
+        return env
 
     @property
     def isolation(self) -> str:
-        """How untrusted programs are shut in, for the records."""
+        """How untrusted programs are isolated, for the records."""
         return str(getattr(self.env, "isolation", NO_ISOLATION))
 
-
-@dataclass
-class Session(Asking):
-    """What it takes to learn as well. `reference_policy` are the weights at the start, kept where reference or replay
-    read them; a method without a teacher has one that keeps no weights."""
-
-    method: Method
-    teacher: Teacher
-    reference_policy: Teacher | None
-    optimizer: torch.optim.Optimizer
-    replay: list[Task]
-
     def save(self, folder: Path, step: int, totals: Mapping[str, Any], *, final: bool) -> None:
-        """All that the next step reads, as a checkpoint; a final one stays when newer ones come."""
+        """Writes a checkpoint of all that the next step reads; a final one is kept when newer ones come."""
+        assert self.learner is not None
+        optimizer, teacher = self.learner.optimizer, self.learner.teacher
         save_checkpoint(
-            folder, step, policy=self.policy, optimizer=self.optimizer, teacher=self.teacher, extra=totals, final=final
+            folder, step, policy=self.policy, optimizer=optimizer, teacher=teacher, extra=totals, final=final
         )
 
     def restore(self, folder: Path, reporter: Reporter) -> dict[str, Any] | None:
-        """Brings all of it back from the newest whole checkpoint; the totals that were saved, or None without one."""
-        return load_newest(folder, reporter.note, policy=self.policy, optimizer=self.optimizer, teacher=self.teacher)
+        """Loads the newest complete checkpoint and returns the totals saved with it; None without a checkpoint."""
+        assert self.learner is not None
+        optimizer, teacher = self.learner.optimizer, self.learner.teacher
+        return load_newest(folder, reporter.note, policy=self.policy, optimizer=optimizer, teacher=teacher)
 
 
 def open_policy(config: RunConfig, reporter: Reporter, *, trained: bool) -> Policy:
@@ -117,14 +131,22 @@ def _renderer(tokenizer: Any, length: int, config: RunConfig, reporter: Reporter
     return renderer
 
 
-def open_asking(config: RunConfig, reporter: Reporter, *, trained: bool = False) -> Asking:
-    """Loads environment, tasks and model, which asks for gradients only if `trained`. Raises whatever is wrong with
-    them."""
-    seed_global(config.seed)
+def open_session(config: RunConfig, reporter: Reporter, *, learns: bool = False) -> Session:
+    """Loads environment, tasks and model; with `learns` also the method, its teacher and an optimiser.
+
+    Everything that can be refused is refused here, before anything is written or sampled. Raises whatever is wrong.
+    """
+    seed_global(config.seed)  # a method or an environment of the user's may draw as well
+    method = rule = None
+    if learns:
+        method = get_method(config.method.name, config.method.options)
+        rule = _teacher_rule(config, method)
+        _check_sampling(config, method)
+        seed_global(config.seed)
     env = make_environment(config.env.name, config.env.options, seed=config.seed)
     reporter.phase("reading the tasks")
     tasks = training_tasks(env, config.data)
-    policy = open_policy(config, reporter, trained=trained)
+    policy = open_policy(config, reporter, trained=learns)
     if config.model.startswith("sapling") and config.env.name != "verbs":
         reporter.note(
             "the sapling understands the coined-verb environment alone; for other tasks name a model with --model"
@@ -140,41 +162,40 @@ def open_asking(config: RunConfig, reporter: Reporter, *, trained: bool = False)
         for split in ("held_out", "forgetting")
         if (found := tasks_of(env, split))
     }
-    return Asking(config, env, policy, renderer, tasks, held_out)
+    session = Session(config, env, policy, renderer, tasks, held_out)
+    if method is not None and rule is not None:
+        session.learner = _open_learner(session, method, rule, reporter)
+    return session
 
 
-def open_session(config: RunConfig, reporter: Reporter) -> Session:
-    """Everything that can be refused is refused here, before anything is written or sampled."""
-    seed_global(config.seed)  # a method of the user's may draw as well
-    method = get_method(config.method.name, config.method.options)
-    rule = _teacher_rule(config, method)
-    _check_sampling(config, method)
-    parts = open_asking(config, reporter, trained=True)
-    teacher = Teacher(rule, parts.policy, other=_other_model(rule, config, parts.policy, reporter))
+def _open_learner(session: Session, method: Method, rule: TeacherRule, reporter: Reporter) -> Learner:
+    config, policy, renderer = session.config, session.policy, session.renderer
+    teacher = Teacher(rule, policy, other=_other_model(rule, config, policy, reporter))
     replay: list[Task] = []
     if config.replay:
-        found = _replay_tasks(config, parts.env)
-        replay = askable(found, parts.renderer, config.context.max_prompt_tokens, reporter)
-    check_conversations(parts.renderer, parts.tasks, lambda task: _conversations(method, task))
-    return Session(
-        **vars(parts),
-        method=method,
-        teacher=teacher,
-        reference_policy=_reference_policy(config, method, teacher, parts.policy),
-        optimizer=_optimizer(config, parts.policy),
-        replay=replay,
-    )
+        found = _replay_tasks(config, session.env)
+        replay = askable(found, renderer, config.context.max_prompt_tokens, reporter)
+    check_conversations(renderer, session.tasks, lambda task: _conversations(method, task))
+    reference_policy = _reference_policy(config, method, teacher, policy)
+    return Learner(method, _loss_specs(method, config), teacher, reference_policy, _optimizer(config, policy), replay)
+
+
+def _loss_specs(method: Method, config: RunConfig) -> tuple[LossSpec, ...]:
+    return method.loss_specs(config.sampling.temperature or 1.0)
 
 
 @torch.no_grad()
-def started_over(session: Session, weights: Mapping[str, Tensor]) -> Session:
-    """The session with these weights, and a teacher and an optimiser that have seen nothing yet."""
-    config, policy = session.config, session.policy
+def restarted(session: Session, weights: Mapping[str, Tensor]) -> Session:
+    """The session with these weights, and a new teacher and a new optimiser."""
+    config, policy, learner = session.config, session.policy, session.learner
+    assert learner is not None
     for name, value in policy.trainable().items():
         value.copy_(weights[name])
-    teacher = Teacher(session.teacher.rule, policy, other=session.teacher.other)
-    reference_policy = _reference_policy(config, session.method, teacher, policy)
-    return replace(session, teacher=teacher, reference_policy=reference_policy, optimizer=_optimizer(config, policy))
+    teacher = Teacher(learner.teacher.rule, policy, other=learner.teacher.other)
+    reference_policy = _reference_policy(config, learner.method, teacher, policy)
+    optimizer = _optimizer(config, policy)
+    learner = replace(learner, teacher=teacher, reference_policy=reference_policy, optimizer=optimizer)
+    return replace(session, learner=learner)
 
 
 def _reference_policy(config: RunConfig, method: Method, teacher: Teacher, policy: Policy) -> Teacher | None:
