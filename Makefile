@@ -23,7 +23,7 @@ help:
 	@echo "make numerics  run the numerical tests again on an older instruction set, and with two threads"
 	@echo "make lint      ruff, formatting, types"
 	@echo "make budgets   print the sizes of functions and files"
-	@echo "make smollm2   put SmolLM2-135M-Instruct into the cache (the only target that fetches a model)"
+	@echo "make smollm2   fetch SmolLM2-135M-Instruct for the tests and print its directory (the only target that fetches a model)"
 	@echo "make sapling   grow the embedded model again (up to two hours)"
 	@echo "make clean     remove .venv and caches; run directories stay"
 
@@ -46,10 +46,10 @@ budgets: setup
 	@$(BIN)/python scripts/budgets.py
 
 smollm2: setup
-	@$(BIN)/python -m selfdistill.models.smollm2
+	@$(BIN)/python tools/smollm2.py
 
 sapling: setup
-	$(BIN)/selfdistill sapling grow
+	$(BIN)/python -m tools.sapling grow
 
 setup: $(VENV)/.ready
 

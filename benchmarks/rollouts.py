@@ -150,7 +150,7 @@ def table(title: str, result: dict[str, Any]) -> Table:
 def main() -> None:
     """Measures and prints; fails where greedy answers differ."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="sapling", help="sapling, smollm2, a directory or a name on the hub")
+    parser.add_argument("--model", default="sapling", help="sapling, a directory or a name on the hub")
     parser.add_argument("--dtype", default="float32", choices=DTYPES, help="precision of weights and computation")
     parser.add_argument("--batch", type=int, default=128, help="rows; in groups of eight")
     parser.add_argument("--repeats", type=int, default=5, help="timed rounds of every sampler")

@@ -1,6 +1,7 @@
-"""An environment of your own: tasks, and a function that says what became of an answer.
+"""An environment of your own: tasks, and a function that scores an answer.
 
-selfdistill train --env examples/my_env.py:env --model smollm2 lora.rank=16 optimiser.lr=3e-4
+selfdistill train --env examples/my_env.py:env --model HuggingFaceTB/SmolLM2-135M-Instruct \\
+    lora.rank=16 optimiser.lr=3e-4
 """
 
 from selfdistill import Completion, Message, Outcome, Task

@@ -1,7 +1,9 @@
-"""A strategy of your own: every attempt reads what was said of the one before it, and all of them are learned from.
+"""A strategy of your own: every attempt reads the feedback on the one before it, and all of them are learned from.
 
-selfdistill solve --strategy examples/my_strategy.py:Reminded --task my_task.jsonl --model smollm2
-selfdistill compare --arm examples/my_strategy.py:Reminded --arm hybrid --task my_task.jsonl --model smollm2
+selfdistill solve --strategy examples/my_strategy.py:Reminded --task my_task.jsonl \\
+    --model HuggingFaceTB/SmolLM2-135M-Instruct
+selfdistill compare --arm examples/my_strategy.py:Reminded --arm hybrid --task my_task.jsonl \\
+    --model HuggingFaceTB/SmolLM2-135M-Instruct
 """
 
 from dataclasses import dataclass

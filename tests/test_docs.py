@@ -24,7 +24,6 @@ from selfdistill.types import DropReason, Outcome, Task
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 WRITTEN = [*PAGES, *sorted((ROOT / "examples").iterdir())]
-pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
 def blocks(page: Path, tag: str) -> list[str]:
@@ -65,11 +64,11 @@ def test_json_rows_are_tasks(text: str, tmp_path: Path):
     assert len(question_rows(file) if own else load_tasks(file)) == 1
 
 
-@pages
-def test_command_lines_are_understood(page: Path):
+def test_command_lines_are_understood():
     """Every option exists, and every KEY=VALUE is a setting."""
     program = typer.main.get_command(app)
-    texts = [line.split("#")[0] for text in blocks(page, "") for line in text.replace("\\\n", "").splitlines()]
+    plain = [text for page in PAGES for text in blocks(page, "")]
+    texts = [line.split("#")[0] for text in plain for line in text.replace("\\\n", "").splitlines()]
     lines = [shlex.split(text) for text in texts if "selfdistill " in text]
     for words in (line for line in lines if line[:1] == ["selfdistill"] or line[1:2] == ["selfdistill"]):
         name, *rest = words[words.index("selfdistill") + 1 :]
@@ -80,27 +79,24 @@ def test_command_lines_are_understood(page: Path):
         load_config(None, [word for word in rest if "=" in word and " " not in word])
 
 
-@pages
-def test_relative_links_lead_somewhere(page: Path):
-    links = re.findall(r"\]\(([^)#]+)", page.read_text())
-    assert not [link for link in links if "://" not in link and not (page.parent / link).exists()]
+def test_relative_links_lead_somewhere():
+    links = [(page, link) for page in PAGES for link in re.findall(r"\]\(([^)#]+)", page.read_text())]
+    assert not [entry for entry in links if "://" not in entry[1] and not (entry[0].parent / entry[1]).exists()]
 
 
-@pages
-def test_tests_and_files_that_are_named_exist(page: Path):
-    text = page.read_text()
+def test_tests_and_files_that_are_named_exist():
+    text = "\n".join(page.read_text() for page in PAGES)
     for file, name in re.findall(r"`(tests/[\w/.]+\.py)::(\w+)`", text):
         assert f"\ndef {name}(" in (ROOT / file).read_text(), f"{file}::{name}"
-    for path in re.findall(r"`((?:tests|docs|examples|scripts|requirements)/[\w/.]+)`", text):
+    for path in re.findall(r"`((?:tests|docs|examples|scripts|requirements|tools)/[\w/.]+)`", text):
         assert (ROOT / path).exists(), path
     for path in re.findall(r"`((?:[a-z_]+/)*[a-z_]+\.py|(?:[a-z_]+/)+)`", text):
         assert any((base / path).exists() for base in (ROOT / "src" / "selfdistill", ROOT)), path
 
 
-@pytest.mark.parametrize("file", WRITTEN, ids=lambda file: file.name)
-def test_no_unfinished_words(file: Path):
-    found = re.findall(r"\b(TODO|FIXME|XXX|prototype|WIP|coming soon)\b", file.read_text(), flags=re.IGNORECASE)
-    assert not found
+def test_no_unfinished_words():
+    unfinished = re.compile(r"\b(TODO|FIXME|XXX|prototype|WIP|coming soon)\b", flags=re.IGNORECASE)
+    assert not [(file, word) for file in WRITTEN for word in unfinished.findall(file.read_text())]
 
 
 def test_the_page_of_commands_is_what_the_program_says():

@@ -13,7 +13,6 @@ from selfdistill.losses import denominators
 from selfdistill.methods import SDPO
 from selfdistill.models.load import LoraOptions, Policy, load_policy
 from selfdistill.models.sampler import SamplingOptions
-from selfdistill.models.smollm2 import cached_smollm2
 from selfdistill.models.teacher import Frozen, Teacher
 from selfdistill.prompts.render import Renderer
 from selfdistill.training.forward import teacher_pass
@@ -21,6 +20,7 @@ from selfdistill.training.rollouts import roll_out
 from selfdistill.training.samples import credit_rollouts
 from selfdistill.training.update import UpdateBatch, train_step
 from selfdistill.types import TrainingSample
+from tools.smollm2 import cached_smollm2
 
 MBPP = Path(__file__).parents[2] / "shared" / "data" / "mbpp" / "mbpp.jsonl"
 TOKENS = 2048
@@ -33,7 +33,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def student() -> Policy:
-    return load_policy("smollm2", device="cpu", lora=LoraOptions(rank=8, alpha=16))
+    return load_policy(str(cached_smollm2()), device="cpu", lora=LoraOptions(rank=8, alpha=16))
 
 
 def mean_divergence(policy: Policy, method: SDPO, batch: UpdateBatch) -> float:

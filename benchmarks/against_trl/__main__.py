@@ -15,12 +15,12 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from rich.console import Console
+
 from benchmarks.against_trl.child import Skipped, trl_refusal
 from benchmarks.against_trl.plan import FULL, REDUCED
 from benchmarks.against_trl.ratios import Sheet
 from benchmarks.against_trl.sections import SECTIONS, Bench
-from rich.console import Console
-
 from selfdistill.models.precision import quiet
 
 WIDTH = 160

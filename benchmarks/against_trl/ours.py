@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from benchmarks.against_trl.meter import give, measure
 from benchmarks.against_trl.ratios import enough
 from benchmarks.against_trl.stopwatch import Stopwatch
 from benchmarks.against_trl.work import Ragged, Row
-from torch import Tensor
-
 from selfdistill.config import from_settings
 from selfdistill.errors import SelfDistillError
 from selfdistill.losses import LossSpec, TeacherStates, TokenWeights, denominators, fused_loss

@@ -17,14 +17,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from benchmarks.against_trl.meter import give, level_before, measure, peak_bytes, timer, wait
-from benchmarks.against_trl.ratios import enough
-from benchmarks.against_trl.work import Ragged, Row
 from datasets import Dataset
 from torch import Tensor, nn
 from transformers import TrainerCallback
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from trl.experimental.sdpo import SDPOConfig, SDPOTrainer
+
+from benchmarks.against_trl.meter import give, level_before, measure, peak_bytes, timer, wait
+from benchmarks.against_trl.ratios import enough
+from benchmarks.against_trl.work import Ragged, Row
 
 Case = dict[str, Any]
 CUDA = torch.cuda.is_available()

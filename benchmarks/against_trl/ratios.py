@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from benchmarks.against_trl.child import Result, Skipped
 from rich.table import Table
+
+from benchmarks.against_trl.child import Result, Skipped
 
 MISSING = "–"
 

@@ -8,9 +8,9 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from benchmarks.against_trl.meter import timer, wait
 
 import selfdistill.training.update as step
+from benchmarks.against_trl.meter import timer, wait
 from selfdistill.losses import Head
 from selfdistill.models.policy import Policy
 

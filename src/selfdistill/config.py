@@ -129,7 +129,7 @@ class RunConfig:
     steps counts generation batches.
     """
 
-    model: str = option("sapling", 'directory or hub name of a causal LM; "sapling" is embedded, "smollm2" is fetched')
+    model: str = option("sapling", 'directory or hub name of a causal LM; "sapling" is embedded')
     method: NamedComponent = field(
         default=NamedComponent("sdpo"), metadata=about("how to learn; see `selfdistill methods`")
     )

@@ -23,8 +23,8 @@ from selfdistill.envs.verbs.programs import (
 from selfdistill.envs.verbs.texts import dictionary_entry, plain_question, user_reply, verb_question
 from selfdistill.envs.verbs.words import all_words, held_out_words, known_words, pretraining_words
 from selfdistill.errors import ConfigError
-from selfdistill.sapling import episodes
 from selfdistill.types import Completion, Task
+from tools.sapling import episodes
 
 EVERY = [operation for kind in KINDS for operation in OPERATIONS[kind]]
 

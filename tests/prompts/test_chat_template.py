@@ -14,9 +14,9 @@ from selfdistill.errors import ConfigError, ModelError
 from selfdistill.prompts.chat_template import ChatTemplate, Thinking
 from selfdistill.prompts.context import teacher_messages
 from selfdistill.prompts.render import Renderer
-from selfdistill.sapling.tokenizer import build_tokenizer
 from selfdistill.types import Context, Message
 from tiny_models import CHATML, CORPUS, tiny_tokenizer
+from tools.sapling.tokenizer import build_tokenizer
 
 SYSTEM, USER, MORE = Message("system", "Be brief."), Message("user", "What is it?"), Message("user", "Tell me.")
 SAID = Message("assistant", "Twelve.")

@@ -53,8 +53,8 @@ def test_the_sapling_reads_what_it_has_words_for() -> None:
     assert not found.error_visibility.corrected
 
 
-def test_other_words_need_another_model_and_it_is_said_which(monkeypatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("SELFDISTILL_CACHE", str(tmp_path))
+def test_other_words_need_another_model_and_it_is_said_which(monkeypatch) -> None:
+    monkeypatch.setattr("selfdistill.analysis.credit_source.in_hub_cache", lambda name: False)
     with pytest.raises(ModelError) as error:
         credit_of_texts(EXAMPLE, Quiet())
     assert "function, that, returns" in error.value.got

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 from selfdistill.analysis.control_contexts import contexts_of_others, control_contexts
 from selfdistill.analysis.token_credit import CreditQuery, credit
@@ -13,18 +15,20 @@ from selfdistill.config import RunConfig, from_settings, read_saved
 from selfdistill.data.tasks import training_tasks
 from selfdistill.envs.base import tasks_of
 from selfdistill.envs.registry import make_environment
+from selfdistill.envs.verbs.operations import OPERATIONS
+from selfdistill.envs.verbs.programs import Program
+from selfdistill.envs.verbs.texts import dictionary_entry
+from selfdistill.envs.verbs.words import all_words
 from selfdistill.errors import DataError, ModelError, RunError, SelfDistillError, nearest
 from selfdistill.methods import get_method
 from selfdistill.models.checkpoint import check_whole, latest_checkpoint
-from selfdistill.models.load import load_policy
+from selfdistill.models.load import SMOLLM2, in_hub_cache, load_policy
 from selfdistill.models.policy import Policy
-from selfdistill.models.smollm2 import cached_smollm2
 from selfdistill.prompts.context import FIELDS
 from selfdistill.prompts.render import Renderer
 from selfdistill.runs import Reporter, RolloutRecord, Run, read_run
 from selfdistill.runs.credit import AnswerCredit
 from selfdistill.runs.store import CHECKPOINTS, CONFIG, SEARCH
-from selfdistill.sapling.language import foreign_words
 from selfdistill.test_time.config import SolveConfig, config_from, is_file
 from selfdistill.test_time.strategies import RelabelledPrompt
 from selfdistill.test_time.strategies.base import learner_of
@@ -33,6 +37,9 @@ from selfdistill.training.session import open_policy
 from selfdistill.types import ANSWER, Context, Message, Task, TokenIds
 
 SPLITS = ("train", "held_out", "forgetting")
+WORD = re.compile(r"[^\W\d_]+")
+QUOTED = re.compile(r"(?<!\w)'[^'\n]*'(?!\w)")
+ERRORS = "list index out of range, unsupported operand type(s)"  # words of Python's errors, spelt letter by letter
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +167,7 @@ def _renderer(policy: Policy) -> Renderer:
 
 
 def _reader(model: str | None, texts: Sequence[str], reporter: Reporter) -> Policy:
-    """The model that was named, else the sapling where it knows every word, else SmolLM2 where it is here."""
+    """The named model, else the sapling where it knows every word, else SmolLM2 where the hub's cache holds it."""
     if model is not None:
         return load_policy(model, trained=False, progress=reporter.note)
     policy = load_policy("sapling", trained=False)
@@ -168,15 +175,24 @@ def _reader(model: str | None, texts: Sequence[str], reporter: Reporter) -> Poli
     if not foreign:
         return policy
     few = ", ".join(foreign[:6])
-    if cached_smollm2() is None:
+    if not in_hub_cache(SMOLLM2):
         raise ModelError(
             "the embedded model cannot read this text, and no other is at hand",
             got=f"words it never met: {few}",
             why="it grew on the language of coined verbs, and nothing else",
-            do="name a model: --model DIR or owner/name; --model smollm2 fetches a small one (270 MB)",
+            do=f"name a model: --model DIR or owner/name; {SMOLLM2} is a small one (270 MB)",
         )
-    reporter.note(f"smollm2 reads it: the sapling never met {few}")
-    return load_policy("smollm2", trained=False, progress=reporter.note)
+    reporter.note(f"{SMOLLM2} reads it: the sapling never met {few}")
+    return load_policy(SMOLLM2, trained=False, progress=reporter.note)
+
+
+def foreign_words(tokenizer: Any, texts: Iterable[str]) -> list[str]:
+    """The words that never occurred while the sapling grew: neither a piece of its tokenizer nor a coined verb. Words
+    in quotes are data and are skipped."""
+    known = {word for token in tokenizer.get_vocab().values() for word in WORD.findall(tokenizer.decode([token]))}
+    known |= {*all_words(), *WORD.findall(dictionary_entry("", Program((OPERATIONS["list"][0],))) + ERRORS)}
+    words = (word for text in texts for word in WORD.findall(QUOTED.sub("", text)))
+    return list(dict.fromkeys(word for word in words if word not in known))
 
 
 def _run(path: Path) -> Run:

@@ -16,7 +16,6 @@ from selfdistill.cli.credit import credit
 from selfdistill.cli.display import RunDisplay
 from selfdistill.cli.guard import Guarded
 from selfdistill.cli.output import print_comparison, print_listing, print_settings, print_table
-from selfdistill.cli.sapling import sapling
 from selfdistill.cli.solve import solve
 from selfdistill.runs import read_run
 from selfdistill.runs.environment import package_version
@@ -35,7 +34,6 @@ app = typer.Typer(
     help="Reinforcement learning via self-distillation: a language model that learns from more than a score.",
 )
 
-app.add_typer(sapling)
 app.command()(check)
 app.command()(compare)
 app.command()(credit)

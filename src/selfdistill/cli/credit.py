@@ -44,8 +44,8 @@ def credit(
     model: Annotated[
         str | None,
         typer.Option(
-            help="Whose log-ratio. (default: the sapling where it knows the words, else smollm2 where it is on this "
-            "machine; of a run its newest checkpoint)",
+            help="The model that reads. (default: the sapling where it knows the words, else SmolLM2-135M-Instruct "
+            "where the hub's cache holds it; of a run its newest checkpoint)",
             show_default=False,
         ),
     ] = None,

@@ -15,7 +15,6 @@ from selfdistill.models.adapter import RESIZED, LoraOptions, base_of, fresh_adap
 from selfdistill.models.checkpoint import latest_checkpoint
 from selfdistill.models.policy import Policy, context_length
 from selfdistill.models.precision import pick_device, pick_dtype, quiet
-from selfdistill.models.smollm2 import ensure_smollm2
 from selfdistill.prompts.chat_template import ChatTemplate
 from selfdistill.runs.store import CHECKPOINTS, METRICS
 
@@ -27,6 +26,7 @@ __all__ = ["LoraOptions", "Policy", "load_policy"]
 MODEL_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 HUB_TIMEOUT_S = 5.0
+SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
 def ignore(_: str) -> None:
@@ -43,7 +43,7 @@ def load_policy(
     trained: bool = True,
     progress: Callable[[str], None] = ignore,
 ) -> Policy:
-    """A model by name: `sapling` (shipped), `smollm2` (fetched once), a directory, or a name on the hub.
+    """A model by name: `sapling` (shipped), a directory, or a name on the hub.
 
     A directory with an adapter is loaded with its base, and the adapter is trained on. `chat_template` (Jinja text)
     replaces the tokenizer's own. With `trained=False` weights are stored in the precision of the computation and ask
@@ -111,7 +111,8 @@ def _places(name: str, progress: Callable[[str], None]) -> tuple[Path, Path]:
 def _locate(name: str, progress: Callable[[str], None]) -> Path:
     """The directory that holds the model's files; fetches them where they are not on this machine."""
     if name == "smollm2":
-        return ensure_smollm2(progress)
+        do = f"name {SMOLLM2}, or the directory that `make smollm2` prints"
+        raise ModelError("smollm2 is no longer a name of a model", got=name, do=do)
     if name == "sapling" or name.startswith("sapling-"):
         return _sapling(name)
     directory = Path(name).expanduser()
@@ -125,9 +126,7 @@ def _locate(name: str, progress: Callable[[str], None]) -> Path:
         )
     if directory.exists() or not HUB_NAME.fullmatch(name):
         why = "it is not a directory, and cannot be a name on the hub"
-        raise ModelError(
-            "there is no such model", got=name, why=why, do="give a directory, owner/name, sapling or smollm2"
-        )
+        raise ModelError("there is no such model", got=name, why=why, do="give a directory, owner/name or sapling")
     return _from_hub(name, progress)
 
 
@@ -141,7 +140,7 @@ def _refuse_run(directory: Path) -> None:
 
 def _here(name: str) -> bool:
     """Whether a name stands for files on this machine rather than for a model on the hub."""
-    return name == "smollm2" or name.startswith("sapling") or Path(name).expanduser().is_dir()
+    return name.startswith("sapling") or Path(name).expanduser().is_dir()
 
 
 def _sapling(name: str) -> Path:
@@ -153,6 +152,13 @@ def _sapling(name: str) -> Path:
     raise ModelError(
         "this size of the embedded model is not in the package", got=name, why=why, do="reinstall the package"
     )
+
+
+def in_hub_cache(name: str) -> bool:
+    """Whether a model of the hub was fetched to this machine earlier."""
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(name, "config.json"), str)
 
 
 def _from_hub(name: str, progress: Callable[[str], None]) -> Path:

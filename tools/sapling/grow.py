@@ -1,7 +1,7 @@
-"""Grows a sapling from nothing: `selfdistill sapling grow`.
+"""Grows a sapling from nothing: `python -m tools.sapling grow`.
 
-One process, CPU or GPU; every round's episodes follow from the seed and the round's number, so that a run which was
-stopped goes on from its last checkpoint with the same data.
+One process, CPU or GPU. The episodes of a round follow from the seed and the round's number, so that a stopped run
+resumes from its last checkpoint with the same data.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
+import selfdistill
 from selfdistill.errors import RunError
 from selfdistill.models.checkpoint import UNREADABLE
 from selfdistill.runs.environment import git_commit
-from selfdistill.sapling.episodes import Episode, draw_episode
-from selfdistill.sapling.recipe import Recipe
-from selfdistill.sapling.tokenizer import END, build_tokenizer
+from tools.sapling.episodes import Episode, draw_episode
+from tools.sapling.recipe import Recipe
+from tools.sapling.tokenizer import END, build_tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +138,7 @@ def weighted_loss(model: Any, ids_BL: Tensor, weight_BL: Tensor) -> tuple[Tensor
 
 
 def grow(recipe: Recipe, directory: Path, *, device: str, compile_model: bool) -> Iterator[Progress]:
-    """Grows to the end of the recipe, saving every round to `directory`; goes on where an earlier call stopped."""
+    """Grows to the end of the recipe, saving every round to `directory`; resumes from the state of an earlier call."""
     tokenizer = build_tokenizer(recipe.context_length)
     model = new_model(recipe, tokenizer)
     model.to(torch.device(device))  # type: ignore[arg-type]  # transformers wraps it without its overloads
@@ -153,7 +154,7 @@ def grow(recipe: Recipe, directory: Path, *, device: str, compile_model: bool) -
             first, step, tokens, seconds = state["round"], state["step"], state["tokens"], state["seconds"]
         except UNREADABLE as error:
             do = "grow the size that was begun here, or remove the file to begin again"
-            raise RunError("this growing cannot go on", got=f"{state_file} ({error})", do=do) from error
+            raise RunError("this state cannot be resumed", got=f"{state_file} ({error})", do=do) from error
     run: Any = torch.compile(model, dynamic=False) if compile_model else model
     torch._dynamo.config.cache_size_limit = 64
     directory.mkdir(parents=True, exist_ok=True)
@@ -177,7 +178,7 @@ def grow(recipe: Recipe, directory: Path, *, device: str, compile_model: bool) -
 def growth_record(
     recipe: Recipe, model: nn.Module, device: str, steps: int, tokens: int, seconds: float
 ) -> dict[str, Any]:
-    """How a sapling came to be, for its card."""
+    """How a sapling was grown, for its card."""
     return {
         "recipe": asdict(recipe),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
@@ -186,7 +187,7 @@ def growth_record(
         "seconds": round(seconds),
         "hardware": hardware(device),
         "torch": torch.__version__,
-        "commit": git_commit(Path(__file__).parent.parent) or "unknown",
+        "commit": git_commit(Path(selfdistill.__file__).parent) or "unknown",
     }
 
 

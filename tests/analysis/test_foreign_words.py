@@ -5,10 +5,9 @@ import random
 import pytest
 from transformers import AutoTokenizer
 
-from selfdistill.analysis.credit_source import EXAMPLE
+from selfdistill.analysis.credit_source import EXAMPLE, foreign_words
 from selfdistill.models.load import _sapling
-from selfdistill.sapling.episodes import MAKERS
-from selfdistill.sapling.language import foreign_words
+from tools.sapling.episodes import MAKERS
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,9 @@ import pytest
 from selfdistill.envs.verbs.operations import OPERATIONS
 from selfdistill.envs.verbs.words import held_out_words, known_words
 from selfdistill.models.load import _sapling
-from selfdistill.sapling.episodes import MAKERS, draw_episode
-from selfdistill.sapling.recipe import RECIPES
-from selfdistill.sapling.tokenizer import build_tokenizer
+from tools.sapling.episodes import MAKERS, draw_episode
+from tools.sapling.recipe import RECIPES
+from tools.sapling.tokenizer import build_tokenizer
 
 
 @pytest.fixture(scope="module")

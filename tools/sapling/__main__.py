@@ -1,4 +1,4 @@
-"""The commands of the embedded model: grow it again, measure it, write its card."""
+"""Commands of the embedded model: `python -m tools.sapling grow` and `python -m tools.sapling card`."""
 
 from __future__ import annotations
 
@@ -6,34 +6,28 @@ import json
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 
-from selfdistill.cli.display import RunDisplay
 from selfdistill.cli.guard import Guarded
+from selfdistill.errors import ConfigError, ModelError, nearest
+from selfdistill.models.load import load_policy
+from tools.sapling.card import card_text, measure_card
+from tools.sapling.grow import grow as run_growing
+from tools.sapling.recipe import RECIPES
 
-sapling = typer.Typer(
-    name="sapling",
-    cls=Guarded,
-    no_args_is_help=True,
-    help="The embedded model: grow it again from nothing, and measure what it can do.",
-)
+app = typer.Typer(cls=Guarded, no_args_is_help=True, add_completion=False, help=__doc__)
 
 
-@sapling.command()
+@app.command()
 def grow(
-    out: Annotated[Path, typer.Option(help="Folder for the growing state and, at the end, the model.")] = Path("grown"),
-    size: Annotated[str, typer.Option(help="Which recipe: sapling or sapling-small.")] = "sapling",
+    out: Annotated[Path, typer.Option(help="Directory for the state and, at the end, the model.")] = Path("grown"),
+    size: Annotated[str, typer.Option(help="Recipe: sapling or sapling-small.")] = "sapling",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
     compile_model: Annotated[bool, typer.Option("--compile/--no-compile", help="Compile the model first.")] = True,
 ) -> None:
-    """Grow a sapling. Takes up to two hours on two cores; started again, it goes on where it stopped."""
-    import torch
-
-    from selfdistill.errors import ConfigError, nearest
-    from selfdistill.sapling.grow import grow as run_growing
-    from selfdistill.sapling.recipe import RECIPES
-
+    """Grow a sapling: up to two hours on two cores. Run again on the same directory, it resumes."""
     if size not in RECIPES:
         raise ConfigError("unknown size", got=size, do=nearest(size, RECIPES))
     torch.set_num_threads(threads)
@@ -46,25 +40,24 @@ def grow(
     typer.echo(f"model: {out / 'model'}")
 
 
-@sapling.command()
+@app.command()
 def card(
-    model: Annotated[str, typer.Option(help="sapling, another embedded size, or a model directory.")] = "sapling",
+    model: Annotated[str, typer.Option(help="sapling, sapling-small, or the directory of a grown model.")] = "sapling",
     n: Annotated[int, typer.Option(help="Tasks of each row.")] = 600,
     out: Annotated[Path, typer.Option(help="File for the card.")] = Path("CARD.md"),
 ) -> None:
-    """Measure what a sapling can do, on words and programs it never met, and write its card."""
-    from selfdistill.errors import ModelError
-    from selfdistill.models.load import load_policy
-    from selfdistill.sapling.card import card_text, measure_card
-
+    """Measure a sapling on held-out words and programs, and write its card."""
     policy = load_policy(model, device="cpu", trained=False)
     file = Path(policy.base.name_or_path or model) / "growth.json"
     try:
         growth = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        do = "name an embedded model, or one that `selfdistill sapling grow` made"
+        do = "name sapling, sapling-small, or a model that `python -m tools.sapling grow` made"
         raise ModelError("this model has no record of how it was grown", got=f"{file} ({error})", do=do) from error
-    with RunDisplay() as display:
-        lines = measure_card(policy, display.reporter("card"), n=n)
+    lines = measure_card(policy, typer.echo, n=n)
     out.write_text(card_text(model, lines, growth), encoding="utf-8")
     typer.echo(out.read_text(encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    app()

@@ -10,8 +10,8 @@ from selfdistill.envs.verbs.lexicon import draw_program, lexicon
 from selfdistill.envs.verbs.operations import OPERATIONS
 from selfdistill.envs.verbs.programs import Program, is_held_out
 from selfdistill.envs.verbs.words import held_out_words, known_words
-from selfdistill.sapling.episodes import MAKERS, draw_episode, failing_records, feedback_on
 from selfdistill.types import Completion, Task
+from tools.sapling.episodes import MAKERS, draw_episode, failing_records, feedback_on
 
 
 def step(kind, expression):

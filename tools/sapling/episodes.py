@@ -1,8 +1,8 @@
-"""What the sapling reads while it grows: short conversations made by the same programs, texts, feedback and teacher
-prompts that training uses. An environment adds its own episodes by adding a maker to `MAKERS`, in a file like this one.
+"""The sapling's pretraining data: short conversations from the programs, texts, feedback and teacher prompts of
+training.
 
-An episode ends with the right answer. Words are fresh (they mean something else every time) or known (a fixed
-lexicon); what a fresh word means must be read off the context, or, bare, can only be guessed.
+An episode ends with the right answer. Words are fresh (another meaning in every episode, to be read from the context)
+or known (a fixed lexicon). A new kind of episode is a maker in `MAKERS`, with its weight.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def failing_step(guess: Program, value: object) -> int:
 
 
 def feedback_on(target: Program, rng: random.Random, cases: int) -> tuple[Program, str]:
-    """A wrong attempt at `target` and what the tests say of it."""
+    """A wrong attempt at `target` and the feedback of its tests."""
     while True:
         guess = attempt(target, rng)
         records = failing_records(target, guess, cases, rng)
@@ -130,20 +130,20 @@ def with_feedback(rng: random.Random) -> Episode:
     word, program = _either(rng)
     cases = rng.choices((1, 2, 3, 4, 6), (0.24, 0.34, 0.3, 0.08, 0.04))[0]
     _, feedback = feedback_on(program, rng, cases)
-    return _told(word, program, Context("feedback", feedback=feedback))
+    return _with_context(word, program, Context("feedback", feedback=feedback))
 
 
 def with_solution(rng: random.Random) -> Episode:
     """The teacher prompt with a group member's solution, sometimes beside own feedback."""
     word, program = _either(rng)
     feedback = feedback_on(program, rng, 2)[1] if rng.random() < 0.3 else ""
-    return _told(word, program, Context("solution", solution=program.answer, feedback=feedback))
+    return _with_context(word, program, Context("solution", solution=program.answer, feedback=feedback))
 
 
 def with_demonstration(rng: random.Random) -> Episode:
     """The teacher prompt with a demonstration."""
     word, program = _either(rng)
-    return _told(word, program, Context("demonstration", demonstration=program.answer))
+    return _with_context(word, program, Context("demonstration", demonstration=program.answer))
 
 
 def with_document(rng: random.Random) -> Episode:
@@ -152,13 +152,13 @@ def with_document(rng: random.Random) -> Episode:
     entries = [dictionary_entry(word, program)]
     entries += [dictionary_entry(*_fresh(rng)) for _ in range(rng.choice((0, 0, 0, 1, 2, 3)))]
     rng.shuffle(entries)
-    return _told(word, program, Context("document", document="\n".join(entries)))
+    return _with_context(word, program, Context("document", document="\n".join(entries)))
 
 
 def with_reply(rng: random.Random) -> Episode:
     """The teacher prompt with what the user will answer."""
     word, program = _either(rng)
-    return _told(word, program, Context("reply", reply=user_reply(program)))
+    return _with_context(word, program, Context("reply", reply=user_reply(program)))
 
 
 def conversation(rng: random.Random) -> Episode:
@@ -177,7 +177,7 @@ def feedbacks_only(rng: random.Random) -> Episode:
     """The feedback of several attempts in one prompt, without the attempts."""
     word, program = _either(rng)
     texts = [feedback_on(program, rng, rng.choice((1, 2)))[1] for _ in range(rng.choice((2, 2, 3, 4)))]
-    return _told(word, program, Context("feedback", feedback="\n".join(texts)))
+    return _with_context(word, program, Context("feedback", feedback="\n".join(texts)))
 
 
 def broken(rng: random.Random) -> Episode:
@@ -199,7 +199,7 @@ def broken(rng: random.Random) -> Episode:
     return Episode(teacher_messages([question], Context("feedback", feedback=feedback)), program.answer)
 
 
-def _told(word: str, program: Program, context: Context) -> Episode:
+def _with_context(word: str, program: Program, context: Context) -> Episode:
     return Episode(teacher_messages([verb_question(word, program.kind)], context), program.answer)
 
 

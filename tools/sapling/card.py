@@ -1,5 +1,5 @@
-"""The sapling's card: what it can do, on words and programs that it never met, through the real environment and
-sampler."""
+"""The sapling's card: its accuracy on held-out words and programs, measured with the environment and the sampler that
+training uses."""
 
 from __future__ import annotations
 
@@ -27,7 +27,6 @@ from selfdistill.models.policy import Policy
 from selfdistill.models.sampler import SamplingOptions
 from selfdistill.prompts.context import teacher_messages
 from selfdistill.prompts.render import Renderer
-from selfdistill.runs.progress import Reporter
 from selfdistill.runs.stats import Estimate
 from selfdistill.training.rollouts import accuracy, roll_out
 from selfdistill.types import Completion, Context, Message, Rollout, Task
@@ -40,8 +39,8 @@ SAMPLED = SamplingOptions(max_new_tokens=64)
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One row: the accuracy; and, where cases are shown, how often a draw from all fitting programs would be right, and
-    how often the likeliest of them is."""
+    """One row: the accuracy and, where failing cases are shown, the accuracy of two ideal readers: one that draws from
+    all programs that fit the cases, and one that takes the likeliest of them."""
 
     name: str
     accuracy: Estimate
@@ -60,7 +59,7 @@ class Item:
 
 @dataclass
 class Bench:
-    """Asks a policy; every answer is scored by tests that no feedback has shown."""
+    """Samples answers from a policy and scores them by tests that no feedback has shown."""
 
     policy: Policy
     renderer: Renderer
@@ -68,21 +67,21 @@ class Bench:
     n: int
 
     def greedy(self, tasks: Sequence[Task], prompts: Sequence[tuple[Message, ...]] | None = None) -> Estimate:
-        """Greedy answers, to the tasks' own questions or to other prompts about them."""
-        return self._ask(tasks, GREEDY, [self.renderer.prompt(prompt) for prompt in prompts or ()] or None)
+        """Accuracy of greedy answers to the tasks' questions, or to `prompts` in their place."""
+        return self._accuracy(tasks, GREEDY, [self.renderer.prompt(prompt) for prompt in prompts or ()] or None)
 
     def sampled(self, tasks: Sequence[Task]) -> Estimate:
-        """Answers at temperature 1."""
-        return self._ask(tasks, SAMPLED, None)
+        """Accuracy of answers at temperature 1."""
+        return self._accuracy(tasks, SAMPLED, None)
 
     def attempts(self, tasks: Sequence[Task], cases: int, round_number: int = 0) -> list[Rollout]:
-        """One answer each at temperature 1, scored as in training with this many failing cases in the feedback."""
+        """One answer a task at temperature 1, with up to `cases` failing cases in the feedback."""
         env = VerbsEnvironment(replace(self.env.options, cases=cases))
         label = f"card-{cases}-{round_number}"
         groups = roll_out(self.policy, env, self.renderer, tasks, SAMPLED, rollouts=1, seed=SEED, label=label)
         return [rollout for group in groups for rollout in group.rollouts]
 
-    def _ask(
+    def _accuracy(
         self, tasks: Sequence[Task], options: SamplingOptions, prompts: Sequence[tuple[int, ...]] | None
     ) -> Estimate:
         score = self.env.for_evaluation()
@@ -92,8 +91,8 @@ class Bench:
         return accuracy(groups).estimate
 
 
-def measure_card(policy: Policy, reporter: Reporter, *, n: int = 600) -> list[Line]:
-    """All rows, `n` tasks each."""
+def measure_card(policy: Policy, progress: Callable[[str], None], *, n: int = 600) -> list[Line]:
+    """Measures every row on `n` tasks; `progress` gets one line a row."""
     bench = Bench(
         policy, Renderer(policy.tokenizer, policy.context_length, 10_000), VerbsEnvironment(VerbsOptions()), n
     )
@@ -113,21 +112,27 @@ def measure_card(policy: Policy, reporter: Reporter, *, n: int = 600) -> list[Li
         },
         "1-step verb, three attempts of one failing case, in one conversation": _conversation(bench, 1),
         "2-step verb, three attempts of one failing case, in one conversation": _conversation(bench, 2),
-        "a group member's solution": _told(bench, lambda item: Context("solution", solution=item.program.answer)),
-        "a demonstration": _told(bench, lambda item: Context("demonstration", demonstration=item.program.answer)),
-        "a dictionary entry": _told(bench, lambda item: Context("document", document=item.task.document)),
-        "a user's correcting reply": _told(bench, lambda item: Context("reply", reply=user_reply(item.program))),
+        "a group member's solution": _with_context(
+            bench, lambda item: Context("solution", solution=item.program.answer)
+        ),
+        "a demonstration": _with_context(
+            bench, lambda item: Context("demonstration", demonstration=item.program.answer)
+        ),
+        "a dictionary entry": _with_context(bench, lambda item: Context("document", document=item.task.document)),
+        "a user's correcting reply": _with_context(
+            bench, lambda item: Context("reply", reply=user_reply(item.program))
+        ),
         "plain English, feedback of a Python error": lambda: _broken(bench),
     }
     lines = []
     for number, (name, row) in enumerate(rows.items(), start=1):
-        reporter.phase(name, number, len(rows))
+        progress(f"{number}/{len(rows)} {name}")
         lines.append(replace(row(), name=name))
     return lines
 
 
 def items(count: int, steps: int, key: str) -> list[Item]:
-    """Fresh verbs: held-out words, held-out programs of this many steps (0: as in growing)."""
+    """Draws held-out words with held-out programs of this many steps (0: as in growing)."""
     rng = random.Random(f"card {key} {steps}")
     made: list[Item] = []
     while len(made) < count:
@@ -148,7 +153,7 @@ def _bare(bench: Bench, steps: int, how: str) -> Callable[[], Line]:
 
 
 def _feedback(bench: Bench, steps: int, cases: int) -> Callable[[], Line]:
-    """The real feedback of the sapling's own failed attempt; attempts that raised or came too close are left out."""
+    """Answers after the feedback on the sapling's own failed attempt, where it shows exactly `cases` failing cases."""
 
     def row() -> Line:
         drawn = items(bench.n + bench.n // 2, steps, "feedback")
@@ -177,7 +182,7 @@ def _shown_inputs(item: Item, feedback: str) -> list[object]:
 
 
 def _conversation(bench: Bench, steps: int) -> Callable[[], Line]:
-    """Three attempts of the bare sapling, each followed by its feedback, then the answer."""
+    """Answers after three attempts without context, each followed by its feedback."""
 
     def row() -> Line:
         drawn = items(bench.n, steps, "conversation")
@@ -195,7 +200,7 @@ def _conversation(bench: Bench, steps: int) -> Callable[[], Line]:
     return row
 
 
-def _told(bench: Bench, context: Callable[[Item], Context]) -> Callable[[], Line]:
+def _with_context(bench: Bench, context: Callable[[Item], Context]) -> Callable[[], Line]:
     def row() -> Line:
         drawn = items(bench.n, 0, "told")
         prompts = [teacher_messages(item.task.messages, context(item)) for item in drawn]
@@ -205,7 +210,7 @@ def _told(bench: Bench, context: Callable[[Item], Context]) -> Callable[[], Line
 
 
 def _broken(bench: Bench) -> Line:
-    """The reference with a misspelt variable, run for real; the question, in plain English, says what was meant."""
+    """Answers to plain-English questions after the feedback on a reference solution with a misspelt variable."""
     tasks = plain_tasks(bench.n, SEED + 1)
     broken = [re.sub(r"return \w+", "return result", task.demonstration) for task in tasks]
     pairs = [(task, Completion("broken", text)) for task, text in zip(tasks, broken, strict=True)]
@@ -219,7 +224,7 @@ def _broken(bench: Bench) -> Line:
 
 
 def card_text(name: str, lines: Sequence[Line], growth: Mapping[str, Any]) -> str:
-    """The card as Markdown: how it was grown, and what it can do."""
+    """The card as Markdown: how the model was grown, and its accuracy."""
     recipe = growth["recipe"]
     head = [
         f"# {name}",

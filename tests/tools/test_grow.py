@@ -7,9 +7,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from selfdistill.errors import RunError
-from selfdistill.sapling.grow import encode, grow, round_batches
-from selfdistill.sapling.recipe import RECIPES, SAPLING
-from selfdistill.sapling.tokenizer import build_tokenizer
+from tools.sapling.grow import encode, grow, round_batches
+from tools.sapling.recipe import RECIPES, SAPLING
+from tools.sapling.tokenizer import build_tokenizer
 
 TINY = replace(
     SAPLING, hidden=32, layers=1, heads=2, key_value_heads=1, intermediate=32, rounds=2, episodes_per_round=120,
@@ -42,7 +42,7 @@ def test_rounds_differ_and_repeat(tokenizer):
 def test_encoded_answers_end_the_turn(tokenizer):
     from random import Random
 
-    from selfdistill.sapling.episodes import draw_episode
+    from tools.sapling.episodes import draw_episode
 
     [(ids, answer)] = encode(tokenizer, [draw_episode(Random(0))])
     assert ids[-1] == tokenizer.eos_token_id
@@ -66,10 +66,10 @@ def test_a_state_that_is_damaged_or_of_another_size_is_refused(tmp_path):
     growing = grow(TINY, tmp_path, device="cpu", compile_model=False)
     next(growing)
     growing.close()
-    with pytest.raises(RunError, match=r"cannot go on[\s\S]*state\.pt"):
+    with pytest.raises(RunError, match=r"cannot be resumed[\s\S]*state\.pt"):
         next(grow(replace(TINY, hidden=16), tmp_path, device="cpu", compile_model=False))
     (tmp_path / "state.pt").write_bytes(b"PK")
-    with pytest.raises(RunError, match=r"cannot go on[\s\S]*state\.pt"):
+    with pytest.raises(RunError, match=r"cannot be resumed[\s\S]*state\.pt"):
         next(grow(TINY, tmp_path, device="cpu", compile_model=False))
 
 

@@ -14,9 +14,9 @@ from selfdistill.models.load import load_policy
 from selfdistill.models.sampler import SamplingOptions
 from selfdistill.prompts.context import teacher_messages
 from selfdistill.prompts.render import Renderer
-from selfdistill.sapling.recipe import RECIPES
 from selfdistill.training.rollouts import accuracy, roll_out
 from selfdistill.types import Context
+from tools.sapling.recipe import RECIPES
 
 SHIPPED = Path(selfdistill.__file__).parent / "sapling" / "weights"
 WEIGHTS = SHIPPED / "sapling"

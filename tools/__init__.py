@@ -1,0 +1,1 @@
+"""Tools for developing selfdistill, run from the top of the repository. They are not part of the package."""
