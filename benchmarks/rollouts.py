@@ -21,9 +21,8 @@ from rich.console import Console
 from rich.table import Table
 
 from selfdistill.envs.verbs.env import fresh_verbs, plain_tasks
-from selfdistill.models.lengths import pad_left
 from selfdistill.models.load import load_policy
-from selfdistill.models.policy import Policy
+from selfdistill.models.policy import Policy, padded
 from selfdistill.models.precision import DTYPES
 from selfdistill.models.sampler import SamplingOptions, sample
 from selfdistill.prompts.render import Renderer
@@ -43,7 +42,7 @@ def ours(policy: Policy, prompts: list[TokenIds], temperature: float, seed: int)
 
 def generate(policy: Policy, prompts: list[TokenIds], temperature: float, seed: int, **options: Any) -> Answers:
     """`generate` of transformers on the same rows, left-padded; its cache is a `DynamicCache` if not told otherwise."""
-    ids_BL, mask_BL = (part.to(policy.device) for part in pad_left(prompts, policy.pad_id))
+    ids_BL, mask_BL = padded(policy, prompts, "left")
     if temperature:
         options |= {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
     else:
@@ -55,7 +54,7 @@ def generate(policy: Policy, prompts: list[TokenIds], temperature: float, seed: 
         attention_mask=mask_BL,
         max_new_tokens=MAX_NEW_TOKENS,
         eos_token_id=ends,
-        pad_token_id=policy.pad_id,
+        pad_token_id=policy.tokenizer.pad_token_id,
         **options,
     )
     return [_until_end(row, policy.end_ids) for row in written[:, ids_BL.shape[1] :].tolist()]

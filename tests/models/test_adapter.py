@@ -114,7 +114,7 @@ def assert_the_head_is_the_models(policy: Policy) -> None:
     ids_BL = torch.tensor([[5, 6, 7, 8, 9]])
     with torch.no_grad():
         wanted_LV = policy.base(ids_BL).logits[0].float()
-        found_LV = policy.head().logits(policy.backbone(ids_BL, use_cache=False)[0])
+        found_LV = policy.head().logits(policy.backbone(ids_BL)[0])
         torch.testing.assert_close(found_LV, wanted_LV, atol=2e-5, rtol=1e-5)
     (drawn,) = sample(policy, [(5, 6, 7, 8, 9)], SamplingOptions(1, 0.0), seed=0, uids=["a"], version=0)
     assert drawn.token_ids == (int(wanted_LV[-1].argmax()),)

@@ -42,7 +42,7 @@ def test_the_head_knows_what_the_architecture_does_after_it(
 
 
 def test_an_architecture_with_an_unknown_step_after_its_head_is_refused(shelf, monkeypatch) -> None:
-    monkeypatch.setattr(Policy, "head", lambda self: Head(self.output().weight, scale=2.0))
+    monkeypatch.setattr(Policy, "head", lambda self: Head(self.output.weight, scale=2.0))
     with pytest.raises(ModelError, match="head of this architecture is not supported"):
         load_policy(str(tiny_policy_dir(shelf)), device="cpu")
 
@@ -57,7 +57,7 @@ def test_gradients_flow_when_they_are_enabled_and_only_then(policy) -> None:
 
 def test_the_head_is_never_applied_to_all_positions(policy) -> None:
     calls: list[int] = []
-    policy.output().register_forward_hook(lambda *_: calls.append(1))
+    policy.output.register_forward_hook(lambda *_: calls.append(1))
     policy.answer_hidden(PAIRS)
     assert calls == []
 
@@ -102,7 +102,7 @@ def test_the_model_is_in_eval_mode_and_says_what_it_is(policy) -> None:
 
 def test_a_missing_pad_token_becomes_the_end_token(tmp_path: Path) -> None:
     policy = load_policy(str(tiny_policy_dir(tmp_path, pad=False)), device="cpu")
-    assert policy.pad_id == policy.tokenizer.eos_token_id
+    assert policy.tokenizer.pad_token_id == policy.tokenizer.eos_token_id
     with torch.no_grad():
         got = policy.answer_hidden(PAIRS)
         alone = torch.cat([policy.answer_hidden([pair]) for pair in PAIRS])

@@ -115,9 +115,9 @@ def reads_of(policy: Policy, monkeypatch: pytest.MonkeyPatch, draws: Callable[[]
     read: list[tuple[int, ...]] = []
     backbone = Policy.backbone
 
-    def watched(self: Policy, ids_BL: torch.Tensor, **options) -> torch.Tensor:
+    def watched(self: Policy, ids_BL: torch.Tensor, *cache) -> torch.Tensor:
         read.append(tuple(ids_BL.shape))
-        return backbone(self, ids_BL, **options)
+        return backbone(self, ids_BL, *cache)
 
     with monkeypatch.context() as patched:
         patched.setattr(Policy, "backbone", watched)

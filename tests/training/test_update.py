@@ -285,7 +285,7 @@ def test_evidence_of_several_contexts_is_read_ahead_as_the_update_reads_it(tiny_
 def test_a_teacher_that_was_read_stays_as_it_was_while_the_student_moves(tiny_policy, rule) -> None:
     """Several updates share one reading: the live head must have been copied, not pointed at."""
     policy = tiny_policy(tied=False)
-    policy.output().bias = torch.nn.Parameter(torch.linspace(-1, 1, policy.head().vocabulary))
+    policy.output.bias = torch.nn.Parameter(torch.linspace(-1, 1, policy.head().vocabulary))
     samples = distilled()
     batch = batch_of(policy, Teacher(rule, policy), samples)
     before = [

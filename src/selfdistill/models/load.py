@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from selfdistill.errors import ConfigError, ModelError, SelfDistillError
 from selfdistill.models.adapter import RESIZED, LoraOptions, base_of, fresh_adapter, saved_adapter
@@ -78,10 +79,19 @@ def load_policy(
             value.requires_grad_(False)
         elif value.requires_grad:  # a bias, or a whole module that an adapter trains, is a copy of the base's
             value.data = value.data.float()
-    end_ids = end_tokens(base, tokenizer)
-    words = 1 + max(tokenizer.get_vocab().values())
-    policy = Policy(model.to(place).eval(), base, tokenizer, name_or_dir, place, precision, end_ids, words)
-    _check(policy)
+    policy = Policy(
+        model=model.to(place).eval(),
+        base=base,
+        output=_output(base, name_or_dir),
+        tokenizer=tokenizer,
+        name=name_or_dir,
+        device=place,
+        dtype=precision,
+        context_length=context_length(base.config, tokenizer),
+        end_ids=end_tokens(base, tokenizer),
+        vocabulary=1 + max(tokenizer.get_vocab().values()),
+    )
+    _check_head(policy)
     return policy
 
 
@@ -234,21 +244,28 @@ def end_tokens(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> fro
     return frozenset(end for end in ends if isinstance(end, int))
 
 
-def _check(policy: Policy) -> None:
-    """Refuses a model whose logits `Head` does not reproduce: every signal would be computed from wrong numbers."""
-    output = policy.output()
-    if output is None or any(hasattr(output, wrapped) for wrapped in ("base_layer", "token_adapter")):
+def _output(base: PreTrainedModel, name: str) -> nn.Linear:
+    """The linear layer of the head; where an adapter trains a copy of it (`modules_to_save`), that copy."""
+    output: Any = base.get_output_embeddings()  # type: ignore[no-untyped-call]
+    copies = getattr(output, "modules_to_save", None)
+    chosen: nn.Linear | None = output if copies is None else copies[output.active_adapter]
+    if chosen is None or any(hasattr(chosen, wrapped) for wrapped in ("base_layer", "token_adapter")):
         do = "use all-linear, or leave the head out of the LoRA targets"
-        raise ModelError("the head of this model is missing or carries an adapter", got=policy.name, do=do)
-    rows, words = output.weight.shape[0], policy.vocabulary or 0
+        raise ModelError("the head of this model is missing or carries an adapter", got=name, do=do)
+    return chosen
+
+
+def _check_head(policy: Policy) -> None:
+    """Raises `ModelError` for a model whose logits `Head` does not reproduce: every loss would be wrong."""
+    rows, words = policy.output.weight.shape[0], policy.vocabulary
     if words > rows:
         why = f"the tokenizer knows {words} tokens, the model {rows}"
         do = RESIZED if policy.has_adapter else "use its own tokenizer, or resize the model's embeddings and save it"
         raise ModelError("model and tokenizer do not belong together", got=policy.name, why=why, do=do)
     ids_BL = torch.arange(1, min(9, words), device=policy.device)[None]
-    with torch.no_grad(), policy.autocast():
-        hidden_BLD, wanted_BLV = policy.backbone(ids_BL, use_cache=False), policy.base(ids_BL, use_cache=False).logits
     with torch.no_grad():
+        with policy.autocast():
+            hidden_BLD, wanted_BLV = policy.backbone(ids_BL), policy.base(ids_BL, use_cache=False).logits
         error = (policy.head().logits(hidden_BLD[0]) - wanted_BLV[0, :, :words].float()).abs().max().item()
         allowed = (1e-4 if policy.dtype == torch.float32 else 3e-2) * max(1.0, wanted_BLV.abs().max().item())
     if not error <= allowed:

@@ -1,57 +1,56 @@
-"""A language model as the rest of the package sees it: token ids in, hidden states out, and a head.
+"""A language model as the rest of the package uses it: token ids in, hidden states out, and the head to logits.
 
-Legend: B sequences, L tokens of the longest, N answer positions, D hidden size, V vocabulary.
+Without gradients, a prompt with several completions is read once, and its keys and values are copied for each of them:
+8 completions of T tokens after P tokens cost P + 8·T tokens, not 8·(P + T).
+
+Legend: B rows of a batch, L tokens of the longest, N answer positions, T of one answer, D hidden size, V vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from selfdistill.errors import ModelError
 from selfdistill.losses.head import Head
-from selfdistill.models.precision import autocast_to
-from selfdistill.models.prefix import can_share, plan_sharing, read_shared, read_whole
 from selfdistill.types import TokenIds
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
+
+Pair: TypeAlias = tuple[TokenIds, TokenIds]  # prompt and completion
+
+PAYS_FROM = 0.25  # share of the tokens, padding included, that sharing must save
 
 
 @dataclass
 class Policy:
     """A causal language model with its tokenizer.
 
-    The model is always in `eval()` mode: dropout would make the student's own log-probabilities noisy, and with the
-    same context its divergence from its teacher would not be zero. `dtype` is the precision of forward passes;
-    trained parameters are float32 (see `models.device`). `end_ids` are the tokens that end the model's turn.
-    `base` is the transformers model; `model` is the same object, or the adapter around it. `vocabulary` is how many of
-    the head's first rows are tokens; others, which pad it to a round size, are neither sampled nor compared. None: all.
+    The model is always in `eval()` mode: with dropout its divergence from a teacher with the same context would not be
+    zero. `model` is `base`, the transformers model, or the adapter around it; `output` is the linear layer of the head.
+    `dtype` is the precision of forward passes; trained parameters are float32 (see `models.precision`). `end_ids` end
+    the model's turn. `context_length` bounds prompt and answer together. Rows of the head from `vocabulary` on are
+    padding: they are neither sampled nor compared.
     """
 
     model: nn.Module
     base: PreTrainedModel
+    output: nn.Linear
     tokenizer: PreTrainedTokenizerBase
     name: str
     device: torch.device
     dtype: torch.dtype
+    context_length: int
     end_ids: frozenset[int]
-    vocabulary: int | None = None
-
-    @property
-    def context_length(self) -> int:
-        """The number of tokens the model can read, prompt and answer together."""
-        return context_length(self.base.config, self.tokenizer)
-
-    @property
-    def pad_id(self) -> int:
-        """Fills batches; never attended to."""
-        assert isinstance(self.tokenizer.pad_token_id, int)
-        return self.tokenizer.pad_token_id
+    vocabulary: int
 
     @property
     def has_adapter(self) -> bool:
@@ -61,59 +60,70 @@ class Policy:
     @property
     def description(self) -> str:
         """One line: architecture, device, precision, size."""
-        total = sum(parameter.numel() for parameter in self.model.parameters())
-        trained = sum(parameter.numel() for parameter in self.trainable().values())
-        precision = str(self.dtype).removeprefix("torch.")
+        counts = []
+        for parameters in (self.model.parameters(), self.trainable().values()):
+            number = sum(parameter.numel() for parameter in parameters)
+            size, unit = next((pair for pair in ((1e9, " B"), (1e6, " M"), (1e3, " k")) if number >= pair[0]), (1, ""))
+            counts.append(f"{number / size:.3g}{unit}")
         kind = f"{type(self.base).__name__}{' with LoRA' if self.has_adapter else ''}"
-        return (
-            f"{self.name}: {kind} on {self.device}, {precision}, {_count(total)} parameters, {_count(trained)} trained"
-        )
+        precision = str(self.dtype).removeprefix("torch.")
+        return f"{self.name}: {kind} on {self.device}, {precision}, {counts[0]} parameters, {counts[1]} trained"
 
     def trainable(self) -> dict[str, nn.Parameter]:
-        """The parameters an optimiser moves, by name; a tied weight appears once."""
+        """The parameters that an optimiser moves, by name; a tied weight appears once."""
         return {name: value for name, value in self.model.named_parameters() if value.requires_grad}
 
-    def output(self) -> nn.Linear | None:
-        """The linear layer under the head; where an adapter trains a copy of it (`modules_to_save`), that copy."""
-        output = self.base.get_output_embeddings()  # type: ignore[no-untyped-call]
-        copies = getattr(output, "modules_to_save", None)
-        chosen: nn.Linear | None = output if copies is None else copies[output.active_adapter]
-        return chosen
-
     def head(self) -> Head:
-        """The map from `answer_hidden` to logits; they are the model's own (`load_policy` checks it), padding of the
-        vocabulary left out where `vocabulary` says so."""
-        output, config = self.output(), self.base.config.get_text_config()
-        assert output is not None
+        """The map from hidden states to the model's own logits (`load_policy` checks it), without padding rows."""
+        config = self.base.config.get_text_config()
         # Cohere multiplies logits, Granite divides them; Gemma bounds them.
-        scale = float(getattr(config, "logit_scale", None) or 1.0) / float(
-            getattr(config, "logits_scaling", None) or 1.0
-        )
+        scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
         softcap = getattr(config, "final_logit_softcapping", None)
-        head = Head(output.weight, output.bias, None if softcap is None else float(softcap), scale)
-        return head if self.vocabulary in (None, head.vocabulary) else head.first(self.vocabulary)
+        head = Head(self.output.weight, self.output.bias, None if softcap is None else float(softcap), float(scale))
+        return head if self.vocabulary == head.vocabulary else head.first(self.vocabulary)
 
     def autocast(self) -> torch.autocast:
-        """The context of forward passes."""
-        return autocast_to(self.dtype, self.device)
+        """The context of forward passes: autocast for bfloat16, nothing for float32."""
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16)
 
-    def backbone(self, ids_BL: Tensor, **options: Any) -> Tensor:
-        """hidden_BLD: the model without its head. `options` go to the transformers model (cache, mask, positions)."""
+    def backbone(self, ids_BL: Tensor, cache: Cache | None = None, mask_BL: Tensor | None = None) -> Tensor:
+        """hidden_BLD: the model without its head. With a cache, ids follow what it holds, and are added to it.
+
+        `mask_BL` covers cache and ids, 0 for padding on the left; None: no such padding, and the model takes its fast
+        causal path.
+        """
+        options = {}
+        if mask_BL is not None:
+            # Pads after a short answer may lie past the end of the context; their states are never used.
+            positions_BL = (mask_BL.cumsum(1) - 1).clamp(0, self.context_length - 1)
+            options = {"attention_mask": mask_BL, "position_ids": positions_BL[:, -ids_BL.shape[1] :]}
         backbone = getattr(self.base, self.base.base_model_prefix)
-        hidden_BLD: Tensor = backbone(input_ids=ids_BL, **options).last_hidden_state
+        found = backbone(input_ids=ids_BL, past_key_values=cache, use_cache=cache is not None, **options)
+        hidden_BLD: Tensor = found.last_hidden_state
         return hidden_BLD
 
-    def answer_hidden(self, pairs: Sequence[tuple[TokenIds, TokenIds]], max_tokens: int | None = None) -> Tensor:
+    def answer_hidden(self, pairs: Sequence[Pair], max_tokens: int | None = None) -> Tensor:
         """hidden_ND of the positions that *predict* each completion token, rows of all pairs one after the other.
 
-        For prompt [5, 6] and completion [7, 8] the model reads 5 6 7; the states at 6 and at 7 predict 7 and 8.
-        Pairs are read in batches of similar length, of at most `max_tokens` tokens each, and come back in the order
-        given. Without gradients a prompt that several pairs share is read once, where that saves a quarter of their
-        tokens (`models.prefix`). Carries a gradient when gradients are enabled. Raises `ModelError` for a sequence
-        that is empty on either side or longer than the context.
+        For prompt [5, 6] and completion [7, 8] the model reads 5 6 7; the states at 6 and at 7 predict 7 and 8. Pairs
+        are read in batches of at most `max_tokens` tokens. Carries a gradient when gradients are enabled. Raises
+        `ModelError` for a pair that is empty on either side or longer than the context.
         """
         for prompt, completion in pairs:
-            self._check_fits(len(prompt), len(completion))
+            if not prompt or not completion:
+                raise ModelError(
+                    "a prompt and a completion need at least one token each",
+                    got=f"{len(prompt)} and {len(completion)} tokens",
+                    why="the first answer token is predicted from the last prompt token",
+                    do="drop rollouts with an empty completion",
+                )
+            if len(prompt) + len(completion) > self.context_length:
+                raise ModelError(
+                    "prompt and completion are longer than the model can read",
+                    got=f"{len(prompt)} + {len(completion)} tokens",
+                    why=f"{self.name} reads at most {self.context_length}",
+                    do="shorten the prompt, or sample fewer tokens",
+                )
         plan = [] if torch.is_grad_enabled() or not can_share(self) else plan_sharing(pairs, max_tokens)
         states: dict[int, Tensor] = {}
         with self.autocast():
@@ -122,33 +132,125 @@ class Policy:
             rest = [index for index in range(len(pairs)) if index not in states]
             states |= read_whole(self, pairs, rest, max_tokens)
         if not states:
-            return torch.zeros(0, self.head().weight_VD.shape[1], device=self.device)
+            return torch.zeros(0, self.output.weight.shape[1], device=self.device)
         return torch.cat([states[index] for index in range(len(pairs))])
 
-    def _check_fits(self, prompt: int, completion: int) -> None:
-        if not prompt or not completion:
-            raise ModelError(
-                "a prompt and a completion need at least one token each",
-                got=f"{prompt} and {completion} tokens",
-                why="the first answer token is predicted from the last prompt token",
-                do="drop rollouts that said nothing",
-            )
-        if prompt + completion > self.context_length:
-            raise ModelError(
-                "prompt and completion are longer than the model can read",
-                got=f"{prompt} + {completion} tokens",
-                why=f"{self.name} reads at most {self.context_length}",
-                do="shorten the prompt, or sample fewer tokens",
-            )
 
-
-def context_length(config: Any, tokenizer: Any) -> int:
+def context_length(config: object, tokenizer: PreTrainedTokenizerBase) -> int:
     """The number of tokens that a model of this configuration reads."""
-    return int(getattr(config.get_text_config(), "max_position_embeddings", None) or tokenizer.model_max_length)
+    text = config.get_text_config()  # type: ignore[attr-defined]
+    return int(getattr(text, "max_position_embeddings", None) or tokenizer.model_max_length)
 
 
-def _count(number: int) -> str:
-    for unit, size in (("B", 10**9), ("M", 10**6), ("k", 10**3)):
-        if number >= size:
-            return f"{number / size:.3g} {unit}"
-    return str(number)
+def length_buckets(lengths: Sequence[int], max_tokens: int | None = None, *, behind: int = 0) -> list[list[int]]:
+    """Indices into `lengths`, cut into buckets of similar length, shortest first, for batches with little padding.
+
+    In a bucket the longest is at most a quarter and 16 tokens longer than the shortest, and `size · (behind + longest)`
+    stays within `max_tokens` (a single longer sequence gets its own bucket); `behind` counts tokens that every row has
+    in a cache. Equal lengths keep their order:
+
+    >>> length_buckets([5, 90, 5, 6])
+    [[0, 2, 3], [1]]
+    """
+    buckets: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lengths.__getitem__):
+        bucket = buckets[-1] if buckets else []
+        near = bool(bucket) and lengths[index] <= 1.25 * lengths[bucket[0]] + 16
+        if near and (max_tokens is None or (len(bucket) + 1) * (behind + lengths[index]) <= max_tokens):
+            bucket.append(index)
+        else:
+            buckets.append([index])
+    return buckets
+
+
+def padded(policy: Policy, rows: Sequence[TokenIds], side: Literal["left", "right"]) -> tuple[Tensor, Tensor | None]:
+    """ids_BL, and mask_BL with 0 for padding, or None where all rows are equally long. A causal model never looks at
+    padding on the right."""
+    assert isinstance(policy.tokenizer.pad_token_id, int)
+    pad = partial(pad_sequence, batch_first=True, padding_side=side)
+    ids_BL = pad([torch.tensor(row) for row in rows], padding_value=policy.tokenizer.pad_token_id)
+    if len({len(row) for row in rows}) == 1:
+        return ids_BL.to(policy.device), None
+    mask_BL = pad([torch.ones(len(row), dtype=torch.long) for row in rows])
+    return ids_BL.to(policy.device), mask_BL.to(policy.device)
+
+
+@dataclass(frozen=True, slots=True)
+class SharedBatch:
+    """Different prompts that are read side by side, the indices of all pairs that begin with one of them, and how those
+    are cut into batches. A completion of one token is in no batch: the prompt alone predicts it."""
+
+    prompts: tuple[TokenIds, ...]
+    rows: tuple[int, ...]
+    buckets: tuple[tuple[int, ...], ...]
+
+
+def plan_sharing(pairs: Sequence[Pair], max_tokens: int | None = None) -> list[SharedBatch]:
+    """How to read the pairs whose prompt occurs more than once; [] where reading every pair whole costs about as much.
+
+    It pays when it saves at least a quarter of the tokens of these pairs, padding included: batches are then smaller
+    and more, and attention behind a cache takes a mask. No batch with its cache holds more than `max_tokens`, unless a
+    single pair does.
+    """
+    found: dict[TokenIds, list[int]] = {}
+    for index, (prompt, _) in enumerate(pairs):
+        found.setdefault(prompt, []).append(index)
+    shared = {prompt: rows for prompt, rows in found.items() if len(rows) > 1}
+    prompts, plan, cost = list(shared), list[SharedBatch](), 0
+    for bucket in length_buckets([len(prompt) for prompt in prompts], max_tokens):
+        batch = tuple(prompts[place] for place in bucket)
+        rows = tuple(index for prompt in batch for index in shared[prompt])
+        longer = [index for index in rows if len(pairs[index][1]) > 1]
+        lengths = [len(pairs[index][1]) - 1 for index in longer]
+        cuts = length_buckets(lengths, max_tokens, behind=len(batch[-1]))
+        plan.append(SharedBatch(batch, rows, tuple(tuple(longer[place] for place in cut) for cut in cuts)))
+        cost += len(batch) * len(batch[-1]) + sum(len(cut) * lengths[cut[-1]] for cut in cuts)
+    whole = [len(prompt) + len(pairs[index][1]) - 1 for prompt, rows in shared.items() for index in rows]
+    cost_whole = sum(len(bucket) * whole[bucket[-1]] for bucket in length_buckets(whole, max_tokens))
+    return plan if cost_whole - cost >= PAYS_FROM * cost_whole else []
+
+
+def can_share(policy: Policy) -> bool:
+    """Whether all that the model keeps of a prompt is keys and values, of which rows can be copied and left-padded."""
+    from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+    # Not their subclasses: those keep more, such as a recurrent state.
+    layers = DynamicCache(config=policy.base.config).layers
+    return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
+
+
+def read_whole(policy: Policy, pairs: Sequence[Pair], rows: Sequence[int], max_tokens: int | None) -> dict[int, Tensor]:
+    """hidden_TD by index into `pairs`, of the pairs in `rows`: the states that predict their completions."""
+    read = [pairs[index][0] + pairs[index][1][:-1] for index in rows]
+    states: dict[int, Tensor] = {}
+    for bucket in length_buckets([len(row) for row in read], max_tokens):
+        ids_BL, _ = padded(policy, [read[place] for place in bucket], "right")
+        hidden_BLD = policy.backbone(ids_BL)
+        for row, place in enumerate(bucket):
+            own_TD = hidden_BLD[row, len(pairs[rows[place]][0]) - 1 : len(read[place])]
+            # Without a graph, which needs them anyway, a view would hold all states of its batch.
+            states[rows[place]] = own_TD if own_TD.requires_grad else own_TD.clone()
+    return states
+
+
+def read_shared(policy: Policy, pairs: Sequence[Pair], batch: SharedBatch) -> dict[int, Tensor]:
+    """What `read_whole` gives, up to float noise, of the pairs of one batch. Needs gradients to be off."""
+    from transformers import DynamicCache
+
+    cache = DynamicCache(config=policy.base.config)
+    ids_BL, mask_BL = padded(policy, batch.prompts, "left")
+    last_BD = policy.backbone(ids_BL, cache, mask_BL)[:, -1].clone()
+    places = {prompt: row for row, prompt in enumerate(batch.prompts)}
+    states = {index: last_BD[places[pairs[index][0]]][None] for index in batch.rows}
+    for bucket in batch.buckets:
+        rows_B = torch.tensor([places[pairs[index][0]] for index in bucket], device=policy.device)
+        ids_BL, _ = padded(policy, [pairs[index][1][:-1] for index in bucket], "right")
+        behind_BL = None if mask_BL is None else torch.cat([mask_BL[rows_B], torch.ones_like(ids_BL)], dim=1)
+        copies = copy(cache)  # layers replace their tensors, so the prompts' own stay as they are
+        copies.layers = [copy(layer) for layer in cache.layers]
+        copies.batch_select_indices(rows_B)
+        hidden_BLD = policy.backbone(ids_BL, copies, behind_BL)
+        for row, index in enumerate(bucket):
+            states[index] = torch.cat([states[index], hidden_BLD[row, : len(pairs[index][1]) - 1]])
+    return states

@@ -44,11 +44,6 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     return DTYPES[name]
 
 
-def autocast_to(dtype: torch.dtype, device: torch.device) -> torch.autocast:
-    """The context in which forward passes run: autocast for bfloat16, nothing for float32."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)
-
-
 @contextmanager
 def quiet() -> Iterator[None]:
     """Keeps transformers' progress bars off the terminal while it loads or saves a model."""

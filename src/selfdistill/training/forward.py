@@ -27,8 +27,7 @@ from selfdistill.losses import (
     fused_loss,
     weigh_tokens,
 )
-from selfdistill.models.lengths import length_buckets
-from selfdistill.models.policy import Policy
+from selfdistill.models.policy import Policy, length_buckets
 from selfdistill.models.teacher import Source, Teacher, View
 from selfdistill.types import TokenIds, TrainingSample
 

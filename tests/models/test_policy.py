@@ -1,4 +1,4 @@
-"""Sharing a prompt against reading every pair whole, in values and in tokens read."""
+"""Forward passes: sharing a prompt against reading every pair whole, in values and in tokens read; batches."""
 
 from __future__ import annotations
 
@@ -8,9 +8,18 @@ from collections.abc import Iterable, Sequence
 import pytest
 import torch
 from torch import Tensor
+from transformers import Cache
 
 from selfdistill.models.load import Policy
-from selfdistill.models.prefix import SharedBatch, can_share, plan_sharing, read_shared, read_whole
+from selfdistill.models.policy import (
+    SharedBatch,
+    can_share,
+    length_buckets,
+    padded,
+    plan_sharing,
+    read_shared,
+    read_whole,
+)
 from selfdistill.types import TokenIds
 from tiny_models import FAMILIES
 
@@ -40,11 +49,10 @@ class Counted:
         self.read = policy.backbone
         monkeypatch.setattr(policy, "backbone", self)
 
-    def __call__(self, ids_BL: Tensor, **options) -> Tensor:
-        cache = options.get("past_key_values")
+    def __call__(self, ids_BL: Tensor, cache: Cache | None = None, mask_BL: Tensor | None = None) -> Tensor:
         self.batches.append(tuple(ids_BL.shape))
         self.behind.append(cache.get_seq_length() if cache is not None else 0)
-        return self.read(ids_BL, **options)
+        return self.read(ids_BL, cache, mask_BL)
 
     @property
     def tokens(self) -> int:
@@ -178,7 +186,8 @@ def test_padding_within_a_bucket_is_a_quarter_and_sixteen_tokens_at_most() -> No
     for bucket in batch.buckets:
         longest = max(answers[index] for index in bucket) - 1
         assert all(longest <= 1.25 * (answers[index] - 1) + 16 for index in bucket)
-    needed, read = sum(answers) - 64, batch.tokens(group_members(90, answers)) - 90
+    needed = sum(answers) - 64
+    read = sum(len(bucket) * (max(answers[index] for index in bucket) - 1) for bucket in batch.buckets)
     assert needed < read < 1.25 * needed
     assert 64 * (max(answers) - 1) > 3.5 * needed  # what one rectangle would cost
 
@@ -201,3 +210,43 @@ def test_a_model_that_keeps_more_than_keys_and_values_does_not_share(policy, mon
     assert can_share(policy)
     policy.base.config.layer_types = ["linear_attention", "full_attention"]
     assert not can_share(policy)
+
+
+def test_buckets_hold_similar_lengths_and_keep_the_order_of_equals() -> None:
+    assert length_buckets([5, 90, 5, 6]) == [[0, 2, 3], [1]]
+
+
+def test_a_bucket_reaches_a_quarter_and_sixteen_tokens_beyond_its_shortest() -> None:
+    assert length_buckets([100, 141]) == [[0, 1]]  # 1.25 · 100 + 16 = 141
+    assert length_buckets([100, 142]) == [[0], [1]]
+
+
+def test_the_token_budget_counts_padding() -> None:
+    assert length_buckets([4, 4, 5], max_tokens=14) == [[0, 1], [2]]  # three rows of 5 would be 15
+    assert length_buckets([4, 4, 5], max_tokens=15) == [[0, 1, 2]]
+
+
+def test_the_token_budget_counts_what_every_row_has_behind_it() -> None:
+    assert length_buckets([4, 4, 5], max_tokens=44, behind=10) == [[0, 1], [2]]  # three rows of 15 would be 45
+    assert length_buckets([4, 4, 5], max_tokens=45, behind=10) == [[0, 1, 2]]
+    assert length_buckets([1, 18], behind=1000) == [[0], [1]]  # similar by their own length: 1.25 · 1 + 16 < 18
+
+
+def test_a_sequence_over_the_budget_still_gets_a_bucket() -> None:
+    assert length_buckets([4, 50], max_tokens=10) == [[0], [1]]
+
+
+def test_no_sequences_no_buckets() -> None:
+    assert length_buckets([]) == []
+
+
+def test_padding_goes_to_the_side_it_is_asked_for(policy) -> None:
+    pad = policy.tokenizer.pad_token_id
+    ids_BL, mask_BL = padded(policy, [(1, 2, 3), (4,)], "right")
+    assert ids_BL.tolist() == [[1, 2, 3], [4, pad, pad]]
+    assert mask_BL.tolist() == [[1, 1, 1], [1, 0, 0]]
+    ids_BL, mask_BL = padded(policy, [(1, 2, 3), (4,)], "left")
+    assert ids_BL.tolist() == [[1, 2, 3], [pad, pad, 4]]
+    assert mask_BL.tolist() == [[1, 1, 1], [0, 0, 1]]
+    assert mask_BL.dtype == torch.int64
+    assert padded(policy, [(1, 2), (3, 4)], "left")[1] is None
