@@ -115,7 +115,7 @@ def main() -> None:
     wanted = configs(chosen.out, chosen.only)
     open_runs = [config for config in wanted if not (Path(config.out) / "summary.json").exists()]
     with RunDisplay() as display:
-        compare(open_runs, display.reporter)
+        compare(open_runs, display)
     runs = [read_run(Path(config.out)) for config in wanted]
     (chosen.out / "results.md").write_text(
         f"{comparison(runs).markdown()}\n{from_nothing(runs)}\n\n{overtaking(runs)}\n", encoding="utf-8"

@@ -26,7 +26,7 @@ from selfdistill.cli.display import RunDisplay
 from selfdistill.config import from_settings, resolved
 from selfdistill.prompts.context import teacher_messages
 from selfdistill.runs.discovery import pass_at_k
-from selfdistill.runs.progress import Reporter
+from selfdistill.runs.events import Callback, Phase
 from selfdistill.test_time.comparison import StrategyComparison, parse_arm, run_comparison
 from selfdistill.training.rollouts import roll_out, solved
 from selfdistill.training.session import Session, open_session
@@ -56,17 +56,17 @@ def env(chosen: argparse.Namespace) -> dict[str, Any]:
     return {"name": "verbs", "verbs": chosen.candidates, "steps": [3], "draw": chosen.draw, "cases": CASES}
 
 
-def measure_candidates(path: Path, settings: Mapping[str, Any], reporter: Reporter) -> None:
+def measure_candidates(path: Path, settings: Mapping[str, Any], callback: Callback) -> None:
     """Writes one line for each candidate of a share of them: right bare attempts, right informed answers."""
     run = from_settings(settings["run"])
-    asking = open_session(run, reporter)
+    asking = open_session(run, callback)
     own = asking.tasks[settings["part"] :: settings["parts"]]
     rows = rows_of(path)
     done = {row["task"] for row in rows}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")  # without half a line
     for number, task in enumerate(own):
-        reporter.phase("measuring candidates", number, len(own))
+        callback(Phase("measuring candidates", number, len(own)))
         if task.id not in done:
             row = {"task": task.id, "place": asking.tasks.index(task), **measure(asking, task, settings["samples"])}
             with path.open("a", encoding="utf-8") as file:
@@ -139,7 +139,7 @@ def selection(chosen: argparse.Namespace, display: RunDisplay) -> dict[str, list
         for part, name in enumerate(names)
         if len(rows_of(name)) < len(range(part, chosen.candidates, parts))
     ]
-    side_by_side(jobs, display.reporter, at_once=parts)
+    side_by_side(jobs, display, at_once=parts)
     found = choose_sets([row for name in names for row in rows_of(name)], chosen.samples, chosen.tasks)
     (chosen.out / "sets.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return found
@@ -168,7 +168,7 @@ def main() -> None:
     with RunDisplay() as display:
         sets = selection(chosen, display)
         tasks = sorted({task for own in sets.values() for task in own})
-        whole, found = run_comparison(strategy_comparison(chosen, tasks), chosen.out, display.reporter)
+        whole, found = run_comparison(strategy_comparison(chosen, tasks), chosen.out, display)
     arms = {name: arms_of(whole, found, own) if own else [] for name, own in sets.items()}
     parts = ["# Discovery\n", (__doc__ or "").split("\n\n", 1)[1], f"\nSettings: {vars(chosen)}\n"]
     for name, own in sets.items():

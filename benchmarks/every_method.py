@@ -57,7 +57,7 @@ def run_all(configs: Sequence[RunConfig]) -> None:
     """Runs those that are not finished."""
     waiting = [config for config in configs if not (Path(config.out) / "summary.json").exists()]
     with RunDisplay() as display:
-        compare(waiting, display.reporter)
+        compare(waiting, display)
 
 
 def after(run: Run, split: str, which: int = -1) -> float | None:

@@ -13,7 +13,8 @@ from selfdistill.envs.registry import make_environment
 from selfdistill.errors import ConfigError
 from selfdistill.methods import find_method, get_method
 from selfdistill.plugins import load_from_file, short_name
-from selfdistill.runs import Quiet, Run, RunInfo
+from selfdistill.runs import Run
+from selfdistill.runs.events import RunStart
 from selfdistill.test_time.config import config_from, solve_settings
 from selfdistill.test_time.solve import default_path
 from selfdistill.types import Completion, DropReason, Outcome, Rollout, RolloutGroup, Task
@@ -32,7 +33,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def trained(model: str, out: Path, *settings: str) -> Run:
     config = load_config(None, [f"model={model}", f"out={out}", *SMALL, *settings])
-    return read_run(train(config, Quiet()))
+    return read_run(train(config))
 
 
 def code_lines(file: Path) -> int:
@@ -130,7 +131,7 @@ def test_the_strategy_reads_the_newest_feedback_learns_and_resumes(model: str, t
     again = config_from(solve_settings(config))
     assert solve_settings(again) == solve_settings(config), "a resume finds it by its file"
     assert again.strategy.prompts.__code__ == config.strategy.prompts.__code__
-    [found] = solve(config, lambda label: Quiet(), out=tmp_path / "search")
+    [found] = solve(config, out=tmp_path / "search")
     assert found.attempts == 4
     run = read_run(tmp_path / "search" / "000-12")
     assert [step.samples for step in run.steps] == [2, 2]
@@ -140,17 +141,11 @@ def test_the_strategy_reads_the_newest_feedback_learns_and_resumes(model: str, t
 
 
 def test_a_run_is_named_after_the_files_it_uses(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    class Names(Quiet):
-        path = Path()
-
-        def started(self, info: RunInfo) -> None:
-            self.path = info.path
-
+    starts: list[RunStart] = []
     monkeypatch.chdir(tmp_path)
-    names = Names()
     settings = [f"model={model}", f"method={METHOD}", f"env={EXAMPLES / 'my_env.py'}", "steps=1"]
-    train(load_config(None, [*settings, *SMALL[1:]]), names)
-    assert names.path == Path("runs/my_method-my_env-seed0")
+    train(load_config(None, [*settings, *SMALL[1:]]), lambda e: starts.append(e) if isinstance(e, RunStart) else None)
+    assert starts[0].path == Path("runs/my_method-my_env-seed0")
     assert short_name("sdpo") == "sdpo"
 
 

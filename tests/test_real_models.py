@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from selfdistill.config import from_settings
 from selfdistill.models.load import load_policy
-from selfdistill.runs import Quiet, read_run
+from selfdistill.runs import read_run
 from selfdistill.training.loop import train
 from selfdistill.types import DropReason
 from tiny_models import tiny_policy_dir
@@ -42,7 +42,7 @@ def two_steps(tmp_path: Path) -> Two:
             "evaluation": {"tasks": 1, "every": 0},
             "optimiser": {"lr": 1e-3, "warmup_steps": 0},
         }
-        return model, train(from_settings({**tree, **settings}), Quiet())
+        return model, train(from_settings({**tree, **settings}))
 
     return run
 

@@ -28,8 +28,7 @@ from selfdistill.models.load import load_policy
 from selfdistill.models.policy import Policy
 from selfdistill.models.sampler import SamplingOptions, sample
 from selfdistill.models.teacher import Frozen, Live, Teacher
-from selfdistill.runs import StepRecord
-from selfdistill.runs.progress import Quiet
+from selfdistill.runs import Event, Phase, StepEnd
 from selfdistill.training.forward import teacher_pass
 from selfdistill.training.loop import train
 from selfdistill.training.update import UpdateBatch, train_step
@@ -140,20 +139,20 @@ class TimeIsUp(Exception):
     """Enough was seen."""
 
 
-class Curve(Quiet):
+class Curve:
     """Keeps (seconds, accuracy) of every step, counted from the first batch that is sampled."""
 
     def __init__(self, limit_s: float, goal: float) -> None:
         self.limit_s, self.goal, self.began = limit_s, goal, 0.0
         self.points: list[tuple[float, float]] = []
 
-    def phase(self, name: str, done: int = 0, total: int = 0) -> None:
-        self.began = self.began or (time.monotonic() if name.startswith("sampling") else 0.0)
-
-    def step(self, record: StepRecord) -> None:
-        self.points.append((time.monotonic() - self.began, record.accuracy))
-        if enough(self.points, self.limit_s, self.goal):
-            raise TimeIsUp
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, Phase) and event.name.startswith("sampling"):
+            self.began = self.began or time.monotonic()
+        if isinstance(event, StepEnd):
+            self.points.append((time.monotonic() - self.began, event.record.accuracy))
+            if enough(self.points, self.limit_s, self.goal):
+                raise TimeIsUp
 
 
 def learn_case(case: Case) -> dict[str, Any]:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from selfdistill.models.sampler import SamplingOptions, sample
     from selfdistill.models.teacher import Ema, Frozen
     from selfdistill.prompts.context import Demonstration, Document, SolutionOrFeedback
-    from selfdistill.runs import Quiet, Reporter, Run, read_run
+    from selfdistill.runs import Callback, EvalEnd, Event, Note, Phase, Run, RunEnd, RunStart, StepEnd, read_run
     from selfdistill.test_time.config import solve_config
     from selfdistill.test_time.solve import solve
     from selfdistill.test_time.strategies import Prompt, SolveState, Strategy
@@ -44,6 +44,7 @@ __all__ = [
     "GRPO",
     "SDPO",
     "Additive",
+    "Callback",
     "Completion",
     "Context",
     "Credit",
@@ -51,25 +52,30 @@ __all__ = [
     "Document",
     "DropReason",
     "Ema",
+    "EvalEnd",
+    "Event",
     "Frozen",
     "LoraOptions",
     "LossSpec",
     "Message",
     "Method",
+    "Note",
     "Outcome",
+    "Phase",
     "Policy",
     "Prompt",
-    "Quiet",
-    "Reporter",
     "Rollout",
     "RolloutGroup",
     "Run",
     "RunConfig",
+    "RunEnd",
+    "RunStart",
     "SampledToken",
     "SamplingOptions",
     "SelfDistillError",
     "SolutionOrFeedback",
     "SolveState",
+    "StepEnd",
     "StopReason",
     "Strategy",
     "Tanh",
@@ -103,7 +109,7 @@ _HOMES = {
     "models.policy": "Policy",
     "models.sampler": "SamplingOptions sample",
     "models.teacher": "Ema Frozen",
-    "runs": "Quiet Reporter Run read_run",
+    "runs": "Callback EvalEnd Event Note Phase Run RunEnd RunStart StepEnd read_run",
     "losses": "Additive SampledToken LossSpec Tanh divergence fused_loss",
     "data.rows": "load_tasks",
 }

@@ -6,9 +6,21 @@ import pytest
 from rich.console import Console
 
 from selfdistill.cli.display import RunDisplay
-from selfdistill.runs import Accuracies, EvalRecord, RunInfo, StepRecord, Summary, share
+from selfdistill.runs import (
+    Accuracies,
+    EvalEnd,
+    EvalRecord,
+    Note,
+    Phase,
+    RunEnd,
+    RunStart,
+    StepEnd,
+    StepRecord,
+    Summary,
+    share,
+)
 
-INFO = RunInfo(Path("runs/a"), "sdpo", "sapling", "verbs", "cpu", 20, 2560)
+INFO = RunStart(Path("runs/a"), "sdpo", "sapling", "verbs", "cpu", 20, 2560)
 
 
 class Clock:
@@ -25,20 +37,19 @@ def a_step(step: int, dropped: int = 3) -> StepRecord:
 
 def follow_a_run(display: RunDisplay, timer: Clock) -> None:
     with display:
-        reporter = display.reporter("sdpo")
-        reporter.started(INFO)
-        reporter.note("programs run under landlock")
-        reporter.evaluated(EvalRecord(0, 0, 0.0, "train", share(3, 100), 16, 0))
+        display(INFO)
+        display(Note("programs run under landlock"))
+        display(EvalEnd(EvalRecord(0, 0, 0.0, "train", share(3, 100), 16, 0)))
         for step in (1, 2):
             timer.now += 6
-            reporter.phase("sampling", 64, 128)
-            reporter.step(a_step(step))
-        reporter.finished(Summary("sdpo", "sapling", "verbs", 0, 20, 2560, 9, 75.0, Accuracies(), Accuracies()))
+            display(Phase("sampling", 64, 128))
+            display(StepEnd(a_step(step)))
+        display(RunEnd(Summary("sdpo", "sapling", "verbs", 0, 20, 2560, 9, 75.0, Accuracies(), Accuracies())))
 
 
 def test_plain_lines_tell_the_whole_run():
     output, timer = io.StringIO(), Clock()
-    follow_a_run(RunDisplay(Console(file=output, width=200), timer), timer)
+    follow_a_run(RunDisplay("sdpo", Console(file=output, width=200), timer), timer)
     lines = output.getvalue().splitlines()
     assert lines[0].endswith("→ runs/a")
     assert "device cpu" in lines[0]
@@ -70,14 +81,14 @@ def test_a_run_begins_by_saying_how_many_answers_there_will_be(
 ):
     output = io.StringIO()
     info = replace(INFO, completions_sampled=completions_sampled, given=given, more=more)
-    RunDisplay(Console(file=output, width=200)).reporter("sdpo").started(info)
+    RunDisplay("sdpo", Console(file=output, width=200))(info)
     assert words in output.getvalue()
 
 
 def test_a_terminal_shows_one_row_for_each_run():
     output, timer = io.StringIO(), Clock()
-    display = RunDisplay(Console(file=output, width=160, force_terminal=True), timer)
-    display.reporter("grpo")
+    display = RunDisplay("sdpo", Console(file=output, width=160, force_terminal=True), timer)
+    display(Phase("starting", run="grpo"))
     follow_a_run(display, timer)
     screen = Console(width=160, file=io.StringIO())
     screen.print(display.table())
@@ -89,26 +100,24 @@ def test_a_terminal_shows_one_row_for_each_run():
 
 def test_time_left_after_a_resume_counts_the_new_steps_only():
     timer = Clock()
-    display = RunDisplay(Console(file=io.StringIO()), timer)
-    reporter = display.reporter("sdpo")
-    reporter.started(RunInfo(Path("runs/a"), "sdpo", "sapling", "verbs", "cpu", 20, 2560, first_step=10))
-    assert reporter.row.left(timer()) == "–"
+    display = RunDisplay("sdpo", Console(file=io.StringIO()), timer)
+    display(RunStart(Path("runs/a"), "sdpo", "sapling", "verbs", "cpu", 20, 2560, first_step=10))
+    assert display.rows["sdpo"].left(timer()) == "–"
     timer.now += 20
-    reporter.step(a_step(12))
-    assert reporter.row.left(timer()) == "1:20"  # 10 s a step, 8 left
+    display(StepEnd(a_step(12)))
+    assert display.rows["sdpo"].left(timer()) == "1:20"  # 10 s a step, 8 left
 
 
 def test_without_a_number_of_steps_there_is_no_total_and_no_time_left():
     """A search whose budget counts tokens or seconds."""
     output, timer = io.StringIO(), Clock()
-    display = RunDisplay(Console(file=output, width=200), timer)
-    reporter = display.reporter("q0")
-    reporter.started(replace(INFO, steps=0, completions_sampled=0))
+    display = RunDisplay("sdpo", Console(file=output, width=200), timer)
+    display(replace(INFO, steps=0, completions_sampled=0))
     timer.now += 6
-    reporter.step(a_step(7))
+    display(StepEnd(a_step(7)))
     first, line = output.getvalue().splitlines()
     assert "device cpu, steps while the budget lasts → runs/a" in first
-    assert line.startswith("q0: step 7  accuracy")
+    assert line.startswith("sdpo: step 7  accuracy")
     assert line.endswith("left –")
     screen = Console(width=160, file=io.StringIO())
     screen.print(display.table())
@@ -119,9 +128,8 @@ def test_without_a_number_of_steps_there_is_no_total_and_no_time_left():
 
 def test_a_run_that_goes_on_beyond_its_steps_has_no_time_left():
     timer = Clock()
-    display = RunDisplay(Console(file=io.StringIO()), timer)
-    reporter = display.reporter("sdpo")
-    reporter.started(INFO)
+    display = RunDisplay("sdpo", Console(file=io.StringIO()), timer)
+    display(INFO)
     timer.now += 22
-    reporter.step(a_step(22))
-    assert reporter.row.left(timer()) == "0:00"
+    display(StepEnd(a_step(22)))
+    assert display.rows["sdpo"].left(timer()) == "0:00"

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from selfdistill.config import RunConfig, from_settings
+from selfdistill.runs import Event, Note
 from selfdistill.test_time.config import SolveConfig, solve_config
 
 ENVIRONMENTS = Path(__file__).with_name("loop_envs.py")
@@ -64,20 +65,20 @@ def search_of(model_dir: Path) -> SearchOf:
     return build
 
 
-class Heard:
-    """A reporter that keeps what it is told."""
+class Recorder:
+    """A callback that keeps every event."""
 
     def __init__(self) -> None:
-        self.events: list[tuple[str, Any]] = []
+        self.events: list[Event] = []
 
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        return lambda *arguments: self.events.append((name, arguments[0]))
+    def __call__(self, event: Event) -> None:
+        self.events.append(event)
 
     @property
     def notes(self) -> list[str]:
-        return [text for name, text in self.events if name == "note"]
+        return [event.text for event in self.events if isinstance(event, Note)]
 
 
 @pytest.fixture
-def heard() -> Heard:
-    return Heard()
+def recorder() -> Recorder:
+    return Recorder()

@@ -22,7 +22,7 @@ import torch
 from selfdistill.config import from_settings
 from selfdistill.models import checkpoint, policy
 from selfdistill.models.load import load_policy
-from selfdistill.runs import Quiet, store
+from selfdistill.runs import store
 from selfdistill.training import learning
 from selfdistill.training import loop as train
 
@@ -95,7 +95,7 @@ def main(settings: Path, out: Path) -> None:
         child = os.fork()
         if child == 0:
             MOMENTS.get(moment, lambda: None)()
-            train.train(from_settings({**tree, "out": str(out / moment)}), Quiet())
+            train.train(from_settings({**tree, "out": str(out / moment)}))
             os._exit(0)
         if moment in RANDOM:
             time.sleep(random.Random(moment).uniform(0.1, 1.2))

@@ -12,7 +12,7 @@ from selfdistill.envs.base import Environment, FunctionEnvironment
 from selfdistill.envs.code import CodeEnvironment, CodeOptions
 from selfdistill.errors import DataError
 from selfdistill.prompts.render import Renderer
-from selfdistill.runs import Quiet
+from selfdistill.runs.events import no_callback
 from selfdistill.types import Message, Outcome, Task
 from tiny_models import tiny_tokenizer
 
@@ -34,7 +34,7 @@ def write(path: Path, *rows: object) -> str:
 
 def checked(data: str, env: Environment | None = None, **options) -> CheckReport:
     env = env or CodeEnvironment()
-    return check_rows(env, every_row(env, data), Quiet(), **options)
+    return check_rows(env, every_row(env, data), no_callback, **options)
 
 
 def test_rows_that_are_well_have_nothing_to_correct(tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def test_answers_are_scored_in_order_and_those_without_a_reward_say_why(tmp_path
             )
         )
     )
-    assert list(score_answers(env, rows, answers, Quiet())) == [
+    assert list(score_answers(env, rows, answers, no_callback)) == [
         Score("add", 0.0, "Wrong answer.\nInput: 2, 2\nOutput: 3\nExpected: 4", "wrong"),
         Score(
             "nobody",
@@ -183,7 +183,7 @@ def test_answers_that_a_users_function_cannot_judge_have_no_reward(tmp_path: Pat
     rows = every_row(env, write(tmp_path / "rows.jsonl", {"id": "a", "prompt": "Say A.", "answer": "A"}))
     texts = ["A", "crash", "b"]
     answers = read_answers(Path(write(tmp_path / "a.jsonl", *({"id": "a", "answer": text} for text in texts))))
-    scores = list(score_answers(env, rows, answers, Quiet()))
+    scores = list(score_answers(env, rows, answers, no_callback))
     assert [(score.reward, score.failure) for score in scores] == [
         (1.0, "none"),
         (None, "env_raised"),

@@ -11,7 +11,7 @@ import pytest
 
 import selfdistill.test_time.comparison as contest_module
 from selfdistill.errors import ConfigError, DataError, RunError
-from selfdistill.runs import Reporter
+from selfdistill.runs.events import Callback
 from selfdistill.test_time.comparison import (
     Arm,
     StrategyComparison,
@@ -50,10 +50,10 @@ def test_a_way_is_a_strategy_with_settings_and_perhaps_a_label() -> None:
             parse_arm(bad)
 
 
-def test_every_way_seed_and_task_is_searched_under_one_budget(contest_of, tmp_path: Path, heard) -> None:
+def test_every_way_seed_and_task_is_searched_under_one_budget(contest_of, tmp_path: Path, recorder) -> None:
     """Independent attempts use the whole budget, which their estimate needs; the others stop when they are right."""
     strategy_comparison = contest_of("best-of-k", "turns: multi-turn strategy.batch=4", budget=16)
-    whole, found = run_comparison(strategy_comparison, tmp_path, lambda label: heard)
+    whole, found = run_comparison(strategy_comparison, tmp_path, recorder)
     assert whole == strategy_comparison == read_strategy_comparison(tmp_path)
     assert {label: [(r.seed, r.task) for r in rs] for label, rs in found.items()} == {
         label: [(0, "q0"), (0, "q1")] for label in ("best-of-k", "turns")
@@ -63,28 +63,26 @@ def test_every_way_seed_and_task_is_searched_under_one_budget(contest_of, tmp_pa
     assert any(r.right > 0 for r in found["best-of-k"]), "one in twelve is right, and there are 32 attempts"
 
 
-def test_what_is_finished_is_not_repeated_and_ways_and_seeds_may_be_added(contest_of, tmp_path: Path, heard) -> None:
-    _, before = run_comparison(contest_of("best-of-k"), tmp_path, lambda label: heard)
+def test_what_is_finished_is_not_repeated_and_ways_and_seeds_may_be_added(contest_of, tmp_path: Path, recorder) -> None:
+    _, before = run_comparison(contest_of("best-of-k"), tmp_path, recorder)
     jobs: list[str] = []
-    whole, after = run_comparison(
-        contest_of("multi-turn", seeds=2), tmp_path, lambda label: jobs.append(label) or heard
-    )
+    whole, after = run_comparison(contest_of("multi-turn", seeds=2), tmp_path, lambda event: jobs.append(event.run))
     assert [arm.label for arm in whole.arms] == ["best-of-k", "multi-turn"]
     assert after["best-of-k"][:2] == before["best-of-k"], "wall time and all"
     assert [result.seed for result in after["best-of-k"]] == [0, 0, 1, 1]
-    assert jobs == ["01-multi-turn-seed0-000", "00-best-of-k-seed1-000", "01-multi-turn-seed1-000"]
+    assert list(dict.fromkeys(jobs)) == ["01-multi-turn-seed0-000", "00-best-of-k-seed1-000", "01-multi-turn-seed1-000"]
     assert results(whole, tmp_path) == after
-    run_comparison(whole, tmp_path, lambda label: pytest.fail(f"{label} runs again"))
+    run_comparison(whole, tmp_path, lambda event: pytest.fail(f"{event.run} runs again"))
     added = replace(whole, arms=(parse_arm("multi-turn"),))
-    assert run_comparison(added, tmp_path, lambda label: pytest.fail(f"{label} runs again"))[0] == whole
+    assert run_comparison(added, tmp_path, lambda event: pytest.fail(f"{event.run} runs again"))[0] == whole
 
 
-def test_a_folder_holds_one_contest(contest_of, tmp_path: Path, heard) -> None:
-    run_comparison(contest_of("best-of-k"), tmp_path, lambda label: heard)
+def test_a_folder_holds_one_contest(contest_of, tmp_path: Path, recorder) -> None:
+    run_comparison(contest_of("best-of-k"), tmp_path, recorder)
     with pytest.raises(RunError, match="other tasks, budget"):
-        run_comparison(contest_of("best-of-k", tasks=("q2",), budget=4), tmp_path, lambda label: heard)
+        run_comparison(contest_of("best-of-k", tasks=("q2",), budget=4), tmp_path, recorder)
     with pytest.raises(RunError, match="had other settings"):
-        run_comparison(contest_of("best-of-k: multi-turn"), tmp_path, lambda label: heard)
+        run_comparison(contest_of("best-of-k: multi-turn"), tmp_path, recorder)
     with pytest.raises(RunError, match="no strategy comparison here"):
         read_strategy_comparison(tmp_path / "elsewhere")
     for text in ('"x"', "[1]", "{}", "{", '{"ways": [1], "tasks": [], "settings": []}'):
@@ -121,15 +119,15 @@ def test_which_tasks_are_meant(tmp_path: Path) -> None:
     assert task_ids((str(file),), once) == task_ids((), once) == (once, ("one", "two"))
 
 
-def make_here(strategy_comparison: StrategyComparison, out: Path, reporter: Reporter) -> None:
+def make_here(strategy_comparison: StrategyComparison, out: Path, callback: Callback) -> None:
     """All searches in this process."""
     for _, job in searches(strategy_comparison, out):
-        job.work(job.path, job.settings, reporter)
+        job.work(job.path, job.settings, callback)
 
 
 @pytest.mark.parametrize("handful", [1, 20])
 def test_a_question_that_is_too_long_is_skipped_by_all_and_the_contest_ends(
-    contest_of, tmp_path: Path, heard, monkeypatch: pytest.MonkeyPatch, handful: int
+    contest_of, tmp_path: Path, recorder, monkeypatch: pytest.MonkeyPatch, handful: int
 ) -> None:
     """Of two tasks, in one search or in two, one can be read by the second way alone."""
     monkeypatch.setattr(contest_module, "TASKS_A_JOB", handful)
@@ -139,17 +137,17 @@ def test_a_question_that_is_too_long_is_skipped_by_all_and_the_contest_ends(
     made = contest_of("near: best-of-k context.max_prompt_tokens=30", "far: best-of-k", tasks=("long", "short"))
     strategy_comparison = replace(made, settings=(*made.settings, ("data", str(file))))
     out = tmp_path / "strategy_comparison"
-    make_here(strategy_comparison, out, heard)
+    make_here(strategy_comparison, out, recorder)
     assert [result.task for result in results(strategy_comparison, out)["far"]] == ["long", "short"]
-    _, found = run_comparison(strategy_comparison, out, lambda label: pytest.fail(f"{label} is made again"))
+    _, found = run_comparison(strategy_comparison, out, lambda event: pytest.fail(f"{event.run} is made again"))
     assert {label: [result.task for result in own] for label, own in found.items()} == {
         "near": ["short"],
         "far": ["short"],
     }
     alone, other = replace(strategy_comparison, tasks=("long",)), tmp_path / "other"
-    make_here(alone, other, heard)
+    make_here(alone, other, recorder)
     with pytest.raises(DataError, match="no question fits the model of every way"):
-        run_comparison(alone, other, lambda label: heard)
+        run_comparison(alone, other, recorder)
 
 
 def test_every_seed_must_search_the_same_tasks() -> None:

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from selfdistill.cli.app import app
 from selfdistill.config import RunConfig, from_settings
 from selfdistill.errors import RunError
-from selfdistill.runs import Quiet, read_run
+from selfdistill.runs import Event, Note, read_run
 from selfdistill.training.loop import train
 
 
@@ -30,7 +30,7 @@ def finished(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "evaluation": {"every": 0, "tasks": 2}, "optimiser": {"lr": 1e-3}, "lora": {"rank": 2, "targets": "q_proj"},
         "out": str(tmp_path_factory.mktemp("whole") / "run"),
     }  # fmt: skip
-    return train(from_settings(settings), Quiet())
+    return train(from_settings(settings))
 
 
 @pytest.fixture
@@ -176,7 +176,7 @@ def test_records_beyond_the_checkpoint_are_taken_back_and_their_loss_is_no_matte
     """After a kill they reach further than the checkpoint; what they say of later steps did not happen."""
     shutil.rmtree(run / "checkpoints" / "step-000003")
     without_line("rollouts.jsonl", '"step":3,')(run)
-    train(settings_of(run), Quiet(), resume=True)
+    train(settings_of(run), resume=True)
     assert [record.step for record in read_run(run).steps] == [1, 2, 3]
 
 
@@ -187,11 +187,11 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_newest_whole_one(run: Path,
     file.write_bytes(file.read_bytes()[:-1] + b"\x00")
     notes: list[str] = []
 
-    class Heard(Quiet):
-        def note(self, text: str) -> None:
-            notes.append(text)
+    def keep_notes(event: Event) -> None:
+        if isinstance(event, Note):
+            notes.append(event.text)
 
-    train(settings_of(run), Heard(), resume=True)
+    train(settings_of(run), keep_notes, resume=True)
     (said,) = [note for note in notes if "step-000003" in note]
     assert "adapter_model.safetensors" in said
     assert "going on from step-000002" in said
@@ -211,7 +211,7 @@ def test_a_run_without_a_whole_checkpoint_is_refused(run: Path) -> None:
     assert said.count("trainer.pt") == 2
     assert listed(run) == before
     with pytest.raises(RunError):
-        train(settings_of(run), Quiet(), resume=True)
+        train(settings_of(run), resume=True)
 
 
 def test_a_run_directory_is_no_model_and_says_which_of_it_is(run: Path) -> None:

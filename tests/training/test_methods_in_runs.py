@@ -13,7 +13,8 @@ from transformers import AutoTokenizer
 
 from selfdistill.config import NamedComponent
 from selfdistill.errors import ConfigError, TrainingError
-from selfdistill.runs import Quiet, Run, read_run
+from selfdistill.runs import Run, RunStart, read_run
+from selfdistill.runs.events import no_callback
 from selfdistill.training.loop import PATIENCE, train
 from selfdistill.training.session import open_session
 from tiny_models import padded
@@ -23,7 +24,7 @@ PARTS = Path(__file__).with_name("method_envs.py")
 
 def ran(config_of: Any, method: str | dict[str, Any], out: Path, **changes: Any) -> Run:
     config = replace(config_of(method=method, out=str(out), **changes), env=NamedComponent(f"{PARTS}:Telling"))
-    return read_run(train(config, Quiet()))
+    return read_run(train(config))
 
 
 @pytest.mark.parametrize("reduction", ["sequence-mean", "token-mean"])
@@ -90,11 +91,11 @@ def test_every_number_of_a_step_is_documented(config_of, tmp_path, method: str) 
     ],
 )
 def test_a_run_says_beforehand_what_it_will_sample_and_what_it_is_given(
-    config_of, tmp_path, heard, method: str | dict[str, Any], steps: int, wanted: tuple[int, int, bool]
+    config_of, tmp_path, recorder, method: str | dict[str, Any], steps: int, wanted: tuple[int, int, bool]
 ) -> None:
     config = config_of(method=method, out=str(tmp_path / "run"), steps=steps)
-    run = read_run(train(replace(config, env=NamedComponent(f"{PARTS}:Telling")), heard))
-    info = next(told for event, told in heard.events if event == "started")
+    run = read_run(train(replace(config, env=NamedComponent(f"{PARTS}:Telling")), recorder))
+    info = next(event for event in recorder.events if isinstance(event, RunStart))
     assert (info.completions_sampled, info.given, info.more) == wanted
     first = [rollout for rollout in run.rollouts() if rollout.stage in ("answer", "demonstration", "logged")]
     assert len(first) == info.completions_sampled + info.given
@@ -103,27 +104,27 @@ def test_a_run_says_beforehand_what_it_will_sample_and_what_it_is_given(
 
 def test_tasks_that_lack_what_a_method_reads_are_refused_with_its_name(config_of) -> None:
     with pytest.raises(TrainingError, match="no task has what the method reads, demonstration") as refused:
-        train(config_of(method="sft", steps=PATIENCE), Quiet())
+        train(config_of(method="sft", steps=PATIENCE))
     assert "rows of the data" in refused.value.do
     assert "easier tasks" not in refused.value.do, "more successes would not help a method without a reward"
 
 
 def test_a_teacher_without_a_name_is_refused_before_any_model_is_loaded(config_of) -> None:
     with pytest.raises(ConfigError, match="the teacher's model is not named"):
-        train(config_of(method="opd", model="no/such/model"), Quiet())
+        train(config_of(method="opd", model="no/such/model"))
 
 
 @pytest.mark.parametrize("sampling", [{"top_p": 0.9}, {"temperature": 0.0}])
 def test_a_ratio_that_the_sampler_does_not_report_is_refused_before_any_model_is_loaded(config_of, sampling) -> None:
     config = config_of(method="pi_distill", model="no/such/model", sampling={"max_new_tokens": 8, **sampling})
     with pytest.raises(ConfigError, match="weighs answers by the ratio of two probabilities"):
-        train(config, Quiet())
+        train(config)
 
 
 def test_a_second_gate_is_refused_before_any_model_is_loaded(config_of, tmp_path) -> None:
     assert ran(config_of, f"{PARTS}:Gated", tmp_path / "run", steps=1).steps[0].samples == 8
     with pytest.raises(ConfigError, match="more than one signal with a gate"):
-        train(config_of(method={"name": f"{PARTS}:Gated", "gates": 2}, model="no/such/model"), Quiet())
+        train(config_of(method={"name": f"{PARTS}:Gated", "gates": 2}, model="no/such/model"))
 
 
 def test_another_model_may_be_the_teacher(config_of, model_dir, tmp_path) -> None:
@@ -147,7 +148,7 @@ def test_a_teacher_of_one_family_may_pad_its_vocabulary_otherwise(
 
 def test_another_model_is_held_in_the_precision_of_the_run_and_not_trained(config_of, model_dir) -> None:
     config = config_of(method="opd", teacher={"model": str(model_dir)}, dtype="bfloat16")
-    session = open_session(replace(config, env=NamedComponent(f"{PARTS}:Telling")), Quiet(), learns=True)
+    session = open_session(replace(config, env=NamedComponent(f"{PARTS}:Telling")), no_callback, learns=True)
     assert session.learner is not None
     teacher = session.learner.teacher.other
     assert teacher is not None

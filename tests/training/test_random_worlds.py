@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from selfdistill.runs import Quiet, read_run
+from selfdistill.runs import read_run
 from selfdistill.test_time.solve import solve
 from selfdistill.training import loop as training
 from selfdistill.training.evaluation import measure
@@ -33,9 +33,9 @@ def test_outcomes_repeat_with_the_seed_and_after_a_kill(config_of, tmp_path, mon
         config_of(env, **STEPS, out=str(tmp_path / name), seed=seed)
         for name, seed in (("first", 0), ("again", 0), ("other", 1), ("killed", 0))
     )
-    wanted = outcomes(train(first, Quiet()))
-    assert outcomes(train(again, Quiet())) == wanted
-    theirs = outcomes(train(other, Quiet()))
+    wanted = outcomes(train(first))
+    assert outcomes(train(again)) == wanted
+    theirs = outcomes(train(other))
     assert {row[3] for row in theirs if len(row) == 4}.isdisjoint(row[3] for row in wanted if len(row) == 4)
     real, made = training.one_step, [0]
 
@@ -47,9 +47,9 @@ def test_outcomes_repeat_with_the_seed_and_after_a_kill(config_of, tmp_path, mon
 
     monkeypatch.setattr(training, "one_step", dies_in_the_third)
     with pytest.raises(Killed):
-        train(killed, Quiet())
+        train(killed)
     monkeypatch.undo()
-    assert outcomes(train(killed, Quiet(), resume=True)) == wanted
+    assert outcomes(train(killed, resume=True)) == wanted
 
 
 def test_measurements_and_searches_repeat_too(config_of, search_of, tmp_path) -> None:
@@ -57,8 +57,8 @@ def test_measurements_and_searches_repeat_too(config_of, search_of, tmp_path) ->
     for name in ("one", "two"):
         measured = config_of("dicing", out=str(tmp_path / f"eval-{name}"))
         searched = search_of("multi-turn", "dicing", budget=6)
-        measure(measured, Quiet())
-        solve(searched, lambda _: Quiet(), out=tmp_path / f"solve-{name}")
+        measure(measured)
+        solve(searched, out=tmp_path / f"solve-{name}")
         [folder] = [path for path in (tmp_path / f"solve-{name}").iterdir() if path.is_dir()]
         found.append((outcomes(Path(measured.out)), outcomes(folder)))
     assert found[0] == found[1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from selfdistill.runs import Quiet, read_run
+from selfdistill.runs import read_run
 from selfdistill.training import learning
 from selfdistill.training.loop import train
 
@@ -14,7 +14,7 @@ def test_a_step_that_makes_no_update_samples_no_prompts(config_of, monkeypatch) 
     real = learning.roll_out
     monkeypatch.setattr(learning, "roll_out", lambda *a, **k: labels.append(k["label"]) or real(*a, **k))
     config = config_of("NeverSplits", method="grpo", replay={"per_step": 2}, steps=1)
-    [step] = read_run(train(config, Quiet())).steps
+    [step] = read_run(train(config)).steps
     assert labels == ["1"]
     assert (step.samples, step.extra["updates"], step.extra["replayed"]) == (0, 0, 0)
 
@@ -22,6 +22,6 @@ def test_a_step_that_makes_no_update_samples_no_prompts(config_of, monkeypatch) 
 @pytest.mark.parametrize("tasks_per_update", [0, 1])
 def test_a_run_says_how_many_prompts_it_rehearsed(config_of, tasks_per_update) -> None:
     config = config_of("Splits", replay={"per_step": 3}, steps=1, tasks_per_update=tasks_per_update)
-    [step] = read_run(train(config, Quiet())).steps
+    [step] = read_run(train(config)).steps
     assert step.extra["replayed"] == 3
     assert step.extra["updates"] == (2 if tasks_per_update else 1)

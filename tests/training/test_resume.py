@@ -25,7 +25,8 @@ from selfdistill.cli.app import app
 from selfdistill.config import RunConfig, from_settings, resolved
 from selfdistill.errors import RunError
 from selfdistill.models.checkpoint import latest_checkpoint
-from selfdistill.runs import EvalRecord, Interrupted, Quiet, StepRecord, read_run
+from selfdistill.runs import EvalRecord, StepRecord, read_run
+from selfdistill.runs.events import Interrupted
 from selfdistill.training.loop import train
 
 SCRIPT = Path(__file__).with_name("killed_runs.py")
@@ -81,14 +82,14 @@ def settings(model_dir: Path, **changes: Any) -> dict[str, Any]:
 
 def resumed(path: Path, **changes: Any) -> Path:
     saved = json.loads((path / "config.json").read_text())["settings"]
-    return train(from_settings({**saved, **changes}), Quiet(), resume=True)
+    return train(from_settings({**saved, **changes}), resume=True)
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_num_threads(1)
     out = tmp_path_factory.mktemp("whole") / "run"
-    return train(from_settings({**settings(model_dir), "out": str(out)}), Quiet())
+    return train(from_settings({**settings(model_dir), "out": str(out)}))
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +111,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(killed, uninterrupted: Path, mode
     if moment in MOMENTS:
         assert ends[moment] == -signal.SIGKILL, "the moment was reached"
     if not (path / "config.json").exists():  # killed before there was a run: it is simply started
-        train(from_settings({**settings(model_dir), "out": str(path)}), Quiet())
+        train(from_settings({**settings(model_dir), "out": str(path)}))
     else:
         resumed(path)
     assert_same_run(path, uninterrupted)
@@ -123,7 +124,7 @@ def test_a_run_that_is_killed_again_while_it_resumes_goes_on_too(model_dir, unin
     out = tmp_path / "run"
     config = from_settings({**settings(model_dir), "out": str(out), "checkpoint_every": 2})
     for steps in (1, 3, 4):
-        train(replace(config, steps=steps), Quiet(), resume=out.exists())
+        train(replace(config, steps=steps), resume=out.exists())
     resumed(out, steps=5)
     left, right = bits(out), bits(uninterrupted)
     assert all(torch.equal(left[name], right[name]) for name in right)
@@ -131,13 +132,13 @@ def test_a_run_that_is_killed_again_while_it_resumes_goes_on_too(model_dir, unin
 
 def test_a_finished_run_resumes_to_itself(model_dir, uninterrupted, tmp_path) -> None:
     out = tmp_path / "run"
-    train(from_settings({**settings(model_dir), "out": str(out)}), Quiet())
+    train(from_settings({**settings(model_dir), "out": str(out)}))
     assert_same_run(resumed(out), uninterrupted)
 
 
 def test_a_finished_run_can_be_made_longer(model_dir, uninterrupted, tmp_path) -> None:
     out = tmp_path / "run"
-    train(from_settings({**settings(model_dir), "out": str(out), "steps": 4}), Quiet())
+    train(from_settings({**settings(model_dir), "out": str(out), "steps": 4}))
     resumed(out, steps=5)
     left, right = bits(out), bits(uninterrupted)
     assert all(torch.equal(left[name], right[name]) for name in right)
@@ -159,7 +160,7 @@ def test_a_finished_run_can_be_made_longer(model_dir, uninterrupted, tmp_path) -
 def test_changed_settings_are_refused_by_name_before_anything_is_loaded(model_dir, tmp_path, changes, named) -> None:
     out = tmp_path / "run"
     config = from_settings({**settings(model_dir), "out": str(out), "steps": 1})
-    train(config, Quiet())
+    train(config)
     before = (out / "metrics.jsonl").read_bytes()
     with pytest.raises(RunError, match=rf"cannot change its settings\n  got  .*{named}"):
         resumed(out, **changes)
@@ -168,9 +169,9 @@ def test_changed_settings_are_refused_by_name_before_anything_is_loaded(model_di
 
 def test_under_lora_a_run_resumes_to_the_same_bits(model_dir, tmp_path) -> None:
     base = {**settings(model_dir), "lora": {"rank": 2, "alpha": 4}, "steps": 3, "checkpoint_every": 1}
-    whole = train(from_settings({**base, "out": str(tmp_path / "whole")}), Quiet())
+    whole = train(from_settings({**base, "out": str(tmp_path / "whole")}))
     parts = tmp_path / "parts"
-    train(from_settings({**base, "out": str(parts), "steps": 1}), Quiet())
+    train(from_settings({**base, "out": str(parts), "steps": 1}))
     resumed(parts, steps=3)
     left, right = bits(parts), bits(whole)
     assert any("lora_" in name for name in right)
@@ -189,10 +190,10 @@ def in_world(config: RunConfig, name: str) -> RunConfig:
 
 
 def test_ctrl_c_finishes_the_step_saves_and_goes_on_to_the_same_bits(own_run: RunConfig) -> None:
-    whole = train(replace(in_world(own_run, "hashed"), out=own_run.out + "-whole"), Quiet())
+    whole = train(replace(in_world(own_run, "hashed"), out=own_run.out + "-whole"))
     config = in_world(own_run, "CtrlC")
     with pytest.raises(Interrupted) as stopped:
-        train(config, Quiet())
+        train(config)
     out = Path(config.out)
     assert (stopped.value.step, stopped.value.path) == (2, out)
     assert [record.step for record in read_run(out).steps] == [1, 2]
@@ -228,10 +229,10 @@ def files_end_at(size: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.parametrize(("size", "said"), [(1, "records cannot be written"), (40_000, "checkpoint")])
 def test_a_full_disk_is_a_clean_stop_from_which_the_run_goes_on(own_run, monkeypatch, size: int, said: str) -> None:
     """At 1 byte no record can be written any more; at 40,000 the records can, but not the model."""
-    whole = train(replace(in_world(own_run, "hashed"), out=own_run.out + "-whole"), Quiet())
+    whole = train(replace(in_world(own_run, "hashed"), out=own_run.out + "-whole"))
     config = in_world(own_run, "FullDisk")
     with files_end_at(size, monkeypatch), pytest.raises(RunError, match=said):
-        train(config, Quiet())
+        train(config)
     out = Path(config.out)
     assert len(read_run(out).steps) <= 2
     monkeypatch.setenv("FULL_AT", "1000000000")
@@ -241,7 +242,7 @@ def test_a_full_disk_is_a_clean_stop_from_which_the_run_goes_on(own_run, monkeyp
 def test_a_directory_that_cannot_be_written_is_refused_before_the_first_step(own_run: RunConfig, tmp_path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(RunError, match="cannot be written to"):
-        train(replace(own_run, out=str(tmp_path / "file" / "run")), Quiet())
+        train(replace(own_run, out=str(tmp_path / "file" / "run")))
 
 
 def test_a_disk_without_room_for_checkpoints_is_refused_before_the_first_step(own_run, monkeypatch) -> None:
@@ -250,12 +251,12 @@ def test_a_disk_without_room_for_checkpoints_is_refused_before_the_first_step(ow
 
     monkeypatch.setattr("selfdistill.runs.store.shutil.disk_usage", lambda path: Usage)
     with pytest.raises(RunError, match="too full for this run"):
-        train(own_run, Quiet())
+        train(own_run)
     assert not (Path(own_run.out) / "metrics.jsonl").exists()
 
 
 def test_two_processes_cannot_write_to_one_run(own_run: RunConfig) -> None:
-    out = train(replace(own_run, steps=1), Quiet())
+    out = train(replace(own_run, steps=1))
     holder = "import fcntl, sys; f = open(sys.argv[1], 'ab'); fcntl.lockf(f, 2); print(1, flush=True); input()"
     with subprocess.Popen(
         [sys.executable, "-c", holder, str(out / ".lock")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

@@ -14,7 +14,7 @@ import pytest
 from stopped_jobs import last_round
 
 from selfdistill.errors import ConfigError, RunError
-from selfdistill.runs import Interrupted, Quiet, read_run
+from selfdistill.runs import Event, Interrupted, Phase, RunEnd, RunStart, StepEnd, read_run
 from selfdistill.training.loop import train
 from selfdistill.training.side_by_side import Job, compare, demo_configs, places, side_by_side
 
@@ -30,20 +30,20 @@ def test_the_demo_gives_both_methods_the_same_verbs_budget_and_seed(tmp_path: Pa
         demo_configs(tmp_path, seed=3, completions=5)
 
 
-def test_runs_in_their_own_processes_give_the_bits_they_give_alone(config_of, heard, tmp_path: Path) -> None:
+def test_runs_in_their_own_processes_give_the_bits_they_give_alone(config_of, recorder, tmp_path: Path) -> None:
     """The second one fails: it is said in the end, and the first is whole."""
     good = config_of("hashed", out=str(tmp_path / "good"), steps=2)
     bad = config_of("BreaksLater", out=str(tmp_path / "bad"), steps=3)
     with pytest.raises(RunError, match=r"bad failed[\s\S]*more than half of a batch"):
-        compare([good, bad], lambda name: heard)
-    alone = read_run(train(replace(good, out=str(tmp_path / "alone")), Quiet()))
+        compare([good, bad], recorder)
+    alone = read_run(train(replace(good, out=str(tmp_path / "alone"))))
     beside = read_run(tmp_path / "good")
     assert [record.grad_norm for record in beside.steps] == [record.grad_norm for record in alone.steps]
     assert [(r.uid, r.token_ids) for r in beside.rollouts()] == [(r.uid, r.token_ids) for r in alone.rollouts()]
-    told = [name for name, _ in heard.events]
-    assert told.count("started") == 2
-    assert told.count("step") == 4
-    assert told.count("finished") == 1
+    kinds = [type(event) for event in recorder.events]
+    assert kinds.count(RunStart) == 2
+    assert kinds.count(StepEnd) == 4
+    assert kinds.count(RunEnd) == 1
 
 
 def test_how_many_jobs_run_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,14 +64,15 @@ def test_how_many_jobs_run_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
         places(["cpu"], 0)
 
 
-class Presses(Quiet):
+class Presses:
     """Does something when a job is in its last round."""
 
     def __init__(self, press: Callable[[], None]) -> None:
         self.press = press
 
-    def phase(self, name: str, done: int = 0, total: int = 0) -> None:
-        self.press()
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, Phase) and event.name != "starting":
+            self.press()
 
 
 def jobs_in(folder: Path, count: int) -> list[Job]:
@@ -83,18 +84,17 @@ def test_after_ctrl_c_a_job_that_was_in_its_last_round_is_done_and_one_that_did_
     tmp_path: Path, stop: signal.Signals
 ) -> None:
     with pytest.raises(KeyboardInterrupt) as stopped:
-        side_by_side(jobs_in(tmp_path, 2), lambda label: Presses(lambda: os.kill(os.getpid(), stop)), at_once=1)
+        side_by_side(jobs_in(tmp_path, 2), Presses(lambda: os.kill(os.getpid(), stop)), at_once=1)
     assert not isinstance(stopped.value, Interrupted), "the second one has nothing to go on with"
     assert [str(path.relative_to(tmp_path)) for path in tmp_path.glob("*/*asked")] == ["job-0/asked"]
 
 
 def test_ctrl_c_while_a_job_is_still_starting_is_no_failure(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    def reporter_for(label: str) -> Quiet:
+    def callback(event: Event) -> None:
         os.kill(os.getpid(), signal.SIGINT)
-        return Quiet()
 
     with pytest.raises(KeyboardInterrupt):
-        side_by_side(jobs_in(tmp_path, 1), reporter_for, at_once=1)
+        side_by_side(jobs_in(tmp_path, 1), callback, at_once=1)
     assert not list(tmp_path.iterdir())
     assert "Traceback" not in capfd.readouterr().err
 
@@ -103,15 +103,14 @@ PARENT = """
 import sys
 from pathlib import Path
 from selfdistill.training.side_by_side import Job, side_by_side
-from selfdistill.runs import Quiet
 from stopped_jobs import last_round
 
-class Says(Quiet):
-    def phase(self, *_):
+def say(event):
+    if getattr(event, "name", "starting") != "starting":
         print("running", flush=True)
 
 if __name__ == "__main__":
-    side_by_side([Job(Path(sys.argv[1]) / "job-0", {}, last_round)], lambda label: Says(), at_once=1)
+    side_by_side([Job(Path(sys.argv[1]) / "job-0", {}, last_round)], say, at_once=1)
 """
 
 

@@ -16,7 +16,8 @@ from search_facts import facts
 
 from selfdistill.errors import EnvError
 from selfdistill.models.checkpoint import latest_checkpoint
-from selfdistill.runs import Interrupted, Quiet, RolloutRecord, Summary, read_run
+from selfdistill.runs import Event, Phase, RolloutRecord, read_run
+from selfdistill.runs.events import Interrupted
 from selfdistill.runs.solving import read_result
 from selfdistill.test_time import search
 from selfdistill.test_time.solve import solve
@@ -44,7 +45,7 @@ def recount(path: Path) -> tuple[int | None, int | None]:
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_every_strategy_stops_with_its_first_right_attempt(search_of, tmp_path: Path, strategy: str) -> None:
     out = tmp_path / "out"
-    (result,) = solve(search_of(strategy, "rare", 200), lambda label: Quiet(), out=out)
+    (result,) = solve(search_of(strategy, "rare", 200), out=out)
     path = out / "000-q1"
     found = rollouts(path)
     assert result == read_result(path)
@@ -63,7 +64,7 @@ def test_every_strategy_stops_with_its_first_right_attempt(search_of, tmp_path: 
 
 def test_what_passes_and_is_not_right_is_a_failure_to_learn_from(search_of, tmp_path) -> None:
     """As a solution for its group members it would be all that is attempted from then on."""
-    solve(search_of("self-distill", "Strict", 96, settings={"seed": 1}), lambda label: Quiet(), out=tmp_path)
+    solve(search_of("self-distill", "Strict", 96, settings={"seed": 1}), out=tmp_path)
     found = rollouts(tmp_path / "000-q1")
     learned = [rollout for rollout in found if rollout.step < found[-1].step]
     shallow = [rollout for rollout in learned if rollout.right is False]
@@ -72,8 +73,8 @@ def test_what_passes_and_is_not_right_is_a_failure_to_learn_from(search_of, tmp_
     assert not any("solution" in (rollout.context or {}) for rollout in learned)
 
 
-def test_what_passes_must_also_be_right_by_tests_that_training_does_not_show(search_of, tmp_path, heard) -> None:
-    (result,) = solve(search_of("best-of-k", "Strict", 200, settings={"seed": 1}), lambda label: heard, out=tmp_path)
+def test_what_passes_must_also_be_right_by_tests_that_training_does_not_show(search_of, tmp_path, recorder) -> None:
+    (result,) = solve(search_of("best-of-k", "Strict", 200, settings={"seed": 1}), recorder, out=tmp_path)
     found = rollouts(tmp_path / "000-q1")
     assert (result.solved_at, result.passed_at) == recount(tmp_path / "000-q1")
     assert result.passed_at is not None
@@ -83,12 +84,12 @@ def test_what_passes_must_also_be_right_by_tests_that_training_does_not_show(sea
     assert len(passed) == result.passed < len(found)
     assert [rollout.reward for rollout in passed] == [float(rollout.right) for rollout in passed]
     assert not any(rollout.feedback for rollout in passed)
-    assert any("passed the tests that training sees, but not the private ones" in note for note in heard.notes)
+    assert any("passed the tests that training sees, but not the private ones" in note for note in recorder.notes)
 
 
 @pytest.mark.parametrize(("strategy", "rounds"), [("self-distill", [16, 5]), ("hybrid", [8, 8, 5])])
 def test_a_budget_of_attempts_is_used_to_the_last_one_and_no_further(search_of, tmp_path, strategy, rounds) -> None:
-    (result,) = solve(search_of(strategy, "hints", 21), lambda label: Quiet(), out=tmp_path)
+    (result,) = solve(search_of(strategy, "hints", 21), out=tmp_path)
     assert (result.attempts, result.solved_at, result.rounds) == (21, None, len(rounds))
     made = [rollout.step for rollout in rollouts(tmp_path / "000-q1")]
     assert [made.count(step) for step in range(1, len(rounds) + 1)] == rounds
@@ -96,28 +97,26 @@ def test_a_budget_of_attempts_is_used_to_the_last_one_and_no_further(search_of, 
 
 def test_a_budget_of_tokens_ends_after_the_round_that_uses_it_up(search_of, tmp_path) -> None:
     config = search_of("best-of-k", "hints", 300, limits={"unit": "tokens"}, settings={"strategy.batch": 4})
-    (result,) = solve(config, lambda label: Quiet(), out=tmp_path)
+    (result,) = solve(config, out=tmp_path)
     steps = read_run(tmp_path / "000-q1").steps
     assert steps[-2].tokens < 300 <= steps[-1].tokens == result.tokens
 
 
 def test_a_budget_of_seconds_ends(search_of, tmp_path) -> None:
-    (result,) = solve(
-        search_of("multi-turn", "hints", 1, limits={"unit": "seconds"}), lambda label: Quiet(), out=tmp_path
-    )
+    (result,) = solve(search_of("multi-turn", "hints", 1, limits={"unit": "seconds"}), out=tmp_path)
     assert result.wall_s >= 1
     assert result.attempts > 1
 
 
 def test_best_of_k_may_go_on_to_count_all_right_attempts(search_of, tmp_path) -> None:
     config = search_of("best-of-k", "rare", 100, limits={"exhaust_budget": True})
-    (result,) = solve(config, lambda label: Quiet(), out=tmp_path)
+    (result,) = solve(config, out=tmp_path)
     assert result.attempts == 100
     assert result.right == sum(bool(rollout.right) for rollout in rollouts(tmp_path / "000-q1")) > 1
 
 
 def test_attempts_of_a_hybrid_are_made_with_what_the_last_round_was_told(search_of, tmp_path) -> None:
-    solve(search_of("hybrid", "hints", 16), lambda label: Quiet(), out=tmp_path)
+    solve(search_of("hybrid", "hints", 16), out=tmp_path)
     found = rollouts(tmp_path / "000-q1")
     question = found[0].prompt
     assert all(rollout.prompt == question for rollout in found[:8])
@@ -130,9 +129,9 @@ def test_attempts_of_a_hybrid_are_made_with_what_the_last_round_was_told(search_
 def test_every_task_begins_with_the_weights_of_the_model(search_of, tmp_path) -> None:
     """The second task of a search is what it would have been alone."""
     both = tmp_path / "both"
-    solve(search_of("self-distill", "hints", 48, tasks=["q0", "q1"], keep=True), lambda label: Quiet(), out=both)
+    solve(search_of("self-distill", "hints", 48, tasks=["q0", "q1"], keep=True), out=both)
     alone = tmp_path / "alone"
-    solve(search_of("self-distill", "hints", 48, tasks=["q1"], keep=True), lambda label: Quiet(), out=alone)
+    solve(search_of("self-distill", "hints", 48, tasks=["q1"], keep=True), out=alone)
     assert rollouts(both / "001-q1") == rollouts(alone / "000-q1")
     left, right = weights(both / "001-q1"), weights(alone / "000-q1")
     assert all(torch.equal(left[name], right[name]) for name in right)
@@ -141,13 +140,13 @@ def test_every_task_begins_with_the_weights_of_the_model(search_of, tmp_path) ->
 
 @pytest.mark.parametrize("keep", [False, True])
 def test_weights_are_thrown_away_unless_they_are_to_be_kept(search_of, tmp_path, keep: bool) -> None:
-    solve(search_of("self-distill", "hints", 64, keep=keep), lambda label: Quiet(), out=tmp_path)
+    solve(search_of("self-distill", "hints", 64, keep=keep), out=tmp_path)
     assert (tmp_path / "000-q1" / "checkpoints").exists() == keep
 
 
 def test_under_lora_the_adapter_is_learned_and_kept(search_of, tmp_path) -> None:
     config = search_of("hybrid", "hints", 24, keep=True, settings={"lora.rank": 2}, tasks=["q0", "q1"])
-    solve(config, lambda label: Quiet(), out=tmp_path)
+    solve(config, out=tmp_path)
     first, second = (latest_checkpoint(path / "checkpoints") for path in sorted(tmp_path.glob("0*")))
     assert first is not None
     assert second is not None
@@ -170,7 +169,7 @@ def test_a_search_that_was_killed_goes_on_to_the_same_bits(
     or when the first task has its records of it and the second not all of them."""
     config = search_of(strategy, "hints", 24, tasks=["q0", "q2"], settings={"strategy.batch": 4}, keep=True)
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    solve(config, lambda label: Quiet(), out=whole)
+    solve(config, out=whole)
     owner, name = (search, "roll_out") if moment == "sampling" else (search.RunDir, "append")
     real, calls = getattr(owner, name), [0]
 
@@ -184,10 +183,10 @@ def test_a_search_that_was_killed_goes_on_to_the_same_bits(
 
     monkeypatch.setattr(owner, name, dying)
     with pytest.raises(Killed):
-        solve(config, lambda label: Quiet(), out=cut)
+        solve(config, out=cut)
     monkeypatch.undo()
     before = (cut / "000-q0" / "rollouts.jsonl").read_bytes()
-    solve(config, lambda label: Quiet(), out=cut, resume=True)
+    solve(config, out=cut, resume=True)
     assert facts(cut) == facts(whole)
     if config.strategy.learns:
         assert (cut / "000-q0" / "rollouts.jsonl").read_bytes() == before, "a task that is done is not repeated"
@@ -210,65 +209,62 @@ def test_ctrl_c_ends_the_round_saves_it_and_the_search_goes_on_to_the_same_bits(
     )
     out = tmp_path / "out"
     with pytest.raises(Interrupted, match="after step 2") as stopped:
-        solve(config, lambda label: Quiet(), out=out)
+        solve(config, out=out)
     assert (stopped.value.path, stopped.value.command) == (out, "solve")
     assert [step.step for step in read_run(out / "000-q0").steps] == [1, 2]
     if config.strategy.learns:  # the environment is loaded anew, and presses again: in the second task
         with pytest.raises(Interrupted):
-            solve(config, lambda label: Quiet(), out=out, resume=True)
-    solve(config, lambda label: Quiet(), out=out, resume=True)
+            solve(config, out=out, resume=True)
+    solve(config, out=out, resume=True)
     env = str(config.run.env.name).replace("CtrlC", "hashed")
     quiet = replace(config, run=replace(config.run, env=replace(config.run.env, name=env)))
-    solve(quiet, lambda label: Quiet(), out=tmp_path / "whole")
+    solve(quiet, out=tmp_path / "whole")
     assert [r.token_ids for r in rollouts(out / "001-q1")] == [
         r.token_ids for r in rollouts(tmp_path / "whole" / "001-q1")
     ]
 
 
-class Presses(Quiet):
+class Presses:
     """Ctrl-C is pressed when the model is loaded, or when a task is done."""
 
     def __init__(self, moment: str) -> None:
         self.moment = moment
 
-    def phase(self, name: str, done: int = 0, total: int = 0) -> None:
-        if name == self.moment:
+    def __call__(self, event: Event) -> None:
+        if (event.name if isinstance(event, Phase) else type(event).__name__) == self.moment:
             os.kill(os.getpid(), signal.SIGINT)
-
-    def finished(self, summary: Summary) -> None:
-        self.phase("done")
 
 
 def test_ctrl_c_between_tasks_leaves_what_can_go_on_and_before_them_nothing(search_of, tmp_path) -> None:
     config, out = search_of("self-distill", "hints", 8, tasks=["q0", "q1"]), tmp_path / "out"
     with pytest.raises(KeyboardInterrupt) as stopped:
-        solve(config, lambda label: Presses("loading the model"), out=out)
+        solve(config, Presses("loading the model"), out=out)
     assert not isinstance(stopped.value, Interrupted)
     assert not out.exists()
     with pytest.raises(Interrupted) as left:
-        solve(config, lambda label: Presses("done"), out=out)
+        solve(config, Presses("RunEnd"), out=out)
     assert (left.value.path, left.value.step, left.value.command) == (out, None, "solve")
     assert not (out / "001-q1").exists()
-    assert [result.attempts for result in solve(config, lambda label: Quiet(), out=out, resume=True)] == [8, 8]
+    assert [result.attempts for result in solve(config, out=out, resume=True)] == [8, 8]
 
 
 def test_tasks_that_are_searched_together_make_the_attempts_they_make_alone(search_of, tmp_path) -> None:
     """Nothing is learned, so one model serves all; a task that is solved leaves the others."""
     chosen = {"settings": {"strategy.batch": 3}, "limits": {"exhaust_budget": False}}
-    every = solve(search_of("multi-turn", "rare", tasks=["q0", "q1", "q2"], **chosen), lambda _: Quiet(), out=tmp_path)
+    every = solve(search_of("multi-turn", "rare", tasks=["q0", "q1", "q2"], **chosen), out=tmp_path)
     assert len({result.rounds for result in every}) > 1
     for number, result in enumerate(every):
         alone = tmp_path / f"alone-{result.task}"
-        [single] = solve(search_of("multi-turn", "rare", tasks=[result.task], **chosen), lambda _: Quiet(), out=alone)
+        [single] = solve(search_of("multi-turn", "rare", tasks=[result.task], **chosen), out=alone)
         assert replace(single, wall_s=0.0) == replace(result, wall_s=0.0)
         together = rollouts(tmp_path / f"{number:03d}-{result.task}")
         assert [r.token_ids for r in together] == [r.token_ids for r in rollouts(alone / f"000-{result.task}")]
 
 
-def test_a_task_solved_at_once_is_said_to_be(search_of, tmp_path, heard) -> None:
-    (result,) = solve(search_of("self-distill", "always"), lambda label: heard, out=tmp_path)
+def test_a_task_solved_at_once_is_said_to_be(search_of, tmp_path, recorder) -> None:
+    (result,) = solve(search_of("self-distill", "always"), recorder, out=tmp_path)
     assert (result.solved_at, result.solved_round, result.attempts) == (1, 1, 16)
-    assert any("in the first round: before anything was told or learned" in note for note in heard.notes)
+    assert any("in the first round: before anything was told or learned" in note for note in recorder.notes)
 
 
 @pytest.mark.parametrize(
@@ -281,36 +277,36 @@ def test_a_task_solved_at_once_is_said_to_be(search_of, tmp_path, heard) -> None
     ],
 )
 def test_a_world_that_says_nothing_is_said_once_with_what_can_still_happen(
-    search_of, tmp_path, heard, strategy, env, said
+    search_of, tmp_path, recorder, strategy, env, said
 ) -> None:
-    (result,) = solve(search_of(strategy, env, 48), lambda label: heard, out=tmp_path)
-    assert sum(said in note for note in heard.notes) == 1
+    (result,) = solve(search_of(strategy, env, 48), recorder, out=tmp_path)
+    assert sum(said in note for note in recorder.notes) == 1
     assert result.attempts == 48, "it goes on as independent attempts"
-    assert any("not solved: 48 attempts" in note for note in heard.notes)
+    assert any("not solved: 48 attempts" in note for note in recorder.notes)
 
 
 def test_feedback_that_finds_no_room_is_counted(search_of, tmp_path) -> None:
     """The tiny model reads 256 tokens."""
-    (result,) = solve(search_of("multi-turn", "hints", 40), lambda label: Quiet(), out=tmp_path)
+    (result,) = solve(search_of("multi-turn", "hints", 40), out=tmp_path)
     assert result.left_out > 0
     assert result.prompts_cut == 0
 
 
 @pytest.mark.parametrize("strategy", ["multi-turn", "hybrid"])
-def test_feedback_of_which_none_finds_room_is_said_once(search_of, tmp_path, heard, strategy: str) -> None:
+def test_feedback_of_which_none_finds_room_is_said_once(search_of, tmp_path, recorder, strategy: str) -> None:
     config = search_of(strategy, "hints", 24, settings={"strategy.batch": 4, "strategy.window": 20})
-    (result,) = solve(config, lambda label: heard, out=tmp_path / "narrow")
+    (result,) = solve(config, recorder, out=tmp_path / "narrow")
     assert result.left_out > 0
     assert len({rollout.prompt for rollout in rollouts(tmp_path / "narrow" / "000-q1")}) == 1
-    assert sum("no feedback fits a prompt" in note for note in heard.notes) == 1
-    heard.events.clear()
-    solve(search_of(strategy, "hints", 24), lambda label: heard, out=tmp_path / "wide")
-    assert not [note for note in heard.notes if "no feedback fits" in note]
+    assert sum("no feedback fits a prompt" in note for note in recorder.notes) == 1
+    recorder.events.clear()
+    solve(search_of(strategy, "hints", 24), recorder, out=tmp_path / "wide")
+    assert not [note for note in recorder.notes if "no feedback fits" in note]
 
 
 def test_a_teacher_prompt_that_is_too_long_is_cut_and_counted(search_of, tmp_path) -> None:
     config = search_of("self-distill", "wordy", 16, settings={"context.max_teacher_tokens": 150})
-    (result,) = solve(config, lambda label: Quiet(), out=tmp_path)
+    (result,) = solve(config, out=tmp_path)
     assert result.contexts_cut == 16
     assert not [rollout.drop for rollout in rollouts(tmp_path / "000-q1") if rollout.drop]
 
@@ -328,14 +324,14 @@ def test_a_world_that_breaks_stops_the_search_and_keeps_the_records(
     search_of, tmp_path, strategy, budget, tasks, made
 ) -> None:
     with pytest.raises(EnvError, match="more than half of a batch"):
-        solve(search_of(strategy, "broken", budget, tasks=tasks), lambda label: Quiet(), out=tmp_path)
+        solve(search_of(strategy, "broken", budget, tasks=tasks), out=tmp_path)
     found = [rollout for path in sorted(tmp_path.glob("0*")) for rollout in rollouts(path)]
     assert len(found) == made
     assert all("always broken" in rollout.fault for rollout in found)
 
 
 def test_a_world_that_fails_now_and_then_costs_the_attempts_it_fails_on(search_of, tmp_path) -> None:
-    (result,) = solve(search_of("multi-turn", "flaky", 20), lambda label: Quiet(), out=tmp_path)
+    (result,) = solve(search_of("multi-turn", "flaky", 20), out=tmp_path)
     assert (result.attempts, result.solved_at) == (20, None)
     lost = [step.step for step in read_run(tmp_path / "000-q1").steps if step.dropped]
     assert lost == [4, 8, 12, 16, 20]

@@ -7,7 +7,6 @@ import json
 import pytest
 
 from selfdistill.errors import ConfigError, DataError, RunError
-from selfdistill.runs import Quiet
 from selfdistill.runs.solving import SolveResult
 from selfdistill.test_time.config import config_from, solve_settings
 from selfdistill.test_time.solve import solve
@@ -37,20 +36,20 @@ def test_what_cannot_be_searched_is_refused_before_anything_is_written(
     search_of, tmp_path, changes, error, said
 ) -> None:
     with pytest.raises(error, match=said):
-        solve(search_of("self-distill", "rare", **changes), lambda label: Quiet(), out=tmp_path / "out")
+        solve(search_of("self-distill", "rare", **changes), out=tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
 
-def test_a_question_that_does_not_fit_is_refused_and_others_are_asked(search_of, tmp_path, heard) -> None:
+def test_a_question_that_does_not_fit_is_refused_and_others_are_asked(search_of, tmp_path, recorder) -> None:
     rows = [{"prompt": "What? " * 200, "id": "long"}, {"prompt": "What is seven plus five?", "id": "short"}]
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = {"data": str(file)}
     with pytest.raises(DataError, match="no question fits the model"):
-        solve(search_of("best-of-k", "rare", tasks=["long"], settings=data), lambda label: heard, out=tmp_path / "a")
-    found = solve(search_of("best-of-k", "rare", tasks=[str(file)]), lambda label: heard, out=tmp_path / "b")
+        solve(search_of("best-of-k", "rare", tasks=["long"], settings=data), recorder, out=tmp_path / "a")
+    found = solve(search_of("best-of-k", "rare", tasks=[str(file)]), recorder, out=tmp_path / "b")
     assert [result.task for result in found] == ["short"]
-    assert any("1 of 2 tasks are skipped" in note for note in heard.notes)
+    assert any("1 of 2 tasks are skipped" in note for note in recorder.notes)
 
 
 def test_where_a_search_cannot_go_is_said_with_what_can_be_done(search_of, tmp_path) -> None:
@@ -62,19 +61,19 @@ def test_where_a_search_cannot_go_is_said_with_what_can_be_done(search_of, tmp_p
     (fresh / ".probe").write_text("left by a kill")
     config = search_of("best-of-k", "hints", 8)
     with pytest.raises(RunError, match="cannot be written to"):
-        solve(config, lambda label: Quiet(), out=file)
+        solve(config, out=file)
     with pytest.raises(RunError, match="already in use") as error:
-        solve(config, lambda label: Quiet(), out=folder)
+        solve(config, out=folder)
     assert "--resume" not in error.value.do, "there is nothing to go on with"
-    assert solve(config, lambda label: Quiet(), out=fresh)[0].attempts == 8
+    assert solve(config, out=fresh)[0].attempts == 8
 
 
 def test_a_directory_in_use_is_not_overwritten_and_a_resume_keeps_its_settings(search_of, tmp_path) -> None:
-    solve(search_of("best-of-k", "hints", 8), lambda label: Quiet(), out=tmp_path)
+    solve(search_of("best-of-k", "hints", 8), out=tmp_path)
     with pytest.raises(RunError, match=r"already in use[\s\S]*selfdistill solve --resume"):
-        solve(search_of("best-of-k", "hints", 8), lambda label: Quiet(), out=tmp_path)
+        solve(search_of("best-of-k", "hints", 8), out=tmp_path)
     with pytest.raises(RunError, match=r"cannot change its settings[\s\S]*solve.budget"):
-        solve(search_of("best-of-k", "hints", 9), lambda label: Quiet(), out=tmp_path, resume=True)
-    (again,) = solve(search_of("best-of-k", "hints", 8), lambda label: Quiet(), out=tmp_path, resume=True)
+        solve(search_of("best-of-k", "hints", 9), out=tmp_path, resume=True)
+    (again,) = solve(search_of("best-of-k", "hints", 8), out=tmp_path, resume=True)
     assert isinstance(again, SolveResult)
     assert again.attempts == 8

@@ -14,7 +14,6 @@ from selfdistill.config import RunConfig
 from selfdistill.errors import ConfigError
 from selfdistill.methods import SDPO
 from selfdistill.prompts.render import CUT, Renderer
-from selfdistill.runs import Quiet
 from selfdistill.test_time.config import SolveConfig, solve_config
 from selfdistill.test_time.solve import solve
 from selfdistill.test_time.strategies import (
@@ -295,7 +294,7 @@ def test_a_users_own_strategy_that_gives_nothing_ends_the_search(own, model_dir:
     settings = [("model", str(model_dir)), ("env", f"{env}:hints"), ("device", "cpu")]
     config = solve_config(own("[]").name, settings, tasks=["q0"])
     with pytest.raises(ConfigError, match=r"mine\.py:Mine' should give a list of 16 prompts"):
-        solve(config, lambda label: Quiet(), out=tmp_path / "out")
+        solve(config, out=tmp_path / "out")
 
 
 def test_a_method_that_a_users_own_strategy_learns_with_is_looked_at(own) -> None:

@@ -10,7 +10,7 @@ import pytest
 import tiny_models
 from selfdistill.config import load_config
 from selfdistill.errors import ConfigError, ModelError, SelfDistillError
-from selfdistill.runs import Quiet, read_run
+from selfdistill.runs import read_run
 from selfdistill.test_time.config import solve_config
 from selfdistill.test_time.solve import solve
 from selfdistill.training.evaluation import measure
@@ -59,7 +59,7 @@ def settings(shelf: Path, folder: Path, name: str, question: str, *more: str) ->
 )
 def test_what_can_be_folded_is_trained_on(shelf, tmp_path, name, question, method) -> None:
     more = ["method.context.text=Be kind."] if method == "opcd" else []
-    path = train(load_config(None, settings(shelf, tmp_path, name, question, f"method={method}", *more)), Quiet())
+    path = train(load_config(None, settings(shelf, tmp_path, name, question, f"method={method}", *more)))
     assert read_run(path).steps[0].completions_sampled >= 2
 
 
@@ -78,13 +78,13 @@ def test_what_cannot_is_refused_when_the_run_opens_with_model_and_task(
     shelf, tmp_path, name, question, method, said
 ) -> None:
     with pytest.raises(ModelError, match=said) as caught:
-        train(load_config(None, settings(shelf, tmp_path, name, question, f"method={method}")), Quiet())
+        train(load_config(None, settings(shelf, tmp_path, name, question, f"method={method}")))
     assert model(shelf, name) in str(caught.value)
     assert not (tmp_path / "run").exists()
 
 
 def test_a_template_for_single_turns_serves_a_method_that_makes_no_others(shelf, tmp_path) -> None:
-    path = train(load_config(None, settings(shelf, tmp_path, "ONE_TURN", INSTRUCTED)), Quiet())
+    path = train(load_config(None, settings(shelf, tmp_path, "ONE_TURN", INSTRUCTED)))
     assert read_run(path).steps
 
 
@@ -92,7 +92,7 @@ def test_a_search_that_goes_on_with_a_conversation_is_refused_where_the_template
     own = settings(shelf, tmp_path, "ONE_TURN", PLAIN)[:3]  # device, model and environment
 
     def search(strategy: str, *more: str) -> None:
-        solve(solve_config(strategy, [*own, *more], limits={"budget": 2}), lambda label: Quiet(), out=tmp_path / "out")
+        solve(solve_config(strategy, [*own, *more], limits={"budget": 2}), out=tmp_path / "out")
 
     with pytest.raises(ModelError, match="one turn only"):
         search("multi-turn", "strategy.attempts=true")
@@ -114,21 +114,21 @@ def test_a_broken_file_of_a_template_is_a_bad_setting(shelf, tmp_path, text, sai
     if text is not None:
         file.write_text(text)
     with pytest.raises(ConfigError, match=said):
-        train(load_config(None, settings(shelf, tmp_path, "CHATML", PLAIN, f"chat_template={file}")), Quiet())
+        train(load_config(None, settings(shelf, tmp_path, "CHATML", PLAIN, f"chat_template={file}")))
     assert not (tmp_path / "run").exists()
 
 
-def test_thinking_is_a_setting_of_runs_evaluations_and_searches(shelf, tmp_path, heard) -> None:
+def test_thinking_is_a_setting_of_runs_evaluations_and_searches(shelf, tmp_path, recorder) -> None:
     def asked(name: str, *more: str) -> Any:
         return load_config(None, settings(shelf, tmp_path, name, PLAIN, *more))
 
-    for call in (lambda config: train(config, heard), lambda config: measure(config, heard)):
+    for call in (lambda config: train(config, recorder), lambda config: measure(config, recorder)):
         with pytest.raises(ConfigError, match="no switch for thinking"):
             call(asked("CHATML", "thinking=on"))
     with pytest.raises(SelfDistillError, match="one of off, on, template"):
         asked("CHATML", "thinking=maybe")
     assert not (tmp_path / "run").exists()
-    path = train(asked("CAN_THINK", "thinking=on"), heard)
+    path = train(asked("CAN_THINK", "thinking=on"), recorder)
     assert read_run(path).config["settings"]["thinking"] == "on"
-    measure(asked("ALWAYS_THINKS", f"out={tmp_path / 'e'}"), heard)
-    assert any("thinking=off does nothing" in note for note in heard.notes)
+    measure(asked("ALWAYS_THINKS", f"out={tmp_path / 'e'}"), recorder)
+    assert any("thinking=off does nothing" in note for note in recorder.notes)

@@ -15,7 +15,7 @@ from selfdistill.config import NamedComponent
 from selfdistill.errors import ConfigError, DataError, EnvError, RunError, TrainingError
 from selfdistill.models.checkpoint import latest_checkpoint
 from selfdistill.models.teacher import Teacher
-from selfdistill.runs import Quiet, read_run
+from selfdistill.runs import EvalEnd, Note, Phase, RunEnd, RunStart, StepEnd, read_run
 from selfdistill.training import learning
 from selfdistill.training.loop import PATIENCE, train
 from selfdistill.types import DropReason
@@ -27,9 +27,9 @@ def final_weights(run: Path) -> dict[str, torch.Tensor]:
     return load_file(latest / "model.safetensors")
 
 
-def test_a_run_leaves_the_directory_that_other_tools_read(config_of, heard) -> None:
+def test_a_run_leaves_the_directory_that_other_tools_read(config_of, recorder) -> None:
     config = config_of("Splits", replay={"per_step": 2}, checkpoint_every=1)
-    path = train(config, heard)
+    path = train(config, recorder)
     run = read_run(path)
     assert sorted(file.name for file in path.iterdir() if not file.name.startswith(".")) == [
         "checkpoints", "config.json", "metrics.jsonl", "rollouts.jsonl", "summary.json",
@@ -48,14 +48,14 @@ def test_a_run_leaves_the_directory_that_other_tools_read(config_of, heard) -> N
     assert run.summary.before.train_accuracy is not None
     assert run.summary.after.forgetting_accuracy is not None
     assert run.summary.after.forgetting_accuracy.value == 1.0, "measured by the environment's other judge"
-    told = [name for name, _ in heard.events if name not in ("phase", "note")]
-    assert told == ["started", *["evaluated"] * 4, *["step"] * 3, *["evaluated"] * 4, "finished"]
+    kinds = [type(event) for event in recorder.events if not isinstance(event, Phase | Note)]
+    assert kinds == [RunStart, *[EvalEnd] * 4, *[StepEnd] * 3, *[EvalEnd] * 4, RunEnd]
 
 
 @pytest.mark.parametrize("method", ["sdpo", "grpo", "sdpo_rich_feedback", "sdpo_outcome"])
 def test_sampled_is_trained_plus_dropped_in_every_step(config_of, method: str) -> None:
     config = config_of(method=method, tasks_per_step=2, rollouts_per_task=4, optimiser={"lr": 1e-3, "warmup_steps": 0})
-    run = read_run(train(config, Quiet()))
+    run = read_run(train(config))
     rollouts = list(run.rollouts())
     assert [record.completions_sampled for record in run.steps] == [8, 16, 24]
     for record in run.steps:
@@ -77,7 +77,7 @@ def test_evidence_is_that_of_the_weights_at_the_start_of_the_step(config_of, tmp
     """Whatever updates come before that of an answer: the same as if there were only one."""
     options = {"steps": 1, "optimiser": {"lr": 0.02, "warmup_steps": 0}, "tasks_per_step": 4}
     runs = [
-        read_run(train(config_of(out=str(tmp_path / f"{count}"), tasks_per_update=count, **options), Quiet()))
+        read_run(train(config_of(out=str(tmp_path / f"{count}"), tasks_per_update=count, **options)))
         for count in (0, 1)
     ]
     one, several = ({r.uid: r.log_ratio for r in run.rollouts() if r.log_ratio_at == "step_start"} for run in runs)
@@ -89,9 +89,9 @@ def test_evidence_is_that_of_the_weights_at_the_start_of_the_step(config_of, tmp
 
 
 def test_a_run_changes_the_weights_and_the_same_settings_give_the_same_bits(config_of, model_dir, tmp_path) -> None:
-    first = final_weights(train(config_of(), Quiet()))
-    again = final_weights(train(config_of(out=str(tmp_path / "again")), Quiet()))
-    other = final_weights(train(config_of(out=str(tmp_path / "other"), seed=1), Quiet()))
+    first = final_weights(train(config_of()))
+    again = final_weights(train(config_of(out=str(tmp_path / "again"))))
+    other = final_weights(train(config_of(out=str(tmp_path / "other"), seed=1)))
     start = load_file(model_dir / "model.safetensors")
     assert all(torch.equal(first[name], again[name]) for name in start)
     assert any(not torch.equal(first[name], start[name]) for name in start)
@@ -116,17 +116,17 @@ def test_several_updates_share_one_reading_and_the_teacher_moves_once_after_the_
     moves = Teacher.update
     monkeypatch.setattr(Teacher, "update", lambda self, policy: (calls.append("teacher moves"), moves(self, policy))[1])
     config = config_of(teacher={"kind": "ema", "rate": 0.5}, steps=1, tasks_per_step=4, tasks_per_update=1)
-    record = read_run(train(config, Quiet())).steps[0]
+    record = read_run(train(config)).steps[0]
     assert record.extra["updates"] == 4
     assert calls == ["teacher_pass", "behaviour_pass", *["train_step"] * 4, "teacher moves"]
     calls.clear()
-    train(replace(config, tasks_per_update=0, out=config.out + "-on-policy"), Quiet())
+    train(replace(config, tasks_per_update=0, out=config.out + "-on-policy"))
     assert calls == ["teacher_pass", "train_step", "teacher moves"], "on-policy: r1 = 1, nothing to compute"
 
 
 def test_a_teacher_that_has_no_say_at_a_step_is_not_read(config_of, tmp_path) -> None:
     """λ is 1/2 in the first batch and 0 from the second on: no log-ratio there, and the update is that of GRPO."""
-    fading = read_run(train(config_of(method={"name": "rlsd", "fades": 1}), Quiet()))
+    fading = read_run(train(config_of(method={"name": "rlsd", "fades": 1})))
     for rollout in fading.rollouts():
         assert bool(rollout.log_ratio) == (
             rollout.step == 1 and rollout.drop is None and rollout.context_kind != "none"
@@ -135,7 +135,7 @@ def test_a_teacher_that_has_no_say_at_a_step_is_not_read(config_of, tmp_path) ->
     assert [record.log_ratio > 0 for record in fading.steps] == [True, False, False]
     no_signal_steps = config_of(method={"name": "rlsd", "strength": 0.0}, out=str(tmp_path / "no_signal_steps"))
     plain = config_of(method={"name": "grpo", "divide_by_deviation": True}, out=str(tmp_path / "plain"))
-    ours, theirs = (final_weights(train(config, Quiet())) for config in (no_signal_steps, plain))
+    ours, theirs = (final_weights(train(config)) for config in (no_signal_steps, plain))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
@@ -149,7 +149,7 @@ def test_distillation_on_a_schedule_is_not_read_where_it_weighs_nothing(config_o
         return found
 
     monkeypatch.setattr(learning, "teacher_pass", counted)
-    run = read_run(train(config_of(method={"name": "sdpg", "warmup": 2, "peak": 1.0}, steps=2), Quiet()))
+    run = read_run(train(config_of(method={"name": "sdpg", "warmup": 2, "peak": 1.0}, steps=2)))
     assert passes == [0, 1]
     distilled = [rollout for rollout in run.rollouts() if rollout.distil]
     assert {rollout.step for rollout in distilled} == {1, 2}
@@ -158,14 +158,14 @@ def test_distillation_on_a_schedule_is_not_read_where_it_weighs_nothing(config_o
 
 def test_an_ema_teacher_is_the_mean_it_says(config_of, model_dir) -> None:
     """One step at rate 1/4 from φ = θ₀: φ = 3/4 θ₀ + 1/4 θ₁."""
-    path = train(config_of(teacher={"kind": "ema", "rate": 0.25}, steps=1), Quiet())
+    path = train(config_of(teacher={"kind": "ema", "rate": 0.25}, steps=1))
     start, now = load_file(model_dir / "model.safetensors"), final_weights(path)
     shadow = load_file(path / "checkpoints" / "step-000001" / "teacher.safetensors")
     for name, value in start.items():
         torch.testing.assert_close(shadow[f"shadow.{name}"], 0.75 * value + 0.25 * now[name])
 
 
-def test_an_update_that_is_not_finite_is_skipped_counted_and_said(config_of, heard, monkeypatch) -> None:
+def test_an_update_that_is_not_finite_is_skipped_counted_and_said(config_of, recorder, monkeypatch) -> None:
     real = learning.credit_rollouts
 
     def poisoned(*arguments):
@@ -173,15 +173,15 @@ def test_an_update_that_is_not_finite_is_skipped_counted_and_said(config_of, hea
         return [replace(e, samples=tuple(replace(s, distil=math.nan) for s in e.samples)) for e in entries]
 
     monkeypatch.setattr(learning, "credit_rollouts", poisoned)
-    path = train(config_of(steps=1, teacher={"kind": "ema", "rate": 0.5}), heard)
+    path = train(config_of(steps=1, teacher={"kind": "ema", "rate": 0.5}), recorder)
     assert read_run(path).steps[0].extra["skipped"] == 1
-    assert any("1 of 1 updates skipped" in note for note in heard.notes)
+    assert any("1 of 1 updates skipped" in note for note in recorder.notes)
     shadow = load_file(path / "checkpoints" / "step-000001" / "teacher.safetensors")
     assert int(shadow["batches"]) == 0
 
 
 def test_a_world_that_fails_on_some_answers_loses_those_and_the_run_goes_on(config_of) -> None:
-    path = train(config_of("Moody", steps=2, tasks_per_step=1, rollouts_per_task=8), Quiet())
+    path = train(config_of("Moody", steps=2, tasks_per_step=1, rollouts_per_task=8))
     rollouts = list(read_run(path).rollouts())
     for step in (1, 2):
         reasons = [rollout.drop for rollout in rollouts if rollout.step == step][:4]
@@ -204,7 +204,7 @@ def test_a_world_that_fails_on_some_answers_loses_those_and_the_run_goes_on(conf
 def test_a_world_that_fails_on_most_of_a_batch_stops_the_run_and_its_tracebacks_are_kept(config_of) -> None:
     config = config_of("BreaksLater")
     with pytest.raises(EnvError, match=r"more than half of a batch[\s\S]*8 of 8 rollouts[\s\S]*server is gone"):
-        train(config, Quiet())
+        train(config)
     run = read_run(Path(config.out))
     assert [record.step for record in run.steps] == [1, 2]
     faults = [rollout.fault for rollout in run.rollouts() if rollout.step == 2]
@@ -221,48 +221,48 @@ def test_a_world_that_fails_on_most_of_a_batch_stops_the_run_and_its_tracebacks_
     ],
 )
 def test_batches_that_teach_nothing_say_why_and_stop_a_run_in_the_end(
-    config_of, heard, env, method, reason, advice
+    config_of, recorder, env, method, reason, advice
 ) -> None:
     config = config_of(env, method=method, steps=40, rollouts_per_task=2)
     with pytest.raises(
         TrainingError, match=rf"{PATIENCE} batches in a row taught nothing[\s\S]*4 {reason}[\s\S]*{advice}"
     ):
-        train(config, heard)
+        train(config, recorder)
     run = read_run(Path(config.out))
     assert len(run.steps) == PATIENCE
-    assert sum(f"taught nothing: 4 {reason}" in note for note in heard.notes) == PATIENCE
+    assert sum(f"taught nothing: 4 {reason}" in note for note in recorder.notes) == PATIENCE
     assert latest_checkpoint(Path(config.out) / "checkpoints") is not None
 
 
-def test_a_reference_alone_is_trained_on_and_is_nothing_to_learn_from(config_of, heard) -> None:
+def test_a_reference_alone_is_trained_on_and_is_nothing_to_learn_from(config_of, recorder) -> None:
     """Zero-advantage groups have an update, and a run of nothing else is still stopped."""
     config = config_of("never", method={"name": "grpo", "reference_kl": 0.1}, steps=PATIENCE + 1)
     with pytest.raises(TrainingError, match="8 with the reference divergence alone"):
-        train(config, heard)
+        train(config, recorder)
     [first, *_] = read_run(Path(config.out)).steps
     assert (first.samples, first.dropped, first.informative) == (8, {}, 0)
     assert first.extra["updates"] == 1
 
 
 @pytest.mark.parametrize(("method", "rollouts", "reason"), [("grpo", 2, "zero_advantage"), ("sdpo", 1, "only_success")])
-def test_a_run_that_has_nothing_left_to_learn_ends_well(config_of, heard, method, rollouts, reason) -> None:
+def test_a_run_that_has_nothing_left_to_learn_ends_well(config_of, recorder, method, rollouts, reason) -> None:
     config = config_of("always", method=method, steps=40, rollouts_per_task=rollouts)
-    path = train(config, heard)
-    train(config, heard, resume=True)
+    path = train(config, recorder)
+    train(config, recorder, resume=True)
     run = read_run(path)
     assert len(run.steps) == PATIENCE, "resuming it adds nothing"
     assert run.summary is not None
     assert run.summary.steps == PATIENCE
     assert all(record.dropped == {reason: 2 * rollouts} for record in run.steps)
-    assert any("nothing is left to learn" in note for note in heard.notes)
+    assert any("nothing is left to learn" in note for note in recorder.notes)
     assert latest_checkpoint(path / "checkpoints") is not None
 
 
-def test_prompts_that_are_too_long_are_counted_and_skipped(config_of, heard, tmp_path) -> None:
+def test_prompts_that_are_too_long_are_counted_and_skipped(config_of, recorder, tmp_path) -> None:
     rows = [{"prompt": "What? " * 200, "id": "long"}, {"prompt": "What is seven plus five?", "id": "short"}]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    path = train(config_of(data=str(tmp_path / "rows.jsonl"), steps=1), heard)
-    assert any("1 of 2 tasks are skipped: longer than 255 tokens" in note for note in heard.notes)
+    path = train(config_of(data=str(tmp_path / "rows.jsonl"), steps=1), recorder)
+    assert any("1 of 2 tasks are skipped: longer than 255 tokens" in note for note in recorder.notes)
     assert {rollout.task for rollout in read_run(path).rollouts()} == {"short"}
 
 
@@ -270,7 +270,7 @@ def test_when_no_prompt_fits_the_run_is_refused_and_nothing_is_written(config_of
     (tmp_path / "rows.jsonl").write_text(json.dumps({"prompt": "What? " * 200}) + "\n")
     config = config_of(data=str(tmp_path / "rows.jsonl"))
     with pytest.raises(DataError, match=r"no question fits the model[\s\S]*1 tasks, all longer than 255 tokens"):
-        train(config, Quiet())
+        train(config)
     assert not Path(config.out).exists()
 
 
@@ -278,7 +278,7 @@ def test_rehearsal_may_come_from_a_file_and_its_answers_are_no_rollouts_of_the_r
     file = tmp_path / "prompts.jsonl"
     file.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in ("Say yes or no.", "Traceback:")))
     config = config_of(replay={"prompts": str(file), "per_step": 2, "weight": 1.0}, steps=2)
-    run = read_run(train(config, Quiet()))
+    run = read_run(train(config))
     assert len(list(run.rollouts())) == 16
     assert run.steps[0].tokens > sum(len(rollout.token_ids) for rollout in run.rollouts() if rollout.step == 1)
 
@@ -295,30 +295,30 @@ def test_rehearsal_may_come_from_a_file_and_its_answers_are_no_rollouts_of_the_r
 )
 def test_what_cannot_be_run_is_refused_before_anything_is_written(config_of, tmp_path, settings, error, said) -> None:
     with pytest.raises(error, match=said):
-        train(config_of(**settings), Quiet())
+        train(config_of(**settings))
     assert not list(tmp_path.iterdir())
 
 
 def test_a_directory_that_is_in_use_is_not_overwritten(config_of) -> None:
     config = config_of(steps=1)
-    train(config, Quiet())
+    train(config)
     before = (Path(config.out) / "metrics.jsonl").read_bytes()
     with pytest.raises(RunError, match=r"already in use[\s\S]*--resume"):
-        train(config, Quiet())
+        train(config)
     assert (Path(config.out) / "metrics.jsonl").read_bytes() == before
 
 
 def test_a_reference_changes_a_grpo_run_only_after_the_first_step(config_of, tmp_path) -> None:
     """At the start KL(p‖p_ref) is 0 with a gradient of 0, so the first step is the same; then the reference pulls."""
-    plain = train(config_of(method="grpo"), Quiet())
-    leashed = train(config_of(method={"name": "grpo", "reference_kl": 1.0}, out=str(tmp_path / "leashed")), Quiet())
+    plain = train(config_of(method="grpo"))
+    leashed = train(config_of(method={"name": "grpo", "reference_kl": 1.0}, out=str(tmp_path / "leashed")))
     first, second = ([record.grad_norm for record in read_run(path).steps] for path in (plain, leashed))
     assert second[0] == pytest.approx(first[0], rel=1e-5)
     assert second[1] != pytest.approx(first[1], rel=1e-5)
 
 
 def test_under_lora_the_checkpoint_is_an_adapter_and_the_base_is_not_touched(config_of) -> None:
-    path = train(config_of(lora={"rank": 2, "alpha": 4}, steps=1), Quiet())
+    path = train(config_of(lora={"rank": 2, "alpha": 4}, steps=1))
     latest = path / "checkpoints" / "step-000001"
     assert (latest / "adapter_model.safetensors").is_file()
     assert not (latest / "model.safetensors").exists()
@@ -326,7 +326,7 @@ def test_under_lora_the_checkpoint_is_an_adapter_and_the_base_is_not_touched(con
 
 
 def test_warm_up_rises_linearly_and_then_stays(config_of) -> None:
-    run = read_run(train(config_of(optimiser={"lr": 1e-3, "warmup_steps": 2}, steps=3), Quiet()))
+    run = read_run(train(config_of(optimiser={"lr": 1e-3, "warmup_steps": 2}, steps=3)))
     assert [record.lr for record in run.steps] == pytest.approx([5e-4, 1e-3, 1e-3])
 
 
@@ -342,17 +342,17 @@ def test_rows_of_long_files_whose_tests_cannot_run_are_dropped_when_they_are_dra
     base = config_of(tasks_per_step=2, checkpoint_every=1)
     base = replace(base, env=NamedComponent("code"), data=str(tmp_path / "rows.jsonl"), steps=2)
     with pytest.raises(DataError, match=r"rows.jsonl:2: MBPP row: field 'test_list\[0\]'[\s\S]*numpy"):
-        train(base, Quiet())
+        train(base)
     assert not (tmp_path / "run").exists()
     monkeypatch.setattr("selfdistill.data.rows.CHECKED_ROWS", 1)
-    run = read_run(train(base, Quiet()))
+    run = read_run(train(base))
     assert [step.dropped["bad_row"] for step in run.steps] == [4, 4]
     lost = [rollout for rollout in run.rollouts() if rollout.task == "bad"]
     assert {(rollout.drop, rollout.completion, rollout.reward) for rollout in lost} == {("bad_row", "", None)}
     assert all("public[0]" in rollout.fault and "numpy" in rollout.fault for rollout in lost)
     assert all(rollout.reward is not None for rollout in run.rollouts() if rollout.task == "good")
     assert [record.tasks for record in run.evals_of("train")] == [1, 1]
-    half = train(replace(base, steps=1, out=str(tmp_path / "half")), Quiet())
-    train(replace(base, out=str(half)), Quiet(), resume=True)
+    half = train(replace(base, steps=1, out=str(tmp_path / "half")))
+    train(replace(base, out=str(half)), resume=True)
     texts = [[(r.uid, r.completion) for r in read_run(path).rollouts()] for path in (tmp_path / "run", half)]
     assert texts[0] == texts[1]

@@ -24,7 +24,8 @@ from selfdistill.analysis.context_gain import (
 )
 from selfdistill.config import RunConfig, from_settings
 from selfdistill.errors import EnvError
-from selfdistill.runs import Estimate, Quiet, read_run, share
+from selfdistill.runs import Estimate, read_run, share
+from selfdistill.runs.events import no_callback
 from selfdistill.runs.stats import paired_difference
 from selfdistill.types import Context, Task
 
@@ -182,11 +183,11 @@ def test_a_copy_is_the_same_program_whatever_stands_around_it() -> None:
     assert copied(pairs[2:]) is None
 
 
-def test_the_sapling_is_better_told_and_not_by_another_tasks_context(tmp_path: Path, heard) -> None:
+def test_the_sapling_is_better_told_and_not_by_another_tasks_context(tmp_path: Path, recorder) -> None:
     """Eight coined verbs: it guesses hardly any of them, and reads all of their dictionary entries."""
     settings = {"model": "sapling", "device": "cpu", "rollouts_per_task": 1, "out": str(tmp_path / "run")}
     env = {"name": "verbs", "verbs": 8, "steps": [1], "held_out": 1}
-    found = measure_context_gain(from_settings({**settings, "env": env}), heard)
+    found = measure_context_gain(from_settings({**settings, "env": env}), recorder)
     gains = {gain.kind: gain for gain in found.gains}
     assert found.bare.n == 8
     document = gains["document"]
@@ -210,30 +211,32 @@ def test_the_sapling_is_better_told_and_not_by_another_tasks_context(tmp_path: P
     assert kept["gains"][0]["kind"] == "feedback"
 
 
-def test_a_world_that_says_nothing_of_use_is_no_go_and_one_that_breaks_an_error(model_dir: Path, heard) -> None:
-    found = measure_context_gain(letters(model_dir, "wordy"), heard)
+def test_a_world_that_says_nothing_of_use_is_no_go_and_one_that_breaks_an_error(model_dir: Path, recorder) -> None:
+    found = measure_context_gain(letters(model_dir, "wordy"), recorder)
     assert found.decision.startswith("Cannot decide: it needs 6 tasks")
     assert {gain.kind for gain in found.gains} == {"feedback", "solution"}
     assert all(gain.against.startswith("cannot decide: it needs 6 tasks, and there are ") for gain in found.gains)
-    assert any("document: no task has any" in note for note in heard.notes)
-    assert measure_context_gain(letters(model_dir, "wordy"), Quiet()) == found, "it can be done again"
-    assert measure_context_gain(letters(model_dir, "no_signal_steps"), Quiet()).gains == ()
+    assert any("document: no task has any" in note for note in recorder.notes)
+    assert measure_context_gain(letters(model_dir, "wordy"), no_callback) == found, "it can be done again"
+    assert measure_context_gain(letters(model_dir, "no_signal_steps"), no_callback).gains == ()
     with pytest.raises(EnvError, match="more than half"):
-        measure_context_gain(letters(model_dir, "broken"), Quiet())
+        measure_context_gain(letters(model_dir, "broken"), no_callback)
 
 
-def test_greedy_answers_are_sampled_once_with_and_without_context(model_dir: Path, heard) -> None:
+def test_greedy_answers_are_sampled_once_with_and_without_context(model_dir: Path, recorder) -> None:
     often, once = (letters(model_dir, "wordy", evaluation={"rollouts": count, "temperature": 0.0}) for count in (5, 1))
-    assert measure_context_gain(often, heard) == measure_context_gain(once, Quiet())
-    assert any("sample 1 per task, not 5" in note for note in heard.notes)
+    assert measure_context_gain(often, recorder) == measure_context_gain(once, no_callback)
+    assert any("sample 1 per task, not 5" in note for note in recorder.notes)
 
 
-def test_contexts_that_do_not_fit_are_cut_and_said(model_dir: Path, heard) -> None:
-    found = measure_context_gain(letters(model_dir, "wordy", context={"max_teacher_tokens": 150}), heard)
+def test_contexts_that_do_not_fit_are_cut_and_said(model_dir: Path, recorder) -> None:
+    found = measure_context_gain(letters(model_dir, "wordy", context={"max_teacher_tokens": 150}), recorder)
     feedback = next(gain for gain in found.gains if gain.kind == "feedback")
     assert feedback.cut > 0
-    assert any(f"feedback: {feedback.cut} contexts were cut to fit" in note for note in heard.notes)
+    assert any(f"feedback: {feedback.cut} contexts were cut to fit" in note for note in recorder.notes)
     assert (
-        measure_context_gain(letters(model_dir, "wordy", context={"max_teacher_tokens": 20}), heard).gains[0].left_out
+        measure_context_gain(letters(model_dir, "wordy", context={"max_teacher_tokens": 20}), recorder)
+        .gains[0]
+        .left_out
         > 0
     )

@@ -8,7 +8,7 @@ from typing import IO
 import pytest
 from search_facts import facts
 
-from selfdistill.runs import Quiet, read_run, store
+from selfdistill.runs import read_run, store
 from selfdistill.test_time.config import SolveConfig, solve_config
 from selfdistill.test_time.solve import solve
 
@@ -46,16 +46,16 @@ def test_a_kill_between_rollouts_and_metrics_loses_nothing_and_repeats_nothing(
     """Two tasks of five rounds of one attempt, two texts a round. Killed at the second text of the third round of the
     second task, and again when the resume, which says a line to both files of both, has one to say."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    solve(config, lambda label: Quiet(), out=whole)
+    solve(config, out=whole)
     kill_at(12, share, monkeypatch)
     with pytest.raises(Killed):
-        solve(config, lambda label: Quiet(), out=cut)
+        solve(config, out=cut)
     assert [len(read_run(path).steps) for path in sorted(cut.glob("0*"))] == [3, 2]
     monkeypatch.undo()
     kill_at(4, share, monkeypatch)
     with pytest.raises(Killed):
-        solve(config, lambda label: Quiet(), out=cut, resume=True)
+        solve(config, out=cut, resume=True)
     monkeypatch.undo()
-    solve(config, lambda label: Quiet(), out=cut, resume=True)
+    solve(config, out=cut, resume=True)
     assert facts(cut) == facts(whole)
     assert [rollout.step for rollout in read_run(cut / "001-q1").rollouts()] == [1, 2, 3, 4, 5]

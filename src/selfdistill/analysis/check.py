@@ -22,7 +22,7 @@ from selfdistill.envs.scoring import MODES
 from selfdistill.errors import DataError, SelfDistillError
 from selfdistill.files import json_object, numbered_lines
 from selfdistill.prompts.render import Renderer
-from selfdistill.runs.progress import Reporter
+from selfdistill.runs.events import Callback, Phase
 from selfdistill.training.rollouts import SOLVED
 from selfdistill.types import Completion, Outcome, Task
 
@@ -113,7 +113,7 @@ def every_row(env: Environment, data: str) -> list[TaskRow]:
 def check_rows(
     env: Environment,
     rows: Sequence[TaskRow],
-    reporter: Reporter,
+    callback: Callback,
     *,
     renderer: Renderer | None = None,
     max_prompt_tokens: int = 0,
@@ -124,9 +124,9 @@ def check_rows(
     found = _Findings(problems=[str(row.found) for row in rows if isinstance(row.found, DataError)])
     _duplicates(tasks, found)
     limit = min(max_prompt_tokens, renderer.context_length - 1) if renderer else None
-    longest = _lengths(tasks, renderer, limit, found, reporter) if renderer and limit is not None else None
-    references, passed = _references(env, tasks, found, reporter)
-    _wrong_answers(env, tasks, found, reporter)
+    longest = _lengths(tasks, renderer, limit, found, callback) if renderer and limit is not None else None
+    references, passed = _references(env, tasks, found, callback)
+    _wrong_answers(env, tasks, found, callback)
     return CheckReport(
         rows=len(rows),
         usable=len(tasks),
@@ -153,13 +153,13 @@ def read_answers(path: Path) -> list[Answer]:
 
 
 def score_answers(
-    env: Environment, rows: Sequence[TaskRow], answers: Sequence[Answer], reporter: Reporter
+    env: Environment, rows: Sequence[TaskRow], answers: Sequence[Answer], callback: Callback
 ) -> Iterator[Score]:
     """One score an answer, in order. Raises `SandboxError`."""
     tasks = {row.found.id: row.found for row in rows if isinstance(row.found, Task)}
     counts: Counter[str] = Counter()
     for start in range(0, len(answers), SLICE):
-        reporter.phase("scoring answers", start, len(answers))
+        callback(Phase("scoring answers", start, len(answers)))
         part = answers[start : start + SLICE]
         pairs = []
         for answer in part:
@@ -200,13 +200,13 @@ def _duplicates(tasks: Sequence[tuple[str, Task]], found: _Findings) -> None:
 
 
 def _lengths(
-    tasks: Sequence[tuple[str, Task]], renderer: Renderer, limit: int, found: _Findings, reporter: Reporter
+    tasks: Sequence[tuple[str, Task]], renderer: Renderer, limit: int, found: _Findings, callback: Callback
 ) -> int:
     """The longest prompt in tokens; a run skips those beyond the limit."""
     longest = 0
     for number, (place, task) in enumerate(tasks):
         if number % SLICE == 0:
-            reporter.phase("measuring prompts", number, len(tasks))
+            callback(Phase("measuring prompts", number, len(tasks)))
         try:
             tokens = len(renderer.prompt(task.messages))
         except SelfDistillError as error:
@@ -219,14 +219,14 @@ def _lengths(
 
 
 def _references(
-    env: Environment, tasks: Sequence[tuple[str, Task]], found: _Findings, reporter: Reporter
+    env: Environment, tasks: Sequence[tuple[str, Task]], found: _Findings, callback: Callback
 ) -> tuple[int, int]:
     """How many rows have a reference solution, and of how many it gets the reward, by all tests of the row."""
     score = env.with_split("all") if isinstance(env, CodeEnvironment) else env
     own = [(place, task) for place, task in tasks if task.demonstration.strip()]
     pairs = [(task, Completion(f"{task.id}-reference", task.demonstration)) for _, task in own]
     passed = 0
-    verdicts = _judged(score, pairs, "scoring reference solutions", reporter)
+    verdicts = _judged(score, pairs, "scoring reference solutions", callback)
     for (place, _), pair, judged in zip(own, pairs, verdicts, strict=True):
         if isinstance(judged, Outcome) and _failure(judged) == "timeout":  # beside others it had half a processor
             (judged,) = score_all(score, [pair])
@@ -243,12 +243,12 @@ def _references(
     return len(own), passed
 
 
-def _wrong_answers(env: Environment, tasks: Sequence[tuple[str, Task]], found: _Findings, reporter: Reporter) -> None:
+def _wrong_answers(env: Environment, tasks: Sequence[tuple[str, Task]], found: _Findings, callback: Callback) -> None:
     """An empty answer has to fail, and a program that does nothing; some of the feedback on them is shown."""
     tried = [(place, task, "") for place, task in tasks]
     tried += [(place, task, _idle(task)) for place, task in tasks if task.spec.get("kind") in MODES]
     pairs = [(task, Completion(f"{task.id}-wrong", text)) for _, task, text in tried]
-    verdicts = _judged(env, pairs, "scoring wrong answers", reporter)
+    verdicts = _judged(env, pairs, "scoring wrong answers", callback)
     for (place, task, text), judged in zip(tried, verdicts, strict=True):
         if isinstance(judged, Fault):
             found.problems.append(f"{place}: a wrong answer was not scored: {_last_line(judged)}")
@@ -259,10 +259,10 @@ def _wrong_answers(env: Environment, tasks: Sequence[tuple[str, Task]], found: _
             found.examples.append(Example(task.id, text, judged.feedback))
 
 
-def _judged(env: Environment, pairs: Sequence[Pair], what: str, reporter: Reporter) -> list[Scored]:
+def _judged(env: Environment, pairs: Sequence[Pair], what: str, callback: Callback) -> list[Scored]:
     judged: list[Scored] = []
     for start in range(0, len(pairs), SLICE):
-        reporter.phase(what, start, len(pairs))
+        callback(Phase(what, start, len(pairs)))
         judged += score_all(env, pairs[start : start + SLICE])
     return judged
 

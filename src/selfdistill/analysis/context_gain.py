@@ -22,7 +22,7 @@ from selfdistill.prompts.context import Demonstration, Document, SolutionOrFeedb
 from selfdistill.prompts.stages import PrivilegedRollouts, failures
 from selfdistill.runs import Estimate, EvalRecord, RolloutRecord, RunDir
 from selfdistill.runs.environment import describe_environment
-from selfdistill.runs.progress import Reporter
+from selfdistill.runs.events import Callback, Note, Phase
 from selfdistill.runs.records import to_json
 from selfdistill.runs.stats import SignFlipTest, holm, paired_difference
 from selfdistill.runs.store import write_atomic
@@ -168,22 +168,22 @@ KINDS: Mapping[str, Callable[[RolloutGroup], list[Context]]] = {
 }
 
 
-def measure_context_gain(config: RunConfig, reporter: Reporter) -> ContextGainReport:
+def measure_context_gain(config: RunConfig, callback: Callback) -> ContextGainReport:
     """Accuracy without and with each kind of context that environment or data have, before any training.
 
     Attempts are sampled as in training and teach what they teach there; every answer that counts is sampled and scored
     as in evaluation. With `config.out` all answers are kept there, and the result as context_gain.json. Raises what
     opening a run raises, and `EnvError` when most answers could not be scored.
     """
-    asking = open_session(config, reporter)
+    asking = open_session(config, callback)
     run = _opened(asking)
     with run or nullcontext():
-        return _measured(_Bench(asking, reporter, run))
+        return _measured(_Bench(asking, callback, run))
 
 
 def _measured(bench: _Bench) -> ContextGainReport:
     asking, config = bench.asking, bench.asking.config
-    tasks = judgeable(asking.tasks[: config.evaluation.tasks], asking.env, bench.reporter)
+    tasks = judgeable(asking.tasks[: config.evaluation.tasks], asking.env, bench.callback)
     groups = bench.attempts(tasks)
     questions = [(task, asking.renderer.prompt(task.messages), None) for task in tasks]
     bare = bench.ask("bare", questions, config.evaluation.answers)
@@ -193,7 +193,7 @@ def _measured(bench: _Bench) -> ContextGainReport:
         if told:
             gains.append(bench.gain(kind, [task for task in tasks if task.id in told], told, bare))
         else:
-            bench.reporter.note(f"{kind}: no task has any")
+            bench.callback(Note(f"{kind}: no task has any"))
     found = accuracy([RolloutGroup(task, tuple(bare[task.id])) for task in tasks])
     context_gain = ContextGainReport(found.estimate, decided(gains))
     if bench.run:
@@ -215,7 +215,7 @@ class _Bench:
     """Asks, scores and keeps records."""
 
     asking: Session
-    reporter: Reporter
+    callback: Callback
     run: RunDir | None
 
     def attempts(self, tasks: Sequence[Task]) -> list[RolloutGroup]:
@@ -224,7 +224,7 @@ class _Bench:
         groups: list[RolloutGroup] = []
         size = max(1, SLICE // config.rollouts_per_task)
         for start in range(0, len(tasks), size):
-            self.reporter.phase("attempts to be told about", start, len(tasks))
+            self.callback(Phase("attempts to be told about", start, len(tasks)))
             made = roll_out(
                 asking.policy, asking.env, asking.renderer, tasks[start : start + size], config.sampling,
                 rollouts=config.rollouts_per_task, seed=config.seed, label=f"context-gain-attempt-{start}",
@@ -242,7 +242,7 @@ class _Bench:
         found: dict[str, list[Rollout]] = {}
         size = max(1, SLICE // rollouts)
         for start in range(0, len(asked), size):
-            self.reporter.phase(f"measuring: {name}", start, len(asked))
+            self.callback(Phase(f"measuring: {name}", start, len(asked)))
             part = asked[start : start + size]
             made = roll_out(
                 asking.policy, asking.evaluation_env, asking.renderer, [task for task, _, _ in part], options,
@@ -281,7 +281,7 @@ class _Bench:
         ]
         cut = sum(was_cut for entries in prompts.values() for _, _, was_cut in entries)
         if cut or len(fitting) < len(tasks):
-            self.reporter.note(f"{kind}: {cut} contexts were cut to fit, {len(tasks) - len(fitting)} tasks left out")
+            self.callback(Note(f"{kind}: {cut} contexts were cut to fit, {len(tasks) - len(fitting)} tasks left out"))
         gain, more = paired(answers, bare, names)
         controlled = list(shuffled)
         over_control, more_than_control = paired(answers, shuffled, controlled)

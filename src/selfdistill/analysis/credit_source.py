@@ -26,8 +26,9 @@ from selfdistill.models.load import SMOLLM2, in_hub_cache, load_policy
 from selfdistill.models.policy import Policy
 from selfdistill.prompts.context import FIELDS
 from selfdistill.prompts.render import Renderer
-from selfdistill.runs import Reporter, RolloutRecord, Run, read_run
+from selfdistill.runs import RolloutRecord, Run, read_run
 from selfdistill.runs.credit import AnswerCredit
+from selfdistill.runs.events import Callback, Note, Phase
 from selfdistill.runs.store import CHECKPOINTS, CONFIG, SEARCH
 from selfdistill.test_time.config import SolveConfig, config_from, is_file
 from selfdistill.test_time.strategies import RelabelledPrompt
@@ -62,7 +63,7 @@ EXAMPLE = Texts(
 
 
 def credit_of_texts(
-    texts: Texts, reporter: Reporter, *, model: str | None = None, advantage: float | None = None, top: int = 4
+    texts: Texts, callback: Callback, *, model: str | None = None, advantage: float | None = None, top: int = 4
 ) -> AnswerCredit:
     """The credit of an answer in words, its end included; without a model, the smallest at hand that reads the words.
 
@@ -73,18 +74,18 @@ def credit_of_texts(
             raise DataError(f"the {name} is empty", do=f"give it with --{name} TEXT")
     context = _filled(texts.context)
     told = [getattr(context, name) for name in FIELDS]
-    policy = _reader(model, [texts.question, texts.answer, texts.correct, *told], reporter)
+    policy = _reader(model, [texts.question, texts.answer, texts.correct, *told], callback)
     renderer = _renderer(policy)
     correct = renderer.answer(texts.correct) if texts.correct.strip() else ()
     question = (Message("user", texts.question),)
     asked = CreditQuery(question, renderer.answer(texts.answer), context, correct, advantage=advantage)
-    return _read(policy, renderer, asked, (), reporter, top)
+    return _read(policy, renderer, asked, (), callback, top)
 
 
 def credit_of_rollout(
     path: Path,
     uid: str,
-    reporter: Reporter,
+    callback: Callback,
     *,
     model: str | None = None,
     context: Context | None = None,
@@ -111,10 +112,10 @@ def credit_of_rollout(
     original, search = _settings(run)
     config = replace(original, device="auto", dtype="auto", lora=None)
     context = context or _context(record)
-    policy = open_policy(_with_weights(config, path, model, reporter), reporter, trained=False)
+    policy = open_policy(_with_weights(config, path, model, callback), callback, trained=False)
     renderer = replace(_renderer(policy), thinking=config.thinking)
-    task = _task(config, search, record, reporter)
-    answer = _answer(policy, renderer, record, reporter)
+    task = _task(config, search, record, callback)
+    answer = _answer(policy, renderer, record, callback)
     same_tokens = answer == record.token_ids
     correct = correct or _right_answer(run, record) or task.demonstration
     asked = CreditQuery(
@@ -127,7 +128,7 @@ def credit_of_rollout(
         temperature=config.sampling.temperature or 1.0,
     )
     known = [(other.task, _sections(other)) for other in run.rollouts() if other.context]
-    return _read(policy, renderer, asked, contexts_of_others(context, known, record.task), reporter, top)
+    return _read(policy, renderer, asked, contexts_of_others(context, known, record.task), callback, top)
 
 
 def _filled(context: Context) -> Context:
@@ -150,15 +151,15 @@ def _settings(run: Run) -> tuple[RunConfig, SolveConfig | None]:
 
 
 def _read(
-    policy: Policy, renderer: Renderer, asked: CreditQuery, others: Sequence[Context], reporter: Reporter, top: int
+    policy: Policy, renderer: Renderer, asked: CreditQuery, others: Sequence[Context], callback: Callback, top: int
 ) -> AnswerCredit:
     if asked.correct == asked.answer:
         asked = replace(asked, correct=())
     made = control_contexts(asked.context, plain_words=not policy.name.startswith("sapling"))
-    reporter.phase("reading the answer under every context")
+    callback(Phase("reading the answer under every context"))
     found = credit(policy, renderer, asked, [*others, *made][: len(made)], top=top)
     if found.cut:
-        reporter.note(f"the context was cut: {policy.name} reads {renderer.context_length} tokens")
+        callback(Note(f"the context was cut: {policy.name} reads {renderer.context_length} tokens"))
     return found
 
 
@@ -166,10 +167,10 @@ def _renderer(policy: Policy) -> Renderer:
     return Renderer(policy.tokenizer, policy.context_length, policy.context_length)
 
 
-def _reader(model: str | None, texts: Sequence[str], reporter: Reporter) -> Policy:
+def _reader(model: str | None, texts: Sequence[str], callback: Callback) -> Policy:
     """The named model, else the sapling where it knows every word, else SmolLM2 where the hub's cache holds it."""
     if model is not None:
-        return load_policy(model, trained=False, progress=reporter.note)
+        return load_policy(model, trained=False, progress=lambda text: callback(Note(text)))
     policy = load_policy("sapling", trained=False)
     foreign = foreign_words(policy.tokenizer, texts)
     if not foreign:
@@ -182,8 +183,8 @@ def _reader(model: str | None, texts: Sequence[str], reporter: Reporter) -> Poli
             why="it grew on the language of coined verbs, and nothing else",
             do=f"name a model: --model DIR or owner/name; {SMOLLM2} is a small one (270 MB)",
         )
-    reporter.note(f"{SMOLLM2} reads it: the sapling never met {few}")
-    return load_policy(SMOLLM2, trained=False, progress=reporter.note)
+    callback(Note(f"{SMOLLM2} reads it: the sapling never met {few}"))
+    return load_policy(SMOLLM2, trained=False, progress=lambda text: callback(Note(text)))
 
 
 def foreign_words(tokenizer: Any, texts: Iterable[str]) -> list[str]:
@@ -243,31 +244,33 @@ def _context(record: RolloutRecord) -> Context:
     )
 
 
-def _with_weights(config: RunConfig, path: Path, model: str | None, reporter: Reporter) -> RunConfig:
+def _with_weights(config: RunConfig, path: Path, model: str | None, callback: Callback) -> RunConfig:
     """The run's settings with the weights that are to read."""
     checkpoint = latest_checkpoint(path / CHECKPOINTS)
     if model is not None:
         return replace(config, model=model)
     if checkpoint is not None:
         check_whole(checkpoint)
-        reporter.note(f"read by {checkpoint.name}: the weights of then are not kept")
+        callback(Note(f"read by {checkpoint.name}: the weights of then are not kept"))
         return replace(config, model=str(checkpoint))
-    reporter.note(f"the run has no checkpoint: read by {config.model} as it was at the start")
+    callback(Note(f"the run has no checkpoint: read by {config.model} as it was at the start"))
     return config
 
 
-def _task(config: RunConfig, search: SolveConfig | None, record: RolloutRecord, reporter: Reporter) -> Task:
+def _task(config: RunConfig, search: SolveConfig | None, record: RolloutRecord, callback: Callback) -> Task:
     """The task as the run's environment still knows it, with the question that the student is to read: its own, or one
     message with the text that was asked."""
     plain = Task(record.task, (Message("user", record.prompt),))
     if record.stage != ANSWER:
-        reporter.note(f"a rollout of the stage {record.stage!r}: its conversation is read as one message")
+        callback(Note(f"a rollout of the stage {record.stage!r}: its conversation is read as one message"))
         return plain
     try:
         tasks = _tasks(config, search)
     except SelfDistillError as error:
-        reporter.note(
-            f"the question is read as it was asked, in one message: its environment is not to be had, {error.what}"
+        callback(
+            Note(
+                f"the question is read as it was asked, in one message: its environment is not to be had, {error.what}"
+            )
         )
         return plain
     found = next((task for task in tasks if task.id == record.task), plain)
@@ -294,7 +297,7 @@ def _under_the_question(search: SolveConfig | None) -> bool:
     return isinstance(learner_of(search.strategy, method), RelabelledPrompt)
 
 
-def _answer(policy: Policy, renderer: Renderer, record: RolloutRecord, reporter: Reporter) -> TokenIds:
+def _answer(policy: Policy, renderer: Renderer, record: RolloutRecord, callback: Callback) -> TokenIds:
     """The tokens as sampled where this model would read them as the same text, else the text in its own tokens."""
     ids = record.token_ids
     if ids and max(ids) < len(policy.tokenizer):
@@ -303,7 +306,7 @@ def _answer(policy: Policy, renderer: Renderer, record: RolloutRecord, reporter:
             return ids
     if not record.completion.strip():
         return ()
-    reporter.note(f"{policy.name} has other tokens than the model that sampled: the text is read in its own")
+    callback(Note(f"{policy.name} has other tokens than the model that sampled: the text is read in its own"))
     return renderer.answer(record.completion)
 
 

@@ -100,8 +100,8 @@ def train(
         return
     from selfdistill.training.loop import train as run_training
 
-    with RunDisplay() as display:
-        path = run_training(settings, display.reporter(settings.method.name), resume=resume is not None)
+    with RunDisplay(settings.method.name) as display:
+        path = run_training(settings, display, resume=resume is not None)
     print_comparison([read_run(path)])
 
 
@@ -144,8 +144,8 @@ def evaluate(
     settings = load_config(config, given)
     from selfdistill.training.evaluation import measure
 
-    with RunDisplay() as display:
-        records = measure(settings, display.reporter("eval"))
+    with RunDisplay("eval") as display:
+        records = measure(settings, display)
     print_table(
         ("tasks", "accuracy", "95 % interval", "answers", "solved"),
         [
@@ -203,7 +203,7 @@ def demo(
 
     configs = demo_configs(out, seed=seed, completions=completions, allow_weaker=allow_weaker)
     with RunDisplay() as display:
-        paths = run_side_by_side(configs, display.reporter)
+        paths = run_side_by_side(configs, display)
     _show(paths, paths[0].parent / "demo.png")
 
 

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from selfdistill.cli.arguments import ConfigFile, Data, EnvName, Overrides, Seed, as_overrides
 from selfdistill.errors import DataError
-from selfdistill.runs.progress import Quiet
+from selfdistill.runs import Event, Note, Phase
 
 if TYPE_CHECKING:
     from selfdistill.analysis.check import Answer, CheckReport, TaskRow
@@ -90,15 +90,15 @@ def _score(score: Environment, rows: Sequence[TaskRow], answers: Sequence[Answer
 
     broken = [row.found for row in rows if isinstance(row.found, DataError)]
     for error in broken:
-        watched.note(str(error))
+        watched.print(str(error))
     missing = 0
     for scored in score_answers(score, rows, answers, watched):
         line = {name: getattr(scored, name) for name in ("id", "reward", "feedback", "failure")}
         typer.echo(json.dumps(line))
         if scored.reward is None:
             missing += 1
-            watched.note(scored.fault)
-    watched.note(f"{len(answers) - missing:,} of {len(answers):,} answers scored")
+            watched.print(scored.fault)
+    watched.print(f"{len(answers) - missing:,} of {len(answers):,} answers scored")
     return not broken and not missing
 
 
@@ -125,13 +125,13 @@ def _indented(text: str) -> list[str]:
     return [f"  {line}" for line in text.split("\n")]
 
 
-class _Watched(Quiet):
+class _Watched:
     """Shows on standard error what is going on: a line that changes on a terminal, else one every few seconds."""
 
     def __init__(self) -> None:
         self.console = Console(stderr=True)
         self.status = self.console.status("reading the rows")
-        self.spoke = time.monotonic()
+        self.printed = time.monotonic()
 
     def __enter__(self) -> _Watched:
         if self.console.is_terminal:
@@ -141,15 +141,18 @@ class _Watched(Quiet):
     def __exit__(self, *_: object) -> None:
         self.status.stop()
 
-    def note(self, text: str) -> None:
-        """A line that stays."""
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+    def __call__(self, event: Event) -> None:
+        match event:
+            case Note():
+                self.print(event.text)
+            case Phase():
+                text = f"{event.name} {event.done:,}/{event.total:,}" if event.total else event.name
+                if self.console.is_terminal:
+                    self.status.update(text)
+                elif time.monotonic() - self.printed >= PLAIN_S:
+                    self.printed = time.monotonic()
+                    self.print(text)
 
-    def phase(self, name: str, done: int = 0, total: int = 0) -> None:
-        """What is being done."""
-        text = f"{name} {done:,}/{total:,}" if total else name
-        if self.console.is_terminal:
-            self.status.update(text)
-        elif time.monotonic() - self.spoke >= PLAIN_S:
-            self.spoke = time.monotonic()
-            self.note(text)
+    def print(self, text: str) -> None:
+        """Prints a line that stays."""
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)

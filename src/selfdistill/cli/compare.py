@@ -169,7 +169,7 @@ def _run_comparison(strategy_comparison: StrategyComparison, folder: Path, plot:
     if plot:
         prepare(plot)
     with RunDisplay() as display:
-        whole, found = run_comparison(strategy_comparison, folder, display.reporter, at_once=jobs)
+        whole, found = run_comparison(strategy_comparison, folder, display, at_once=jobs)
     arms, figure = arms_of(whole, found), plot or folder / CURVES
     text = report(arms, whole.budget) + _skipped(whole, found)
     write_atomic(folder / RESULTS, text)

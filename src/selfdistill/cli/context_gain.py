@@ -21,8 +21,8 @@ def print_context_gain(settings: RunConfig) -> None:
     """Measures each kind of context and prints what it is worth, the verdict and its rule."""
     from selfdistill.analysis.context_gain import RULE, measure_context_gain
 
-    with RunDisplay() as display:
-        found = measure_context_gain(settings, display.reporter("eval"))
+    with RunDisplay("eval") as display:
+        found = measure_context_gain(settings, display)
     typer.echo(f"without any context: {found.bare} on {found.bare.n} answers")
     print_table(HEADER, [gain_row(gain) for gain in found.gains])
     for gain in found.gains:

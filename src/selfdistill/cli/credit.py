@@ -73,15 +73,14 @@ def credit(
         raise ConfigError("--advantage should be a number", got=advantage, do="give for example --advantage -1")
     from selfdistill.analysis.credit_source import EXAMPLE, Texts, credit_of_rollout, credit_of_texts
 
-    with RunDisplay(Console(stderr=True)) as display:
-        reporter = display.reporter("credit")
+    with RunDisplay("credit", Console(stderr=True)) as callback:
         if run is not None or uid is not None:
             if run is None or uid is None:
                 raise ConfigError("a rollout is named by its run and its uid", do="give --run DIR --uid 3-0-1")
             if question is not None or answer is not None:
                 raise ConfigError("a rollout has its own question and answer", do="leave --question and --answer out")
             found = credit_of_rollout(
-                run, uid, reporter, model=model, context=context, correct=_text(correct), advantage=advantage, top=top
+                run, uid, callback, model=model, context=context, correct=_text(correct), advantage=advantage, top=top
             )
         else:
             if (question is None) != (answer is None):
@@ -91,7 +90,7 @@ def credit(
             if question is not None:
                 texts = Texts(_text(question), _text(answer), Context("none"))
             texts = Texts(texts.question, texts.answer, context or texts.context, _text(correct) or texts.correct)
-            found = credit_of_texts(texts, reporter, model=model, advantage=advantage, top=top)
+            found = credit_of_texts(texts, callback, model=model, advantage=advantage, top=top)
     print_credit(found, Console(), table=numbers)
     if html:
         typer.echo(f"page: {write_credit_page(found, html)}")

@@ -4,73 +4,75 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from selfdistill.runs import EvalRecord, EvalSplit, RunInfo, StepRecord, Summary
+from selfdistill.runs import EvalEnd, Event, Note, Phase, RunEnd, RunStart, StepEnd, StepRecord
 from selfdistill.view.tables import duration
 
 REDRAW_S = 0.1
-PLAIN_PHASE_S = 5.0
-MANY = 12  # rows from which on those that are done make room
+PLAIN_PHASE_S = 5.0  # seconds between two lines about the current phase, without a terminal
+MANY = 12  # runs from which on finished ones are hidden
 COLUMNS = ("run", "", "step", "accuracy", "batch", "reward", "loss", "dropped", "completions", "left", "now")
+LEGEND = "accuracy: greedy, on the run's tasks · batch: share of this step's rollouts"
 
 
 @dataclass(slots=True)
 class Row:
-    """What is known of one run."""
+    """The state of one run."""
 
     label: str
     began: float
-    info: RunInfo | None = None
+    start: RunStart | None = None
     last: StepRecord | None = None
-    accuracies: dict[EvalSplit, EvalRecord] = field(default_factory=dict)
+    accuracy: str = "–"
     dropped: int = 0
     phase: str = "starting"
-    spoke: float = 0.0
+    printed: float = 0.0
     done: bool = False
 
+    @property
+    def step(self) -> int:
+        """Steps made, before a resume too."""
+        return self.last.step if self.last else self.start.first_step if self.start else 0
+
+    def cells(self, now: float) -> tuple[str, ...]:
+        """Step, accuracy, batch, reward, loss, dropped, completions and time left, as text."""
+        total, last = self.start.steps if self.start else 0, self.last
+        steps = f"{self.step}/{total}" if total else str(self.step or "–")
+        if last is None:
+            return (steps, self.accuracy, *("–",) * 6)
+        numbers = (f"{last.accuracy:.3f}", f"{last.reward:.3f}", f"{last.loss:.4f}", f"{self.dropped:,}")
+        return (steps, self.accuracy, *numbers, f"{last.completions_sampled:,}", self.left(now))
+
     def left(self, now: float) -> str:
-        """The time left at the pace so far; unknown where nobody knows how many steps there will be."""
-        if self.info is None or not self.info.steps or self.last is None or self.last.step == self.info.first_step:
+        """The time left at the mean pace so far, where the number of steps is known."""
+        made = self.step - (self.start.first_step if self.start else 0)
+        if self.start is None or not self.start.steps or not made:
             return "–"
-        pace = (now - self.began) / (self.last.step - self.info.first_step)
-        return duration(pace * max(0, self.info.steps - self.last.step))
-
-    def steps(self) -> str:
-        """Steps made, of how many where that is known."""
-        made = self.last.step if self.last else self.info.first_step if self.info else 0
-        return f"{made}/{self.info.steps}" if self.info and self.info.steps else str(made) if made else "–"
-
-    def accuracy(self) -> str:
-        """The latest measured accuracy on the run's tasks."""
-        record = self.accuracies.get("train")
-        return f"{record.accuracy.value:.3f}" if record else "–"
+        return duration((now - self.began) / made * max(0, self.start.steps - self.step))
 
 
 class RunDisplay:
-    """Shows one or several runs at once. Use it in a `with`, and give `reporter(label)` to each run.
+    """A callback that shows one or several runs at once. Use it in a `with`; `label` names events of no named run.
 
-    It draws when something happens and not from a thread of its own: nothing moves between two events.
+    It draws on events and not from a thread of its own.
     """
 
-    def __init__(self, console: Console | None = None, timer: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, label: str = "", console: Console | None = None, timer: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.label = label
         self.console = console or Console()
         self.timer = timer
-        self.rows: list[Row] = []
+        self.rows: dict[str, Row] = {}
         self._drawn = 0.0
         self._live = Live(console=self.console, auto_refresh=False) if self.console.is_terminal else None
-
-    def reporter(self, label: str) -> RowReporter:
-        """A reporter that shows its run on a row of its own."""
-        row = Row(label, self.timer())
-        self.rows.append(row)
-        return RowReporter(self, row)
 
     def __enter__(self) -> RunDisplay:
         if self._live:
@@ -82,124 +84,64 @@ class RunDisplay:
             self._live.update(self.table(), refresh=True)
             self._live.stop()
 
-    def changed(self, *, at_once: bool = False) -> None:
-        """Draws again, at most ten times a second."""
-        now = self.timer()
+    def __call__(self, event: Event) -> None:
+        """Prints what stays, and redraws the table at most ten times a second."""
+        now, label = self.timer(), event.run or self.label
+        row = self.rows.setdefault(label, Row(label, now))
+        text = self._line(row, event, now)
+        if text and (self._live is None or isinstance(event, RunStart | Note)):
+            row.printed = now
+            self.console.print(f"{label}: {text}", highlight=False, markup=False)
+        at_once = isinstance(event, RunStart | EvalEnd | RunEnd)
         if self._live and (at_once or now - self._drawn >= REDRAW_S):
             self._drawn = now
             self._live.update(self.table(), refresh=True)
 
-    def say(self, text: str) -> None:
-        """A line that stays."""
-        self.console.print(text, highlight=False, markup=False)
+    def _line(self, row: Row, event: Event, now: float) -> str:
+        """Takes the event into its row; returns the line that describes it."""
+        match event:
+            case RunStart():
+                row.start, row.began, row.done = event, now, False
+                return _described(event)
+            case Note():
+                return event.text
+            case Phase():
+                row.phase = f"{event.name} {event.done}/{event.total}" if event.total else event.name
+                return row.phase if now - max(row.printed, row.began) >= PLAIN_PHASE_S else ""
+            case StepEnd():
+                row.last = event.record
+                row.dropped += sum(event.record.dropped.values())
+                pairs = zip((COLUMNS[2], *COLUMNS[3:-1]), row.cells(now), strict=True)
+                return "  ".join(f"{name} {cell}" for name, cell in pairs)
+            case EvalEnd(record=record):
+                if record.split == "train":
+                    row.accuracy = f"{record.accuracy.value:.3f}"
+                return f"step {record.step}, accuracy on {record.split} {record.accuracy}"
+            case RunEnd():
+                row.phase, row.done = f"done in {duration(event.summary.wall_s)}", True
+                return row.phase
+        return ""
 
-    @property
-    def is_live(self) -> bool:
-        """Whether a terminal shows the table."""
-        return self._live is not None
-
-    def table(self) -> RenderableType:
-        """All rows as they stand."""
-        table = Table(*COLUMNS, box=None, pad_edge=False, header_style="dim")
-        shown = self.rows if len(self.rows) < MANY else [row for row in self.rows if not row.done]
-        for row in shown:
-            table.add_row(*self._cells(row))
-        return Group(
-            table, Text("accuracy: greedy, on the run's tasks · batch: share of this step's rollouts", style="dim")
-        )
-
-    def _cells(self, row: Row) -> tuple[RenderableType, ...]:
-        steps = row.info.steps if row.info else 0
-        step = row.last.step if row.last else row.info.first_step if row.info else 0
-        numbers = _numbers(row)
-        return (
-            Text(row.label, style="bold"),
-            ProgressBar(total=max(steps, 1), completed=step if steps else 0, width=16),
-            row.steps(),
-            Text(row.accuracy(), style="bold green"),
-            *numbers,
-            row.left(self.timer()),
-            Text(row.phase, style="dim"),
-        )
-
-
-class RowReporter:
-    """The `Reporter` of one run."""
-
-    def __init__(self, display: RunDisplay, row: Row) -> None:
-        self.display, self.row = display, row
-
-    def started(self, info: RunInfo) -> None:
-        """Says what runs, on what, and where its records go."""
-        self.row.info, self.row.began, self.row.done = info, self.display.timer(), False
-        again = f", going on after step {info.first_step}" if info.first_step else ""
-        self.display.say(
-            f"{self.row.label}: {info.method} on {info.env}, model {info.model}, device {info.device}, "
-            f"{_amount(info)}{again} → {info.path}"
-        )
-        self.display.changed(at_once=True)
-
-    def note(self, text: str) -> None:
-        """A sentence that stays on the screen."""
-        self.display.say(f"{self.row.label}: {text}")
-
-    def phase(self, name: str, done: int = 0, total: int = 0) -> None:
-        """What is going on now; without a terminal, said every few seconds only."""
-        self.row.phase = f"{name} {done}/{total}" if total else name
-        now = self.display.timer()
-        if not self.display.is_live and now - max(self.row.spoke, self.row.began) >= PLAIN_PHASE_S:
-            self.row.spoke = now
-            self.display.say(f"{self.row.label}: {self.row.phase}")
-        self.display.changed()
-
-    def step(self, record: StepRecord) -> None:
-        """One step was made: a generation batch, and its updates."""
-        self.row.last = record
-        self.row.dropped += sum(record.dropped.values())
-        if not self.display.is_live:
-            self.row.spoke = self.display.timer()
-            self.display.say(_line(self.row, record, self.row.left(self.display.timer())))
-        self.display.changed()
-
-    def evaluated(self, record: EvalRecord) -> None:
-        """An accuracy was measured."""
-        self.row.accuracies[record.split] = record
-        if not self.display.is_live:
-            self.display.say(f"{self.row.label}: step {record.step}, accuracy on {record.split} {record.accuracy}")
-        self.display.changed(at_once=True)
-
-    def finished(self, summary: Summary) -> None:
-        """The run is done."""
-        self.row.phase, self.row.done = f"done in {duration(summary.wall_s)}", True
-        if not self.display.is_live:
-            self.display.say(f"{self.row.label}: {self.row.phase}")
-        self.display.changed(at_once=True)
+    def table(self) -> Group:
+        """All runs; of many, those that are not finished."""
+        table, now = Table(*COLUMNS, box=None, pad_edge=False, header_style="dim"), self.timer()
+        for row in self.rows.values():
+            if len(self.rows) >= MANY and row.done:
+                continue
+            steps = row.start.steps if row.start else 0
+            bar = ProgressBar(total=max(steps, 1), completed=row.step if steps else 0, width=16)
+            made, accuracy, *numbers = row.cells(now)
+            phase, accurate = Text(row.phase, style="dim"), Text(accuracy, style="bold green")
+            table.add_row(Text(row.label, style="bold"), bar, made, accurate, *numbers, phase)
+        return Group(table, Text(LEGEND, style="dim"))
 
 
-def _amount(info: RunInfo) -> str:
-    """How many steps and answers there will be, as far as that is known."""
-    kinds = {"completions": info.completions_sampled, "given answers": info.given}
+def _described(start: RunStart) -> str:
+    """Method, environment, model, device, number of steps and answers, and the run directory."""
+    kinds = {"completions": start.completions_sampled, "given answers": start.given}
     counts = " and ".join(f"{count:,} {kind}" for kind, count in kinds.items() if count)
-    steps = f"{info.steps} steps" if info.steps else "steps while the budget lasts"
-    return f"{steps}, {'at least ' if info.more else ''}{counts}" if counts else steps
-
-
-def _numbers(row: Row) -> tuple[str, ...]:
-    record = row.last
-    if record is None:
-        return ("–",) * 5
-    return (
-        f"{record.accuracy:.3f}",
-        f"{record.reward:.3f}",
-        f"{record.loss:.4f}",
-        f"{row.dropped:,}",
-        f"{record.completions_sampled:,}",
-    )
-
-
-def _line(row: Row, record: StepRecord, left: str) -> str:
-    batch, reward, loss, dropped, completions = _numbers(row)
-    return (
-        f"{row.label}: step {row.steps()}  accuracy {row.accuracy()}  batch {batch}  reward {reward}  "
-        f"loss {loss}  dropped {dropped}  completions {completions}  left {left}"
-    )
+    amount = f"{start.steps} steps" if start.steps else "steps while the budget lasts"
+    amount += f", {'at least ' if start.more else ''}{counts}" if counts else ""
+    resumed = f", resumed after step {start.first_step}" if start.first_step else ""
+    where = f"{start.method} on {start.env}, model {start.model}, device {start.device}"
+    return f"{where}, {amount}{resumed} → {start.path}"

@@ -157,8 +157,8 @@ def _run(config: SolveConfig, out: Path | None, again: bool) -> None:
     from selfdistill.test_time.solve import solve as search
 
     out = out or default_path(config)
-    with RunDisplay() as display:
-        results = search(config, display.reporter, out=out, resume=again)
+    with RunDisplay("solve") as display:
+        results = search(config, display, out=out, resume=again)
     print_results(results)
     typer.echo(f"every attempt: {out}")
 

@@ -15,7 +15,7 @@ from selfdistill.errors import ConfigError, DataError, ModelError
 from selfdistill.files import numbered_lines
 from selfdistill.prompts.render import Renderer
 from selfdistill.prompts.stages import FixedCompletion, Stage
-from selfdistill.runs.progress import Reporter
+from selfdistill.runs.events import Callback, Note
 from selfdistill.types import Message, RolloutGroup, Task, TokenIds
 
 
@@ -61,7 +61,7 @@ def question_task(fields: Mapping[str, Any], path: Path, line: int) -> Task:
     )
 
 
-def askable(tasks: Sequence[Task], renderer: Renderer, longest: int, reporter: Reporter) -> list[Task]:
+def askable(tasks: Sequence[Task], renderer: Renderer, longest: int, callback: Callback) -> list[Task]:
     """The tasks whose questions fit; says how many do not. Raises `NoneFits` when none does.
 
     `longest` is the most tokens a question may have; one token of the context must be left for the answer.
@@ -76,11 +76,11 @@ def askable(tasks: Sequence[Task], renderer: Renderer, longest: int, reporter: R
             do="shorten the questions, or take a model that reads more",
         )
     if len(fitting) < len(tasks):
-        reporter.note(f"{len(tasks) - len(fitting)} of {len(tasks)} tasks are skipped: longer than {limit} tokens")
+        callback(Note(f"{len(tasks) - len(fitting)} of {len(tasks)} tasks are skipped: longer than {limit} tokens"))
     return fitting
 
 
-def judgeable(tasks: Sequence[Task], env: Environment, reporter: Reporter, *, least: int = 1) -> list[Task]:
+def judgeable(tasks: Sequence[Task], env: Environment, callback: Callback, *, least: int = 1) -> list[Task]:
     """The tasks whose answers the environment can judge; says how many it cannot. Raises `DataError` when fewer than
     `least` are left."""
     reasons = [(task, why_unusable(env, task)) for task in tasks]
@@ -88,7 +88,9 @@ def judgeable(tasks: Sequence[Task], env: Environment, reporter: Reporter, *, le
     if faults and len(usable) < least:
         raise _not_judgeable(faults[0])
     if faults:
-        reporter.note(f"{len(faults)} of {len(tasks)} tasks are left out, no answer to them can be scored: {faults[0]}")
+        callback(
+            Note(f"{len(faults)} of {len(tasks)} tasks are left out, no answer to them can be scored: {faults[0]}")
+        )
     return usable
 
 

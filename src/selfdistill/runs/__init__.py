@@ -1,7 +1,19 @@
 """The run directory: the contract between training and everything that looks at it."""
 
 from selfdistill.runs.environment import describe_environment
-from selfdistill.runs.progress import Interrupted, Quiet, Relay, Reporter, RunInfo, deliver
+from selfdistill.runs.events import (
+    Callback,
+    EvalEnd,
+    Event,
+    Interrupted,
+    Note,
+    Phase,
+    RunEnd,
+    RunStart,
+    StepEnd,
+    named,
+    no_callback,
+)
 from selfdistill.runs.reader import Run, check_records, read_run
 from selfdistill.runs.records import (
     Accuracies,
@@ -17,27 +29,32 @@ from selfdistill.runs.store import RunDir, allowed_changes, fresh_path, saved_co
 
 __all__ = [
     "Accuracies",
+    "Callback",
     "Estimate",
+    "EvalEnd",
     "EvalRecord",
     "EvalSplit",
+    "Event",
     "Interrupted",
-    "Quiet",
-    "Relay",
-    "Reporter",
+    "Note",
+    "Phase",
     "ResumedRecord",
     "RolloutRecord",
     "Run",
     "RunDir",
-    "RunInfo",
+    "RunEnd",
+    "RunStart",
+    "StepEnd",
     "StepRecord",
     "Summary",
     "allowed_changes",
     "check_records",
     "clustered_share",
-    "deliver",
     "describe_environment",
     "fresh_path",
     "mean",
+    "named",
+    "no_callback",
     "read_run",
     "saved_config",
     "share",

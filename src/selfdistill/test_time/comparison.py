@@ -14,7 +14,7 @@ import json
 import re
 import shlex
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,7 +24,7 @@ from selfdistill.config import parse_override
 from selfdistill.data.tasks import NoneFits, training_tasks
 from selfdistill.envs.registry import make_environment
 from selfdistill.errors import ConfigError, DataError, RunError, nearest
-from selfdistill.runs.progress import Interrupted, Reporter
+from selfdistill.runs.events import Callback, Interrupted, Note
 from selfdistill.runs.solving import SolveResult, read_result
 from selfdistill.runs.store import CONFIG, SEARCH, probe, write_atomic
 from selfdistill.test_time.config import SolveConfig, is_file, solve_config, solve_settings
@@ -143,7 +143,7 @@ def _ids(settings: Settings, seed: int) -> list[str]:
 def run_comparison(
     strategy_comparison: StrategyComparison,
     out: Path,
-    reporter_for: Callable[[str], Reporter],
+    callback: Callback,
     *,
     at_once: int | None = None,
 ) -> tuple[StrategyComparison, dict[str, list[SolveResult]]]:
@@ -159,7 +159,7 @@ def run_comparison(
     probe(out, 0)
     write_atomic(out / CONTEST, json.dumps(asdict(whole), indent=1) + "\n")
     try:
-        side_by_side([job for _, job in jobs if not _finished(job)], reporter_for, at_once=at_once)
+        side_by_side([job for _, job in jobs if not _finished(job)], callback, at_once=at_once)
     except KeyboardInterrupt as stop:
         raise Interrupted(out, None, "compare") from stop
     except RunError:
@@ -205,13 +205,13 @@ def searches(strategy_comparison: StrategyComparison, out: Path) -> Iterator[tup
                 yield arm.label, Job(path, solve_settings(config), search_job, command="solve")
 
 
-def search_job(path: Path, settings: Mapping[str, Any], reporter: Reporter) -> None:
+def search_job(path: Path, settings: Mapping[str, Any], callback: Callback) -> None:
     """One search of a strategy comparison; one that was begun goes on. Questions that do not fit the model are no
     failure: its tasks are skipped."""
     try:
-        solve_job(path, settings, reporter)
+        solve_job(path, settings, callback)
     except NoneFits as error:
-        reporter.note(f"skipped: {error}")
+        callback(Note(f"skipped: {error}"))
         probe(path, 0)
     done = {result.task for result in _done(path)}
     skipped = [task for task in settings[SEARCH]["tasks"] if task not in done]

@@ -14,7 +14,7 @@ from selfdistill.prompts.stages import Prompted
 from selfdistill.randomness import seed_global
 from selfdistill.runs import Accuracies, RolloutRecord, RunDir, StepRecord, Summary, check_records, read_run
 from selfdistill.runs.environment import describe_environment
-from selfdistill.runs.progress import Interrupted, Reporter, RunInfo
+from selfdistill.runs.events import Callback, Interrupted, Note, Phase, RunEnd, RunStart, StepEnd
 from selfdistill.runs.solving import SolveResult, write_result
 from selfdistill.runs.store import CHECKPOINTS, CONFIG
 from selfdistill.test_time.config import SolveConfig, solve_settings
@@ -39,7 +39,7 @@ class Search:
     asking: Session
     task: Task
     run: RunDir
-    reporter: Reporter
+    callback: Callback
     stop: StopSign
     totals: Totals
     attempts: list[Attempt] = field(default_factory=list)
@@ -52,7 +52,7 @@ class Search:
         asking: Session,
         task: Task,
         path: Path,
-        reporter: Reporter,
+        callback: Callback,
         stop: StopSign,
         *,
         rounds: int | None = None,
@@ -60,14 +60,14 @@ class Search:
         """A new search, or one that goes on where it was; without learning, `rounds` may say after which round."""
         settings = solve_settings(config)
         if (path / CONFIG).exists():
-            totals = _restored(asking, path, rounds, reporter)
+            totals = _restored(asking, path, rounds, callback)
             check_records(path, totals.step, measured=False)
             run = RunDir.resume(path, totals.step, settings, MAY_CHANGE)
         else:
             totals, run = Totals(), RunDir.create(path, _about(asking, settings), expected_bytes=_bytes(asking))
-        search = cls(config, asking, task, run, reporter, stop, totals)
+        search = cls(config, asking, task, run, callback, stop, totals)
         search._remember(list(read_run(path).rollouts()))
-        reporter.started(search._info())
+        callback(search._info())
         return search
 
     def __enter__(self) -> Search:
@@ -94,7 +94,7 @@ class Search:
         began, timer = now - self.totals.wall_s - spent, Timer(since=now - spent)
         found = any(right.get(r.completion.uid) for r in group.rollouts) and not self.config.limits.exhaust_budget
         if self.asking.learner is not None and not found:
-            record, rollouts = learn(self.asking, [group], self.totals, self.reporter, began, timer)
+            record, rollouts = learn(self.asking, [group], self.totals, self.callback, began, timer)
         else:
             record, rollouts = record_round([group], self.totals, began, timer)
         lost = {"prompts_cut": sum(p.cut for p in prompts), "left_out": sum(p.left_out for p in prompts)}
@@ -103,7 +103,7 @@ class Search:
         self.run.append(*rollouts, record)
         self.totals.step = record.step
         self._remember(rollouts)
-        self.reporter.step(record)
+        self.callback(StepEnd(record))
         self._comment(record, rollouts, found)
         every = self.config.run.checkpoint_every
         if every and self.totals.step % every == 0 and not self.over:
@@ -112,7 +112,7 @@ class Search:
 
     def prompts(self) -> list[Prompt]:
         """What the next round of attempts reads."""
-        self.reporter.phase("sampling and scoring", len(self.attempts), self._goal())
+        self.callback(Phase("sampling and scoring", len(self.attempts), self._goal()))
         run, strategy, limits = self.config.run, self.config.strategy, self.config.limits
         left = limits.budget - len(self.attempts) if limits.unit == "attempts" else strategy.batch
         seed_global(run.seed, "prompts", self.task.id, self.totals.step)
@@ -160,14 +160,14 @@ class Search:
 
     def _say(self, text: str, once: str = "") -> None:
         if once not in self.said:
-            self.reporter.note(text)
+            self.callback(Note(text))
         self.said |= {once} - {""}
 
     def save(self, *, final: bool = False) -> None:
         """What was learned. Without learning there is nothing but the records, which are there already."""
         if self.asking.learner is None:
             return
-        self.reporter.phase("saving")
+        self.callback(Phase("saving"))
         self.asking.save(self.run.checkpoints, self.totals.step, vars(self.totals), final=final)
 
     def finish(self) -> None:
@@ -193,7 +193,7 @@ class Search:
         if not self.config.keep:
             shutil.rmtree(self.run.path / CHECKPOINTS, ignore_errors=True)
         self._say(_verdict(result))
-        self.reporter.finished(summary)
+        self.callback(RunEnd(summary))
 
     def _result(self) -> SolveResult:
         config, totals, attempts = self.config, self.totals, self.attempts
@@ -226,9 +226,9 @@ class Search:
     def _goal(self) -> int:
         return self.config.limits.budget if self.config.limits.unit == "attempts" else 0
 
-    def _info(self) -> RunInfo:
+    def _info(self) -> RunStart:
         config = self.config
-        return RunInfo(
+        return RunStart(
             path=self.run.path,
             method=config.strategy.name,
             model=config.run.model,
@@ -331,10 +331,10 @@ def rounds_made(paths: Sequence[Path]) -> int:
     return min((len(read_run(path).steps) if (path / CONFIG).exists() else 0 for path in paths), default=0)
 
 
-def _restored(asking: Session, path: Path, rounds: int | None, reporter: Reporter) -> Totals:
+def _restored(asking: Session, path: Path, rounds: int | None, callback: Callback) -> Totals:
     """What was used up to where a search can go on: the last checkpoint, or without learning this whole round."""
     if asking.learner is not None:
-        return saved_totals(asking.restore(path / CHECKPOINTS, reporter))
+        return saved_totals(asking.restore(path / CHECKPOINTS, callback))
     steps = read_run(path).steps[:rounds]
     if not steps:
         return Totals()

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from selfdistill.errors import ConfigError, DataError, nearest
 from selfdistill.plugins import short_name
 from selfdistill.prompts.stages import Attempts
 from selfdistill.runs import allowed_changes, fresh_path
-from selfdistill.runs.progress import Interrupted, Reporter
+from selfdistill.runs.events import Callback, Interrupted, named, no_callback
 from selfdistill.runs.solving import SolveResult, read_result
 from selfdistill.runs.store import CONFIG, probe, refuse_in_use, write_atomic
 from selfdistill.test_time.config import SolveConfig, config_from, is_file, solve_settings
@@ -38,18 +38,16 @@ from selfdistill.training.stopping import StopSign
 from selfdistill.types import Message, Task
 
 TOGETHER = 32  # tasks at a time; `sampling.batch_tokens` bounds what one batch of the sampler holds
-ReporterFor = Callable[[str], Reporter]
 
 
 def solve(
-    config: SolveConfig, reporter_for: ReporterFor, *, out: Path | None = None, resume: bool = False
+    config: SolveConfig, callback: Callback = no_callback, *, out: Path | None = None, resume: bool = False
 ) -> list[SolveResult]:
-    """Searches for a solution of each task; what became of them, in order. A strategy that learns takes them one after
-    the other; one that does not makes its attempts at several tasks together.
+    """Searches for a solution of each task and returns the results, in order. A strategy that learns takes the tasks
+    one after the other; one that does not makes its attempts at several tasks together.
 
-    `reporter_for` gives the reporter of what is told under a name: "solve", then the tasks. With `resume`, tasks that
-    are done in `out` are not repeated. Raises what `selfdistill.errors` lists; `Interrupted` after Ctrl-C, when the
-    round is finished and saved.
+    Events of a task carry its id as their `run`. With `resume`, tasks that are done in `out` are not repeated. Raises
+    what `selfdistill.errors` lists; `Interrupted` after Ctrl-C, when the round is finished and saved.
     """
     out = out or default_path(config)
     settings = solve_settings(config)
@@ -58,16 +56,15 @@ def solve(
     elif out.exists():
         probe(out, 0)
         refuse_in_use(out)
-    reporter = reporter_for("solve")
-    asking = _open(config, reporter)
-    tasks = _chosen(config, asking, reporter)
+    asking = _open(config, callback)
+    tasks = _chosen(config, asking, callback)
     if not resume:
         probe(out, 0)
         write_atomic(out / CONFIG, json.dumps({"settings": settings}, indent=2) + "\n")
     start = _start(asking) if len(tasks) > 1 else {}
     numbered = [(task_path(out, number, task), task) for number, task in enumerate(tasks)]
     size = 1 if config.strategy.learns or config.limits.unit == "seconds" else TOGETHER
-    stop = StopSign(reporter)
+    stop = StopSign(callback)
     with stop.watched():
         for first in range(0, len(tasks), size):
             left = [pair for pair in numbered[first : first + size] if read_result(pair[0]) is None]
@@ -75,7 +72,7 @@ def solve(
                 searches, rounds = [], rounds_made([path for path, _ in left])
                 for path, task in left:
                     own = restarted(asking, start) if start else asking
-                    opened = Search.opened(config, own, task, path, reporter_for(task.id), stop, rounds=rounds)
+                    opened = Search.opened(config, own, task, path, named(callback, task.id), stop, rounds=rounds)
                     searches.append(stack.enter_context(opened))
                 until_done(searches)
             if stop.asked and first + size < len(tasks):
@@ -83,9 +80,9 @@ def solve(
     return [result for path, _ in numbered if (result := read_result(path)) is not None]
 
 
-def solve_job(path: Path, settings: Mapping[str, Any], reporter: Reporter) -> None:
+def solve_job(path: Path, settings: Mapping[str, Any], callback: Callback) -> None:
     """A search from its settings, for a process of its own; one that was begun goes on."""
-    solve(config_from(settings), lambda label: reporter, out=path, resume=(path / CONFIG).exists())
+    solve(config_from(settings), callback, out=path, resume=(path / CONFIG).exists())
 
 
 def default_path(config: SolveConfig) -> Path:
@@ -100,11 +97,11 @@ def task_path(out: Path, number: int, task: Task) -> Path:
     return out / f"{number:03d}-{re.sub(r'[^A-Za-z0-9._-]+', '_', task.id)[:80]}"
 
 
-def _open(config: SolveConfig, reporter: Reporter) -> Session:
+def _open(config: SolveConfig, callback: Callback) -> Session:
     """A strategy that learns needs a session; one that does not keeps no teacher and no optimiser."""
     if not config.strategy.learns:
-        return _checked(config, open_session(config.run, reporter))
-    session = open_session(config.run, reporter, learns=True)
+        return _checked(config, open_session(config.run, callback))
+    session = open_session(config.run, callback, learns=True)
     assert session.learner is not None
     if session.learner.method.stages != (Attempts(),):
         raise ConfigError(
@@ -132,10 +129,10 @@ def _start(asking: Session) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in asking.policy.trainable().items()}
 
 
-def _chosen(config: SolveConfig, asking: Session, reporter: Reporter) -> list[Task]:
+def _chosen(config: SolveConfig, asking: Session, callback: Callback) -> list[Task]:
     """The tasks that were asked for; all of the run where none was. Raises `DataError` for an unknown id."""
     if not config.tasks:
-        return judgeable(asking.tasks, asking.env, reporter)
+        return judgeable(asking.tasks, asking.env, callback)
     every = {task.id: task for task in training_tasks(asking.env, config.run.data)}
     chosen: list[Task] = []
     for name in config.tasks:
@@ -148,5 +145,5 @@ def _chosen(config: SolveConfig, asking: Session, reporter: Reporter) -> list[Ta
     twice = sorted({name for name in ids if ids.count(name) > 1})
     if twice:
         raise DataError("two tasks have the same id", got=", ".join(twice), do="give each its own, in all files")
-    chosen = judgeable(chosen, asking.env, reporter)
-    return askable(chosen, asking.renderer, config.run.context.max_prompt_tokens, reporter)
+    chosen = judgeable(chosen, asking.env, callback)
+    return askable(chosen, asking.renderer, config.run.context.max_prompt_tokens, callback)

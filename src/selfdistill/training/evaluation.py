@@ -11,7 +11,7 @@ from selfdistill.data.tasks import judgeable
 from selfdistill.models.sampler import SamplingOptions
 from selfdistill.runs import EvalRecord, EvalSplit, RunDir
 from selfdistill.runs.environment import describe_environment
-from selfdistill.runs.progress import Reporter
+from selfdistill.runs.events import Callback, EvalEnd, Note, Phase, no_callback
 from selfdistill.training.recording import Totals, check_environment, rollout_record
 from selfdistill.training.rollouts import accuracy, roll_out
 from selfdistill.training.samples import CreditedRollout, credit_rollouts
@@ -32,21 +32,21 @@ class Measurement:
     groups: list[RolloutGroup]
 
 
-def measure(config: RunConfig, reporter: Reporter) -> list[EvalRecord]:
+def measure(config: RunConfig, callback: Callback = no_callback) -> list[EvalRecord]:
     """The accuracies of a model as it is, on the splits that its environment has.
 
     With `config.out`, answers and accuracies are kept there as in a run's directory. Raises what opening a run raises,
     and `EnvError` when most answers could not be scored.
     """
-    session = open_session(config, reporter)
+    session = open_session(config, callback)
     run = None
     if config.out:
         environment = describe_environment(device=str(session.policy.device), isolation=session.isolation)
         run = RunDir.create(Path(config.out), {"settings": resolved(config), **environment})
     records = []
-    for measured in measure_splits(session, Totals(), reporter, STUDENT_SPLITS):
+    for measured in measure_splits(session, Totals(), callback, STUDENT_SPLITS):
         records.append(measured.record)
-        reporter.evaluated(measured.record)
+        callback(EvalEnd(measured.record))
         rollouts = [rollout for group in measured.groups for rollout in group.rollouts]
         answers = [rollout_record(0, CreditedRollout(r, drop=r.drop), {}) for r in rollouts]
         if run:
@@ -58,7 +58,7 @@ def measure(config: RunConfig, reporter: Reporter) -> list[EvalRecord]:
 
 
 def measure_splits(
-    session: Session, totals: Totals, reporter: Reporter, splits: Sequence[EvalSplit]
+    session: Session, totals: Totals, callback: Callback, splits: Sequence[EvalSplit]
 ) -> Iterator[Measurement]:
     """The splits that there is something to ask of; of "teacher" only a session that learns can tell."""
     options = session.config.evaluation
@@ -66,18 +66,18 @@ def measure_splits(
         if split == "teacher":
             assert session.learner is not None
             groups = (
-                _teacher(session, session.tasks[: options.tasks], reporter) if session.learner.method.teacher else []
+                _teacher(session, session.tasks[: options.tasks], callback) if session.learner.method.teacher else []
             )
         else:
             tasks = session.tasks[: options.tasks] if split == "train" else session.held_out.get(split, [])
-            tasks = judgeable(tasks, session.env, reporter, least=0)
-            groups = _student(session, tasks, split, reporter) if tasks else []
+            tasks = judgeable(tasks, session.env, callback, least=0)
+            groups = _student(session, tasks, split, callback) if tasks else []
         if groups:
             found = accuracy(groups)
             faults = [rollout.fault for group in groups for rollout in group.rollouts if rollout.fault]
             if faults:
                 last = faults[0].strip().splitlines()[-1]
-                reporter.note(f"measuring {split}: {len(faults)} answers count as wrong, not scored: {last}")
+                callback(Note(f"measuring {split}: {len(faults)} answers count as wrong, not scored: {last}"))
             record = EvalRecord(
                 totals.step,
                 totals.completions_sampled,
@@ -91,12 +91,12 @@ def measure_splits(
             yield Measurement(record, groups)
 
 
-def _student(session: Session, tasks: Sequence[Task], split: str, reporter: Reporter) -> list[RolloutGroup]:
+def _student(session: Session, tasks: Sequence[Task], split: str, callback: Callback) -> list[RolloutGroup]:
     rollouts = session.config.evaluation.answers if split == "train" else 1
-    return _ask(session, tasks, None, rollouts, split, reporter)
+    return _ask(session, tasks, None, rollouts, split, callback)
 
 
-def _teacher(session: Session, tasks: Sequence[Task], reporter: Reporter) -> list[RolloutGroup]:
+def _teacher(session: Session, tasks: Sequence[Task], callback: Callback) -> list[RolloutGroup]:
     """What the teacher's weights answer when they read what a failed attempt taught: the ceiling of the next steps.
 
     Attempts are sampled as in training; those that get no context are left out. None when all are. Of a teacher with
@@ -104,7 +104,7 @@ def _teacher(session: Session, tasks: Sequence[Task], reporter: Reporter) -> lis
     """
     config, learner = session.config, session.learner
     assert learner is not None
-    reporter.phase("measuring: teacher")
+    callback(Phase("measuring: teacher"))
     attempts = roll_out(
         session.policy,
         session.env,
@@ -129,7 +129,7 @@ def _teacher(session: Session, tasks: Sequence[Task], reporter: Reporter) -> lis
         read = list({(task.id, prompt): (task, prompt) for task, prompt in read}.values())
     with learner.teacher.applied(session.policy, learner.teacher.views()[0]) as reader:
         session = replace(session, policy=reader)
-        return _ask(session, [task for task, _ in read], [prompt for _, prompt in read], 1, "teacher", reporter)
+        return _ask(session, [task for task, _ in read], [prompt for _, prompt in read], 1, "teacher", callback)
 
 
 def _ask(
@@ -138,13 +138,13 @@ def _ask(
     prompts: Sequence[TokenIds] | None,
     rollouts: int,
     split: str,
-    reporter: Reporter,
+    callback: Callback,
 ) -> list[RolloutGroup]:
     """Answers in slices, so that somebody who waits sees how far it is."""
     config, groups = session.config, list[RolloutGroup]()
     size = max(1, SLICE // rollouts)
     for start in range(0, len(tasks), size):
-        reporter.phase(f"measuring: {split}", start, len(tasks))
+        callback(Phase(f"measuring: {split}", start, len(tasks)))
         groups += roll_out(
             session.policy,
             session.evaluation_env,

@@ -15,7 +15,7 @@ from selfdistill.losses import Denominators, LossSpec, Memory, Relative, denomin
 from selfdistill.methods import Method
 from selfdistill.randomness import seed_global
 from selfdistill.runs import RolloutRecord, StepRecord
-from selfdistill.runs.progress import Reporter
+from selfdistill.runs.events import Callback, Note, Phase
 from selfdistill.training.forward import BehaviourPass, behaviour_pass, reference_pass, teacher_pass
 from selfdistill.training.recording import Totals, rollout_record, step_record
 from selfdistill.training.rollouts import roll_out
@@ -29,14 +29,14 @@ KEPT = 0.99  # of that mean, by each generation batch
 
 
 def one_step(
-    session: Session, totals: Totals, reporter: Reporter, began: float
+    session: Session, totals: Totals, callback: Callback, began: float
 ) -> tuple[StepRecord, list[RolloutRecord]]:
     """Samples a generation batch, learns from it, and says what happened; `totals` counts what it used."""
     config, learner = session.config, session.learner
     assert learner is not None
     timer = Timer()
     seed_global(config.seed, "batch", totals.step)
-    reporter.phase("sampling and scoring")
+    callback(Phase("sampling and scoring"))
     tasks = draw_tasks(session.tasks, config.tasks_per_step, totals.step, config.seed)
     groups = roll_out(
         session.policy,
@@ -50,11 +50,11 @@ def one_step(
         version=totals.step,
         stages=learner.method.stages,
     )
-    return learn(session, groups, totals, reporter, began, timer)
+    return learn(session, groups, totals, callback, began, timer)
 
 
 def learn(
-    session: Session, groups: Sequence[RolloutGroup], totals: Totals, reporter: Reporter, began: float, timer: Timer
+    session: Session, groups: Sequence[RolloutGroup], totals: Totals, callback: Callback, began: float, timer: Timer
 ) -> tuple[StepRecord, list[RolloutRecord]]:
     """Updates the weights from a batch that was sampled and scored, and says what happened."""
     learner = session.learner
@@ -63,14 +63,14 @@ def learn(
     credited = credit_rollouts(learner.method, groups, session.renderer)
     replayed = _replay(session, totals.step) if any(entry.samples for entry in credited) else []
     timer.lap("rollout")
-    reporter.phase("updating")
+    callback(Phase("updating"))
     lr = _set_rate(session, totals.step)
     learned = _update(session, credited, [len(group.rollouts) for group in groups], replayed, totals)
     reports = learned.reports
     skipped = sum(report.skipped for report in reports)
     if skipped:
-        reporter.note(
-            f"step {totals.step + 1}: {skipped} of {len(reports)} updates skipped: loss or gradient not finite"
+        callback(
+            Note(f"step {totals.step + 1}: {skipped} of {len(reports)} updates skipped: loss or gradient not finite")
         )
     if skipped < len(reports):  # a batch from which nothing was learned moves no teacher either
         learner.teacher.update(session.policy)

@@ -18,7 +18,7 @@ from selfdistill.errors import TrainingError
 from selfdistill.plugins import short_name
 from selfdistill.runs import EvalSplit, RunDir, StepRecord, allowed_changes, check_records, fresh_path, read_run
 from selfdistill.runs.environment import describe_environment
-from selfdistill.runs.progress import Interrupted, Reporter, RunInfo
+from selfdistill.runs.events import Callback, EvalEnd, Interrupted, Note, Phase, RunEnd, RunStart, StepEnd, no_callback
 from selfdistill.runs.store import CHECKPOINTS
 from selfdistill.training.evaluation import EVERY_SPLIT, STUDENT_SPLITS, measure_splits
 from selfdistill.training.learning import one_step
@@ -30,7 +30,7 @@ PATIENCE = 10  # batches in a row without anything to learn from, after which a 
 MAY_CHANGE = ("steps", "out", "checkpoint_every", "evaluation.every", "micro_batch_tokens")
 
 
-def train(config: RunConfig, reporter: Reporter, *, resume: bool = False) -> Path:
+def train(config: RunConfig, callback: Callback = no_callback, *, resume: bool = False) -> Path:
     """Runs, or goes on with, one training run and returns its directory.
 
     Raises what `selfdistill.errors` lists; `Interrupted` after Ctrl-C, when the step is finished and saved.
@@ -39,18 +39,18 @@ def train(config: RunConfig, reporter: Reporter, *, resume: bool = False) -> Pat
     config = replace(config, out=str(out))
     if resume:
         allowed_changes(out, resolved(config), MAY_CHANGE)  # before a model is loaded that may be another one
-    session = open_session(config, reporter, learns=True)
-    totals = saved_totals(session.restore(out / CHECKPOINTS, reporter) if resume else None)
+    session = open_session(config, callback, learns=True)
+    totals = saved_totals(session.restore(out / CHECKPOINTS, callback) if resume else None)
     with _open_run(out, config, session, totals, resume=resume) as run:
-        reporter.started(_info(out, session, totals))
-        return _Training(session, run, reporter, totals, StopSign(reporter)).run_all()
+        callback(_info(out, session, totals))
+        return _Training(session, run, callback, totals, StopSign(callback)).run_all()
 
 
 @dataclass
 class _Training:
     session: Session
     run: RunDir
-    reporter: Reporter
+    callback: Callback
     totals: Totals
     stop: StopSign
 
@@ -79,15 +79,15 @@ class _Training:
         self._save(final=True)
         summary = summarise(self.session.config, self.totals, read_run(self.run.path).evals)
         self.run.finish(summary)
-        self.reporter.finished(summary)
+        self.callback(RunEnd(summary))
         return self.run.path
 
     def _one_step(self, began: float) -> None:
         config, totals = self.session.config, self.totals
-        record, rollouts = one_step(self.session, totals, self.reporter, began)
+        record, rollouts = one_step(self.session, totals, self.callback, began)
         self.run.append(*rollouts, record)
         totals.step, totals.wall_s = record.step, record.wall_s
-        self.reporter.step(record)
+        self.callback(StepEnd(record))
         check_environment(rollouts)
         self._check_signal(record)
         if self.done or (config.evaluation.every and totals.step % config.evaluation.every == 0):
@@ -96,12 +96,12 @@ class _Training:
             self._save()
 
     def _evaluate(self, splits: Sequence[EvalSplit]) -> None:
-        for measured in measure_splits(self.session, self.totals, self.reporter, splits):
+        for measured in measure_splits(self.session, self.totals, self.callback, splits):
             self.run.append(measured.record)
-            self.reporter.evaluated(measured.record)
+            self.callback(EvalEnd(measured.record))
 
     def _save(self, *, final: bool = False) -> None:
-        self.reporter.phase("saving")
+        self.callback(Phase("saving"))
         self.session.save(self.run.checkpoints, self.totals.step, vars(self.totals), final=final)
 
     def _check_signal(self, record: StepRecord) -> None:
@@ -112,11 +112,11 @@ class _Training:
         counts = {**record.dropped, "with the reference divergence alone": record.samples}
         reasons = ", ".join(f"{count} {reason}" for reason, count in counts.items() if count)
         reasons = reasons or f"no task has what the method reads, {self.learner.method.reads}"
-        self.reporter.note(f"step {record.step} taught nothing: {reasons} (mean reward {record.reward:.2f})")
+        self.callback(Note(f"step {record.step} taught nothing: {reasons} (mean reward {record.reward:.2f})"))
         if self.totals.no_signal_steps < PATIENCE:
             return
         if record.accuracy == 1.0 or self.totals.step > self.totals.no_signal_steps:
-            self.reporter.note(f"{PATIENCE} batches in a row taught nothing: nothing is left to learn, the run ends")
+            self.callback(Note(f"{PATIENCE} batches in a row taught nothing: nothing is left to learn, the run ends"))
             self.totals.ended = True
         else:
             self._save()
@@ -142,12 +142,12 @@ def _open_run(out: Path, config: RunConfig, session: Session, totals: Totals, *,
     return RunDir.create(out, {"settings": settings, **environment}, expected_bytes=3 * 16 * trained)
 
 
-def _info(out: Path, session: Session, totals: Totals) -> RunInfo:
+def _info(out: Path, session: Session, totals: Totals) -> RunStart:
     assert session.learner is not None
     config, stages = session.config, session.learner.method.stages
     draws = config.steps * config.tasks_per_step
     asked, given = wanted_answers(session.tasks, stages, config.rollouts_per_task, draws, config.seed)
-    return RunInfo(
+    return RunStart(
         path=out,
         method=config.method.name,
         model=config.model,

@@ -26,7 +26,7 @@ from selfdistill.prompts.context import Instruction, teacher_messages
 from selfdistill.prompts.render import Renderer
 from selfdistill.prompts.stages import examples
 from selfdistill.randomness import seed_global
-from selfdistill.runs.progress import Reporter
+from selfdistill.runs.events import Callback, Note, Phase
 from selfdistill.types import Context, Message, Task
 
 NO_ISOLATION = "none: this environment runs no programs"
@@ -84,16 +84,18 @@ class Session:
             folder, step, policy=self.policy, optimizer=optimizer, teacher=teacher, extra=totals, final=final
         )
 
-    def restore(self, folder: Path, reporter: Reporter) -> dict[str, Any] | None:
+    def restore(self, folder: Path, callback: Callback) -> dict[str, Any] | None:
         """Loads the newest complete checkpoint and returns the totals saved with it; None without a checkpoint."""
         assert self.learner is not None
         optimizer, teacher = self.learner.optimizer, self.learner.teacher
-        return load_newest(folder, reporter.note, policy=self.policy, optimizer=optimizer, teacher=teacher)
+        return load_newest(
+            folder, lambda text: callback(Note(text)), policy=self.policy, optimizer=optimizer, teacher=teacher
+        )
 
 
-def open_policy(config: RunConfig, reporter: Reporter, *, trained: bool) -> Policy:
+def open_policy(config: RunConfig, callback: Callback, *, trained: bool) -> Policy:
     """The model, on its device; one that is not `trained` takes half the memory in bfloat16."""
-    reporter.phase("loading the model")
+    callback(Phase("loading the model"))
     policy = load_policy(
         config.model,
         device=config.device,
@@ -101,9 +103,9 @@ def open_policy(config: RunConfig, reporter: Reporter, *, trained: bool) -> Poli
         lora=config.lora,
         chat_template=_chat_template(config.chat_template),
         trained=trained,
-        progress=reporter.note,
+        progress=lambda text: callback(Note(text)),
     )
-    reporter.note(policy.description)
+    callback(Note(policy.description))
     return policy
 
 
@@ -116,22 +118,22 @@ def _chat_template(file: str) -> str | None:
     return text
 
 
-def open_renderer(config: RunConfig, reporter: Reporter) -> Renderer:
+def open_renderer(config: RunConfig, callback: Callback) -> Renderer:
     """Writes the prompts that the model of a run reads, without its weights. Raises `ModelError`, `ConfigError`."""
     template = _chat_template(config.chat_template)
-    tokenizer, length = load_tokenizer(config.model, chat_template=template, progress=reporter.note)
-    return _renderer(tokenizer, length, config, reporter)
+    tokenizer, length = load_tokenizer(config.model, chat_template=template, progress=lambda text: callback(Note(text)))
+    return _renderer(tokenizer, length, config, callback)
 
 
-def _renderer(tokenizer: Any, length: int, config: RunConfig, reporter: Reporter) -> Renderer:
+def _renderer(tokenizer: Any, length: int, config: RunConfig, callback: Callback) -> Renderer:
     """The renderer of a run, its template checked. Raises `ModelError`."""
     renderer = Renderer(tokenizer, length, config.context.max_teacher_tokens, config.thinking)
     for note in renderer.template.check():
-        reporter.note(note)
+        callback(Note(note))
     return renderer
 
 
-def open_session(config: RunConfig, reporter: Reporter, *, learns: bool = False) -> Session:
+def open_session(config: RunConfig, callback: Callback, *, learns: bool = False) -> Session:
     """Loads environment, tasks and model; with `learns` also the method, its teacher and an optimiser.
 
     Everything that can be refused is refused here, before anything is written or sampled. Raises whatever is wrong.
@@ -144,37 +146,37 @@ def open_session(config: RunConfig, reporter: Reporter, *, learns: bool = False)
         _check_sampling(config, method)
         seed_global(config.seed)
     env = make_environment(config.env.name, config.env.options, seed=config.seed)
-    reporter.phase("reading the tasks")
+    callback(Phase("reading the tasks"))
     tasks = training_tasks(env, config.data)
-    policy = open_policy(config, reporter, trained=learns)
+    policy = open_policy(config, callback, trained=learns)
     if config.model.startswith("sapling") and config.env.name != "verbs":
-        reporter.note(
-            "the sapling understands the coined-verb environment alone; for other tasks name a model with --model"
+        callback(
+            Note("the sapling understands the coined-verb environment alone; for other tasks name a model with --model")
         )
-    renderer = _renderer(policy.tokenizer, policy.context_length, config, reporter)
+    renderer = _renderer(policy.tokenizer, policy.context_length, config, callback)
     longest = config.context.max_prompt_tokens
-    tasks = askable(tasks, renderer, longest, reporter)
+    tasks = askable(tasks, renderer, longest, callback)
     limit, rollouts = config.evaluation.tasks, config.evaluation.rollouts
     if config.evaluation.answers < rollouts:
-        reporter.note(f"greedy answers repeat: evaluations sample 1 per task, not {rollouts}")
+        callback(Note(f"greedy answers repeat: evaluations sample 1 per task, not {rollouts}"))
     held_out = {
-        split: askable(found[:limit], renderer, longest, reporter)
+        split: askable(found[:limit], renderer, longest, callback)
         for split in ("held_out", "forgetting")
         if (found := tasks_of(env, split))
     }
     session = Session(config, env, policy, renderer, tasks, held_out)
     if method is not None and rule is not None:
-        session.learner = _open_learner(session, method, rule, reporter)
+        session.learner = _open_learner(session, method, rule, callback)
     return session
 
 
-def _open_learner(session: Session, method: Method, rule: TeacherRule, reporter: Reporter) -> Learner:
+def _open_learner(session: Session, method: Method, rule: TeacherRule, callback: Callback) -> Learner:
     config, policy, renderer = session.config, session.policy, session.renderer
-    teacher = Teacher(rule, policy, other=_other_model(rule, config, policy, reporter))
+    teacher = Teacher(rule, policy, other=_other_model(rule, config, policy, callback))
     replay: list[Task] = []
     if config.replay:
         found = _replay_tasks(config, session.env)
-        replay = askable(found, renderer, config.context.max_prompt_tokens, reporter)
+        replay = askable(found, renderer, config.context.max_prompt_tokens, callback)
     check_conversations(renderer, session.tasks, lambda task: _conversations(method, task))
     reference_policy = _reference_policy(config, method, teacher, policy)
     return Learner(method, _loss_specs(method, config), teacher, reference_policy, _optimizer(config, policy), replay)
@@ -241,12 +243,14 @@ def _teacher_rule(config: RunConfig, method: Method) -> TeacherRule:
     return rule
 
 
-def _other_model(rule: TeacherRule, config: RunConfig, policy: Policy, reporter: Reporter) -> Policy | None:
+def _other_model(rule: TeacherRule, config: RunConfig, policy: Policy, callback: Callback) -> Policy | None:
     """The model of an `Other` teacher. Raises `ConfigError` when it speaks other tokens."""
     if not isinstance(rule, Other):
         return None
-    other = load_policy(rule.model, device=config.device, dtype=config.dtype, trained=False, progress=reporter.note)
-    reporter.note(f"teacher: {other.description}")
+    other = load_policy(
+        rule.model, device=config.device, dtype=config.dtype, trained=False, progress=lambda text: callback(Note(text))
+    )
+    callback(Note(f"teacher: {other.description}"))
     if other.tokenizer.get_vocab() != policy.tokenizer.get_vocab():
         raise ConfigError(
             "the teacher's model has another tokenizer than the student's",

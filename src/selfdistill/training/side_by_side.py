@@ -21,7 +21,7 @@ from selfdistill.config import RunConfig, from_settings, resolved
 from selfdistill.errors import ConfigError, RunError, SelfDistillError
 from selfdistill.models.precision import pick_device
 from selfdistill.runs import fresh_path
-from selfdistill.runs.progress import Event, Interrupted, Relay, Reporter, deliver
+from selfdistill.runs.events import Callback, Event, Interrupted, Phase, named
 from selfdistill.runs.store import CONFIG
 from selfdistill.training.loop import train
 from selfdistill.training.stopping import handled
@@ -52,27 +52,25 @@ def demo_configs(out: Path, *, seed: int, completions: int, allow_weaker: bool =
     return configs
 
 
-def compare(
-    configs: Sequence[RunConfig], reporter_for: Callable[[str], Reporter], *, at_once: int | None = None
-) -> list[Path]:
+def compare(configs: Sequence[RunConfig], callback: Callback, *, at_once: int | None = None) -> list[Path]:
     """Runs all configs, as many at a time as `places` says, and returns their directories.
 
     A failed run does not stop the others; its error is raised when all are done. After Ctrl-C each saves, as
     `side_by_side` has it.
     """
     jobs = [Job(Path(config.out), resolved(config), _train) for config in configs]
-    side_by_side(jobs, reporter_for, at_once=places([config.device for config in configs], at_once))
+    side_by_side(jobs, callback, at_once=places([config.device for config in configs], at_once))
     return [job.path for job in jobs]
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What one process does: `work(path, settings, reporter)`, a function of a module, so that another process finds
+    """What one process does: `work(path, settings, callback)`, a function of a module, so that another process finds
     it. It goes on where it was if `path` was begun, by what `command` does with --resume."""
 
     path: Path
     settings: Mapping[str, Any]
-    work: Callable[[Path, Mapping[str, Any], Reporter], object]
+    work: Callable[[Path, Mapping[str, Any], Callback], object]
     command: str = "train"
 
 
@@ -89,14 +87,14 @@ def places(devices: Iterable[str], at_once: int | None = None) -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def side_by_side(jobs: Sequence[Job], reporter_for: Callable[[str], Reporter], *, at_once: int) -> None:
+def side_by_side(jobs: Sequence[Job], callback: Callback, *, at_once: int) -> None:
     """Does all jobs, so many at a time, each in a process of its own.
 
     A failed job does not stop the others; its error is raised when all are done. After Ctrl-C or SIGTERM no job begins
     any more, and those that run are told once, as when this process dies: they save and end (at a second one at once).
     Then raises `Interrupted` with a job that can go on, or `KeyboardInterrupt` where none of the unfinished had begun.
     """
-    crew = _Crew(jobs, reporter_for, at_once)
+    crew = _Crew(jobs, callback, at_once)
     # Ctrl-C and SIGTERM are counted and do nothing else.
     with handled(STOPS, lambda number, _: crew.stops.append(number)):
         while crew.running or (crew.waiting and not crew.stops):
@@ -109,13 +107,12 @@ def side_by_side(jobs: Sequence[Job], reporter_for: Callable[[str], Reporter], *
 class _Crew:
     """The processes of some jobs, by number: which wait, which run, how others failed, what stops were asked for."""
 
-    def __init__(self, jobs: Sequence[Job], reporter_for: Callable[[str], Reporter], at_once: int) -> None:
-        self.jobs, self.reporter_for, self.at_once = jobs, reporter_for, at_once
+    def __init__(self, jobs: Sequence[Job], callback: Callback, at_once: int) -> None:
+        self.jobs, self.callback, self.at_once = jobs, callback, at_once
         self.context = multiprocessing.get_context("spawn")
-        self.events: Queue[tuple[int, Event]] = self.context.Queue()
+        self.events: Queue[tuple[int, Event | str]] = self.context.Queue()
         self.waiting = list(range(len(jobs)))
         self.running: dict[int, Any] = {}
-        self.reporters: dict[int, Reporter] = {}
         self.failures: dict[int, str] = {}
         self.stops: list[int] = []
         self.told: Counter[int] = Counter()
@@ -124,7 +121,7 @@ class _Crew:
         """Fills the free places, unless a stop was asked for."""
         while self.waiting and not self.stops and len(self.running) < self.at_once:
             index = self.waiting.pop(0)
-            self.reporters[index] = self.reporter_for(self.jobs[index].path.name)
+            self.callback(Phase("starting", run=self.jobs[index].path.name))
             process = self.context.Process(target=_run, args=(index, self.jobs[index], self.events))
             with _deaf():
                 process.start()
@@ -139,10 +136,10 @@ class _Crew:
             for index in ended:
                 self._ended(index, self.running.pop(index).exitcode)
             return
-        if event[0] == "failed":
-            self.failures[index] = event[1][0]
+        if isinstance(event, str):
+            self.failures[index] = event
         else:
-            deliver(event, self.reporters[index])
+            named(self.callback, self.jobs[index].path.name)(event)
 
     def pass_on(self) -> None:
         """Tells every process of a stop that it has not heard of; one that is still starting hears of it later."""
@@ -179,29 +176,31 @@ def _deaf() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _run(index: int, job: Job, events: Queue[tuple[int, Event]]) -> None:
+def _run(index: int, job: Job, events: Queue[tuple[int, Event | str]]) -> None:
     """One job in a process of its own."""
     torch.set_num_threads(1)
     # A handler of Ctrl-C reports too, and may interrupt a report: the queue between processes would then wait for its
     # own lock for ever. A `SimpleQueue` may be interrupted so; one thread alone passes its events on.
-    reported: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
+    reported: queue.SimpleQueue[Event | str | None] = queue.SimpleQueue()
     passing_on = Thread(target=_pass_on, args=(index, reported, events), daemon=True)
     passing_on.start()
     try:
         _listen()
         Thread(target=_outlived, args=(events,), daemon=True).start()
-        job.work(job.path, job.settings, Relay(reported.put))
+        job.work(job.path, job.settings, reported.put)
     except KeyboardInterrupt:
-        reported.put(("failed", (INTERRUPTED,)))
+        reported.put(INTERRUPTED)
     except SelfDistillError as error:
-        reported.put(("failed", (str(error),)))
+        reported.put(str(error))
     finally:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # nothing is left but to hand over the last events
         reported.put(None)
         passing_on.join()
 
 
-def _pass_on(index: int, reported: queue.SimpleQueue[Event | None], events: Queue[tuple[int, Event]]) -> None:
+def _pass_on(
+    index: int, reported: queue.SimpleQueue[Event | str | None], events: Queue[tuple[int, Event | str]]
+) -> None:
     """Hands the events of one job to the parent, up to None."""
     while (event := reported.get()) is not None:
         events.put((index, event))
@@ -215,7 +214,7 @@ def _listen() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
-def _outlived(events: Queue[tuple[int, Event]]) -> None:
+def _outlived(events: Queue[tuple[int, Event | str]]) -> None:
     """When the parent is dead, however it died, this process is stopped; nobody reads its last events."""
     parent = multiprocessing.parent_process()
     assert parent is not None
@@ -224,5 +223,5 @@ def _outlived(events: Queue[tuple[int, Event]]) -> None:
     os.kill(os.getpid(), signal.SIGINT)
 
 
-def _train(path: Path, settings: Mapping[str, Any], reporter: Reporter) -> None:
-    train(from_settings(settings), reporter, resume=(path / CONFIG).exists())
+def _train(path: Path, settings: Mapping[str, Any], callback: Callback) -> None:
+    train(from_settings(settings), callback, resume=(path / CONFIG).exists())

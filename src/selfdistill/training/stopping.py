@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from selfdistill.runs.progress import Reporter
+from selfdistill.runs.events import Callback, Note
 
 
 @dataclass
 class StopSign:
     """`asked` is true once somebody wants the loop to end."""
 
-    reporter: Reporter
+    callback: Callback
     asked: bool = False
 
     @contextmanager
@@ -26,7 +26,7 @@ class StopSign:
             if self.asked:
                 raise KeyboardInterrupt
             self.asked = True
-            self.reporter.note("stopping after this step; press Ctrl-C again to stop at once")
+            self.callback(Note("stopping after this step; press Ctrl-C again to stop at once"))
 
         with handled((signal.SIGINT,), ask):
             yield
