@@ -4,15 +4,11 @@ import textwrap
 
 import pytest
 
+from sandbox_parts import needs_isolation
 from selfdistill.data.rows import row_to_task
 from selfdistill.envs.assertions import read_assertion
 from selfdistill.envs.code import CodeEnvironment, CodeOptions
-from selfdistill.envs.sandbox import IsolationLevel, isolation_level
 from selfdistill.types import Completion
-
-needs_walls = pytest.mark.skipif(
-    isolation_level() is not IsolationLevel.FULL, reason="this machine has no Landlock or no seccomp"
-)
 
 
 def score(code: str, *tests: str):
@@ -49,7 +45,7 @@ def test_what_runs_as_it_is(source):
     assert read_assertion(source) is None
 
 
-@needs_walls
+@needs_isolation
 @pytest.mark.parametrize(("returned", "test", "reward"), [
     ("2", "assert f() == 2", 1), ("2.0", "assert f() == 2", 1), ("True", "assert f() == 1", 1),
     ("2", "assert f() is True", 0), ("[1]", "assert f() == (1,)", 0), ("(1,)", "assert f() == (1,)", 1),
@@ -92,7 +88,7 @@ TRICKS = {
 }  # fmt: skip
 
 
-@needs_walls
+@needs_isolation
 @pytest.mark.parametrize("test", [
     "assert f(1) == 2", "assert 2 == f(1)", "assert f(1) is None", "assert not f(1)", "assert abs(f(1) - 2.0) < 1e-6",
     "assert f(1) in (2, 3)", "assert f(1) < 3", "assert [f(1)] == [2]", "assert {'a': f(1)} == {'a': 2}",
@@ -103,7 +99,7 @@ def test_tricks_earn_nothing(trick, test):
         assert score(TRICKS[trick], test).reward == 0.0
 
 
-@needs_walls
+@needs_isolation
 def test_a_truth_that_the_program_writes_itself_is_not_asked():
     code = (
         "class T:\n    n = 0\n    def __bool__(self):\n        T.n += 1\n        return T.n == 1\ndef f(x): return T()"
@@ -111,7 +107,7 @@ def test_a_truth_that_the_program_writes_itself_is_not_asked():
     assert score(code, "assert f(1)").reward == 0.0
 
 
-@needs_walls
+@needs_isolation
 def test_feedback_shows_what_came_out_beside_what_was_expected():
     assert score("def f(x): return [x, 'a']", "assert f(1) == [2, 'a']").feedback == (
         "Wrong answer.\nInput: f(1)\nOutput: [1, 'a']\nExpected: [2, 'a']"
@@ -125,7 +121,7 @@ def test_feedback_shows_what_came_out_beside_what_was_expected():
     assert raised.endswith("Line 1 in f\nLast input: assert f(3) == 2")
 
 
-@needs_walls
+@needs_isolation
 @pytest.mark.parametrize("error", [
     "StopIteration", "StopAsyncIteration", "GeneratorExit", "KeyboardInterrupt", "SystemExit", "RecursionError",
     "MemoryError", "AssertionError", "RuntimeError", "IndexError",
@@ -136,7 +132,7 @@ def test_an_exception_is_reported_as_itself(error, test):
     assert feedback.startswith(f"Runtime error.\n{error}: why\nLine 2 in f\nLast input: ")
 
 
-@needs_walls
+@needs_isolation
 def test_a_spent_iterator_is_reported_as_stop_iteration():
     feedback = score("def f(x): return next(iter(x))", "assert f([]) == 1").feedback
     assert feedback == "Runtime error.\nStopIteration\nLine 1 in f\nLast input: assert f([]) == 1"

@@ -12,18 +12,21 @@ import pytest
 import torch
 
 from core_parts import QUESTION
-from selfdistill.envs.base import HANGING, Fault, FunctionEnvironment, Scored, score_all, tasks_of
+from selfdistill.envs.base import HANGING, TIME_LIMIT_S, Fault, FunctionEnvironment, Scored, score_all, tasks_of
 from selfdistill.errors import DataError, EnvError
 from selfdistill.types import Completion, DropReason, Outcome, Task
 
 
-def judged_by(function: Callable[[Task, Completion], Any], texts: list[str], **options: Any) -> list[Scored]:
-    pairs = [(QUESTION, Completion(f"r{index}", text)) for index, text in enumerate(texts)]
-    return score_all(FunctionEnvironment(function, "own"), pairs, **options)
+def scored_by(
+    function: Callable[[Task, Completion], Any], texts: list[str], time_limit_s: float = TIME_LIMIT_S
+) -> list[Scored]:
+    env = FunctionEnvironment(function, "own")
+    env.time_limit_s = time_limit_s  # type: ignore[attr-defined]
+    return score_all(env, [(QUESTION, Completion(f"r{index}", text)) for index, text in enumerate(texts)])
 
 
 class Together:
-    """An environment that scores many at once, or does what it is told."""
+    """An environment that scores many at once, or does what a test needs."""
 
     name = "together"
 
@@ -36,14 +39,14 @@ def test_outcomes_come_in_the_order_of_the_pairs_however_long_each_takes() -> No
         time.sleep(0.02 * (3 - int(done.text)))
         return Outcome(int(done.text) / 3, feedback=done.text)
 
-    assert judged_by(env, ["0", "1", "2", "3"]) == [Outcome(n / 3, str(n)) for n in range(4)]
+    assert scored_by(env, ["0", "1", "2", "3"]) == [Outcome(n / 3, str(n)) for n in range(4)]
 
 
 def test_an_exception_is_kept_with_its_traceback_and_harms_no_other_answer() -> None:
     def env(task: Task, done: Completion) -> Outcome:
         return Outcome(1 / int(done.text))
 
-    first, second = judged_by(env, ["0", "1"])
+    first, second = scored_by(env, ["0", "1"])
     assert isinstance(first, Fault)
     assert first.drop is DropReason.ENV_RAISED
     assert "in env" in first.text
@@ -51,9 +54,9 @@ def test_an_exception_is_kept_with_its_traceback_and_harms_no_other_answer() -> 
     assert second == Outcome(1.0)
 
 
-def test_a_world_that_exits_has_raised_and_not_hung() -> None:
+def test_an_environment_that_exits_has_raised_and_not_hung() -> None:
     began = time.monotonic()
-    (found,) = judged_by(lambda task, done: sys.exit(3), ["x"], time_limit_s=30)
+    (found,) = scored_by(lambda task, done: sys.exit(3), ["x"], time_limit_s=30)
     assert isinstance(found, Fault)
     assert found.drop is DropReason.ENV_RAISED
     assert "SystemExit: 3" in found.text
@@ -68,13 +71,13 @@ def test_a_call_that_hangs_is_given_up_and_the_others_count() -> None:
             released.wait(30)
         return Outcome(1.0)
 
-    first, second = judged_by(env, ["hang", "x"], time_limit_s=0.1)
+    first, second = scored_by(env, ["hang", "x"], time_limit_s=0.1)
     released.set()
     assert first == Fault(DropReason.ENV_TIMEOUT, "no outcome after 0.1 s")
     assert second == Outcome(1.0)
 
 
-def test_a_world_that_always_hangs_is_not_asked_for_ever() -> None:
+def test_an_environment_that_always_hangs_is_not_called_for_ever() -> None:
     released, calls = threading.Event(), []
 
     def env(task: Task, done: Completion) -> Outcome:
@@ -82,14 +85,14 @@ def test_a_world_that_always_hangs_is_not_asked_for_ever() -> None:
         released.wait(30)
         return Outcome(1.0)
 
-    found = judged_by(env, ["x"] * 100, time_limit_s=0.05)
+    found = scored_by(env, ["x"] * 100, time_limit_s=0.05)
     released.set()
     assert len(calls) == HANGING
     assert {entry.drop for entry in found if isinstance(entry, Fault)} == {DropReason.ENV_TIMEOUT}
     assert len(found) == 100
 
 
-def test_a_world_may_say_how_long_it_takes() -> None:
+def test_an_environment_may_set_its_time_limit() -> None:
     env = FunctionEnvironment(lambda task, done: time.sleep(1) or Outcome(1.0), "slow")
     env.time_limit_s = 0.05  # type: ignore[attr-defined]
     assert score_all(env, [(QUESTION, Completion("r", "x"))]) == [
@@ -104,14 +107,14 @@ def test_after_more_than_half_has_failed_the_rest_is_not_tried() -> None:
         calls.append(done.uid)
         raise RuntimeError("broken")
 
-    found = judged_by(env, ["x"] * 40)
+    found = scored_by(env, ["x"] * 40)
     assert 20 < len(calls) < 40
     assert len(found) == 40
     assert all(isinstance(entry, Fault) and entry.drop is DropReason.ENV_RAISED for entry in found)
 
 
 @pytest.mark.parametrize(
-    ("outcome", "said"),
+    ("outcome", "message"),
     [
         (None, "expected an Outcome, got NoneType"),
         (1.0, "expected an Outcome, got float"),
@@ -131,18 +134,18 @@ def test_after_more_than_half_has_failed_the_rest_is_not_tried() -> None:
         (Outcome(0.0, details=[1]), "details are not names with numbers or words"),  # type: ignore[arg-type]
     ],
 )
-def test_what_is_no_outcome_is_dropped_under_that_reason(outcome: Any, said: str) -> None:
-    (alone,) = judged_by(lambda task, done: outcome, ["x"])
+def test_what_is_no_outcome_is_dropped_under_that_reason(outcome: Any, message: str) -> None:
+    (alone,) = scored_by(lambda task, done: outcome, ["x"])
     (together,) = score_all(Together(lambda pairs: [outcome]), [(QUESTION, Completion("r", "x"))])
     for found in (alone, together):
         assert isinstance(found, Fault)
         assert found.drop is DropReason.BAD_OUTCOME
-        assert said in found.text
+        assert message in found.text
 
 
 @pytest.mark.parametrize("reward", [True, 1, numpy.float32(1.0), numpy.float64(1.0)])
 def test_any_number_will_do_as_a_reward_and_becomes_a_float(reward: Any) -> None:
-    (found,) = judged_by(lambda task, done: Outcome(reward), ["x"])
+    (found,) = scored_by(lambda task, done: Outcome(reward), ["x"])
     assert isinstance(found, Outcome)
     assert type(found.reward) is float
     assert found.reward == 1.0
@@ -150,7 +153,7 @@ def test_any_number_will_do_as_a_reward_and_becomes_a_float(reward: Any) -> None
 
 def test_details_of_numbers_and_words_are_kept() -> None:
     outcome = Outcome(0.5, "no", {"passed": 1, "share": 0.5, "why": "slow", "late": True})
-    assert judged_by(lambda task, done: outcome, ["x"]) == [outcome]
+    assert scored_by(lambda task, done: outcome, ["x"]) == [outcome]
 
 
 def test_errors_of_ours_pass_through() -> None:
@@ -158,23 +161,23 @@ def test_errors_of_ours_pass_through() -> None:
         raise DataError("a task without tests")
 
     with pytest.raises(DataError, match="without tests"):
-        judged_by(refuse, ["x", "y"])
+        scored_by(refuse, ["x", "y"])
     with pytest.raises(DataError, match="without tests"):
         score_all(Together(lambda pairs: refuse(*pairs[0])), [(QUESTION, Completion("r", "x"))])
 
 
 @pytest.mark.parametrize("returned", [None, [], [Outcome(1.0)], [Outcome(1.0)] * 3, iter([])])
-def test_judging_together_has_to_give_one_outcome_each(returned: Any) -> None:
+def test_score_batch_has_to_give_one_outcome_each(returned: Any) -> None:
     found = score_all(Together(lambda pairs: returned), [(QUESTION, Completion("r", "x"))] * 2)
     assert [entry.drop for entry in found if isinstance(entry, Fault)] == [DropReason.BAD_OUTCOME] * 2
 
 
-def test_judging_together_may_drop_one_answer_alone() -> None:
-    given = [Outcome(1.0), Fault(DropReason.JUDGING_FAILED, "no luck"), Outcome(0.0)]
+def test_score_batch_may_drop_one_answer_alone() -> None:
+    given = [Outcome(1.0), Fault(DropReason.SCORING_FAILED, "no luck"), Outcome(0.0)]
     assert score_all(Together(lambda pairs: given), [(QUESTION, Completion("r", "x"))] * 3) == given
 
 
-def test_judging_together_may_raise_and_all_are_dropped() -> None:
+def test_score_batch_may_raise_and_all_are_dropped() -> None:
     def broken(pairs: Any) -> Any:
         raise RuntimeError("no luck")
 
@@ -183,8 +186,8 @@ def test_judging_together_may_raise_and_all_are_dropped() -> None:
     assert "RuntimeError: no luck" in found[1].text  # type: ignore[union-attr]
 
 
-def test_nothing_to_judge_is_no_outcome() -> None:
-    assert judged_by(lambda task, done: Outcome(1.0), []) == []
+def test_nothing_to_score_is_no_outcome() -> None:
+    assert scored_by(lambda task, done: Outcome(1.0), []) == []
 
 
 def test_tasks_of_a_function_may_be_a_list_or_a_function_and_are_for_training() -> None:
@@ -199,21 +202,21 @@ def test_tasks_of_a_function_may_be_a_list_or_a_function_and_are_for_training() 
 
 
 @pytest.mark.parametrize(
-    ("tasks", "said"),
+    ("tasks", "message"),
     [
         (lambda: 1 / 0, "ZeroDivisionError"),
         (lambda: ["What?"], "tasks of another type"),
         ([QUESTION, QUESTION], "two tasks with one id"),
     ],
 )
-def test_tasks_that_cannot_be_used_are_refused(tasks: Any, said: str) -> None:
+def test_tasks_that_cannot_be_used_are_refused(tasks: Any, message: str) -> None:
     env = FunctionEnvironment(lambda task, done: Outcome(1.0), "own", tasks)
-    with pytest.raises(EnvError, match=said):
+    with pytest.raises(EnvError, match=message):
         tasks_of(env, "train")
 
 
 @pytest.mark.parametrize("limit", [0, -1, math.inf, math.nan, 1e9, "30", None])
-def test_a_time_limit_of_a_world_that_is_none_is_refused(limit):
+def test_a_time_limit_that_is_none_is_refused(limit):
     env = FunctionEnvironment(lambda task, done: Outcome(1.0), "mine")
     env.time_limit_s = limit  # type: ignore[attr-defined]
     with pytest.raises(EnvError, match="time_limit_s of the environment 'mine'"):

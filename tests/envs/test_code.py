@@ -5,16 +5,14 @@ from pathlib import Path
 
 import pytest
 
+from sandbox_parts import needs_isolation
 from selfdistill.data.rows import load_tasks, row_to_task
 from selfdistill.envs.code import CodeEnvironment, CodeOptions
 from selfdistill.envs.registry import environment_options
-from selfdistill.envs.sandbox import IsolationLevel, isolation_level
 from selfdistill.errors import ConfigError, DataError
 from selfdistill.types import Completion, Task
 
-pytestmark = pytest.mark.skipif(
-    isolation_level() is not IsolationLevel.FULL, reason="this machine has no Landlock or no seccomp"
-)
+pytestmark = needs_isolation
 MBPP = Path(__file__).parents[3] / "shared" / "data" / "mbpp" / "mbpp.jsonl"
 HUMANEVAL_SHAPE = Path(__file__).parent / "data" / "humaneval_shape.jsonl"
 UNSOLVED: dict[str, str] = {}  # task id of MBPP -> why its own reference solution cannot pass here

@@ -4,13 +4,13 @@ import time
 
 import pytest
 
-from selfdistill.envs.extract import extract_code, fenced_blocks
+from selfdistill.envs.scoring import extract_code, fenced_blocks
 
 
 def test_the_longest_block_tagged_python_wins_and_without_one_the_longest():
     answer = "Try\n```\nx = 1\n```\nor better\n```Python3\nx = 1\ny = 2\n```\nor\n```text\nlonger than both\n```\n"
-    assert [block.code for block in fenced_blocks(answer)] == ["x = 1", "x = 1\ny = 2", "longer than both"]
-    assert [block.tag for block in fenced_blocks(answer)] == ["", "python3", "text"]
+    assert [code for _, code in fenced_blocks(answer)] == ["x = 1", "x = 1\ny = 2", "longer than both"]
+    assert [tag for tag, _ in fenced_blocks(answer)] == ["", "python3", "text"]
     assert extract_code(answer) == "x = 1\ny = 2"
     assert extract_code(answer.replace("Python3", "")) == "longer than both"
     for tag in ("py", "python", "PYTHON", " python", "{.python .numberLines}", 'python title="a.py"', "python:a.py"):

@@ -8,21 +8,18 @@ from pathlib import Path
 
 import pytest
 
+from sandbox_parts import needs_isolation
 from selfdistill.envs.sandbox import (
     Ending,
-    IsolationLevel,
     Mode,
     Program,
     Result,
     Sandbox,
     SandboxLimits,
-    isolation_level,
 )
 
-pytestmark = pytest.mark.skipif(
-    isolation_level() is not IsolationLevel.FULL, reason="this machine has no Landlock or no seccomp"
-)
-QUICK = SandboxLimits(time_s=1.0, memory_mb=128, output_kb=1024)
+pytestmark = needs_isolation
+QUICK = SandboxLimits(time_limit_s=1.0, memory_mb=128, output_kb=1024)
 NEXT = Program("def f(x): return x + 1", Mode.CALL, ([1], [2]), "f")
 
 # Finds the channel and the nonce of its own run, as a program that searches the interpreter can.
@@ -131,7 +128,7 @@ def test_noise_on_the_channel_does_not_hold_up_the_clock(sandbox):
         FORGE
         + "\nos.write(cells['descriptor'], b'x' * 3_000_000)\nwhile True: os.write(cells['descriptor'], b'\\n' * 65536)"
     )
-    (result,) = call(sandbox, flood, limits=SandboxLimits(time_s=0.5, output_kb=4096))
+    (result,) = call(sandbox, flood, limits=SandboxLimits(time_limit_s=0.5, output_kb=4096))
     assert result.ending in (Ending.TIMED_OUT, Ending.RAISED)
     assert time.monotonic() - began < 5
 
@@ -147,7 +144,7 @@ threading.Thread(target=fill, daemon=True).start()
 while True: os.write(cells["descriptor"], b"\\n")
 """
     )
-    assert "OutputLimitExceeded" in call(sandbox, code, limits=SandboxLimits(time_s=5, output_kb=1024))[0].error
+    assert "OutputLimitExceeded" in call(sandbox, code, limits=SandboxLimits(time_limit_s=5, output_kb=1024))[0].error
 
 
 @pytest.mark.parametrize("rewrite", [
@@ -164,7 +161,7 @@ def test_what_is_written_over_and_over_is_bounded(sandbox, rewrite):
     def f():
         while True: {rewrite}
     """
-    (result,) = call(sandbox, code, limits=SandboxLimits(time_s=20, output_kb=1024))
+    (result,) = call(sandbox, code, limits=SandboxLimits(time_limit_s=20, output_kb=1024))
     assert result.error.startswith("OutputLimitExceeded")
 
 
@@ -181,7 +178,7 @@ def test_writing_through_memory_to_the_disk_is_bounded(sandbox):
             os.fsync(file)
         return n
     """
-    (result,) = call(sandbox, code, [3000], limits=SandboxLimits(time_s=10, output_kb=1024))
+    (result,) = call(sandbox, code, [3000], limits=SandboxLimits(time_limit_s=10, output_kb=1024))
     assert result.value == 3000 or result.error.startswith("OutputLimitExceeded")
 
 
@@ -195,7 +192,7 @@ def test_threads_are_bounded(sandbox):
             threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
             started += 1
     """
-    (result,) = call(sandbox, code, limits=SandboxLimits(time_s=10, memory_mb=1024))
+    (result,) = call(sandbox, code, limits=SandboxLimits(time_limit_s=10, memory_mb=1024))
     assert result.error == "ThreadLimitExceeded: more than 128 threads were started"
 
 
@@ -209,7 +206,7 @@ def test_a_hundred_threads_are_not_too_many(sandbox):
         for thread in threads: thread.join()
         return len(threads)
     """
-    assert call(sandbox, code, limits=SandboxLimits(time_s=10))[0].value == 100
+    assert call(sandbox, code, limits=SandboxLimits(time_limit_s=10))[0].value == 100
 
 
 @pytest.mark.parametrize("attack", [
@@ -264,7 +261,7 @@ def f():
     {attack}
 """
     began = time.monotonic()
-    (result,) = call(sandbox, code, limits=SandboxLimits(time_s=0.4))
+    (result,) = call(sandbox, code, limits=SandboxLimits(time_limit_s=0.4))
     assert result.ending is Ending.TIMED_OUT
     assert time.monotonic() - began < 5
 
@@ -275,7 +272,7 @@ def f():
     "import sys\nsys.stdout = None\nwhile True: pass",
 ])  # fmt: skip
 def test_a_whole_program_that_never_ends_is_timed_out(sandbox, code):
-    (result,) = sandbox.run(Program(code, Mode.STDIN, ("",)), SandboxLimits(time_s=0.4))
+    (result,) = sandbox.run(Program(code, Mode.STDIN, ("",)), SandboxLimits(time_limit_s=0.4))
     assert result.ending is Ending.TIMED_OUT
 
 
@@ -319,7 +316,7 @@ def test_files_of_every_name_and_mode_are_removed(sandbox):
 
 def test_many_small_files_are_stopped_and_removed(sandbox, folder):
     code = "def f():\n    for n in range(10**6): open(str(n), 'w').close()"
-    assert "OutputLimitExceeded" in call(sandbox, code, limits=SandboxLimits(time_s=10, output_kb=1024))[0].error
+    assert "OutputLimitExceeded" in call(sandbox, code, limits=SandboxLimits(time_limit_s=10, output_kb=1024))[0].error
 
 
 def test_nothing_of_other_processes_can_be_read(sandbox):

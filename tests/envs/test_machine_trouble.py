@@ -14,7 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from sandbox_parts import needs_isolation
 from selfdistill.envs.base import Fault
+from selfdistill.envs.code import CodeEnvironment
 from selfdistill.envs.sandbox import (
     Ending,
     IsolationLevel,
@@ -22,17 +24,13 @@ from selfdistill.envs.sandbox import (
     Program,
     Sandbox,
     SandboxLimits,
-    isolation_level,
     pool,
     worker,
 )
-from selfdistill.envs.scoring import score_batch
 from selfdistill.errors import ProgramLostError, SandboxError
 from selfdistill.types import Completion, DropReason, Outcome, Task
 
-pytestmark = pytest.mark.skipif(
-    isolation_level() is not IsolationLevel.FULL, reason="this machine has no Landlock or no seccomp"
-)
+pytestmark = needs_isolation
 DOUBLE = Program("def f(x): return 2 * x", Mode.CALL, ([1], [2]), "f")
 WRITE = Program("def f(x): return open('x', 'w').write('a' * 1000)", Mode.CALL, ([1],), "f")
 
@@ -165,8 +163,15 @@ def test_a_folder_that_was_removed_under_a_worker_is_made_again(temporary_folder
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("end", "what"), [("raise MemoryError", "MemoryError"), ("os.kill(os.getpid(), 9)", "ready")])
-def test_a_worker_that_finds_no_memory(in_workers, end, what):
+@pytest.mark.parametrize(
+    ("end", "what"),
+    [
+        ("raise MemoryError", "MemoryError"),
+        ("os.kill(os.getpid(), 9)", "ready"),
+        ("import no_such_module", "no_such_module"),
+    ],
+)
+def test_a_worker_that_cannot_start_says_why(in_workers, end, what):
     in_workers(end)
     with Sandbox(1) as sandbox, pytest.raises(SandboxError, match=what) as caught:
         sandbox.run(DOUBLE)
@@ -188,7 +193,7 @@ import os, resource
 from selfdistill.errors import ProgramLostError, SandboxError
 from selfdistill.types import Completion, DropReason, Outcome, Task
 from selfdistill.envs.base import Fault
-from selfdistill.envs.scoring import score_batch
+from selfdistill.envs.code import CodeEnvironment
 from selfdistill.envs.sandbox import Mode, Program, Sandbox
 resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")), 4096))
 try:
@@ -231,7 +236,7 @@ def test_workers_that_are_killed_again_and_again_stop_the_run(monkeypatch):
         killer.start()
         try:
             with pytest.raises(SandboxError, match=r"worker (died|was ended)"):
-                sandbox.run(Program("import time\ntime.sleep(30)", Mode.STDIN, ("",)), SandboxLimits(time_s=60))
+                sandbox.run(Program("import time\ntime.sleep(30)", Mode.STDIN, ("",)), SandboxLimits(time_limit_s=60))
         finally:
             over.set()
             killer.join()
@@ -247,11 +252,13 @@ def test_a_program_that_the_kernel_ended_for_lack_of_memory_is_not_to_blame(in_w
     task = Task("t", (), {"kind": "functional", "fn_name": "f", "public": [{"input": [1], "output": 2}]})
     answers = [f"```\n{KILLED.code}\n```", "```\ndef f(x): return 2 * x\n```"]
     with Sandbox(1) as sandbox:
-        lost, judged = score_batch(sandbox, [(task, Completion(text[4:9], text)) for text in answers])
+        lost, scored = CodeEnvironment(sandbox=sandbox).score_batch(
+            [(task, Completion(text[4:9], text)) for text in answers]
+        )
     assert isinstance(lost, Fault)
     assert lost.drop is DropReason.PROGRAM_LOST
-    assert isinstance(judged, Outcome)
-    assert judged.reward == 1
+    assert isinstance(scored, Outcome)
+    assert scored.reward == 1
 
 
 def test_a_program_that_ends_itself_is(in_workers):
@@ -272,6 +279,6 @@ def test_without_walls_frames_that_a_program_forges_are_its_own_failure(monkeypa
     with pytest.warns(RuntimeWarning):
         sandbox = Sandbox(1, allow_weaker=True)
     with sandbox:
-        results = sandbox.run(Program(code, Mode.STDIN, ("",)), SandboxLimits(time_s=0.2))
+        results = sandbox.run(Program(code, Mode.STDIN, ("",)), SandboxLimits(time_limit_s=0.2))
         assert results[0].ending in (Ending.RAISED, Ending.TIMED_OUT)
         assert [result.value for result in sandbox.run(DOUBLE)] == [2, 4]

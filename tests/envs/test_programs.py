@@ -4,24 +4,21 @@ import textwrap
 
 import pytest
 
+from sandbox_parts import needs_isolation
 from selfdistill.data.rows import row_to_task
 from selfdistill.envs.code import CodeEnvironment
 from selfdistill.envs.sandbox import (
     Ending,
-    IsolationLevel,
     Mode,
     Program,
     Result,
     Sandbox,
     SandboxLimits,
-    isolation_level,
 )
 from selfdistill.types import Completion
 
-pytestmark = pytest.mark.skipif(
-    isolation_level() is not IsolationLevel.FULL, reason="this machine has no Landlock or no seccomp"
-)
-LIMITS = SandboxLimits(time_s=10.0, memory_mb=256)
+pytestmark = needs_isolation
+LIMITS = SandboxLimits(time_limit_s=10.0, memory_mb=256)
 TEXT = "3\n1 2 3\n"
 
 

@@ -7,23 +7,19 @@ from pathlib import Path
 
 import pytest
 
+from sandbox_parts import needs_isolation
 from selfdistill.envs.compare import same_value
 from selfdistill.envs.sandbox import (
     Ending,
-    IsolationLevel,
     Mode,
     Program,
     Result,
     Sandbox,
     SandboxLimits,
-    isolation_level,
 )
 
-needs_walls = pytest.mark.skipif(
-    isolation_level() is not IsolationLevel.FULL, reason="this machine has no Landlock or no seccomp"
-)
-pytestmark = needs_walls
-QUICK = SandboxLimits(time_s=1.0, memory_mb=128, output_kb=1024)
+pytestmark = needs_isolation
+QUICK = SandboxLimits(time_limit_s=1.0, memory_mb=128, output_kb=1024)
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +116,7 @@ def test_after_an_exception_the_next_input_is_run(sandbox):
 def test_an_endless_loop_is_timed_out_and_ends_the_run(sandbox):
     began = time.monotonic()
     results = sandbox.run(
-        Program("def f(x):\n    while x: pass", Mode.CALL, ([0], [1], [0]), "f"), SandboxLimits(time_s=0.5)
+        Program("def f(x):\n    while x: pass", Mode.CALL, ([0], [1], [0]), "f"), SandboxLimits(time_limit_s=0.5)
     )
     assert [result.ending for result in results] == [Ending.DONE, Ending.TIMED_OUT]
     assert time.monotonic() - began < 5
@@ -130,7 +126,7 @@ def test_an_endless_loop_is_timed_out_and_ends_the_run(sandbox):
     "code", ["import time\ntime.sleep(60)", "import os, signal\nos.kill(os.getpid(), signal.SIGSTOP)"]
 )
 def test_a_program_that_sleeps_or_stops_itself_is_timed_out(sandbox, code):
-    assert call(sandbox, code, limits=SandboxLimits(time_s=0.3)).ending is Ending.TIMED_OUT
+    assert call(sandbox, code, limits=SandboxLimits(time_limit_s=0.3)).ending is Ending.TIMED_OUT
 
 
 @pytest.mark.parametrize(
@@ -181,7 +177,7 @@ def test_many_files_count_together(sandbox):
 def test_a_returned_value_has_a_limit(sandbox):
     assert refused(call(sandbox, "def f(): return 'a' * 10**7"), "OutputLimitExceeded")
     doubled = "x = []\nfor _ in range(50): x = [x, x]\ndef f(): return x"  # 2**50 parts, if written out
-    assert refused(call(sandbox, doubled, limits=SandboxLimits(time_s=10)), "OutputLimitExceeded")
+    assert refused(call(sandbox, doubled, limits=SandboxLimits(time_limit_s=10)), "OutputLimitExceeded")
 
 
 @pytest.mark.parametrize("target", ["os.getppid()", "1", "0", "-1"])

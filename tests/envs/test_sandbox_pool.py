@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from sandbox_parts import needs_isolation
 from selfdistill.envs.sandbox import (
     Ending,
     IsolationLevel,
@@ -19,16 +20,12 @@ from selfdistill.envs.sandbox import (
     Program,
     Sandbox,
     SandboxLimits,
-    isolation_level,
     isolation_warning,
     pool,
     shared_sandbox,
 )
 from selfdistill.errors import SandboxError
 
-needs_walls = pytest.mark.skipif(
-    isolation_level() is not IsolationLevel.FULL, reason="this machine has no Landlock or no seccomp"
-)
 SOURCE = Path(__file__).parents[2] / "src"
 DOUBLE = Program("def f(x): return 2 * x", Mode.CALL, ([1], [2]), "f")
 LOOP = "Program('while True: pass', Mode.CALL, ([],), 'f')"
@@ -55,15 +52,15 @@ def start(code: str, **variables: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 
-@needs_walls
+@needs_isolation
 def test_results_come_in_the_order_of_the_programs():
     with Sandbox(2) as sandbox:
         jobs = [(Program(f"def f(x): return x + {i}", Mode.CALL, ([0],), "f"), SandboxLimits()) for i in range(20)]
-        assert [results[0].value for results in sandbox.run_many(jobs)] == list(range(20))
-        assert sandbox.run_many([]) == []
+        assert sandbox.run_each(jobs, lambda _, results: next(results).value) == list(range(20))
+        assert sandbox.run_each([], lambda _, results: list(results)) == []
 
 
-@needs_walls
+@needs_isolation
 def test_a_dead_worker_is_replaced():
     with Sandbox(1) as sandbox:
         sandbox.run(DOUBLE)
@@ -73,7 +70,7 @@ def test_a_dead_worker_is_replaced():
         assert sandbox.worker_pids() != [pid]
 
 
-@needs_walls
+@needs_isolation
 def test_closing_ends_the_workers_and_leaves_no_files_and_it_can_be_used_again():
     with Sandbox(2) as sandbox:
         path = sandbox.run(Program("import os\ndef f(): return os.getcwd()", Mode.CALL, ([],), "f"))[0].value
@@ -85,7 +82,7 @@ def test_closing_ends_the_workers_and_leaves_no_files_and_it_can_be_used_again()
     sandbox.close()
 
 
-@needs_walls
+@needs_isolation
 @pytest.mark.parametrize("end", [
     "pass", "raise SystemExit(3)", "import os; os._exit(0)", "import os; os.kill(os.getpid(), 9)",
     "import os, threading; threading.Timer(0.5, os.kill, (os.getpid(), 9)).start(); "
@@ -98,9 +95,9 @@ def test_workers_and_their_files_end_with_the_process_that_owns_them(end, tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
-@needs_walls
+@needs_isolation
 def test_an_interrupt_ends_a_running_program_and_its_worker():
-    process = start(f"box.run({LOOP}, SandboxLimits(time_s=600))")
+    process = start(f"box.run({LOOP}, SandboxLimits(time_limit_s=600))")
     assert process.stdout is not None
     pids = [int(pid) for pid in process.stdout.readline().split()]
     time.sleep(1.0)
@@ -112,7 +109,7 @@ def test_an_interrupt_ends_a_running_program_and_its_worker():
     assert gone(pids)
 
 
-@needs_walls
+@needs_isolation
 def test_a_large_parent_does_not_shrink_a_program_s_memory():
     code = """
     import mmap
@@ -124,21 +121,7 @@ def test_a_large_parent_does_not_shrink_a_program_s_memory():
     assert output.splitlines()[1:] == [str([48 << 20])], errors
 
 
-@needs_walls
-def test_modules_besides_the_standard_library_are_there_only_when_asked_for():
-    program = Program("import pytest\ndef f(): return pytest.approx(1) == 1", Mode.CALL, ([],), "f")
-    with Sandbox(1) as plain, Sandbox(1, modules=["pytest"]) as richer:
-        assert plain.run(program)[0].error.startswith("ModuleNotFoundError")
-        assert richer.run(program, SandboxLimits(memory_mb=512))[0].value is True
-
-
-@needs_walls
-def test_a_worker_that_cannot_start_says_why():
-    with Sandbox(1, modules=["no_such_module"]) as sandbox, pytest.raises(SandboxError, match="no_such_module"):
-        sandbox.run(DOUBLE)
-
-
-@needs_walls
+@needs_isolation
 def test_the_shared_sandbox_is_one():
     assert shared_sandbox() is shared_sandbox()
     assert shared_sandbox().run(DOUBLE)[1].value == 4
@@ -184,7 +167,7 @@ def test_closing_while_workers_start_and_run_raises_nothing():
 
         def run(box: Sandbox = box, errors: list[BaseException] = errors) -> None:
             try:
-                box.run_many([(endless, SandboxLimits(time_s=20))] * 4)
+                box.run_each([(endless, SandboxLimits(time_limit_s=20))] * 4, lambda _, results: list(results))
             except (SandboxError, CancelledError) as error:
                 errors.append(error)
 

@@ -8,16 +8,14 @@ from pathlib import Path
 import pytest
 
 import selfdistill
+from sandbox_parts import needs_isolation
 from selfdistill.data.rows import row_to_task
 from selfdistill.envs.code import CodeEnvironment, CodeOptions
-from selfdistill.envs.sandbox import IsolationLevel, Sandbox, isolation_level
+from selfdistill.envs.sandbox import Sandbox
 from selfdistill.envs.sandbox.wire import Opaque, decode, encode
 from selfdistill.envs.shown import show_text, show_value
 from selfdistill.types import Completion
 
-needs_walls = pytest.mark.skipif(
-    isolation_level() is not IsolationLevel.FULL, reason="this machine has no Landlock or no seccomp"
-)
 LIBRARY = os.path.dirname(os.__file__)
 OURS = [LIBRARY, sys.prefix, sys.base_prefix, str(Path(selfdistill.__file__).parent), str(Path.home())]
 # What no feedback may hold: every folder above what a program can meet, but for those of every Linux.
@@ -54,7 +52,7 @@ def feedback(envs, code: str, kind: str = "functional") -> str:
 KINDS = ("functional", "stdin", "assert", "equation", "statements")
 
 
-@needs_walls
+@needs_isolation
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("body", [
     "yield", "return object()", "return [{'a': (object(), f)}]", "raise ValueError(object())", "return f.__code__",
@@ -74,7 +72,7 @@ def test_the_same_text_twice_and_no_folder_of_this_machine(envs, kind, body):
     feedback(envs, f"def f():\n    {body}", kind)
 
 
-@needs_walls
+@needs_isolation
 def test_what_is_compared_is_what_was_printed():
     task = row_to_task({"prompt": "p", "tests": [{"input": "", "output": f"{LIBRARY} at 0x7f00000000"}]})
     answer = Completion("u", "```python\nimport os\nprint(os.path.dirname(os.__file__), 'at 0x7f00000000')\n```")

@@ -18,7 +18,8 @@ from selfdistill.runs.store import allowed_changes
 ACCURACY = {"value": 0.5, "n": 2, "low": 0.1, "high": 0.9}
 STEP = {
     "event": "step", "step": 1, "generations": 4, "tokens": 40, "wall_s": 1.0, "reward": 0.5, "accuracy": 0.5,
-    "loss": "NaN", "grad_norm": 1.0, "lr": 1e-5, "evidence": 0.25, "dropped": {"flat_group": 2, "no_context": 1},
+    "loss": "NaN", "grad_norm": 1.0, "lr": 1e-5, "evidence": 0.25,
+    "dropped": {"flat_group": 2, "judging_failed": 3, "no_context": 1},
 }  # fmt: skip
 EVAL = {"event": "eval", "step": 0, "generations": 0, "wall_s": 0.0, "split": "retained", "accuracy": ACCURACY}
 ROLLOUT = {
@@ -49,7 +50,7 @@ def test_a_run_of_an_earlier_version_is_read_under_todays_names(old_run: Path) -
     (step,), (measured,), (rollout,) = run.steps, run.evals, run.rollouts()
     assert isinstance(step, StepRecord)
     assert (step.completions_sampled, step.log_ratio) == (4, 0.25)
-    assert step.dropped == {"zero_advantage": 2, "no_context": 1}
+    assert step.dropped == {"zero_advantage": 2, "scoring_failed": 3, "no_context": 1}
     assert isinstance(measured, EvalRecord)
     assert measured.split == "forgetting"
     assert isinstance(rollout, RolloutRecord)

@@ -41,7 +41,7 @@ def test_rows_that_are_well_have_nothing_to_correct(tmp_path: Path) -> None:
     echo = {"prompt": "Repeat the input.", "tests": [{"input": "a", "output": "a"}], "solution": "print(input())"}
     found = checked(write(tmp_path / "rows.jsonl", ADD, MBPP, echo))
     assert (found.rows, found.usable, found.references, found.passed) == (3, 3, 3, 3)
-    assert (found.problems, found.notes, found.longest, found.limit) == ((), (), None, None)
+    assert (found.problems, found.notes, found.longest, found.limit) == ([], [], None, None)
     assert [example.task for example in found.examples] == ["add", "m"]
     assert found.examples[0].feedback == "Wrong answer.\nInput: 1, 2\nOutput: None\nExpected: 3"
     assert "def sq(" in found.examples[1].answer
@@ -90,7 +90,7 @@ def test_references_are_judged_by_all_tests_and_named_where_they_fail(tmp_path: 
     ]
     assert "Input: 2, 2\nOutput: 3\nExpected: 4" in found.problems[0]
     assert [problem.split(": ")[0] for problem in found.problems] == [f"{path}:{line}" for line in (1, 2, 3)]
-    assert found.notes == ("1 of 4 rows have no reference solution",)
+    assert found.notes == ["1 of 4 rows have no reference solution"]
 
 
 def test_tests_that_anything_passes_are_named(tmp_path: Path) -> None:
@@ -109,8 +109,8 @@ def test_the_same_task_twice_is_a_problem_and_the_same_prompt_is_not(tmp_path: P
     other = {**ADD, "id": "c", "tests": [{"input": [0, 5], "output": 5}]}
     path = write(tmp_path / "rows.jsonl", ADD, {**ADD, "id": "b"}, other)
     found = checked(path)
-    assert found.problems == (f"{path}:2: the same prompt and tests as {path}:1",)
-    assert found.notes == (f"{path}:3: the same prompt as {path}:1, with other tests",)
+    assert found.problems == [f"{path}:2: the same prompt and tests as {path}:1"]
+    assert found.notes == [f"{path}:3: the same prompt as {path}:1, with other tests"]
 
 
 def test_prompts_are_measured_as_the_model_reads_them(tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_prompts_are_measured_as_the_model_reads_them(tmp_path: Path) -> None:
     sizes = [len(renderer.prompt(row.found.messages)) for row in every_row(CodeEnvironment(), path)]  # type: ignore[union-attr]
     found = checked(path, renderer=renderer, max_prompt_tokens=sizes[0])
     assert (found.longest, found.limit) == (max(sizes), sizes[0])
-    assert found.problems == (f"{path}:2: the prompt has {sizes[1]:,} tokens; a run skips those over {sizes[0]:,}",)
+    assert found.problems == [f"{path}:2: the prompt has {sizes[1]:,} tokens; a run skips those over {sizes[0]:,}"]
 
 
 def shout(task: Task, done) -> Outcome:

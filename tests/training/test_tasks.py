@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 
 from selfdistill.data.rows import row_to_task
-from selfdistill.data.tasks import askable, draw_tasks, judgeable, question_rows, training_tasks, wanted_answers
+from selfdistill.data.tasks import (
+    draw_tasks,
+    fitting_tasks,
+    question_rows,
+    training_tasks,
+    usable_tasks,
+    wanted_answers,
+)
 from selfdistill.envs.base import FunctionEnvironment
 from selfdistill.envs.code import CodeEnvironment
 from selfdistill.envs.verbs.env import VerbsEnvironment
@@ -126,19 +133,19 @@ def test_questions_that_do_not_fit_are_counted(recorder) -> None:
     lengths = [len(renderer.prompt(task.messages)) for task in TASKS]
     assert lengths == sorted(lengths)
     limit = lengths[2]
-    assert askable(TASKS, renderer, limit, recorder) == [task for task in TASKS if lengths[int(task.id)] <= limit]
+    assert fitting_tasks(TASKS, renderer, limit, recorder) == [task for task in TASKS if lengths[int(task.id)] <= limit]
     left_out = sum(length > limit for length in lengths)
     assert recorder.notes == ([f"{left_out} of 5 tasks are skipped: longer than {limit} tokens"] if left_out else [])
     with pytest.raises(DataError, match="no question fits the model"):
-        askable(TASKS, renderer, 3, recorder)
+        fitting_tasks(TASKS, renderer, 3, recorder)
 
 
 def test_one_token_of_the_context_is_left_for_the_answer(recorder) -> None:
     tokenizer = tiny_tokenizer()
     size = len(Renderer(tokenizer, 1000, 1000).prompt(TASKS[0].messages))
     with pytest.raises(DataError, match=f"longer than {size - 1} tokens"):
-        askable(TASKS[:1], Renderer(tokenizer, size, 1000), 1000, recorder)
-    assert askable(TASKS[:1], Renderer(tokenizer, size + 1, 1000), 1000, recorder) == TASKS[:1]
+        fitting_tasks(TASKS[:1], Renderer(tokenizer, size, 1000), 1000, recorder)
+    assert fitting_tasks(TASKS[:1], Renderer(tokenizer, size + 1, 1000), 1000, recorder) == TASKS[:1]
 
 
 BROKEN = {"task_id": 2, "text": "Add.", "test_list": ["assert add(1, 2 == 3"]}
@@ -147,13 +154,13 @@ BROKEN = {"task_id": 2, "text": "Add.", "test_list": ["assert add(1, 2 == 3"]}
 def test_tasks_that_no_answer_satisfies_are_left_out_of_what_is_measured(recorder) -> None:
     fine = row_to_task({"task_id": 1, "text": "Add.", "test_list": ["assert add(1, 2) == 3"]})
     broken = row_to_task(BROKEN, compiled=False)
-    assert judgeable([fine, broken], CodeEnvironment(), recorder) == [fine]
+    assert usable_tasks([fine, broken], CodeEnvironment(), recorder) == [fine]
     (note,) = recorder.notes
     assert "1 of 2 tasks are left out" in note
     assert "public[0]: expected Python that compiles" in note
-    assert judgeable([broken], CodeEnvironment(), recorder, least=0) == []
+    assert usable_tasks([broken], CodeEnvironment(), recorder, least=0) == []
     with pytest.raises(DataError, match=r"task '2': public\[0\]"):
-        judgeable([broken], CodeEnvironment(), recorder)
+        usable_tasks([broken], CodeEnvironment(), recorder)
 
 
 def test_questions_that_a_world_of_programs_cannot_judge_are_refused(tmp_path: Path) -> None:

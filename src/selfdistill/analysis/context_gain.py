@@ -16,8 +16,8 @@ from statistics import fmean
 
 from selfdistill.analysis.control_contexts import SHUFFLED
 from selfdistill.config import RunConfig, resolved
-from selfdistill.data.tasks import judgeable
-from selfdistill.envs.extract import extract_code
+from selfdistill.data.tasks import usable_tasks
+from selfdistill.envs.scoring import extract_code
 from selfdistill.prompts.context import Demonstration, Document, SolutionOrFeedback, UserReply, without_thinking
 from selfdistill.prompts.stages import PrivilegedRollouts, failures
 from selfdistill.runs import Estimate, EvalRecord, RolloutRecord, RunDir
@@ -183,7 +183,7 @@ def measure_context_gain(config: RunConfig, callback: Callback) -> ContextGainRe
 
 def _measured(bench: _Bench) -> ContextGainReport:
     asking, config = bench.asking, bench.asking.config
-    tasks = judgeable(asking.tasks[: config.evaluation.tasks], asking.env, bench.callback)
+    tasks = usable_tasks(asking.tasks[: config.evaluation.tasks], asking.env, bench.callback)
     groups = bench.attempts(tasks)
     questions = [(task, asking.renderer.prompt(task.messages), None) for task in tasks]
     bare = bench.ask("bare", questions, config.evaluation.answers)

@@ -1,4 +1,4 @@
-"""`selfdistill check`: what is wrong with a file of tasks, before a run; and what given answers are worth."""
+"""`selfdistill check`: what is wrong with a file of tasks, before a run; and the rewards of given answers."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ _CARRIED = ("tool_calls", "tool_call_id", "function_call", "images", "image", "a
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A row with its place, so that every complaint can name both."""
+    """The fields of a row with its place, which every error names."""
 
     path: Path
     line: int
@@ -34,21 +34,22 @@ class Row:
         """The first of the fields that is there and not null."""
         return next((name for name in names if self.fields.get(name) is not None), None)
 
-    def text(self, *names: str, default: str | None = None) -> str:
-        """The first of the fields that is there; it must be text."""
+    def text(self, *names: str, required: bool = False) -> str:
+        """The first of the fields that is there; it must be text. Without one: empty, or an error where `required`."""
         name = self.name_of(*names)
         if name is None:
-            return default if default is not None else self.fail(names[0], "text", "nothing")
+            return self.fail(names[0], "text", "nothing") if required else ""
         value = self.fields[name]
         return value if isinstance(value, str) else self.fail(name, "text", short(value))
 
-    def number(self, name: str) -> float | None:
-        """A positive number, or None when the field is missing."""
-        value = self.fields.get(name)
+    def time_limit(self) -> float | None:
+        """Seconds for one test; None when the field is missing."""
+        value = self.fields.get("time_limit")
         if value is None:
             return None
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not MIN_SECONDS <= value <= MAX_SECONDS:
-            self.fail(name, f"a number above 0 (seconds, from {MIN_SECONDS:g}), at most {MAX_SECONDS:g}", short(value))
+            expected = f"a number above 0 (seconds, from {MIN_SECONDS:g}), at most {MAX_SECONDS:g}"
+            self.fail("time_limit", expected, short(value))
         return float(value)
 
     def items(self, name: str) -> list[Any]:
@@ -69,20 +70,17 @@ class Row:
         return str(value)
 
     def messages(self, *names: str) -> tuple[Message, ...]:
-        """The conversation of the first of the fields that is there: text is one turn of the user's, else a list of
-        {role, content} that ends with a turn of the user's."""
-        name = self.name_of(*names)
+        """The conversation of the first of the fields that is there: text is one user turn, else a list of
+        {role, content} that ends with a user turn."""
+        name, expected = self.name_of(*names), "a statement, as text or as a list of messages"
         if name is None:
             got = f"the fields {', '.join(map(ascii, self.fields)) or '(none)'}"
-            self.fail(names[0], "a statement, as text or as a list of messages", got[:300])
+            self.fail(names[0], expected, got[:300])
         value = self.fields[name]
         if isinstance(value, str):
-            if not value.strip():
-                self.fail(name, "a statement", "blank text")
-            return (Message("user", value),)
+            return (Message("user", value if value.strip() else self.fail(name, "a statement", "blank text")),)
         if not isinstance(value, list) or not value:
-            do = 'write "…", or [{"role": "user", "content": "…"}]'
-            self.fail(name, "a statement, as text or as a list of messages", short(value), do=do)
+            self.fail(name, expected, short(value), do='write "…", or [{"role": "user", "content": "…"}]')
         turns = tuple(self._message(f"{name}[{place}]", turn) for place, turn in enumerate(value))
         if turns[-1].role != "user":
             self.fail(
@@ -95,29 +93,24 @@ class Row:
     def _message(self, field: str, turn: Any) -> Message:
         if not isinstance(turn, dict) or not {"role", "content"} <= turn.keys():
             self.fail(field, "a message {role, content}", short(turn))
-        role, roles = turn["role"], get_args(Role)
+        role, content, roles = turn["role"], turn["content"], get_args(Role)
         if role not in roles:
             do = 'write "system" for it' if role == "developer" else ""
             self.fail(f"{field}.role", f"one of {', '.join(roles)}", short(role), do=do)
         carried = next((key for key in _CARRIED if turn.get(key)), None)
         if carried is not None:
             self.fail(f"{field}.{carried}", "a message of text alone", short(turn[carried]))
-        content = self._content(f"{field}.content", turn["content"])
-        if not content.strip() and role != "system":  # an empty one takes the place of a template's own
-            self.fail(f"{field}.content", "text", "blank text")
-        return Message(role, content)
-
-    def _content(self, field: str, content: Any) -> str:
-        """Text, or the text of all parts {"type": "text", "text": …}, one after the other."""
-        if isinstance(content, str):
-            return content
-        if not isinstance(content, list):
+        field += ".content"
+        if not isinstance(content, (str, list)):
             self.fail(field, "text, or a list of parts of text", short(content))
-        for place, part in enumerate(content):
+        for place, part in enumerate(content if isinstance(content, list) else ()):
             if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
                 do = "images and other media are not read"
                 self.fail(f"{field}[{place}]", 'a part {"type": "text", "text": …}', short(part), do=do)
-        return "".join(part["text"] for part in content)
+        text = content if isinstance(content, str) else "".join(part["text"] for part in content)
+        if not text.strip() and role != "system":  # an empty one takes the place of a template's own
+            self.fail(field, "text", "blank text")
+        return Message(role, text)
 
 
 Convert: TypeAlias = Callable[[dict[str, Any], Path, int], Task]

@@ -18,11 +18,12 @@ import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from keyword import iskeyword
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeAlias
 
 from selfdistill.data.row import Row, load_rows, short
-from selfdistill.envs.syntax import CodeFault, is_name, spec_fault
+from selfdistill.envs.syntax import spec_fault
 from selfdistill.errors import DataError
 from selfdistill.files import BadJson, decode_json, is_whole, numbered_lines
 from selfdistill.types import Message, Task
@@ -46,114 +47,80 @@ _PACKED = re.compile(r"[A-Za-z0-9+/=\s]+")
 _DEFINES_CHECK = re.compile(r"\bdef\s+check\b|\bcheck\s*=|\bimport\b.*\bcheck\b")
 
 
-def load_tasks(path: str | Path, *, modules: Sequence[str] = ()) -> list[Task]:
+def load_tasks(path: str | Path) -> list[Task]:
     """All tasks of a JSONL file, in order. Raises DataError for the first row that cannot be used, for an id that
     occurs twice and for a file without rows.
 
     The code in rows is compiled in files of up to `CHECKED_ROWS` rows; of longer ones a run looks at every row that it
-    draws. `modules` are packages that the sandbox offers besides the standard library.
+    draws.
     """
     path = Path(path)
     lines = numbered_lines(path)
-    return load_rows(path, lines, partial(row_to_task, modules=modules, compiled=len(lines) <= CHECKED_ROWS))
+    return load_rows(path, lines, partial(row_to_task, compiled=len(lines) <= CHECKED_ROWS))
 
 
-def row_to_task(
-    fields: Mapping[str, Any],
-    path: str | Path = "row",
-    line: int = 1,
-    *,
-    modules: Sequence[str] = (),
-    compiled: bool = True,
-) -> Task:
-    """One row as a task. Raises DataError naming `path`, `line` and the field; for code that does not compile, or
-    imports what is not there, where `compiled` asks for it."""
-    shape = _shape_of(fields, path, line)
+def row_to_task(fields: Mapping[str, Any], path: str | Path = "row", line: int = 1, *, compiled: bool = True) -> Task:
+    """One row as a task. Raises `DataError` naming `path`, `line` and the field; with `compiled` also for code that
+    does not compile, or imports what is not there."""
+    missing = {
+        shape: [" or ".join(names) for names in required if not any(name in fields for name in names)]
+        for shape, (required, _) in _SHAPES.items()
+    }
+    shape = min(_SHAPES, key=lambda shape: (len(missing[shape]), -len(_SHAPES[shape][0]) if missing[shape] else 0))
+    if missing[shape]:
+        raise DataError(
+            f"{path}:{line}: the row has no shape that is known",
+            got=f"fields {', '.join(sorted(fields)) or '(none)'}",
+            why=f"nearest is {shape}, which lacks {', '.join(missing[shape])}",
+            do='add those fields, or write {"id": ..., "prompt": ..., "tests": [{"input": ..., "output": ...}]}',
+        )
+    required, convert = _SHAPES[shape]
     row = Row(Path(path), line, shape, fields)
-    task = _CONVERTERS[shape](row)
+    task = convert(row)
     if not task.spec["public"] and not task.spec["private"]:
-        field = " or ".join(_REQUIRED[shape][1])
-        what = f"{path}:{line}: {shape} row: field {field!r}: task {short(task.id)} has no tests"
+        what = f"{path}:{line}: {shape} row: field {' or '.join(required[1])!r}: task {short(task.id)} has no tests"
         raise DataError(what, why="every answer would count as correct", do="add a test, or leave the row out")
-    fault = spec_fault(task.spec, tuple(modules)) if compiled else None
+    fault = spec_fault(task.spec) if compiled else None
     if fault is not None:
-        row.fail(_code_field(row, fault), fault.expected, fault.got, why=fault.why, do=fault.do)
+        if shape == "HumanEval":
+            field = {"prelude": "prompt", "public": "test"}.get(fault.part, fault.part)
+        elif fault.part == "public":
+            field = f"test_list[{fault.index}]"
+        else:
+            field = "test_setup_code" if row.text("test_setup_code").strip() else "test_imports"
+        row.fail(field, fault.expected, fault.got, why=fault.why, do=fault.do)
     return task
 
 
-def _code_field(row: Row, fault: CodeFault) -> str:
-    """The field that a piece of a task's code came from."""
-    if row.shape == "HumanEval":
-        return {"prelude": "prompt", "public": "test"}.get(fault.part, fault.part)
-    if fault.part == "public":
-        return f"test_list[{fault.index}]"
-    return "test_setup_code" if row.text("test_setup_code", default="").strip() else "test_imports"
-
-
-# Each inner tuple lists spellings of which one is enough.
-_REQUIRED: dict[str, tuple[tuple[str, ...], ...]] = {
-    "LiveCodeBench": (("question_content",), ("public_test_cases", "private_test_cases")),
-    "MBPP": (("text", "prompt"), ("test_list",)),
-    "HumanEval": (("prompt",), ("test",), ("entry_point",)),
-    "simple": (("prompt",), ("tests",)),
-}
-
-
-def _missing(shape: str, fields: Mapping[str, Any]) -> list[str]:
-    return [" or ".join(names) for names in _REQUIRED[shape] if not any(name in fields for name in names)]
-
-
-def _shape_of(fields: Mapping[str, Any], path: str | Path, line: int) -> str:
-    complete = [shape for shape in _REQUIRED if not _missing(shape, fields)]
-    if complete:
-        return complete[0]
-    nearest = min(_REQUIRED, key=lambda shape: (len(_missing(shape, fields)), -len(_REQUIRED[shape])))
-    raise DataError(
-        f"{path}:{line}: the row has no shape that is known",
-        got=f"fields {', '.join(sorted(fields)) or '(none)'}",
-        why=f"nearest is {nearest}, which lacks {', '.join(_missing(nearest, fields))}",
-        do='add those fields, or write {"id": ..., "prompt": ..., "tests": [{"input": ..., "output": ...}]}',
-    )
-
-
 def _from_livecodebench(row: Row) -> Task:
-    public, private = (_livecodebench_tests(row, name) for name in ("public_test_cases", "private_test_cases"))
-    kinds = {str(test.get("testtype", "stdin")) for test in public + private}
-    if kinds - {"functional", "stdin"} or len(kinds) > 1:
+    splits = {name: _livecodebench_tests(row, name) for name in ("public_test_cases", "private_test_cases")}
+    kinds = {str(test.get("testtype", "stdin")) for tests in splits.values() for test in tests} or {"stdin"}
+    if kinds not in ({"functional"}, {"stdin"}):
         row.fail("testtype", "'functional' or 'stdin', the same in all tests", sorted(kinds))
-    starter, kind = row.text("starter_code", default=""), kinds.pop() if kinds else "stdin"
-    functional = kind == "functional"
-    decode = _decode_call if functional else _decode_text
-    spec = {
-        "kind": kind,
-        "public": [decode(row, f"public_test_cases[{i}]", test) for i, test in enumerate(public)],
-        "private": [decode(row, f"private_test_cases[{i}]", test) for i, test in enumerate(private)],
-        "fn_name": _livecodebench_function(row) if functional else "",
-        "prelude": LIVECODEBENCH_HEADER,
-        "time_limit": row.number("time_limit"),
-    }
-    question = row.messages("question_content")
-    return _task(row.id("question_id", "id"), question, spec, starter=starter)
+    kind, name = kinds.pop(), ""
+    if kind == "functional":
+        metadata = row.fields.get("metadata")
+        if isinstance(metadata, str):
+            try:
+                metadata = decode_json(metadata)
+            except BadJson as error:
+                row.fail("metadata", "JSON", f"{error.what}: {error.got}")
+        if not isinstance(metadata, dict) or not isinstance(metadata.get("func_name"), str):
+            row.fail("metadata", "an object with func_name", short(metadata))
+        name = metadata["func_name"] or row.fail("metadata", "an object with func_name", short(metadata))
+        _check_name(row, "metadata.func_name", name)
+    decode = _call_test if kind == "functional" else _text_test
+    public, private = (_decoded(row, field, tests, decode) for field, tests in splits.items())
+    return _task(
+        row, ("question_id", "id"), row.messages("question_content"), kind, public, private,
+        fn_name=name, prelude=LIVECODEBENCH_HEADER, starter=row.text("starter_code"),
+    )  # fmt: skip
 
 
-def _livecodebench_function(row: Row) -> str:
-    metadata = row.fields.get("metadata")
-    if isinstance(metadata, str):
-        try:
-            metadata = decode_json(metadata)
-        except BadJson as error:
-            row.fail("metadata", "JSON", f"{error.what}: {error.got}")
-    name = metadata.get("func_name") if isinstance(metadata, dict) else None
-    if not isinstance(name, str) or not name:
-        row.fail("metadata", "an object with func_name", short(metadata))
-    return _function_name(row, "metadata.func_name", name)
-
-
-def _function_name(row: Row, field: str, name: str) -> str:
-    if not is_name(name):
+def _check_name(row: Row, field: str, name: str) -> None:
+    if not name.isidentifier() or iskeyword(name):
         why = "it is called by this name: every answer would fail"
         row.fail(field, "the name of a function, one identifier that is no keyword", short(name), why=why)
-    return name
 
 
 def _livecodebench_tests(row: Row, name: str) -> list[dict[str, Any]]:
@@ -198,9 +165,16 @@ def _not_json(row: Row, field: str, error: BadJson) -> NoReturn:
     row.fail(field, "JSON", f"{error.what}: {error.got}" + (f" (at {error.field})" if error.field else ""), do=error.do)
 
 
-def _decode_call(row: Row, field: str, test: Mapping[str, Any]) -> dict[str, Any]:
+Decode: TypeAlias = Callable[[Row, str, Any], dict[str, Any]]
+
+
+def _decoded(row: Row, field: str, tests: Sequence[Any], decode: Decode) -> list[dict[str, Any]]:
+    return [decode(row, f"{field}[{place}]", test) for place, test in enumerate(tests)]
+
+
+def _call_test(row: Row, field: str, test: Any) -> dict[str, Any]:
     """Arguments are one JSON value a line, so that text may hold spaces."""
-    texts = _decode_text(row, field, test)
+    texts = _text_test(row, field, test)
     try:
         arguments = [decode_json(line) for line in texts["input"].split("\n") if line.strip()]
         return {"input": arguments, "output": decode_json(texts["output"])}
@@ -209,7 +183,7 @@ def _decode_call(row: Row, field: str, test: Mapping[str, Any]) -> dict[str, Any
         row.fail(field, "one JSON value a line in input and one in output", got)
 
 
-def _decode_text(row: Row, field: str, test: Any) -> dict[str, Any]:
+def _text_test(row: Row, field: str, test: Any) -> dict[str, Any]:
     texts = {name: test.get(name) if isinstance(test, dict) else None for name in ("input", "output")}
     if not all(isinstance(text, str) for text in texts.values()):
         row.fail(field, "an object with the texts input and output", short(test))
@@ -217,38 +191,32 @@ def _decode_text(row: Row, field: str, test: Any) -> dict[str, Any]:
 
 
 def _from_mbpp(row: Row) -> Task:
-    tests = row.items("test_list")
+    tests, imports = row.items("test_list"), row.items("test_imports")
     for index, test in enumerate(tests):
         if not isinstance(test, str) or not test.strip():
             row.fail(f"test_list[{index}]", "an assert statement", short(test))
-    imports = row.items("test_imports")
     if not all(isinstance(line, str) for line in imports):
         row.fail("test_imports", "a list of import statements", short(imports))
-    setup = "\n".join([*imports, row.text("test_setup_code", default="")]).strip()
+    setup = "\n".join([*imports, row.text("test_setup_code")]).strip()
     question = row.messages("text", "prompt")
     if tests:
         question = _with_last(question, f"{question[-1].content}\nYour code must pass this test:\n{tests[0]}")
-    spec = {"kind": "assert", "public": tests, "private": [], "setup": setup, "time_limit": row.number("time_limit")}
-    return _task(row.id("task_id", "id"), question, spec, solution=row.text("code", default=""))
+    return _task(row, ("task_id", "id"), question, "assert", tests, setup=setup, solution=row.text("code"))
 
 
 def _from_humaneval(row: Row) -> Task:
-    question, test = row.messages("prompt"), row.text("test")
-    prompt, entry = question[-1].content, _function_name(row, "entry_point", row.text("entry_point"))
+    question, test = row.messages("prompt"), row.text("test", required=True)
+    prompt, entry = question[-1].content, row.text("entry_point", required=True)
+    _check_name(row, "entry_point", entry)
     if test.strip() and not _DEFINES_CHECK.search(test):
         row.fail("test", "code that defines check(candidate)", short(test), why="it is what is called")
-    spec = {
-        "kind": "assert",
-        "public": [f"{test}\n\ncheck({entry})"] if test.strip() else [],
-        "private": [],
-        "fn_name": entry,
-        "prelude": _valid_prelude(row, prompt),
-        "time_limit": row.number("time_limit"),
-    }
-    solution = row.text("canonical_solution", default="")
+    solution = row.text("canonical_solution")
     statement = f"Complete this program. Repeat everything that it needs.\n```python\n{prompt.rstrip()}\n```"
-    question = _with_last(question, statement)
-    return _task(row.id("task_id", "id"), question, spec, solution=prompt + solution if solution else "")
+    return _task(
+        row, ("task_id", "id"), _with_last(question, statement), "assert",
+        [f"{test}\n\ncheck({entry})"] if test.strip() else [],
+        fn_name=entry, prelude=_valid_prelude(row, prompt), solution=prompt + solution if solution else "",
+    )  # fmt: skip
 
 
 def _valid_prelude(row: Row, prompt: str) -> str:
@@ -265,49 +233,49 @@ def _valid_prelude(row: Row, prompt: str) -> str:
 
 
 def _from_simple(row: Row) -> Task:
-    name, starter = row.text("fn_name", default=""), row.text("starter_code", default="")
+    name, starter = row.text("fn_name"), row.text("starter_code")
     if name:
-        _function_name(row, "fn_name", name)
-    spec = {
-        "kind": "functional" if name else "stdin",
-        "public": [_simple_test(row, f"tests[{i}]", test, name) for i, test in enumerate(row.items("tests"))],
-        "private": [
-            _simple_test(row, f"private_tests[{i}]", test, name) for i, test in enumerate(row.items("private_tests"))
-        ],
-        "fn_name": name,
-        "prelude": _TYPING if starter.strip() else "",
-        "time_limit": row.number("time_limit"),
-    }
-    solution = row.text("solution", default="")
-    return _task(row.id("id"), row.messages("prompt"), spec, starter=starter, solution=solution)
+        _check_name(row, "fn_name", name)
+    decode = _argument_test if name else _text_test
+    public, private = (_decoded(row, field, row.items(field), decode) for field in ("tests", "private_tests"))
+    return _task(
+        row, ("id",), row.messages("prompt"), "functional" if name else "stdin", public, private,
+        fn_name=name, prelude=_TYPING if starter.strip() else "", starter=starter, solution=row.text("solution"),
+    )  # fmt: skip
 
 
-def _simple_test(row: Row, field: str, test: Any, fn_name: str) -> dict[str, Any]:
-    if not fn_name:
-        return _decode_text(row, field, test)
+def _argument_test(row: Row, field: str, test: Any) -> dict[str, Any]:
     if not isinstance(test, dict) or not isinstance(test.get("input"), list) or "output" not in test:
-        row.fail(
-            field, "an object with input (the list of arguments) and output", short(test),
-            do=f"for {fn_name}(1, 'a') write the input as [1, \"a\"]",
-        )  # fmt: skip
+        do = f"for {row.text('fn_name')}(1, 'a') write the input as [1, \"a\"]"
+        row.fail(field, "an object with input (the list of arguments) and output", short(test), do=do)
     return {"input": test["input"], "output": test["output"]}
 
 
 def _task(
-    task_id: str, question: Sequence[Message], spec: Mapping[str, Any], *, starter: str = "", solution: str = ""
+    row: Row,
+    ids: Sequence[str],
+    question: Sequence[Message],
+    kind: str,
+    public: Sequence[Any],
+    private: Sequence[Any] = (),
+    *,
+    starter: str = "",
+    solution: str = "",
+    **code: str,
 ) -> Task:
-    """The task, with what the answer should look like appended to the last turn of the question."""
+    """The task, with the form of the answer appended to the last turn of the question."""
     parts = [question[-1].content.strip()]
     if starter.strip():
         parts.append(f"Start from this code and keep its names and arguments:\n```python\n{starter.rstrip()}\n```")
-    elif spec["kind"] == "stdin":
+    elif kind == "stdin":
         parts.append(STDIN_INSTRUCTION)
-    elif spec["kind"] == "functional":
-        parts.append(f"Write a Python function named `{spec['fn_name']}`.")
+    elif kind == "functional":
+        parts.append(f"Write a Python function named `{code['fn_name']}`.")
     messages = _with_last(question, "\n\n".join([*parts, INSTRUCTION]))
+    whole = {"kind": kind, "public": public, "private": list(private), **code, "time_limit": row.time_limit()}
+    spec = {key: value for key, value in whole.items() if value not in ("", None)}
     demonstration = f"```python\n{solution.strip()}\n```" if solution.strip() else ""
-    kept = {key: value for key, value in spec.items() if value not in ("", None)}
-    return Task(task_id, messages, kept, demonstration)
+    return Task(row.id(*ids), messages, spec, demonstration)
 
 
 def _with_last(question: Sequence[Message], content: str) -> tuple[Message, ...]:
@@ -315,9 +283,13 @@ def _with_last(question: Sequence[Message], content: str) -> tuple[Message, ...]
     return (*question[:-1], Message(question[-1].role, content))
 
 
-_CONVERTERS: dict[str, Callable[[Row], Task]] = {
-    "LiveCodeBench": _from_livecodebench,
-    "MBPP": _from_mbpp,
-    "HumanEval": _from_humaneval,
-    "simple": _from_simple,
+# For each shape the fields that it needs, as tuples of spellings of which one is enough, and how it is read.
+_SHAPES: dict[str, tuple[tuple[tuple[str, ...], ...], Callable[[Row], Task]]] = {
+    "LiveCodeBench": (
+        (("question_content",), ("public_test_cases", "private_test_cases")),
+        _from_livecodebench,
+    ),
+    "MBPP": ((("text", "prompt"), ("test_list",)), _from_mbpp),
+    "HumanEval": ((("prompt",), ("test",), ("entry_point",)), _from_humaneval),
+    "simple": ((("prompt",), ("tests",)), _from_simple),
 }

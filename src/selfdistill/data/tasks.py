@@ -1,4 +1,4 @@
-"""Which tasks a run asks, in which order, and which it cannot ask."""
+"""The tasks of a run: where they come from, which can be used, and in which order steps draw them."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from selfdistill.data import rows
 from selfdistill.data.row import Row, load_rows
-from selfdistill.data.rows import CHECKED_ROWS, load_tasks
+from selfdistill.data.rows import load_tasks
 from selfdistill.envs.base import Environment, tasks_of, why_unusable
 from selfdistill.envs.code import CodeEnvironment
 from selfdistill.errors import ConfigError, DataError, ModelError
@@ -20,18 +21,18 @@ from selfdistill.types import Message, RolloutGroup, Task, TokenIds
 
 
 class NoneFits(DataError):
-    """Every question is longer than the model reads."""
+    """Every prompt is longer than the model reads."""
 
 
 def training_tasks(env: Environment, data: str) -> list[Task]:
     """The tasks of a data file, else the environment's own. Raises `DataError`, `ConfigError` when there are none."""
     if data and isinstance(env, CodeEnvironment):
-        return load_tasks(Path(data), modules=env.sandbox.modules)
+        return load_tasks(Path(data))
     if data:
         tasks = question_rows(Path(data))
-        why = next(filter(None, (why_unusable(env, task) for task in tasks[:CHECKED_ROWS])), "")
+        why = next(filter(None, (why_unusable(env, task) for task in tasks[: rows.CHECKED_ROWS])), "")
         if why:
-            raise _not_judgeable(f"{data}: {why}")
+            raise _none_usable(f"{data}: {why}")
         return tasks
     tasks = tasks_of(env, "train")
     if not tasks:
@@ -43,28 +44,39 @@ def training_tasks(env: Environment, data: str) -> list[Task]:
 
 
 def question_rows(path: Path) -> list[Task]:
-    """Tasks for an environment that reads its rows itself: `{"prompt": "…" or messages, "id": …, "demonstration": …,
-    "document": …, "logged_answer": …,
-    "user_reply": …}`; every other key goes to `task.spec`. Raises `DataError` naming file, line and field."""
+    """Tasks for an environment that reads its rows itself, with the fields of `question_task`. Raises `DataError`
+    naming file, line and field."""
     return load_rows(path, numbered_lines(path), question_task)
 
 
 def question_task(fields: Mapping[str, Any], path: Path, line: int) -> Task:
-    """One such row as a task. Raises `DataError`."""
+    """One row `{"prompt": "…" or messages, "id": …, "demonstration": …, "document": …, "logged_answer": …,
+    "user_reply": …}` as a task; every other key goes to `task.spec`. Raises `DataError`."""
     row = Row(path, line, "question", fields)
     texts = ("demonstration", "document", "logged_answer", "user_reply")
     return Task(
         row.id("id", default=f"{path.stem}-{line}"),
         row.messages("prompt"),
         {key: value for key, value in fields.items() if key not in ("id", "prompt", *texts)},
-        **{field: row.text(field, default="") for field in texts},
+        **{field: row.text(field) for field in texts},
     )
 
 
-def askable(tasks: Sequence[Task], renderer: Renderer, longest: int, callback: Callback) -> list[Task]:
-    """The tasks whose questions fit; says how many do not. Raises `NoneFits` when none does.
+def bad_rows(env: Environment, tasks: Sequence[Task]) -> dict[str, str]:
+    """By task id why no answer can be scored, of the tasks for which the environment knows that."""
+    return {task.id: why for task in tasks if (why := why_unusable(env, task))}
 
-    `longest` is the most tokens a question may have; one token of the context must be left for the answer.
+
+def all_usable(env: Environment, tasks: Sequence[Task], data: str) -> bool:
+    """Whether every one of a run's tasks is known to be usable: those of a file of up to `CHECKED_ROWS` rows are, since
+    they were checked when it was read; those of a longer file are checked when they are drawn."""
+    return len(tasks) <= rows.CHECKED_ROWS and (bool(data) or not bad_rows(env, tasks))
+
+
+def fitting_tasks(tasks: Sequence[Task], renderer: Renderer, longest: int, callback: Callback) -> list[Task]:
+    """The tasks whose prompts fit; a note counts the others. Raises `NoneFits` when none does.
+
+    `longest` is the most tokens a prompt may have; one token of the context must be left for the answer.
     """
     limit = min(longest, renderer.context_length - 1)
     fitting = [task for task in tasks if len(written(renderer, task, task.messages)) <= limit]
@@ -80,28 +92,27 @@ def askable(tasks: Sequence[Task], renderer: Renderer, longest: int, callback: C
     return fitting
 
 
-def judgeable(tasks: Sequence[Task], env: Environment, callback: Callback, *, least: int = 1) -> list[Task]:
-    """The tasks whose answers the environment can judge; says how many it cannot. Raises `DataError` when fewer than
+def usable_tasks(tasks: Sequence[Task], env: Environment, callback: Callback, *, least: int = 1) -> list[Task]:
+    """The tasks whose answers the environment can score; a note counts the others. Raises `DataError` when fewer than
     `least` are left."""
-    reasons = [(task, why_unusable(env, task)) for task in tasks]
-    usable, faults = [task for task, why in reasons if not why], [why for _, why in reasons if why]
-    if faults and len(usable) < least:
-        raise _not_judgeable(faults[0])
-    if faults:
-        callback(
-            Note(f"{len(faults)} of {len(tasks)} tasks are left out, no answer to them can be scored: {faults[0]}")
-        )
+    bad = bad_rows(env, tasks)
+    usable = [task for task in tasks if task.id not in bad]
+    if bad:
+        why = next(iter(bad.values()))
+        if len(usable) < least:
+            raise _none_usable(why)
+        callback(Note(f"{len(bad)} of {len(tasks)} tasks are left out, no answer to them can be scored: {why}"))
     return usable
 
 
-def _not_judgeable(why: str) -> DataError:
+def _none_usable(why: str) -> DataError:
     return DataError("no answer to a task can be scored", got=why, do="correct the row, or leave it out")
 
 
 def check_conversations(
     renderer: Renderer, tasks: Sequence[Task], conversations: Callable[[Task], Sequence[tuple[Message, ...]]]
 ) -> None:
-    """Writes the conversations about one task of each kind, by the roles in its question. Raises `ModelError` for one
+    """Renders the conversations about one task of each kind, by the roles in its prompt. Raises `ModelError` for one
     that the chat template refuses: better now than after hours of sampling."""
     kinds = {tuple(message.role for message in task.messages): task for task in reversed(tasks)}
     for task in kinds.values():
@@ -119,8 +130,8 @@ def written(renderer: Renderer, task: Task, messages: Sequence[Message]) -> Toke
 
 
 def draw_tasks(tasks: Sequence[Task], count: int, step: int, seed: int) -> list[Task]:
-    """The tasks of one step: pass after pass over all of them, each in an order of its own. Follows from the step
-    alone, so that a resumed run asks what the uninterrupted one would have asked."""
+    """The tasks of one step: pass after pass over all of them, each in an order of its own. They follow from the step
+    alone, so that a resumed run draws what the uninterrupted one would have drawn."""
     places = [divmod(position, len(tasks)) for position in range(step * count, (step + 1) * count)]
     orders = {epoch: list(range(len(tasks))) for epoch, _ in places}
     for epoch, order in orders.items():
@@ -131,8 +142,8 @@ def draw_tasks(tasks: Sequence[Task], count: int, step: int, seed: int) -> list[
 def wanted_answers(
     tasks: Sequence[Task], stages: Sequence[Stage], rollouts: int, draws: int, seed: int
 ) -> tuple[int, int]:
-    """How many answers the first stage asks for, and how many it is given, when `draws` tasks have been drawn in all;
-    what the other stages want depends on these."""
+    """How many answers the first stage samples, and how many are fixed, when `draws` tasks have been drawn in all; what
+    the other stages request depends on these."""
     passes, rest = divmod(draws, len(tasks))
     begun = draw_tasks(tasks, len(tasks), passes, seed)[:rest]
 

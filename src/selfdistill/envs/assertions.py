@@ -1,4 +1,4 @@
-"""Assertions about one value: the program's process evaluates the value, and what it is held to stays on this side.
+"""Assertions about one value: the program's process evaluates the value; the expected one stays outside of it.
 
     assert f(1) == 2          assert f(2) is None          assert not f(3)          assert f(4) in (5, 6), "too far"
 
@@ -14,13 +14,17 @@ import ast
 import operator
 from dataclasses import dataclass
 from functools import lru_cache
+from types import NoneType
 from typing import Any
 
 from selfdistill.envs.compare import same_value
 
-_OPERATORS: dict[type[ast.cmpop], str] = {
-    ast.Eq: "==", ast.NotEq: "!=", ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">=", ast.Is: "is",
-    ast.IsNot: "is not", ast.In: "in", ast.NotIn: "not in",
+_ORDERED, _CONTAINERS = (int, float, str), (str, list, tuple, set, dict)
+# How each relation is written, and the types of a literal that it is compared with outside.
+_RELATIONS: dict[type[ast.cmpop], tuple[str, Any]] = {
+    ast.Eq: ("==", object), ast.NotEq: ("!=", object), ast.Is: ("is", (bool, NoneType)),
+    ast.IsNot: ("is not", (bool, NoneType)), ast.In: ("in", _CONTAINERS), ast.NotIn: ("not in", _CONTAINERS),
+    ast.Lt: ("<", _ORDERED), ast.LtE: ("<=", _ORDERED), ast.Gt: (">", _ORDERED), ast.GtE: (">=", _ORDERED),
 }  # fmt: skip
 _TURNED = {"==": "==", "!=": "!=", "is": "is", "is not": "is not", "<": ">", "<=": ">=", ">": "<", ">=": "<="}
 _ORDERS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
@@ -28,8 +32,10 @@ _ARITHMETIC: dict[type[ast.operator], Any] = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
     ast.FloorDiv: operator.floordiv, ast.Mod: operator.mod, ast.Pow: operator.pow,
 }  # fmt: skip
-_MAKERS = (set, frozenset, list, tuple, dict, int, float, complex, bool)
+_MAKERS = {kind.__name__: kind for kind in (set, frozenset, list, tuple, dict, int, float, complex, bool)}
+_NUMBERS = (int, float, complex)
 _LARGEST = 10**4  # of an operand of arithmetic with powers
+_NO_LITERAL = (ValueError, TypeError, ArithmeticError, RecursionError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +49,8 @@ class Assertion:
     message: str = ""
 
     @property
-    def asks_truth(self) -> bool:
-        """Whether the truth of the value is to be sent beside it."""
+    def needs_truth(self) -> bool:
+        """Whether the sandbox sends the truth of the value beside it."""
         return self.relation in ("true", "false")
 
     def holds(self, value: Any, truth: bool | None = None) -> bool:
@@ -57,54 +63,43 @@ class Assertion:
             case "is" | "is not":
                 return (value is self.expected) is (self.relation == "is")
             case "in" | "not in":
-                return _is_in(value, self.expected) is (self.relation == "in")
+                if isinstance(self.expected, str):
+                    found = isinstance(value, str) and value in self.expected
+                else:
+                    found = any(same_value(value, item, exact=True) for item in self.expected)
+                return found is (self.relation == "in")
         ordered = (int, float) if isinstance(self.expected, (int, float)) else str
         return isinstance(value, ordered) and bool(_ORDERS[self.relation](value, self.expected))
 
 
-@lru_cache(maxsize=4096)  # a task's tests are asked for with every answer to it
+@lru_cache(maxsize=4096)  # every answer to a task reads its tests again
 def read_assertion(source: str) -> Assertion | None:
     """The assertion in a test's source; None where it has to run as it is."""
     try:
         body = ast.parse(source).body
-        only = body[0] if len(body) == 1 else None
-        if not isinstance(only, ast.Assert):
-            return None
-        message = "" if only.msg is None else str(_literal(only.msg))
-        return _read(only.test, source, message)
-    except (SyntaxError, ValueError, TypeError, ArithmeticError, RecursionError, MemoryError):
+        return _read(body[0], source) if len(body) == 1 and isinstance(body[0], ast.Assert) else None
+    except (SyntaxError, MemoryError, *_NO_LITERAL):
         return None
 
 
-def _read(test: ast.expr, source: str, message: str) -> Assertion | None:
+def _read(statement: ast.Assert, source: str) -> Assertion | None:
+    message = "" if statement.msg is None else str(_literal(statement.msg))
+    test = statement.test
+    relation, value, expected = "true", test, None
     if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
-        return Assertion(_text(test.operand, source), "false", message=message)
-    if not isinstance(test, ast.Compare):
-        return Assertion(_text(test, source), "true", message=message)
-    if len(test.ops) > 1:
-        return None
-    relation, value, literal = _OPERATORS[type(test.ops[0])], test.left, test.comparators[0]
-    if _is_literal(value) and not _is_literal(literal):
-        relation, value, literal = _TURNED.get(relation, ""), literal, value
-    expected = _literal(literal)
-    fits = {
-        "is": expected is None or isinstance(expected, bool), "in": isinstance(expected, (str, list, tuple, set, dict)),
-        "<": isinstance(expected, (int, float, str)), "==": True,
-    }  # fmt: skip
-    kind = {"is not": "is", "not in": "in", "!=": "=="}.get(relation, "<" if relation in _ORDERS else relation)
-    return Assertion(_text(value, source), relation, expected, message) if fits.get(kind) else None
-
-
-def _text(node: ast.expr, source: str) -> str:
-    return ast.get_source_segment(source, node) or ast.unparse(node)
-
-
-def _is_literal(node: ast.expr) -> bool:
-    try:
-        _literal(node)
-    except (ValueError, TypeError, ArithmeticError, RecursionError):
-        return False
-    return True
+        relation, value = "false", test.operand
+    elif isinstance(test, ast.Compare):
+        if len(test.ops) > 1:
+            return None
+        (relation, types), value = _RELATIONS[type(test.ops[0])], test.left
+        try:
+            expected = _literal(test.comparators[0])
+        except _NO_LITERAL:
+            relation, value, expected = _TURNED.get(relation, ""), test.comparators[0], _literal(test.left)
+        if not relation or not isinstance(expected, types):
+            return None
+    text = ast.get_source_segment(source, value) or ast.unparse(value)
+    return Assertion(text, relation, expected, message)
 
 
 def _literal(node: ast.expr) -> Any:
@@ -112,12 +107,15 @@ def _literal(node: ast.expr) -> Any:
     ValueError for any other."""
     match node:
         case ast.Call(func=ast.Name(id=name), args=arguments, keywords=[]) if len(arguments) <= 1:
-            maker = next((maker for maker in _MAKERS if maker.__name__ == name), None)
-            if maker is None:
+            if name not in _MAKERS:
                 raise ValueError(name)
-            return maker(*map(_literal, arguments))
+            return _MAKERS[name](*map(_literal, arguments))
         case ast.BinOp(left=left, op=op, right=right):
-            return _arithmetic(op, _literal(left), _literal(right))
+            one, other = _literal(left), _literal(right)
+            power = isinstance(op, ast.Pow) and max(abs(one), abs(other)) > _LARGEST
+            if type(op) not in _ARITHMETIC or power or not all(isinstance(n, _NUMBERS) for n in (one, other)):
+                raise ValueError("no arithmetic of small numbers")
+            return _ARITHMETIC[type(op)](one, other)
         case ast.List(elts=parts):
             return [_literal(part) for part in parts]
         case ast.Tuple(elts=parts):
@@ -127,16 +125,3 @@ def _literal(node: ast.expr) -> Any:
         case ast.Dict(keys=keys, values=values) if None not in keys:
             return {_literal(key): _literal(value) for key, value in zip(keys, values, strict=True) if key is not None}
     return ast.literal_eval(node)
-
-
-def _arithmetic(op: ast.operator, left: Any, right: Any) -> Any:
-    power = isinstance(op, ast.Pow) and max(abs(left), abs(right)) > _LARGEST
-    if type(op) not in _ARITHMETIC or power or not all(isinstance(n, (int, float, complex)) for n in (left, right)):
-        raise ValueError("no arithmetic of small numbers")
-    return _ARITHMETIC[type(op)](left, right)
-
-
-def _is_in(value: Any, expected: Any) -> bool:
-    if isinstance(expected, str):
-        return isinstance(value, str) and value in expected
-    return any(same_value(value, item, exact=True) for item in expected)

@@ -1,72 +1,58 @@
-"""The code environment: an answer is a program, tests decide, and what a programmer would be told is the feedback."""
+"""The code environment: an answer is a program, tests decide the reward, errors and failing cases are the feedback."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from copy import copy
+from dataclasses import replace
+from functools import partial
+from typing import Self
 
-from selfdistill.envs.base import Scored, require_outcome
-from selfdistill.envs.sandbox.limits import SandboxLimits
+from selfdistill.envs.base import Fault, Scored, guarded, require_outcome
+from selfdistill.envs.feedback import TestRecord
 from selfdistill.envs.sandbox.lockdown import isolation_warning
 from selfdistill.envs.sandbox.pool import Sandbox, shared_sandbox
-from selfdistill.envs.scoring import MODES, ScoringOptions, TestSplit, score_batch
+from selfdistill.envs.sandbox.program import Result
+from selfdistill.envs.scoring import (
+    MODES,
+    CodeOptions,
+    TestSplit,
+    cases_of,
+    outcome_of,
+    program_for,
+    program_text,
+    record_of,
+)
 from selfdistill.envs.syntax import spec_fault
-from selfdistill.options import check_ranges, like, option
-from selfdistill.types import Completion, Outcome, Task
+from selfdistill.errors import ProgramLostError
+from selfdistill.types import Completion, DropReason, Outcome, Task
 
 
-@dataclass(frozen=True, slots=True)
-class CodeOptions:
-    """How programs are run, and how much a failed one is told. Raises ConfigError."""
-
-    time_limit_s: float = like(SandboxLimits, "time_s", "seconds for one test, where a task does not set its own")
-    memory_mb: int = like(SandboxLimits, "memory_mb", "MiB for one program, beyond the empty interpreter")
-    output_kb: int = like(SandboxLimits, "output_kb", "KiB each for a program's files, for what it prints, for a value")
-    value_parts: int = like(SandboxLimits, "value_parts", "numbers, texts and containers in one value that it returns")
-    recursion_limit: int = like(
-        SandboxLimits, "recursion_limit", "nested calls, where the program or its row sets none"
-    )
-    split: TestSplit = option("public", "tests that decide: public, private, all; an empty one gives way")
-    cases: int = option(2, "wrong answers shown in the feedback", least=1, most=1000)
-    random_cases: bool = option(False, "draw those for each completion, instead of the shortest")
-    allow_weaker: bool = option(False, "run programs also where this machine cannot isolate them fully")
-
-    def __post_init__(self) -> None:
-        check_ranges(self)
-
-    @property
-    def limits(self) -> SandboxLimits:
-        """What a program may use."""
-        return SandboxLimits(self.time_limit_s, self.memory_mb, self.output_kb, self.value_parts, self.recursion_limit)
-
-
-class CodeEnvironment:
+class ProgramEnvironment:
     """Scores programs in a sandbox: the process's shared one, started with the first program, unless one is given.
 
-    Raises SandboxError when this machine cannot isolate programs and `allow_weaker` is off.
+    Raises `SandboxError` when this machine cannot isolate programs and `allow_weaker` is off.
     """
 
-    name = "code"
+    name = "programs"
 
-    def __init__(self, options: CodeOptions | None = None, *, sandbox: Sandbox | None = None) -> None:
-        self.options = options or CodeOptions()
-        self.sandbox = sandbox or shared_sandbox(allow_weaker=self.options.allow_weaker)
-        self._judge_options = ScoringOptions(
-            split=self.options.split, cases=self.options.cases, random_cases=self.options.random_cases,
-            limits=self.options.limits,
-        )  # fmt: skip
+    def __init__(self, scoring: CodeOptions, *, sandbox: Sandbox | None = None) -> None:
+        self.scoring = scoring
+        self.sandbox = sandbox or shared_sandbox(allow_weaker=scoring.allow_weaker)
 
     @property
     def isolation(self) -> str:
-        """How programs are shut in, for a run's records: the level, and what it leaves open."""
+        """How programs are isolated, for a run's records: the level, and what it leaves open."""
         level, warning = self.sandbox.level, isolation_warning(self.sandbox.level)
         return f"{level} ({warning})" if warning else str(level)
 
-    def with_split(self, split: TestSplit) -> CodeEnvironment:
-        """The same environment deciding by other tests, such as "private" for evaluation."""
-        return CodeEnvironment(replace(self.options, split=split), sandbox=self.sandbox)
+    def with_split(self, split: TestSplit) -> Self:
+        """The same environment deciding by other tests."""
+        other = copy(self)
+        other.scoring = replace(self.scoring, split=split)
+        return other
 
-    def for_evaluation(self) -> CodeEnvironment:
+    def for_evaluation(self) -> Self:
         """The same environment deciding by the private tests, which training never shows."""
         return self.with_split("private")
 
@@ -76,18 +62,52 @@ class CodeEnvironment:
             return f"task {task.id!r} has an unknown kind of tests: {task.spec.get('kind')!r:.80}"
         if not task.spec.get("public") and not task.spec.get("private"):
             return f"task {task.id!r} has no tests"
-        fault = spec_fault(task.spec, self.sandbox.modules)
+        fault = spec_fault(task.spec)
         if fault is None:
             return ""
         return f"task {task.id!r}: {fault.part}[{fault.index}]: expected {fault.expected}, got {fault.got}; {fault.why}"
 
     def score(self, task: Task, completion: Completion) -> Outcome:
-        """One answer; see `score_batch`. Raises EnvError where it cannot be scored."""
+        """One answer. Raises `EnvError` where it cannot be scored, and as `score_batch` does."""
         return require_outcome(self.score_batch([(task, completion)])[0])
 
     def score_batch(self, pairs: Sequence[tuple[Task, Completion]]) -> list[Scored]:
-        """All answers in parallel, outcomes in order, a `Fault` for one that cannot be scored.
+        """One outcome a pair, in order, scored in parallel; a `Fault` for an answer that cannot be scored.
 
-        Raises DataError for a task without tests, SandboxError.
+        Equal programs for one task run once: the sandbox repeats itself, and a policy that has learned does too. Raises
+        `DataError` for a task without tests, `SandboxError`.
         """
-        return score_batch(self.sandbox, pairs, self._judge_options)
+        split, scored = self.scoring.split, dict[int, Scored]()
+        equal: dict[tuple[str, str], list[int]] = {}
+        for index, (task, completion) in enumerate(pairs):
+            code = guarded(partial(program_text, task, completion))
+            if isinstance(code, Fault):
+                scored[index] = code
+            elif code is None:
+                scored[index] = outcome_of(task, completion, None, self.scoring)
+            else:
+                equal.setdefault((task.id, code), []).append(index)
+        tasks = [pairs[indices[0]][0] for indices in equal.values()]
+        jobs = [program_for(task, code, self.scoring) for task, (_, code) in zip(tasks, equal, strict=True)]
+
+        def records(job: int, results: Iterator[Result]) -> list[TestRecord] | Fault:
+            kind, tests = tasks[job].spec["kind"], cases_of(tasks[job], split)
+            try:
+                return guarded(lambda: [record_of(kind, *pair) for pair in zip(tests, results, strict=False)])
+            except ProgramLostError as error:
+                return Fault(DropReason.PROGRAM_LOST, str(error))
+
+        for indices, found in zip(equal.values(), self.sandbox.run_each(jobs, records), strict=True):
+            for index in indices:
+                outcome = partial(outcome_of, *pairs[index], found, self.scoring)  # type: ignore[arg-type]
+                scored[index] = found if isinstance(found, Fault) else guarded(outcome)
+        return [scored[index] for index in range(len(pairs))]
+
+
+class CodeEnvironment(ProgramEnvironment):
+    """Programming tasks of your own, from a file: programs are run on the tests of their task."""
+
+    name = "code"
+
+    def __init__(self, options: CodeOptions | None = None, *, sandbox: Sandbox | None = None) -> None:
+        super().__init__(options or CodeOptions(), sandbox=sandbox)

@@ -1,4 +1,4 @@
-"""From an answer and the tests of its task to a reward, the feedback and numbers for the records.
+"""From an answer and the tests of its task to a program, records of its tests, a reward and the feedback.
 
 A task's `spec` is JSON; this is all that is read of it:
 
@@ -9,6 +9,11 @@ A task's `spec` is JSON; this is all that is read of it:
     fn_name     the function to call               functional (assert: the one to look for in an answer, optional)
     prelude     code that runs before the answer, setup: after it, in its namespace          optional
     time_limit  seconds for one test                                                         optional
+
+The program of an answer is the last closed fenced block that defines the function or class that the tests use; where
+none does, the longest tagged `python` or `py`; else the longest. A fence opens with three or more backticks and at most
+a tag, and closes with at least as many, alone on a line or at the end of a line of code. Only a line feed ends a line.
+A fence indented by four columns or more is no fence, as in Markdown.
 """
 
 from __future__ import annotations
@@ -16,80 +21,42 @@ from __future__ import annotations
 import ast
 import builtins
 import random
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
-from functools import lru_cache, partial
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, Literal
 
-from selfdistill.envs.assertions import Assertion, read_assertion
-from selfdistill.envs.base import Fault, Scored, guarded
+from selfdistill.envs.assertions import read_assertion
 from selfdistill.envs.compare import same_output, same_value
-from selfdistill.envs.extract import extract_code
 from selfdistill.envs.feedback import TestRecord, TestStatus, clip_text, feedback_text, missing_block_text
 from selfdistill.envs.sandbox.limits import MAX_SECONDS, MIN_SECONDS, SandboxLimits
-from selfdistill.envs.sandbox.pool import Sandbox
 from selfdistill.envs.sandbox.program import Ending, Mode, Program, Result
 from selfdistill.envs.shown import show_text, show_value
-from selfdistill.errors import DataError, ProgramLostError
+from selfdistill.errors import DataError
+from selfdistill.options import option
 from selfdistill.prompts.context import without_thinking
-from selfdistill.types import Completion, DropReason, Outcome, StopReason, Task
+from selfdistill.types import Completion, Outcome, StopReason, Task
 
 TestSplit = Literal["public", "private", "all"]
 MODES = {"functional": Mode.CALL, "stdin": Mode.STDIN, "assert": Mode.ASSERT}
+_OPENING = re.compile(r"(?P<indent> {0,3})(?P<fence>`{3,}+)[^`\w]*+(?P<tag>[\w-]*+)[^`]*+")
+_PYTHON = ("python", "py", "python3", "py3")
+_SOLUTION = re.compile(r"^class[ \t]+Solution\b", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
-class ScoringOptions:
-    """`split`: the tests that decide; one that a task lacks gives way to the other. `cases`: how many wrong answers
-    the feedback shows, the shortest ones or, with `random_cases`, ones drawn anew for every completion."""
+class CodeOptions(SandboxLimits):
+    """Limits of a program, which tests decide, and how much feedback a failure gets. Raises `ConfigError`."""
 
-    split: TestSplit = "public"
-    cases: int = 2
-    random_cases: bool = False
-    limits: SandboxLimits = field(default_factory=SandboxLimits)
-
-
-def score_batch(
-    sandbox: Sandbox, pairs: Sequence[tuple[Task, Completion]], options: ScoringOptions | None = None
-) -> list[Scored]:
-    """One outcome a pair, in order, scored in parallel; a `Fault` for an answer that cannot be scored. Raises DataError
-    for a spec without tests, SandboxError.
-
-    Equal programs for one task are run once: the sandbox repeats itself, and a policy that has learned does too.
-    """
-    options = options or ScoringOptions()
-    outcomes: dict[int, Scored] = {}
-    same: dict[tuple[str, str], list[int]] = {}
-    for index, (task, completion) in enumerate(pairs):
-        code = guarded(partial(program_text, task, completion))
-        if isinstance(code, Fault):
-            outcomes[index] = code
-        elif code is None:
-            outcomes[index] = missing_outcome(completion, total=len(cases_of(task, options.split)))
-        else:
-            same.setdefault((task.id, code), []).append(index)
-    tasks = [pairs[indices[0]][0] for indices in same.values()]
-    jobs = [program_for(task, code, options) for task, (_, code) in zip(tasks, same, strict=True)]
-
-    def use(job: int, results: Iterable[Result]) -> list[TestRecord] | Fault:
-        kind, tests = tasks[job].spec["kind"], cases_of(tasks[job], options.split)
-        try:
-            return guarded(lambda: records_of(kind, tests, results))
-        except ProgramLostError as error:
-            return Fault(DropReason.PROGRAM_LOST, str(error))
-
-    for indices, task, records in zip(same.values(), tasks, sandbox.run_each(jobs, use), strict=True):
-        for index in indices:
-            if isinstance(records, Fault):
-                outcomes[index] = records
-                continue
-            total = len(cases_of(task, options.split))
-            outcomes[index] = guarded(partial(outcome_of, records, total, pairs[index][1], options))
-    return [outcomes[index] for index in range(len(pairs))]
+    split: TestSplit = option("public", "tests that decide: public, private, all; an empty one gives way")
+    cases: int = option(2, "wrong answers shown in the feedback", least=1, most=1000)
+    random_cases: bool = option(False, "draw those for each completion, instead of the shortest")
+    allow_weaker: bool = option(False, "run programs also where this machine cannot isolate them fully")
 
 
 def cases_of(task: Task, split: TestSplit) -> list[Any]:
-    """The tests of `split`, or of the other one when it is empty. Raises DataError when there are none at all."""
+    """The tests of `split`, or of the other one when it is empty. Raises `DataError` when there are none at all."""
     public, private = list(task.spec.get("public", ())), list(task.spec.get("private", ()))
     tests = {"public": public or private, "private": private or public, "all": public + private}[split]
     if not tests:
@@ -98,8 +65,51 @@ def cases_of(task: Task, split: TestSplit) -> list[Any]:
 
 
 def program_text(task: Task, completion: Completion) -> str | None:
-    """The program of an answer: taken from the very text that others may read."""
+    """The program of an answer, taken from the very text that a teacher may read; None where there is none."""
     return extract_code(without_thinking(completion.text), entry_of(task))
+
+
+def extract_code(text: str, name: str = "") -> str | None:
+    """The program of an answer without thinking; None when no block was closed. Takes time linear in the length.
+
+    `name` is the function or class that the tests use: defined at the top level of a block, by statement or assignment,
+    or as a method of a class `Solution`. Of blocks of equal length the first counts. A block that is still open at the
+    end was cut off, and does not count.
+    """
+    blocks, name = fenced_blocks(text), re.escape(name)
+    if name:
+        own = rf"^(?:(?:async[ \t]+)?def|class)[ \t]+{name}\b|^{name}[ \t]*(?::[^=\n]*)?=(?!=)"
+        method = re.compile(rf"^[ \t]++(?:async[ \t]+)?def[ \t]+{name}\b", re.MULTILINE)
+        for _, code in reversed(blocks):
+            solution = _SOLUTION.search(code)
+            if re.search(own, code, re.MULTILINE) or (solution and method.search(code, solution.end())):
+                return code
+    tagged = [code for tag, code in blocks if tag in _PYTHON]
+    return max(tagged or [code for _, code in blocks], key=len, default=None)
+
+
+def fenced_blocks(text: str) -> list[tuple[str, str]]:
+    """All closed blocks that hold anything: the tag in lower case, and the lines without the fence's indentation."""
+    blocks: list[tuple[str, str]] = []
+    lines: list[str] = []
+    opening: re.Match[str] | None = None
+    for line in text.split("\n"):
+        line = line.removesuffix("\r")
+        if opening is None:
+            opening, lines = _OPENING.fullmatch(line), []
+            continue
+        whole = line.rstrip()
+        before = whole.rstrip("`")
+        closes = len(whole) - len(before) >= len(opening["fence"]) and "```" not in before  # ```code``` closes nothing
+        closes = closes and (bool(before.strip()) or len(before.expandtabs(4)) <= 3)
+        line = before.rstrip() if closes else line
+        if line or not closes:
+            lines.append(line[min(len(opening["indent"]), len(line) - len(line.lstrip(" "))) :])
+        if closes:
+            code = "\n".join(lines)
+            blocks += [(opening["tag"].lower(), code)] if code.strip() else []
+            opening = None
+    return blocks
 
 
 def entry_of(task: Task) -> str:
@@ -107,12 +117,12 @@ def entry_of(task: Task) -> str:
     if task.spec.get("fn_name") or task.spec.get("kind") != "assert":
         return str(task.spec.get("fn_name") or "")
     tests = [str(test) for test in (*task.spec.get("public", ()), *task.spec.get("private", ()))]
-    common = frozenset.intersection(*map(called_names, tests)) if tests else frozenset()
+    common = frozenset.intersection(*map(_called_names, tests)) if tests else frozenset()
     return next(iter(common)) if len(common) == 1 else ""
 
 
 @lru_cache(4096)
-def called_names(test: str) -> frozenset[str]:
+def _called_names(test: str) -> frozenset[str]:
     """The names that a test calls and neither it nor Python defines; none of a test that is no Python."""
     try:
         nodes = list(ast.walk(ast.parse(test)))
@@ -125,104 +135,85 @@ def called_names(test: str) -> frozenset[str]:
     return frozenset(called - stored - defined - arguments - set(dir(builtins)))
 
 
-def program_for(task: Task, code: str, options: ScoringOptions) -> tuple[Program, SandboxLimits]:
-    """What the sandbox is to run: inputs only, for expected values stay on this side, but for some assertions."""
-    spec = task.spec
+def program_for(task: Task, code: str, options: CodeOptions) -> tuple[Program, SandboxLimits]:
+    """What the sandbox runs, and its limits. Inputs only: expected values stay outside, but for some assertions."""
+    spec, seconds = task.spec, task.spec.get("time_limit")
     if spec.get("kind") not in MODES:
         raise DataError(f"task {task.id!r} has an unknown kind of tests", got=spec.get("kind"), do=f"use {list(MODES)}")
-    tests = cases_of(task, options.split)
-    program = Program(
-        code=code, mode=MODES[spec["kind"]], entry=spec.get("fn_name") or "",
-        inputs=tuple(_assert_input(test) if spec["kind"] == "assert" else test["input"] for test in tests),
-        prelude=spec.get("prelude") or "", setup=spec.get("setup") or "",
-    )  # fmt: skip
-    return program, _limits(task, options.limits)
-
-
-def _limits(task: Task, limits: SandboxLimits) -> SandboxLimits:
-    seconds = task.spec.get("time_limit")
+    inputs: list[Any] = []
+    for test in cases_of(task, options.split):
+        assertion = read_assertion(test) if spec["kind"] == "assert" else None
+        if assertion is not None:
+            inputs.append({"value": assertion.expression, "truth": assertion.needs_truth})
+        else:
+            inputs.append(test if spec["kind"] == "assert" else test["input"])
+    names = [spec.get(name) or "" for name in ("fn_name", "prelude", "setup")]
+    program = Program(code, MODES[spec["kind"]], tuple(inputs), *names)
     if seconds is None:
-        return limits
+        return program, options
     if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not MIN_SECONDS <= seconds <= MAX_SECONDS:
         what = f"task {task.id!r}: time_limit must be a number of seconds from {MIN_SECONDS:g} to {MAX_SECONDS:g}"
         raise DataError(what, got=repr(seconds)[:80])
-    return replace(limits, time_s=float(seconds))
+    return program, replace(options, time_limit_s=float(seconds))
 
 
-def _assert_input(test: str) -> str | dict[str, Any]:
-    assertion = read_assertion(test)
-    return {"value": assertion.expression, "truth": assertion.asks_truth} if assertion else test
-
-
-def records_of(kind: str, tests: Sequence[Any], results: Iterable[Result]) -> list[TestRecord]:
-    """One small record for each test that was run; the rest of the tests count as failed."""
-    return [_record(kind, test, result) for test, result in zip(tests, results, strict=False)]
-
-
-def outcome_of(records: Sequence[TestRecord], total: int, completion: Completion, options: ScoringOptions) -> Outcome:
-    """Reward 1 when all `total` tests passed, else 0; the fraction that passed is in the details."""
-    passed = sum(record.status is TestStatus.PASSED for record in records)
-    order = (TestStatus.ERROR, TestStatus.TIMEOUT, TestStatus.WRONG)
-    failure = next((status for status in order if any(record.status is status for record in records)), "none")
-    pick = random.Random(completion.uid) if options.random_cases else None
-    return Outcome(
-        reward=float(passed == total),
-        feedback=feedback_text(records, cases=options.cases, pick=pick),
-        details={"tests_passed": passed / total, "tests": total, "failure": str(failure)},
-    )
-
-
-def missing_outcome(completion: Completion, total: int) -> Outcome:
-    """For an answer without a program."""
-    truncated = completion.stop is StopReason.LENGTH
-    details = {"tests_passed": 0.0, "tests": total, "failure": "truncated" if truncated else "missing"}
-    return Outcome(reward=0.0, feedback=missing_block_text(truncated), details=details)
-
-
-def show_input(kind: str, test: Any) -> str:
-    """A test's input as feedback shows it: `[3, 1, 2], 'a b'` for arguments, the text itself for standard input."""
+def record_of(kind: str, test: Any, result: Result) -> TestRecord:
+    """A small record of one test that was run: how it ended, and where it failed the texts that feedback shows."""
+    value, memory, note = result.value, result.memory, show_text(result.note, result.memory)
     if kind == "functional":
-        return ", ".join(show_value(argument) for argument in test["input"])
-    return str(test["input"]) if kind == "stdin" else str(test).strip().rsplit("\n", 1)[-1]
-
-
-def _record(kind: str, test: Any, result: Result) -> TestRecord:
-    note = show_text(result.note, result.memory)
-    shown = "" if result.loading else note or show_input(kind, test)
+        given = ", ".join(show_value(argument) for argument in test["input"])
+    else:
+        given = str(test["input"]) if kind == "stdin" else str(test).strip().rsplit("\n", 1)[-1]
+    given = "" if result.loading else note or given
     if result.ending is Ending.FAILED:
         return TestRecord(TestStatus.WRONG, output=note)
     if result.ending is Ending.RAISED:
-        return TestRecord(TestStatus.ERROR, input=shown, error=show_text(result.error, result.memory))
+        return TestRecord(TestStatus.ERROR, given, error=show_text(result.error, memory))
     if result.ending is Ending.TIMED_OUT:
-        return TestRecord(TestStatus.TIMEOUT, input=shown)
-    if kind == "assert":
-        return _assert_record(test, shown, result)
-    functional, expected = kind == "functional", test["output"]
-    same = same_value(result.value, expected) if functional else same_output(result.value, expected)
-    status = TestStatus.PASSED if same else TestStatus.WRONG
-    output = (
-        show_value(result.value, result.memory) if functional else show_text(clip_text(result.value), result.memory)
+        return TestRecord(TestStatus.TIMEOUT, given)
+    if kind == "functional":
+        passed, output, expected = (
+            same_value(value, test["output"]),
+            show_value(value, memory),
+            show_value(test["output"]),
+        )
+    elif kind == "stdin":
+        passed, expected = same_output(value, test["output"]), show_text(test["output"])
+        output = show_text(clip_text(value), memory)
+    elif (assertion := read_assertion(test)) is None:
+        return TestRecord(TestStatus.PASSED)
+    else:
+        sent = value if assertion.needs_truth else [value, None]
+        value, truth = sent if isinstance(sent, list) and len(sent) == 2 else (sent, None)  # another shape was forged
+        passed, given, expected = assertion.holds(value, truth), assertion.expression, show_value(assertion.expected)
+        words = {"true": "a true value", "false": "a false value", "==": expected, "is": expected}
+        expected = words.get(assertion.relation, f"{assertion.relation} {expected}")
+        expected += f" ({assertion.message})" if assertion.message else ""
+        output = show_value(value, memory)
+    return TestRecord(TestStatus.PASSED) if passed else TestRecord(TestStatus.WRONG, given, output, expected)
+
+
+def outcome_of(
+    task: Task, completion: Completion, records: Sequence[TestRecord] | None, options: CodeOptions
+) -> Outcome:
+    """Reward 1 when all tests passed, else 0; the fraction that passed is in the details.
+
+    `records` are those of the tests that ran, the others count as failed; None where the answer holds no program.
+    """
+    total, passed = len(cases_of(task, options.split)), 0
+    if records is None:
+        truncated = completion.stop is StopReason.LENGTH
+        failure, feedback = "truncated" if truncated else "missing", missing_block_text(truncated)
+    else:
+        statuses = [record.status for record in records]
+        passed = statuses.count(TestStatus.PASSED)
+        order = (TestStatus.ERROR, TestStatus.TIMEOUT, TestStatus.WRONG)
+        failure = str(next((status for status in order if status in statuses), "none"))
+        pick = random.Random(completion.uid) if options.random_cases else None
+        feedback = feedback_text(records, cases=options.cases, pick=pick)
+    return Outcome(
+        reward=float(passed == total),
+        feedback=feedback,
+        details={"tests_passed": passed / total, "tests": total, "failure": failure},
+        reply="" if passed == total else task.user_reply,
     )
-    return TestRecord(
-        status, input=shown, output=output, expected=show_value(expected) if functional else show_text(expected)
-    )
-
-
-def _assert_record(test: str, shown: str, result: Result) -> TestRecord:
-    assertion = read_assertion(test)
-    if assertion is None:
-        return TestRecord(TestStatus.PASSED, input=shown)
-    sent = result.value if assertion.asks_truth else [result.value, None]
-    value, truth = sent if isinstance(sent, list) and len(sent) == 2 else (sent, None)  # another shape was forged
-    if assertion.holds(value, truth):
-        return TestRecord(TestStatus.PASSED, input=shown)
-    output, expected = show_value(value, result.memory), assertion_text(assertion)
-    return TestRecord(TestStatus.WRONG, input=assertion.expression, output=output, expected=expected)
-
-
-def assertion_text(assertion: Assertion) -> str:
-    """What an assertion expected, as feedback shows it."""
-    shown = show_value(assertion.expected)
-    plain = {"true": "a true value", "false": "a false value", "==": shown, "is": shown}
-    text = plain.get(assertion.relation, f"{assertion.relation} {shown}")
-    return f"{text} ({assertion.message})" if assertion.message else text

@@ -23,8 +23,9 @@ _DROPS: Mapping[str, str] = {
     "flat_group": "zero_advantage",
     "world_raised": "env_raised",
     "world_timeout": "env_timeout",
+    "judging_failed": "scoring_failed",
 }
-_SIGNS = ('"generations":', '"evidence":', '"world":', '"split":"holdout"', '"split":"retained"')
+_SIGNS = ('"generations":', '"evidence":', '"world":', '"split":"holdout"', '"split":"retained"', '"judging_failed"')
 
 
 def has_old_names(text: str) -> bool:

@@ -20,7 +20,7 @@ from typing import Any
 
 from torch import Tensor
 
-from selfdistill.data.tasks import askable, check_conversations, judgeable, training_tasks
+from selfdistill.data.tasks import check_conversations, fitting_tasks, training_tasks, usable_tasks
 from selfdistill.errors import ConfigError, DataError, nearest
 from selfdistill.plugins import short_name
 from selfdistill.prompts.stages import Attempts
@@ -132,7 +132,7 @@ def _start(asking: Session) -> dict[str, Tensor]:
 def _chosen(config: SolveConfig, asking: Session, callback: Callback) -> list[Task]:
     """The tasks that were asked for; all of the run where none was. Raises `DataError` for an unknown id."""
     if not config.tasks:
-        return judgeable(asking.tasks, asking.env, callback)
+        return usable_tasks(asking.tasks, asking.env, callback)
     every = {task.id: task for task in training_tasks(asking.env, config.run.data)}
     chosen: list[Task] = []
     for name in config.tasks:
@@ -145,5 +145,5 @@ def _chosen(config: SolveConfig, asking: Session, callback: Callback) -> list[Ta
     twice = sorted({name for name in ids if ids.count(name) > 1})
     if twice:
         raise DataError("two tasks have the same id", got=", ".join(twice), do="give each its own, in all files")
-    chosen = judgeable(chosen, asking.env, callback)
-    return askable(chosen, asking.renderer, config.run.context.max_prompt_tokens, callback)
+    chosen = usable_tasks(chosen, asking.env, callback)
+    return fitting_tasks(chosen, asking.renderer, config.run.context.max_prompt_tokens, callback)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from selfdistill.config import RunConfig, resolved
-from selfdistill.data.tasks import judgeable
+from selfdistill.data.tasks import bad_rows, usable_tasks
 from selfdistill.models.sampler import SamplingOptions
 from selfdistill.runs import EvalRecord, EvalSplit, RunDir
 from selfdistill.runs.environment import describe_environment
@@ -70,7 +70,7 @@ def measure_splits(
             )
         else:
             tasks = session.tasks[: options.tasks] if split == "train" else session.held_out.get(split, [])
-            tasks = judgeable(tasks, session.env, callback, least=0)
+            tasks = usable_tasks(tasks, session.env, callback, least=0)
             groups = _student(session, tasks, split, callback) if tasks else []
         if groups:
             found = accuracy(groups)
@@ -115,6 +115,7 @@ def _teacher(session: Session, tasks: Sequence[Task], callback: Callback) -> lis
         seed=config.seed,
         label="eval-attempt",
         stages=learner.method.stages,
+        bad_rows={} if session.all_usable else bad_rows(session.env, tasks),
     )
     credited = credit_rollouts(learner.method, attempts, session.renderer)
     read = [

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from statistics import fmean
 
-from selfdistill.data.tasks import draw_tasks
+from selfdistill.data.tasks import bad_rows, draw_tasks
 from selfdistill.envs.base import Pair
 from selfdistill.losses import Denominators, LossSpec, Memory, Relative, denominators, relative_size
 from selfdistill.methods import Method
@@ -49,6 +49,7 @@ def one_step(
         label=str(totals.step + 1),
         version=totals.step,
         stages=learner.method.stages,
+        bad_rows={} if session.all_usable else bad_rows(session.env, tasks),
     )
     return learn(session, groups, totals, callback, began, timer)
 

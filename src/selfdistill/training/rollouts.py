@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from types import MappingProxyType
 
-from selfdistill.envs.base import Environment, Fault, score_all, why_unusable
+from selfdistill.envs.base import Environment, Fault, score_all
 from selfdistill.models.policy import Policy
 from selfdistill.models.sampler import SamplingOptions, sample
 from selfdistill.plugins import their_code
@@ -40,19 +41,20 @@ def roll_out(
     version: int = 0,
     stages: Sequence[Stage] = (Attempts(),),
     prompts: Sequence[TokenIds] | None = None,
+    bad_rows: Mapping[str, str] = MappingProxyType({}),
 ) -> list[RolloutGroup]:
     """One group per task: what the stages request, in their order, sampled together and scored; by default `rollouts`
     answers.
 
     `label` makes uids unique, one for all or one per task; `prompts`, one per task, replace those of an answer's
-    messages.
+    messages. Tasks of `bad_rows`, by id with the reason, are dropped without sampling.
     """
     labels = [f"{label}-{place}" for place in range(len(tasks))] if isinstance(label, str) else label
     groups = [RolloutGroup(task, ()) for task in tasks]
     for stage in stages:
         with their_code(stage, "its `requests`"):
             requests = [(place, want) for place, group in enumerate(groups) for want in stage.requests(group, rollouts)]
-        added = _planned(env, renderer, stage.name, groups, requests, prompts, labels, version)
+        added = _planned(bad_rows, renderer, stage.name, groups, requests, prompts, labels, version)
         open_ = [n for n, rollout in enumerate(added) if rollout.outcome is None and rollout.drop is None]
         completions = sample(
             policy,
@@ -80,7 +82,7 @@ def roll_out(
 
 
 def _planned(
-    env: Environment,
+    bad_rows: Mapping[str, str],
     renderer: Renderer,
     stage: str,
     groups: Sequence[RolloutGroup],
@@ -92,7 +94,6 @@ def _planned(
     """The requested rollouts before anything is sampled: fixed completions are complete; those whose prompt does not
     fit, or whose task cannot be scored, are dropped."""
     numbers = [len(group.rollouts) for group in groups]
-    unusable = {place: why_unusable(env, groups[place].task) for place in {place for place, _ in requests}}
     rendered = cache(renderer.prompt)  # rollouts of a group have the same prompt
     planned = []
     for place, want in requests:
@@ -105,10 +106,11 @@ def _planned(
             continue
         prompt = prompts[place] if prompts is not None else rendered(want.messages)
         drop = DropReason.CONTEXT_TOO_LONG if len(prompt) >= renderer.context_length else None
-        if unusable[place]:
+        bad_row = bad_rows.get(task.id, "")
+        if bad_row:
             drop = DropReason.BAD_ROW
         messages = want.messages if want.messages != task.messages else ()
-        planned.append(Rollout(task, prompt, done, None, drop, stage, messages, want.of, unusable[place]))
+        planned.append(Rollout(task, prompt, done, None, drop, stage, messages, want.of, bad_row))
     return planned
 
 

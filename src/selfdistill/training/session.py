@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from selfdistill.config import RunConfig
-from selfdistill.data.tasks import askable, check_conversations, question_rows, training_tasks
+from selfdistill.data.tasks import all_usable, check_conversations, fitting_tasks, question_rows, training_tasks
 from selfdistill.envs.base import Environment, tasks_of
 from selfdistill.envs.registry import make_environment
 from selfdistill.errors import ConfigError
@@ -63,6 +63,7 @@ class Session:
     tasks: list[Task]
     held_out: Mapping[str, list[Task]]
     learner: Learner | None = None
+    all_usable: bool = False  # else tasks are checked when they are drawn
 
     @property
     def evaluation_env(self) -> Environment:
@@ -148,6 +149,7 @@ def open_session(config: RunConfig, callback: Callback, *, learns: bool = False)
     env = make_environment(config.env.name, config.env.options, seed=config.seed)
     callback(Phase("reading the tasks"))
     tasks = training_tasks(env, config.data)
+    usable = all_usable(env, tasks, config.data)
     policy = open_policy(config, callback, trained=learns)
     if config.model.startswith("sapling") and config.env.name != "verbs":
         callback(
@@ -155,16 +157,16 @@ def open_session(config: RunConfig, callback: Callback, *, learns: bool = False)
         )
     renderer = _renderer(policy.tokenizer, policy.context_length, config, callback)
     longest = config.context.max_prompt_tokens
-    tasks = askable(tasks, renderer, longest, callback)
+    tasks = fitting_tasks(tasks, renderer, longest, callback)
     limit, rollouts = config.evaluation.tasks, config.evaluation.rollouts
     if config.evaluation.answers < rollouts:
         callback(Note(f"greedy answers repeat: evaluations sample 1 per task, not {rollouts}"))
     held_out = {
-        split: askable(found[:limit], renderer, longest, callback)
+        split: fitting_tasks(found[:limit], renderer, longest, callback)
         for split in ("held_out", "forgetting")
         if (found := tasks_of(env, split))
     }
-    session = Session(config, env, policy, renderer, tasks, held_out)
+    session = Session(config, env, policy, renderer, tasks, held_out, all_usable=usable)
     if method is not None and rule is not None:
         session.learner = _open_learner(session, method, rule, callback)
     return session
@@ -176,7 +178,7 @@ def _open_learner(session: Session, method: Method, rule: TeacherRule, callback:
     replay: list[Task] = []
     if config.replay:
         found = _replay_tasks(config, session.env)
-        replay = askable(found, renderer, config.context.max_prompt_tokens, callback)
+        replay = fitting_tasks(found, renderer, config.context.max_prompt_tokens, callback)
     check_conversations(renderer, session.tasks, lambda task: _conversations(method, task))
     reference_policy = _reference_policy(config, method, teacher, policy)
     return Learner(method, _loss_specs(method, config), teacher, reference_policy, _optimizer(config, policy), replay)

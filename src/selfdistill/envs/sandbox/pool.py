@@ -27,9 +27,9 @@ T = TypeVar("T")
 class Sandbox:
     """Runs programs nobody has read; usable as a context manager, from several threads, and again after `close`.
 
-    `workers` (default: the CPUs this process may use) programs run at a time. `modules` are imported into the workers
-    besides the standard library, e.g. "numpy"; programs cannot read other packages. Raises SandboxError when the
-    machine cannot isolate fully, unless `allow_weaker`; a weaker level is then warned about and named in `level`.
+    `workers` (default: the CPUs this process may use) programs run at a time; they can import the standard library
+    alone. Raises `SandboxError` when the machine cannot isolate fully, unless `allow_weaker`; a weaker level then gives
+    a warning and stands in `level`.
 
     What a program does costs that program alone: whatever it reports is checked here, and a malformed report is its
     failure. Trouble of the machine is not: a full disk, a refused fork or a missing folder is tried again twice, then
@@ -40,7 +40,7 @@ class Sandbox:
     files all its time; of tests that are statements it can lie about its own results; bugs of the kernel.
     """
 
-    def __init__(self, workers: int | None = None, *, modules: Sequence[str] = (), allow_weaker: bool = False) -> None:
+    def __init__(self, workers: int | None = None, *, allow_weaker: bool = False) -> None:
         self.level = isolation_level()
         self.workers = workers or _usable_cpus()
         warning = isolation_warning(self.level)
@@ -51,7 +51,6 @@ class Sandbox:
             )  # fmt: skip
         if warning:
             warnings.warn(warning, RuntimeWarning, stacklevel=2)
-        self.modules = tuple(modules)
         self._lock = threading.Lock()
         self._threads: ThreadPoolExecutor | None = None
         self._all: list[Worker] = []
@@ -111,7 +110,7 @@ class Sandbox:
         with self._lock:
             if self._threads is None:
                 self._threads = ThreadPoolExecutor(self.workers, thread_name_prefix="sandbox")
-                self._all = [Worker(self.level, self.modules) for _ in range(self.workers)]
+                self._all = [Worker(self.level) for _ in range(self.workers)]
                 self._idle = queue.SimpleQueue()
                 for worker in self._all:
                     self._idle.put(worker)
@@ -144,7 +143,7 @@ def _usable_cpus() -> int:
 def _job(program: Program, limits: SandboxLimits) -> dict[str, Any]:
     return {
         "code": program.code, "mode": program.mode, "inputs": program.inputs, "entry": program.entry,
-        "prelude": program.prelude, "setup": program.setup, "time_s": limits.time_s,
+        "prelude": program.prelude, "setup": program.setup, "time_s": limits.time_limit_s,
         "memory_bytes": limits.memory_mb << 20, "output_bytes": limits.output_kb << 10,
         "value_parts": limits.value_parts, "recursion_limit": limits.recursion_limit,
     }  # fmt: skip

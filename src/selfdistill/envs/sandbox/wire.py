@@ -72,8 +72,6 @@ def encode(value: object, max_nodes: int = MAX_NODES) -> list[Any]:
         if len(nodes) + len(waiting) > max_nodes:
             raise TooLargeError(f"more than {max_nodes} parts")
         value = waiting.pop()
-        if type(value).__module__ == "numpy" and hasattr(value, "tolist"):
-            value = value.tolist()
         container = _parts(value)
         if container is None:
             nodes.append(_scalar(value))

@@ -30,15 +30,12 @@ _PAUSES_S = (0.2, 1.0)  # before a second and a third try, when the machine refu
 # The worker reaches these modules through empty parent packages, so that it never imports torch.
 _BOOT = """
 import json, sys, types
-folder, level, work_directory, modules = json.loads(sys.argv[1])
+folder, level, work_directory = json.loads(sys.argv[1])
 for depth, name in enumerate(("selfdistill", "selfdistill.envs", "selfdistill.envs.sandbox")):
     sys.modules[name] = types.ModuleType(name)
     sys.modules[name].__path__ = [folder.rsplit("/", 2 - depth)[0]]
-if modules:
-    import site
-    site.main()
 from selfdistill.envs.sandbox.zygote import main
-main(level, work_directory, modules)
+main(level, work_directory)
 """
 _DISK = "free space and inodes on the disk of the temporary folder, or set TMPDIR to a folder on another one"
 _FOLDER = "set TMPDIR to a folder that exists and that you may write to"
@@ -54,8 +51,8 @@ _ADVICE = {
 class Worker:
     """One zygote: started when first needed, and again when it died."""
 
-    def __init__(self, level: IsolationLevel, modules: tuple[str, ...]) -> None:
-        self.level, self.modules = level, modules
+    def __init__(self, level: IsolationLevel) -> None:
+        self.level = level
         self.process: subprocess.Popen[bytes] | None = None
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._memory: tuple[range, ...] = ()
@@ -110,7 +107,7 @@ class Worker:
         self._folder = folder = tempfile.TemporaryDirectory(prefix="selfdistill-", ignore_cleanup_errors=True)
         (work_directory := Path(folder.name, "work")).mkdir()
         errors = Path(folder.name, "stderr")
-        boot = json.dumps([str(Path(__file__).parent), self.level, str(work_directory), self.modules])
+        boot = json.dumps([str(Path(__file__).parent), self.level, str(work_directory)])
         try:
             self.process = process = _start_process(boot, errors)
         except OSError:

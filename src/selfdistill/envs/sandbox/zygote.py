@@ -46,9 +46,9 @@ _SETUP_S = 30.0
 _LOOK_EVERY_MS = 10
 
 
-def main(level: str, work_directory: str, modules: list[str]) -> None:
+def main(level: str, work_directory: str) -> None:
     """Serve jobs until the trainer closes the pipe."""
-    for name in (*WARM_MODULES, *modules):
+    for name in WARM_MODULES:
         importlib.import_module(name)
     site.setquit()
     site.sethelper()

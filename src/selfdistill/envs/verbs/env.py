@@ -1,27 +1,28 @@
-"""The coined-verb environment: "Write f(xs) to dopim the list." Nobody has said what to dopim means.
+"""The coined-verb environment: "Write f(xs) to dopim the list.", where nothing in the prompt defines to dopim.
 
-Answers are real programs, run for real in the code environment's sandbox; the meaning can be learned from failing
-cases, a group member's solution, a demonstration, a dictionary entry or a user's reply. Plain English is the holdout,
-and a lexicon of verbs that the embedded model knows shows what learning new ones makes it forget.
+Answers are programs, run in the code environment's sandbox; the meaning can be learned from failing cases, the solution
+of another rollout, a demonstration, a dictionary entry or a user's reply. Plain English is the held-out set; a lexicon
+of verbs that the embedded model knows measures forgetting.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-from selfdistill.envs.base import Fault, Scored, require_outcome
-from selfdistill.envs.code import CodeEnvironment, CodeOptions
+from selfdistill.envs.code import ProgramEnvironment
+from selfdistill.envs.sandbox.pool import Sandbox
+from selfdistill.envs.scoring import CodeOptions
 from selfdistill.envs.verbs.lexicon import draw_program, lexicon
 from selfdistill.envs.verbs.operations import Value
 from selfdistill.envs.verbs.programs import Program, draw_inputs, outputs
 from selfdistill.envs.verbs.texts import dictionary_entry, plain_question, user_reply, verb_question
-from selfdistill.envs.verbs.words import held_out_words
+from selfdistill.envs.verbs.words import HELD_OUT, held_out_words
 from selfdistill.errors import ConfigError
-from selfdistill.options import SEED, option
-from selfdistill.types import Completion, Message, Outcome, Task
+from selfdistill.options import SEED, check_ranges, option
+from selfdistill.types import Message, Task
 
 TESTS = 8  # of each split
 FORGETTING = 200  # known verbs that measure forgetting
@@ -29,63 +30,32 @@ FORGETTING = 200  # known verbs that measure forgetting
 
 @dataclass(frozen=True, slots=True)
 class VerbsOptions:
-    """Which verbs there are, and how much one failed attempt tells. Raises `ConfigError`."""
+    """Which verbs there are, and how much feedback one failed attempt gets. Raises `ConfigError`."""
 
-    verbs: int = option(16, "fresh verbs to learn", least=1)
-    steps: tuple[int, ...] = option((1, 2), "steps of their programs, taken in turn")
+    verbs: int = option(16, "fresh verbs to learn", least=1, most=HELD_OUT)
+    steps: tuple[int, ...] = option((1, 2), "steps of their programs, 1 to 3, taken in turn", least=1, most=3)
     draw: int = option(-1, "decides which verbs; -1: as the run's seed", least=-1, most=SEED)
     cases: int = option(2, "failing cases in the feedback, drawn anew for each attempt", least=1, most=1000)
     held_out: int = option(200, "plain-English tasks that are never trained on", least=0)
     allow_weaker: bool = option(False, "run programs also where this machine cannot isolate them fully")
 
     def __post_init__(self) -> None:
-        if not self.steps or not all(1 <= steps <= 3 for steps in self.steps):
+        check_ranges(self)
+        if not self.steps:
             raise ConfigError("env.steps must be numbers from 1 to 3", got=self.steps, do="for example [1, 2]")
-        if not 1 <= self.verbs <= len(held_out_words()):
-            raise ConfigError("env.verbs is out of range", got=self.verbs, do=f"1 to {len(held_out_words())}")
-        if self.cases < 1:
-            raise ConfigError("env.cases must be at least 1", got=self.cases)
 
 
-class VerbsEnvironment:
-    """Coined verbs: each names a hidden program of one to three steps; tests, tracebacks and group members tell
-    which."""
+class VerbsEnvironment(ProgramEnvironment):
+    """Coined verbs: each names a hidden program of one to three steps, to be learned from failing tests, tracebacks and
+    solutions of other rollouts."""
 
     name = "verbs"
 
-    def __init__(
-        self, options: VerbsOptions | None = None, *, seed: int = 0, code: CodeEnvironment | None = None
-    ) -> None:
+    def __init__(self, options: VerbsOptions | None = None, *, seed: int = 0, sandbox: Sandbox | None = None) -> None:
         self.options = options or VerbsOptions()
         self.seed = seed if self.options.draw < 0 else self.options.draw
         cases, weaker = self.options.cases, self.options.allow_weaker
-        limits = CodeOptions(time_limit_s=2.0, cases=cases, random_cases=True, allow_weaker=weaker)
-        self.code = code or CodeEnvironment(limits)
-
-    @property
-    def isolation(self) -> str:
-        """How programs are shut in."""
-        return self.code.isolation
-
-    def unusable(self, task: Task) -> str:
-        """Why no program can pass the tests of a task that came with a file."""
-        return self.code.unusable(task)
-
-    def score(self, task: Task, completion: Completion) -> Outcome:
-        """One answer; see `score_batch`. Raises EnvError where it cannot be scored."""
-        return require_outcome(self.score_batch([(task, completion)])[0])
-
-    def score_batch(self, pairs: Sequence[tuple[Task, Completion]]) -> list[Scored]:
-        """All answers in parallel: reward 1 when every test passes; the user has something to say to the others."""
-        outcomes = self.code.score_batch(pairs)
-        return [
-            outcome if isinstance(outcome, Fault) or outcome.reward == 1 else replace(outcome, reply=task.user_reply)
-            for (task, _), outcome in zip(pairs, outcomes, strict=True)
-        ]
-
-    def for_evaluation(self) -> VerbsEnvironment:
-        """The same verbs, scored by tests that training never shows."""
-        return VerbsEnvironment(self.options, seed=self.seed, code=self.code.with_split("private"))
+        super().__init__(CodeOptions(2.0, cases=cases, random_cases=True, allow_weaker=weaker), sandbox=sandbox)
 
     def tasks(self, split: str) -> list[Task]:
         """Fresh verbs to "train", plain English as "held_out", known verbs as "forgetting" and for "replay"."""
@@ -106,7 +76,7 @@ def fresh_verbs(count: int, steps: Sequence[int], seed: int) -> list[Task]:
     while len(tasks) < count:
         program = draw_program(rng, held_out=True, steps=steps[len(tasks) % len(steps)])
         inputs = usable_inputs(program, rng)
-        if inputs and all(_told_apart((program, inputs), other) for other in chosen):
+        if inputs and all(_differ((program, inputs), other) for other in chosen):
             chosen.append((program, inputs))
             word = words[len(tasks)]
             tasks.append(program_task(f"verb-{word}", verb_question(word, program.kind), program, inputs, word))
@@ -164,7 +134,7 @@ def _certain_inputs(program: Program, key: str) -> list[Value]:
     return inputs
 
 
-def _told_apart(one: tuple[Program, list[Value]], other: tuple[Program, list[Value]]) -> bool:
+def _differ(one: tuple[Program, list[Value]], other: tuple[Program, list[Value]]) -> bool:
     """Whether two programs differ on the public and on the private tests of either."""
     if one[0].kind != other[0].kind:
         return True

@@ -5,20 +5,18 @@ import tracemalloc
 
 import pytest
 
-from selfdistill.envs import scoring as judge_module
+from sandbox_parts import needs_isolation
+from selfdistill.envs import scoring
 from selfdistill.envs.base import score_all
-from selfdistill.envs.code import CodeEnvironment
+from selfdistill.envs.code import CodeEnvironment, CodeOptions
 from selfdistill.envs.compare import same_value
-from selfdistill.envs.extract import extract_code
-from selfdistill.envs.sandbox import IsolationLevel, Sandbox, SandboxLimits, isolation_level
-from selfdistill.envs.scoring import ScoringOptions, cases_of, entry_of, score_batch
+from selfdistill.envs.sandbox import Sandbox
+from selfdistill.envs.scoring import cases_of, entry_of, extract_code
 from selfdistill.errors import DataError, EnvError
 from selfdistill.prompts.context import group_members
 from selfdistill.types import Completion, DropReason, Outcome, Rollout, RolloutGroup, StopReason, Task
 
-pytestmark = pytest.mark.skipif(
-    isolation_level() is not IsolationLevel.FULL, reason="this machine has no Landlock or no seccomp"
-)
+pytestmark = needs_isolation
 SORT = {
     "kind": "functional",
     "fn_name": "f",
@@ -35,10 +33,13 @@ def sandbox():
         yield box
 
 
+def score_batch(sandbox, pairs, **options):
+    return CodeEnvironment(CodeOptions(**options), sandbox=sandbox).score_batch(pairs)
+
+
 def score(sandbox, spec, code, **options):
-    options.setdefault("limits", SandboxLimits(time_s=1.0))
     completion = Completion("u1", f"```python\n{code}\n```")
-    return score_batch(sandbox, [(Task("t", (), spec), completion)], ScoringOptions(**options))[0]
+    return score_batch(sandbox, [(Task("t", (), spec), completion)], **{"time_limit_s": 1.0, **options})[0]
 
 
 def test_a_right_function_gets_everything(sandbox):
@@ -90,7 +91,7 @@ def test_a_time_limit_names_its_input(sandbox):
 def test_a_task_s_own_time_limit_counts(sandbox):
     slow = "import time\ndef f(xs):\n    time.sleep(0.4)\n    return sorted(xs)"
     assert score(sandbox, {**SORT, "time_limit": 0.2}, slow).details["failure"] == "timeout"
-    assert score(sandbox, {**SORT, "time_limit": 5}, slow, limits=SandboxLimits(time_s=0.2)).reward == 1.0
+    assert score(sandbox, {**SORT, "time_limit": 5}, slow, time_limit_s=0.2).reward == 1.0
 
 
 def test_whole_programs(sandbox):
@@ -102,7 +103,7 @@ def test_whole_programs(sandbox):
     assert broken.feedback == f"Runtime error.\n{expected}"
 
 
-def test_assertions_tell_the_value(sandbox):
+def test_assertions_show_the_value(sandbox):
     assert score(sandbox, ASSERTS, "def g(x): return x * x * base").reward == 1.0
     outcome = score(sandbox, ASSERTS, "def g(x): return 2 * x")
     assert outcome.feedback == "Wrong answer.\nInput: g(3)\nOutput: 6\nExpected: 9"
@@ -133,11 +134,11 @@ def test_expected_outputs_are_not_in_the_program_s_process(sandbox):
         seen += [repr(found) for found in gc.get_objects() if type(found) in (dict, list, tuple) and len(found) < 9]
         return needle if any(needle in text for text in seen) else "not found"
     """
-    outcome = score(sandbox, spec, textwrap.dedent(search), limits=SandboxLimits(time_s=20))
+    outcome = score(sandbox, spec, textwrap.dedent(search), time_limit_s=20)
     assert "Output: 'not found'" in outcome.feedback
 
 
-def test_a_missing_block_and_a_cut_one_are_told_apart(sandbox):
+def test_a_missing_block_and_a_cut_one_get_their_own_feedback(sandbox):
     task = Task("t", (), SORT)
     plain = Completion("a", "def f(xs): return sorted(xs)")
     cut = Completion("b", "```python\ndef f(xs):\n    return sor", stop=StopReason.LENGTH)
@@ -156,7 +157,7 @@ DRAFT = "```python\n# a longer draft that is wrong\ndef f(xs):\n    return xs\n`
     f"<think>\n{DRAFT}\n</think>\n{DOUBLE}", f"{DRAFT}\nno.\n</think>\n{DOUBLE}", f"{DOUBLE}\n<think>\n{DRAFT}",
     f"<think>\n{DRAFT}\n</think>\n{DOUBLE}\n<think>or\n{DRAFT}\n</think>", f"<think>{DRAFT}<think></think>{DOUBLE}",
 ])  # fmt: skip
-def test_the_program_judged_is_the_one_that_others_read(sandbox, answer):
+def test_the_program_scored_is_the_one_that_others_read(sandbox, answer):
     task, done = Task("t", (), SORT), Completion("a", answer)
     (outcome,) = score_batch(sandbox, [(task, done)])
     assert outcome.reward == 1.0
@@ -185,7 +186,7 @@ def test_the_function_that_the_tests_name_is_looked_for(sandbox):
     assert score_batch(sandbox, [(Task("t", (), ASSERTS), answer)])[0].reward == 1.0
 
 
-def test_a_fault_in_judging_one_answer_costs_that_answer_alone(sandbox, monkeypatch):
+def test_a_fault_in_scoring_one_answer_costs_that_answer_alone(sandbox, monkeypatch):
     def comparison(got, expected):
         if got == [13]:
             raise OverflowError(f"no luck with {got} \ud800")
@@ -194,25 +195,25 @@ def test_a_fault_in_judging_one_answer_costs_that_answer_alone(sandbox, monkeypa
     def extraction(text, name):
         return 1 / 0 if text == "0" else extract_code(text, name)
 
-    monkeypatch.setattr(judge_module, "same_value", comparison)
-    monkeypatch.setattr(judge_module, "extract_code", extraction)
+    monkeypatch.setattr(scoring, "same_value", comparison)
+    monkeypatch.setattr(scoring, "extract_code", extraction)
     unlucky = "```python\ndef f(xs): return [13]\n```"
     pairs = [(Task("t", (), SORT), Completion(str(n), text)) for n, text in enumerate((DOUBLE, unlucky, "0", DOUBLE))]
     env = CodeEnvironment(sandbox=sandbox)
     first, second, third, last = score_all(env, pairs)
     assert first.reward == last.reward == 1.0
-    assert second.drop is third.drop is DropReason.JUDGING_FAILED
+    assert second.drop is third.drop is DropReason.SCORING_FAILED
     assert second.text.endswith("OverflowError: no luck with [13] \\ud800\n")
     assert "ZeroDivisionError" in third.text
     with pytest.raises(EnvError, match="could not be scored"):
         env.score(*pairs[1])
 
 
-def test_an_interrupt_of_judging_passes_through(sandbox, monkeypatch):
+def test_an_interrupt_of_scoring_passes_through(sandbox, monkeypatch):
     def interrupted(text, name):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(judge_module, "extract_code", interrupted)
+    monkeypatch.setattr(scoring, "extract_code", interrupted)
     with pytest.raises(KeyboardInterrupt):
         score(sandbox, SORT, "pass")
 
@@ -224,7 +225,7 @@ def test_outcomes_keep_their_order(sandbox):
     assert failures == ["none", "missing", "wrong", "error"]
 
 
-def test_large_results_are_judged_as_they_arrive_and_not_kept(sandbox):
+def test_large_results_are_scored_as_they_arrive_and_not_kept(sandbox):
     tests = [{"input": str(i), "output": "0"} for i in range(3)]
     task = Task("t", (), {"kind": "stdin", "public": tests})
     pairs = [(task, Completion(f"u{i}", f"```\nprint('{i} ' * 250_000)\n```")) for i in range(10, 26)]
@@ -238,14 +239,14 @@ def test_large_results_are_judged_as_they_arrive_and_not_kept(sandbox):
     assert peak < 25e6  # the 48 texts take 36 MB, and one is split into tokens while it is compared
 
 
-def test_siblings_may_be_shown_different_cases(sandbox):
+def test_group_members_may_be_shown_different_cases(sandbox):
     tests = [{"input": [i], "output": i} for i in range(20)]
     spec = {"kind": "functional", "fn_name": "f", "public": tests}
     pairs = [(Task("t", (), spec), Completion(f"u{i}", "```\ndef f(x): return -1\n```")) for i in range(8)]
-    shown = [outcome.feedback for outcome in score_batch(sandbox, pairs, ScoringOptions(cases=1, random_cases=True))]
+    shown = [outcome.feedback for outcome in score_batch(sandbox, pairs, cases=1, random_cases=True)]
     assert len(set(shown)) > 1
-    assert shown == [o.feedback for o in score_batch(sandbox, pairs, ScoringOptions(cases=1, random_cases=True))]
-    assert len({outcome.feedback for outcome in score_batch(sandbox, pairs, ScoringOptions(cases=1))}) == 1
+    assert shown == [o.feedback for o in score_batch(sandbox, pairs, cases=1, random_cases=True)]
+    assert len({outcome.feedback for outcome in score_batch(sandbox, pairs, cases=1)}) == 1
 
 
 def test_a_task_without_tests_or_of_unknown_kind_is_refused(sandbox):

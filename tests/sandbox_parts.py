@@ -1,0 +1,9 @@
+"""What tests that run programs in the sandbox share."""
+
+import pytest
+
+from selfdistill.envs.sandbox import IsolationLevel, isolation_level
+
+needs_isolation = pytest.mark.skipif(
+    isolation_level() is not IsolationLevel.FULL, reason="this machine has no Landlock or no seccomp"
+)
