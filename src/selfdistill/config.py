@@ -24,7 +24,7 @@ from selfdistill.models.load import LoraOptions
 from selfdistill.models.sampler import SamplingOptions
 from selfdistill.models.teacher import TeacherRule
 from selfdistill.options import SEED, Where, about, build, check_ranges, option, plain
-from selfdistill.prompts.chat_template import Thinking
+from selfdistill.prompts.render import Thinking
 from selfdistill.runs import saved_config
 from selfdistill.runs.old_names import SETTINGS
 from selfdistill.runs.store import CONFIG

@@ -11,9 +11,8 @@ from transformers import PreTrainedTokenizerFast
 
 import tiny_models
 from selfdistill.errors import ConfigError, ModelError
-from selfdistill.prompts.chat_template import ChatTemplate, Thinking
 from selfdistill.prompts.context import teacher_messages
-from selfdistill.prompts.render import Renderer
+from selfdistill.prompts.render import ChatTemplate, Renderer, Thinking
 from selfdistill.types import Context, Message
 from tiny_models import CHATML, CORPUS, tiny_tokenizer
 from tools.sapling.tokenizer import build_tokenizer
@@ -25,7 +24,7 @@ SAID = Message("assistant", "Twelve.")
 def template(text: str, thinking: Thinking = "off") -> ChatTemplate:
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = text
-    return ChatTemplate(tokenizer, thinking)
+    return ChatTemplate(tokenizer, thinking=thinking)
 
 
 def written(text: str, messages: Sequence[Message]) -> str:
@@ -277,7 +276,7 @@ def test_the_teacher_reads_control_tokens_as_text_also_where_a_field_is_cut(fiel
     for limit in (10_000, 250):
         found = Renderer(tokenizer, 10_000, limit).teacher_prompt((USER,), context, answer=5)
         assert isinstance(found, tuple)
-        ids, cut = found
+        ids, _, cut = found
         assert cut == (limit == 250)
         assert [ids.count(i) for i in tokenizer.all_special_ids] == [frame.count(i) for i in tokenizer.all_special_ids]
 

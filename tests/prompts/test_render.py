@@ -54,14 +54,14 @@ def test_given_words_end_in_the_end_token_where_the_template_writes_none_and_wit
 
 def test_without_context_teacher_and_student_read_the_same_ids(tokenizer) -> None:
     both = renderer(tokenizer)
-    assert both.teacher_prompt(QUESTION, Context("none"), answer=5) == (both.prompt(QUESTION), False)
+    assert both.teacher_prompt(QUESTION, Context("none"), answer=5) == (both.prompt(QUESTION), Context("none"), False)
 
 
 def test_what_fits_is_not_cut(tokenizer) -> None:
     context = Context("solution", solution="The answer is twelve. " * 3)
     wanted = renderer(tokenizer).prompt(teacher_messages(QUESTION, context))
-    assert renderer(tokenizer, len(wanted)).teacher_prompt(QUESTION, context, answer=5) == (wanted, False)
-    ids, cut = renderer(tokenizer, len(wanted) - 1).teacher_prompt(QUESTION, context, answer=5)
+    assert renderer(tokenizer, len(wanted)).teacher_prompt(QUESTION, context, answer=5) == (wanted, context, False)
+    ids, _, cut = renderer(tokenizer, len(wanted) - 1).teacher_prompt(QUESTION, context, answer=5)
     assert cut
     assert len(ids) <= len(wanted) - 1
 
@@ -69,7 +69,7 @@ def test_what_fits_is_not_cut(tokenizer) -> None:
 @pytest.mark.parametrize("longest", [100, 150, 151, 152, 153, 260])
 def test_an_over_long_demonstration_loses_its_end_and_the_frame_nothing(tokenizer, longest: int) -> None:
     context = Context("solution", solution=LONG)
-    ids, cut = renderer(tokenizer, longest).teacher_prompt(QUESTION, context, answer=5)
+    ids, _, cut = renderer(tokenizer, longest).teacher_prompt(QUESTION, context, answer=5)
     text = tokenizer.decode(ids)
     before, after = f"What is seven plus five?\n\n{SECTIONS['solution']}\n\n", f"{CUT}\n\n{CLOSING}<|im_end|>\n{HEADER}"
     assert cut
@@ -83,14 +83,14 @@ def test_an_over_long_demonstration_loses_its_end_and_the_frame_nothing(tokenize
 
 def test_the_answer_takes_its_room_from_the_context(tokenizer) -> None:
     narrow = renderer(tokenizer, longest=10_000, context_length=200)
-    ids, cut = narrow.teacher_prompt(QUESTION, Context("solution", solution=LONG), answer=60)
+    ids, _, cut = narrow.teacher_prompt(QUESTION, Context("solution", solution=LONG), answer=60)
     assert cut
     assert 128 <= len(ids) <= 140
 
 
 def test_the_longest_field_is_cut_and_the_others_stay(tokenizer) -> None:
     context = Context("solution+feedback", solution=LONG, feedback="Say yes or no.")
-    ids, _ = renderer(tokenizer, 180).teacher_prompt(QUESTION, context, answer=5)
+    ids, *_ = renderer(tokenizer, 180).teacher_prompt(QUESTION, context, answer=5)
     assert f"{SECTIONS['feedback']}\n\nSay yes or no.\n\n{CLOSING}" in tokenizer.decode(ids)
 
 
@@ -111,7 +111,7 @@ def test_a_question_that_does_not_fit_without_any_context_is_refused(tokenizer) 
 def test_a_cut_within_a_letter_of_several_bytes_leaves_no_broken_letter(tokenizer, text: str, longest: int) -> None:
     found = renderer(tokenizer, longest).teacher_prompt(QUESTION, Context("solution", solution=text), answer=5)
     assert not isinstance(found, DropReason)
-    ids, cut = found
+    ids, _, cut = found
     assert cut == (len(renderer(tokenizer).prompt(teacher_messages(QUESTION, Context("s", solution=text)))) > longest)
     assert len(ids) <= longest
     assert "\N{REPLACEMENT CHARACTER}" not in tokenizer.decode(ids)

@@ -313,7 +313,7 @@ class _Bench:
         room = min(config.sampling.max_new_tokens, renderer.context_length // 2)
         chosen = [contexts[number % len(contexts)] for number in range(config.evaluation.answers)]
         read = [(renderer.teacher_prompt(task.messages, context, room), context) for context in chosen]
-        return [(found[0], context, found[1]) for found, context in read if not isinstance(found, DropReason)]
+        return [(found[0], context, found[2]) for found, context in read if not isinstance(found, DropReason)]
 
     def _keep(self, groups: Sequence[RolloutGroup], told: Iterable[Context | None]) -> None:
         """Writes the answers down where records are kept, and stops when the environment fails on most."""

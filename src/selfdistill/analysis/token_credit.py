@@ -64,7 +64,7 @@ def credit(
             why=f"{policy.name} reads {renderer.context_length} tokens, and not even the frame of the context fits",
             do="shorten the answer, or take a model that reads more with --model",
         )
-    prompt, cut = told
+    prompt, _, cut = told
     own, error_visibility = _compared(policy, renderer, asked, question, prompt, control)
     tokens = _tokens(policy, asked, question, prompt, own, top)
     return AnswerCredit(policy.name, asked.question, asked.context, tokens, cut, error_visibility, asked.advantage)
@@ -112,7 +112,7 @@ def _compared(
     """The own log-ratio of each token, and the test of sight; nothing of either without unrelated contexts that fit."""
     size = max(len(asked.answer), len(asked.correct))
     tried = [renderer.teacher_prompt(asked.question, context, size) for context in control]
-    others = [ids for ids, _ in (entry for entry in tried if not isinstance(entry, DropReason))]
+    others = [ids for ids, *_ in (entry for entry in tried if not isinstance(entry, DropReason))]
     if not others:
         return [None] * len(asked.answer), None
     answers = [asked.answer, *([asked.correct] if asked.correct else [])]

@@ -16,7 +16,7 @@ from selfdistill.models.adapter import RESIZED, LoraOptions, base_of, fresh_adap
 from selfdistill.models.checkpoint import latest_checkpoint
 from selfdistill.models.policy import Policy, context_length
 from selfdistill.models.precision import pick_device, pick_dtype, quiet
-from selfdistill.prompts.chat_template import ChatTemplate
+from selfdistill.prompts.render import ChatTemplate
 from selfdistill.runs.store import CHECKPOINTS, METRICS
 
 if TYPE_CHECKING:
@@ -206,7 +206,7 @@ def _tokenizer(source: Path, name: str, chat_template: str | None) -> PreTrained
             do="use its instruct version, or give a Jinja template with chat_template=FILE",
         )
     try:
-        ChatTemplate(tokenizer, "template").check()
+        ChatTemplate(tokenizer, thinking="template").check()
     except ModelError as error:
         if chat_template is None:
             raise

@@ -86,9 +86,9 @@ def _credited(rollout: Rollout, entry: CreditOrDrop, renderer: Renderer) -> Cred
         if len(student) + len(answer) > renderer.context_length or not (fits or alone):
             lost += fits
             continue
-        prompts = tuple(ids for ids, _ in fitting) if fits else ()
+        prompts = tuple(ids for ids, *_ in fitting) if fits else ()
         teacher, against = prompts[: len(context)], prompts[len(context) :]
-        any_cut |= fits and any(cut for _, cut in fitting)
+        any_cut |= fits and any(cut for *_, cut in fitting)
         if credit.student_reads_context:
             student, teacher = teacher[0], (student,)
         sampled_here = not credit.text and student == rollout.prompt_ids

@@ -45,10 +45,10 @@ def with_feedback(
     if count or not texts:
         return Prompt(asking(count), left_out=len(texts) - count)
     alone = Context("feedback", feedback=texts[order[0]])
-    found = state.renderer.fitted(state.task.messages, alone, room)
+    found = state.renderer.teacher_prompt(state.task.messages, alone, answer=0, limit=room)
     if isinstance(found, DropReason):
         return Prompt(state.task.messages, left_out=len(texts))
-    return Prompt(teacher_messages(state.task.messages, found[0]), left_out=len(texts) - 1, cut=True)
+    return Prompt(teacher_messages(state.task.messages, found[1]), left_out=len(texts) - 1, cut=True)
 
 
 def with_attempts(
