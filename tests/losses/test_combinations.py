@@ -11,7 +11,7 @@ from functools import cache
 from itertools import product
 
 import pytest
-import signal_textbook as textbook
+import textbook
 import torch
 from torch import Tensor
 
@@ -169,7 +169,7 @@ def exact_targets(name: str) -> Tensor:
 @pytest.mark.parametrize("clipping", BOUNDS, ids=str)
 @pytest.mark.parametrize(
     ("mixture", "support"),
-    [pair for pair in product(EVIDENCE, SUPPORTS) if pair[1] == "sampled" or EVIDENCE[pair[0]].normalised],
+    [pair for pair in product(EVIDENCE, SUPPORTS) if pair[1] == "sampled" or EVIDENCE[pair[0]].normalise],
 )
 def test_values_and_gradients_equal_autograd(mixture: str, support: str, clipping: Clipping | None) -> None:
     leaves, p, _ = exact_probabilities()

@@ -1,11 +1,11 @@
-"""Supports: which outcomes are compared."""
+"""Supports: the outcomes that are compared, and distributions cut into a few tokens and the rest."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import pytest
-import signal_textbook as textbook
+import textbook
 import torch
 from torch import Tensor
 
@@ -19,8 +19,8 @@ from selfdistill.losses import (
     Support,
     TopK,
 )
-from selfdistill.losses.flow import logit_gradient
-from selfdistill.losses.split import BucketedDistribution
+from selfdistill.losses.divergences import GradientNumerator
+from selfdistill.losses.support import BucketedDistribution, likeliest
 
 TOKENS = torch.zeros(5, dtype=torch.long)
 SHAPES = (ReverseKL(), ForwardKL(), JensenShannon(0.5), JensenShannon(0.1))
@@ -40,11 +40,15 @@ class OnLogits:
     gradient_NV: Tensor
 
 
+def ones(like_NV: Tensor) -> Tensor:
+    return torch.ones(len(like_NV), 1, dtype=like_NV.dtype)
+
+
 def compare(support: Support, shape: Divergence, log_p: Tensor, log_q: Tensor, tokens: Tensor = TOKENS) -> OnLogits:
-    apart = support.apart(log_p, log_q)
-    student = BucketedDistribution.of(log_p, apart)
-    compared, flow = support.compare(shape, student, BucketedDistribution.of(log_q, apart), tokens[: len(log_p)])
-    return OnLogits(compared.divergence_N, logit_gradient(student, [flow]))
+    buckets = support.own_buckets(log_p, log_q)
+    student, teacher = BucketedDistribution.of(log_p, *buckets), BucketedDistribution.of(log_q, *buckets)
+    compared = support.compare(student, teacher, tokens[: len(log_p)], shape, None)
+    return OnLogits(compared.divergence_N, student.logit_gradient([(compared.numerator, ones(log_p))]))
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -72,7 +76,7 @@ def test_top_k_with_tail_is_a_lower_bound(k: int) -> None:
     log_p, log_q = pair()
     for shape in SHAPES:
         coarse = compare(TopK(k), shape, log_p, log_q).divergence_N
-        assert (coarse <= shape.divergence(log_p, log_q)).all()
+        assert (coarse <= shape.evaluate(log_p, log_q).divergence_N).all()
         assert (coarse > 0).all()
 
 
@@ -145,7 +149,7 @@ def test_a_vanishing_tail_keeps_its_digits() -> None:
     """1 − Σ kept is 0 in float32 here; summed directly the tail is e^-30 and the value exact."""
     log_p = torch.tensor([[0.0, -30.0, -31.0]]).log_softmax(-1)
     log_q = torch.tensor([[0.0, -3.0, -4.0]]).log_softmax(-1)
-    exact = ForwardKL().divergence(log_p.double(), log_q.double())
+    exact = ForwardKL().evaluate(log_p.double(), log_q.double()).divergence_N
     tail = compare(TopK(2), ForwardKL(), log_p, log_q)
     torch.testing.assert_close(tail.divergence_N.double(), exact, rtol=1e-6, atol=0)
     assert tail.gradient_NV.isfinite().all()
@@ -175,7 +179,7 @@ def test_whose_favourites(of: str, expected: int) -> None:
 
 
 def test_a_token_that_both_name_counts_once() -> None:
-    """Where both rank alike, the union is either's own top K: same value, same flow."""
+    """Where both rank alike, the union is either's own top K: same value, same numerator."""
     log_p, _ = pair()
     log_q = (0.5 * log_p).log_softmax(-1)
     for tail in (True, False):
@@ -199,3 +203,66 @@ def test_the_union_may_be_the_whole_vocabulary(k: int) -> None:
 def test_whose_must_be_known() -> None:
     with pytest.raises(ValueError, match="student, teacher, both"):
         TopK(3, of="mine")
+
+
+def logits(positions: int = 4, vocabulary: int = 11) -> Tensor:
+    return 3 * torch.randn(positions, vocabulary, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("k", [0, 1, 5, 10])
+def test_a_split_is_the_softmax_however_it_is_cut(k: int) -> None:
+    z = logits()
+    p, ids = z.softmax(-1), z.topk(11).indices[:, 11 - k :]
+    split = BucketedDistribution.of(z, ids)
+    inside = p.gather(-1, ids)
+    torch.testing.assert_close(split.log_p_NB.exp(), torch.cat([inside, 1 - inside.sum(-1, keepdim=True)], -1))
+    torch.testing.assert_close(split.log_p(), p.log())
+    torch.testing.assert_close(split.logprobs(torch.arange(4)), p.log()[torch.arange(4), torch.arange(4)])
+    torch.testing.assert_close(split.entropy_N, -(p * p.log()).sum(-1))
+    torch.testing.assert_close(split.over_vocabulary(split.log_p_NB.exp()), p)
+
+
+def test_a_rest_that_underflows_keeps_its_digits() -> None:
+    """e^-200 is 0 in float32; its logarithm is known to the last digit, and the rest is still a distribution."""
+    split = BucketedDistribution.of(torch.tensor([[0.0, -200.0, -201.0]]), torch.tensor([[0]]))
+    expected = -200.0 + torch.tensor([0.0, -1.0]).logsumexp(-1)
+    torch.testing.assert_close(split.log_p_NB[0, 1], expected)
+    torch.testing.assert_close(
+        split.over_vocabulary(torch.tensor([[0.0, 1.0]]))[0], torch.tensor([0.0, 0.731059, 0.268941])
+    )
+
+
+def test_a_nearly_certain_token_keeps_its_digits() -> None:
+    """log(1 / (1 + e^-12)) = −6.14e-6, to the spacing of numbers near 1, although logits of 1,000 are
+    spaced by 6e-5."""
+    split = BucketedDistribution.of(torch.tensor([[1000.0, 988.0]]))
+    torch.testing.assert_close(split.logprobs(torch.tensor([0])), torch.tensor([-6.14419e-6]), rtol=0, atol=1.2e-7)
+
+
+def test_numerators_of_all_kinds_add_up() -> None:
+    """On the whole vocabulary, on buckets and on single tokens: the sum of what each gives written out in full."""
+    z, draw = logits(), torch.Generator().manual_seed(3)
+    p, ids, said = z.softmax(-1), torch.tensor([[0, 7]]).expand(4, -1), torch.tensor([[1], [0], [7], [2]])
+    whole, buckets, token = (torch.randn(4, n, generator=draw, dtype=torch.float64) for n in (11, 3, 1))
+    rest = p.scatter(-1, ids, 0.0)
+    dense = whole + rest / rest.sum(-1, keepdim=True) * buckets[:, 2:]
+    dense = dense.scatter_add(-1, ids, buckets[:, :2]).scatter_add(-1, said, token)
+    numerators = [
+        (GradientNumerator(whole.clone()), ones(z)),
+        (GradientNumerator(buckets.clone(), on_buckets=True), ones(z)),
+        (GradientNumerator(token.clone(), said), ones(z)),
+    ]
+    gradient = BucketedDistribution.of(z, ids).logit_gradient(numerators)
+    torch.testing.assert_close(gradient, p * dense.sum(-1, keepdim=True) - dense)
+
+
+@pytest.mark.parametrize(("vocabulary", "k"), [(64 * 9, 2), (64 * 9 + 13, 2), (3000, 11), (100, 30)])
+def test_the_likeliest_tokens_are_those_of_a_sort(vocabulary: int, k: int) -> None:
+    z = logits(50, vocabulary)
+    assert torch.equal(likeliest(z, k), z.sort(dim=-1, descending=True).indices[:, :k])
+
+
+def test_likeliest_tokens_among_ties_are_as_large() -> None:
+    z = logits(50, 3000).round()
+    assert torch.equal(z.gather(-1, likeliest(z, 11)), z.topk(11).values)
+    assert all(len(set(row)) == 11 for row in likeliest(z, 11).tolist())

@@ -16,7 +16,7 @@ def test_defaults_are_those_of_the_published_baseline() -> None:
     method = GRPO()
     loss_spec = method.loss_spec(1.0)
     assert loss_spec.policy == PolicyGradient(clip_low=0.2, clip_high=0.28, dual_clip=3.0)
-    assert loss_spec.ratio == RatioCaps(sampler=2.0)
+    assert loss_spec.ratio == RatioCaps(sampler_ratio=2.0)
     assert (method.divide_by_deviation, method.reference_kl, method.teacher) == (False, 0.0, None)
     assert (method.reduction, method.count_dropped) == ("sequence-mean", True)
 

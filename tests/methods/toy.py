@@ -168,7 +168,7 @@ class Toy:
         samples = [sample for entry in prepared for sample in entry.samples]
         assert len({sample.uid for sample in samples}) == len(samples), "groups need names of their own"
         loss_specs = [
-            replace(s, clipping=s.clipping.at(memory.get("magnitude"))) if isinstance(s.clipping, Relative) else s
+            replace(s, clipping=s.clipping.resolve(memory.get("magnitude"))) if isinstance(s.clipping, Relative) else s
             for s in method.loss_specs(temperature)
         ]
         read = teacher_pass(policy, kept, samples, MANY)

@@ -13,8 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from selfdistill.errors import ConfigError, ModelError
-from selfdistill.losses import fused_loss
-from selfdistill.losses.terms import LossSpec, TokenWeights
+from selfdistill.losses import LossSpec, TokenWeights, fused_loss
 from selfdistill.models.checkpoint import load_checkpoint, save_checkpoint
 from selfdistill.models.load import LoraOptions, Policy, load_policy
 from selfdistill.models.sampler import SamplingOptions, sample

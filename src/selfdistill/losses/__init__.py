@@ -1,15 +1,12 @@
-"""The algebra: pure tensors in, a loss and its gradient out. Sees torch and nothing of ours.
+"""The loss of self-distillation: pure tensors in, a loss and its gradient out.
 
-    log-ratio → support → shape → bound → weight → gradient, beside a policy gradient and a reference
+    weigh_tokens      log-ratios, advantages, sign, mask, schedule and gate  →  the weight of each token in each term
+    fused_loss        hidden states and head  →  support, divergence, clipping, policy gradient, reference  →  gradient
 
-`mixture` makes one teacher of several readings, `support` holds the outcomes on which it is compared, `shape` the
-divergences, `clipping` limits to them, `terms` the parts of the loss (and `LossSpec`, which chooses among all of
-these), `fused` the kernel that runs them. `weigh_tokens` decides before all that what each token weighs.
+`LossSpec` holds one choice of each part.
 """
 
-from selfdistill.losses.advantages import REWARD_TOLERANCE, equal_rewards, group_advantages
 from selfdistill.losses.clipping import Clip, Clipping, Relative, Tanh
-from selfdistill.losses.distil_sign import AdvantageSign, Attract, DistillationSign, OppositeAdvantageSign, Repel
 from selfdistill.losses.divergences import (
     ClippedForwardKL,
     Divergence,
@@ -18,22 +15,38 @@ from selfdistill.losses.divergences import (
     ReverseKL,
     divergence,
 )
-from selfdistill.losses.gate import EntropyGate, Gate, Memory
 from selfdistill.losses.head import Head
-from selfdistill.losses.kernel import FusedResult, fused_loss
-from selfdistill.losses.policy_gradient import PolicyGradient
-from selfdistill.losses.ratio import RatioCaps, importance_weight
-from selfdistill.losses.reduction import Denominators, Reduction, denominators, reduction_weights, relative_size
-from selfdistill.losses.reference import ReferenceKL
-from selfdistill.losses.schedules import Constant, Linear, Schedule, Trapezoid
-from selfdistill.losses.scoring import read_log_ratios, token_logprobs
-from selfdistill.losses.shaping import Additive, AdvantageShaping, Centred, Multiplicative, Pooled, Separate
+from selfdistill.losses.kernel import FusedResult, fused_loss, read_log_ratios, token_logprobs
+from selfdistill.losses.policy_gradient import PolicyGradient, RatioCaps, ReferenceKL, importance_weight
+from selfdistill.losses.reduction import (
+    REWARD_TOLERANCE,
+    Denominators,
+    Reduction,
+    denominators,
+    equal_rewards,
+    group_advantages,
+    reduction_weights,
+    relative_size,
+)
+from selfdistill.losses.schedules import Constant, EntropyGate, Gate, Linear, Memory, Schedule, Trapezoid
+from selfdistill.losses.shaping import (
+    Additive,
+    AdvantageShaping,
+    AdvantageSign,
+    Attract,
+    Centred,
+    DistillationSign,
+    Multiplicative,
+    OppositeAdvantageSign,
+    Pooled,
+    Repel,
+    Separate,
+    TokenTable,
+)
+from selfdistill.losses.spec import LOSS_TERMS, LossSpec, LossTerm, TokenMask, TokenStats, TokenWeights
 from selfdistill.losses.support import FullVocabulary, SampledToken, Support, TopK
-from selfdistill.losses.table import TokenTable
 from selfdistill.losses.teacher_mixture import Contrast, Product, TeacherMixture, TeacherStates
-from selfdistill.losses.terms import LOSS_TERMS, LossSpec, LossTerm, TokenStats, TokenWeights
-from selfdistill.losses.token_mask import TokenMask
-from selfdistill.losses.weighing import WeighedTokens, weigh_tokens
+from selfdistill.losses.token_weights import WeighedTokens, weigh_tokens
 
 __all__ = [
     "LOSS_TERMS",

@@ -1,6 +1,6 @@
 """The language-model head: hidden states to logits, and a gradient on logits back to hidden states and weights.
 
-Legend: N answer positions, V vocabulary, D hidden size.
+Legend: N answer positions, C positions of one chunk, V vocabulary, D hidden size.
 
     r = scale · h Wᵀ + b          z = softcap · tanh(r / softcap)   (z = r without a softcap)
 
@@ -11,11 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from selfdistill.losses.refusal import refusal
+from selfdistill.errors import ConfigError, Ranged, option
 
 LOWEST_LOGIT = -1e30  # stands for "impossible": finite, so that 0 · log 0 is 0 and not NaN
 
@@ -34,34 +35,23 @@ def matmul(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class Head:
-    """The map from hidden states to logits: `weight_VD`, `bias_V`, `softcap` > 0 and `scale`. float32 or bfloat16.
-
-    A bias of -inf marks tokens that can never be said (padding of the vocabulary).
-
-    Raises `ValueError` when the shapes disagree or the soft-cap is not positive.
-    """
+class Head(Ranged):
+    """The map from hidden states to logits, in float32 or bfloat16. A bias of -inf marks tokens that cannot be sampled
+    (padding of the vocabulary)."""
 
     weight_VD: Tensor
     bias_V: Tensor | None = None
-    softcap: float | None = None
+    softcap: float | None = option(None, "logits are bounded to ±softcap; None: unbounded", above=0)
     scale: float = 1.0
 
     def __post_init__(self) -> None:
+        Ranged.__post_init__(self)
         if self.weight_VD.dim() != 2 or (self.bias_V is not None and self.bias_V.shape != self.weight_VD.shape[:1]):
-            shapes = (tuple(self.weight_VD.shape), None if self.bias_V is None else tuple(self.bias_V.shape))
-            raise refusal(
+            raise ConfigError(
                 "a head needs weight_VD of shape [V, D] and bias_V of shape [V]",
-                got=shapes,
+                got=(tuple(self.weight_VD.shape), None if self.bias_V is None else tuple(self.bias_V.shape)),
                 why="each vocabulary entry has one row of weights and one bias",
                 do="pass lm_head.weight and lm_head.bias as they are",
-            )
-        if self.softcap is not None and self.softcap <= 0:
-            raise refusal(
-                "softcap must be positive",
-                got=self.softcap,
-                why="logits are bounded to ±softcap",
-                do="pass None for no soft-cap",
             )
 
     @property
@@ -88,39 +78,71 @@ class Head:
             logits_NV = logits_NV.add_(self.bias_V).clamp_(min=LOWEST_LOGIT)
         return logits_NV if self.softcap is None else self.softcap * logits_NV.div_(self.softcap).tanh_()
 
-    def before_cap_(self, gradient_NV: Tensor, logits_NV: Tensor) -> Tensor:
-        """Turns ∂L/∂z into ∂L/∂r in place: dz/dr = 1 − (z/softcap)²."""
-        if self.softcap is None:
-            return gradient_NV
-        return gradient_NV.mul_(1.0 - (logits_NV / self.softcap).square())
-
-    def hidden_gradient(self, gradient_NV: Tensor) -> Tensor:
-        """∂L/∂h [N, D] from ∂L/∂r [N, V]."""
-        return matmul(self._narrowed(gradient_NV), self.weight_VD).mul_(self.scale)
-
-    def add_weight_gradient_(self, total_VD: Tensor, gradient_NV: Tensor, hidden_ND: Tensor) -> None:
-        """Adds ∂L/∂W from ∂L/∂r [N, V] to a running total in float32 (or float64)."""
-        gradient_NV = self._narrowed(gradient_NV)
-        if gradient_NV.dtype == total_VD.dtype:
-            total_VD.addmm_(gradient_NV.T, hidden_ND.to(total_VD.dtype), alpha=self.scale)
-        else:
-            total_VD.add_(matmul(gradient_NV.T, hidden_ND), alpha=self.scale)
-
-    def _narrowed(self, gradient_NV: Tensor) -> Tensor:
-        """bfloat16 keeps float32's range, so its tensor cores may be used where the weight is bfloat16 too."""
-        return gradient_NV.to(torch.bfloat16) if self.weight_VD.dtype == torch.bfloat16 else gradient_NV
-
 
 def widened(heads: Sequence[Head]) -> list[Head]:
     """The same heads, cut off from the graph and ready for many products: where no hardware sums bfloat16 products in
     float32, each distinct weight is converted once here instead of once per product."""
     converted: dict[int, Tensor] = {}
-    return [replace(head.detached(), weight_VD=_wide(head.weight_VD.detach(), converted)) for head in heads]
+    for head in heads:
+        weight_VD = head.weight_VD.detach()
+        if weight_VD.data_ptr() not in converted:
+            exact = weight_VD.is_cuda and weight_VD.dtype == torch.bfloat16
+            wide_VD = weight_VD if exact else weight_VD.to(accumulation_dtype(weight_VD.dtype))
+            converted[weight_VD.data_ptr()] = wide_VD
+    return [replace(head.detached(), weight_VD=converted[head.weight_VD.data_ptr()]) for head in heads]
 
 
-def _wide(weight_VD: Tensor, converted: dict[int, Tensor]) -> Tensor:
-    if weight_VD.is_cuda and weight_VD.dtype == torch.bfloat16:
-        return weight_VD
-    if weight_VD.data_ptr() not in converted:
-        converted[weight_VD.data_ptr()] = weight_VD.to(accumulation_dtype(weight_VD.dtype))
-    return converted[weight_VD.data_ptr()]
+@dataclass(slots=True)
+class HeadGradients:
+    """Sums of the gradients of chunks: hidden states row by row, weight and bias in float32 (or float64). None: the
+    input requires no gradient."""
+
+    inputs: tuple[Tensor, Tensor, Tensor | None]
+    hidden_ND: Tensor | None
+    weight_VD: Tensor | None
+    bias_V: Tensor | None
+    needed: bool
+
+    @staticmethod
+    def zeros(hidden_ND: Tensor, head: Head) -> HeadGradients:
+        """Zeros for each input that requires a gradient; for none while gradients are off."""
+        inputs = (hidden_ND, head.weight_VD, head.bias_V)
+        wide = accumulation_dtype(torch.promote_types(hidden_ND.dtype, head.weight_VD.dtype))
+        hidden, weight, bias = (
+            torch.zeros_like(x, dtype=dtype) if x is not None and x.requires_grad and torch.is_grad_enabled() else None
+            for x, dtype in zip(inputs, (hidden_ND.dtype, wide, wide), strict=True)
+        )
+        needed = any(x is not None for x in (hidden, weight, bias))
+        return HeadGradients(inputs, hidden, weight, bias, needed)
+
+    def add(self, rows: slice, gradient_CV: Tensor, hidden_CD: Tensor, head: Head) -> None:
+        """Takes ∂L/∂r of some positions through the linear part of the head."""
+        if self.bias_V is not None:
+            self.bias_V += gradient_CV.sum(0)
+        if head.weight_VD.dtype == torch.bfloat16:  # it keeps float32's range, so its tensor cores may be used
+            gradient_CV = gradient_CV.to(torch.bfloat16)
+        if self.hidden_ND is not None:
+            self.hidden_ND[rows] = matmul(gradient_CV, head.weight_VD).mul_(head.scale).to(self.hidden_ND.dtype)
+        if self.weight_VD is not None and gradient_CV.dtype == self.weight_VD.dtype:
+            self.weight_VD.addmm_(gradient_CV.T, hidden_CD.to(self.weight_VD.dtype), alpha=head.scale)
+        elif self.weight_VD is not None:
+            self.weight_VD.add_(matmul(gradient_CV.T, hidden_CD), alpha=head.scale)
+
+    def attach(self, value: Tensor) -> Tensor:
+        """`value` [] on the graph of the inputs that require a gradient, with these gradients."""
+        sums = (self.hidden_ND, self.weight_VD, self.bias_V)
+        known = tuple(None if s is None or x is None else s.to(x.dtype) for s, x in zip(sums, self.inputs, strict=True))
+        return cast(Tensor, _Known.apply(value, known, *self.inputs))  # type: ignore[no-untyped-call]
+
+
+class _Known(torch.autograd.Function):
+    """A scalar whose backward multiplies known gradients by the gradient from above."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, known: Sequence[Tensor | None], *inputs: Tensor | None) -> Tensor:
+        ctx.save_for_backward(*known)
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *above: Any) -> tuple[Tensor | None, ...]:
+        return None, None, *(None if known is None else known * above[0] for known in ctx.saved_tensors)

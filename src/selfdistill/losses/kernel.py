@@ -2,45 +2,39 @@
 
 Legend: N answer positions, C positions of one chunk, V vocabulary, D hidden size; p student, q teacher, y sampled.
 
-A chunk of positions at a time: student logits, teacher logits, each term's flow F = p · a, and from their weighted sum
+A chunk of positions at a time: student logits, teacher logits, each term's numerator F = p · a, and from their weighted
+sum
 
     ∂L/∂z = (p ΣF − F) / temperature
 
 which goes through the head at once: dH for the chunk and, if the head trains, a float32 sum of dW. Backward only
-scales what is there. Memory: a few [C, V] buffers, whatever N is. Products with the head take a chunk; what is done
-entry by entry takes as many of its positions as fit into a cache, and leaves the gradient where the logits were.
+scales what is there. Memory: a few [C, V] buffers, whatever N is. Products with the head take a chunk; elementwise work
+takes as many of its positions at a time as fit into a cache, and leaves the gradient where the logits were.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TypeAlias, cast
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from selfdistill.losses.checks import check
-from selfdistill.losses.chunks import blocks, rows_per_chunk
-from selfdistill.losses.flow import logit_gradient
-from selfdistill.losses.gradients import HeadGradients
-from selfdistill.losses.head import Head, widened
-from selfdistill.losses.teacher_mixture import MixtureInputs, TeacherStates
-from selfdistill.losses.terms import (
-    LOSS_TERMS,
-    Chunk,
-    Inputs,
-    Logits,
-    LossSpec,
-    LossTerm,
-    TokenStats,
-    TokenWeights,
-    distil,
-    policy_gradient,
-    reference_kl,
-)
+from selfdistill.losses.head import Head, HeadGradients, accumulation_dtype, widened
+from selfdistill.losses.spec import LOSS_TERMS, Inputs, LossSpec, LossTerm, TokenStats, TokenWeights
+from selfdistill.losses.support import FullVocabulary, SampledToken
+from selfdistill.losses.teacher_mixture import Product, TeacherMixture, TeacherStates
+from selfdistill.losses.terms import Chunk, distil, policy_gradient, reference_kl
 
-Term: TypeAlias = Callable[[Chunk], None]
+_ENTRIES_CPU = 2**22  # logits of one chunk: 16 MiB in float32, where caches are small
+_ENTRIES = 2**26  # 256 MiB: an accelerator wants long products
+_FEWEST_ROWS = 64  # fewer would read the head's weight more often than use it
+_ENTRIES_CACHED = 2**18  # 1 MiB: elementwise work of a processor stays in its cache, in memory it had before
+
+Term: TypeAlias = tuple[Callable[[Chunk, Tensor], None], Tensor]
+"""A function of `terms`, and its weights of all positions [N]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,110 +62,132 @@ def fused_loss(
 ) -> FusedResult:
     """L = Σ_n distil_n r1_n r2_n D(p_n, q_n) + r2_n PG(advantage_n) + coefficient · reference_n KL(p_n‖p_ref,n).
 
-    `hidden_ND` predict the answer tokens `tokens_N`. `views` form the teacher; they may hold anything finite where
-    `distil_N` is 0. Without `old_logprobs_N` the weights have not moved since sampling: both ratios against them are
-    exactly 1. Without `sampler_logprobs_N` the sampler is taken at its word. `given_N` (bool) are tokens that were not
-    sampled: the value of PG is their cross-entropy, and its gradient what it was. `chunk` positions are worked on at a
-    time; None chooses by the size of the vocabulary, and no choice changes the result beyond rounding.
+    `hidden_ND` predict the answer tokens `tokens_N`. `views` are the teacher's forward passes; they may hold anything
+    finite where `distil_N` is 0. Without `old_logprobs_N` the weights have not moved since sampling: both
+    ratios against them are exactly 1. Without `sampler_logprobs_N` the sampler's are assumed equal to the trainer's.
+    `given_N` (bool) are tokens that were not sampled: the value of PG is their cross-entropy, with the same gradient.
+    `chunk` positions are worked on at a time; None chooses by the size of the vocabulary, and no choice changes the
+    result beyond rounding.
 
     The weights carry the reduction already: losses of micro-batches are added, not averaged.
 
-    Raises `ValueError` when shapes disagree or when a term has weight but not what it needs.
+    Raises `ConfigError` when shapes disagree or when a term has weight but lacks an input.
     """
-    others = [*views, *([] if reference is None else [reference])]
-    own, *heads = widened([head, *(view.head for view in others)])
-    others = [view.cut_off(own_head) for view, own_head in zip(others, heads, strict=True)]
-    leash = None if reference is None else others.pop()
+    passes = [*views, *([] if reference is None else [reference])]
+    own, *heads = widened([head, *(each.head for each in passes)])
+    passes = [replace(each, hidden_ND=each.hidden_ND.detach(), head=h) for each, h in zip(passes, heads, strict=True)]
+    own_reference = None if reference is None else passes.pop()
     inputs = Inputs(
-        loss_spec, hidden_ND.detach(), own, tokens_N, weights, tuple(others), leash, old_logprobs_N, sampler_logprobs_N,
-        given_N,
+        loss_spec, hidden_ND.detach(), own, tokens_N, weights, tuple(passes), own_reference,
+        old_logprobs_N, sampler_logprobs_N, given_N,
     )  # fmt: skip
     check(inputs)
-    gradients = HeadGradients.zeros(hidden_ND, head)
-    with torch.no_grad(), torch.autocast(hidden_ND.device.type, enabled=False):
-        losses = {name: torch.zeros((), dtype=inputs.dtype, device=hidden_ND.device) for name in LOSS_TERMS}
-        stats = inputs.blank_stats()
-        kernel = _Kernel(inputs, gradients, losses, stats, _rooms(inputs, chunk))
-        for rows, terms in _plan(inputs, chunk):
-            kernel.work(rows, terms)
+    gradients, device = HeadGradients.zeros(hidden_ND, head), hidden_ND.device
+    dtype = accumulation_dtype(torch.promote_types(hidden_ND.dtype, own.weight_VD.dtype))
+    rows = chunk or max(_FEWEST_ROWS, (_ENTRIES_CPU if device.type == "cpu" else _ENTRIES) // own.vocabulary)
+    with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        losses = {name: torch.zeros((), dtype=dtype, device=device) for name in LOSS_TERMS}
+        blank_N = torch.full((len(hidden_ND),), torch.nan, dtype=dtype, device=device)
+        stats = TokenStats(
+            **{f.name: blank_N.clone() for f in fields(TokenStats)}
+            | {"clipped_N": torch.zeros_like(blank_N, dtype=torch.bool)}
+        )
+        buffers: tuple[Tensor | None, Tensor | None] = (None, None)
+        if device.type == "cpu":  # fresh memory comes from the operating system page by page; an accelerator keeps it
+            size = min(len(hidden_ND), rows)
+            buffers = (torch.empty(size, own.vocabulary, dtype=dtype), torch.empty(size, own.vocabulary, dtype=dtype))
+        for start, terms in _plan(inputs, rows):
+            part = slice(start, min(start + rows, len(hidden_ND)))
+            _work(inputs, part, terms, buffers, gradients, losses, stats)
         loss = torch.stack(list(losses.values())).sum()
-    return FusedResult(gradients.attach(loss, hidden_ND, head), TokenStats(**stats), losses)
+    return FusedResult(gradients.attach(loss), stats, losses)
 
 
-@dataclass(frozen=True, slots=True)
-class _Kernel:
-    """Where chunks are worked on, and what they add up to. `rooms` hold the logits of student and teacher: buffers of
-    this size are fetched from the operating system, page by page, each time one is asked for."""
-
-    inputs: Inputs
-    gradients: HeadGradients
-    losses: dict[LossTerm, Tensor]
-    stats: dict[str, Tensor]
-    rooms: tuple[Tensor, ...]
-
-    def work(self, rows: slice, terms: Sequence[Term]) -> None:
-        """All terms of one chunk, added to what was made before."""
-        inputs, hidden_CD = self.inputs, self.inputs.hidden_ND[rows]
-        logits = self._logits(rows, terms)
-        wanted = bool(terms) and self.gradients.wanted
-        for block in blocks(len(hidden_CD), inputs.head.vocabulary, hidden_CD.device):
-            part = logits.of(block)
-            chunk = Chunk.begin(inputs, slice(rows.start + block.start, rows.start + block.stop), part)
-            for term in terms:
-                term(chunk)
-            for term_name, value in chunk.losses.items():
-                self.losses[term_name].add_(value)
-            for name, number_C in chunk.numbers.items():
-                self.stats[name][chunk.rows] = number_C
-            if wanted:
-                gradient_CV = logit_gradient(chunk.student, chunk.numerators)
-                if inputs.loss_spec.temperature != 1.0:
-                    gradient_CV.div_(inputs.loss_spec.temperature)
-                part.student_CV.copy_(inputs.head.before_cap_(gradient_CV, part.student_CV))
-        if wanted:
-            self.gradients.add(rows, logits.student_CV, hidden_CD, inputs.head)
-
-    def _logits(self, rows: slice, terms: Sequence[Term]) -> Logits:
-        """Of those that the terms read."""
-        inputs, count = self.inputs, rows.stop - rows.start
-        student_room, teacher_room = (room[:count] for room in self.rooms) if self.rooms else (None, None)
-        student_CV = inputs.head.logits(inputs.hidden_ND[rows], student_room)
-        teacher_CV = None
-        if distil in terms:
-            reading = MixtureInputs(inputs.views, rows, inputs.loss_spec.temperature, student_CV, teacher_room)
-            teacher_CV = inputs.loss_spec.mixture.logits(reading)
-        reference_CV = None
-        if reference_kl in terms:
-            assert inputs.reference is not None
-            reference_CV = inputs.reference.logits(rows)
-        return Logits(student_CV, teacher_CV, reference_CV)
-
-
-def _rooms(inputs: Inputs, chunk: int | None) -> tuple[Tensor, ...]:
-    """Two matrices of logits on a processor; none on an accelerator, which keeps the memory it was given."""
-    if inputs.hidden_ND.device.type != "cpu":
-        return ()
-    rows = min(inputs.positions, chunk or rows_per_chunk(inputs.head.vocabulary, inputs.hidden_ND.device))
-    return tuple(torch.empty(rows, inputs.head.vocabulary, dtype=inputs.dtype) for _ in range(2))
-
-
-def _plan(inputs: Inputs, chunk: int | None) -> Iterator[tuple[slice, list[Term]]]:
-    """Slices of positions, and the terms that have weight in each; one empty slice when there are no positions."""
-    positions = inputs.positions
-    size = chunk or rows_per_chunk(inputs.head.vocabulary, inputs.hidden_ND.device)
-    weights, leashed = inputs.weights, inputs.loss_spec.reference.coefficient > 0
-    terms: list[tuple[Term, Tensor | None]] = [
+def _plan(inputs: Inputs, size: int) -> list[tuple[int, list[Term]]]:
+    """The first position of each chunk, and the terms that have weight there; one chunk when there are no positions."""
+    weights, positions = inputs.weights, len(inputs.hidden_ND)
+    terms: list[tuple[Callable[[Chunk, Tensor], None], Tensor | None]] = [
         (distil, weights.distil_N),
-        (reference_kl, weights.reference_N if leashed else None),
+        (reference_kl, weights.reference_N if inputs.loss_spec.reference.coefficient > 0 else None),
         (policy_gradient, weights.advantage_N),
     ]
-    active = [(term, _active_chunks(weight_N, positions, size)) for term, weight_N in terms]
-    for index, start in enumerate(range(0, max(positions, 1), size)):
-        yield slice(start, min(start + size, positions)), [term for term, flags in active if flags[index]]
+    chunks: list[tuple[int, list[Term]]] = [(start, []) for start in range(0, max(positions, 1), size)]
+    for term, weight_N in terms:
+        if weight_N is not None and positions:
+            active = torch.stack([part.any() for part in torch.split(weight_N != 0, size)]).tolist()  # one transfer
+            for (_, own), is_active in zip(chunks, active, strict=True):
+                own += [(term, weight_N)] if is_active else []
+    return chunks
 
 
-def _active_chunks(weight_N: Tensor | None, positions: int, size: int) -> list[bool]:
-    """Which chunks have a non-zero weight, in one transfer from the device."""
-    if weight_N is None or positions == 0:
-        return [False] * max(1, -(-positions // size))
-    return cast(list[bool], torch.stack([part.any() for part in torch.split(weight_N != 0, size)]).tolist())
+def _work(
+    inputs: Inputs,
+    rows: slice,
+    terms: Sequence[Term],
+    buffers: tuple[Tensor | None, Tensor | None],
+    gradients: HeadGradients,
+    losses: Mapping[LossTerm, Tensor],
+    stats: TokenStats,
+) -> None:
+    """Adds all terms of one chunk. `buffers` [≥ C, V] are for the logits of student and teacher."""
+    spec, head, hidden_CD = inputs.loss_spec, inputs.head, inputs.hidden_ND[rows]
+    room_CV, teacher_room_CV = (None if buffer is None else buffer[: len(hidden_CD)] for buffer in buffers)
+    functions = [term for term, _ in terms]
+    student_CV, teacher_CV, reference_CV = head.logits(hidden_CD, room_CV), None, None
+    if distil in functions:
+        teacher_CV = spec.mixture.logits(inputs.views, rows, student_CV, spec.temperature, teacher_room_CV)
+    if reference_kl in functions and inputs.reference is not None:
+        reference_CV = inputs.reference.head.logits(inputs.reference.hidden_ND[rows])
+    needs_gradient = bool(terms) and gradients.needed
+    count = len(hidden_CD)
+    size = max(1, _ENTRIES_CACHED // head.vocabulary) if hidden_CD.device.type == "cpu" else max(1, count)
+    for start in range(0, max(count, 1), size):
+        block = slice(start, min(start + size, count))
+        at = slice(rows.start + block.start, rows.start + block.stop)
+        logits_CV = student_CV[block]
+        others = (None if x is None else x[block] for x in (teacher_CV, reference_CV))
+        chunk = Chunk.of(inputs, at, losses, stats, logits_CV, *others)
+        for term, weight_N in terms:
+            term(chunk, weight_N[at].to(chunk.logprobs_C))
+        if needs_gradient:
+            gradient_CV = chunk.student.logit_gradient(chunk.numerators)
+            if spec.temperature != 1.0:
+                gradient_CV.div_(spec.temperature)
+            if head.softcap is not None:  # dz/dr = 1 − (z/softcap)²
+                gradient_CV.mul_(1.0 - (logits_CV / head.softcap).square())
+            logits_CV.copy_(gradient_CV)
+    if needs_gradient:
+        gradients.add(rows, student_CV, hidden_CD, head)
+
+
+@torch.no_grad()
+def token_logprobs(
+    hidden_ND: Tensor, head: Head, tokens_N: Tensor, temperature: float = 1.0, chunk: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """(log π(y) [N], entropy [N]) in nats at this temperature: what an update calls the old log-probabilities."""
+    stats = fused_loss(LossSpec(temperature=temperature), hidden_ND, head, tokens_N, TokenWeights(), chunk=chunk).stats
+    return stats.logprobs_N, stats.entropy_N
+
+
+@torch.no_grad()
+def read_log_ratios(
+    hidden_ND: Tensor,
+    head: Head,
+    views: Sequence[TeacherStates],
+    tokens_N: Tensor,
+    temperature: float = 1.0,
+    chunk: int | None = None,
+    *,
+    target: TeacherMixture | None = None,
+) -> TokenStats:
+    """The difference that the teacher makes, without an update: `.log_ratio_N` is u(y) = log q(y) − log p(y), beside
+    log-probabilities, entropies and the Jensen-Shannon divergence of every position. `target` makes one teacher of the
+    passes; one that is not normalised has no divergence but its estimate at the tokens. NaN where no pass covers."""
+    target = Product() if target is None else target
+    support = FullVocabulary() if target.normalise else SampledToken()
+    loss_spec = LossSpec(support, temperature=temperature, mixture=target)
+    present = [view.present_N for view in views if not view.against and view.present_N is not None]
+    everywhere = not present or any(view.present_N is None and not view.against for view in views)
+    weight_N = torch.ones_like(tokens_N) if everywhere else torch.stack(present).any(0)
+    weights = TokenWeights(distil_N=weight_N.float())
+    return fused_loss(loss_spec, hidden_ND, head, tokens_N, weights, views=views, chunk=chunk).stats

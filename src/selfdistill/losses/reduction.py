@@ -1,29 +1,58 @@
-"""Reduction: what each token of a step weighs. Computed over the whole step, before it is cut into micro-batches.
+"""Group-relative advantages of answers, and the reduction: the share of each token in a step.
 
 With answers of 2 and 6 tokens, `sequence-mean` gives their tokens 1/4 and 1/12 (each answer weighs 1/2) and
 `token-mean` gives every token 1/8: weights of a step sum to 1. `sum` gives every token 1, so that the loss grows with
-the number of tokens; nothing is divided, and dropped answers dilute nothing. Whichever it is, a sum over any split into
-micro-batches or ranks is the same number. The released reference reduces inside each micro-batch instead, so that its
-`token-mean` changes with the micro-batch size (arXiv 2601.20802 writes the global token mean, Eq. 12).
+the number of tokens; nothing is divided, and dropped answers dilute nothing. Weights are computed over the whole step,
+before it is cut into micro-batches, so a sum over any split into micro-batches or ranks is the same number. The
+released reference reduces inside each micro-batch instead, so that its `token-mean` changes with the micro-batch size
+(arXiv 2601.20802 writes the global token mean, Eq. 12).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean, stdev
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from selfdistill.losses.refusal import refusal
+from selfdistill.errors import ConfigError
+
+REWARD_TOLERANCE = 1e-6
+"""Rewards this close to each other are equal, relative to the larger one where that is above 1. The sum of a thousand
+float32 numbers is still rounded by less; a partial reward of one test in a hundred thousand is more."""
 
 Reduction = Literal["sequence-mean", "token-mean", "sum"]
 
 
+def equal_rewards(rewards: Sequence[float]) -> bool:
+    """Whether all rewards (also none) are the same up to rounding, as 0.1 + 0.2 and 0.3 are: a zero-advantage group."""
+    tolerance = REWARD_TOLERANCE * max([1.0, *map(abs, rewards)])
+    return not rewards or max(rewards) - min(rewards) <= tolerance
+
+
+def group_advantages(rewards: Sequence[float], *, divide_by_std: bool = False) -> tuple[float, ...]:
+    """r − mean(r) for the answers of one group, e.g. (1, 0, 0, 0) gives (.75, −.25, −.25, −.25).
+
+    `divide_by_std` also divides by the sample standard deviation (n − 1), as GRPO was published; leaving it out does
+    not favour questions that are almost always or almost never solved (Dr. GRPO). A group whose rewards are equal up to
+    `REWARD_TOLERANCE` gives exact zeros, also when it has one member; so does a reward that is the mean up to it, for
+    the sign of an advantage decides more than its size in some methods.
+
+    Source: Shao et al., arXiv 2402.03300, §4.1; Liu et al., arXiv 2503.20783.
+    """
+    if equal_rewards(rewards):
+        return (0.0,) * len(rewards)
+    mean, scale = fmean(rewards), stdev(rewards) if divide_by_std else 1.0
+    tolerance = REWARD_TOLERANCE * max(1.0, *map(abs, rewards))
+    return tuple((reward - mean) / scale if abs(reward - mean) > tolerance else 0.0 for reward in rewards)
+
+
 @dataclass(frozen=True, slots=True)
 class Denominators:
-    """How many answers and tokens share the step's weight of 1."""
+    """The numbers of answers and tokens that share the step's weight of 1."""
 
     answers: int
     tokens: int
@@ -32,16 +61,16 @@ class Denominators:
 def denominators(lengths: Sequence[int], dropped: Sequence[int] = (), *, count_dropped: bool = False) -> Denominators:
     """Over the whole step: `lengths` of the answers that take part, `dropped` lengths of those that do not.
 
-    Dropped answers dilute the mean only when `count_dropped` says so (the released reference always counts them);
-    the weights of a step then sum to less than 1.
+    Dropped answers dilute the mean only with `count_dropped` (the released reference always counts them); the weights
+    of a step then sum to less than 1.
     """
     counted = [*lengths, *dropped] if count_dropped else list(lengths)
     return Denominators(answers=len(counted), tokens=sum(counted))
 
 
 def relative_size(over: Denominators, updates: Sequence[Denominators], how: Reduction) -> float:
-    """How large one of several updates is beside their mean, in what is divided by: 1 where there is one, and where
-    nothing is divided. An answer that is scaled by it weighs what it would in an update of mean size."""
+    """The size of one of several updates relative to their mean, in the denominator of the reduction: 1 where there is
+    one, and where nothing is divided. An answer scaled by it weighs what it would in an update of mean size."""
     if how == "sum":
         return 1.0
     sizes = [each.answers if how == "sequence-mean" else each.tokens for each in (over, *updates)]
@@ -51,32 +80,14 @@ def relative_size(over: Denominators, updates: Sequence[Denominators], how: Redu
 def reduction_weights(lengths: Sequence[int], how: Reduction, over: Denominators) -> Tensor:
     """weights_N of the answers of one micro-batch, concatenated (float32). `over` comes from the whole step.
 
-    Raises `ValueError` for an unknown reduction or an answer without tokens.
+    Raises `ConfigError` for an unknown reduction or an answer without tokens.
     """
     if how not in get_args(Reduction):
-        raise refusal(
-            "unknown reduction",
-            got=repr(how),
-            why="it decides what each token weighs",
-            do=f"one of {', '.join(get_args(Reduction))}",
-        )
+        why, do = "it decides the weight of each token", f"one of {', '.join(get_args(Reduction))}"
+        raise ConfigError("unknown reduction", got=repr(how), why=why, do=do)
     if any(length <= 0 for length in lengths):
-        raise refusal(
-            "an answer without tokens cannot be weighed",
-            got=list(lengths),
-            why="its mean over tokens is 0/0",
-            do="drop empty completions before they get here",
-        )
-    each = [_token_weight(length, how, over) for length in lengths]
+        why, do = "its mean over tokens is 0/0", "drop empty completions before they get here"
+        raise ConfigError("an answer without tokens cannot be weighed", got=list(lengths), why=why, do=do)
+    total = {"sequence-mean": over.answers, "token-mean": over.tokens, "sum": 1}[how]
+    each = [1 / (total * (length if how == "sequence-mean" else 1)) for length in lengths]
     return torch.tensor(each, dtype=torch.float32).repeat_interleave(torch.tensor(lengths, dtype=torch.long))
-
-
-def _token_weight(length: int, how: Reduction, over: Denominators) -> float:
-    """What each token of an answer of that length weighs."""
-    match how:
-        case "sequence-mean":
-            return 1 / (over.answers * length)
-        case "token-mean":
-            return 1 / over.tokens
-        case "sum":
-            return 1.0

@@ -1,14 +1,22 @@
-"""Schedules: how strong the teacher's part is, λ, as training goes on. A step is a generation batch, counted from 0."""
+"""The strength λ of the teacher's part over training: schedules by step, and gates that switch it off. A step is a
+generation batch, counted from 0."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeAlias
 
-from selfdistill.losses.refusal import refusal
+from torch import Tensor
+
+from selfdistill.errors import Ranged, option
+
+Memory: TypeAlias = dict[str, float]
+"""What a gate keeps between steps: plain numbers, which a checkpoint holds as JSON. Nothing changes one in place."""
 
 
-class Schedule(ABC):
+class Schedule(Ranged, ABC):
     """λ ≥ 0 by step."""
 
     __slots__ = ()
@@ -20,12 +28,9 @@ class Schedule(ABC):
 
 @dataclass(frozen=True, slots=True)
 class Constant(Schedule):
-    """The same at every step. Raises `ValueError` for a negative value."""
+    """The same at every step."""
 
-    value: float = 1.0
-
-    def __post_init__(self) -> None:
-        _check_strengths(self.value)
+    value: float = option(1.0, "λ; Repel() is the way to move away from the teacher", least=0)
 
     def at(self, step: int) -> float:
         """The value."""
@@ -36,16 +41,12 @@ class Constant(Schedule):
 class Linear(Schedule):
     """From `start` at step 0 straight to `end` at step `steps`, which then holds: 0.5 → 0 over 50 is 0.25 at step 25.
 
-    Raises `ValueError` for a negative strength or fewer than one step. Source: arXiv 2604.03128.
+    Source: arXiv 2604.03128.
     """
 
-    start: float = 0.5
-    end: float = 0.0
-    steps: int = 50
-
-    def __post_init__(self) -> None:
-        _check_strengths(self.start, self.end)
-        _check_steps("steps", self.steps, 1)
+    start: float = option(0.5, "λ at step 0", least=0)
+    end: float = option(0.0, "λ from step `steps` on", least=0)
+    steps: int = option(50, "generation batches from one to the other", least=1)
 
     def at(self, step: int) -> float:
         """On the line, or `end` beyond it."""
@@ -57,20 +58,13 @@ class Trapezoid(Schedule):
     """0 up to `peak` over `warmup` steps, there for `hold`, back to 0 over `decay`: then 0 for good.
 
     With warm-up 2, hold 1, decay 4 and peak 1 the steps 0, 1, 2 … have 0, ½, 1, 1, ¾, ½, ¼, 0. A warm-up of 0 starts at
-    the peak. Raises `ValueError` for a negative peak or length, and without a decay. Source: arXiv 2606.04036
-    (warm-up 50, decay 350, peak 1e-3).
+    the peak. Source: arXiv 2606.04036 (warm-up 50, decay 350, peak 1e-3).
     """
 
-    peak: float = 1e-3
-    warmup: int = 50
-    hold: int = 0
-    decay: int = 350
-
-    def __post_init__(self) -> None:
-        _check_strengths(self.peak)
-        _check_steps("warmup", self.warmup, 0)
-        _check_steps("hold", self.hold, 0)
-        _check_steps("decay", self.decay, 1)
+    peak: float = option(1e-3, "the largest λ", least=0)
+    warmup: int = option(50, "generation batches over which λ rises", least=0)
+    hold: int = option(0, "generation batches at the peak", least=0)
+    decay: int = option(350, "generation batches over which λ falls to 0", least=1)
 
     def at(self, step: int) -> float:
         """The lower of the two slopes, at most the peak, at least 0."""
@@ -79,22 +73,44 @@ class Trapezoid(Schedule):
         return self.peak * max(0.0, min(rise, fall, 1.0))
 
 
-def _check_strengths(*strengths: float) -> None:
-    for strength in strengths:
-        if not 0 <= strength < float("inf"):
-            raise refusal(
-                "a strength must be 0 or positive, and finite",
-                got=strength,
-                why="a negative one would silently turn the direction around",
-                do="use Away() to move away from the teacher, and a strength around 1e-3 to 1",
-            )
+class Gate(Ranged, ABC):
+    """Reads one number off each generation batch and decides whether λ passes or is 0."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def reading(self, teacher_entropy_N: Tensor) -> float | None:
+        """The number, from the teacher's entropy at the distilled tokens; None when there are none."""
+
+    @abstractmethod
+    def decide(self, reading: float | None, memory: Mapping[str, float]) -> tuple[bool, Memory]:
+        """Whether the gate is open for this batch, and the memory for the next."""
 
 
-def _check_steps(name: str, steps: int, least: int) -> None:
-    if steps < least:
-        raise refusal(
-            f"{name} must be at least {least}",
-            got=steps,
-            why="it is a number of generation batches",
-            do="use Constant(value) for a strength that does not change",
-        )
+@dataclass(frozen=True, slots=True)
+class EntropyGate(Gate):
+    """A Schmitt trigger on the median entropy of the teacher: the teacher's part stops when the entropy collapses.
+
+    The first `warmup` readings are averaged into a reference H, with the gate closed. After them it is open; it closes
+    when a reading falls below `off` · H and opens again at H, not before, so that it does not flicker. A batch without
+    a teacher changes nothing. Source: arXiv 2605.11609 (0.93, 5 batches).
+    """
+
+    off: float = option(0.93, "share of the reference entropy below which the gate closes", above=0, most=1)
+    warmup: int = option(5, "batches over which the reference entropy is measured", least=1)
+
+    def reading(self, teacher_entropy_N: Tensor) -> float | None:
+        """The median, of an even number the lower one."""
+        return float(teacher_entropy_N.median()) if len(teacher_entropy_N) else None
+
+    def decide(self, reading: float | None, memory: Mapping[str, float]) -> tuple[bool, Memory]:
+        """Closed while warming up, then by the two thresholds."""
+        seen, reference, is_open = (memory.get(name, 0.0) for name in ("gate_seen", "gate_reference", "gate_open"))
+        if reading is None:
+            return bool(is_open), dict(memory)
+        if seen < self.warmup:
+            reference += (reading - reference) / (seen + 1)
+            opens_next = float(seen + 1 == self.warmup)
+            return False, {**memory, "gate_seen": seen + 1, "gate_reference": reference, "gate_open": opens_next}
+        is_open = float(reading >= (self.off * reference if is_open else reference))
+        return bool(is_open), {**memory, "gate_open": is_open}

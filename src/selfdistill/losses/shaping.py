@@ -1,186 +1,260 @@
-"""Advantage shaping: how the teacher's log-ratio about a token meets the verdict on its answer.
+"""Advantage shaping: how the teacher's log-ratio at a token changes the advantage of its answer; the distillation sign;
+and the table of tokens that both read.
 
-Legend: N tokens; A the verdict, e the log-ratio, s the direction, λ the strength of a token: schedule · gate · credit ·
-allocation.
+Legend: N tokens of all answers, one answer after the other; R answers; A the advantage, u the log-ratio, s the
+distillation sign, λ the strength of a token: schedule · gate · credit · mask.
 
-All but `Separate` turn the log-ratio on the sampled token into an advantage, so that one policy gradient carries both
-and the teacher needs no pass during the update. Where λ is 0 or the log-ratio unknown (NaN) they leave A exactly alone.
+All shapings but `Separate` turn the log-ratio of the sampled token into an advantage, so that one policy gradient
+carries both and the teacher needs no pass during the update.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from selfdistill.losses.clipping import ClippedDivergence, Clipping, Relative, unresolved
+from selfdistill.errors import ConfigError, Ranged, option
+from selfdistill.losses.clipping import Clipping
 from selfdistill.losses.divergences import Divergence, ReverseKL
-from selfdistill.losses.refusal import refusal
-from selfdistill.losses.table import TokenTable
 
-_LARGEST_EVIDENCE = 20.0  # nats, as for importance weights: a token that became impossible must not make inf or NaN
+_LARGEST_LOG_RATIO = 20.0  # nats, as for importance weights: a token that became impossible must not make inf or NaN
 
 
 @dataclass(frozen=True, slots=True)
-class ShapedWeights:
-    """What each token weighs in the distillation, and its advantage in the policy gradient; before any reduction."""
+class TokenTable:
+    """One row per answer token of a generation batch. Half precision is widened to float32: its means would be coarse.
 
-    distil_N: Tensor
-    advantage_N: Tensor
+    answer_N: the number of its answer, 0 … R − 1. position_N: 0 is an answer's first token. logprobs_N: log π(y) of the
+    student. log_ratio_N: log q(y) − log π(y); teacher_entropy_N: H(q); both in nats, NaN where no teacher read.
+    counted_N: bool, False for tokens that the student did not choose (a tool's output). advantage_R and distil_R: the
+    method's credit of each answer; a negative `distil_R` reverses that answer's distillation sign.
+
+    Raises `ConfigError` when shapes disagree, when an answer is out of range or order, or when `counted_N` is not
+    boolean.
+    """
+
+    answer_N: Tensor
+    position_N: Tensor
+    logprobs_N: Tensor
+    log_ratio_N: Tensor
+    teacher_entropy_N: Tensor
+    counted_N: Tensor
+    advantage_R: Tensor
+    distil_R: Tensor
+
+    def __post_init__(self) -> None:
+        columns = {column.name: getattr(self, column.name) for column in fields(self)}
+        for name, values in columns.items():
+            if values.is_floating_point() and values.dtype.itemsize < 4:
+                object.__setattr__(self, name, values.float())
+        shapes = {name: tuple(values.shape) for name, values in columns.items()}
+        tokens, answers = shapes["answer_N"], shapes["advantage_R"]
+        wrong = [name for name, shape in shapes.items() if shape != (answers if name.endswith("R") else tokens)]
+        if wrong or len(tokens) != 1 or len(answers) != 1:
+            why, do = (
+                "a shift by one token trains on nonsense",
+                f"give columns of {tokens} tokens and {answers} answers",
+            )
+            raise ConfigError("a table has one number per token, or one per answer", got=shapes, why=why, do=do)
+        if self.counted_N.dtype != torch.bool:
+            why, do = "numbers would pick tokens 0 and 1 instead of masking", "compare: counted_N = weights_N > 0"
+            raise ConfigError("counted_N must be boolean", got=self.counted_N.dtype, why=why, do=do)
+        if bool((self.answer_N.diff() < 0).any()):
+            raise ConfigError(
+                "the tokens of an answer must stand together, in the order of the answers",
+                got=self.answer_N.tolist()[:20],
+                why="sums over an answer are sums over neighbours",
+                do="concatenate the answers one after the other",
+            )
+        if tokens[0] and (int(self.answer_N[0]) < 0 or int(self.answer_N[-1]) >= answers[0]):
+            raise ConfigError(
+                "answer_N names an answer without credit",
+                got=f"{int(self.answer_N[0])} to {int(self.answer_N[-1])}",
+                why="its tokens have no advantage",
+                do=f"number the answers 0 to {answers[0] - 1}, in the order of advantage_R",
+            )
+
+    def answer_means(self, values_N: Tensor, over_N: Tensor) -> Tensor:
+        """Mean over the tokens `over_N` of each answer, repeated per token; 0 where an answer has none of them."""
+        sizes = torch.bincount(self.answer_N, minlength=len(self.advantage_R)).tolist()
+        # Row by row: index_add_ adds in any order on an accelerator, and the last bits would differ from run to run.
+        rows = zip(torch.split(torch.where(over_N, values_N, 0), sizes), torch.split(over_N, sizes), strict=True)
+        means = [row_T.sum() / over_T.to(row_T).sum().clamp(min=1) for row_T, over_T in rows]
+        return torch.stack(means)[self.answer_N] if means else values_N
 
 
-class AdvantageShaping(ABC):
-    """One way for log-ratio and verdict to meet."""
+class DistillationSign(ABC):
+    """A number in [−1, 1] for every token, which multiplies its distillation: 1 is toward the teacher.
+
+    Every divergence pulls toward the teacher, so none of them can repair a direction that is wrong (arXiv 2605.11609).
+    """
 
     __slots__ = ()
 
-    @property
-    def needs_log_ratio(self) -> bool:
-        """Whether the log-ratio of the table is read."""
-        return True
+    @abstractmethod
+    def signs(self, advantage_N: Tensor) -> Tensor:
+        """signs_N, from the advantage of each token's answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attract(DistillationSign):
+    """Toward the teacher everywhere: ordinary distillation."""
+
+    def signs(self, advantage_N: Tensor) -> Tensor:
+        """1."""
+        return torch.ones_like(advantage_N)
+
+
+@dataclass(frozen=True, slots=True)
+class Repel(DistillationSign):
+    """Away from the teacher everywhere. Without clipping or a gate it has no minimum. Source: arXiv 2605.11609."""
+
+    def signs(self, advantage_N: Tensor) -> Tensor:
+        """−1."""
+        return -torch.ones_like(advantage_N)
+
+
+@dataclass(frozen=True, slots=True)
+class AdvantageSign(DistillationSign):
+    """sign(A): toward the teacher in answers above their group's mean, away below it, 0 in a zero-advantage group.
+
+    Source: arXiv 2604.03128 (the advantage sets the sign, the teacher the magnitude).
+    """
+
+    def signs(self, advantage_N: Tensor) -> Tensor:
+        """sign(A)."""
+        return advantage_N.sign()
+
+
+@dataclass(frozen=True, slots=True)
+class OppositeAdvantageSign(DistillationSign):
+    """−sign(A): rewards good answers most where they are least likely under the teacher. Source: arXiv 2605.10781."""
+
+    def signs(self, advantage_N: Tensor) -> Tensor:
+        """−sign(A)."""
+        return -advantage_N.sign()
+
+
+class AdvantageShaping(Ranged, ABC):
+    """One way to combine log-ratio and advantage. Where λ is 0 or the log-ratio unknown (NaN), A stays exactly."""
+
+    __slots__ = ()
+    needs_log_ratio: ClassVar[bool] = True
 
     @abstractmethod
-    def shape_advantages(self, table: TokenTable, strength_N: Tensor, direction_N: Tensor) -> ShapedWeights:
-        """`strength_N` is λ ≥ 0, `direction_N` is s; `table` counts kept tokens only."""
+    def advantages(self, table: TokenTable, strength_N: Tensor, sign_N: Tensor) -> Tensor:
+        """advantages_N; `strength_N` is λ ≥ 0, `sign_N` is s. `table` counts only the tokens that the mask keeps."""
 
 
 @dataclass(frozen=True, slots=True)
 class Separate(AdvantageShaping):
     """Two terms: the distillation weighs λ·s and is measured by the kernel on its support, the advantage stays A."""
 
-    @property
-    def needs_log_ratio(self) -> bool:
-        """No: the kernel measures its own."""
-        return False
+    needs_log_ratio: ClassVar[bool] = False
 
-    def shape_advantages(self, table: TokenTable, strength_N: Tensor, direction_N: Tensor) -> ShapedWeights:
-        """distil = λ s, advantage = A."""
-        return ShapedWeights(strength_N * direction_N, table.advantage_N.to(strength_N))
+    def advantages(self, table: TokenTable, strength_N: Tensor, sign_N: Tensor) -> Tensor:
+        """A."""
+        return table.advantage_R[table.answer_N].to(strength_N)
 
 
 @dataclass(frozen=True, slots=True)
 class Additive(AdvantageShaping):
-    """A + r with r = λ s Φ(h(e)) where |r| > `threshold`, else A; no distillation term.
+    """A + r with r = λ s Φ(h(u)) where |r| > `threshold`, else A; no distillation term.
 
-    divergence: whose h maps the log-ratio, h(e) = e by default. bound: Φ; None leaves h as it is.
-    keep_sign: A + r is cut at 0 where it would change the sign of A; where A is 0 the advantage then stays 0.
-    two_path: η. Tokens that were changed and tokens that were not are averaged apart and the means added, 1 to η: with
-    M of N kept tokens changed, these are multiplied by η·N/M and the others by N/(N−M). Exact under the reduction
-    "token-mean" over the kept tokens alone: where dropped answers count in it (`count_dropped`), or tokens that are not
-    kept, both means are diluted. None averages over all tokens together.
+    h is that of `divergence`, h(u) = u by default; Φ is `clipping`. keep_sign: A + r is cut at 0 where it would change
+    the sign of A; where A is 0 it then stays 0. two_path: η. Tokens that were changed and tokens that were not are
+    averaged apart and the means added, 1 to η: with M of N kept tokens changed, these are multiplied by η·N/M and the
+    others by N/(N−M). Exact under the reduction "token-mean" over the kept tokens alone: dropped answers that count in
+    it (`count_dropped`), or tokens that are not kept, dilute both means. None averages over all tokens together.
 
-    With λ = 0.5: RLCSD is `Additive(clipping=Tanh(0.02), threshold=0.02, keep_sign=True, two_path=1.0)` on raw
-    contrast; AntiSD is `Additive(JensenShannon(0.5))` with the direction `Repel()`, as ½(softplus(e) − log 2) is that
-    shape's h.
-
-    Raises `ValueError` for a negative threshold or η, and for a `Relative` bound: a table has no mean to relate it to.
-    Source: arXiv 2606.11709 (RLCSD), 2605.11609 (AntiSD).
+    With λ = 0.5: RLCSD is `Additive(clipping=Tanh(0.02), threshold=0.02, keep_sign=True, two_path=1.0)` on an
+    unnormalised contrast; AntiSD is `Additive(JensenShannon(0.5))` with the sign `Repel()`, as ½(softplus(u) − log 2)
+    is the h of that divergence. Source: arXiv 2606.11709 (RLCSD), 2605.11609 (AntiSD).
     """
 
     divergence: Divergence = field(default_factory=ReverseKL)
     clipping: Clipping | None = None
-    threshold: float = 0.0
+    threshold: float = option(0.0, "the largest change that is left out", least=0)
     keep_sign: bool = False
-    two_path: float | None = None
+    two_path: float | None = option(None, "η, the weight of the changed tokens' mean", least=0)
 
-    def __post_init__(self) -> None:
-        if isinstance(self.clipping, Relative):
-            raise unresolved(self.clipping)
-        for name, value in (("threshold", self.threshold), ("two_path", self.two_path)):
-            if value is not None and not 0 <= value < float("inf"):
-                raise refusal(
-                    f"{name} must be 0 or positive, and finite",
-                    got=value,
-                    why="it is compared with an absolute value, or weighs a mean",
-                    do="use threshold 0 to change every token, two_path None for one mean",
-                )
-
-    def shape_advantages(self, table: TokenTable, strength_N: Tensor, direction_N: Tensor) -> ShapedWeights:
-        """advantage = A + r."""
-        verdict_N, (known_N, log_ratio_N) = table.advantage_N.to(strength_N), _evidence(table, strength_N)
+    def advantages(self, table: TokenTable, strength_N: Tensor, sign_N: Tensor) -> Tensor:
+        """A + r."""
+        plain_N, acts_N, log_ratio_N = _at_tokens(table, strength_N)
         student_N = table.logprobs_N.to(strength_N)
-        push_N = ClippedDivergence(self.divergence, self.clipping).advantage(student_N, student_N + log_ratio_N)
-        push_N = strength_N * direction_N * push_N
-        changed_N = known_N & (push_N.abs() > self.threshold)
-        advantage_N = verdict_N + push_N
+        change_N = self.divergence.advantage(student_N, student_N + log_ratio_N)
+        if self.clipping is not None:
+            change_N = self.clipping.clip_(change_N, torch.ones_like(change_N))
+        change_N = strength_N * sign_N * change_N
+        changed_N = acts_N & (change_N.abs() > self.threshold)
+        advantage_N = plain_N + change_N
         if self.keep_sign:
-            advantage_N = torch.where(advantage_N.sign() == verdict_N.sign(), advantage_N, 0)
-        advantage_N = torch.where(changed_N, advantage_N, verdict_N)
+            advantage_N = torch.where(advantage_N.sign() == plain_N.sign(), advantage_N, 0)
+        advantage_N = torch.where(changed_N, advantage_N, plain_N)
         if self.two_path is not None:
             kept, changed = int(table.counted_N.sum()), int(changed_N.sum())
             weight_N = torch.full_like(advantage_N, kept / max(kept - changed, 1))
             advantage_N = advantage_N * weight_N.masked_fill(changed_N, self.two_path * kept / max(changed, 1))
-        return _alone(advantage_N)
+        return advantage_N
 
 
 @dataclass(frozen=True, slots=True)
 class Multiplicative(AdvantageShaping):
-    """A · ((1 − λ) + λ · clip(e^{s e}, 1 ± `clip`)): log-ratio scales the verdict. The factor is never negative.
+    """A · ((1 − λ) + λ · clip(e^{s u}, 1 ± `clip`)): the log-ratio scales the advantage. The factor is never negative.
 
-    With the direction `AdvantageSign()` this is RLSD, with `OppositeAdvantageSign()` and credit for solved answers
-    alone RLRT. No distillation term. Raises `ValueError` unless 0 < clip <= 1. Source: arXiv 2604.03128, 2605.10781.
+    With `AdvantageSign()` this is RLSD, with `OppositeAdvantageSign()` and credit for solved answers alone RLRT. No
+    distillation term. Source: arXiv 2604.03128 (clip 0.2), 2605.10781 (0.5 or 1.0).
     """
 
-    clip: float = 0.2
+    clip: float = option(0.2, "how far from 1 the ratio may be; above 1 it could reverse an advantage", above=0, most=1)
 
-    def __post_init__(self) -> None:
-        if not 0 < self.clip <= 1:
-            raise refusal(
-                "the clip of a factor around 1 must lie in (0, 1]",
-                got=self.clip,
-                why="at 0 log-ratio does nothing, above 1 it could turn an advantage around",
-                do="use 0.2 as RLSD does, 0.5 or 1.0 as RLRT does",
-            )
-
-    def shape_advantages(self, table: TokenTable, strength_N: Tensor, direction_N: Tensor) -> ShapedWeights:
-        """advantage = A · factor."""
-        verdict_N, (known_N, log_ratio_N) = table.advantage_N.to(strength_N), _evidence(table, strength_N)
-        ratio_N = torch.exp(direction_N * log_ratio_N).clamp(1 - self.clip, 1 + self.clip)
+    def advantages(self, table: TokenTable, strength_N: Tensor, sign_N: Tensor) -> Tensor:
+        """A · factor."""
+        plain_N, acts_N, log_ratio_N = _at_tokens(table, strength_N)
+        ratio_N = torch.exp(sign_N * log_ratio_N).clamp(1 - self.clip, 1 + self.clip)
         factor_N = (1 + strength_N * (ratio_N - 1)).clamp(min=0)
-        return _alone(torch.where(known_N, verdict_N * factor_N, verdict_N))
+        return torch.where(acts_N, plain_N * factor_N, plain_N)
 
 
 @dataclass(frozen=True, slots=True)
 class Centred(AdvantageShaping):
-    """A + λ s (e − mean of e over its answer): which tokens of an answer, never whether the answer; no distillation.
+    """A + λ s (u − mean of u over its answer): which tokens of an answer, never whether the answer; no distillation.
 
     The mean is over the tokens of the answer that have strength and log-ratio. Without an advantage (A = 0) and with λ
     = 1 this is the advantage for learning from a user's reply. Source: arXiv 2603.12273.
     """
 
-    def shape_advantages(self, table: TokenTable, strength_N: Tensor, direction_N: Tensor) -> ShapedWeights:
-        """advantage = A + λ s (e − mean)."""
-        verdict_N, (known_N, log_ratio_N) = table.advantage_N.to(strength_N), _evidence(table, strength_N)
-        centred_N = log_ratio_N - table.answer_means(log_ratio_N, known_N)
-        return _alone(torch.where(known_N, verdict_N + strength_N * direction_N * centred_N, verdict_N))
+    def advantages(self, table: TokenTable, strength_N: Tensor, sign_N: Tensor) -> Tensor:
+        """A + λ s (u − mean)."""
+        plain_N, acts_N, log_ratio_N = _at_tokens(table, strength_N)
+        centred_N = log_ratio_N - table.answer_means(log_ratio_N, acts_N)
+        return torch.where(acts_N, plain_N + strength_N * sign_N * centred_N, plain_N)
 
 
 @dataclass(frozen=True, slots=True)
 class Pooled(AdvantageShaping):
-    """A + λ s · (mean of h(e) over its answer): one advantage for all tokens of an answer; no distillation term.
+    """A + λ s · (mean of h(u) over its answer): one advantage for all tokens of an answer; no distillation term.
 
-    What is left of the teacher's opinion when it may only say how good the answer is: the comparison by which credit
-    for tokens is measured. Source: arXiv 2601.20802, the ablation of sequence-level credit.
+    It leaves the teacher one number per answer: the comparison by which credit for tokens is measured. Source: arXiv
+    2601.20802, the ablation of sequence-level credit.
     """
 
     divergence: Divergence = field(default_factory=ReverseKL)
 
-    def shape_advantages(self, table: TokenTable, strength_N: Tensor, direction_N: Tensor) -> ShapedWeights:
-        """advantage = A + λ s mean h(e)."""
-        verdict_N, (known_N, log_ratio_N) = table.advantage_N.to(strength_N), _evidence(table, strength_N)
+    def advantages(self, table: TokenTable, strength_N: Tensor, sign_N: Tensor) -> Tensor:
+        """A + λ s mean h(u)."""
+        plain_N, acts_N, log_ratio_N = _at_tokens(table, strength_N)
         student_N = table.logprobs_N.to(strength_N)
-        pooled_N = table.answer_means(self.divergence.advantage(student_N, student_N + log_ratio_N), known_N)
-        return _alone(torch.where(known_N, verdict_N + strength_N * direction_N * pooled_N, verdict_N))
+        mean_N = table.answer_means(self.divergence.advantage(student_N, student_N + log_ratio_N), acts_N)
+        return torch.where(acts_N, plain_N + strength_N * sign_N * mean_N, plain_N)
 
 
-def _evidence(table: TokenTable, strength_N: Tensor) -> tuple[Tensor, Tensor]:
-    """known_N: tokens at which log-ratio acts; and the log-ratio, 0 elsewhere."""
-    known_N = ~table.log_ratio_N.isnan() & (strength_N != 0)
-    held_N = table.log_ratio_N.to(strength_N).clamp(-_LARGEST_EVIDENCE, _LARGEST_EVIDENCE)
-    return known_N, torch.where(known_N, held_N, 0)
-
-
-def _alone(advantage_N: Tensor) -> ShapedWeights:
-    return ShapedWeights(torch.zeros_like(advantage_N), advantage_N)
+def _at_tokens(table: TokenTable, strength_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """A; the tokens at which the log-ratio acts; and the log-ratio, clamped, 0 elsewhere."""
+    acts_N = ~table.log_ratio_N.isnan() & (strength_N != 0)
+    clamped_N = table.log_ratio_N.to(strength_N).clamp(-_LARGEST_LOG_RATIO, _LARGEST_LOG_RATIO)
+    return table.advantage_R[table.answer_N].to(strength_N), acts_N, torch.where(acts_N, clamped_N, 0)

@@ -45,7 +45,7 @@ class GRPO(Method):
     def loss_spec(self, temperature: float) -> LossSpec:
         """The clipped policy gradient on the sampled tokens."""
         policy = PolicyGradient(self.clip_low, self.clip_high, self.dual_clip)
-        return LossSpec(ratio=RatioCaps(sampler=self.ratio_cap), policy=policy, temperature=temperature)
+        return LossSpec(ratio=RatioCaps(sampler_ratio=self.ratio_cap), policy=policy, temperature=temperature)
 
     def credit(self, group: RolloutGroup, index: int) -> CreditOrDrop:
         """The reward minus the mean of the scored group members."""

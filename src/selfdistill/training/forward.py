@@ -170,7 +170,6 @@ def token_table(samples: Sequence[TrainingSample], stats: Sequence[TokenStats]) 
         answer_N=spread(samples, list(range(len(samples))), like),
         position_N=torch.cat([torch.arange(len(s.completion_ids), device=like.device) for s in samples]),
         logprobs_N=torch.cat([entry.logprobs_N for entry in stats]),
-        entropy_N=torch.cat([entry.entropy_N for entry in stats]),
         log_ratio_N=torch.cat([entry.log_ratio_N for entry in stats]),
         teacher_entropy_N=torch.cat([entry.teacher_entropy_N for entry in stats]),
         counted_N=counted(samples, like),

@@ -213,7 +213,7 @@ def _bounded(loss_spec: LossSpec, memory: Memory) -> LossSpec:
     """A bound relative to how large the teacher's push has been so far becomes a number."""
     if not isinstance(loss_spec.clipping, Relative):
         return loss_spec
-    return replace(loss_spec, clipping=loss_spec.clipping.at(memory.get(MAGNITUDE)))
+    return replace(loss_spec, clipping=loss_spec.clipping.resolve(memory.get(MAGNITUDE)))
 
 
 def _learned(reports: list[UpdateReport], ahead: BehaviourPass | None, memory: Memory) -> Learned:

@@ -1,4 +1,4 @@
-"""Log-ratio: what becomes of several views."""
+"""The teacher of several forward passes."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-import signal_textbook as textbook
+import textbook
 import torch
-from signal_kernel import run
+from kernel_runs import run
 from torch import Tensor
 
 from selfdistill.losses import (
@@ -162,8 +162,8 @@ def test_impossible_tokens_stay_impossible(mixture: TeacherMixture) -> None:
 @pytest.mark.parametrize(
     ("make", "match"),
     [
-        (lambda: Contrast(0.0), "positive strength"),
-        (lambda: Contrast(math.inf), "positive strength"),
+        (lambda: Contrast(0.0), "strength must be a number above 0"),
+        (lambda: Contrast(math.inf), "strength must be a number above 0"),
         (lambda: Contrast(anchor="nobody"), "student, teacher"),  # type: ignore[arg-type]
         (lambda: LossSpec(mixture=Contrast(normalise=False)), "sampled token only"),
         (lambda: LossSpec(TopK(3), mixture=Contrast(normalise=False)), "sampled token only"),
@@ -181,7 +181,7 @@ def test_teachers_that_cannot_be_formed_are_refused() -> None:
         run(case, LossSpec(), [case.teacher, against])
     with pytest.raises(ValueError, match="no views"):
         run(case, LossSpec(mixture=Contrast()), [against])
-    with pytest.raises(ValueError, match=r"no view read it\n  got  1 of 6"):
+    with pytest.raises(ValueError, match=r"no teacher\n  got  1 of 6"):
         run(case, LossSpec(), [replace(case.teacher, present_N=some)])
     with pytest.raises(ValueError, match=r"present_N.*\(5,\)"):
         run(case, LossSpec(), [replace(case.teacher, present_N=some[1:])])
@@ -189,7 +189,7 @@ def test_teachers_that_cannot_be_formed_are_refused() -> None:
         run(case, LossSpec(mixture=Contrast()), [case.teacher, replace(against, weight=0.0)])
     with pytest.raises(ValueError, match="must be positive"):
         run(case, LossSpec(), [case.teacher, replace(other, weight=-0.5, present_N=some)])
-    with pytest.raises(ValueError, match="reads every position"):
+    with pytest.raises(ValueError, match="must cover every position"):
         run(case, LossSpec(), [case.teacher], reference=replace(other, present_N=some))
 
 

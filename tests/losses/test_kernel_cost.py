@@ -1,4 +1,4 @@
-"""What the fused kernel costs: memory, and products with the head."""
+"""The cost of the fused kernel: memory, and products with the head."""
 
 from __future__ import annotations
 
@@ -7,23 +7,15 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-import signal_textbook as textbook
+import textbook
 import torch
-from signal_kernel import run
+from kernel_runs import run
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from selfdistill.losses import (
-    Contrast,
-    FullVocabulary,
-    LossSpec,
-    Product,
-    Support,
-    TeacherMixture,
-    TokenWeights,
-    TopK,
-)
+from selfdistill.losses import Contrast, FullVocabulary, LossSpec, Product, Support, TeacherMixture, TokenWeights, TopK
 
+DETACH = torch.ops.aten.detach.default  # shares the memory of its argument
 PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.mm.out, torch.ops.aten.addmm_.default)
 
 
@@ -38,7 +30,7 @@ class Allocations(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         for x in out if isinstance(out, tuple | list) else [out]:
-            if isinstance(x, Tensor) and not x._is_view() and x.data_ptr() not in self.seen:
+            if isinstance(x, Tensor) and func is not DETACH and not x._is_view() and x.data_ptr() not in self.seen:
                 self.seen.add(x.data_ptr())
                 self.alive += x.numel()
                 weakref.finalize(x, self.forget, x.data_ptr(), x.numel())

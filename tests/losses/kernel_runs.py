@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import signal_textbook as textbook
+import textbook
 
 from selfdistill.losses import FusedResult, LossSpec, TeacherStates, TokenWeights, fused_loss
 

@@ -1,11 +1,11 @@
-"""Divergences and their shapes."""
+"""Divergences: values, pointwise h, and their ends."""
 
 from __future__ import annotations
 
 import math
 
 import pytest
-import signal_textbook as textbook
+import textbook
 import torch
 
 from selfdistill.losses import ForwardKL, JensenShannon, ReverseKL, divergence
@@ -24,7 +24,7 @@ def pair(rows: int = 4, outcomes: int = 9, spread: float = 2.0) -> tuple[torch.T
 def test_values_are_the_textbook_ones(alpha: float) -> None:
     log_p, log_q = pair()
     expected = textbook.divergence(alpha, log_p.exp(), log_q.exp())
-    torch.testing.assert_close(divergence(alpha).divergence(log_p, log_q), expected, rtol=0, atol=1e-13)
+    torch.testing.assert_close(divergence(alpha).evaluate(log_p, log_q).divergence_N, expected, rtol=0, atol=1e-13)
 
 
 @pytest.mark.parametrize("alpha", ALPHAS)
@@ -37,17 +37,20 @@ def test_advantage_is_the_gradient_on_every_logit(alpha: float) -> None:
 
 
 @pytest.mark.parametrize("alpha", ALPHAS)
-def test_flow_is_p_times_advantage(alpha: float) -> None:
+def test_the_numerator_is_p_times_advantage(alpha: float) -> None:
     log_p, log_q = pair()
     shape = divergence(alpha)
-    flow = shape.compare(log_p, log_q).numerator_NV
-    torch.testing.assert_close(flow, log_p.exp() * shape.advantage(log_p, log_q), rtol=0, atol=1e-14)
+    numerator_NV = shape.evaluate(log_p, log_q).numerator_NV
+    torch.testing.assert_close(numerator_NV, log_p.exp() * shape.advantage(log_p, log_q), rtol=0, atol=1e-14)
 
 
 def test_jensen_shannon_half_is_symmetric_and_at_most_log_2() -> None:
     """Check 2, first half: at alpha = 0.5 student and teacher may be swapped, and the value is bounded."""
     log_p, log_q = pair(spread=20.0)
-    forth, back = JensenShannon(0.5).divergence(log_p, log_q), JensenShannon(0.5).divergence(log_q, log_p)
+    forth, back = (
+        JensenShannon(0.5).evaluate(log_p, log_q).divergence_N,
+        JensenShannon(0.5).evaluate(log_q, log_p).divergence_N,
+    )
     torch.testing.assert_close(forth, back, rtol=0, atol=1e-13)
     assert forth.max() <= math.log(2)
     assert forth.max() > 0.6  # the bound is nearly reached, so it was tested
@@ -57,18 +60,21 @@ def test_jensen_shannon_over_alpha_tends_to_the_kls() -> None:
     """Check 2, second half: the scale vanishes at both ends although the ends themselves are full KLs."""
     log_p, log_q = pair(spread=1.0)
     small = 1e-6
-    near_0 = JensenShannon(small).divergence(log_p, log_q) / small
-    near_1 = JensenShannon(1 - small).divergence(log_p, log_q) / small
-    torch.testing.assert_close(near_0, ForwardKL().divergence(log_p, log_q), rtol=1e-4, atol=0)
-    torch.testing.assert_close(near_1, ReverseKL().divergence(log_p, log_q), rtol=1e-4, atol=0)
-    assert (JensenShannon(small).divergence(log_p, log_q) < 1e-4 * divergence(0).divergence(log_p, log_q)).all()
+    near_0 = JensenShannon(small).evaluate(log_p, log_q).divergence_N / small
+    near_1 = JensenShannon(1 - small).evaluate(log_p, log_q).divergence_N / small
+    torch.testing.assert_close(near_0, ForwardKL().evaluate(log_p, log_q).divergence_N, rtol=1e-4, atol=0)
+    torch.testing.assert_close(near_1, ReverseKL().evaluate(log_p, log_q).divergence_N, rtol=1e-4, atol=0)
+    assert (
+        JensenShannon(small).evaluate(log_p, log_q).divergence_N
+        < 1e-4 * divergence(0).evaluate(log_p, log_q).divergence_N
+    ).all()
 
 
 @pytest.mark.parametrize("alpha", ALPHAS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_equal_distributions_give_exact_zeros(alpha: float, dtype: torch.dtype) -> None:
     log_p = pair()[0].to(dtype)
-    compared = divergence(alpha).compare(log_p, log_p.clone())
+    compared = divergence(alpha).evaluate(log_p, log_p.clone())
     assert compared.divergence_N.count_nonzero() == 0
     assert compared.numerator_NV.count_nonzero() == 0
 
@@ -78,7 +84,7 @@ def test_equal_distributions_give_exact_zeros(alpha: float, dtype: torch.dtype) 
 def test_far_apart_distributions_stay_finite_in_float32(alpha: float, gap: float) -> None:
     log_p = torch.tensor([[0.0, -gap], [-gap, 0.0]])
     log_q = log_p.flip(-1)
-    compared = divergence(alpha).compare(log_p, log_q)
+    compared = divergence(alpha).evaluate(log_p, log_q)
     assert compared.divergence_N.isfinite().all()
     assert compared.numerator_NV.isfinite().all()
     if 0 < alpha < 1:  # disjoint supports: the entropy of (alpha, 1 - alpha)
@@ -106,7 +112,7 @@ def test_alpha_outside_the_unit_interval_is_refused(alpha: float) -> None:
 
 @pytest.mark.parametrize("alpha", [0.0, 1.0])
 def test_degenerate_mixtures_are_refused(alpha: float) -> None:
-    with pytest.raises(ValueError, match="strictly between"):
+    with pytest.raises(ValueError, match="alpha must be a number above 0, below 1"):
         JensenShannon(alpha)
 
 
@@ -114,7 +120,7 @@ def test_a_scalar_kl_used_as_advantage_has_no_expected_gradient() -> None:
     """Why no such term is offered: every token of the vocabulary gets the same advantage, which is a pure baseline."""
     log_p, log_q = pair()
     p = log_p.exp()
-    scalar = ReverseKL().divergence(log_p, log_q)[:, None].expand_as(p)
+    scalar = ReverseKL().evaluate(log_p, log_q).divergence_N[:, None].expand_as(p)
     expected_gradient = p * (scalar - (p * scalar).sum(-1, keepdim=True))
     assert expected_gradient.abs().max() < 1e-15
     a = ReverseKL().advantage(log_p, log_q)

@@ -1,4 +1,4 @@
-"""The fused kernel against autograd through textbook formulas."""
+"""The fused kernel against autograd through textbook formulas, and reading without learning."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from itertools import product
 from typing import Any
 
 import pytest
-import signal_textbook as textbook
+import textbook
 import torch
-from signal_kernel import run
+from kernel_runs import run
 from torch import Tensor
 
 from selfdistill.losses import (
     FullVocabulary,
     Head,
     LossSpec,
+    Product,
     ReferenceKL,
     ReverseKL,
     SampledToken,
@@ -26,6 +27,8 @@ from selfdistill.losses import (
     TopK,
     divergence,
     fused_loss,
+    read_log_ratios,
+    token_logprobs,
 )
 
 Outcomes = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -231,8 +234,8 @@ def test_terms_add_up() -> None:
     case = textbook.problem(bias=True)
     draw = torch.Generator().manual_seed(8)
     advantage = torch.randn(6, generator=draw, dtype=torch.float64)
-    leash = TeacherStates(torch.randn(6, 4, generator=draw, dtype=torch.float64), case.teacher.head)
-    p, q, p_ref = (textbook.probabilities(v.hidden_ND, v.head, 0.9) for v in (case, case.teacher, leash))
+    reference = TeacherStates(torch.randn(6, 4, generator=draw, dtype=torch.float64), case.teacher.head)
+    p, q, p_ref = (textbook.probabilities(v.hidden_ND, v.head, 0.9) for v in (case, case.teacher, reference))
     logprob = p.log().gather(-1, case.tokens_N[:, None])[:, 0]
     expected = (
         (case.weight_N * textbook.divergence(0.5, p, q)).sum()
@@ -243,7 +246,7 @@ def test_terms_add_up() -> None:
         case,
         LossSpec(reference=ReferenceKL(0.03), temperature=0.9),
         weights=TokenWeights(case.weight_N, case.weight_N * advantage, case.weight_N),
-        reference=leash,
+        reference=reference,
     )
     torch.testing.assert_close(result.loss, expected, rtol=0, atol=1e-12)
     assert_same_gradients(textbook.gradients(result.loss, case), textbook.gradients(expected, case))
@@ -344,10 +347,43 @@ def test_missing_or_misaligned_inputs_are_refused() -> None:
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0])
 def test_temperature_must_be_positive(temperature: float) -> None:
-    with pytest.raises(ValueError, match="temperature must be positive"):
+    with pytest.raises(ValueError, match="temperature must be a number above 0"):
         LossSpec(temperature=temperature)
 
 
 def test_a_negative_reference_coefficient_is_refused() -> None:
-    with pytest.raises(ValueError, match="without bound"):
+    with pytest.raises(ValueError, match="coefficient must be a number, 0 or more"):
         ReferenceKL(-0.1)
+
+
+def test_logprobs_and_entropy_are_those_of_the_update() -> None:
+    case = textbook.problem(bias=True, softcap=3.0)
+    logprobs, entropy = token_logprobs(case.hidden_ND, case.head, case.tokens_N, temperature=0.7, chunk=4)
+    p = textbook.probabilities(case.hidden_ND, case.head, 0.7)
+    torch.testing.assert_close(logprobs, p.log().gather(-1, case.tokens_N[:, None])[:, 0].detach())
+    torch.testing.assert_close(entropy, -(p * p.log()).sum(-1).detach())
+    assert not logprobs.requires_grad
+    update = fused_loss(LossSpec(temperature=0.7), case.hidden_ND, case.head, case.tokens_N, TokenWeights(), chunk=4)
+    assert torch.equal(update.stats.logprobs_N, logprobs)
+
+
+def test_evidence_telescopes_to_the_odds_of_the_answer() -> None:
+    """Σ u(y_t) is log of how much more likely the teacher finds the whole answer."""
+    case = textbook.problem()
+    seen = read_log_ratios(case.hidden_ND, case.head, [case.teacher], case.tokens_N, chunk=2)
+    at = (torch.arange(6), case.tokens_N)
+    p, q = (textbook.probabilities(v.hidden_ND, v.head)[at].detach() for v in (case, case.teacher))
+    torch.testing.assert_close(seen.log_ratio_N.sum(), (q.prod() / p.prod()).log())
+
+
+def test_evidence_is_absent_where_nobody_read() -> None:
+    case = textbook.problem()
+    here = torch.tensor([1, 0, 1, 0, 0, 1], dtype=torch.bool)
+    seen = read_log_ratios(
+        case.hidden_ND, case.head, [replace(case.teacher, present_N=here)], case.tokens_N, target=Product()
+    )
+    whole = read_log_ratios(case.hidden_ND, case.head, [case.teacher], case.tokens_N)
+    assert torch.equal(seen.log_ratio_N.isnan(), ~here)
+    torch.testing.assert_close(seen.log_ratio_N[here], whole.log_ratio_N[here])
+    with pytest.raises(ValueError, match="no views"):
+        read_log_ratios(case.hidden_ND, case.head, [], case.tokens_N)

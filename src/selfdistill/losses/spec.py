@@ -1,0 +1,149 @@
+"""What a loss is made of: `LossSpec` holds one choice for each part, `Inputs` the tensors of one call of the kernel.
+
+Legend: N answer positions, D hidden size; p student, q teacher, y sampled.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import inf
+from typing import Literal, get_args
+
+from torch import Tensor
+
+from selfdistill.errors import ConfigError, Ranged, option
+from selfdistill.losses.clipping import Clipping
+from selfdistill.losses.divergences import Divergence, JensenShannon
+from selfdistill.losses.head import Head
+from selfdistill.losses.policy_gradient import PolicyGradient, RatioCaps, ReferenceKL
+from selfdistill.losses.schedules import Constant, Gate, Schedule
+from selfdistill.losses.shaping import AdvantageShaping, Attract, DistillationSign, Separate
+from selfdistill.losses.support import FullVocabulary, SampledToken, Support
+from selfdistill.losses.teacher_mixture import Product, TeacherMixture, TeacherStates
+
+LossTerm = Literal["divergence", "surrogate", "cross_entropy", "reference_kl"]
+"""The terms of a loss, each as weighed: the divergence from the teacher, the clipped policy-gradient surrogate of
+sampled tokens, −A log p(y) of tokens that were not sampled, and the divergence from the reference. All in nats, but for
+the surrogate, which is in advantages."""
+LOSS_TERMS: tuple[LossTerm, ...] = get_args(LossTerm)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenMask(Ranged):
+    """Which tokens count, and how much. The defaults give every counted token the same.
+
+    `skip_first` and `min_logprob` exclude tokens from both terms, distillation and policy gradient.
+    `teacher_confidence` is of the distillation alone: weights exp(−β H(q)), scaled to mean 1 over the distilled tokens
+    that remain, 0 where the teacher's entropy is unknown.
+    """
+
+    skip_first: int = option(0, "tokens at the start of an answer that are left out; SDFT uses 3", least=0)
+    teacher_confidence: float = option(0.0, "β; arXiv 2604.02288 uses 1", least=0)
+    min_logprob: float = option(-inf, "tokens with a lower log π(y) are left out; arXiv 2602.02482 uses −5", below=0)
+
+
+@dataclass(frozen=True, slots=True)
+class LossSpec(Ranged):
+    """The choices by which the log-ratio of teacher and student, and the advantage of an answer, become a gradient.
+
+    The kernel reads `mixture` (one teacher of several passes), `support` (the tokens on which it is compared),
+    `divergence`, `clipping`, `policy`, `ratio`, `reference` and `temperature`, which divides the logits of student,
+    teacher and reference alike. `weigh_tokens` reads `distil_sign`, `token_mask`, `shaping`, `schedule` and `gate`, and
+    decides beforehand what each token weighs.
+
+    Raises `ConfigError` also for an unnormalised mixture on a support that needs a sum of 1.
+    """
+
+    support: Support = field(default_factory=FullVocabulary)
+    divergence: Divergence = field(default_factory=JensenShannon)
+    ratio: RatioCaps = field(default_factory=RatioCaps)
+    policy: PolicyGradient = field(default_factory=PolicyGradient)
+    reference: ReferenceKL = field(default_factory=ReferenceKL)
+    temperature: float = option(1.0, "the sampling temperature of the answers", above=0)
+    mixture: TeacherMixture = field(default_factory=Product)
+    clipping: Clipping | None = None
+    distil_sign: DistillationSign = field(default_factory=Attract)
+    token_mask: TokenMask = field(default_factory=TokenMask)
+    shaping: AdvantageShaping = field(default_factory=Separate)
+    schedule: Schedule = field(default_factory=Constant)
+    gate: Gate | None = None
+
+    def __post_init__(self) -> None:
+        Ranged.__post_init__(self)
+        if not self.mixture.normalise and not isinstance(self.support, SampledToken):
+            raise ConfigError(
+                "a mixture that is not normalised can be read at the sampled token only",
+                got=f"{self.mixture} on {self.support}",
+                why="a divergence compares two distributions, each with a sum of 1",
+                do="use SampledToken(), or leave normalise=True",
+            )
+
+    @property
+    def needs_table(self) -> bool:
+        """Whether tokens are weighed one by one; otherwise each weighs the credit of its answer."""
+        plain = (Attract(), TokenMask(), Separate(), Constant(), None)
+        return (self.distil_sign, self.token_mask, self.shaping, self.schedule, self.gate) != plain
+
+    @property
+    def needs_log_ratio(self) -> bool:
+        """Whether weighing reads the teacher: its log-ratio on the tokens, or its entropy."""
+        return self.shaping.needs_log_ratio or self.token_mask.teacher_confidence > 0 or self.gate is not None
+
+    def teaches(self, step: int) -> bool:
+        """Whether the teacher is read at generation batch `step`: λ > 0 there, or a gate reads it."""
+        return self.gate is not None or self.schedule.at(step) != 0
+
+
+@dataclass(frozen=True, slots=True)
+class TokenWeights:
+    """What each token weighs in each term, reduction included; None leaves a term out, zeros cost nothing either.
+
+    `distil_N` multiplies the divergence, `advantage_N` is (advantage · weight) in the policy gradient, `reference_N`
+    multiplies the reference KL beside its coefficient.
+    """
+
+    distil_N: Tensor | None = None
+    advantage_N: Tensor | None = None
+    reference_N: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenStats:
+    """Detached numbers per token, in nats; NaN where the term that needs them has weight 0.
+
+    `ratio_N` is π_θ(y)/π_old(y) and `sampler_ratio_N` π_old(y)/π_sampler(y), both before any cap; `clipped_N`: a cap or
+    a clip changed the token's gradient. `magnitude_N` is Σ_v |F_v| over the outcomes, F = p · h(u), before any clipping
+    or weight: the size of the gradient that the teacher asks for.
+    """
+
+    logprobs_N: Tensor
+    entropy_N: Tensor
+    divergence_N: Tensor
+    teacher_logprobs_N: Tensor
+    teacher_entropy_N: Tensor
+    reference_N: Tensor
+    ratio_N: Tensor
+    sampler_ratio_N: Tensor
+    clipped_N: Tensor
+    magnitude_N: Tensor
+
+    @property
+    def log_ratio_N(self) -> Tensor:
+        """u(y) = log q(y) − log p(y)."""
+        return self.teacher_logprobs_N - self.logprobs_N
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """The arguments of `fused_loss`, cut off from the graph."""
+
+    loss_spec: LossSpec
+    hidden_ND: Tensor
+    head: Head
+    tokens_N: Tensor
+    weights: TokenWeights
+    views: tuple[TeacherStates, ...]
+    reference: TeacherStates | None
+    old_logprobs_N: Tensor | None
+    sampler_logprobs_N: Tensor | None
+    given_N: Tensor | None
