@@ -44,7 +44,7 @@ def mean_divergence(policy: Policy, method: SDPO, batch: UpdateBatch) -> float:
             hidden = policy.answer_hidden([(sample.student_prompt_ids, sample.completion_ids)])
             log_p = policy.head().logits(hidden).log_softmax(-1)
             log_q = batch.teacher[0].head.logits(batch.teacher[0].hidden[sample.uid]).log_softmax(-1)
-            found += method.loss_spec(1.0).divergence.divergence(log_p, log_q).tolist()
+            found += method.loss_spec(1.0).divergence.evaluate(log_p, log_q).divergence_N.tolist()
     return sum(found) / len(found)
 
 
