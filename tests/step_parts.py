@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from core_parts import sample_of
-from selfdistill.losses import (
-    LossSpec,
-    denominators,
-)
+from selfdistill.losses import Denominators, LossSpec, Reduction, TokenStats, denominators
 from selfdistill.models.load import Policy
 from selfdistill.models.teacher import Teacher
 from selfdistill.training.forward import behaviour_pass, teacher_pass
-from selfdistill.training.update import UpdateBatch, UpdateReport, train_step
+from selfdistill.training.update import UpdateBatch, UpdateReport, token_weights, update_policy
 from selfdistill.types import TokenIds, TrainingSample
 
 PROMPTS = [(40, 41, 42), (50, 51, 52, 53, 54, 55), (60, 61)]
@@ -50,15 +47,30 @@ def distilled(**changes: float) -> list[TrainingSample]:
 
 
 def batch_of(policy: Policy, teacher: Teacher, samples: Sequence[TrainingSample], **options) -> UpdateBatch:
-    over = denominators([len(s.completion_ids) for s in samples])
     passes = teacher_pass(policy, teacher, samples, 10_000)
-    return UpdateBatch(samples, over, teacher=passes, **({"sampler_correction": False} | options))
+    return weighed(samples, teacher=passes, **({"sampler_correction": False} | options))
+
+
+def weighed(
+    samples: Sequence[TrainingSample],
+    over: Denominators | None = None,
+    *,
+    reduction: Reduction = "sequence-mean",
+    loss_spec: LossSpec | None = None,
+    stats: Mapping[str, TokenStats] | None = None,
+    **options,
+) -> UpdateBatch:
+    """An update that makes up the whole step; the mean is over these samples, unless `over` is given."""
+    over = over or denominators([len(s.completion_ids) for s in samples])
+    share = (list(samples), over)
+    weights, _, _ = token_weights([loss_spec or LossSpec()], reduction, [share], stats or {}, step=0, memory={})
+    return UpdateBatch(samples, weights, **options)
 
 
 def seen_ahead(policy: Policy, samples: Sequence[TrainingSample]) -> dict[str, Tensor]:
     """log π(y) by uid under the weights as they are."""
-    ahead = behaviour_pass(policy, [LossSpec()], samples, [], step=0, memory={}, tokens=10_000)
-    return dict(ahead.logprobs)
+    stats = behaviour_pass(policy, [LossSpec()], samples, [], 10_000)
+    return {uid: found.logprobs_N for uid, found in stats.items()}
 
 
 def update(
@@ -66,11 +78,10 @@ def update(
     batch: UpdateBatch,
     loss_spec: LossSpec | None = None,
     *,
-    reduction="sequence-mean",
     tokens: int = 10_000,
 ) -> tuple[UpdateReport, Gradients]:
     caught = Caught(policy)
-    report = train_step(policy, caught, [loss_spec or LossSpec()], reduction, batch, max_grad_norm=0, tokens=tokens)
+    report = update_policy(policy, caught, [loss_spec or LossSpec()], batch, max_grad_norm=0, tokens=tokens)
     return report, caught.gradients
 
 

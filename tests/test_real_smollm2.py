@@ -10,7 +10,7 @@ import torch
 from selfdistill.data.rows import load_tasks
 from selfdistill.envs.code import CodeEnvironment
 from selfdistill.losses import denominators
-from selfdistill.methods import SDPO
+from selfdistill.methods import SDPO, Method
 from selfdistill.models.load import LoraOptions, Policy, load_policy
 from selfdistill.models.sampler import SamplingOptions
 from selfdistill.models.teacher import Frozen, Teacher
@@ -18,7 +18,7 @@ from selfdistill.prompts.render import Renderer
 from selfdistill.training.forward import teacher_pass
 from selfdistill.training.rollouts import roll_out
 from selfdistill.training.samples import credit_rollouts
-from selfdistill.training.update import UpdateBatch, train_step
+from selfdistill.training.update import UpdateBatch, token_weights, update_policy
 from selfdistill.types import TrainingSample
 from tools.smollm2 import cached_smollm2
 
@@ -69,11 +69,9 @@ def test_two_steps_on_mbpp_bring_the_student_nearer_to_what_it_thinks_with_feedb
         assert not any(r.fault for group in found for r in group.rollouts)
         samples = [sample for entry in credit_rollouts(method, found, renderer) for sample in entry.samples]
         assert len(samples) >= 2, "48 tokens are too few to be right, and the feedback says so"
-        batch = batch_of(student, teacher, samples)
+        batch = batch_of(student, teacher, method, samples)
         before = mean_divergence(student, method, batch)
-        report = train_step(
-            student, optimizer, method.loss_specs(1.0), method.reduction, batch, max_grad_norm=1.0, tokens=TOKENS
-        )
+        report = update_policy(student, optimizer, method.loss_specs(1.0), batch, max_grad_norm=1.0, tokens=TOKENS)
         assert not report.skipped
         assert report.divergence == pytest.approx(before, rel=1e-2), "what it minimised is what is measured here"
         assert mean_divergence(student, method, batch) < before
@@ -81,6 +79,7 @@ def test_two_steps_on_mbpp_bring_the_student_nearer_to_what_it_thinks_with_feedb
         assert all(outcome.feedback for outcome in failed)
 
 
-def batch_of(policy: Policy, teacher: Teacher, samples: list[TrainingSample]) -> UpdateBatch:
-    over = denominators([len(sample.completion_ids) for sample in samples])
-    return UpdateBatch(samples, over, teacher=teacher_pass(policy, teacher, samples, TOKENS))
+def batch_of(policy: Policy, teacher: Teacher, method: Method, samples: list[TrainingSample]) -> UpdateBatch:
+    share = (samples, denominators([len(sample.completion_ids) for sample in samples]))
+    weights, _, _ = token_weights(method.loss_specs(1.0), method.reduction, [share], {}, step=0, memory={})
+    return UpdateBatch(samples, weights, teacher_pass(policy, teacher, samples, TOKENS))

@@ -31,7 +31,7 @@ from selfdistill.models.teacher import Frozen, Live, Teacher
 from selfdistill.runs import Event, Phase, StepEnd
 from selfdistill.training.forward import teacher_pass
 from selfdistill.training.loop import train
-from selfdistill.training.update import UpdateBatch, train_step
+from selfdistill.training.update import UpdateBatch, token_weights, update_policy
 from selfdistill.types import TrainingSample
 
 Case = dict[str, Any]
@@ -126,11 +126,11 @@ class Update:
         if self.sampled:
             uids = [f"r{index}" for index in range(len(self.prompts))]
             sample(self.policy, self.prompts, self.sampled, seed=1, uids=uids, version=0)
-        passes = teacher_pass(self.policy, self.teacher, self.samples, self.tokens, [self.loss_spec])
-        batch = UpdateBatch(self.samples, self.over, teacher=passes, sampler_correction=False)
-        report = train_step(
-            self.policy, self.optimizer, [self.loss_spec], "sequence-mean", batch, max_grad_norm=1.0, tokens=self.tokens
-        )
+        passes = teacher_pass(self.policy, self.teacher, self.samples, self.tokens)
+        specs, share = [self.loss_spec], (self.samples, self.over)
+        weights, _, _ = token_weights(specs, "sequence-mean", [share], {}, step=0, memory={})
+        batch = UpdateBatch(self.samples, weights, passes, sampler_correction=False)
+        report = update_policy(self.policy, self.optimizer, specs, batch, max_grad_norm=1.0, tokens=self.tokens)
         self.history.append({"loss": report.loss, "grad_norm": report.grad_norm})
         return self.history
 

@@ -15,10 +15,9 @@ from toy import MANY, Caught, Toy, ToyPolicy
 from selfdistill.config import from_settings
 from selfdistill.methods import get_method
 from selfdistill.models.teacher import Frozen, Live, Teacher
-from selfdistill.training import learning
-from selfdistill.training.recording import Totals
 from selfdistill.training.samples import credit_rollouts
-from selfdistill.training.session import Learner
+from selfdistill.training.session import Learner, Totals
+from selfdistill.training.update import update_all
 from selfdistill.types import DropReason, RolloutGroup, TrainingSample
 
 P, START = [0.5, 0.3, 0.2], [0.3, 0.3, 0.4]
@@ -61,7 +60,7 @@ def updates(sizes: Sequence[int], prompts: int, *, dropped: Sequence[int] = (), 
     learner = Learner(method, method.loss_specs(1.0), Teacher(Live(), policy), reference_policy, optimizer, [])
     session = SimpleNamespace(config=config, policy=policy, learner=learner)
     prepared = credit_rollouts(method, groups, toy.renderer)
-    learning._update(session, prepared, list(sizes), replayed, Totals())
+    update_all(session, groups, prepared, replayed, Totals())
     return optimizer.updates
 
 

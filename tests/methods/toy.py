@@ -25,13 +25,12 @@ from selfdistill.models.teacher import Frozen, Live, Teacher, TeacherRule
 from selfdistill.prompts.render import Renderer
 from selfdistill.training.forward import behaviour_pass, reference_pass, teacher_pass
 from selfdistill.training.samples import CreditedRollout, credit_rollouts
-from selfdistill.training.update import UpdateBatch, UpdateReport, train_step
+from selfdistill.training.update import UpdateBatch, UpdateReport, token_weights, update_policy
 from selfdistill.types import ANSWER, Completion, DropReason, Message, Outcome, Rollout, RolloutGroup, Task, TokenIds
 
 TOKENS = "ab."
 QUESTION = Task("toy", (Message("user", "bare"),))
 Table = Sequence[Sequence[float]]
-Weights = Mapping[str, tuple[Tensor, Tensor]]
 MANY = 10_000
 
 
@@ -95,13 +94,11 @@ class Caught(torch.optim.Optimizer):
 
 @dataclass(frozen=True)
 class Learned:
-    """`gradients` are ∂L/∂logits [T, 3] by table; `weights` (distil [T], advantage [T]) by uid where tokens were
-    weighed one by one."""
+    """`gradients` are ∂L/∂logits [T, 3] by table."""
 
     gradients: dict[str, Tensor]
     prepared: list[CreditedRollout]
     report: UpdateReport
-    weights: Weights = field(default_factory=dict)
     memory: Mapping[str, float] = field(default_factory=dict)
     numbers: Mapping[str, float] = field(default_factory=dict)
 
@@ -173,16 +170,18 @@ class Toy:
         ]
         read = teacher_pass(policy, kept, samples, MANY)
         reference = reference_pass(policy, reference_policy, samples, MANY)
-        ahead = behaviour_pass(policy, loss_specs, samples, read, step=step, memory=memory, tokens=MANY)
+        stats = behaviour_pass(policy, loss_specs, samples, read, MANY)
         lengths = [len(entry.samples[0].completion_ids) for entry in prepared if entry.samples]
         dropped = [len(entry.rollout.completion.token_ids) for entry in prepared if not entry.samples]
         over = denominators(lengths, dropped, count_dropped=method.count_dropped)
-        old = ahead.logprobs if before else None
-        batch = UpdateBatch(samples, over, teacher=read, reference=reference, old_logprobs=old, weights=ahead.weights)
+        share = (samples, over)
+        weights, memory, numbers = token_weights(loss_specs, method.reduction, [share], stats, step, memory)
+        old = {uid: found.logprobs_N for uid, found in stats.items()} if before else None
+        batch = UpdateBatch(samples, weights, read, reference, old)
         policy.become(self.tables)
         caught = Caught(policy)
-        report = train_step(policy, caught, loss_specs, method.reduction, batch, max_grad_norm=0, tokens=MANY)
-        return Learned(caught.gradients, prepared, report, ahead.weights, ahead.memory, ahead.numbers)
+        report = update_policy(policy, caught, loss_specs, batch, max_grad_norm=0, tokens=MANY)
+        return Learned(caught.gradients, prepared, report, memory, numbers)
 
 
 def towards(token: str, probabilities: Sequence[float]) -> Tensor:

@@ -23,8 +23,8 @@ from selfdistill.config import from_settings
 from selfdistill.models import checkpoint, policy
 from selfdistill.models.load import load_policy
 from selfdistill.runs import store
-from selfdistill.training import learning
 from selfdistill.training import loop as train
+from selfdistill.training import update
 
 
 def die() -> None:
@@ -70,11 +70,11 @@ def half_a_line(number: int) -> Callable[[], None]:
 
 
 MOMENTS: dict[str, Callable[[], None]] = {
-    "before anything was saved": nth_call(learning, "train_step", 2),
+    "before anything was saved": nth_call(update, "update_policy", 2),
     "while the first measurements are written": half_a_line(2),
     "while sampling": nth_call(policy.Policy, "backbone", 220),
-    "between two updates": nth_call(learning, "train_step", 6),
-    "after the last update of a step": nth_call(learning, "step_record", 3),
+    "between two updates": nth_call(update, "update_policy", 6),
+    "after the last update of a step": nth_call(train, "step_record", 3),
     "while records are written": half_a_line(9),
     "after the model of a checkpoint": nth_call(checkpoint, "_write_model", 2, after=True),
     "before a checkpoint is durable": nth_call(checkpoint, "_make_durable", 2),

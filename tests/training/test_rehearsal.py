@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 
 from selfdistill.runs import read_run
-from selfdistill.training import learning
+from selfdistill.training import loop
 from selfdistill.training.loop import train
 
 
 def test_a_step_that_makes_no_update_samples_no_prompts(config_of, monkeypatch) -> None:
     labels: list[str] = []
-    real = learning.roll_out
-    monkeypatch.setattr(learning, "roll_out", lambda *a, **k: labels.append(k["label"]) or real(*a, **k))
+    real = loop.roll_out
+    monkeypatch.setattr(loop, "roll_out", lambda *a, **k: labels.append(k["label"]) or real(*a, **k))
     config = config_of("NeverSplits", method="grpo", replay={"per_step": 2}, steps=1)
     [step] = read_run(train(config)).steps
     assert labels == ["1"]

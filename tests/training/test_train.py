@@ -16,7 +16,7 @@ from selfdistill.errors import ConfigError, DataError, EnvError, RunError, Train
 from selfdistill.models.checkpoint import latest_checkpoint
 from selfdistill.models.teacher import Teacher
 from selfdistill.runs import EvalEnd, Note, Phase, RunEnd, RunStart, StepEnd, read_run
-from selfdistill.training import learning
+from selfdistill.training import loop, update
 from selfdistill.training.loop import PATIENCE, train
 from selfdistill.types import DropReason
 
@@ -103,25 +103,25 @@ def test_several_updates_share_one_reading_and_the_teacher_moves_once_after_the_
     calls: list[str] = []
 
     def noted(name: str) -> None:
-        real = getattr(learning, name)
+        real = getattr(update, name)
 
         def call(*arguments, **options):
             calls.append(name)
             return real(*arguments, **options)
 
-        monkeypatch.setattr(learning, name, call)
+        monkeypatch.setattr(update, name, call)
 
-    for name in ("teacher_pass", "behaviour_pass", "train_step"):
+    for name in ("teacher_pass", "behaviour_pass", "update_policy"):
         noted(name)
     moves = Teacher.update
     monkeypatch.setattr(Teacher, "update", lambda self, policy: (calls.append("teacher moves"), moves(self, policy))[1])
     config = config_of(teacher={"kind": "ema", "rate": 0.5}, steps=1, tasks_per_step=4, tasks_per_update=1)
     record = read_run(train(config)).steps[0]
     assert record.extra["updates"] == 4
-    assert calls == ["teacher_pass", "behaviour_pass", *["train_step"] * 4, "teacher moves"]
+    assert calls == ["teacher_pass", "behaviour_pass", *["update_policy"] * 4, "teacher moves"]
     calls.clear()
     train(replace(config, tasks_per_update=0, out=config.out + "-on-policy"))
-    assert calls == ["teacher_pass", "train_step", "teacher moves"], "on-policy: r1 = 1, nothing to compute"
+    assert calls == ["teacher_pass", "update_policy", "teacher moves"], "on-policy: r1 = 1, nothing to compute"
 
 
 def test_a_teacher_that_has_no_say_at_a_step_is_not_read(config_of, tmp_path) -> None:
@@ -141,14 +141,14 @@ def test_a_teacher_that_has_no_say_at_a_step_is_not_read(config_of, tmp_path) ->
 
 def test_distillation_on_a_schedule_is_not_read_where_it_weighs_nothing(config_of, monkeypatch) -> None:
     """SDPG begins at 0; answers that are to be distilled keep their credit in the records."""
-    real, passes = learning.teacher_pass, list[int]()
+    real, passes = update.teacher_pass, list[int]()
 
     def counted(*arguments):
         found = real(*arguments)
         passes.append(len(found))
         return found
 
-    monkeypatch.setattr(learning, "teacher_pass", counted)
+    monkeypatch.setattr(update, "teacher_pass", counted)
     run = read_run(train(config_of(method={"name": "sdpg", "warmup": 2, "peak": 1.0}, steps=2)))
     assert passes == [0, 1]
     distilled = [rollout for rollout in run.rollouts() if rollout.distil]
@@ -166,13 +166,13 @@ def test_an_ema_teacher_is_the_mean_it_says(config_of, model_dir) -> None:
 
 
 def test_an_update_that_is_not_finite_is_skipped_counted_and_said(config_of, recorder, monkeypatch) -> None:
-    real = learning.credit_rollouts
+    real = loop.credit_rollouts
 
     def poisoned(*arguments):
         entries = real(*arguments)
         return [replace(e, samples=tuple(replace(s, distil=math.nan) for s in e.samples)) for e in entries]
 
-    monkeypatch.setattr(learning, "credit_rollouts", poisoned)
+    monkeypatch.setattr(loop, "credit_rollouts", poisoned)
     path = train(config_of(steps=1, teacher={"kind": "ema", "rate": 0.5}), recorder)
     assert read_run(path).steps[0].extra["skipped"] == 1
     assert any("1 of 1 updates skipped" in note for note in recorder.notes)

@@ -24,7 +24,7 @@ from selfdistill.losses import divergence as shape_of
 from selfdistill.models.load import LoraOptions
 from selfdistill.models.teacher import Ema, Frozen, Live, Teacher, TrustRegion
 from selfdistill.training.forward import behaviour_pass, micro_batches, reference_pass, teacher_pass
-from selfdistill.training.update import UpdateBatch, train_step
+from selfdistill.training.update import update_policy
 from selfdistill.types import TrainingSample
 from step_parts import (
     ANSWERS,
@@ -43,6 +43,7 @@ from step_parts import (
     probabilities,
     seen_ahead,
     update,
+    weighed,
     whole_logits,
 )
 
@@ -117,7 +118,7 @@ def test_a_grpo_update_is_the_gradient_of_the_literal_loss(tiny_policy, tied: bo
     samples = [replace(s, sampled_logprobs=row) for s, row in zip(samples, told, strict=True)]
     moved(policy, 0.03)
     over = denominators([len(s.completion_ids) for s in samples])
-    report, found = update(policy, UpdateBatch(samples, over, old_logprobs=old), reduction=reduction)
+    report, found = update(policy, weighed(samples, over, reduction=reduction, old_logprobs=old))
     loss, clipped = torch.zeros((), dtype=torch.float64), 0
     for s in samples:
         p = probabilities(policy.base, s.student_prompt_ids, s.completion_ids)
@@ -138,7 +139,7 @@ def test_a_reference_pulls_toward_the_start_as_the_literal_kl_does(tiny_policy) 
     moved(policy)
     samples = [sample_of(f"s{i}", PROMPTS[i], ANSWERS[i], reference=0.3) for i in range(3)]
     over = denominators([len(s.completion_ids) for s in samples])
-    batch = UpdateBatch(samples, over, reference=reference_pass(policy, reference_policy, samples, 10_000))
+    batch = weighed(samples, over, reference=reference_pass(policy, reference_policy, samples, 10_000))
     report, found = update(policy, batch)
     loss = torch.zeros((), dtype=torch.float64)
     for s in samples:
@@ -154,7 +155,7 @@ def test_rehearsal_is_silent_at_the_start_and_brings_a_student_back_that_has_mov
     reference_policy = Teacher(Frozen(), policy)
     samples = [sample_of(f"s{i}", PROMPTS[i], ANSWERS[i], reference=1.0) for i in range(3)]
     over = denominators([2, 6, 3])
-    batch = UpdateBatch(samples, over, reference=reference_pass(policy, reference_policy, samples, 10_000))
+    batch = weighed(samples, over, reference=reference_pass(policy, reference_policy, samples, 10_000))
     report, found = update(policy, batch)
     assert report.loss == 0
     assert all(not value.any() for value in found.values())
@@ -162,7 +163,7 @@ def test_rehearsal_is_silent_at_the_start_and_brings_a_student_back_that_has_mov
     before = update(policy, batch)[0].loss
     optimizer = torch.optim.AdamW(list(policy.trainable().values()), lr=1e-2, weight_decay=0.0)
     for _ in range(12):
-        train_step(policy, optimizer, [LossSpec()], "sequence-mean", batch, max_grad_norm=1.0, tokens=10_000)
+        update_policy(policy, optimizer, [LossSpec()], batch, max_grad_norm=1.0, tokens=10_000)
     assert 0 < update(policy, batch)[0].loss < before / 3
 
 
@@ -181,7 +182,7 @@ def test_samples_that_ask_for_different_terms_share_one_update(tiny_policy) -> N
     def gradients(chosen: Sequence[TrainingSample]) -> Gradients:
         reference = reference_pass(policy, teacher, chosen, 10_000)
         passes = teacher_pass(policy, teacher, chosen, 10_000)
-        return update(policy, UpdateBatch(chosen, over, passes, reference, sampler_correction=False))[1]
+        return update(policy, weighed(chosen, over, teacher=passes, reference=reference, sampler_correction=False))[1]
 
     apart = [gradients([sample]) for sample in samples]
     together = gradients(samples)
@@ -275,10 +276,10 @@ def test_evidence_of_several_contexts_is_read_ahead_as_the_update_reads_it(tiny_
     samples = [replace(s, teacher_prompts=(s.teacher_prompts[0], (95, *s.teacher_prompts[0]))) for s in distilled()]
     batch = batch_of(policy, teacher, samples)
     loss_spec = LossSpec(shaping=Additive())
-    ahead = behaviour_pass(policy, [loss_spec], samples, batch.teacher, step=0, memory={}, tokens=10_000)
+    stats = behaviour_pass(policy, [loss_spec], samples, batch.teacher, 10_000)
     report, _ = update(policy, batch)
     for uid, row in report.log_ratio.items():
-        assert ahead.log_ratio[uid].tolist() == pytest.approx(row)
+        assert stats[uid].log_ratio_N.tolist() == pytest.approx(row)
 
 
 @pytest.mark.parametrize("rule", [Live(), TrustRegion(0.5), Ema(0.5), Frozen()])
@@ -292,7 +293,7 @@ def test_a_teacher_that_was_read_stays_as_it_was_while_the_student_moves(tiny_po
         (reading.head.weight_VD.clone(), reading.head.bias_V.clone(), dict(reading.hidden)) for reading in batch.teacher
     ]
     optimizer = torch.optim.SGD(list(policy.trainable().values()), lr=0.5)
-    train_step(policy, optimizer, [LossSpec()], "sequence-mean", batch, max_grad_norm=0, tokens=10_000)
+    update_policy(policy, optimizer, [LossSpec()], batch, max_grad_norm=0, tokens=10_000)
     for reading, (weight_VD, bias_V, hidden) in zip(batch.teacher, before, strict=True):
         assert torch.equal(reading.head.weight_VD, weight_VD)
         assert torch.equal(reading.head.bias_V, bias_V)
@@ -341,11 +342,9 @@ def test_the_sampler_correction_is_min_of_the_ratio_and_two(tiny_policy) -> None
     (told,) = seen_ahead(policy, [sample_of("s", PROMPTS[0], ANSWERS[0])]).values()
     shifted = tuple((told - torch.tensor([1.5, -0.5])).tolist())  # π/π_sampler = e^1.5 > 2 and e^-0.5
     samples = [sample_of("s", PROMPTS[0], ANSWERS[0], logprobs=shifted, advantage=1.0)]
-    report, _ = update(policy, UpdateBatch(samples, denominators([2])))
+    report, _ = update(policy, weighed(samples, denominators([2])))
     assert report.loss == pytest.approx(-(2.0 + 0.60653066) / 2, rel=1e-6)
-    assert update(policy, UpdateBatch(samples, denominators([2]), sampler_correction=False))[0].loss == pytest.approx(
-        -1.0
-    )
+    assert update(policy, weighed(samples, denominators([2]), sampler_correction=False))[0].loss == pytest.approx(-1.0)
 
 
 def test_under_lora_only_the_adapter_gets_a_gradient_and_it_is_the_literal_one(tiny_policy) -> None:
@@ -379,7 +378,6 @@ def test_an_update_leaves_the_student_closer_to_its_teacher(tiny_policy) -> None
     optimizer = torch.optim.SGD(list(policy.trainable().values()), lr=0.01)
     loss_spec = LossSpec(policy=PolicyGradient())
     losses = [
-        train_step(policy, optimizer, [loss_spec], "sequence-mean", batch, max_grad_norm=0, tokens=10_000).loss
-        for _ in range(4)
+        update_policy(policy, optimizer, [loss_spec], batch, max_grad_norm=0, tokens=10_000).loss for _ in range(4)
     ]
     assert losses == sorted(losses, reverse=True)

@@ -18,7 +18,7 @@ from selfdistill.losses import (
 )
 from selfdistill.models.teacher import Frozen, Teacher
 from selfdistill.training.forward import behaviour_pass, micro_batches, reference_pass
-from selfdistill.training.update import UpdateBatch, train_step
+from selfdistill.training.update import update_policy
 from selfdistill.types import TokenIds
 from step_parts import (
     ANSWERS,
@@ -36,6 +36,7 @@ from step_parts import (
     probabilities,
     seen_ahead,
     update,
+    weighed,
 )
 
 
@@ -46,10 +47,10 @@ def test_micro_batches_and_order_change_nothing(tiny_policy, tokens: int, reduct
     teacher = Teacher(Frozen(), policy)
     moved(policy)
     samples = distilled(advantage=0.4)
-    batch = batch_of(policy, teacher, samples, reference=None)
-    wanted_report, wanted = update(policy, batch, reduction=reduction)
+    batch = batch_of(policy, teacher, samples, reduction=reduction)
+    wanted_report, wanted = update(policy, batch)
     shuffled = random.Random(tokens).sample(samples, 3)
-    report, found = update(policy, replace(batch, samples=shuffled), reduction=reduction, tokens=tokens)
+    report, found = update(policy, replace(batch, samples=shuffled), tokens=tokens)
     assert report.loss == pytest.approx(wanted_report.loss, rel=1e-6)
     assert report.log_ratio.keys() == wanted_report.log_ratio.keys()
     for uid, row in report.log_ratio.items():
@@ -69,8 +70,10 @@ def test_one_long_answer_weighs_as_much_as_a_short_one_or_as_its_tokens(tiny_pol
     """Advantages 1 on both answers: the loss −Σ w·A is −1 for either mean, the gradient differs."""
     policy = precise(tiny_policy())
     samples = [sample_of(f"s{i}", PROMPTS[i], ANSWERS[i], advantage=1.0) for i in (0, 1)]
-    batch = UpdateBatch(samples, denominators([2, 6]), sampler_correction=False)
-    reports = {how: update(policy, batch, reduction=how) for how in ("sequence-mean", "token-mean")}
+    reports = {
+        how: update(policy, weighed(samples, reduction=how, sampler_correction=False))
+        for how in ("sequence-mean", "token-mean")
+    }
     assert [report.loss for report, _ in reports.values()] == pytest.approx([-1.0, -1.0])
     log_p = [probabilities(policy.base, s.student_prompt_ids, s.completion_ids).log() for s in samples]
     chosen = [row[range(len(s.completion_ids)), s.completion_ids] for row, s in zip(log_p, samples, strict=True)]
@@ -91,7 +94,8 @@ def test_dropped_answers_dilute_the_mean_only_when_counted(tiny_policy) -> None:
     samples = distilled()
     batch = batch_of(policy, teacher, samples)
     full = update(policy, batch)[0].loss
-    diluted = replace(batch, over=denominators([2, 6, 3], [4, 4, 4], count_dropped=True))
+    over = denominators([2, 6, 3], [4, 4, 4], count_dropped=True)
+    diluted = weighed(samples, over, teacher=batch.teacher, sampler_correction=False)
     assert update(policy, diluted)[0].loss == pytest.approx(full / 2, rel=1e-6)
 
 
@@ -108,7 +112,8 @@ def test_looking_ahead_holds_the_states_of_one_budget_at_a_time_and_keeps_siblin
         return read(pairs, tokens)
 
     monkeypatch.setattr(policy, "answer_hidden", watched)
-    found = behaviour_pass(policy, [LossSpec()], samples, [], step=0, memory={}, tokens=24).logprobs
+    stats = behaviour_pass(policy, [LossSpec()], samples, [], 24)
+    found = {uid: numbers.logprobs_N for uid, numbers in stats.items()}
     assert asked == [[PROMPTS[0]] * 3 + [PROMPTS[1]] * 3, [PROMPTS[2]] * 3]
     assert found.keys() == whole.keys()
     for uid, row in found.items():
@@ -128,8 +133,8 @@ def test_tokens_outside_the_spans_weigh_nothing_in_any_term(tiny_policy, loss_sp
     reference = reference_pass(policy, teacher, [sample], 10_000)
     batch = batch_of(policy, teacher, [sample], reference=reference)
     if loss_spec.needs_table:
-        ahead = behaviour_pass(policy, [loss_spec], [sample], batch.teacher, step=0, memory={}, tokens=10_000)
-        batch = replace(batch, weights=ahead.weights)
+        stats = behaviour_pass(policy, [loss_spec], [sample], batch.teacher, 10_000)
+        batch = replace(batch, weights=weighed([sample], loss_spec=loss_spec, stats=stats).weights)
     report, found = update(policy, batch, loss_spec)
     p, ref = (probabilities(model, PROMPTS[1], ANSWERS[1]) for model in (policy.base, start))
     q = probabilities(start, TOLD[1], ANSWERS[1]).detach()
@@ -144,8 +149,8 @@ def test_gradients_are_scaled_down_to_the_norm_that_is_allowed(tiny_policy) -> N
     policy = tiny_policy()
     samples = [sample_of("s", PROMPTS[0], ANSWERS[0], advantage=50.0)]
     caught = Caught(policy)
-    batch = UpdateBatch(samples, denominators([2]), sampler_correction=False)
-    report = train_step(policy, caught, [LossSpec()], "sequence-mean", batch, max_grad_norm=1.0, tokens=100)
+    batch = weighed(samples, denominators([2]), sampler_correction=False)
+    report = update_policy(policy, caught, [LossSpec()], batch, max_grad_norm=1.0, tokens=100)
     norm = torch.stack([value.norm() for value in caught.gradients.values()]).norm()
     assert report.grad_norm > 1
     assert float(norm) == pytest.approx(1.0, rel=1e-4)
@@ -157,12 +162,12 @@ def test_a_gradient_that_is_not_finite_moves_nothing_and_is_said(tiny_policy, po
     optimizer = torch.optim.AdamW(list(policy.trainable().values()), lr=0.1)
     before = {name: value.detach().clone() for name, value in policy.trainable().items()}
     samples = [sample_of("s", PROMPTS[0], ANSWERS[0], advantage=poison)]
-    batch = UpdateBatch(samples, denominators([2]), sampler_correction=False)
-    report = train_step(policy, optimizer, [LossSpec()], "sequence-mean", batch, max_grad_norm=1.0, tokens=100)
+    batch = weighed(samples, denominators([2]), sampler_correction=False)
+    report = update_policy(policy, optimizer, [LossSpec()], batch, max_grad_norm=1.0, tokens=100)
     assert report.skipped
     assert all(torch.equal(value, before[name]) for name, value in policy.trainable().items())
     assert all(value.grad is None for value in policy.trainable().values())
     assert not optimizer.state
-    sane = replace(batch, samples=[replace(samples[0], advantage=1.0)])
-    assert not train_step(policy, optimizer, [LossSpec()], "sequence-mean", sane, max_grad_norm=1.0, tokens=100).skipped
+    sane = weighed([replace(samples[0], advantage=1.0)], denominators([2]), sampler_correction=False)
+    assert not update_policy(policy, optimizer, [LossSpec()], sane, max_grad_norm=1.0, tokens=100).skipped
     assert any(not torch.equal(value, before[name]) for name, value in policy.trainable().items())

@@ -20,10 +20,10 @@ from selfdistill.runs.store import CHECKPOINTS, CONFIG
 from selfdistill.test_time.config import SolveConfig, solve_settings
 from selfdistill.test_time.strategies import Attempt, Prompt, SolveState
 from selfdistill.test_time.strategies.base import PASSED, prompts_of
-from selfdistill.training.learning import Timer, learn, record_round
-from selfdistill.training.recording import Totals, check_environment, saved_totals
+from selfdistill.training.loop import Timer, learn, record_round
+from selfdistill.training.recording import check_environment
 from selfdistill.training.rollouts import roll_out
-from selfdistill.training.session import Session
+from selfdistill.training.session import Session, Totals, saved_totals
 from selfdistill.training.stopping import StopSign
 from selfdistill.types import Outcome, RolloutGroup, Task
 

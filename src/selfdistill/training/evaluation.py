@@ -12,10 +12,10 @@ from selfdistill.models.sampler import SamplingOptions
 from selfdistill.runs import EvalRecord, EvalSplit, RunDir
 from selfdistill.runs.environment import describe_environment
 from selfdistill.runs.events import Callback, EvalEnd, Note, Phase, no_callback
-from selfdistill.training.recording import Totals, check_environment, rollout_record
+from selfdistill.training.recording import check_environment, rollout_record
 from selfdistill.training.rollouts import accuracy, roll_out
 from selfdistill.training.samples import CreditedRollout, credit_rollouts
-from selfdistill.training.session import Session, open_session
+from selfdistill.training.session import Session, Totals, open_session
 from selfdistill.types import RolloutGroup, Task, TokenIds
 
 STUDENT_SPLITS: tuple[EvalSplit, ...] = ("train", "held_out", "forgetting")

@@ -9,22 +9,42 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from selfdistill.config import RunConfig, resolved
-from selfdistill.data.tasks import wanted_answers
+from selfdistill.config import ReplayOptions, RunConfig, resolved
+from selfdistill.data.tasks import bad_rows, draw_tasks, wanted_answers
+from selfdistill.envs.base import Pair
 from selfdistill.errors import TrainingError
 from selfdistill.plugins import short_name
-from selfdistill.runs import EvalSplit, RunDir, StepRecord, allowed_changes, check_records, fresh_path, read_run
+from selfdistill.randomness import seed_global
+from selfdistill.runs import (
+    EvalSplit,
+    RolloutRecord,
+    RunDir,
+    StepRecord,
+    allowed_changes,
+    check_records,
+    fresh_path,
+    read_run,
+)
 from selfdistill.runs.environment import describe_environment
 from selfdistill.runs.events import Callback, EvalEnd, Interrupted, Note, Phase, RunEnd, RunStart, StepEnd, no_callback
 from selfdistill.runs.store import CHECKPOINTS
 from selfdistill.training.evaluation import EVERY_SPLIT, STUDENT_SPLITS, measure_splits
-from selfdistill.training.learning import one_step
-from selfdistill.training.recording import Totals, check_environment, saved_totals, summarise, why_nothing_was_learned
-from selfdistill.training.session import Learner, Session, open_session
+from selfdistill.training.recording import (
+    check_environment,
+    rollout_record,
+    step_record,
+    summarise,
+    why_nothing_was_learned,
+)
+from selfdistill.training.rollouts import roll_out
+from selfdistill.training.samples import CreditedRollout, credit_rollouts, replay_sample
+from selfdistill.training.session import Learner, Session, Totals, open_session, saved_totals
 from selfdistill.training.stopping import StopSign
+from selfdistill.training.update import update_all
+from selfdistill.types import Completion, Outcome, RolloutGroup, Task, TrainingSample
 
 PATIENCE = 10  # batches in a row without anything to learn from, after which a run is stopped
 MAY_CHANGE = ("steps", "out", "checkpoint_every", "evaluation.every", "micro_batch_tokens")
@@ -159,3 +179,117 @@ def _info(out: Path, session: Session, totals: Totals) -> RunStart:
         given=given,
         more=len(stages) > 1,
     )
+
+
+def one_step(
+    session: Session, totals: Totals, callback: Callback, began: float
+) -> tuple[StepRecord, list[RolloutRecord]]:
+    """Samples and scores a generation batch, and learns from it; `totals` counts what it used."""
+    config, learner = session.config, session.learner
+    assert learner is not None
+    timer = Timer()
+    seed_global(config.seed, "batch", totals.step)
+    callback(Phase("sampling and scoring"))
+    tasks = draw_tasks(session.tasks, config.tasks_per_step, totals.step, config.seed)
+    groups = roll_out(
+        session.policy,
+        session.env,
+        session.renderer,
+        tasks,
+        config.sampling,
+        rollouts=config.rollouts_per_task,
+        seed=config.seed,
+        label=str(totals.step + 1),
+        version=totals.step,
+        stages=learner.method.stages,
+        bad_rows={} if session.all_usable else bad_rows(session.env, tasks),
+    )
+    return learn(session, groups, totals, callback, began, timer)
+
+
+def learn(
+    session: Session, groups: Sequence[RolloutGroup], totals: Totals, callback: Callback, began: float, timer: Timer
+) -> tuple[StepRecord, list[RolloutRecord]]:
+    """Updates the weights from a scored generation batch. Returns the records of the step and of its rollouts."""
+    config, learner, step = session.config, session.learner, totals.step
+    assert learner is not None
+    seed_global(config.seed, "step", step)
+    credited = credit_rollouts(learner.method, groups, session.renderer)
+    replayed: list[TrainingSample] = []
+    if config.replay is not None and any(entry.samples for entry in credited):
+        replayed = _replay(session, step, config.replay)
+    timer.lap("rollout")
+    callback(Phase("updating"))
+    options = config.optimiser
+    lr = options.lr * min(1.0, (step + 1) / max(1, options.warmup_steps))  # of all updates of the step
+    for group in learner.optimizer.param_groups:
+        group["lr"] = lr
+    reports, numbers, log_ratio = update_all(session, groups, credited, replayed, totals)
+    skipped = sum(report.skipped for report in reports)
+    if skipped:
+        callback(Note(f"step {step + 1}: {skipped} of {len(reports)} updates skipped: loss or gradient not finite"))
+    if skipped < len(reports):  # without an update the teacher does not move either
+        learner.teacher.update(session.policy)
+    timer.lap("update")
+    totals.count(groups, began)
+    totals.tokens += sum(len(sample.completion_ids) for sample in replayed)
+    numbers = {**numbers, "contexts_lost": sum(entry.lost for entry in credited), "replayed": len(replayed)}
+    record = step_record(totals, credited, reports, lr, timer.seconds, numbers, log_ratio)
+    return record, [rollout_record(step + 1, entry, log_ratio) for entry in credited]
+
+
+def record_round(
+    groups: Sequence[RolloutGroup], totals: Totals, began: float, timer: Timer
+) -> tuple[StepRecord, list[RolloutRecord]]:
+    """The records of a generation batch from which nothing is to be learned."""
+    timer.lap("rollout")
+    credited = [CreditedRollout(rollout, drop=rollout.drop) for group in groups for rollout in group.rollouts]
+    totals.count(groups, began)
+    record = step_record(totals, credited, [], 0.0, timer.seconds, {}, {})
+    return record, [rollout_record(totals.step + 1, entry, {}) for entry in credited]
+
+
+def _replay(session: Session, step: int, options: ReplayOptions) -> list[TrainingSample]:
+    """The student's own answers to prompts of the replay set."""
+    config = session.config
+    assert session.learner is not None
+    groups = roll_out(
+        session.policy,
+        NotScored(),
+        session.renderer,
+        draw_tasks(session.learner.replay, options.per_step, step, config.seed),
+        config.sampling,
+        rollouts=1,
+        seed=config.seed,
+        label=f"rehearsal-{step + 1}",
+        version=step,
+    )
+    rollouts = [rollout for group in groups for rollout in group.rollouts if rollout.completion.token_ids]
+    return [replay_sample(rollout, options.weight) for rollout in rollouts]
+
+
+class NotScored:
+    """An environment for answers that need no reward."""
+
+    name = "not scored"
+
+    def score(self, task: Task, completion: Completion) -> Outcome:
+        """A reward of 0."""
+        return Outcome(0.0)
+
+    def score_batch(self, pairs: Sequence[Pair]) -> list[Outcome]:
+        """A reward of 0 for each, without a thread."""
+        return [Outcome(0.0) for _ in pairs]
+
+
+@dataclass
+class Timer:
+    """Seconds by phase; the first one began at `since`."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    since: float = field(default_factory=time.monotonic)
+
+    def lap(self, name: str) -> None:
+        """Ends a phase; the time since the last lap is its time."""
+        now = time.monotonic()
+        self.seconds[name], self.since = now - self.since, now

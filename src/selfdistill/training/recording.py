@@ -4,47 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
-
-from pydantic import TypeAdapter, ValidationError
 
 from selfdistill.config import RunConfig
-from selfdistill.errors import EnvError, RunError
+from selfdistill.errors import EnvError
 from selfdistill.losses import LOSS_TERMS
 from selfdistill.methods import Method
 from selfdistill.prompts.context import FIELDS
 from selfdistill.runs import Accuracies, EvalRecord, RolloutRecord, StepRecord, Summary
 from selfdistill.training.rollouts import solved
 from selfdistill.training.samples import CreditedRollout
+from selfdistill.training.session import Totals
 from selfdistill.training.update import UpdateReport
 from selfdistill.types import DropReason, StopReason
-
-
-@dataclass
-class Totals:
-    """What a run has used so far. `no_signal_steps` counts the last batches that taught nothing, `ended` says that
-    they were too many, and the run is over."""
-
-    step: int = 0
-    completions_sampled: int = 0
-    tokens: int = 0
-    wall_s: float = 0.0
-    no_signal_steps: int = 0
-    ended: bool = False
-    memory: dict[str, float] = field(default_factory=dict)
-
-
-_TOTALS = TypeAdapter(Totals)
-
-
-def saved_totals(extra: Mapping[str, Any] | None) -> Totals:
-    """What a checkpoint says was used until then; nothing where there is none. Raises `RunError`."""
-    try:
-        return _TOTALS.validate_python(extra or {})
-    except ValidationError as error:
-        what = "the totals of this checkpoint are not what a run writes"
-        raise RunError(what, got=error.errors()[0], do="use an earlier one") from error
 
 
 def step_record(

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from selfdistill.config import RunConfig
 from selfdistill.data.tasks import all_usable, check_conversations, fitting_tasks, question_rows, training_tasks
 from selfdistill.envs.base import Environment, tasks_of
 from selfdistill.envs.registry import make_environment
-from selfdistill.errors import ConfigError
+from selfdistill.errors import ConfigError, RunError
 from selfdistill.files import read_text
 from selfdistill.losses import LossSpec
 from selfdistill.methods import Method, get_method
@@ -27,9 +29,42 @@ from selfdistill.prompts.render import Renderer
 from selfdistill.prompts.stages import examples
 from selfdistill.randomness import seed_global
 from selfdistill.runs.events import Callback, Note, Phase
-from selfdistill.types import Context, Message, Task
+from selfdistill.types import Context, Message, RolloutGroup, Task
 
 NO_ISOLATION = "none: this environment runs no programs"
+
+
+@dataclass
+class Totals:
+    """What a run has used so far. `no_signal_steps` counts the last steps without anything to learn from; `ended`:
+    too many of them ended the run. `memory` is what token weights and clipping keep between steps."""
+
+    step: int = 0
+    completions_sampled: int = 0
+    tokens: int = 0
+    wall_s: float = 0.0
+    no_signal_steps: int = 0
+    ended: bool = False
+    memory: dict[str, float] = field(default_factory=dict)
+
+    def count(self, groups: Sequence[RolloutGroup], began: float) -> None:
+        """Adds the sampled completions of a generation batch, and the time since `began`."""
+        done = [rollout.completion for group in groups for rollout in group.rollouts if rollout.completion.logprobs]
+        self.completions_sampled += len(done)
+        self.tokens += sum(len(completion.token_ids) for completion in done)
+        self.wall_s = time.monotonic() - began
+
+
+_TOTALS = TypeAdapter(Totals)
+
+
+def saved_totals(extra: Mapping[str, Any] | None) -> Totals:
+    """The totals of a checkpoint; zeros where there is none. Raises `RunError`."""
+    try:
+        return _TOTALS.validate_python(extra or {})
+    except ValidationError as error:
+        what = "the totals of this checkpoint are not what a run writes"
+        raise RunError(what, got=error.errors()[0], do="use an earlier one") from error
 
 
 @dataclass

@@ -1,11 +1,9 @@
-"""One update (optimiser step): move π(·|x) toward π(·|x, c) on the student's own answers.
+"""The updates (optimiser steps) of one step: move π(·|x) toward π(·|x, c) on the student's own answers.
 
-    before, once per generation batch:    what teacher and reference make of the answers (`passes`)
-    student, in micro-batches:            hidden states of x ⊕ y, with gradients
-    both:                                 the fused signal, weighted so that the whole update sums to 1
-    then:                                 clip, optimiser step
+    once per step:       forward passes of teacher and reference; what every token weighs in each term of the loss
+    for each update:     hidden states of x ⊕ y with gradients, in micro-batches, and the fused loss; clip; optimiser
 
-Nothing here knows which method runs: a sample carries what it wants of each term, the signal how the terms are formed.
+Nothing here depends on the method: a sample carries its scale of each term, its loss the form of the terms.
 
 Legend: N answer positions of a micro-batch, T answer tokens of one sample.
 """
@@ -14,7 +12,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from itertools import chain
+from statistics import fmean
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -22,41 +23,65 @@ from torch import Tensor
 from selfdistill.losses import (
     LOSS_TERMS,
     Denominators,
+    FusedResult,
     LossSpec,
     LossTerm,
+    Memory,
     Reduction,
     ReferenceKL,
+    Relative,
+    TeacherStates,
+    TokenStats,
+    TokenTable,
     TokenWeights,
+    denominators,
     fused_loss,
     reduction_weights,
+    relative_size,
+    weigh_tokens,
 )
 from selfdistill.models.policy import Policy
-from selfdistill.training.forward import ForwardPass, answer_tokens, by_uid, counted, micro_batches, spread, views_of
-from selfdistill.types import TrainingSample
+from selfdistill.training.forward import (
+    ForwardPass,
+    behaviour_pass,
+    by_uid,
+    micro_batches,
+    per_token,
+    reference_pass,
+    teacher_pass,
+    teacher_states,
+)
+from selfdistill.training.samples import CreditedRollout
+from selfdistill.training.session import Session, Totals
+from selfdistill.types import RolloutGroup, TrainingSample
+
+MAGNITUDE = "magnitude"  # in a run's memory: the running mean of Σ p|a|
+DECAY = 0.99  # of that mean, per step
+
+Share: TypeAlias = tuple[list[TrainingSample], Denominators]
+"""The samples of one update, and the numbers of answers and tokens that share its weight of 1."""
 
 
 @dataclass(frozen=True, slots=True)
 class UpdateBatch:
-    """All that an update learns from. `teacher` reads c, `reference` does not; `old_logprobs` [T] by uid are None when
-    the weights have not moved since sampling; `sampler_correction` is off where sampled log-probabilities are of
-    another distribution (a truncated one). `weights`: (distil [T], advantage [T]) by uid, in place of the sample's own
-    two numbers where tokens of one answer weigh differently."""
+    """The input of one update. `weights` [3, T] by uid are those of divergence, advantage and reference divergence at
+    each token. `old_logprobs` [T] by uid are None when the policy has not moved since sampling. `sampler_correction` is
+    off where the sampled log-probabilities are of another (truncated) distribution."""
 
     samples: Sequence[TrainingSample]
-    over: Denominators
+    weights: Mapping[str, Tensor]
     teacher: Sequence[ForwardPass] = ()
     reference: ForwardPass | None = None
     old_logprobs: Mapping[str, Tensor] | None = None
     sampler_correction: bool = True
-    weights: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class UpdateReport:
-    """`loss` is the objective before this update, its tokens weighed: the sum of `terms`, by name. `log_ratio` [T] by
-    uid is log q − log p in nats, p the student at the start of the step; `divergence` and `entropy` are means over
-    tokens, `magnitude` is the mean of Σ p|a|, the size of the teacher's push before any bound. `skipped` says that loss
-    or gradient were not finite and nothing moved: an update on NaN would destroy what was learned."""
+    """`loss` is the objective before the update, its tokens weighed: the sum of `terms`. `log_ratio` [T] by uid is
+    log q − log p in nats, p the student at the start of the step. `divergence` and `entropy` are means over tokens,
+    `magnitude` that of Σ p|a|, the size of the teacher's push before any clipping. `skipped`: loss or gradient were not
+    finite, and the optimiser made no step."""
 
     loss: float
     terms: Mapping[LossTerm, float]
@@ -69,106 +94,188 @@ class UpdateReport:
     log_ratio: Mapping[str, tuple[float, ...]]
 
 
-def train_step(
+def update_all(
+    session: Session,
+    groups: Sequence[RolloutGroup],
+    credited: Sequence[CreditedRollout],
+    replayed: Sequence[TrainingSample],
+    totals: Totals,
+) -> tuple[list[UpdateReport], dict[str, float], dict[str, tuple[float, ...]]]:
+    """All updates of a step, each on the samples of `tasks_per_update` groups and an even share of the replayed ones.
+
+    Returns their reports, numbers about the token weights, and log-ratios [T] by uid. `totals.memory` is brought up to
+    date.
+    """
+    config, learner, policy = session.config, session.learner, session.policy
+    assert learner is not None
+    method, tokens, memory = learner.method, config.micro_batch_tokens, totals.memory
+    loss_specs = [
+        replace(spec, clipping=spec.clipping.resolve(memory.get(MAGNITUDE))) if isinstance(spec.clipping, Relative) else spec
+        for spec in learner.loss_specs
+    ]
+    shares: list[Share] = []
+    rollouts, size = iter(credited), config.tasks_per_update or max(1, len(groups))
+    by_group = [[next(rollouts) for _ in group.rollouts] for group in groups]
+    for start in range(0, len(by_group), size):
+        entries = list(chain(*by_group[start : start + size]))
+        samples = [
+            s  # without its teacher where the schedule is at 0: the teacher need not read it
+            if loss_specs[s.loss_spec].teaches(totals.step)
+            else replace(s, teacher_prompts=(), against_prompts=(), distil=0.0)
+            for entry in entries
+            for s in entry.samples
+        ]
+        used = [len(entry.samples[0].completion_ids) for entry in entries if entry.samples]
+        dropped = [len(entry.rollout.completion.token_ids) for entry in entries if not entry.samples]
+        if samples:
+            shares.append((samples, denominators(used, dropped, count_dropped=method.count_dropped)))
+    if not shares:
+        return [], {}, {}
+    samples = [s for own, _ in shares for s in own]
+    everything = [*samples, *replayed]
+    teacher = teacher_pass(policy, learner.teacher, samples, tokens)
+    reference = reference_pass(policy, learner.reference_policy, everything, tokens)
+    several = len(shares) > 1
+    stats: dict[str, TokenStats] = {}
+    if several or any(spec.needs_table for spec in loss_specs):
+        stats = behaviour_pass(policy, loss_specs, everything, teacher, tokens)
+    if replayed:
+        shares = _with_replay(shares, replayed, method.reduction)
+    weights, memory, numbers = token_weights(loss_specs, method.reduction, shares, stats, totals.step, memory)
+    old = {uid: found.logprobs_N for uid, found in stats.items()} if several else None
+    reports = [
+        update_policy(
+            policy,
+            learner.optimizer,
+            loss_specs,
+            UpdateBatch(own, weights, teacher, reference, old, config.sampling.whole),
+            max_grad_norm=config.optimiser.max_grad_norm,
+            tokens=tokens,
+        )
+        for own, _ in shares
+    ]
+    pushes = [report.magnitude for report in reports if not report.skipped and report.magnitude > 0]
+    if pushes:
+        mean = fmean(pushes)
+        memory[MAGNITUDE] = DECAY * memory.get(MAGNITUDE, mean) + (1 - DECAY) * mean
+    totals.memory = memory
+    weighed = [s.uid for s in samples if loss_specs[s.loss_spec].needs_table and (s.teacher_prompts or s.advantage)]
+    before = {uid: tuple(stats[uid].log_ratio_N.tolist()) for uid in weighed}
+    log_ratio = {uid: row for uid, row in before.items() if not any(map(math.isnan, row))}
+    return reports, numbers, log_ratio | {uid: row for report in reports for uid, row in report.log_ratio.items()}
+
+
+def _with_replay(shares: Sequence[Share], replayed: Sequence[TrainingSample], how: Reduction) -> list[Share]:
+    """The replayed answers spread evenly over the updates. Each is scaled to what it would weigh in an update of mean
+    size, so that replay and training have the same shares of a step whatever the number and size of its updates."""
+    sizes, found = [over for _, over in shares], list[Share]()
+    for number, (samples, over) in enumerate(shares):
+        start, end = (len(replayed) * place // len(shares) for place in (number, number + 1))
+        scale = relative_size(over, sizes, how)
+        found.append(([*samples, *(replace(s, reference=s.reference * scale) for s in replayed[start:end])], over))
+    return found
+
+
+def token_weights(
+    loss_specs: Sequence[LossSpec],
+    reduction: Reduction,
+    shares: Sequence[Share],
+    stats: Mapping[str, TokenStats],
+    step: int,
+    memory: Memory,
+) -> tuple[dict[str, Tensor], dict[str, float], dict[str, float]]:
+    """The weight of every token of a step in divergence, advantage and reference divergence: [3, T] by uid.
+
+    It is the token's share of its update, times the credit of its sample; where the loss weighs tokens one by one,
+    that is decided from `stats`, the numbers of the behaviour pass. Tokens outside of the sample's spans weigh 0.
+    Also returns the memory for the next step, and numbers for the records.
+    """
+    weighed: dict[str, Tensor] = {}
+    numbers: dict[str, float] = {}
+    for index, spec in enumerate(loss_specs):
+        chosen = [s for own, _ in shares for s in own if s.loss_spec == index and (s.teacher_prompts or s.advantage)]
+        if spec.needs_table and chosen:
+            result = weigh_tokens(spec, token_table(chosen, [stats[s.uid] for s in chosen]), step, memory)
+            weighed |= by_uid(chosen, torch.stack([result.distil_N, result.advantage_N]).float().cpu())
+            memory, numbers = result.memory, {**numbers, **result.numbers}
+    weights: dict[str, Tensor] = {}
+    for own, over in shares:
+        lengths = [len(s.completion_ids) for s in own]
+        shares_N = reduction_weights(lengths, reduction, over) * counted(own)
+        for s, share_T in zip(own, torch.split(shares_N, lengths), strict=True):
+            credit_3T = torch.tensor([[s.distil], [s.advantage], [s.reference]]).float().repeat(1, len(share_T))
+            if s.uid in weighed:
+                credit_3T[:2] = weighed[s.uid]
+            weights[s.uid] = share_T * credit_3T
+    return weights, dict(memory), numbers
+
+
+def token_table(samples: Sequence[TrainingSample], stats: Sequence[TokenStats]) -> TokenTable:
+    """The samples' numbers, one row per token."""
+    like = stats[0].logprobs_N
+    return TokenTable(
+        answer_N=per_token(samples, list(range(len(samples))), like),
+        position_N=torch.cat([torch.arange(len(s.completion_ids), device=like.device) for s in samples]),
+        logprobs_N=torch.cat([found.logprobs_N for found in stats]),
+        log_ratio_N=torch.cat([found.log_ratio_N for found in stats]),
+        teacher_entropy_N=torch.cat([found.teacher_entropy_N for found in stats]),
+        counted_N=counted(samples).to(like.device),
+        advantage_R=torch.tensor([s.advantage for s in samples], device=like.device),
+        distil_R=torch.tensor([s.distil for s in samples], device=like.device),
+    )
+
+
+def counted(samples: Sequence[TrainingSample]) -> Tensor:
+    """counted_N, bool: tokens in the spans of their sample."""
+    rows = [torch.full((len(s.completion_ids),), s.spans is None) for s in samples]
+    for sample, row_T in zip(samples, rows, strict=True):
+        for start, stop in sample.spans or ():
+            row_T[start:stop] = True
+    return torch.cat(rows)
+
+
+def update_policy(
     policy: Policy,
     optimizer: torch.optim.Optimizer,
     loss_specs: Sequence[LossSpec],
-    reduction: Reduction,
     batch: UpdateBatch,
     *,
     max_grad_norm: float,
     tokens: int,
 ) -> UpdateReport:
-    """One update of the policy from a batch, in micro-batches of `tokens` tokens that change no result."""
-    if batch.reference is not None:
-        loss_specs = [
-            replace(loss_spec, reference=ReferenceKL(1.0)) for loss_spec in loss_specs
-        ]  # samples carry their own scale
-    parts = [
-        _backward(policy, loss_specs[part[0].loss_spec], reduction, batch, part)
-        for part in micro_batches(batch.samples, tokens)
-    ]
-    parameters = list(policy.trainable().values())
-    limit = max_grad_norm if max_grad_norm > 0 else float("inf")
-    grad_norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit))
-    report = _report(parts, grad_norm)
-    if not report.skipped:
+    """One update of the policy, in micro-batches of `tokens` tokens that do not change the result."""
+    if batch.reference is not None:  # samples carry their own scale
+        loss_specs = [replace(spec, reference=ReferenceKL(1.0)) for spec in loss_specs]
+    terms, stats, log_ratio = [], [], dict[str, tuple[float, ...]]()
+    for part in micro_batches(batch.samples, tokens):
+        found = _backward(policy, loss_specs[part[0].loss_spec], batch, part)
+        terms.append(found.terms)
+        stats.append(found.stats)
+        started_N = found.stats.logprobs_N
+        if batch.old_logprobs is not None:
+            started_N = torch.cat([batch.old_logprobs[s.uid] for s in part])
+        rows = by_uid(part, found.stats.teacher_logprobs_N - started_N)
+        for s in part:  # of a support of the teacher's top tokens some sampled tokens have no log-ratio
+            if s.distil and not bool(rows[s.uid].isnan().any()):
+                log_ratio[s.uid] = tuple(rows[s.uid].tolist())
+    limit = max_grad_norm if max_grad_norm > 0 else math.inf
+    grad_norm = float(torch.nn.utils.clip_grad_norm_(list(policy.trainable().values()), limit))
+    totals = {name: float(torch.stack([own[name] for own in terms]).sum()) for name in LOSS_TERMS}
+    loss = sum(totals.values())
+    skipped = not (math.isfinite(loss) and math.isfinite(grad_norm))
+    if not skipped:
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return report
-
-
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """Numbers of one micro-batch: the terms of its loss and, per token, divergence, magnitude, entropy and clips."""
-
-    terms: Mapping[LossTerm, Tensor]
-    divergence_N: Tensor
-    magnitude_N: Tensor
-    entropy_N: Tensor
-    clipped_N: Tensor
-    log_ratio: Mapping[str, Tensor]
-
-
-def _backward(
-    policy: Policy, loss_spec: LossSpec, reduction: Reduction, batch: UpdateBatch, part: list[TrainingSample]
-) -> _Part:
-    """Adds the gradient of one micro-batch."""
-    hidden_ND = policy.answer_hidden([(s.student_prompt_ids, s.completion_ids) for s in part])
-    old = batch.old_logprobs
-    result = fused_loss(
-        loss_spec,
-        hidden_ND,
-        policy.head(),
-        answer_tokens(part, hidden_ND),
-        _weights(part, batch, reduction, hidden_ND),
-        views=views_of(batch.teacher, part, hidden_ND),
-        reference=batch.reference.view(part, hidden_ND, whole=True) if batch.reference else None,
-        old_logprobs_N=torch.cat([_behaviour(s, old[s.uid]) for s in part]) if old is not None else None,
-        sampler_logprobs_N=_sampled(part, hidden_ND) if batch.sampler_correction else None,
-        given_N=spread(part, [not s.sampled_logprobs for s in part], hidden_ND),
-    )
-    result.loss.backward()  # type: ignore[no-untyped-call]
-    stats, distilled = result.stats, [s.uid for s in part if s.distil]
-    began_N = stats.logprobs_N if old is None else torch.cat([old[s.uid] for s in part])
-    rows = by_uid(part, stats.teacher_logprobs_N - began_N).items()  # of the teacher's top tokens alone some have none
-    log_ratio = {uid: row for uid, row in rows if uid in distilled and not bool(row.isnan().any())}
-    return _Part(result.terms, stats.divergence_N, stats.magnitude_N, stats.entropy_N, stats.clipped_N, log_ratio)
-
-
-def _weights(part: Sequence[TrainingSample], batch: UpdateBatch, reduction: Reduction, like: Tensor) -> TokenWeights:
-    """What each token weighs in each term: its share of the step, in the spans that count, times its credit."""
-    weight_N = reduction_weights([len(s.completion_ids) for s in part], reduction, batch.over).to(like.device)
-    weight_N = weight_N * counted(part, like)  # where tokens were weighed one by one, what does not count is 0 already
-    distil_N, advantage_N = _credited(part, batch, like)
-    reference_N = spread(part, [s.reference for s in part], like)
-    return TokenWeights(weight_N * distil_N, weight_N * advantage_N, weight_N * reference_N)
-
-
-def _credited(part: Sequence[TrainingSample], batch: UpdateBatch, like: Tensor) -> tuple[Tensor, Tensor]:
-    """(distil_N, advantage_N): token by token where that was decided, else the sample's own."""
-    rows = [
-        batch.weights.get(s.uid, (torch.full((size,), s.distil), torch.full((size,), s.advantage)))
-        for s in part
-        for size in [len(s.completion_ids)]
-    ]
-    distil_N, advantage_N = (torch.cat([row[term].to(like.device, torch.float32) for row in rows]) for term in (0, 1))
-    return distil_N, advantage_N
-
-
-def _report(parts: Sequence[_Part], grad_norm: float) -> UpdateReport:
-    terms = {name: float(torch.stack([part.terms[name] for part in parts]).sum()) for name in LOSS_TERMS}
-    loss = sum(terms.values())
     return UpdateReport(
         loss=loss,
-        terms=terms,
+        terms=totals,
         grad_norm=grad_norm,
-        skipped=not (math.isfinite(loss) and math.isfinite(grad_norm)),
-        divergence=_mean([part.divergence_N for part in parts]),
-        magnitude=_mean([part.magnitude_N for part in parts]),
-        entropy=float(torch.cat([part.entropy_N for part in parts]).mean()),
-        clipped=float(torch.cat([part.clipped_N for part in parts]).float().mean()),
-        log_ratio={uid: tuple(row.tolist()) for part in parts for uid, row in part.log_ratio.items()},
+        skipped=skipped,
+        divergence=_mean([own.divergence_N for own in stats]),
+        magnitude=_mean([own.magnitude_N for own in stats]),
+        entropy=float(torch.cat([own.entropy_N for own in stats]).mean()),
+        clipped=float(torch.cat([own.clipped_N for own in stats]).float().mean()),
+        log_ratio=log_ratio,
     )
 
 
@@ -178,13 +285,32 @@ def _mean(parts: Sequence[Tensor]) -> float:
     return float(values_N.nanmean()) if not values_N.isnan().all() else 0.0
 
 
-def _behaviour(sample: TrainingSample, old_T: Tensor) -> Tensor:
-    """NaN for words that were not sampled from this prompt: no policy is to be corrected for."""
-    return old_T if sample.sampled_logprobs else torch.full_like(old_T, math.nan)
-
-
-def _sampled(samples: Sequence[TrainingSample], like: Tensor) -> Tensor:
-    """What the sampler says of its tokens; NaN for words that were not sampled from this prompt."""
-    unknown = (math.nan,)
-    values = [value for s in samples for value in s.sampled_logprobs or unknown * len(s.completion_ids)]
-    return torch.tensor(values, device=like.device)
+def _backward(policy: Policy, loss_spec: LossSpec, batch: UpdateBatch, part: Sequence[TrainingSample]) -> FusedResult:
+    """Adds the gradient of one micro-batch. Log-probabilities are NaN for tokens that were not sampled from their
+    prompt: there is no policy to correct for."""
+    hidden_ND = policy.answer_hidden([(s.student_prompt_ids, s.completion_ids) for s in part])
+    device = hidden_ND.device
+    old_N = sampled_N = reference = None
+    if batch.old_logprobs is not None:
+        old = {s.uid: batch.old_logprobs[s.uid] for s in part}
+        old_N = torch.cat([old[s.uid] if s.sampled_logprobs else torch.full_like(old[s.uid], math.nan) for s in part])
+    if batch.sampler_correction:
+        unknown = (math.nan,)
+        rows = [s.sampled_logprobs or unknown * len(s.completion_ids) for s in part]
+        sampled_N = torch.tensor(list(chain(*rows)), device=device)
+    if batch.reference is not None:
+        reference = TeacherStates(batch.reference.rows(part, hidden_ND), batch.reference.head)
+    result = fused_loss(
+        loss_spec,
+        hidden_ND,
+        policy.head(),
+        torch.tensor([token for s in part for token in s.completion_ids], device=device),
+        TokenWeights(*torch.cat([batch.weights[s.uid] for s in part], dim=1).to(device)),
+        views=teacher_states(batch.teacher, part, hidden_ND),
+        reference=reference,
+        old_logprobs_N=old_N,
+        sampler_logprobs_N=sampled_N,
+        given_N=per_token(part, [not s.sampled_logprobs for s in part], hidden_ND),
+    )
+    result.loss.backward()  # type: ignore[no-untyped-call]
+    return result
