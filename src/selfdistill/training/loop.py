@@ -231,7 +231,7 @@ def learn(
     if skipped < len(reports):  # without an update the teacher does not move either
         learner.teacher.update(session.policy)
     timer.lap("update")
-    totals.count(groups, began)
+    _count(totals, groups, began)
     totals.tokens += sum(len(sample.completion_ids) for sample in replayed)
     numbers = {**numbers, "contexts_lost": sum(entry.lost for entry in credited), "replayed": len(replayed)}
     record = step_record(totals, credited, reports, lr, timer.seconds, numbers, log_ratio)
@@ -244,9 +244,16 @@ def record_round(
     """The records of a generation batch from which nothing is to be learned."""
     timer.lap("rollout")
     credited = [CreditedRollout(rollout, drop=rollout.drop) for group in groups for rollout in group.rollouts]
-    totals.count(groups, began)
+    _count(totals, groups, began)
     record = step_record(totals, credited, [], 0.0, timer.seconds, {}, {})
     return record, [rollout_record(totals.step + 1, entry, {}) for entry in credited]
+
+
+def _count(totals: Totals, groups: Sequence[RolloutGroup], began: float) -> None:
+    done = [rollout.completion for group in groups for rollout in group.rollouts if rollout.completion.logprobs]
+    totals.completions_sampled += len(done)
+    totals.tokens += sum(len(completion.token_ids) for completion in done)
+    totals.wall_s = time.monotonic() - began
 
 
 def _replay(session: Session, step: int, options: ReplayOptions) -> list[TrainingSample]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ from selfdistill.prompts.render import Renderer
 from selfdistill.prompts.stages import examples
 from selfdistill.randomness import seed_global
 from selfdistill.runs.events import Callback, Note, Phase
-from selfdistill.types import Context, Message, RolloutGroup, Task
+from selfdistill.types import Context, Message, Task
 
 NO_ISOLATION = "none: this environment runs no programs"
 
@@ -46,13 +45,6 @@ class Totals:
     no_signal_steps: int = 0
     ended: bool = False
     memory: dict[str, float] = field(default_factory=dict)
-
-    def count(self, groups: Sequence[RolloutGroup], began: float) -> None:
-        """Adds the sampled completions of a generation batch, and the time since `began`."""
-        done = [rollout.completion for group in groups for rollout in group.rollouts if rollout.completion.logprobs]
-        self.completions_sampled += len(done)
-        self.tokens += sum(len(completion.token_ids) for completion in done)
-        self.wall_s = time.monotonic() - began
 
 
 _TOTALS = TypeAdapter(Totals)

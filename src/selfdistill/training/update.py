@@ -109,10 +109,10 @@ def update_all(
     config, learner, policy = session.config, session.learner, session.policy
     assert learner is not None
     method, tokens, memory = learner.method, config.micro_batch_tokens, totals.memory
-    loss_specs = [
-        replace(spec, clipping=spec.clipping.resolve(memory.get(MAGNITUDE))) if isinstance(spec.clipping, Relative) else spec
-        for spec in learner.loss_specs
-    ]
+    loss_specs = list(learner.loss_specs)
+    for index, spec in enumerate(loss_specs):
+        if isinstance(spec.clipping, Relative):
+            loss_specs[index] = replace(spec, clipping=spec.clipping.resolve(memory.get(MAGNITUDE)))
     shares: list[Share] = []
     rollouts, size = iter(credited), config.tasks_per_update or max(1, len(groups))
     by_group = [[next(rollouts) for _ in group.rollouts] for group in groups]
