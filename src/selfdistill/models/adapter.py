@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from selfdistill.errors import ConfigError, ModelError, nearest
-from selfdistill.options import SEED, option
+from selfdistill.errors import ConfigError, ModelError, check_ranges, nearest, option
+from selfdistill.options import SEED
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -40,11 +40,7 @@ class LoraOptions:
     seed: int = option(0, "draws the factor that does not start at zero", least=0, most=SEED)
 
     def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise ConfigError("the rank of a LoRA adapter must be at least 1", got=self.rank, do="try 16")
-        if self.alpha <= 0:
-            why = "the adapter's output is multiplied by alpha / rank"
-            raise ConfigError("LoRA's alpha must be positive", got=self.alpha, why=why, do="try twice the rank")
+        check_ranges(self)
         if not self.names or not all(self.names):
             raise ConfigError("the LoRA targets must name layers", got=repr(self.targets), do=f"try {ALL_LINEAR}")
 

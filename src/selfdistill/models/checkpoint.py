@@ -1,56 +1,51 @@
-"""Checkpoints: everything a run needs to go on to the same bits, put in place in one step.
+"""Checkpoints: everything that a bit-identical continuation of a run needs, put in place in one step.
 
     checkpoints/step-000040/
         config.json, model.safetensors, tokenizer.json, …   a model directory: `from_pretrained` loads it
         (under LoRA: adapter_config.json, adapter_model.safetensors)
         teacher.safetensors     the teacher's shadow in float32
         trainer.pt              optimiser and random states (read with `weights_only=True`)
-        checkpoint.json         step, whether it is the run's last, the caller's own `extra`, and checksums of it all
+        checkpoint.json         step, whether it is the run's last, the caller's own `extra`, and checksums
 
-A checkpoint is written beside its final place, made durable, and then renamed: a directory named `step-…` is whole,
-unless its disk or somebody else changed it since, which its checksums tell.
+A checkpoint is written beside its final place, made durable, and then renamed: a directory named `step-…` is whole
+unless it was changed since, which its checksums show. `checkpoint.json` holds the SHA-256 of every other file, and its
+own: of its text with zeros in place of that digest. They cost about a second per gigabyte.
 """
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import pickle
 import random
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from selfdistill.errors import RunError
 from selfdistill.models.adapter import restore_adapter
-from selfdistill.models.checksums import ABOUT, changed_files, write_about
 from selfdistill.models.policy import Policy
 from selfdistill.models.precision import quiet
 from selfdistill.models.teacher import Teacher
 
 FORMAT = 1
+ABOUT = "checkpoint.json"
+BLANK = "0" * 64  # stands for the file's own digest while that is computed
 PARTIAL = ".partial-"  # being written
-REPLACED = ".replaced-"  # an older checkpoint of the same step, on its way out
-# What libraries raise over a file without checksums that is damaged, or made for another model.
+REPLACED = ".replaced-"  # an older checkpoint of the same step, being removed
+# What libraries raise for a file without checksums that is damaged, or made for another model.
 UNREADABLE = (
-    OSError,
-    ValueError,
-    LookupError,
-    RuntimeError,
-    TypeError,
-    EOFError,
-    SafetensorError,
-    pickle.UnpicklingError,
-)
+    OSError, ValueError, LookupError, RuntimeError, TypeError, EOFError, SafetensorError, pickle.UnpicklingError
+)  # fmt: skip
 
 
 def save_checkpoint(
@@ -72,36 +67,43 @@ def save_checkpoint(
     assert keep >= 1
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    clean_checkpoints(directory)
+    for stray in (*directory.glob(f"{PARTIAL}*"), *directory.glob(f"{REPLACED}*")):  # of a killed run
+        shutil.rmtree(stray, ignore_errors=True)
     target = directory / f"step-{step:06d}"
     partial = directory / f"{PARTIAL}{target.name}"
-    with _removed_on_failure(partial, target):
+    try:
         partial.mkdir()
         _write_model(partial, policy)
-        save_file(
-            {name: value.cpu().contiguous() for name, value in teacher.state_dict().items()},
-            partial / "teacher.safetensors",
-        )
+        shadow = {name: value.cpu().contiguous() for name, value in teacher.state_dict().items()}
+        save_file(shadow, partial / "teacher.safetensors")
         with (partial / "trainer.pt").open("wb") as file:
             torch.save({"optimizer": optimizer.state_dict(), "rng": random_states()}, file)
-        write_about(partial, {"format": FORMAT, "step": step, "final": final, "extra": dict(extra)})
+        _write_about(partial, {"format": FORMAT, "step": step, "final": final, "extra": dict(extra)})
         _make_durable(partial)
         _put_in_place(partial, target)
-    _prune(directory, keep)
+    except BaseException as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(error, OSError | SafetensorError | RuntimeError):  # torch and safetensors wrap the system's
+            raise _not_written(error, target) from error
+        raise
+    for path in _checkpoints(directory)[:-keep]:
+        if not _is_final(path):
+            going = path.with_name(f"{REPLACED}{path.name}")
+            path.rename(going)  # first out of sight, so that a kill here cannot leave half a checkpoint
+            shutil.rmtree(going, ignore_errors=True)
     return target
 
 
 def load_checkpoint(
     path: Path, *, policy: Policy, optimizer: torch.optim.Optimizer, teacher: Teacher
 ) -> dict[str, Any]:
-    """Brings policy, optimiser, teacher and the random states back to the bits they had; returns `extra`.
+    """Restores policy, optimiser, teacher and random states, bit-identical; returns `extra`.
 
     The policy must be loaded, and the optimiser and the teacher made, as they were when the run began. Raises
     `RunError` when the checkpoint is damaged or belongs to another model.
     """
     path = Path(path)
-    check_whole(path)
-    extra: dict[str, Any] = read_about(path)["extra"]
+    extra: dict[str, Any] = check_whole(path)["extra"]
     try:
         _read_model(path, policy)
         teacher.load_state_dict(load_file(path / "teacher.safetensors"))
@@ -124,10 +126,10 @@ def load_newest(
     optimizer: torch.optim.Optimizer,
     teacher: Teacher,
 ) -> dict[str, Any] | None:
-    """`load_checkpoint` of the newest one that is whole; None where there is none at all. `note` is given a line about
-    each damaged one that was passed over. Raises `RunError` where every one is."""
+    """`load_checkpoint` of the newest whole one; None where there is no checkpoint. `note` gets a line about each
+    damaged one that was passed over. Raises `RunError` where all are damaged."""
     passed: list[str] = []
-    for path in sorted(_checkpoints(Path(directory)), key=_step, reverse=True):
+    for path in reversed(_checkpoints(directory)):
         try:
             extra = load_checkpoint(path, policy=policy, optimizer=optimizer, teacher=teacher)
         except RunError as error:
@@ -146,21 +148,31 @@ def load_newest(
     return None
 
 
-def check_whole(path: Path) -> None:
-    """Raises `RunError` for a checkpoint of which a file is not as it was written, naming the file."""
+def check_whole(path: Path) -> dict[str, Any]:
+    """`checkpoint.json`. Raises `RunError` for a checkpoint of which a file is not as it was written, with its name;
+    one of an earlier version has no checksums."""
     about = read_about(path)
+    own, files = about.get("sha256"), about.get("files")
+    if own is None and files is None:
+        return about
     try:
-        changed = changed_files(path, about)
+        blanked = (path / ABOUT).read_bytes().replace(str(own).encode(), BLANK.encode(), 1)
+        if not isinstance(files, dict) or hashlib.sha256(blanked).hexdigest() != own:
+            changed = [ABOUT]
+        else:
+            there = [name for name in files if (path / name).is_file()]
+            found = _digests(path, there)
+            changed = [name for name, digest in files.items() if found.get(name) != digest]
     except OSError as error:
         raise RunError("this checkpoint cannot be read", got=path, why=str(error), do="use an earlier one") from error
     if changed:
-        why = f"not as it was written: {', '.join(changed)}"
-        raise RunError("this checkpoint is damaged", got=path, why=why, do="use an earlier one")
+        raise _damaged(path, f"not as it was written: {', '.join(changed)}")
+    return about
 
 
 def latest_checkpoint(directory: Path) -> Path | None:
-    """The whole checkpoint with the highest step, or None. Whatever a killed run left half-written is not looked at."""
-    return max(_checkpoints(Path(directory)), default=None, key=_step)
+    """The checkpoint with the highest step, or None. What a killed run left half-written does not count."""
+    return next(reversed(_checkpoints(directory)), None)
 
 
 def read_about(path: Path) -> dict[str, Any]:
@@ -171,26 +183,17 @@ def read_about(path: Path) -> dict[str, Any]:
         do = "name a step-… directory"
         raise RunError("this is not a checkpoint", got=path, why=f"it holds no {ABOUT}", do=do) from error
     except (OSError, ValueError, RecursionError) as error:
-        why = f"{ABOUT} cannot be read: {error}"
-        raise RunError("this checkpoint is damaged", got=path, why=why, do="use an earlier one") from error
+        raise _damaged(path, f"{ABOUT} cannot be read: {error}") from error
     if not isinstance(about, dict) or not isinstance(about.get("extra"), dict) or "format" not in about:
-        why = f"{ABOUT} is not what a run writes"
-        raise RunError("this checkpoint is damaged", got=path, why=why, do="use an earlier one")
+        raise _damaged(path, f"{ABOUT} is not what a run writes")
     if about["format"] != FORMAT:
         got, why = f"{about['format']} in {path / ABOUT}", f"this version reads format {FORMAT}"
         raise RunError("this checkpoint has another format", got=got, why=why, do="use the version that wrote it")
     return about
 
 
-def clean_checkpoints(directory: Path) -> None:
-    """Removes what a killed run left half-written or half-removed."""
-    for prefix in (PARTIAL, REPLACED):
-        for stray in directory.glob(f"{prefix}*"):
-            shutil.rmtree(stray, ignore_errors=True)
-
-
 def random_states() -> dict[str, Any]:
-    """The states of every random generator a run may draw from: torch, CUDA, Python and (when loaded) numpy."""
+    """The states of the random generators of torch, CUDA, MPS, Python and (when loaded) numpy."""
     version, words, gauss = random.getstate()
     states: dict[str, Any] = {"torch": torch.get_rng_state(), "python": [version, list(words), gauss]}
     if torch.cuda.is_available():
@@ -204,7 +207,7 @@ def random_states() -> dict[str, Any]:
 
 
 def restore_random_states(states: Mapping[str, Any]) -> None:
-    """Puts back what `random_states` took; generators of devices that are not here are left alone."""
+    """Restores `random_states`; generators of devices that are not here are left alone."""
     torch.set_rng_state(states["torch"])
     version, words, gauss = states["python"]
     random.setstate((version, tuple(words), gauss))
@@ -218,6 +221,23 @@ def restore_random_states(states: Mapping[str, Any]) -> None:
         numpy.random.set_state(tuple(states["numpy"]))
 
 
+def _write_about(directory: Path, about: Mapping[str, Any]) -> None:
+    """Writes `checkpoint.json`, with the checksums of all that the directory holds by now."""
+    names = [str(file.relative_to(directory)) for file in sorted(directory.rglob("*")) if file.is_file()]
+    text = json.dumps({"sha256": BLANK, **about, "files": _digests(directory, names)}, indent=1) + "\n"
+    own = hashlib.sha256(text.encode()).hexdigest()
+    (directory / ABOUT).write_text(text.replace(BLANK, own, 1), encoding="utf-8")
+
+
+def _digests(directory: Path, names: list[str]) -> dict[str, str]:
+    def digest(name: str) -> str:
+        with (directory / name).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    with ThreadPoolExecutor() as pool:  # hashing lets other threads run
+        return dict(zip(names, pool.map(digest, names), strict=True))
+
+
 def _write_model(directory: Path, policy: Policy) -> None:
     """An ordinary model (or adapter) directory."""
     with quiet():
@@ -227,22 +247,16 @@ def _write_model(directory: Path, policy: Policy) -> None:
         policy.tokenizer.save_pretrained(directory)
 
 
+@torch.no_grad()
 def _read_model(path: Path, policy: Policy) -> None:
     """Copies the saved parameters into the policy's own, which an optimiser may already point at."""
     if policy.has_adapter:
         restore_adapter(policy.model, load_file(path / "adapter_model.safetensors"))
         return
-    saved = _saved_model(path, policy)
-    with torch.no_grad():
-        for name, value in policy.trainable().items():
-            value.copy_(saved[name])
-
-
-def _saved_model(path: Path, policy: Policy) -> dict[str, Tensor]:
-    """Read by transformers, which knows the names its own files use."""
-    with quiet():
-        model = type(policy.base).from_pretrained(path, dtype=torch.float32)
-    return dict(model.named_parameters())
+    with quiet():  # transformers knows the names that its own files use
+        saved = dict(type(policy.base).from_pretrained(path, dtype=torch.float32).named_parameters())
+    for name, value in policy.trainable().items():
+        value.copy_(saved[name])
 
 
 def _make_durable(directory: Path) -> None:
@@ -270,53 +284,33 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-@contextmanager
-def _removed_on_failure(partial: Path, target: Path) -> Iterator[None]:
-    """Leaves nothing half-written behind, and says what to do when the disk refused."""
-    try:
-        yield
-    except (OSError, SafetensorError, RuntimeError) as error:  # torch and safetensors wrap the system's error
-        full = _disk_was_full(error)
-        reason = os.strerror(errno.ENOSPC) if full else str(error).splitlines()[0]
-        shutil.rmtree(partial, ignore_errors=True)
-        raise RunError(
-            "the disk is full: the checkpoint was not written" if full else "the checkpoint could not be written",
-            got=target,
-            why=f"{reason}; earlier checkpoints are untouched",
-            do="free space and resume from the last checkpoint" if full else "check the disk and resume",
-        ) from error
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+def _not_written(error: BaseException, target: Path) -> RunError:
+    chain = [error]
+    while chain[-1].__context__ is not None:
+        chain.append(chain[-1].__context__)
+    # safetensors gives the system's error number as text; torch raises its own error over the system's.
+    full = any(getattr(e, "errno", None) == errno.ENOSPC or f"os error {errno.ENOSPC})" in str(e) for e in chain)
+    reason = os.strerror(errno.ENOSPC) if full else str(error).splitlines()[0]
+    return RunError(
+        "the disk is full: the checkpoint was not written" if full else "the checkpoint could not be written",
+        got=target,
+        why=f"{reason}; earlier checkpoints are untouched",
+        do="free space and resume from the last checkpoint" if full else "check the disk and resume",
+    )
 
 
-def _disk_was_full(error: BaseException | None) -> bool:
-    """safetensors gives the system's error number as text; torch raises its own error over the system's."""
-    while error is not None:
-        if getattr(error, "errno", None) == errno.ENOSPC or f"os error {errno.ENOSPC})" in str(error):
-            return True
-        error = error.__context__
-    return False
+def _damaged(path: Path, why: str) -> RunError:
+    return RunError("this checkpoint is damaged", got=path, why=why, do="use an earlier one")
 
 
 def _checkpoints(directory: Path) -> list[Path]:
-    return [path for path in directory.glob("step-*") if path.is_dir() and path.name.removeprefix("step-").isdigit()]
-
-
-def _step(path: Path) -> int:
-    return int(path.name.removeprefix("step-"))
-
-
-def _prune(directory: Path, keep: int) -> None:
-    for path in sorted(_checkpoints(directory), key=_step)[:-keep]:
-        if not _is_final(path):
-            going = path.with_name(f"{REPLACED}{path.name}")
-            path.rename(going)  # first out of sight, so that a kill here cannot leave half a checkpoint
-            shutil.rmtree(going, ignore_errors=True)
+    """The checkpoints in a directory, the oldest first."""
+    steps = {path: path.name.removeprefix("step-") for path in Path(directory).glob("step-*") if path.is_dir()}
+    return sorted((path for path, step in steps.items() if step.isdigit()), key=lambda path: int(steps[path]))
 
 
 def _is_final(path: Path) -> bool:
-    """A damaged one is of no more use than another one."""
+    """Whether it is a run's last; a damaged one need not be kept."""
     try:
         return bool(read_about(path).get("final"))
     except RunError:

@@ -11,17 +11,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass
 from hashlib import blake2b
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from selfdistill.errors import ModelError
+from selfdistill.errors import ModelError, Ranged, option
 from selfdistill.losses.head import Head, widened
 from selfdistill.models.policy import Policy, length_buckets, padded
-from selfdistill.options import about, check_ranges, option
 from selfdistill.types import Completion, StopReason, TokenIds
 
 # Numbers that a CPU works on at a time after the head. Arrays of megabytes leave its cache, and the operating system
@@ -31,11 +30,11 @@ BLOCK = 512  # tokens whose probabilities are summed before one is drawn
 
 
 @dataclass(frozen=True, slots=True)
-class SamplingOptions:
+class SamplingOptions(Ranged):
     """How completions are sampled. Raises `ConfigError`."""
 
-    max_new_tokens: int = field(
-        metadata=about("tokens of an answer, at most; longer ones are cut off", least=1, most=1_000_000)
+    max_new_tokens: int = option(
+        MISSING, "tokens of an answer, at most; longer ones are cut off", least=1, most=1_000_000
     )
     temperature: float = option(1.0, "logits are divided by it; 0 takes the most likely token", least=0)
     top_p: float = option(
@@ -44,9 +43,6 @@ class SamplingOptions:
     batch_tokens: int = option(
         65_536, "rows of a batch times their longest length; bounds memory, changes no result", least=1
     )
-
-    def __post_init__(self) -> None:
-        check_ranges(self)
 
     @property
     def whole(self) -> bool:

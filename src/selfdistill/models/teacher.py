@@ -14,9 +14,8 @@ from typing import ClassVar, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from selfdistill.errors import RunError
+from selfdistill.errors import Ranged, RunError, option
 from selfdistill.models.policy import Policy
-from selfdistill.options import check_ranges, option
 
 Source: TypeAlias = Literal["shadow", "student", "other"]
 
@@ -38,7 +37,7 @@ class Frozen:
 
 
 @dataclass(frozen=True, slots=True)
-class Ema:
+class Ema(Ranged):
     """After every step φ ← (1 − rate)·φ + rate·θ, φ the teacher and θ the student: once per generation batch, after its
     last update, and not after a step without updates.
 
@@ -51,24 +50,18 @@ class Ema:
         0.05, "share of the student that the teacher takes in once a step, after its last update", least=0, most=1
     )
 
-    def __post_init__(self) -> None:
-        check_ranges(self)
-
 
 @dataclass(frozen=True, slots=True)
-class Snapshot:
+class Snapshot(Ranged):
     """The teacher becomes a copy of the student after every `every`-th step; steps without updates do not count.
     Raises `ConfigError`."""
 
     kind: ClassVar[str] = "snapshot"
     every: int = option(10, "steps (generation batches, not updates) between copies of the student", least=1)
 
-    def __post_init__(self) -> None:
-        check_ranges(self)
-
 
 @dataclass(frozen=True, slots=True)
-class TrustRegion:
+class TrustRegion(Ranged):
     """q ∝ q_ref^(1 − rate) · q_θ^rate: the student at the start and the student now, both reading the context.
 
     `rate` is the share of the *student*: 0 is `Frozen`, 1 is `Live`. Costs two forward passes. The paper mixes in the
@@ -78,9 +71,6 @@ class TrustRegion:
 
     kind: ClassVar[str] = "trust_region"
     rate: float = option(0.05, "exponent of the student in the product with its start", least=0, most=1)
-
-    def __post_init__(self) -> None:
-        check_ranges(self)
 
 
 @dataclass(frozen=True, slots=True)
