@@ -17,20 +17,21 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from selfdistill.cli.compare import arms_of
-from selfdistill.cli.display import RunDisplay
+from selfdistill.cli.display import RunDisplay, print_notes
 from selfdistill.config import from_settings, resolved
 from selfdistill.prompts.context import teacher_messages
 from selfdistill.runs.discovery import pass_at_k
-from selfdistill.runs.events import Callback, Phase
+from selfdistill.runs.events import Note, RunStart
 from selfdistill.test_time.comparison import StrategyComparison, parse_arm, run_comparison
 from selfdistill.training.rollouts import roll_out, solved
 from selfdistill.training.session import Session, open_session
-from selfdistill.training.side_by_side import Job, places, side_by_side
+from selfdistill.training.side_by_side import Job, attend, places, side_by_side
 from selfdistill.types import Context, Task
 from selfdistill.view.discovery import discovery_figure, report
 
@@ -38,6 +39,7 @@ K, HARD = 64, 0.03  # very hard: pass@K below HARD
 SHOWN = 48  # answers of the informed weights
 CASES = 3  # failing cases in one feedback
 CHUNK = 256  # bare attempts at a time
+PART = "--measure-candidates-into"
 SELECTION_SEED = 90_000  # no strategy samples with it
 SETS = ("very hard", "teacher blind")
 # The sapling met contexts of up to 288 tokens while it grew: a longer window is no favour to who reads it.
@@ -56,17 +58,18 @@ def env(chosen: argparse.Namespace) -> dict[str, Any]:
     return {"name": "verbs", "verbs": chosen.candidates, "steps": [3], "draw": chosen.draw, "cases": CASES}
 
 
-def measure_candidates(path: Path, settings: Mapping[str, Any], callback: Callback) -> None:
+def measure_candidates(path: Path, settings: Mapping[str, Any]) -> None:
     """Writes one line for each candidate of a share of them: right bare attempts, right informed answers."""
     run = from_settings(settings["run"])
-    asking = open_session(run, callback)
+    asking = open_session(run, print_notes)
     own = asking.tasks[settings["part"] :: settings["parts"]]
     rows = rows_of(path)
     done = {row["task"] for row in rows}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")  # without half a line
     for number, task in enumerate(own):
-        callback(Phase("measuring candidates", number, len(own)))
+        if number % 10 == 0:
+            print_notes(Note(f"measuring candidates {number}/{len(own)}"))
         if task.id not in done:
             row = {"task": task.id, "place": asking.tasks.index(task), **measure(asking, task, settings["samples"])}
             with path.open("a", encoding="utf-8") as file:
@@ -134,11 +137,12 @@ def selection(chosen: argparse.Namespace, display: RunDisplay) -> dict[str, list
     run = resolved(from_settings({"env": env(chosen), "sampling": {"temperature": 1.0}}))
     parts = places([run["device"]])
     names = [chosen.out / "candidates" / f"part-{part}-of-{parts}.jsonl" for part in range(parts)]
-    jobs = [
-        Job(name, {"run": run, "part": part, "parts": parts, "samples": chosen.samples}, measure_candidates)
-        for part, name in enumerate(names)
-        if len(rows_of(name)) < len(range(part, chosen.candidates, parts))
-    ]
+    jobs = []
+    for part, name in enumerate(names):
+        if len(rows_of(name)) < len(range(part, chosen.candidates, parts)):
+            settings = {"run": run, "part": part, "parts": parts, "samples": chosen.samples}
+            start = RunStart(name, "candidates", run["model"], "verbs", run["device"], 0, 0)
+            jobs.append(Job(name, (sys.executable, __file__, PART, str(name)), start, json.dumps(settings)))
     side_by_side(jobs, display, at_once=parts)
     found = choose_sets([row for name in names for row in rows_of(name)], chosen.samples, chosen.tasks)
     (chosen.out / "sets.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
@@ -154,6 +158,10 @@ def strategy_comparison(chosen: argparse.Namespace, tasks: Sequence[str]) -> Str
 
 def main() -> None:
     """Chooses the sets, runs what is missing, then tabulates and plots everything."""
+    if sys.argv[1:2] == [PART]:  # a subprocess of `selection`
+        attend()
+        measure_candidates(Path(sys.argv[2]), json.load(sys.stdin))
+        return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/discovery"), help="folder for searches and results")
     parser.add_argument("--tasks", type=int, default=20, help="tasks of each set, at most")

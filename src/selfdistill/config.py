@@ -9,6 +9,7 @@ checks it.
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
@@ -259,9 +260,11 @@ def parse_override(text: str) -> tuple[str, Any]:
 def _read_toml(file: Path) -> tuple[dict[str, Any], dict[str, str]]:
     text = read_text(file, what="the config file", do="check --config", kind=ConfigError)
     try:
-        tree = tomllib.loads(text)
+        tree = json.loads(text) if text.lstrip().startswith("{") else tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # also of numbers of thousands of digits, and of deep nesting
-        raise ConfigError("the config file is not TOML", got=f"{file}: {error}", do="correct that line") from error
+        raise ConfigError(
+            "the config file is neither TOML nor JSON", got=f"{file}: {error}", do="correct that line"
+        ) from error
     return tree, {key: f"{file}, line {line}" for key, line in _lines(text).items()}
 
 

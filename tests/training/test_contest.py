@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,14 @@ import selfdistill.test_time.comparison as contest_module
 from selfdistill.errors import ConfigError, DataError, RunError
 from selfdistill.runs.events import Callback
 from selfdistill.test_time.comparison import (
+    CONTEST,
     Arm,
     StrategyComparison,
     parse_arm,
     read_strategy_comparison,
     results,
     run_comparison,
+    run_search,
     searches,
     task_ids,
 )
@@ -93,13 +95,9 @@ def test_a_folder_holds_one_contest(contest_of, tmp_path: Path, recorder) -> Non
 
 def test_tasks_are_shared_out_in_handfuls_and_folders_do_not_collide(contest_of, tmp_path: Path) -> None:
     strategy_comparison = contest_of("a b: hybrid", "a-b: hybrid", tasks=tuple(f"t{n}" for n in range(43)))
-    paths = [job.path for _, job in searches(strategy_comparison, tmp_path)]
+    paths = [search.path for search in searches(strategy_comparison, tmp_path)]
     assert len(set(paths)) == len(paths) == 6
-    assert [len(job.settings["solve"]["tasks"]) for _, job in searches(strategy_comparison, tmp_path)] == [
-        20,
-        20,
-        3,
-    ] * 2
+    assert [len(search.config.tasks) for search in searches(strategy_comparison, tmp_path)] == [20, 20, 3] * 2
 
 
 def test_which_tasks_are_meant(tmp_path: Path) -> None:
@@ -121,8 +119,10 @@ def test_which_tasks_are_meant(tmp_path: Path) -> None:
 
 def make_here(strategy_comparison: StrategyComparison, out: Path, callback: Callback) -> None:
     """All searches in this process."""
-    for _, job in searches(strategy_comparison, out):
-        job.work(job.path, job.settings, callback)
+    out.mkdir()
+    (out / CONTEST).write_text(json.dumps(asdict(strategy_comparison)))
+    for search in searches(strategy_comparison, out):
+        run_search(search.path.name, out, callback)
 
 
 @pytest.mark.parametrize("handful", [1, 20])

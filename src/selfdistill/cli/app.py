@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,12 +14,13 @@ from selfdistill.cli.check import check
 from selfdistill.cli.compare import compare
 from selfdistill.cli.context_gain import print_context_gain
 from selfdistill.cli.credit import credit
-from selfdistill.cli.display import RunDisplay
+from selfdistill.cli.display import RunDisplay, print_notes
 from selfdistill.cli.guard import Guarded
 from selfdistill.cli.output import print_comparison, print_listing, print_settings, print_table
 from selfdistill.cli.solve import solve
 from selfdistill.runs import read_run
 from selfdistill.runs.environment import package_version
+from selfdistill.training.stopping import PARENT
 from selfdistill.view.plots import overview
 
 if TYPE_CHECKING:
@@ -43,6 +45,10 @@ app.command()(solve)
 def main() -> None:
     """Runs the command line."""
     try:
+        if PARENT in os.environ:  # the heavy imports are done before a signal may interrupt
+            from selfdistill.training.side_by_side import attend
+
+            attend()
         app()
     finally:
         # All is said; another Ctrl-C, while torch clears up, ends the process without a traceback.
@@ -84,6 +90,7 @@ def train(
         Path | None, typer.Option(help="Run directory to go on with; its settings are kept.", show_default=False)
     ] = None,
     list_settings: Annotated[bool, typer.Option("--list-settings", help="Print every setting and exit.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print notes and errors alone.")] = False,
 ) -> None:
     """Train a model on the tasks of an environment, and keep everything in a run directory.
 
@@ -100,6 +107,9 @@ def train(
         return
     from selfdistill.training.loop import train as run_training
 
+    if quiet:
+        run_training(settings, print_notes, resume=resume is not None)
+        return
     with RunDisplay(settings.method.name) as display:
         path = run_training(settings, display, resume=resume is not None)
     print_comparison([read_run(path)])

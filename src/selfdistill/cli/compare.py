@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from selfdistill.cli.arguments import Data, EnvName, Model, Seed, as_overrides
-from selfdistill.cli.display import RunDisplay
+from selfdistill.cli.display import RunDisplay, print_notes
 from selfdistill.cli.output import print_comparison
 from selfdistill.errors import ConfigError
 from selfdistill.runs import fresh_path, read_run
@@ -83,6 +83,7 @@ def compare(
             help="Folder of a strategy comparison to go on with; ways and seeds may be added to it.", show_default=False
         ),
     ] = None,
+    search: Annotated[str | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Put runs side by side: what was gained, what it cost, what was forgotten. Or run ways to solve tasks.
 
@@ -92,7 +93,11 @@ def compare(
     flags = {"model": model, "env": env, "data": data}
     kept: dict[str, object] = {f"--{key}": value for key, value in flags.items()}
     kept |= {"--task": task, "--out": out, "--seed": seed, "--budget": budget, "--markdown": markdown or None}
-    if resume is not None:
+    if resume is not None and search is not None:  # a subprocess of this command
+        from selfdistill.test_time.comparison import run_search
+
+        run_search(search, resume, print_notes)
+    elif resume is not None:
         _refuse({**kept, "KEY=VALUE": given}, "a resumed strategy comparison keeps its settings")
         _run_comparison(_resumed(resume, arm or (), seeds), resume, plot, jobs)
     elif arm:

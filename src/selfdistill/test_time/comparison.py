@@ -24,18 +24,55 @@ from selfdistill.config import parse_override
 from selfdistill.data.tasks import NoneFits, training_tasks
 from selfdistill.envs.registry import make_environment
 from selfdistill.errors import ConfigError, DataError, RunError, nearest
-from selfdistill.runs.events import Callback, Interrupted, Note
+from selfdistill.models.precision import pick_device
+from selfdistill.runs.events import Callback, Interrupted, Note, RunStart
 from selfdistill.runs.solving import SolveResult, read_result
-from selfdistill.runs.store import CONFIG, SEARCH, probe, write_atomic
-from selfdistill.test_time.config import SolveConfig, is_file, solve_config, solve_settings
-from selfdistill.test_time.solve import solve_job
-from selfdistill.training.side_by_side import Job, places, side_by_side
+from selfdistill.runs.store import CONFIG, probe, write_atomic
+from selfdistill.test_time.config import SolveConfig, is_file, solve_config
+from selfdistill.test_time.solve import solve
+from selfdistill.training.side_by_side import COMMAND, Job, places, side_by_side
 
 CONTEST, SKIPPED = "strategy comparison.json", "skipped.json"
 MOST_SEEDS = 1000
 TASKS_A_JOB = 20  # loading a model takes about as long as a few attempts at one task
 
 Settings = tuple[tuple[str, Any], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ArmSearch:
+    """The search of one arm and seed on some of the tasks, in a directory of its own."""
+
+    label: str
+    path: Path
+    config: SolveConfig
+
+    @property
+    def finished(self) -> bool:
+        """Whether every task has a result, or was skipped."""
+        skipped = self.path / SKIPPED
+        known = {result.task for result in _done(self.path)}
+        if skipped.exists():
+            try:
+                known |= set(json.loads(skipped.read_text(encoding="utf-8")))
+            except (OSError, ValueError, TypeError) as error:
+                do = f"remove it, then selfdistill solve --resume {self.path}"
+                raise RunError("the list of skipped tasks cannot be read", got=f"{skipped} ({error})", do=do) from error
+        return known >= set(self.config.tasks)
+
+    def job(self, out: Path) -> Job:
+        """The subprocess that makes it, of the comparison in `out`."""
+        run = self.config.run
+        start = RunStart(
+            path=self.path,
+            method=self.config.strategy.name,
+            model=run.model,
+            env=run.env.name,
+            device=str(pick_device(run.device)),
+            steps=self.config.rounds,
+            completions_sampled=self.config.limits.budget,
+        )
+        return Job(self.path, (*COMMAND, "compare", "--resume", str(out), "--search", self.path.name), start)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,11 +192,11 @@ def run_comparison(
     """
     whole = _joined(strategy_comparison, out)
     at_once = places([whole.config(arm).run.device for arm in whole.arms], at_once)
-    jobs, fresh = list(searches(whole, out)), not (out / CONTEST).exists()
+    every, fresh = list(searches(whole, out)), not (out / CONTEST).exists()
     probe(out, 0)
     write_atomic(out / CONTEST, json.dumps(asdict(whole), indent=1) + "\n")
     try:
-        side_by_side([job for _, job in jobs if not _finished(job)], callback, at_once=at_once)
+        side_by_side([search.job(out) for search in every if not search.finished], callback, at_once=at_once)
     except KeyboardInterrupt as stop:
         raise Interrupted(out, None, "compare") from stop
     except RunError:
@@ -168,17 +205,17 @@ def run_comparison(
             with suppress(OSError):
                 out.rmdir()
         raise
-    for _, job in jobs:
-        if not _finished(job):
-            raise RunError("a search did not finish", got=job.path, do=f"selfdistill compare --resume {out}")
+    for search in every:
+        if not search.finished:
+            raise RunError("a search did not finish", got=search.path, do=f"selfdistill compare --resume {out}")
     return whole, _comparable(whole, results(whole, out))
 
 
 def results(strategy_comparison: StrategyComparison, out: Path) -> dict[str, list[SolveResult]]:
     """What is finished, by the label of the way."""
     found: dict[str, list[SolveResult]] = {arm.label: [] for arm in strategy_comparison.arms}
-    for label, job in searches(strategy_comparison, out):
-        found[label] += _done(job.path)
+    for search in searches(strategy_comparison, out):
+        found[search.label] += _done(search.path)
     return found
 
 
@@ -194,29 +231,33 @@ def read_strategy_comparison(out: Path) -> StrategyComparison:
         ) from error
 
 
-def searches(strategy_comparison: StrategyComparison, out: Path) -> Iterator[tuple[str, Job]]:
-    """Every way, seed and handful of tasks, with the way's label; all ways of a seed before the next seed."""
+def searches(strategy_comparison: StrategyComparison, out: Path) -> Iterator[ArmSearch]:
+    """Those of every arm, seed and handful of tasks; all arms of a seed before the next seed."""
     for seed in range(strategy_comparison.first_seed, strategy_comparison.first_seed + strategy_comparison.seeds):
         for number, arm in enumerate(strategy_comparison.arms):
             folder = f"{number:02d}-{re.sub(r'[^A-Za-z0-9._=-]+', '-', arm.label)[:80]}"
             for start in range(0, len(strategy_comparison.tasks), TASKS_A_JOB):
                 config = strategy_comparison.config(arm, seed, strategy_comparison.tasks[start : start + TASKS_A_JOB])
                 path = out / "searches" / f"{folder}-seed{seed}-{start:03d}"
-                yield arm.label, Job(path, solve_settings(config), search_job, command="solve")
+                yield ArmSearch(arm.label, path, config)
 
 
-def search_job(path: Path, settings: Mapping[str, Any], callback: Callback) -> None:
-    """One search of a strategy comparison; one that was begun goes on. Questions that do not fit the model are no
-    failure: its tasks are skipped."""
+def run_search(name: str, out: Path, callback: Callback) -> None:
+    """Makes, or resumes, one search of the comparison in `out`, by the name of its directory. Tasks whose questions do
+    not fit the model are skipped."""
+    every = {search.path.name: search for search in searches(read_strategy_comparison(out), out)}
+    if name not in every:
+        raise ConfigError("the comparison has no such search", got=name, do=nearest(name, every))
+    search = every[name]
     try:
-        solve_job(path, settings, callback)
+        solve(search.config, callback, out=search.path, resume=(search.path / CONFIG).exists())
     except NoneFits as error:
         callback(Note(f"skipped: {error}"))
-        probe(path, 0)
-    done = {result.task for result in _done(path)}
-    skipped = [task for task in settings[SEARCH]["tasks"] if task not in done]
+        probe(search.path, 0)
+    done = {result.task for result in _done(search.path)}
+    skipped = [task for task in search.config.tasks if task not in done]
     if skipped:
-        write_atomic(path / SKIPPED, json.dumps(skipped) + "\n")
+        write_atomic(search.path / SKIPPED, json.dumps(skipped) + "\n")
 
 
 def _joined(strategy_comparison: StrategyComparison, out: Path) -> StrategyComparison:
@@ -242,18 +283,6 @@ def _joined(strategy_comparison: StrategyComparison, out: Path) -> StrategyCompa
 def _done(path: Path) -> list[SolveResult]:
     found = [read_result(folder) for folder in sorted(path.glob("[0-9]*"))]
     return [result for result in found if result is not None]
-
-
-def _finished(job: Job) -> bool:
-    skipped = job.path / SKIPPED
-    known = {result.task for result in _done(job.path)}
-    if skipped.exists():
-        try:
-            known |= set(json.loads(skipped.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
-            do = f"remove it, then selfdistill solve --resume {job.path}"
-            raise RunError("the list of skipped tasks cannot be read", got=f"{skipped} ({error})", do=do) from error
-    return known >= set(job.settings[SEARCH]["tasks"])
 
 
 def _comparable(

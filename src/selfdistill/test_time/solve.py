@@ -13,10 +13,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -28,7 +26,7 @@ from selfdistill.runs import allowed_changes, fresh_path
 from selfdistill.runs.events import Callback, Interrupted, named, no_callback
 from selfdistill.runs.solving import SolveResult, read_result
 from selfdistill.runs.store import CONFIG, probe, refuse_in_use, write_atomic
-from selfdistill.test_time.config import SolveConfig, config_from, is_file, solve_settings
+from selfdistill.test_time.config import SolveConfig, is_file, solve_settings
 from selfdistill.test_time.search import MAY_CHANGE, Search, rounds_made, until_done
 from selfdistill.test_time.strategies import MultiTurn
 from selfdistill.test_time.strategies.base import learner_of
@@ -78,11 +76,6 @@ def solve(
             if stop.asked and first + size < len(tasks):
                 raise Interrupted(out, None, "solve")
     return [result for path, _ in numbered if (result := read_result(path)) is not None]
-
-
-def solve_job(path: Path, settings: Mapping[str, Any], callback: Callback) -> None:
-    """A search from its settings, for a process of its own; one that was begun goes on."""
-    solve(config_from(settings), callback, out=path, resume=(path / CONFIG).exists())
 
 
 def default_path(config: SolveConfig) -> Path:

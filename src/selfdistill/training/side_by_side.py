@@ -1,33 +1,48 @@
-"""Runs side by side, one process each: the same verbs, the same budget, the same seed, different methods."""
+"""Runs side by side: each a subprocess of our own command, watched by polling its records and its exit code."""
 
 from __future__ import annotations
 
-import multiprocessing
+import json
 import os
-import queue
+import re
 import signal
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from multiprocessing.queues import Queue
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from threading import Thread
 from typing import Any
 
 import torch
 
 from selfdistill.config import RunConfig, from_settings, resolved
-from selfdistill.errors import ConfigError, RunError, SelfDistillError
+from selfdistill.errors import ConfigError, RunError
 from selfdistill.models.precision import pick_device
-from selfdistill.runs import fresh_path
-from selfdistill.runs.events import Callback, Event, Interrupted, Phase, named
-from selfdistill.runs.store import CONFIG
-from selfdistill.training.loop import train
-from selfdistill.training.stopping import handled
+from selfdistill.runs import EvalRecord, ResumedRecord, StepRecord, Summary, fresh_path
+from selfdistill.runs.events import (
+    Callback,
+    EvalEnd,
+    Interrupted,
+    Note,
+    Phase,
+    RunEnd,
+    RunStart,
+    StepEnd,
+    named,
+    no_callback,
+)
+from selfdistill.runs.records import record_from_json, value_from_json
+from selfdistill.runs.store import CONFIG, METRICS, SUMMARY
+from selfdistill.training.stopping import PARENT, handled
 
 STOPS = (signal.SIGINT, signal.SIGTERM)
-INTERRUPTED = "interrupted"
+STOPPED = (130, *(-number for number in STOPS))  # exit codes
+POLL_S = 0.2
+COMMAND = (sys.executable, "-P", "-m", "selfdistill")  # -P: modules of the current directory shadow none of ours
 # Each method at the rate that did best for it on the embedded model (EXPERIMENTS.md); all else is the same for both.
 DEMO_RATES: Mapping[str, float] = {"sdpo": 5e-4, "grpo": 2.5e-4}
 DEMO: Mapping[str, Any] = {"replay": {"per_step": 64, "weight": 0.5}, "evaluation": {"every": 4}}
@@ -52,176 +67,187 @@ def demo_configs(out: Path, *, seed: int, completions: int, allow_weaker: bool =
     return configs
 
 
-def compare(configs: Sequence[RunConfig], callback: Callback, *, at_once: int | None = None) -> list[Path]:
-    """Runs all configs, as many at a time as `places` says, and returns their directories.
+def compare(
+    configs: Sequence[RunConfig], callback: Callback = no_callback, *, at_once: int | None = None
+) -> list[Path]:
+    """Trains all configs, as many at a time as `places` allows, and returns their directories. Events carry the name of
+    the directory as their `run`; a run that was begun is resumed.
 
-    A failed run does not stop the others; its error is raised when all are done. After Ctrl-C each saves, as
-    `side_by_side` has it.
+    A failed run does not stop the others; its error is raised at the end. Ctrl-C as in `side_by_side`.
     """
-    jobs = [Job(Path(config.out), resolved(config), _train) for config in configs]
-    side_by_side(jobs, callback, at_once=places([config.device for config in configs], at_once))
-    return [job.path for job in jobs]
+    side_by_side(
+        [_training(config) for config in configs],
+        callback,
+        at_once=places([config.device for config in configs], at_once),
+    )
+    return [Path(config.out) for config in configs]
+
+
+def _training(config: RunConfig) -> Job:
+    path, settings = Path(config.out), json.dumps(resolved(config))
+    resume = ("--resume", config.out) if (path / CONFIG).exists() else ()
+    device = str(pick_device(config.device))
+    start = RunStart(path, config.method.name, config.model, config.env.name, device, config.steps, 0)
+    return Job(path, (*COMMAND, "train", "--quiet", "--config", "/dev/stdin", *resume), start, settings)
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What one process does: `work(path, settings, callback)`, a function of a module, so that another process finds
-    it. It goes on where it was if `path` was begun, by what `command` does with --resume."""
+    """A subprocess that writes a run, or a folder of runs, to `path`.
+
+    `arguments` start it, `text` is its standard input, lines on its standard output become notes, and `start` is the
+    event of each run that begins in it. `selfdistill COMMAND --resume PATH` resumes it.
+    """
 
     path: Path
-    settings: Mapping[str, Any]
-    work: Callable[[Path, Mapping[str, Any], Callback], object]
+    arguments: tuple[str, ...]
+    start: RunStart
+    text: str = ""
     command: str = "train"
 
 
 def places(devices: Iterable[str], at_once: int | None = None) -> int:
-    """How many jobs on these devices run at a time: as many as asked for, else one where any computes on a GPU, whose
-    memory they would share, else as many as there are cores for this process. Raises `ConfigError`."""
+    """The number of jobs on these devices that run at a time: `at_once`, else 1 where any computes on a GPU, whose
+    memory they would share, else the cores of this process. Raises `ConfigError`."""
     if at_once is not None:
         if at_once < 1:
             raise ConfigError("no job would ever run", got=f"{at_once} at a time", do="give --jobs 1 or more")
         return at_once
     if any(pick_device(device).type != "cpu" for device in set(devices)):
         return 1
-    # Asked of the system and not counted: a container or a batch queue may leave a process a few of many cores.
+    # A container or a batch queue may leave a process a few of many cores.
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def side_by_side(jobs: Sequence[Job], callback: Callback, *, at_once: int) -> None:
-    """Does all jobs, so many at a time, each in a process of its own.
+    """Runs all jobs, so many at a time.
 
-    A failed job does not stop the others; its error is raised when all are done. After Ctrl-C or SIGTERM no job begins
-    any more, and those that run are told once, as when this process dies: they save and end (at a second one at once).
-    Then raises `Interrupted` with a job that can go on, or `KeyboardInterrupt` where none of the unfinished had begun.
+    A failed job does not stop the others; its error is raised at the end. After Ctrl-C or SIGTERM no job is started,
+    and those that run get one SIGINT, as when this process dies: they save and end (at a second one at once). Then
+    raises `Interrupted` with a job that can be resumed, or `KeyboardInterrupt` where no unfinished job had begun.
     """
-    crew = _Crew(jobs, callback, at_once)
-    # Ctrl-C and SIGTERM are counted and do nothing else.
-    with handled(STOPS, lambda number, _: crew.stops.append(number)):
-        while crew.running or (crew.waiting and not crew.stops):
-            crew.start_more()
-            crew.drain()
-            crew.pass_on()
-    crew.raise_failures()
+    waiting, running, stops = list(jobs), list[_Process](), list[int]()
+    failed: dict[Path, str] = {}
+    stopped: list[Job] = []
+    with TemporaryDirectory() as folder, handled(STOPS, lambda number, _: stops.append(number)):
+        while running or (waiting and not stops):
+            while waiting and not stops and len(running) < at_once:
+                running.append(_Process(waiting.pop(0), callback, Path(folder) / str(len(waiting))))
+            time.sleep(POLL_S)
+            for process in list(running):
+                code = process.poll(len(stops))
+                if code is not None:
+                    running.remove(process)
+                    if stops and code in STOPPED:
+                        stopped.append(process.job)
+                    elif code:
+                        failed[process.job.path] = process.error(code)
+    for path, text in failed.items():
+        raise RunError(f"the run {path} failed", got=text)
+    unfinished = [*stopped, *(waiting if stops else ())]
+    for job in unfinished:
+        if (job.path / CONFIG).exists():
+            raise Interrupted(job.path, None, job.command)
+    if unfinished:
+        raise KeyboardInterrupt
 
 
-class _Crew:
-    """The processes of some jobs, by number: which wait, which run, how others failed, what stops were asked for."""
+class _Process:
+    """A job that runs. What it prints goes to files, so that no full pipe holds it up."""
 
-    def __init__(self, jobs: Sequence[Job], callback: Callback, at_once: int) -> None:
-        self.jobs, self.callback, self.at_once = jobs, callback, at_once
-        self.context = multiprocessing.get_context("spawn")
-        self.events: Queue[tuple[int, Event | str]] = self.context.Queue()
-        self.waiting = list(range(len(jobs)))
-        self.running: dict[int, Any] = {}
-        self.failures: dict[int, str] = {}
-        self.stops: list[int] = []
-        self.told: Counter[int] = Counter()
-
-    def start_more(self) -> None:
-        """Fills the free places, unless a stop was asked for."""
-        while self.waiting and not self.stops and len(self.running) < self.at_once:
-            index = self.waiting.pop(0)
-            self.callback(Phase("starting", run=self.jobs[index].path.name))
-            process = self.context.Process(target=_run, args=(index, self.jobs[index], self.events))
-            with _deaf():
-                process.start()
-            self.running[index] = process
-
-    def drain(self) -> None:
-        """Delivers what has come in for half a second, then looks who has ended."""
-        ended = [index for index, process in self.running.items() if not process.is_alive()]
+    def __init__(self, job: Job, callback: Callback, files: Path) -> None:
+        self.job, self.callback, self.stops = job, named(callback, job.path.name), 0
+        self.out, self.err = files.with_suffix(".out"), files.with_suffix(".err")
+        # How far each file was read; what an earlier process wrote is no news.
+        self.read = {file: file.stat().st_size for file in self._metrics()}
+        self.ended = {file: _written(file) for file in self._metrics()}
+        self.callback(Phase("starting"))
+        # SIGINT waits until the child calls `attend`, so that it interrupts no import. In a session of its own the
+        # child gets it from here alone: of a terminal it would get it twice, and the second one ends a step half done.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            index, event = self.events.get(timeout=0 if ended else 0.5)
-        except queue.Empty:  # all that the ended ones said is delivered
-            for index in ended:
-                self._ended(index, self.running.pop(index).exitcode)
-            return
-        if isinstance(event, str):
-            self.failures[index] = event
-        else:
-            named(self.callback, self.jobs[index].path.name)(event)
+            with self.out.open("wb") as out, self.err.open("wb") as err:
+                self.process = subprocess.Popen(
+                    job.arguments, stdin=subprocess.PIPE, stdout=out, stderr=err, start_new_session=True,
+                    env={**os.environ, PARENT: str(os.getpid())},
+                )  # fmt: skip
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        assert self.process.stdin is not None
+        with suppress(BrokenPipeError), self.process.stdin as stdin:
+            stdin.write(job.text.encode())
 
-    def pass_on(self) -> None:
-        """Tells every process of a stop that it has not heard of; one that is still starting hears of it later."""
-        for index, process in self.running.items():
-            if self.told[index] < len(self.stops) and process.exitcode is None:
-                self.told[index] += 1
-                os.kill(process.pid, signal.SIGINT)
+    def poll(self, stops: int) -> int | None:
+        """Reports what is new, passes on stops that the process did not get yet, and returns its exit code."""
+        code = self.process.poll()
+        for line in self._new_lines(self.out):
+            self.callback(Note(line))
+        for file in self._metrics():
+            self._report(file)
+        for _ in range(self.stops, stops if code is None else self.stops):
+            self.process.send_signal(signal.SIGINT)
+        self.stops = stops
+        return code
 
-    def raise_failures(self) -> None:
-        """Raises what went wrong, else that jobs were stopped, if any were."""
-        for index, text in self.failures.items():
-            if text != INTERRUPTED:
-                raise RunError(f"the run {self.jobs[index].path} failed", got=text)
-        stopped = [self.jobs[index] for index in (*self.failures, *self.waiting)]
-        for job in stopped:
-            if (job.path / CONFIG).exists():
-                raise Interrupted(job.path, None, job.command)
-        if stopped:
-            raise KeyboardInterrupt
+    def error(self, code: int) -> str:
+        """The error that the process printed, without what other libraries print before it."""
+        text = self.err.read_text("utf-8", "replace")
+        errors = [match.start() for match in re.finditer(r"^\w+Error: ", text, re.MULTILINE)]
+        place = text.find("Traceback (") if "Traceback (" in text else max(errors, default=0)
+        return text[place:].strip() or f"the process ended with code {code}"
 
-    def _ended(self, index: int, code: int) -> None:
-        if code:
-            asked = self.stops and -code in STOPS
-            self.failures.setdefault(index, INTERRUPTED if asked else f"the process ended with code {code}")
+    def _metrics(self) -> list[Path]:
+        """Those of a run, or of the runs of a folder."""
+        return [*self.job.path.glob(METRICS), *sorted(self.job.path.glob(f"*/{METRICS}"))]
 
+    def _report(self, file: Path) -> None:
+        if file not in self.read:
+            self.callback(replace(self.job.start, path=file.parent))
+        for line in self._new_lines(file):
+            try:
+                record = record_from_json(line)
+            except ValueError:  # the rest of a line that a kill had cut short
+                continue
+            match record:
+                case ResumedRecord():
+                    self.callback(replace(self.job.start, path=file.parent, first_step=record.step))
+                case StepRecord():
+                    self.callback(StepEnd(record))
+                case EvalRecord():
+                    self.callback(EvalEnd(record))
+        written = _written(file)
+        if written != self.ended.get(file, 0):
+            self.ended[file] = written
+            self.callback(RunEnd(value_from_json(Summary, file.with_name(SUMMARY).read_text("utf-8"))))
 
-@contextmanager
-def _deaf() -> Iterator[None]:
-    """Ctrl-C waits. A process that is started here inherits that, so that none interrupts its imports."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _run(index: int, job: Job, events: Queue[tuple[int, Event | str]]) -> None:
-    """One job in a process of its own."""
-    torch.set_num_threads(1)
-    # A handler of Ctrl-C reports too, and may interrupt a report: the queue between processes would then wait for its
-    # own lock for ever. A `SimpleQueue` may be interrupted so; one thread alone passes its events on.
-    reported: queue.SimpleQueue[Event | str | None] = queue.SimpleQueue()
-    passing_on = Thread(target=_pass_on, args=(index, reported, events), daemon=True)
-    passing_on.start()
-    try:
-        _listen()
-        Thread(target=_outlived, args=(events,), daemon=True).start()
-        job.work(job.path, job.settings, reported.put)
-    except KeyboardInterrupt:
-        reported.put(INTERRUPTED)
-    except SelfDistillError as error:
-        reported.put(str(error))
-    finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # nothing is left but to hand over the last events
-        reported.put(None)
-        passing_on.join()
+    def _new_lines(self, file: Path) -> list[str]:
+        start = self.read.get(file, 0)
+        with file.open("rb") as opened:
+            opened.seek(start)
+            data = opened.read()
+        end = data.rfind(b"\n") + 1
+        self.read[file] = start + end
+        return data[:end].decode("utf-8", "replace").splitlines()
 
 
-def _pass_on(
-    index: int, reported: queue.SimpleQueue[Event | str | None], events: Queue[tuple[int, Event | str]]
-) -> None:
-    """Hands the events of one job to the parent, up to None."""
-    while (event := reported.get()) is not None:
-        events.put((index, event))
+def _written(metrics: Path) -> int:
+    """When the summary beside these records was written; 0: there is none."""
+    summary = metrics.with_name(SUMMARY)
+    return summary.stat().st_mtime_ns if summary.exists() else 0
 
 
-def _listen() -> None:
-    """From here on a stop is heard of. It comes from the parent alone: a terminal would tell this process as well, and
-    the second of two stops ends a step half done."""
-    os.setsid()
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+def attend() -> None:
+    """Called by a child of `side_by_side` once its imports are done: from here on SIGINT is let through, and it comes
+    when the parent has died as well."""
+    parent = int(os.environ.pop(PARENT, "0"))
+    if parent:
+        torch.set_num_threads(1)
+        Thread(target=_outlive, args=(parent,), daemon=True).start()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
-def _outlived(events: Queue[tuple[int, Event | str]]) -> None:
-    """When the parent is dead, however it died, this process is stopped; nobody reads its last events."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    events.cancel_join_thread()
+def _outlive(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(POLL_S)
     os.kill(os.getpid(), signal.SIGINT)
-
-
-def _train(path: Path, settings: Mapping[str, Any], callback: Callback) -> None:
-    train(from_settings(settings), callback, resume=(path / CONFIG).exists())

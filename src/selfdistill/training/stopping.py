@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 from selfdistill.runs.events import Callback, Note
 
+PARENT = "SELFDISTILL_PARENT"  # environment variable of the children of `side_by_side`: the parent's process id
+
 
 @dataclass
 class StopSign:
