@@ -151,7 +151,7 @@ def test_a_question_that_is_too_long_is_skipped_by_all_and_the_contest_ends(
 
 
 def test_every_seed_must_search_the_same_tasks() -> None:
-    with pytest.raises(ConfigError, match=r"every seed would search other tasks[\s\S]*environment\.draw=0"):
+    with pytest.raises(ConfigError, match=r"every seed would search other tasks[\s\S]*env\.draw=0"):
         task_ids((), (("env", "verbs"), ("env.verbs", 2)))
     _, ids = task_ids((), (("env", "verbs"), ("env.verbs", 2), ("env.draw", 3)))
     assert len(ids) == 2
