@@ -205,7 +205,7 @@ def test_ctrl_c_on_the_command_line_says_how_to_go_on(own_run: RunConfig, tmp_pa
     file = tmp_path / "run.toml"
     tree = resolved(in_world(own_run, "CtrlC"))
     lines = [f"{key} = {json.dumps(tree[key])}" for key in ("model", "device", "steps", "tasks_per_step", "out")]
-    lines += [f'environment = "{tree["env"]["name"]}"', "sampling.max_new_tokens = 8", "evaluation.tasks = 2"]
+    lines += [f'env = "{tree["env"]["name"]}"', "sampling.max_new_tokens = 8", "evaluation.tasks = 2"]
     file.write_text("\n".join(lines))
     done = CliRunner().invoke(app, ["train", "--config", str(file)])
     assert done.exit_code == 130
