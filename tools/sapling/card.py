@@ -19,7 +19,6 @@ from selfdistill.envs.verbs.env import (
     usable_inputs,
 )
 from selfdistill.envs.verbs.lexicon import draw_program
-from selfdistill.envs.verbs.posterior import identifiable
 from selfdistill.envs.verbs.programs import Program
 from selfdistill.envs.verbs.texts import user_reply, verb_question
 from selfdistill.envs.verbs.words import held_out_words
@@ -30,6 +29,7 @@ from selfdistill.prompts.render import Renderer
 from selfdistill.runs.stats import Estimate
 from selfdistill.training.rollouts import accuracy, roll_out
 from selfdistill.types import Completion, Context, Message, Rollout, Task
+from tools.sapling.posterior import identifiable
 
 SEED = 77  # no run draws its verbs with the names used here
 ENUMERATED = 150  # tasks of a line on which all fitting programs are enumerated

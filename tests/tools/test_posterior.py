@@ -5,8 +5,8 @@ import random
 import pytest
 
 from selfdistill.envs.verbs.lexicon import STEP_WEIGHTS, draw_program
-from selfdistill.envs.verbs.posterior import identifiable
 from selfdistill.envs.verbs.programs import draw_inputs, outputs, program_space
+from tools.sapling.posterior import identifiable
 
 
 def by_enumeration(target, inputs):
