@@ -9,7 +9,18 @@ from itertools import permutations
 import pytest
 
 from selfdistill.envs.verbs.env import VerbsEnvironment, VerbsOptions, fresh_verbs, known_tasks, plain_tasks
-from selfdistill.envs.verbs.lexicon import draw_program, lexicon
+from selfdistill.envs.verbs.lexicon import (
+    all_words,
+    dictionary_entry,
+    draw_program,
+    held_out_words,
+    known_words,
+    lexicon,
+    plain_question,
+    pretraining_words,
+    user_reply,
+    verb_question,
+)
 from selfdistill.envs.verbs.operations import OPERATIONS, Operation, Value
 from selfdistill.envs.verbs.programs import (
     KINDS,
@@ -20,8 +31,6 @@ from selfdistill.envs.verbs.programs import (
     probes,
     program_space,
 )
-from selfdistill.envs.verbs.texts import dictionary_entry, plain_question, user_reply, verb_question
-from selfdistill.envs.verbs.words import all_words, held_out_words, known_words, pretraining_words
 from selfdistill.errors import ConfigError
 from selfdistill.types import Completion, Task
 from tools.sapling import episodes
@@ -72,17 +81,17 @@ def test_an_operation_gives_what_its_expression_gives_in_plain_python(operation:
 @pytest.mark.parametrize("kind", KINDS)
 def test_all_programs_of_a_space_mean_different_things(kind) -> None:
     space = program_space(kind)
-    assert all(len(programs) > 10 for programs in space.by_steps[1:])
+    assert all(len(programs) > 10 for programs in space[1:])
     seen: set[str] = set()
-    for steps, programs in enumerate(space.by_steps):
+    for steps, programs in enumerate(space):
         for program in programs:
             assert len(program.steps) == steps
             seen.add(repr([program.run(value) for value in probes(kind)[:12]]) if steps < 2 else program.code)
-    assert len(seen) == sum(map(len, space.by_steps))
+    assert len(seen) == sum(map(len, space))
 
 
 def test_most_operations_are_programs_of_their_own() -> None:
-    alone = {program.steps[0] for kind in KINDS for program in program_space(kind).by_steps[1]}
+    alone = {program.steps[0] for kind in KINDS for program in program_space(kind)[1]}
     assert len(alone) >= 40
 
 
@@ -118,7 +127,7 @@ def test_fresh_verbs_have_held_out_words_and_programs_and_take_the_steps_in_turn
     words = {task.id.removeprefix("verb-") for task in tasks}
     assert len(words) == 24
     assert words <= set(held_out_words())
-    every = [program for kind in KINDS for size in (2, 3) for program in program_space(kind).by_steps[size]]
+    every = [program for kind in KINDS for size in (2, 3) for program in program_space(kind)[size]]
     longer = {task.spec["program"] for task in tasks if task.spec["steps"] > 1}
     assert longer <= {program.code for program in every if is_held_out(program)}
 

@@ -2,8 +2,8 @@
 
 import pytest
 
+from selfdistill.envs.verbs.lexicon import known_words, pretraining_words
 from selfdistill.envs.verbs.programs import is_held_out
-from selfdistill.envs.verbs.words import known_words, pretraining_words
 from selfdistill.models.load import load_policy
 from selfdistill.runs.stats import share
 from tools.sapling.card import Line, card_text, items, measure_card

@@ -6,10 +6,9 @@ import pytest
 
 from selfdistill.envs.feedback import TestStatus
 from selfdistill.envs.verbs.env import VerbsEnvironment
-from selfdistill.envs.verbs.lexicon import draw_program, lexicon
+from selfdistill.envs.verbs.lexicon import draw_program, held_out_words, known_words, lexicon
 from selfdistill.envs.verbs.operations import OPERATIONS
 from selfdistill.envs.verbs.programs import Program, is_held_out
-from selfdistill.envs.verbs.words import held_out_words, known_words
 from selfdistill.types import Completion, Task
 from tools.sapling.episodes import MAKERS, draw_episode, failing_records, feedback_on
 

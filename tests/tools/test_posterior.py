@@ -12,7 +12,7 @@ from tools.sapling.posterior import identifiable
 def by_enumeration(target, inputs):
     """The same, program by program, every one run from its start."""
     wanted, fitting, own = outputs(target, inputs), 0.0, 0.0
-    for size, programs in enumerate(program_space(target.kind).by_steps[1:], start=1):
+    for size, programs in enumerate(program_space(target.kind)[1:], start=1):
         weight = STEP_WEIGHTS[size - 1] / len(programs)
         fitting += weight * sum(outputs(program, inputs) == wanted for program in programs)
         own = weight if size == len(target.steps) else own

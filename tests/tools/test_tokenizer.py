@@ -5,8 +5,8 @@ import random
 
 import pytest
 
+from selfdistill.envs.verbs.lexicon import held_out_words, known_words
 from selfdistill.envs.verbs.operations import OPERATIONS
-from selfdistill.envs.verbs.words import held_out_words, known_words
 from selfdistill.models.load import _sapling
 from tools.sapling.episodes import MAKERS, draw_episode
 from tools.sapling.recipe import RECIPES

@@ -9,7 +9,7 @@ import torch
 
 from selfdistill.analysis.control_contexts import COUNT, PROSE, contexts_of_others, control_contexts
 from selfdistill.analysis.token_credit import CreditQuery, credit, pieces
-from selfdistill.envs.verbs.texts import verb_question
+from selfdistill.envs.verbs.lexicon import verb_question
 from selfdistill.errors import DataError
 from selfdistill.losses import TeacherStates, read_log_ratios
 from selfdistill.models.load import Policy, load_policy

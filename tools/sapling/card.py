@@ -18,10 +18,8 @@ from selfdistill.envs.verbs.env import (
     program_task,
     usable_inputs,
 )
-from selfdistill.envs.verbs.lexicon import draw_program
+from selfdistill.envs.verbs.lexicon import draw_program, held_out_words, user_reply, verb_question
 from selfdistill.envs.verbs.programs import Program
-from selfdistill.envs.verbs.texts import user_reply, verb_question
-from selfdistill.envs.verbs.words import held_out_words
 from selfdistill.models.policy import Policy
 from selfdistill.models.sampler import SamplingOptions
 from selfdistill.prompts.context import teacher_messages

@@ -12,11 +12,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from selfdistill.envs.feedback import TestRecord, TestStatus, feedback_text, missing_block_text
-from selfdistill.envs.verbs.lexicon import draw_program, lexicon
+from selfdistill.envs.verbs.lexicon import (
+    dictionary_entry,
+    draw_program,
+    known_words,
+    lexicon,
+    plain_question,
+    pretraining_words,
+    user_reply,
+    verb_question,
+)
 from selfdistill.envs.verbs.operations import OPERATIONS, Kind
 from selfdistill.envs.verbs.programs import Program, draw_inputs, is_held_out, outputs
-from selfdistill.envs.verbs.texts import dictionary_entry, plain_question, user_reply, verb_question
-from selfdistill.envs.verbs.words import known_words, pretraining_words
 from selfdistill.prompts.context import teacher_messages
 from selfdistill.types import Context, Message
 

@@ -18,9 +18,9 @@ def identifiable(target: Program, inputs: Sequence[Value]) -> tuple[float, bool]
     space = program_space(target.kind)
     wanted = outputs(target, inputs)
     assert wanted is not None, "the target runs on the inputs it is shown on"
-    prior = [weight / len(space.by_steps[size]) for size, weight in enumerate(STEP_WEIGHTS, start=1)]
+    prior = [weight / len(space[size]) for size, weight in enumerate(STEP_WEIGHTS, start=1)]
     own = prior[len(target.steps) - 1]
-    fitting = [prior[len(steps) - 1] for steps in _fitting(space.by_steps[1:], inputs, wanted)]
+    fitting = [prior[len(steps) - 1] for steps in _fitting(space[1:], inputs, wanted)]
     return own / sum(fitting), own >= max(fitting)
 
 

@@ -11,9 +11,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import PreTrainedTokenizerFast
 
 from selfdistill.envs.feedback import TestRecord, TestStatus, feedback_text, missing_block_text
+from selfdistill.envs.verbs.lexicon import NOUN, all_words
 from selfdistill.envs.verbs.operations import OPERATIONS, VARIABLE
-from selfdistill.envs.verbs.texts import NOUN
-from selfdistill.envs.verbs.words import all_words
 from selfdistill.prompts.context import CLOSING, SECTIONS
 
 PAD, END, SYSTEM, USER, ASSISTANT = SPECIAL = ("<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>")

@@ -15,10 +15,9 @@ from selfdistill.config import RunConfig, from_settings, read_saved
 from selfdistill.data.tasks import training_tasks
 from selfdistill.envs.base import tasks_of
 from selfdistill.envs.registry import make_environment
+from selfdistill.envs.verbs.lexicon import all_words, dictionary_entry
 from selfdistill.envs.verbs.operations import OPERATIONS
 from selfdistill.envs.verbs.programs import Program
-from selfdistill.envs.verbs.texts import dictionary_entry
-from selfdistill.envs.verbs.words import all_words
 from selfdistill.errors import DataError, ModelError, RunError, SelfDistillError, nearest
 from selfdistill.methods import get_method
 from selfdistill.models.checkpoint import check_whole, latest_checkpoint

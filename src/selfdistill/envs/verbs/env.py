@@ -15,11 +15,18 @@ from typing import Any
 from selfdistill.envs.code import ProgramEnvironment
 from selfdistill.envs.sandbox.pool import Sandbox
 from selfdistill.envs.scoring import CodeOptions
-from selfdistill.envs.verbs.lexicon import draw_program, lexicon
+from selfdistill.envs.verbs.lexicon import (
+    HELD_OUT,
+    dictionary_entry,
+    draw_program,
+    held_out_words,
+    lexicon,
+    plain_question,
+    user_reply,
+    verb_question,
+)
 from selfdistill.envs.verbs.operations import Value
 from selfdistill.envs.verbs.programs import Program, draw_inputs, outputs
-from selfdistill.envs.verbs.texts import dictionary_entry, plain_question, user_reply, verb_question
-from selfdistill.envs.verbs.words import HELD_OUT, held_out_words
 from selfdistill.errors import ConfigError
 from selfdistill.options import SEED, check_ranges, option
 from selfdistill.types import Message, Task

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -16,8 +17,7 @@ LETTERS = "ABCDEFIMORST"
 PROBES = 48
 MAX_LENGTH = 14
 MAX_NUMBER = 999
-
-Signature = tuple[str, ...]
+MAX_STEPS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class Program:
 
     @property
     def casual(self) -> str:
-        """What it does, as somebody would say who had expected it."""
+        """What it does, in the words of a user who had expected it."""
         return ", then ".join(step.casual for step in self.steps)
 
     def run(self, value: Value) -> Value:
@@ -74,8 +74,8 @@ def draw_inputs(kind: Kind, count: int, rng: random.Random) -> list[Value]:
 def input_pool(kind: Kind) -> list[Value]:
     """Numbers from 3 to 31, lists of 5-6 digits and strings of 5-6 letters, unsorted and with a repetition.
 
-    Of all candidates the share is kept on which the most one-step programs give results of their own: a test that
-    many wrong programs pass teaches nothing.
+    Of all candidates those are kept on which the most one-step programs give results of their own: a test that many
+    wrong programs pass carries little information.
     """
     rng = random.Random(f"inputs of {kind}")
     if kind == "number":
@@ -83,7 +83,7 @@ def input_pool(kind: Kind) -> list[Value]:
     else:
         unique = {repr(value): value for value in (_candidate(kind, rng) for _ in range(16_000))}
         candidates = list(unique.values())
-    candidates.sort(key=lambda value: -_distinct_results(kind, value))
+    candidates.sort(key=lambda value: -len({repr(_function(step)(value)) for step in OPERATIONS[kind]}))
     return candidates[: 20 if kind == "number" else 4_000]
 
 
@@ -97,10 +97,6 @@ def _candidate(kind: Kind, rng: random.Random) -> Value:
     return "".join(items) if kind == "string" else items
 
 
-def _distinct_results(kind: Kind, value: Value) -> int:
-    return len({repr(_function(step)(value)) for step in OPERATIONS[kind]})
-
-
 @cache
 def probes(kind: Kind) -> tuple[Value, ...]:
     """The fixed inputs on which programs are compared."""
@@ -108,48 +104,30 @@ def probes(kind: Kind) -> tuple[Value, ...]:
     return tuple(range(3, 32)) if kind == "number" else tuple(draw_inputs(kind, PROBES, rng))
 
 
-class ProgramSpace:
-    """All usable programs of one kind up to `depth` steps, one for each meaning, each with the fewest steps.
+@cache
+def program_space(kind: Kind) -> list[list[Program]]:
+    """All usable programs of one kind by their number of steps (0 to 3), one for each meaning, with the fewest steps.
 
     A program is usable when it runs on every probe, keeps its results in range, is not the identity and does not send
-    most inputs to the same result. `meaning` maps what a program does on the probes to its representative.
+    most inputs to the same result. Three steps over lists take a few seconds, once a process.
     """
-
-    def __init__(self, kind: Kind, depth: int) -> None:
-        self.kind = kind
-        identity = tuple(repr(value) for value in probes(kind))
-        self.meaning: dict[Signature, Program] = {}
-        self.by_steps: list[list[Program]] = [[] for _ in range(depth + 1)]
-        frontier: list[tuple[tuple[Operation, ...], tuple[Value, ...]]] = [((), probes(kind))]
-        for size in range(1, depth + 1):
-            grown: list[tuple[tuple[Operation, ...], tuple[Value, ...]]] = []
-            for steps, values in frontier:
-                for step in OPERATIONS[kind]:
-                    results = _results(step, values)
-                    if results is None:
-                        continue
-                    signature = tuple(repr(value) for value in results)
-                    if signature == identity or signature in self.meaning:
-                        continue
-                    program = Program((*steps, step))
-                    self.meaning[signature] = program
-                    grown.append((program.steps, results))
-                    if _tells_apart(signature):
-                        self.by_steps[size].append(program)
-            frontier = grown
-
-    def draw(self, steps: int, rng: random.Random) -> Program:
-        """A program that needs exactly this many steps: each is as likely as any other."""
-        return rng.choice(self.by_steps[steps])
-
-
-def _results(step: Operation, values: Sequence[Value]) -> tuple[Value, ...] | None:
-    function = _function(step)
-    try:
-        results = tuple(function(value) for value in values)
-    except (ValueError, IndexError):
-        return None
-    return results if all(in_range(value) for value in results) else None
+    met = {tuple(map(repr, probes(kind)))}  # results on the probes, beginning with those of no step
+    by_steps: list[list[Program]] = [[] for _ in range(MAX_STEPS + 1)]
+    frontier: list[tuple[tuple[Operation, ...], tuple[Value, ...]]] = [((), probes(kind))]
+    for programs in by_steps[1:]:
+        grown: list[tuple[tuple[Operation, ...], tuple[Value, ...]]] = []
+        for steps, values in frontier:
+            for step in OPERATIONS[kind]:
+                results = outputs(Program((step,)), values)
+                signature = tuple(map(repr, results or ()))
+                if results is None or signature in met:
+                    continue
+                met.add(signature)
+                grown.append(((*steps, step), tuple(results)))
+                if max(Counter(signature).values()) <= len(signature) / 3:
+                    programs.append(Program((*steps, step)))
+        frontier = grown
+    return by_steps
 
 
 def in_range(value: Value) -> bool:
@@ -157,19 +135,6 @@ def in_range(value: Value) -> bool:
     if isinstance(value, int):
         return abs(value) <= MAX_NUMBER
     return len(value) <= MAX_LENGTH and (isinstance(value, str) or all(-99 <= item <= 199 for item in value))
-
-
-def _tells_apart(signature: Signature) -> bool:
-    counts: dict[str, int] = {}
-    for result in signature:
-        counts[result] = counts.get(result, 0) + 1
-    return max(counts.values()) <= len(signature) / 3
-
-
-@cache
-def program_space(kind: Kind, depth: int = 3) -> ProgramSpace:
-    """The space of a kind, made once a process (three steps over lists take a few seconds)."""
-    return ProgramSpace(kind, depth)
 
 
 def outputs(program: Program, inputs: Sequence[Value]) -> list[Value] | None:
