@@ -12,6 +12,7 @@ import pytest
 
 from selfdistill.envs.compare import identity, same_output, same_value
 from selfdistill.envs.sandbox.wire import Opaque, TooLargeError, decode, encode, short_repr
+from selfdistill.envs.shown import show_value
 
 LONG = "9" * 5000
 
@@ -89,7 +90,7 @@ def test_values_survive_the_wire():
     for value in values:
         back = travelled(value)
         assert same_value(back, value, exact=True)
-        assert len(encode(value)) > 2_000 or repr(back) == repr(value)
+        assert show_value(back) == show_value(value)
     assert math.isnan(travelled(math.nan))
     assert str(travelled(Decimal("-1.50"))) == "-1.50"
 
@@ -113,7 +114,7 @@ def test_a_value_of_too_many_parts_is_refused():
 
 def test_a_long_integer_is_shown_by_its_length():
     assert short_repr(-(10**5000)) == "<an integer of about 5001 digits>"
-    assert short_repr(travelled({10**5000: 1})) == "<dict: its repr raised ValueError>"
+    assert show_value(travelled({10**5000: 1})) == "{<an integer of about 5001 digits>: 1}"
 
 
 RANDOM_SCALARS = (

@@ -27,20 +27,8 @@ _PATH = re.compile(r"/[^\s'\"<>|:;,()\[\]{}…]*…?")
 _DONE = "\udcff"  # the slash of a name that was put in; no text holds it, for it cannot be written down
 # Folders of every Linux: their names tell nothing.
 _COMMON = {
-    "/",
-    "/bin",
-    "/dev",
-    "/etc",
-    "/home",
-    "/lib",
-    "/opt",
-    "/proc",
-    "/tmp",
-    "/usr",
-    "/usr/lib",
-    "/usr/local",
-    "/var",
-}
+    "/", "/bin", "/dev", "/etc", "/home", "/lib", "/opt", "/proc", "/tmp", "/usr", "/usr/lib", "/usr/local", "/var",
+}  # fmt: skip
 
 
 def show_value(value: Any, memory: tuple[range, ...] = ()) -> str:

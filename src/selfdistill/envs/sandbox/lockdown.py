@@ -33,6 +33,7 @@ _PR_SET_DEATH_SIGNAL, _PR_SET_NO_NEW_PRIVS, _PR_GET_SECCOMP = 1, 38, 21
 _SECCOMP, _CAPSET = {"x86_64": 317, "aarch64": 277}, {"x86_64": 126, "aarch64": 91}
 _CAPABILITY_VERSION = 0x20080522
 _INSTALLED = ("site-packages", "dist-packages")
+_OPEN_FILES = 64
 _STACK_BYTES = 160 << 20  # 50,000 calls of a sort key deep take 80 MiB
 
 
@@ -78,14 +79,12 @@ def die_with_parent() -> None:
         libc().prctl(_PR_SET_DEATH_SIGNAL, 9, 0, 0, 0)
 
 
-def lock_down(
-    level: IsolationLevel, directory: str, *, memory_bytes: int, output_bytes: int, cpu_s: int, open_files: int = 64
-) -> None:
+def lock_down(level: IsolationLevel, directory: str, *, memory_bytes: int, output_bytes: int, cpu_s: int) -> None:
     """Give up everything but `directory`, the standard library (read only) and the stated amounts.
 
     `memory_bytes` come on top of what is mapped already. Raises OSError when a wall of `level` cannot be put up.
     """
-    _set_limits(memory_bytes, output_bytes, cpu_s, open_files)
+    _set_limits(memory_bytes, output_bytes, cpu_s)
     if sys.platform != "linux":
         return
     if level in (IsolationLevel.FULL, IsolationLevel.NO_CALLS):
@@ -105,11 +104,11 @@ def _has_seccomp() -> bool:
     return bool(libc().syscall(number, 2, 0, ctypes.byref(action)) == 0)
 
 
-def _set_limits(memory_bytes: int, output_bytes: int, cpu_s: int, open_files: int) -> None:
+def _set_limits(memory_bytes: int, output_bytes: int, cpu_s: int) -> None:
     limits = {
         resource.RLIMIT_CORE: 0,
         resource.RLIMIT_FSIZE: output_bytes,
-        resource.RLIMIT_NOFILE: open_files,
+        resource.RLIMIT_NOFILE: _OPEN_FILES,
         resource.RLIMIT_CPU: cpu_s,
         resource.RLIMIT_AS: _mapped_bytes() + memory_bytes,
     }

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from selfdistill.envs.sandbox.limits import SandboxLimits
 from selfdistill.envs.sandbox.lockdown import isolation_level, isolation_warning
@@ -42,7 +42,7 @@ class Sandbox:
 
     def __init__(self, workers: int | None = None, *, allow_weaker: bool = False) -> None:
         self.level = isolation_level()
-        self.workers = workers or _usable_cpus()
+        self.workers = workers or (len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1)
         warning = isolation_warning(self.level)
         if warning and not allow_weaker:
             raise SandboxError(
@@ -64,19 +64,16 @@ class Sandbox:
 
     def run(self, program: Program, limits: SandboxLimits | None = None) -> tuple[Result, ...]:
         """One result for each input, fewer when the program had to be stopped. Raises SandboxError."""
-        return self.run_many([(program, limits or SandboxLimits())])[0]
-
-    def run_many(self, jobs: Sequence[tuple[Program, SandboxLimits]]) -> list[tuple[Result, ...]]:
-        """As `run`, in parallel and in order, every result kept. An interrupt ends all processes first."""
-        return self.run_each(jobs, lambda _, results: tuple(results))
+        return self.run_each([(program, limits or SandboxLimits())], lambda _, results: tuple(results))[0]
 
     def run_each(
         self, jobs: Sequence[tuple[Program, SandboxLimits]], use: Callable[[int, Iterator[Result]], T]
     ) -> list[T]:
-        """`use(index of the job, its results)` of each job, in order.
+        """`use(index of the job, its results)` of each job, in order; the jobs run in parallel.
 
         `use` runs in the thread of the worker and reads the results as they arrive. Large ones are thus gone before the
-        next are made: at any time there is one result a worker, besides what `use` keeps. Raises what `use` raises.
+        next are made: at any time there is one result a worker, besides what `use` keeps. Raises what `use` raises;
+        an interrupt ends all processes first.
         """
         threads = self._start()
         try:
@@ -117,10 +114,16 @@ class Sandbox:
             return self._threads
 
     def _run_one(self, program: Program, limits: SandboxLimits, use: Callable[[Iterator[Result]], T]) -> T:
+        job = {
+            "code": program.code, "mode": program.mode, "inputs": program.inputs, "entry": program.entry,
+            "prelude": program.prelude, "setup": program.setup, "time_s": limits.time_limit_s,
+            "memory_bytes": limits.memory_mb << 20, "output_bytes": limits.output_kb << 10,
+            "value_parts": limits.value_parts, "recursion_limit": limits.recursion_limit,
+        }  # fmt: skip
         idle = self._idle
         worker = idle.get()
         try:
-            with closing(worker.run(_job(program, limits))) as results:
+            with closing(worker.run(job)) as results:
                 used = use(results)
                 deque(results, maxlen=0)  # those that `use` did not read
             return used
@@ -134,16 +137,3 @@ def shared_sandbox(*, allow_weaker: bool = False) -> Sandbox:
     sandbox = Sandbox(allow_weaker=allow_weaker)
     atexit.register(sandbox.close)
     return sandbox
-
-
-def _usable_cpus() -> int:
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-
-
-def _job(program: Program, limits: SandboxLimits) -> dict[str, Any]:
-    return {
-        "code": program.code, "mode": program.mode, "inputs": program.inputs, "entry": program.entry,
-        "prelude": program.prelude, "setup": program.setup, "time_s": limits.time_limit_s,
-        "memory_bytes": limits.memory_mb << 20, "output_bytes": limits.output_kb << 10,
-        "value_parts": limits.value_parts, "recursion_limit": limits.recursion_limit,
-    }  # fmt: skip

@@ -1,10 +1,23 @@
-"""A program to judge, and what came of it."""
+"""A program to run, and its results as they are read from what it reports.
+
+A program can forge a line, so nothing in it is trusted: neither its types nor its sizes nor that it is JSON at all.
+Whatever a line or a message holds, a `Result` comes of it.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from json import loads
 from typing import Any
+
+from selfdistill.envs.sandbox.wire import decode
+
+Message = dict[str, Any]
+
+_TEXT_CHARACTERS = 20_000
+_UNREADABLE_ERROR = "ProcessExit: the program's results could not be read"
+UNREADABLE: Message = {"ending": "raised", "error": _UNREADABLE_ERROR, "gone": True}
 
 
 class Mode(StrEnum):
@@ -58,3 +71,43 @@ class Result:
     note: str = ""
     loading: bool = False
     memory: tuple[range, ...] = ()
+
+
+def message_of(line: bytes) -> Message:
+    """The result in one line of a program: known fields of the right types only; `UNREADABLE` when it is malformed."""
+    try:
+        result = loads(line)
+    except (ValueError, RecursionError):
+        return dict(UNREADABLE)
+    reported = ("done", "failed", "raised")  # the worker, not the program, says that it is timed out
+    types = {"ending": str, "error": str, "note": str, "loading": bool}
+    if not isinstance(result, dict) or not all(
+        isinstance(result.get(name, kind()), kind) for name, kind in types.items()
+    ):
+        return dict(UNREADABLE)
+    if result.get("ending") not in reported:
+        return dict(UNREADABLE)
+    return {name: result[name] for name in (*types, "value") if name in result}
+
+
+def result_of(message: Any, memory: tuple[range, ...] = ()) -> Result:
+    """The result in a message, of a worker with this `memory`. A malformed one is the program's failure."""
+    try:
+        value = message.get("value")
+        if isinstance(value, dict):
+            raise TypeError("no value is encoded so")
+        return Result(
+            ending=Ending(message["ending"]),
+            value=decode(value) if isinstance(value, list) else value,
+            error=_text(message.get("error", "")),
+            note=_text(message.get("note", "")),
+            loading=message.get("loading", False) is True,
+            memory=memory,
+        )
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError):
+        return Result(Ending.RAISED, error=_UNREADABLE_ERROR)
+
+
+def _text(text: str) -> str:
+    """A text that can be written down: half a surrogate pair cannot."""
+    return text[:_TEXT_CHARACTERS].encode("utf-8", "backslashreplace").decode("utf-8")

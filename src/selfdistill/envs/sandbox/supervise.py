@@ -17,7 +17,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from selfdistill.envs.sandbox.reply import Message, message_of
+from selfdistill.envs.sandbox.program import Message, message_of
 
 MAX_THREADS = 128
 WRITTEN_LIMITS = 8  # output limits' worth of bytes that one process may write, wherever it writes them

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
-from json import dumps, loads
+from json import loads
 from typing import Any
 
 MAX_NODES = 500_000
@@ -24,7 +24,7 @@ REPR_CHARACTERS = 1000  # more than is shown, since what is shown is cleaned of 
 MAX_FRACTION_BITS = 100_000  # reducing a longer one takes the trainer too long; it travels as its repr
 _SAFE_INTEGER = 1 << 63
 _WRITABLE_BITS = 14_000  # Python writes no integer of more than 4,300 digits
-_write, _read = os.write, os.read  # a scored program may rebind the attributes of `os`
+_write = os.write  # a scored program may rebind the attributes of `os`
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,9 +43,6 @@ class DictItems:
 
     pairs: Sequence[tuple[Any, Any]]
 
-    def __repr__(self) -> str:
-        return "{" + ", ".join(f"{key!r}: {value!r}" for key, value in self.pairs) + "}"
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SetItems:
@@ -53,10 +50,6 @@ class SetItems:
 
     items: Sequence[Any]
     frozen: bool = False
-
-    def __repr__(self) -> str:
-        inner = "{" + ", ".join(map(repr, self.items)) + "}" if self.items else ""
-        return f"frozenset({inner})" if self.frozen else inner or "set()"
 
 
 class TooLargeError(ValueError):
@@ -174,15 +167,9 @@ def short_repr(value: object) -> str:
     try:
         text = str.__str__(repr(value))
     except BaseException as error:  # noqa: BLE001 - a program's __repr__ may even call exit
-        name = {DictItems: "dict", SetItems: "set"}.get(type(value), type(value).__name__)
-        text = f"<{name}: its repr raised {type(error).__name__}>"
+        text = f"<{type(value).__name__}: its repr raised {type(error).__name__}>"
     text = text if len(text) <= REPR_CHARACTERS else text[:REPR_CHARACTERS] + "…"
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
-def send(descriptor: int, message: object) -> None:
-    """Write one framed message. Raises OSError (BrokenPipeError) when nobody reads."""
-    write_all(descriptor, frame(dumps(message).encode()))
 
 
 def frame(body: bytes) -> bytes:
@@ -190,27 +177,17 @@ def frame(body: bytes) -> bytes:
     return struct.pack("!Q", len(body)) + body
 
 
-def receive(descriptor: int, limit: int = 1 << 40) -> Any:
-    """Read one framed message. Raises EOFError when the other side is gone, ValueError for what is none or too long."""
-    length = struct.unpack("!Q", _read_exactly(descriptor, 8))[0]
+def receive(read: Callable[[int], bytes], limit: int = 1 << 40) -> Any:
+    """The next framed message; `read` gives exactly so many bytes. Raises ValueError or RecursionError for bytes that
+    are no message, or one longer than `limit`."""
+    (length,) = struct.unpack("!Q", read(8))
     if length > limit:
         raise ValueError(f"a message of {length} bytes")
-    return loads(_read_exactly(descriptor, length))
+    return loads(read(length))
 
 
 def write_all(descriptor: int, data: bytes) -> None:
-    """Write everything, however the pipe cuts it."""
+    """Write everything, however the pipe cuts it. Raises OSError (BrokenPipeError) when nobody reads."""
     view = memoryview(data)
     while view:
         view = view[_write(descriptor, view) :]
-
-
-def _read_exactly(descriptor: int, size: int) -> bytes:
-    parts, left = [], size
-    while left:
-        part = _read(descriptor, min(left, 1 << 20))
-        if not part:
-            raise EOFError("the other side closed the pipe")
-        parts.append(part)
-        left -= len(part)
-    return b"".join(parts)

@@ -1,4 +1,4 @@
-"""One worker as the trainer sees it: started when needed, asked to run programs, replaced when it died."""
+"""One worker as the trainer sees it: started when needed, given programs to run, replaced when it died."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import errno
 import json
 import os
 import select
-import struct
 import subprocess
 import sys
 import tempfile
@@ -18,10 +17,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from selfdistill.envs.sandbox.lockdown import IsolationLevel
-from selfdistill.envs.sandbox.program import Ending, Result
-from selfdistill.envs.sandbox.reply import UNREADABLE, result_of
+from selfdistill.envs.sandbox.program import UNREADABLE, Ending, Result, result_of
 from selfdistill.envs.sandbox.supervise import EndedByMachineError
-from selfdistill.envs.sandbox.wire import send
+from selfdistill.envs.sandbox.wire import frame, receive, write_all
 from selfdistill.errors import ProgramLostError, SandboxError
 
 _START_S = 60.0
@@ -67,7 +65,7 @@ class Worker:
         try:
             for pause_s in (*_PAUSES_S, None):
                 try:
-                    for result in islice(self._ask(job), given, None):
+                    for result in islice(self._results(job), given, None):
                         given += 1
                         yield result
                     over = True
@@ -78,7 +76,9 @@ class Worker:
                 except (EOFError, OSError) as error:
                     self._end()
                     self._refuse_when_stopped()
-                    if pause_s is None and not self._may_be_its_doing(error):
+                    # A program can end its worker only where seccomp does not forbid it to send signals.
+                    exposed = self.level in (IsolationLevel.NO_CALLS, IsolationLevel.LIMITS_ONLY)
+                    if pause_s is None and not (exposed and isinstance(error, EOFError)):
                         raise _not_run(error) from None
                 time.sleep(pause_s or 0)
             yield Result(Ending.RAISED, error="ProcessExit: the sandbox's worker died with this program")
@@ -90,11 +90,6 @@ class Worker:
         """End the process for good; a thread waiting for its reply is woken."""
         self._stopped = True
         self._end()
-
-    def _may_be_its_doing(self, error: Exception) -> bool:
-        """Whether a program could have ended the worker: only where seccomp does not forbid it to send signals."""
-        walled = self.level in (IsolationLevel.FULL, IsolationLevel.NO_FILES)
-        return isinstance(error, EOFError) and not walled
 
     def _refuse_when_stopped(self) -> None:
         if self._stopped:
@@ -109,7 +104,13 @@ class Worker:
         errors = Path(folder.name, "stderr")
         boot = json.dumps([str(Path(__file__).parent), self.level, str(work_directory)])
         try:
-            self.process = process = _start_process(boot, errors)
+            with errors.open("wb") as stderr:
+                self.process = process = subprocess.Popen(
+                    # Isolated like -I, which however would ignore the fixed hash seed that makes scoring repeatable.
+                    [sys.executable, "-P", "-s", "-S", "-c", _BOOT, boot],
+                    stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, cwd="/", start_new_session=True,
+                    env={"PYTHONHASHSEED": "0", "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+                )  # fmt: skip
         except OSError:
             for remove, path in ((os.unlink, errors), (os.rmdir, work_directory)):
                 with suppress(OSError):
@@ -119,20 +120,19 @@ class Worker:
             ready = self._receive(process, _START_S, 1 << 20)
             self._memory = tuple(range(*span) for span in ready["memory"])
         except (EOFError, _UnreadableError):
-            said = errors.read_text(errors="replace").strip()[-1000:] if errors.exists() else ""
-            if not said:
+            text = errors.read_text(errors="replace").strip()[-1000:] if errors.exists() else ""
+            if not text:
                 raise OSError(errno.ENOMEM, "a sandbox worker was ended before it was ready") from None
-            raise SandboxError(
-                "a sandbox worker did not start", got=said, do="see its last line for what it lacks"
-            ) from None
+            do = "see its last line for what it lacks"
+            raise SandboxError("a sandbox worker did not start", got=text, do=do) from None
         return process
 
-    def _ask(self, job: Mapping[str, Any]) -> Iterator[Result]:
+    def _results(self, job: Mapping[str, Any]) -> Iterator[Result]:
         """Results as they arrive. Raises OSError for the machine's trouble, EOFError when the worker died."""
         alive = self.process is not None and self.process.poll() is None
         process = self.process if alive and self.process is not None else self._begin()
         try:
-            send(_descriptor(process.stdin), job)
+            write_all(_descriptor(process.stdin), frame(json.dumps(job).encode()))
         except BrokenPipeError:
             raise EOFError("the worker died") from None
         left, more = len(job["inputs"]), True
@@ -151,32 +151,29 @@ class Worker:
     def _receive(self, process: subprocess.Popen[bytes], patience_s: float, limit: int) -> dict[str, Any]:
         """One frame. Raises EOFError when none comes, _UnreadableError for one that is malformed."""
         deadline = time.monotonic() + patience_s
-        (length,) = struct.unpack("!Q", self._read(process, 8, deadline))
-        if length > limit:
-            raise _UnreadableError(f"a frame of {length} bytes")
+        poll = select.poll()
+        poll.register(_descriptor(process.stdout), select.POLLIN)
+
+        def read(size: int) -> bytes:
+            parts = []
+            while size:
+                if self._stopped or time.monotonic() > deadline:
+                    raise EOFError("no reply")
+                if poll.poll(500):
+                    part = os.read(_descriptor(process.stdout), min(size, 1 << 20))
+                    if not part:
+                        raise EOFError("the worker died")
+                    parts.append(part)
+                    size -= len(part)
+            return b"".join(parts)
+
         try:
-            message = json.loads(self._read(process, length, deadline))
+            message = receive(read, limit)
         except (ValueError, RecursionError) as error:
             raise _UnreadableError(str(error)) from None
         if not isinstance(message, dict):
             raise _UnreadableError("not a frame")
         return message
-
-    def _read(self, process: subprocess.Popen[bytes], size: int, deadline: float) -> bytes:
-        descriptor = _descriptor(process.stdout)
-        parts, left = [], size
-        poll = select.poll()
-        poll.register(descriptor, select.POLLIN)
-        while left:
-            if self._stopped or time.monotonic() > deadline:
-                raise EOFError("no reply")
-            if poll.poll(500):
-                part = os.read(descriptor, min(left, 1 << 20))
-                if not part:
-                    raise EOFError("the worker died")
-                parts.append(part)
-                left -= len(part)
-        return b"".join(parts)
 
     def _end(self) -> None:
         """End the process and remove its folder; two threads may be here at once, and each has its own share."""
@@ -192,16 +189,6 @@ class Worker:
             folder.cleanup()
             with suppress(OSError):  # removed already, but for a process that cannot open it to look inside
                 os.rmdir(folder.name)
-
-
-def _start_process(boot: str, errors: Path) -> subprocess.Popen[bytes]:
-    with errors.open("wb") as stderr:
-        return subprocess.Popen(
-            # Isolated like -I, which however would ignore the fixed hash seed that makes judgements repeatable.
-            [sys.executable, "-P", "-s", "-S", "-c", _BOOT, boot],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, cwd="/", start_new_session=True,
-            env={"PYTHONHASHSEED": "0", "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
-        )  # fmt: skip
 
 
 def _descriptor(stream: IO[bytes] | None) -> int:

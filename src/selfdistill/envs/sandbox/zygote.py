@@ -26,7 +26,7 @@ from json import dumps, loads
 from typing import Any
 
 from selfdistill.envs.sandbox.lockdown import IsolationLevel, die_with_parent, lock_down, restrict_worker
-from selfdistill.envs.sandbox.reply import Message
+from selfdistill.envs.sandbox.program import Message
 from selfdistill.envs.sandbox.runner import make_report, prepare, run_inputs
 from selfdistill.envs.sandbox.supervise import Child, EndedByMachineError, oom_kills_at_start, require_room
 from selfdistill.envs.sandbox.wire import frame, receive, write_all
@@ -62,7 +62,7 @@ def main(level: str, work_directory: str) -> None:
     outbox.close(ready=True, memory=memory)
     try:
         while True:
-            job = receive(0)
+            job = receive(read_input)
             try:
                 run_job(IsolationLevel(level), job, outbox)
                 outbox.close()
@@ -74,6 +74,18 @@ def main(level: str, work_directory: str) -> None:
                 outbox.close(trouble=getattr(error, "strerror", "") or repr(error), errno=number or 0, lost=lost)
     except (EOFError, BrokenPipeError):  # the trainer is gone, perhaps without a chance to clean up
         shutil.rmtree(os.path.dirname(work_directory), ignore_errors=True)
+
+
+def read_input(size: int) -> bytes:
+    """So many bytes of standard input. Raises EOFError when the trainer is gone."""
+    parts = []
+    while size:
+        part = os.read(0, min(size, 1 << 20))
+        if not part:
+            raise EOFError("the trainer is gone")
+        parts.append(part)
+        size -= len(part)
+    return b"".join(parts)
 
 
 class Outbox:
@@ -174,17 +186,17 @@ def _fork(level: IsolationLevel, job: Mapping[str, Any], directory: str, stdin: 
     """A process that is shut in and about to run the program. Raises OSError when it could not be."""
     nonce = secrets.token_hex(16).encode()
     pipe, writing = os.pipe()
-    setup, telling = os.pipe()
+    setup, ready = os.pipe()
     worker = os.getpid()
     try:
         pid = os.fork()
     except OSError:
-        for descriptor in (pipe, writing, setup, telling):
+        for descriptor in (pipe, writing, setup, ready):
             os.close(descriptor)
         raise
     if pid:
         os.close(writing)
-        os.close(telling)
+        os.close(ready)
         child = Child(pid, pipe, nonce, directory, job)
         try:
             _await_setup(setup)
@@ -197,7 +209,7 @@ def _fork(level: IsolationLevel, job: Mapping[str, Any], directory: str, stdin: 
     try:
         die_with_parent()
         if os.getppid() == worker:
-            _become_child(level, job, directory, (stdin, stdout, writing, telling), nonce)
+            _become_child(level, job, directory, (stdin, stdout, writing, ready), nonce)
             os._exit(0)
     finally:
         os._exit(70)  # our own fault, never a program's good end
@@ -206,13 +218,13 @@ def _fork(level: IsolationLevel, job: Mapping[str, Any], directory: str, stdin: 
 def _become_child(
     level: IsolationLevel, job: Mapping[str, Any], directory: str, descriptors: tuple[int, ...], nonce: bytes
 ) -> None:
-    stdin, stdout, writing, telling = descriptors
+    stdin, stdout, writing, ready = descriptors
     with suppress(OSError), open("/proc/self/oom_score_adj", "wb", buffering=0) as score:
         score.write(b"1000")  # where memory runs out, this process is ended and not the trainer
-    os.dup2(telling, 62)
+    os.dup2(ready, 62)
     try:
-        silence = os.open(os.devnull, os.O_RDWR)
-        for source, target in ((stdin, 0), (stdout, 1), (silence, 2), (writing, 63)):
+        null = os.open(os.devnull, os.O_RDWR)
+        for source, target in ((stdin, 0), (stdout, 1), (null, 2), (writing, 63)):
             os.dup2(source, target)
         channel = 20 + secrets.randbelow(40)
         os.closerange(3, 62)
@@ -228,22 +240,22 @@ def _become_child(
         write_all(62, dumps([getattr(error, "errno", 0), f"{type(error).__name__}: {error}"]).encode())
         return
     write_all(62, b"ready")
-    os.close(62)  # before the program starts: what it claims about its own isolation is heard by nobody
+    os.close(62)  # before the program starts: it cannot report its own isolation
     run_inputs(job, report, reserve)
 
 
 def _await_setup(setup: int) -> None:
     """Wait until the child is shut in. Raises OSError with what it reports, or when it was ended."""
-    said, poll = b"", select.poll()
+    received, poll = b"", select.poll()
     poll.register(setup, select.POLLIN)
     while poll.poll(1000 * _SETUP_S):
         part = os.read(setup, 4096)
         if part:
-            said += part
-        elif said == b"ready":
+            received += part
+        elif received == b"ready":
             return
-        elif said:
-            raise OSError(*loads(said))
+        elif received:
+            raise OSError(*loads(received))
         else:
             raise EndedByMachineError(errno.ENOMEM, "a process was ended before its program began")
     raise OSError(errno.EAGAIN, f"a process was not ready after {_SETUP_S:g} seconds")
