@@ -1,8 +1,8 @@
-"""Where privileged context `c` comes from, and the prompt in which the teacher reads it.
+"""Privileged context `c`: where it comes from, and the messages in which a teacher reads it.
 
-A rule looks at a rollout and its group members and returns a `Context`, or the reason why there is none. Adding a kind
-of context is one frozen dataclass here. The frame follows Hübotter et al. 2026 (arXiv 2601.20802, app. B): the
-question, a section for each thing the teacher knows, one closing instruction.
+A rule looks at a rollout and its group and returns a `Context`, or a `DropReason`. A new kind of context is one frozen
+dataclass here. The wording follows Hübotter et al. 2026 (arXiv 2601.20802, app. B): the question, a section for each
+text of the context, one closing instruction.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, TypeAlias
 
-from selfdistill.options import option
+from selfdistill.errors import option
 from selfdistill.types import ANSWER, Context, DropReason, Message, RolloutGroup
 
 CLOSING = "Correctly solve the original question."
@@ -29,37 +29,30 @@ FIELDS = ("instruction", *SECTIONS)
 
 
 def teacher_messages(question: Sequence[Message], context: Context) -> tuple[Message, ...]:
-    """The question with `c` written into its last message: earlier messages are kept, a missing section is left out.
+    """The question with the context's texts as sections of its last message; a section without a text is left out.
 
-    An instruction becomes a system message, before any other. With all texts empty this is the question itself: a
-    teacher that knows nothing more reads the student's prompt.
+    An instruction becomes the system message, before a text that is there: templates refuse two. A context without any
+    text gives the question itself.
     """
     if context.instruction:
-        question = _instructed(question, context.instruction)
-    *earlier, last = question
-    parts = [
-        f"\n\n{heading}\n\n{getattr(context, name)}" for name, heading in SECTIONS.items() if getattr(context, name)
-    ]
+        system = question[0].role == "system"
+        text = f"{context.instruction}\n\n{question[0].content}" if system else context.instruction
+        question = (Message("system", text), *question[system:])
+    texts = [(heading, getattr(context, name)) for name, heading in SECTIONS.items()]
+    parts = [f"\n\n{heading}\n\n{text}" for heading, text in texts if text]
     if not parts:
         return tuple(question)
-    return (*earlier, Message(last.role, last.content + "".join(parts) + f"\n\n{CLOSING}"))
-
-
-def _instructed(question: Sequence[Message], instruction: str) -> tuple[Message, ...]:
-    """A conversation has one system message at most: templates refuse two."""
-    if question[0].role == "system":
-        return (Message("system", f"{instruction}\n\n{question[0].content}"), *question[1:])
-    return (Message("system", instruction), *question)
+    *earlier, last = question
+    return (*earlier, Message(last.role, "".join([last.content, *parts, f"\n\n{CLOSING}"])))
 
 
 def group_members(group: RolloutGroup, index: int, *, solved: bool, success: float = 0.5) -> list[str]:
-    """The answers of the others that succeeded (or failed), as others may read them; never the rollout's own."""
+    """The answers of the other rollouts of a group that succeeded (or failed), without their thinking."""
     texts = [
         without_thinking(rollout.completion.text)
         for place, rollout in group.at(ANSWER)
         if place != index and rollout.outcome is not None and (rollout.outcome.reward >= success) == solved
     ]
-    # An answer of which nothing but thinking remains shows nothing.
     return [text for text in texts if text.strip()]
 
 
@@ -69,10 +62,10 @@ _FENCE = re.compile(r"`{3,}+")
 
 
 def without_thinking(text: str) -> str:
-    """An answer as it is scored and as others may read it: without `<think>` blocks, one never closed included.
+    """An answer as it is scored and shown to others: without `<think>` blocks, one never closed included.
 
-    A closing tag without an opening one ends thinking that the prompt opened: all before it goes. A tag in quotes, or
-    amid a line of a fenced program, is ordinary text. Takes time linear in the length.
+    A closing tag without an opening one ends thinking that the prompt opened: all text before it is removed. A tag in
+    quotes, or amid a line of a fenced program, is ordinary text. Takes time linear in the length.
     """
     kept: list[str] = []
     start = looked = 0
@@ -92,7 +85,7 @@ def without_thinking(text: str) -> str:
 
 
 def _is_text(text: str, place: int, opens: bool, fenced: bool) -> bool:
-    """Whether the tag at `place` is part of a program or quoted, and none of the model's."""
+    """Whether the tag at `place` is part of a program, or quoted."""
     end = place + len("<think>" if opens else "</think>")
     before, after = text[place - 1 : place] if place else "\n", text[end : end + 1] or "\n"
     quoted = before in _QUOTES and after in _QUOTES
@@ -101,9 +94,10 @@ def _is_text(text: str, place: int, opens: bool, fenced: bool) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class SolutionOrFeedback:
-    """SDPO's rule: another rollout of the group that succeeded, else this rollout's own feedback.
+    """SDPO's rule: another rollout of the group that succeeded, else the rollout's own feedback.
 
-    A rollout never teaches itself, so the only success of a group has no solution to read; its feedback is empty.
+    All failures of a group read the same solution, its first. A rollout never reads itself: the only success of a group
+    has no context.
     """
 
     kind: ClassVar[str] = "solution_or_feedback"
@@ -114,7 +108,6 @@ class SolutionOrFeedback:
     )
 
     def context(self, group: RolloutGroup, index: int) -> Context | DropReason:
-        """The first successful group member in the order of the group; all failures of a group see the same one."""
         own = group.rollouts[index].outcome
         assert own is not None, "a rollout without an outcome was dropped before"
         solution = next(iter(group_members(group, index, solved=True, success=self.success)), "")
@@ -129,36 +122,33 @@ class SolutionOrFeedback:
 
 @dataclass(frozen=True, slots=True)
 class Demonstration:
-    """The demonstration that came with the task (SDFT, arXiv 2601.19897)."""
+    """The task's demonstration (SDFT, arXiv 2601.19897)."""
 
     kind: ClassVar[str] = "demonstration"
 
     def context(self, group: RolloutGroup, index: int) -> Context | DropReason:
-        """The task's demonstration, the same for every rollout."""
         text = group.task.demonstration
         return Context("demonstration", demonstration=text) if text.strip() else DropReason.NO_CONTEXT
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """The document that came with the task (SDFT's knowledge setting, arXiv 2601.19897)."""
+    """The task's document (SDFT's knowledge setting, arXiv 2601.19897)."""
 
     kind: ClassVar[str] = "document"
 
     def context(self, group: RolloutGroup, index: int) -> Context | DropReason:
-        """The task's document, the same for every rollout."""
         text = group.task.document
         return Context("document", document=text) if text.strip() else DropReason.NO_CONTEXT
 
 
 @dataclass(frozen=True, slots=True)
 class UserReply:
-    """What the user said next: hindsight, without a reward (arXiv 2603.12273)."""
+    """The user's reply to the rollout: hindsight, without a reward (arXiv 2603.12273)."""
 
     kind: ClassVar[str] = "reply"
 
     def context(self, group: RolloutGroup, index: int) -> Context | DropReason:
-        """The reply to this rollout."""
         outcome = group.rollouts[index].outcome
         text = outcome.reply if outcome is not None else ""
         return Context("reply", reply=text) if text.strip() else DropReason.NO_CONTEXT
@@ -166,13 +156,12 @@ class UserReply:
 
 @dataclass(frozen=True, slots=True)
 class Instruction:
-    """A system prompt or noted experience to be made permanent (OPCD, arXiv 2602.12275)."""
+    """A system prompt to be internalised, the same in the whole run or the task's document (OPCD, arXiv 2602.12275)."""
 
     kind: ClassVar[str] = "instruction"
     text: str = option("", "what the teacher reads as its system message; empty: the document of each task")
 
     def context(self, group: RolloutGroup, index: int) -> Context | DropReason:
-        """The same for every rollout of a run, or of a task."""
         if self.text.strip():
             return Context("instruction", instruction=self.text)
         return Document().context(group, index)
@@ -180,14 +169,13 @@ class Instruction:
 
 @dataclass(frozen=True, slots=True)
 class Bare:
-    """Nothing more than the student reads: for a teacher that knows more by itself (OPD)."""
+    """No text: the prompt of the student, for a teacher that is a stronger model (OPD)."""
 
     kind: ClassVar[str] = "bare"
 
     def context(self, group: RolloutGroup, index: int) -> Context | DropReason:
-        """No text at all."""
         return Context("bare")
 
 
 ContextRule: TypeAlias = SolutionOrFeedback | Demonstration | Document | UserReply | Instruction | Bare
-"""`context(group, index)` gives the context of one rollout, or why it has none. Settings choose a rule by `kind`."""
+"""`context(group, index)` gives the context of one rollout, or the reason why it has none. Settings name the `kind`."""
