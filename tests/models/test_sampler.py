@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 from selfdistill.errors import ConfigError, ModelError
 from selfdistill.losses.head import Head
 from selfdistill.models import sampler
-from selfdistill.models.kv_cache import preallocated_cache
+from selfdistill.models.kv_cache import PreallocatedCache
 from selfdistill.models.load import LoraOptions, Policy, load_policy
 from selfdistill.models.sampler import SamplingOptions, inverse_draw, nucleus, sample
 from selfdistill.models.teacher import Frozen, Teacher
@@ -134,7 +134,7 @@ def test_choosing_a_few_rows_at_a_time_changes_nothing(policy, monkeypatch) -> N
 
 
 def test_the_cache_is_written_in_place_and_keeps_the_rows_it_is_told(policy) -> None:
-    layer = preallocated_cache(policy.base.config).layers[0]
+    layer = PreallocatedCache(policy.base.config).layers[0]
     states_BHLD = torch.arange(3 * 2 * 9 * 4.0).view(3, 2, 9, 4)
     places = set()
     for token in range(9):
@@ -308,7 +308,7 @@ def test_the_nucleus_is_the_smallest_set_that_reaches_top_p() -> None:
     logprobs_BV = torch.tensor([[0.5, 0.2, 0.3]]).log()
     assert nucleus(logprobs_BV, 0.49).exp().tolist() == [pytest.approx([1.0, 0.0, 0.0])]
     assert nucleus(logprobs_BV, 0.6).exp().tolist() == [pytest.approx([0.625, 0.0, 0.375])]  # 0.5/0.8, 0.3/0.8
-    assert nucleus(logprobs_BV, 1.0) is logprobs_BV
+    torch.testing.assert_close(nucleus(logprobs_BV, 1.0), logprobs_BV)
 
 
 def test_top_p_logprobs_are_those_of_the_nucleus(policy) -> None:

@@ -53,11 +53,12 @@ class PreallocatedLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         self.keys, self.values = (buffer[:, :, :held] for buffer in self.buffers)
 
 
-def preallocated_cache(config: PreTrainedConfig) -> DynamicCache:
-    """The cache transformers would make for this model, full-attention layers written in place. Layers of other kinds
+class PreallocatedCache(DynamicCache):
+    """The cache that transformers makes for a model, full-attention layers written in place. Layers of other kinds
     (sliding windows, which stay small; recurrent states) are transformers' own."""
-    cache = DynamicCache(config=config)
-    for place, layer in enumerate(cache.layers):
-        if type(layer) is DynamicLayer:  # not its subclasses, which keep more
-            cache.layers[place] = PreallocatedLayer()  # type: ignore[no-untyped-call]
-    return cache
+
+    def __init__(self, config: PreTrainedConfig) -> None:
+        super().__init__(config=config)
+        for place, layer in enumerate(self.layers):
+            if type(layer) is DynamicLayer:  # not its subclasses, which keep more
+                self.layers[place] = PreallocatedLayer()  # type: ignore[no-untyped-call]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +32,7 @@ SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
 def ignore(_: str) -> None:
-    """A progress callback that says nothing."""
+    """The progress callback that does nothing."""
 
 
 def load_policy(
@@ -47,11 +48,11 @@ def load_policy(
     """A model by name: `sapling` (shipped), a directory, or a name on the hub.
 
     A directory with an adapter is loaded with its base, and the adapter is trained on. `chat_template` (Jinja text)
-    replaces the tokenizer's own. With `trained=False` weights are stored in the precision of the computation and ask
-    for no gradient. `progress` hears one line for each slow thing. Code from the hub is never run.
+    replaces the tokenizer's own. With `trained=False` weights are stored in the precision of forward passes, and get no
+    gradient. `progress` is called with a line before each slow stage. Code from the hub is never run.
 
     Raises `ModelError` for a model that is missing, cannot be reached, has no chat template or does not compute its
-    logits as `Head` does; `ConfigError` for a device or a precision that is not there.
+    logits as `Head` does; `ConfigError` for a device or a precision that is not available.
     """
     from transformers import AutoModelForCausalLM
 
@@ -62,18 +63,17 @@ def load_policy(
     if adapter and lora is not None:
         do = "leave the LoRA options out to train this adapter on, or name the base model to start a fresh one"
         raise ConfigError("this directory already holds a LoRA adapter", got=name_or_dir, do=do)
-    tokenizer = _tokenizer(source if _has_tokenizer(source) else root, name_or_dir, chat_template)
-    moves = trained and not adapter and lora is None  # an adapter's base does not
-    stored = torch.float32 if moves else precision
-    with quiet():
-        base: Any = _loaded(lambda: AutoModelForCausalLM.from_pretrained(root, dtype=stored), name_or_dir)
+    tokenizer = _tokenizer(source, root, name_or_dir, chat_template)
+    full = trained and not adapter and lora is None  # an adapter's base is not trained
+    with quiet(), _loading(name_or_dir):
+        base: Any = AutoModelForCausalLM.from_pretrained(root, dtype=torch.float32 if full else precision)
         model: Any = base.requires_grad_(True)
         if adapter:
-            model = _loaded(lambda: saved_adapter(base, source), name_or_dir)
-        elif lora is not None:
-            model = fresh_adapter(base, lora)
-    if lora is not None and not _here(name_or_dir):
-        model.peft_config["default"].base_model_name_or_path = name_or_dir  # means something on other machines too
+            model = saved_adapter(base, source)
+    if lora is not None:
+        model = fresh_adapter(base, lora)
+        if not name_or_dir.startswith("sapling") and not Path(name_or_dir).expanduser().is_dir():
+            model.peft_config["default"].base_model_name_or_path = name_or_dir  # valid on other machines too
     for value in model.parameters():
         if not trained:
             value.requires_grad_(False)
@@ -103,8 +103,9 @@ def load_tokenizer(
     from transformers import AutoConfig
 
     source, base = _places(name_or_dir, progress)
-    tokenizer = _tokenizer(source if _has_tokenizer(source) else base, name_or_dir, chat_template)
-    return tokenizer, context_length(_loaded(lambda: AutoConfig.from_pretrained(base), name_or_dir), tokenizer)
+    tokenizer = _tokenizer(source, base, name_or_dir, chat_template)
+    with _loading(name_or_dir):
+        return tokenizer, context_length(AutoConfig.from_pretrained(base), tokenizer)
 
 
 def _places(name: str, progress: Callable[[str], None]) -> tuple[Path, Path]:
@@ -112,7 +113,9 @@ def _places(name: str, progress: Callable[[str], None]) -> tuple[Path, Path]:
     source = _locate(name, progress)
     if not (source / "adapter_config.json").is_file():
         return source, source
-    base = _locate(_loaded(lambda: base_of(source), name), progress)
+    with _loading(name):
+        base_name = base_of(source)
+    base = _locate(base_name, progress)
     if (base / "adapter_config.json").is_file():
         raise ModelError("the base of this adapter is an adapter itself", got=base, do="merge it into its base first")
     return source, base
@@ -127,7 +130,10 @@ def _locate(name: str, progress: Callable[[str], None]) -> Path:
         return _sapling(name)
     directory = Path(name).expanduser()
     if directory.is_dir():
-        _refuse_run(directory)
+        if (directory / METRICS).is_file() or (directory / CHECKPOINTS).is_dir():  # it has a config.json of its own
+            newest = latest_checkpoint(directory / CHECKPOINTS)
+            do = f"name its newest checkpoint: {newest}" if newest else "name a model, or a run that has a checkpoint"
+            raise ModelError("this is a run directory, not a model", got=directory, do=do)
         if any((directory / file).is_file() for file in ("config.json", "adapter_config.json")):
             return directory.resolve()
         why = "it has neither config.json nor adapter_config.json"
@@ -138,19 +144,6 @@ def _locate(name: str, progress: Callable[[str], None]) -> Path:
         why = "it is not a directory, and cannot be a name on the hub"
         raise ModelError("there is no such model", got=name, why=why, do="give a directory, owner/name or sapling")
     return _from_hub(name, progress)
-
-
-def _refuse_run(directory: Path) -> None:
-    """A run directory has a config.json too, of another kind."""
-    if (directory / METRICS).is_file() or (directory / CHECKPOINTS).is_dir():
-        newest = latest_checkpoint(directory / CHECKPOINTS)
-        do = f"name its newest checkpoint: {newest}" if newest else "name a model, or a run that has a checkpoint"
-        raise ModelError("this is a run directory, not a model", got=directory, do=do)
-
-
-def _here(name: str) -> bool:
-    """Whether a name stands for files on this machine rather than for a model on the hub."""
-    return name.startswith("sapling") or Path(name).expanduser().is_dir()
 
 
 def _sapling(name: str) -> Path:
@@ -187,22 +180,21 @@ def _from_hub(name: str, progress: Callable[[str], None]) -> Path:
         ) from error
 
 
-def _has_tokenizer(directory: Path) -> bool:
-    """An adapter's directory often has none, and means that of its base."""
-    return any((directory / file).is_file() for file in ("tokenizer_config.json", "tokenizer.json"))
-
-
-def _tokenizer(source: Path, name: str, chat_template: str | None) -> PreTrainedTokenizerBase:
+def _tokenizer(source: Path, base: Path, name: str, chat_template: str | None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model; an adapter's directory without one means that of its base. Raises `ModelError` for one
+    whose chat template cannot be used, `ConfigError` where that is the user's."""
     from transformers import AutoTokenizer
 
-    tokenizer: PreTrainedTokenizerBase = _loaded(lambda: AutoTokenizer.from_pretrained(source), name)
+    own = any((source / file).is_file() for file in ("tokenizer_config.json", "tokenizer.json"))
+    with _loading(name):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source if own else base)
     if chat_template is not None:
         tokenizer.chat_template = chat_template
     if not tokenizer.chat_template:
         raise ModelError(
             "this model has no chat template",
             got=name,
-            why="without one nobody can say how a question and its answer are written as text",
+            why="it writes a question and its answer as one text",
             do="use its instruct version, or give a Jinja template with chat_template=FILE",
         )
     try:
@@ -219,12 +211,13 @@ def _tokenizer(source: Path, name: str, chat_template: str | None) -> PreTrained
     return tokenizer
 
 
-def _loaded(load: Callable[[], Any], name: str) -> Any:
-    """What `load` returns; its errors in our words."""
+@contextmanager
+def _loading(name: str) -> Iterator[None]:
+    """Turns the errors of libraries into `ModelError`."""
     from safetensors import SafetensorError
 
     try:
-        return load()
+        yield
     except SelfDistillError:
         raise
     except (OSError, ValueError, KeyError, SafetensorError) as error:
@@ -234,10 +227,8 @@ def _loaded(load: Callable[[], Any], name: str) -> Any:
 
 
 def end_tokens(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """The tokens that end a turn: those the model and the tokenizer name, and the one the chat template writes.
-
-    The last matters where a base model's `<eos>` is kept but chats end in `<end_of_turn>` (Gemma) or `<|im_end|>`.
-    """
+    """The tokens that end a turn: those of the model and the tokenizer, and the one that the chat template writes, such
+    as `<end_of_turn>` (Gemma) or `<|im_end|>` beside a base model's `<eos>`."""
     listed = base.generation_config.eos_token_id if base.generation_config is not None else None
     ends = set(listed) if isinstance(listed, list) else {listed}
     ends |= {tokenizer.eos_token_id, ChatTemplate(tokenizer).end()}

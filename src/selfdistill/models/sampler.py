@@ -113,7 +113,7 @@ def _sampled(
     Rows with the same tokens so far, prompt and completion, are one branch, which the model reads once. Prompts end at
     the same column (left-padded); a row leaves the batch with its last token.
     """
-    from selfdistill.models.kv_cache import preallocated_cache
+    from selfdistill.models.kv_cache import PreallocatedCache
 
     device, rows, steps, vocabulary = policy.device, len(prompts), options.max_new_tokens, head.vocabulary
     noise_RT = noise_RT.to("cpu" if device.type == "mps" else device)  # MPS has no float64
@@ -125,7 +125,7 @@ def _sampled(
     live_R = torch.arange(rows, device=device)  # rows of the results still being written
     places = {prompt: place for place, prompt in enumerate(dict.fromkeys(prompts))}
     branch_R = torch.tensor([places[prompt] for prompt in prompts], device=device)
-    cache = preallocated_cache(policy.base.config)
+    cache = PreallocatedCache(policy.base.config)
     ids_BL, mask_BL = padded(policy, list(places), "left")
     for step in range(steps):
         hidden_BD = policy.backbone(ids_BL, cache, mask_BL)[:, -1]
@@ -161,7 +161,9 @@ def _draw(
         if options.temperature == 0:
             logprobs_BV, tokens_B = rows_BV.log_softmax(-1), rows_BV.argmax(-1)
         else:
-            logprobs_BV = nucleus((rows_BV / options.temperature).log_softmax(-1), options.top_p)
+            logprobs_BV = (rows_BV / options.temperature).log_softmax(-1)
+            if options.top_p < 1:
+                logprobs_BV = nucleus(logprobs_BV, options.top_p)
             tokens_B = inverse_draw(logprobs_BV.exp(), noise_B1.squeeze(1))
         tokens.append(tokens_B)
         logprobs.append(logprobs_BV.gather(-1, tokens_B[:, None]).squeeze(1))
@@ -170,8 +172,6 @@ def _draw(
 
 def nucleus(logprobs_BV: Tensor, top_p: float) -> Tensor:
     """Normalised on the smallest set of likeliest tokens that holds at least `top_p`; -inf elsewhere."""
-    if top_p >= 1:
-        return logprobs_BV
     sorted_BV, order_BV = logprobs_BV.sort(-1, descending=True)
     sorted_BV = sorted_BV.exp().to(torch.float64)
     before_BV = (sorted_BV.cumsum(-1) - sorted_BV).to(torch.float32)
