@@ -91,13 +91,13 @@ def test_bounds_stay_finite_where_probabilities_vanish(clipping: Any, shape: Any
     assert compared.divergence_N.isfinite().all()
 
 
-def test_a_relative_bound_becomes_a_clip() -> None:
+def test_a_relative_clip_becomes_a_clip() -> None:
     assert Relative(3.0).resolve(0.5) == Clip(1.5)
     assert Relative().resolve(None) is None
     assert Relative().resolve(0.0) is None
 
 
-def test_an_unresolved_relative_bound_is_refused_where_it_would_act() -> None:
+def test_an_unresolved_relative_clip_is_refused_where_it_would_act() -> None:
     case = textbook.problem()
     with pytest.raises(ValueError, match=r"\.resolve\(mean"):
         run(case, clipping=Relative())

@@ -39,7 +39,7 @@ from selfdistill.losses import (
     fused_loss,
 )
 
-EVIDENCE: dict[str, TeacherMixture] = {
+MIXTURES: dict[str, TeacherMixture] = {
     "product": Product(),
     "contrast": Contrast(0.7),
     "contrast-teacher": Contrast(0.5, anchor="teacher"),
@@ -62,7 +62,7 @@ SHAPES: dict[str, Divergence] = {
     "jensen-shannon": JensenShannon(0.3),
     "clipped": ClippedForwardKL(0.05),
 }
-BOUNDS: tuple[Clipping | None, ...] = (None, Clip(0.3), Tanh(0.5))
+CLIPPINGS: tuple[Clipping | None, ...] = (None, Clip(0.3), Tanh(0.5))
 HEADS = ("plain", "tied", "bias", "softcap", "scale")
 DTYPES = {torch.float64: (1e-12, 1e-12), torch.float32: (2e-6, 4e-6), torch.bfloat16: (2e-6, 1.2e-2)}
 POSITIONS, VOCABULARY, SIZE = 5, 7, 4
@@ -162,20 +162,20 @@ def exact_targets(name: str) -> Tensor:
     targets = []
     for index, case in enumerate(cases()):
         rows = slice(index * POSITIONS, (index + 1) * POSITIONS)
-        targets.append(textbook.target(EVIDENCE[name], case.views(EVIDENCE[name]), p[rows], p_ref[rows], 0.8))
+        targets.append(textbook.target(MIXTURES[name], case.views(MIXTURES[name]), p[rows], p_ref[rows], 0.8))
     return torch.cat(targets)
 
 
-@pytest.mark.parametrize("clipping", BOUNDS, ids=str)
+@pytest.mark.parametrize("clipping", CLIPPINGS, ids=str)
 @pytest.mark.parametrize(
     ("mixture", "support"),
-    [pair for pair in product(EVIDENCE, SUPPORTS) if pair[1] == "sampled" or EVIDENCE[pair[0]].normalise],
+    [pair for pair in product(MIXTURES, SUPPORTS) if pair[1] == "sampled" or MIXTURES[pair[0]].normalise],
 )
 def test_values_and_gradients_equal_autograd(mixture: str, support: str, clipping: Clipping | None) -> None:
     leaves, p, _ = exact_probabilities()
     q, tokens = exact_targets(mixture), torch.cat([case.tokens_N for case in cases()])
     for shape in SHAPES.values():
-        loss_spec = LossSpec(SUPPORTS[support], shape, temperature=0.8, mixture=EVIDENCE[mixture], clipping=clipping)
+        loss_spec = LossSpec(SUPPORTS[support], shape, temperature=0.8, mixture=MIXTURES[mixture], clipping=clipping)
         expected = textbook.numbers(SUPPORTS[support], shape, clipping, p, q, tokens)
         flat = [x for ours in leaves for x in ours]
         total = (WEIGHT.repeat(len(leaves)) * expected.surrogate_N).sum()

@@ -46,5 +46,5 @@ def test_wrong_heads_are_refused() -> None:
         Head(torch.ones(3))
     with pytest.raises(ValueError, match=r"bias_V of shape \[V\]"):
         Head(torch.ones(3, 2), torch.ones(2))
-    with pytest.raises(ValueError, match="softcap must be a number above 0"):
+    with pytest.raises(ValueError, match="softcap must be positive"):
         Head(torch.ones(3, 2), softcap=0.0)

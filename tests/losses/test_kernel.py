@@ -304,7 +304,7 @@ def test_autocast_around_the_kernel_does_not_lower_its_precision() -> None:
 
 
 def test_padded_vocabulary_entries_stay_out() -> None:
-    """A bias of −inf is a token that cannot be said: the loss is that of the others, and nothing becomes NaN."""
+    """A bias of −inf is a token that cannot be sampled: the loss is that of the others, and nothing becomes NaN."""
     case = textbook.problem(vocabulary=5)
     pad = torch.tensor([0.0] * 5 + [-torch.inf] * 2, dtype=torch.float64)
     padded = [
@@ -367,7 +367,7 @@ def test_logprobs_and_entropy_are_those_of_the_update() -> None:
     assert torch.equal(update.stats.logprobs_N, logprobs)
 
 
-def test_evidence_telescopes_to_the_odds_of_the_answer() -> None:
+def test_log_ratios_telescopes_to_the_odds_of_the_answer() -> None:
     """Σ u(y_t) is log of how much more likely the teacher finds the whole answer."""
     case = textbook.problem()
     seen = read_log_ratios(case.hidden_ND, case.head, [case.teacher], case.tokens_N, chunk=2)
@@ -376,7 +376,7 @@ def test_evidence_telescopes_to_the_odds_of_the_answer() -> None:
     torch.testing.assert_close(seen.log_ratio_N.sum(), (q.prod() / p.prod()).log())
 
 
-def test_evidence_is_absent_where_nobody_read() -> None:
+def test_log_ratios_is_absent_where_nobody_read() -> None:
     case = textbook.problem()
     here = torch.tensor([1, 0, 1, 0, 0, 1], dtype=torch.bool)
     seen = read_log_ratios(

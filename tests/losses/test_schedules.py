@@ -20,7 +20,7 @@ def test_constant() -> None:
     assert [Constant(0.5).at(step) for step in (0, 7, 10**6)] == [0.5, 0.5, 0.5]
 
 
-def test_a_teacher_is_heard_where_it_has_strength_and_wherever_a_gate_reads_it() -> None:
+def test_a_teacher_is_read_where_it_has_strength_and_wherever_a_gate_reads_it() -> None:
     fading = LossSpec(schedule=Linear(0.5, 0.0, 2))
     assert [fading.teaches(step) for step in range(4)] == [True, True, False, False]
     assert all(replace(fading, gate=EntropyGate()).teaches(step) for step in range(4))

@@ -25,7 +25,7 @@ from selfdistill.losses.shaping import (
     TokenTable,
 )
 
-COUPLINGS: list[AdvantageShaping] = [
+SHAPINGS: list[AdvantageShaping] = [
     Additive(),
     Additive(JensenShannon(), Tanh(0.02), threshold=0.02, keep_sign=True),
     Additive(two_path=1.0),
@@ -52,7 +52,7 @@ def test_separate_keeps_two_terms() -> None:
     weighed = weigh_tokens(spec, rows, 0, {})
     close(weighed.distil_N, [0.1, 0.1, -0.1])
     assert weighed.advantage_N.tolist() == [0.5, 0.5, -1.0]
-    for shaping in COUPLINGS:
+    for shaping in SHAPINGS:
         assert not weigh_tokens(replace(spec, shaping=shaping), rows, 0, {}).distil_N.any()
 
 
@@ -62,7 +62,7 @@ def test_additive_by_hand() -> None:
     close(advantages(Additive(), rows, 0.25, -1.0), [0.5 - 0.5, 0.5, 0.5 + 1.0])
 
 
-def test_the_shape_maps_evidence_as_it_does_in_a_divergence() -> None:
+def test_the_shape_maps_log_ratios_as_it_does_in_a_divergence() -> None:
     """Half a Jensen-Shannon divergence gives ½(softplus(e) − log 2), the forward KL e^e − 1."""
     rows = table([3], advantage=[0.0], log_ratio=[1.5, 0.0, -3.0])
     half = [0.5 * (math.log1p(math.exp(e)) - math.log(2)) for e in (1.5, 0.0, -3.0)]
@@ -95,7 +95,7 @@ def test_a_change_exactly_at_the_threshold_is_left_out() -> None:
     close(advantages(Additive(threshold=0.5), table([2], advantage=[0.0], log_ratio=[0.5, 0.75])), [0.0, 0.75])
 
 
-def test_the_sign_of_the_verdict_is_kept_on_request() -> None:
+def test_the_sign_of_the_advantage_is_kept_on_request() -> None:
     rows = table([2, 2, 2], advantage=[0.5, -0.5, 0.0], log_ratio=[1.0, -1.0, 1.0, -1.0, 1.0, -1.0])
     close(advantages(Additive(), rows), [1.5, -0.5, 0.5, -1.5, 1.0, -1.0])
     close(advantages(Additive(keep_sign=True), rows), [1.5, 0.0, 0.0, -1.5, 0.0, 0.0])
@@ -130,7 +130,7 @@ def test_multiplicative_with_a_wide_clip() -> None:
 
 
 @pytest.mark.parametrize("strength", [0.5, 1.0, 30.0])
-def test_multiplicative_never_turns_a_verdict_around(strength: float) -> None:
+def test_multiplicative_never_turns_a_advantage_around(strength: float) -> None:
     rows = table([2, 2], advantage=[0.5, -0.5], log_ratio=[9.0, -9.0, 9.0, -9.0])
     got = advantages(Multiplicative(1.0), rows, strength)
     assert (got * rows.advantage_R[rows.answer_N] >= 0).all()
@@ -150,12 +150,12 @@ def test_pooled_by_hand() -> None:
     close(advantages(Pooled(ForwardKL()), rows)[3:], [0.25 + value for value in forward])
 
 
-def test_centred_sums_to_the_verdict() -> None:
+def test_centred_sums_to_the_advantage() -> None:
     rows = table([3], advantage=[0.5], log_ratio=[0.3, -2.0, 5.0])
     assert advantages(Centred(), rows, 0.7).sum().item() == pytest.approx(1.5)
 
 
-@pytest.mark.parametrize("shaping", COUPLINGS, ids=str)
+@pytest.mark.parametrize("shaping", SHAPINGS, ids=str)
 @pytest.mark.parametrize(
     "change",
     [
@@ -165,7 +165,7 @@ def test_centred_sums_to_the_verdict() -> None:
     ],
     ids=["no log-ratio", "log-ratio 0", "strength 0"],
 )
-def test_without_evidence_or_strength_the_verdict_stays_exactly(
+def test_without_log_ratio_or_strength_the_advantage_stays_exactly(
     shaping: AdvantageShaping, change: Callable[[list[float]], tuple[list[float], float]]
 ) -> None:
     log_ratio, strength = change([0.7, -1e9, math.inf, 30.0])
@@ -173,18 +173,18 @@ def test_without_evidence_or_strength_the_verdict_stays_exactly(
     assert torch.equal(advantages(shaping, rows, strength), rows.advantage_R[rows.answer_N])
 
 
-@pytest.mark.parametrize("shaping", [*COUPLINGS, Additive(ForwardKL())], ids=str)
+@pytest.mark.parametrize("shaping", [*SHAPINGS, Additive(ForwardKL())], ids=str)
 def test_a_token_that_became_impossible_stays_finite(shaping: AdvantageShaping) -> None:
     rows = table([4], advantage=[0.5], log_ratio=[1e30, -1e30, math.inf, -math.inf], logprobs=[-1e30, -1, -1, -1])
     assert advantages(shaping, rows).isfinite().all()
 
 
-def test_only_separate_needs_no_evidence() -> None:
+def test_only_separate_needs_no_log_ratio() -> None:
     assert not Separate().needs_log_ratio
-    assert all(shaping.needs_log_ratio for shaping in COUPLINGS)
+    assert all(shaping.needs_log_ratio for shaping in SHAPINGS)
 
 
-def test_a_relative_bound_is_refused() -> None:
+def test_a_relative_clip_is_refused() -> None:
     with pytest.raises(ValueError, match=r"use \.resolve"):
         advantages(Additive(clipping=Relative()), table([1], log_ratio=[1.0]))
 
@@ -209,7 +209,7 @@ def test_constant_directions() -> None:
     assert Repel().signs(advantage).tolist() == [-1, -1]
 
 
-def test_verdicts_give_their_sign_and_a_flat_group_none() -> None:
+def test_advantages_give_their_sign_and_a_flat_group_none() -> None:
     advantage = torch.tensor([0.75, -0.25, -0.25, 0.0])
     assert AdvantageSign().signs(advantage).tolist() == [1, -1, -1, 0]
     assert OppositeAdvantageSign().signs(advantage).tolist() == [-1, 1, 1, 0]
@@ -260,7 +260,7 @@ def test_a_mask_of_numbers_is_refused() -> None:
 
 
 @pytest.mark.parametrize("answers", [[-1, 0], [0, 2]])
-def test_an_answer_without_a_verdict_is_refused(answers: list[int]) -> None:
+def test_an_answer_without_a_advantage_is_refused(answers: list[int]) -> None:
     with pytest.raises(ValueError, match="number the answers 0 to 1"):
         replace(table([1, 1]), answer_N=torch.tensor(answers))
 

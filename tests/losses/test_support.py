@@ -242,15 +242,15 @@ def test_a_nearly_certain_token_keeps_its_digits() -> None:
 def test_numerators_of_all_kinds_add_up() -> None:
     """On the whole vocabulary, on buckets and on single tokens: the sum of what each gives written out in full."""
     z, draw = logits(), torch.Generator().manual_seed(3)
-    p, ids, said = z.softmax(-1), torch.tensor([[0, 7]]).expand(4, -1), torch.tensor([[1], [0], [7], [2]])
+    p, ids, sampled = z.softmax(-1), torch.tensor([[0, 7]]).expand(4, -1), torch.tensor([[1], [0], [7], [2]])
     whole, buckets, token = (torch.randn(4, n, generator=draw, dtype=torch.float64) for n in (11, 3, 1))
     rest = p.scatter(-1, ids, 0.0)
     dense = whole + rest / rest.sum(-1, keepdim=True) * buckets[:, 2:]
-    dense = dense.scatter_add(-1, ids, buckets[:, :2]).scatter_add(-1, said, token)
+    dense = dense.scatter_add(-1, ids, buckets[:, :2]).scatter_add(-1, sampled, token)
     numerators = [
         (GradientNumerator(whole.clone()), ones(z)),
         (GradientNumerator(buckets.clone(), on_buckets=True), ones(z)),
-        (GradientNumerator(token.clone(), said), ones(z)),
+        (GradientNumerator(token.clone(), sampled), ones(z)),
     ]
     gradient = BucketedDistribution.of(z, ids).logit_gradient(numerators)
     torch.testing.assert_close(gradient, p * dense.sum(-1, keepdim=True) - dense)

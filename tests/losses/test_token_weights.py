@@ -46,7 +46,7 @@ def test_the_defaults_are_the_credits() -> None:
 
 
 def test_credit_direction_allocation_and_schedule_multiply() -> None:
-    """Credits 2 and −1, direction away, confidences 1 and 1/2 and 1 over 5/6, λ = 0.25 at step 25."""
+    """Credits 2 and −1, sign away, confidences 1 and 1/2 and 1 over 5/6, λ = 0.25 at step 25."""
     rows = table([2, 1], distil=[2.0, -1.0], teacher_entropy=[0.0, math.log(2), 0.0])
     loss_spec = LossSpec(
         distil_sign=Repel(), token_mask=TokenMask(teacher_confidence=1.0), schedule=Linear(0.5, 0.0, 50)
@@ -68,13 +68,13 @@ def test_a_negative_credit_turns_the_direction_around() -> None:
     close(weigh_tokens(LossSpec(shaping=Multiplicative(0.2)), rows, 0, {}).advantage_N, [1.2, 0.8])
 
 
-def test_answers_without_credit_keep_their_verdict() -> None:
+def test_answers_without_credit_keep_their_advantage() -> None:
     rows = table([1, 1], distil=[1.0, 0.0], log_ratio=[0.5, 0.5])
     for shaping in (Additive(), Multiplicative(), Centred()):
         assert weigh_tokens(LossSpec(shaping=shaping), rows, 0, {}).advantage_N[1] == 1.0
 
 
-def test_a_closed_gate_leaves_the_verdict() -> None:
+def test_a_closed_gate_leaves_the_advantage() -> None:
     rows = table([2], advantage=[0.5], log_ratio=[1.0, -1.0], teacher_entropy=[2.0, 2.0])
     loss_spec = LossSpec(shaping=Additive(), gate=EntropyGate(warmup=2))
     memory: dict[str, float] = {}
@@ -91,7 +91,7 @@ def test_a_closed_gate_leaves_the_verdict() -> None:
 
 
 def test_numbers_by_hand() -> None:
-    """Log-ratio against the verdict at tokens 1 and 2 of the three where both act; token 3 has none, 4 no verdict."""
+    """Log-ratio against the advantage at tokens 1 and 2 of the three where both act; token 3 has none, 4 no A."""
     rows = table([2, 2, 1], advantage=[1.0, -1.0, 0.0], log_ratio=[1.0, -1.0, 1.0, math.nan, 1.0])
     numbers = weigh_tokens(LossSpec(shaping=Additive()), rows, 0, {}).numbers
     assert numbers["sign_disagree"] == pytest.approx(2 / 3)
@@ -201,7 +201,7 @@ def test_srpo_routes_answers_and_favours_what_the_teacher_knows() -> None:
     close(weighed.distil_N, [0.0, 0.0, 1.5, 0.5])
 
 
-def test_learning_from_replies_has_no_verdict() -> None:
+def test_learning_from_replies_has_no_advantage() -> None:
     rows = table([3], advantage=[0.0], log_ratio=[1.0, 0.0, -4.0])
     close(weigh_tokens(LossSpec(shaping=Centred()), rows, 0, {}).advantage_N, [2.0, 1.0, -3.0])
 
@@ -250,7 +250,7 @@ def course(loss_spec: LossSpec) -> torch.Tensor:
 
 
 def put(loss_spec: LossSpec, kind: type, name: str, value: Any) -> LossSpec:
-    """The signal with one field of the part of that kind changed."""
+    """The loss spec with one field of the part of that kind changed."""
     (part,) = [f.name for f in fields(LossSpec) if isinstance(getattr(loss_spec, f.name), kind)]
     return replace(loss_spec, **{part: replace(getattr(loss_spec, part), **{name: value})})
 
@@ -273,12 +273,10 @@ def test_every_knob_is_turned() -> None:
 
 
 def test_no_two_kinds_do_the_same() -> None:
-    directions = [
-        course(LossSpec(distil_sign=kind())) for kind in (Attract, Repel, AdvantageSign, OppositeAdvantageSign)
-    ]
+    signs = [course(LossSpec(distil_sign=kind())) for kind in (Attract, Repel, AdvantageSign, OppositeAdvantageSign)]
     kinds = (Separate, Additive, Multiplicative, Centred, Pooled)
-    couplings = [course(LossSpec(shaping=kind())) for kind in kinds]
-    for family in (directions, couplings):
+    shapings = [course(LossSpec(shaping=kind())) for kind in kinds]
+    for family in (signs, shapings):
         assert all(not torch.equal(one, other) for i, one in enumerate(family) for other in family[:i])
 
 

@@ -11,7 +11,7 @@ import pytest
 import textbook
 import torch
 from kernel_runs import run
-from test_combinations import EVIDENCE, SHAPES, SUPPORTS
+from test_combinations import MIXTURES, SHAPES, SUPPORTS
 from torch import Tensor
 
 from selfdistill.losses import (
@@ -77,7 +77,7 @@ class Policy:
 @pytest.mark.parametrize("kind", ["product", "contrast-teacher"])
 def test_gradient_equals_central_differences_of_an_exact_policy(kind: str, shape: str, support: str) -> None:
     """No autograd on either side: the loss at z ± 1e-6 along every logit. (The teacher must not depend on z.)"""
-    policy, loss_spec, step = Policy(), LossSpec(SUPPORTS[support], SHAPES[shape], mixture=EVIDENCE[kind]), 1e-6
+    policy, loss_spec, step = Policy(), LossSpec(SUPPORTS[support], SHAPES[shape], mixture=MIXTURES[kind]), 1e-6
     for place in product(range(3), range(6)):
         shift = torch.zeros_like(policy.logits_NV)
         shift[place] = step
@@ -89,10 +89,10 @@ def test_gradient_equals_central_differences_of_an_exact_policy(kind: str, shape
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("kind", ["product", "contrast"])
 def test_the_sampled_token_averages_to_the_full_gradient_for_every_shape(kind: str, shape: str, clipping: Any) -> None:
-    """Σ_y p(y) · (gradient when y was said), over every y: exactly the gradient over the full vocabulary."""
+    """Σ_y p(y) · (gradient when y was sampled), over every y: exactly the gradient over the full vocabulary."""
     policy = Policy()
     full, sampled = (
-        LossSpec(support, SHAPES[shape], mixture=EVIDENCE[kind], clipping=clipping)
+        LossSpec(support, SHAPES[shape], mixture=MIXTURES[kind], clipping=clipping)
         for support in (FullVocabulary(), SampledToken())
     )
     p = policy.logits_NV.softmax(-1)
@@ -102,26 +102,26 @@ def test_the_sampled_token_averages_to_the_full_gradient_for_every_shape(kind: s
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("support", SUPPORTS)
-@pytest.mark.parametrize("kind", EVIDENCE)
+@pytest.mark.parametrize("kind", MIXTURES)
 def test_the_same_context_teaches_exactly_nothing(kind: str, support: str, dtype: torch.dtype) -> None:
     """Teacher, reference and those against read what the student reads: u is 0, not merely small, and so are all
     gradients, for every shape and bound. A shift by one token anywhere breaks this."""
     case = textbook.problem(positions=9, vocabulary=33, dtype=dtype, bias=True, softcap=5.0)
     itself = TeacherStates(case.hidden_ND.detach(), case.head)
-    if not EVIDENCE[kind].normalise and support != "sampled":
+    if not MIXTURES[kind].normalise and support != "sampled":
         return
     part = torch.arange(9) % 2 == 0
     thrice = [replace(itself, weight=share) for share in (0.2, 0.3, 0.5)]
     partly = [itself, replace(itself, present_N=part), replace(itself, weight=3.0)]
     against = [replace(itself, against=True), replace(itself, against=True, weight=2.0, present_N=part)]
     for wanted in (thrice, partly):
-        views = [*wanted, *(against if isinstance(EVIDENCE[kind], Contrast) else ())]
+        views = [*wanted, *(against if isinstance(MIXTURES[kind], Contrast) else ())]
         for shape, clipping in [*((shape, None) for shape in SHAPES.values()), (ReverseKL(), Clip(0.1))]:
-            loss_spec = LossSpec(SUPPORTS[support], shape, temperature=0.7, mixture=EVIDENCE[kind], clipping=clipping)
+            loss_spec = LossSpec(SUPPORTS[support], shape, temperature=0.7, mixture=MIXTURES[kind], clipping=clipping)
             result = run(case, loss_spec, views, reference=itself, chunk=4)
             assert result.loss.item() == 0
             assert result.stats.magnitude_N.count_nonzero() == 0
-            if EVIDENCE[kind].normalise:
+            if MIXTURES[kind].normalise:
                 assert result.stats.log_ratio_N.count_nonzero() == 0
             assert all(g.count_nonzero() == 0 for g in textbook.gradients(result.loss, case))
 
@@ -141,9 +141,9 @@ def test_divergences_are_never_negative_and_zero_means_equal(shape: str, support
 @pytest.mark.parametrize("kind", ["product", "contrast"])
 def test_the_sign_is_toward_the_teacher(kind: str, shape: str, support: str) -> None:
     """A small step against the gradient brings the student nearer to its target; with a negative weight it moves
-    away. (The sampled token in expectation: averaged over what may be said.)"""
+    away. (The sampled token in expectation: averaged over what may be sampled.)"""
     policy = Policy()
-    loss_spec = LossSpec(SUPPORTS[support], SHAPES[shape], mixture=EVIDENCE[kind])
+    loss_spec = LossSpec(SUPPORTS[support], SHAPES[shape], mixture=MIXTURES[kind])
     p = policy.logits_NV.softmax(-1)
     views = views_for(loss_spec.mixture, *(TeacherStates(x, policy.head) for x in (policy.teacher_NV, policy.other_NV)))
     q = textbook.target(loss_spec.mixture, views, p, policy.other_NV.softmax(-1))
@@ -159,12 +159,12 @@ def test_the_sign_is_toward_the_teacher(kind: str, shape: str, support: str) -> 
 
 
 def measured(loss_spec: LossSpec, p: Tensor, q: Tensor) -> Tensor:
-    """What the signal makes smaller."""
+    """The divergence that the loss reduces."""
     support: Support = FullVocabulary() if isinstance(loss_spec.support, SampledToken) else loss_spec.support
     return textbook.numbers(support, loss_spec.divergence, None, p, q, torch.zeros(3, dtype=torch.long)).divergence_N
 
 
-def test_a_clipped_forward_kl_pushes_down_what_the_teacher_wants_most() -> None:
+def test_a_clipped_forward_kl_lowers_what_the_teacher_prefers_most() -> None:
     """p uniform over four, q = (.7, .1, .1, .1): .7 log 2.8 = .72 is cut at .05. The gradient on the first logit is
     p Σ_uncut q = .25 · .3 = +.075: down, where the forward KL has p − q = −.45: up."""
     q = torch.tensor([[0.7, 0.1, 0.1, 0.1]], dtype=torch.float64)
@@ -223,9 +223,9 @@ def test_chunk_size_changes_nothing(kind: str, support: str) -> None:
     present = torch.arange(11) < 5
     one, other, against = (textbook.problem(positions=11, seed=s).teacher for s in (1, 2, 3))
     views = [replace(one, present_N=present), replace(other, present_N=~present | (torch.arange(11) == 2))]
-    if isinstance(EVIDENCE[kind], Contrast):
+    if isinstance(MIXTURES[kind], Contrast):
         views.append(replace(against, against=True, present_N=torch.arange(11) % 4 == 0))
-    loss_spec = LossSpec(SUPPORTS[support], mixture=EVIDENCE[kind], clipping=Clip(0.5))
+    loss_spec = LossSpec(SUPPORTS[support], mixture=MIXTURES[kind], clipping=Clip(0.5))
     whole = run(case, loss_spec, views, reference=against, chunk=11)
     expected = textbook.gradients(whole.loss, case)
     for chunk in (1, 2, 5, None):
@@ -252,7 +252,7 @@ def test_unknown_sampler_log_probabilities_are_ratios_of_1() -> None:
 
 
 def test_a_clipped_ratio_stops_the_policy_gradient_and_leaves_the_distillation() -> None:
-    """Far off-policy upward with A > 0: the verdict's push ends at the clip, the teacher's goes on (capped at 2)."""
+    """Far off-policy upward with A > 0: the policy gradient ends at the clip, the teacher's stays (capped at 2)."""
     case = textbook.problem()
     old = run(case, LossSpec(), [case.teacher]).stats.logprobs_N - 2.0
     loss_spec, ones = LossSpec(policy=PolicyGradient()), torch.ones(6).double()
@@ -265,18 +265,18 @@ def test_a_clipped_ratio_stops_the_policy_gradient_and_leaves_the_distillation()
 
 
 @pytest.mark.parametrize("kind", ["product", "contrast", "contrast-raw"])
-def test_evidence_is_read_as_the_signal_forms_it(kind: str) -> None:
-    """What a table is told before an update is what the update then sees."""
+def test_log_ratios_is_read_as_the_loss_forms_it(kind: str) -> None:
+    """The log-ratio of a table before an update is that of the update."""
     case, (one, other) = textbook.problem(), (textbook.problem(seed=s).teacher for s in (1, 2))
-    views = views_for(EVIDENCE[kind], one, other)
-    seen = read_log_ratios(case.hidden_ND, case.head, views, case.tokens_N, 0.7, target=EVIDENCE[kind])
-    loss_spec = LossSpec(SampledToken(), ReverseKL(), temperature=0.7, mixture=EVIDENCE[kind])
+    views = views_for(MIXTURES[kind], one, other)
+    seen = read_log_ratios(case.hidden_ND, case.head, views, case.tokens_N, 0.7, target=MIXTURES[kind])
+    loss_spec = LossSpec(SampledToken(), ReverseKL(), temperature=0.7, mixture=MIXTURES[kind])
     update = run(case, loss_spec, views).stats
     assert torch.equal(seen.log_ratio_N, update.log_ratio_N)
     assert torch.equal(seen.teacher_entropy_N, update.teacher_entropy_N)
 
 
-def test_what_a_signal_needs_beforehand() -> None:
+def test_what_a_loss_spec_needs_beforehand() -> None:
     assert not LossSpec().needs_table
     assert not LossSpec().needs_log_ratio
     assert LossSpec(distil_sign=Repel()).needs_table

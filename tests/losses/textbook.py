@@ -121,7 +121,7 @@ def value(shape: Divergence, p: Tensor, q: Tensor) -> Tensor:
     return divergence({ReverseKL: 1.0, ForwardKL: 0.0}.get(type(shape), getattr(shape, "alpha", 0.0)), p, q)
 
 
-def push(shape: Divergence, p: Tensor, q: Tensor) -> Tensor:
+def advantage(shape: Divergence, p: Tensor, q: Tensor) -> Tensor:
     """h(log q/p), the column of formulas."""
     r = q / p
     if isinstance(shape, JensenShannon):
@@ -176,10 +176,10 @@ def numbers(
     q = q.detach()
     if isinstance(support, SampledToken):
         p_y, q_y = (x.gather(-1, tokens_N[:, None])[:, 0] for x in (p, q))
-        a = push(shape, p_y, q_y).detach()
+        a = advantage(shape, p_y, q_y).detach()
         return Numbers(-held(clipping, a) * p_y.log(), value(shape, p_y[:, None], q_y[:, None]) / p_y, a.abs())
     p, q = outcomes(support, p, q)
-    a = push(shape, p, q).detach()
+    a = advantage(shape, p, q).detach()
     d, magnitude = value(shape, p, q), (p.detach() * a).abs().sum(-1)
     loss = d if clipping is None else -(p * held(clipping, a)).sum(-1)
     return Numbers(loss, d, magnitude)

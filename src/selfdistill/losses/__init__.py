@@ -7,14 +7,7 @@
 """
 
 from selfdistill.losses.clipping import Clip, Clipping, Relative, Tanh
-from selfdistill.losses.divergences import (
-    ClippedForwardKL,
-    Divergence,
-    ForwardKL,
-    JensenShannon,
-    ReverseKL,
-    divergence,
-)
+from selfdistill.losses.divergences import ClippedForwardKL, Divergence, ForwardKL, JensenShannon, ReverseKL, divergence
 from selfdistill.losses.head import Head
 from selfdistill.losses.kernel import FusedResult, fused_loss, read_log_ratios, token_logprobs
 from selfdistill.losses.policy_gradient import PolicyGradient, RatioCaps, ReferenceKL, importance_weight

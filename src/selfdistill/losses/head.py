@@ -16,7 +16,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from selfdistill.errors import ConfigError, Ranged, option
+from selfdistill.errors import ConfigError
 
 LOWEST_LOGIT = -1e30  # stands for "impossible": finite, so that 0 · log 0 is 0 and not NaN
 
@@ -35,17 +35,16 @@ def matmul(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class Head(Ranged):
+class Head:
     """The map from hidden states to logits, in float32 or bfloat16. A bias of -inf marks tokens that cannot be sampled
-    (padding of the vocabulary)."""
+    (padding of the vocabulary). Raises `ConfigError` when shapes disagree, or unless the softcap is positive."""
 
     weight_VD: Tensor
     bias_V: Tensor | None = None
-    softcap: float | None = option(None, "logits are bounded to ±softcap; None: unbounded", above=0)
+    softcap: float | None = None
     scale: float = 1.0
 
     def __post_init__(self) -> None:
-        Ranged.__post_init__(self)
         if self.weight_VD.dim() != 2 or (self.bias_V is not None and self.bias_V.shape != self.weight_VD.shape[:1]):
             raise ConfigError(
                 "a head needs weight_VD of shape [V, D] and bias_V of shape [V]",
@@ -53,6 +52,9 @@ class Head(Ranged):
                 why="each vocabulary entry has one row of weights and one bias",
                 do="pass lm_head.weight and lm_head.bias as they are",
             )
+        if self.softcap is not None and not self.softcap > 0:
+            why, do = "logits are bounded to ±softcap", "pass None for no soft-cap"
+            raise ConfigError("softcap must be positive", got=self.softcap, why=why, do=do)
 
     @property
     def vocabulary(self) -> int:

@@ -10,31 +10,32 @@ sum
 which goes through the head at once: dH for the chunk and, if the head trains, a float32 sum of dW. Backward only
 scales what is there. Memory: a few [C, V] buffers, whatever N is. Products with the head take a chunk; elementwise work
 takes as many of its positions at a time as fit into a cache, and leaves the gradient where the logits were.
+
+Every term adds its weighted value and its weighted numerator; none knows which divergence or support runs. To add a
+term, give it a weight in `TokenWeights`, a name in `LossTerm`, and a function and a line of `_plan` here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields, replace
+from math import inf
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-from selfdistill.losses.checks import check
+from selfdistill.losses.divergences import GradientNumerator, ReverseKL
 from selfdistill.losses.head import Head, HeadGradients, accumulation_dtype, widened
-from selfdistill.losses.spec import LOSS_TERMS, Inputs, LossSpec, LossTerm, TokenStats, TokenWeights
-from selfdistill.losses.support import FullVocabulary, SampledToken
+from selfdistill.losses.policy_gradient import importance_weight, probability_ratio
+from selfdistill.losses.spec import LOSS_TERMS, Inputs, LossSpec, LossTerm, TokenStats, TokenWeights, check
+from selfdistill.losses.support import BucketedDistribution, FullVocabulary, SampledToken
 from selfdistill.losses.teacher_mixture import Product, TeacherMixture, TeacherStates
-from selfdistill.losses.terms import Chunk, distil, policy_gradient, reference_kl
 
 _ENTRIES_CPU = 2**22  # logits of one chunk: 16 MiB in float32, where caches are small
 _ENTRIES = 2**26  # 256 MiB: an accelerator wants long products
 _FEWEST_ROWS = 64  # fewer would read the head's weight more often than use it
 _ENTRIES_CACHED = 2**18  # 1 MiB: elementwise work of a processor stays in its cache, in memory it had before
-
-Term: TypeAlias = tuple[Callable[[Chunk, Tensor], None], Tensor]
-"""A function of `terms`, and its weights of all positions [N]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +64,11 @@ def fused_loss(
     """L = Σ_n distil_n r1_n r2_n D(p_n, q_n) + r2_n PG(advantage_n) + coefficient · reference_n KL(p_n‖p_ref,n).
 
     `hidden_ND` predict the answer tokens `tokens_N`. `views` are the teacher's forward passes; they may hold anything
-    finite where `distil_N` is 0. Without `old_logprobs_N` the weights have not moved since sampling: both
-    ratios against them are exactly 1. Without `sampler_logprobs_N` the sampler's are assumed equal to the trainer's.
-    `given_N` (bool) are tokens that were not sampled: the value of PG is their cross-entropy, with the same gradient.
-    `chunk` positions are worked on at a time; None chooses by the size of the vocabulary, and no choice changes the
-    result beyond rounding.
+    finite where `distil_N` is 0. Without `old_logprobs_N` the weights have not moved since sampling: both ratios
+    against them are exactly 1. Without `sampler_logprobs_N` the sampler's are assumed equal to the trainer's. `given_N`
+    (bool) are tokens that were not sampled: the value of PG is their cross-entropy, with the same gradient. `chunk`
+    positions are worked on at a time; None chooses by the size of the vocabulary, and no choice changes the result
+    beyond rounding.
 
     The weights carry the reduction already: losses of micro-batches are added, not averaged.
 
@@ -88,19 +89,19 @@ def fused_loss(
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
         losses = {name: torch.zeros((), dtype=dtype, device=device) for name in LOSS_TERMS}
         blank_N = torch.full((len(hidden_ND),), torch.nan, dtype=dtype, device=device)
-        stats = TokenStats(
-            **{f.name: blank_N.clone() for f in fields(TokenStats)}
-            | {"clipped_N": torch.zeros_like(blank_N, dtype=torch.bool)}
-        )
+        stats = {f.name: blank_N.clone() for f in fields(TokenStats)} | {
+            "clipped_N": torch.zeros_like(blank_N, dtype=torch.bool)
+        }
+        sums = FusedResult(torch.zeros_like(losses["divergence"]), TokenStats(**stats), losses)
         buffers: tuple[Tensor | None, Tensor | None] = (None, None)
         if device.type == "cpu":  # fresh memory comes from the operating system page by page; an accelerator keeps it
             size = min(len(hidden_ND), rows)
             buffers = (torch.empty(size, own.vocabulary, dtype=dtype), torch.empty(size, own.vocabulary, dtype=dtype))
         for start, terms in _plan(inputs, rows):
             part = slice(start, min(start + rows, len(hidden_ND)))
-            _work(inputs, part, terms, buffers, gradients, losses, stats)
+            _work(inputs, part, terms, buffers, gradients, sums)
         loss = torch.stack(list(losses.values())).sum()
-    return FusedResult(gradients.attach(loss), stats, losses)
+    return replace(sums, loss=gradients.attach(loss))
 
 
 def _plan(inputs: Inputs, size: int) -> list[tuple[int, list[Term]]]:
@@ -126,8 +127,7 @@ def _work(
     terms: Sequence[Term],
     buffers: tuple[Tensor | None, Tensor | None],
     gradients: HeadGradients,
-    losses: Mapping[LossTerm, Tensor],
-    stats: TokenStats,
+    sums: FusedResult,
 ) -> None:
     """Adds all terms of one chunk. `buffers` [≥ C, V] are for the logits of student and teacher."""
     spec, head, hidden_CD = inputs.loss_spec, inputs.head, inputs.hidden_ND[rows]
@@ -146,7 +146,7 @@ def _work(
         at = slice(rows.start + block.start, rows.start + block.stop)
         logits_CV = student_CV[block]
         others = (None if x is None else x[block] for x in (teacher_CV, reference_CV))
-        chunk = Chunk.of(inputs, at, losses, stats, logits_CV, *others)
+        chunk = Chunk.of(inputs, at, sums, logits_CV, *others)
         for term, weight_N in terms:
             term(chunk, weight_N[at].to(chunk.logprobs_C))
         if needs_gradient:
@@ -158,6 +158,107 @@ def _work(
             logits_CV.copy_(gradient_CV)
     if needs_gradient:
         gradients.add(rows, student_CV, hidden_CD, head)
+
+
+@dataclass(slots=True)
+class Chunk:
+    """Some positions: the numbers that all terms read, the `sums` over all positions that they add to, and their
+    numerators with weights [C, 1]."""
+
+    inputs: Inputs
+    rows: slice
+    sums: FusedResult
+    student: BucketedDistribution
+    teacher: BucketedDistribution | None
+    reference: BucketedDistribution | None
+    tokens_C: Tensor
+    logprobs_C: Tensor
+    old_logprobs_C: Tensor
+    sampler_weight_C: Tensor
+    numerators: list[tuple[GradientNumerator, Tensor]] = field(default_factory=list)
+
+    @staticmethod
+    def of(
+        inputs: Inputs,
+        rows: slice,
+        sums: FusedResult,
+        student_CV: Tensor,
+        teacher_CV: Tensor | None,
+        reference_CV: Tensor | None,
+    ) -> Chunk:
+        """From the logits of these positions; those of the teacher are at the temperature already. A ratio whose other
+        side is unknown compares a number with itself and is exactly 1."""
+        spec, stats, tokens_C = inputs.loss_spec, sums.stats, inputs.tokens_N[rows]
+        if spec.temperature != 1.0:
+            student_CV = student_CV / spec.temperature
+        buckets = () if teacher_CV is None else spec.support.own_buckets(student_CV, teacher_CV)
+        student = BucketedDistribution.of(student_CV, *buckets)
+        teacher = None if teacher_CV is None else BucketedDistribution.of(teacher_CV, *buckets)
+        if teacher is not None and not spec.mixture.normalise:
+            teacher = teacher.unnormalised()
+        reference = None if reference_CV is None else BucketedDistribution.of(reference_CV / spec.temperature)
+
+        logprobs_C = student.logprobs(tokens_C)
+        old_C = logprobs_C if inputs.old_logprobs_N is None else inputs.old_logprobs_N[rows].to(logprobs_C)
+        old_C = torch.where(old_C.isnan(), logprobs_C, old_C)
+        sampler_C = old_C if inputs.sampler_logprobs_N is None else inputs.sampler_logprobs_N[rows].to(logprobs_C)
+        sampler_C = torch.where(sampler_C.isnan(), old_C, sampler_C)
+        sampler_ratio_C, cap = probability_ratio(old_C, sampler_C), spec.ratio.sampler_ratio
+        stats.logprobs_N[rows], stats.entropy_N[rows] = logprobs_C, student.entropy_N
+        stats.ratio_N[rows] = probability_ratio(logprobs_C, old_C)
+        stats.sampler_ratio_N[rows] = sampler_ratio_C
+        stats.clipped_N[rows] = sampler_ratio_C > (inf if cap is None else cap)
+        return Chunk(
+            inputs, rows, sums, student, teacher, reference, tokens_C, logprobs_C, old_C,
+            importance_weight(old_C, sampler_C, cap),
+        )  # fmt: skip
+
+    def add(self, name: LossTerm, value_C: Tensor, weight_C: Tensor) -> None:
+        """Adds to the loss; a position without weight adds nothing, whatever its value."""
+        self.sums.terms[name].add_(torch.where(weight_C != 0, weight_C * value_C, 0.0).sum())
+
+
+def distil(chunk: Chunk, distil_C: Tensor) -> None:
+    """distil · r1 · r2 · D(p, q): the divergence from the teacher. Clipping acts on the numerator alone."""
+    spec, stats, rows = chunk.inputs.loss_spec, chunk.sums.stats, chunk.rows
+    assert chunk.teacher is not None
+    compared = spec.support.compare(chunk.student, chunk.teacher, chunk.tokens_C, spec.divergence, spec.clipping)
+    cap, distilled_C = spec.ratio.policy_ratio, distil_C != 0
+    weight_C = distil_C * importance_weight(chunk.logprobs_C, chunk.old_logprobs_C, cap) * chunk.sampler_weight_C
+    chunk.add("divergence", compared.divergence_N, weight_C)
+    chunk.numerators.append((compared.numerator, weight_C[:, None]))
+    stats.clipped_N[rows] |= (stats.ratio_N[rows] > (inf if cap is None else cap)) & distilled_C
+    stats.teacher_logprobs_N[rows] = torch.where(distilled_C, chunk.teacher.logprobs(chunk.tokens_C), torch.nan)
+    stats.teacher_entropy_N[rows] = torch.where(distilled_C, chunk.teacher.entropy_N, torch.nan)
+    stats.divergence_N[rows] = torch.where(distilled_C, compared.divergence_N, torch.nan)
+    stats.magnitude_N[rows] = torch.where(distilled_C, compared.magnitude_N, torch.nan)
+
+
+def policy_gradient(chunk: Chunk, advantage_C: Tensor) -> None:
+    """r2 · PG(advantage): F = −∂loss/∂log p(y) on the sampled token, 0 elsewhere. For a token that was not sampled the
+    ratio is 1 by definition, and the value with this gradient is the cross-entropy −advantage · log p(y)."""
+    given_N = chunk.inputs.given_N
+    given_C = torch.zeros_like(advantage_C) if given_N is None else given_N[chunk.rows].to(advantage_C)
+    term = chunk.inputs.loss_spec.policy.term(chunk.logprobs_C, chunk.old_logprobs_C, advantage_C)
+    chunk.add("surrogate", term.loss_N, chunk.sampler_weight_C * (1 - given_C))
+    chunk.add("cross_entropy", -chunk.logprobs_C, advantage_C * given_C)
+    numerator = GradientNumerator(-term.slope_N[:, None], chunk.tokens_C[:, None])
+    chunk.numerators.append((numerator, chunk.sampler_weight_C[:, None]))
+    chunk.sums.stats.clipped_N[chunk.rows] |= term.clipped_N
+
+
+def reference_kl(chunk: Chunk, reference_C: Tensor) -> None:
+    """coefficient · reference · KL(p‖p_ref), on the sampled positions as they are: no importance weight."""
+    assert chunk.reference is not None
+    weight_C = chunk.inputs.loss_spec.reference.coefficient * reference_C
+    value_C, numerator_CV = ReverseKL().evaluate(chunk.student.log_p(), chunk.reference.log_p())
+    chunk.add("reference_kl", value_C, weight_C)
+    chunk.numerators.append((GradientNumerator(numerator_CV), weight_C[:, None]))
+    chunk.sums.stats.reference_N[chunk.rows] = torch.where(weight_C != 0, value_C, torch.nan)
+
+
+Term: TypeAlias = tuple[Callable[[Chunk, Tensor], None], Tensor]
+"""A function of this file, and its weights of all positions [N]."""
 
 
 @torch.no_grad()

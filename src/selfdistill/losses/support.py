@@ -127,16 +127,13 @@ class Support(Ranged, ABC):
         return ()
 
     @abstractmethod
-    def outcomes(
-        self, student: BucketedDistribution, teacher: BucketedDistribution, tokens_N: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Log-probabilities of both sides on the outcomes; `tokens_N` are the sampled tokens."""
+    def outcomes(self, side: BucketedDistribution, tokens_N: Tensor) -> Tensor:
+        """Log-probabilities of student or teacher on the outcomes; `tokens_N` are the sampled tokens."""
 
     @abstractmethod
-    def place(
-        self, numerator: Tensor, log_p: Tensor, student: BucketedDistribution, tokens_N: Tensor
-    ) -> GradientNumerator:
-        """F on the outcomes, as entries of the vocabulary; `log_p` is the student on the outcomes."""
+    def place(self, numerator: Tensor, log_p: Tensor, ids_NK: Tensor, tokens_N: Tensor) -> GradientNumerator:
+        """F on the outcomes, as entries of the vocabulary. `log_p` is the student on the outcomes, `ids_NK` are the
+        tokens with a bucket of their own."""
 
     def compare(
         self,
@@ -147,28 +144,24 @@ class Support(Ranged, ABC):
         clipping: Clipping | None,
     ) -> Comparison:
         """The divergence on this support."""
-        log_p, log_q = self.outcomes(student, teacher, tokens_N)
+        log_p, log_q = self.outcomes(student, tokens_N), self.outcomes(teacher, tokens_N)
         evaluate = divergence.evaluate_sampled if self.is_sample else divergence.evaluate
         divergence_N, numerator = evaluate(log_p, log_q)
         magnitude_N = torch.linalg.vector_norm(numerator, ord=1, dim=-1)
         if clipping is not None:
             numerator = clipping.clip_(numerator, torch.ones_like(log_p) if self.is_sample else log_p.exp())
-        return Comparison(divergence_N, magnitude_N, self.place(numerator, log_p, student, tokens_N))
+        return Comparison(divergence_N, magnitude_N, self.place(numerator, log_p, student.ids_NK, tokens_N))
 
 
 @dataclass(frozen=True, slots=True)
 class FullVocabulary(Support):
     """Every token: exact."""
 
-    def outcomes(
-        self, student: BucketedDistribution, teacher: BucketedDistribution, tokens_N: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """log p and log q themselves."""
-        return student.log_p(), teacher.log_p()
+    def outcomes(self, side: BucketedDistribution, tokens_N: Tensor) -> Tensor:
+        """Every token's."""
+        return side.log_p()
 
-    def place(
-        self, numerator: Tensor, log_p: Tensor, student: BucketedDistribution, tokens_N: Tensor
-    ) -> GradientNumerator:
+    def place(self, numerator: Tensor, log_p: Tensor, ids_NK: Tensor, tokens_N: Tensor) -> GradientNumerator:
         """On every token."""
         return GradientNumerator(numerator)
 
@@ -214,24 +207,18 @@ class TopK(Support):
         repeated_NK[:, 1:] = ids_NK[:, 1:] == ids_NK[:, :-1]
         return ids_NK, repeated_NK
 
-    def outcomes(
-        self, student: BucketedDistribution, teacher: BucketedDistribution, tokens_N: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """The buckets, or the K tokens renormalised."""
-        if self.tail:
-            return student.log_p_NB, teacher.log_p_NB
-        return student.log_p_NB[:, :-1].log_softmax(-1), teacher.log_p_NB[:, :-1].log_softmax(-1)
+    def outcomes(self, side: BucketedDistribution, tokens_N: Tensor) -> Tensor:
+        """Of the buckets, or of the K tokens renormalised."""
+        return side.log_p_NB if self.tail else side.log_p_NB[:, :-1].log_softmax(-1)
 
-    def place(
-        self, numerator: Tensor, log_p: Tensor, student: BucketedDistribution, tokens_N: Tensor
-    ) -> GradientNumerator:
+    def place(self, numerator: Tensor, log_p: Tensor, ids_NK: Tensor, tokens_N: Tensor) -> GradientNumerator:
         """On the buckets: inside the tail every token has the tail's advantage. Without a tail F is centred on the K
         tokens, so that tokens outside do not move."""
         if self.tail:
             return GradientNumerator(numerator, on_buckets=True)
         total_N1 = numerator.sum(-1, keepdim=True)
         centred_NK = numerator - log_p.exp() * total_N1
-        return GradientNumerator(centred_NK, student.ids_NK, total_N1=torch.zeros_like(total_N1))
+        return GradientNumerator(centred_NK, ids_NK, total_N1=torch.zeros_like(total_N1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,15 +234,11 @@ class SampledToken(Support):
 
     is_sample: ClassVar[bool] = True
 
-    def outcomes(
-        self, student: BucketedDistribution, teacher: BucketedDistribution, tokens_N: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """log p(y) and log q(y) [N, 1]."""
-        return student.logprobs(tokens_N)[:, None], teacher.logprobs(tokens_N)[:, None]
+    def outcomes(self, side: BucketedDistribution, tokens_N: Tensor) -> Tensor:
+        """Of y [N, 1]."""
+        return side.logprobs(tokens_N)[:, None]
 
-    def place(
-        self, numerator: Tensor, log_p: Tensor, student: BucketedDistribution, tokens_N: Tensor
-    ) -> GradientNumerator:
+    def place(self, numerator: Tensor, log_p: Tensor, ids_NK: Tensor, tokens_N: Tensor) -> GradientNumerator:
         """F = h(u(y)) on y: the one-sample form of p · h(u)."""
         return GradientNumerator(numerator, tokens_N[:, None])
 

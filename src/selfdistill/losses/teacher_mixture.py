@@ -51,12 +51,7 @@ class TeacherMixture(Ranged, ABC):
 
     @abstractmethod
     def logits(
-        self,
-        views: Sequence[TeacherStates],
-        rows: slice,
-        student_CV: Tensor,
-        temperature: float,
-        out_CV: Tensor | None = None,
+        self, views: Sequence[TeacherStates], rows: slice, student_CV: Tensor, temperature: float, out_CV: Tensor | None
     ) -> Tensor:
         """logits_CV of q at the temperature, at the positions `rows`: log q up to a constant per position, or log q
         itself unless `normalise`. A fresh tensor, or `out_CV`. `student_CV` is not yet divided by the temperature."""
@@ -74,12 +69,7 @@ class Product(TeacherMixture):
     normalise = True
 
     def logits(
-        self,
-        views: Sequence[TeacherStates],
-        rows: slice,
-        student_CV: Tensor,
-        temperature: float,
-        out_CV: Tensor | None = None,
+        self, views: Sequence[TeacherStates], rows: slice, student_CV: Tensor, temperature: float, out_CV: Tensor | None
     ) -> Tensor:
         """The weighted sum of the passes' logits, at the temperature."""
         return _product_logits(views, rows, temperature, out_CV)
@@ -110,12 +100,7 @@ class Contrast(TeacherMixture):
             raise ConfigError("unknown anchor of a contrast", got=repr(self.anchor), why=why, do=do)
 
     def logits(
-        self,
-        views: Sequence[TeacherStates],
-        rows: slice,
-        student_CV: Tensor,
-        temperature: float,
-        out_CV: Tensor | None = None,
+        self, views: Sequence[TeacherStates], rows: slice, student_CV: Tensor, temperature: float, out_CV: Tensor | None
     ) -> Tensor:
         """The difference of two normalised sides is exactly 0 where they agree, and the anchor's logits stay."""
         wanted_CV = _product_logits([view for view in views if not view.against], rows, temperature)
