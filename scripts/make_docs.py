@@ -51,7 +51,11 @@ def command_text(name: str, command: Any) -> str:
     """One command: usage, purpose, a table of what it takes."""
     arguments = [p for p in command.params if p.param_type_name == "argument"]
     usage = " ".join([name, "[OPTIONS]", *(_metavar(p) for p in arguments)])
-    rows = [f"| `{_names(p)}` | {_cell(p.help)}{_default(p)} |" for p in command.params if p.name != "help"]
+    rows = [
+        f"| `{_names(p)}` | {_cell(p.help)}{_default(p)} |"
+        for p in command.params
+        if p.name != "help" and not getattr(p, "hidden", False)
+    ]
     table = ["| takes | meaning |", "|---|---|", *rows] if rows else []
     return "\n".join([f"### `{name}`", "", f"`{usage}`", "", " ".join((command.help or "").split()), "", *table, ""])
 

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from selfdistill.cli import app
-from selfdistill.cli.method_table import COLUMNS, describe, method_row
+from selfdistill.cli.method_table import COLUMNS, DETAILS, describe, method_details
 from selfdistill.losses import (
     Additive,
     Contrast,
@@ -40,7 +40,7 @@ from selfdistill.methods import (
 from selfdistill.models.teacher import Ema, Frozen, Snapshot
 
 runner = CliRunner()
-WIDTH = 100
+WIDTH = 80
 ROOT = Path(__file__).parent.parent.parent
 
 
@@ -67,36 +67,37 @@ def test_a_value_is_described_by_what_was_chosen_in_it(value: object, said: str)
 
 
 def cells(method: object) -> dict[str, str]:
-    return dict(zip(COLUMNS, method_row("it", method), strict=True))  # type: ignore[arg-type]
+    own = (*COLUMNS[1:], *DETAILS)
+    return dict(zip(own, (method.reads, method.needs_reward, *method_details(method)), strict=True))  # type: ignore
 
 
 def test_a_row_follows_the_settings() -> None:
     plain = cells(SDPO())
-    assert (plain["compared by"], plain["teacher"], plain["coupled by"]) == (
+    assert (plain["divergence, support"], plain["teacher"], plain["weights"]) == (
         "jensen shannon 0.5\nfull vocabulary",
         "frozen",
         "–",
     )
-    assert cells(replace(SDPO(), alpha=1.0, top_k=7))["compared by"] == "reverse KL\ntop K 7"
+    assert cells(replace(SDPO(), alpha=1.0, top_k=7))["divergence, support"] == "reverse KL\ntop K 7"
     assert cells(SDPORichFeedback())["rollouts"] == "8 × answer"
-    assert cells(Safe())["coupled by"] == "bound relative 10"
-    assert cells(Safe(bound=0))["coupled by"] == "–"
+    assert cells(Safe())["weights"] == "bound relative 10"
+    assert cells(Safe(bound=0))["weights"] == "–"
 
 
 def test_without_a_teacher_nothing_is_compared() -> None:
     row = cells(GRPO())
-    assert (row["teacher"], row["compared by"], row["needs reward"]) == ("–", "–", "yes")
+    assert (row["teacher"], row["divergence, support"], row["needs reward"]) == ("–", "–", "yes")
     assert row["arXiv"] == "2402.03300\n2503.14476"
 
 
 def test_where_evidence_becomes_an_advantage_there_is_no_divergence() -> None:
-    assert cells(RLSD())["compared by"] == "sampled token"
-    assert cells(RLSD())["coupled by"] == "advantage sign\nmultiplicative 0.2\nlinear 0.5, 0, 50"
-    assert cells(RLCSD())["compared by"] == "contrast 1, no normalise\nsampled token"
+    assert cells(RLSD())["divergence, support"] == "sampled token"
+    assert cells(RLSD())["weights"] == "advantage sign\nmultiplicative 0.2\nlinear 0.5, 0, 50"
+    assert cells(RLCSD())["divergence, support"] == "contrast 1, no normalise\nsampled token"
 
 
 def test_several_signals_are_all_told() -> None:
-    assert cells(NCA())["compared by"] == "reverse KL\ntop K 256\nforward KL\nfull vocabulary"
+    assert cells(NCA())["divergence, support"] == "reverse KL\ntop K 256\nforward KL\nfull vocabulary"
 
 
 def test_a_method_of_ones_own_has_a_row_too() -> None:
@@ -107,7 +108,7 @@ def test_a_method_of_ones_own_has_a_row_too() -> None:
         def loss_spec(self, temperature: float) -> LossSpec:
             return LossSpec(support=TopK(3), temperature=temperature)
 
-    assert cells(Mine())["compared by"] == "jensen shannon 0.5\ntop K 3"
+    assert cells(Mine())["divergence, support"] == "jensen shannon 0.5\ntop K 3"
     assert cells(Mine())["arXiv"] == "–"
 
 
@@ -117,9 +118,10 @@ def test_the_table_fits_a_terminal_and_cuts_no_word() -> None:
     lines = result.stdout.splitlines()
     assert max(map(len, lines)) <= WIDTH
     assert "…" not in result.stdout
-    names = [line.split()[0] for line in lines if line[:1].isalpha()]
+    names = [line.split()[0] for line in lines if line.strip()]
     assert [name for name in names if name in METHODS] == list(METHODS)
-    words = {word for name in METHODS for cell in method_row(name, get_method(name, {})) for word in cell.split()}
+    every = [get_method(name, {}) for name in METHODS]
+    words = {word for method in every for word in f"{method.reads} {method.needs_reward}".split()}
     assert words <= set(result.stdout.split())
 
 
@@ -142,6 +144,7 @@ def test_one_method_is_told_with_its_settings_and_what_it_sets() -> None:
     assert result.stdout.startswith("Self-Distilled Policy Gradient: ")
     assert "Source: arXiv 2606.04036." in result.stdout
     assert "optimiser.lr=1e-06" in result.stdout
+    assert "reverse KL" in result.stdout
     assert "method.peak" in result.stdout
 
 

@@ -76,7 +76,7 @@ def test_a_users_own_programming_task_with_its_tests(model_dir: Path, tmp_path: 
             "--strategy, --unit, --exhaust-budget",
         ),
         (["--resume", "nowhere", "strategy.batch=4", "optimiser.lr=1.0"], "strategy.batch, optimiser.lr"),
-        (["--strategy", "best-of-k", "--keep"], "best-of-k learns nothing, and does not read this"),
+        (["--strategy", "best-of-k", "--keep"], "best-of-k does not train, and this setting would have no effect"),
         (["--strategy", "best-of-k", "--method", "grpo"], "got  method"),
         (["--strategy", "multi-turn", "teacher.kind=ema", "seed=1", "replay.per_step=8"], "teacher.kind, replay"),
         (["--strategy", "multi-turn", "optimiser.lr=1.0", "method.alpha=0.5"], "optimiser.lr, method.alpha"),

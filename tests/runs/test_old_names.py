@@ -73,7 +73,12 @@ def test_an_old_setting_is_refused_with_its_name_of_today(old: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "new"), [(["train", "--world", "code"], "--env"), (["compare", "--way=best-of-k"], "--arm")]
+    ("words", "new"),
+    [
+        (["train", "--world", "code"], "--env"),
+        (["compare", "--way=best-of-k"], "--arm"),
+        (["demo", "--generations", "9"], "--completions"),
+    ],
 )
 def test_an_old_option_is_refused_with_its_name_of_today(words: list[str], new: str) -> None:
     done = CliRunner().invoke(app, words)

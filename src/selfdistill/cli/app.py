@@ -1,4 +1,4 @@
-"""The commands. What they call is imported when they run: torch takes seconds, and `--help` should not."""
+"""The commands. Their imports happen when they run: torch takes seconds, and `--help` should not."""
 
 from __future__ import annotations
 
@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from selfdistill.cli.arguments import ConfigFile, Data, EnvName, MethodName, Model, Overrides, Seed, as_overrides
+from selfdistill.cli.arguments import (
+    ConfigFile,
+    Data,
+    EnvName,
+    MethodName,
+    Model,
+    Overrides,
+    Seed,
+    as_overrides,
+    optional,
+)
 from selfdistill.cli.check import check
 from selfdistill.cli.compare import compare
 from selfdistill.cli.context_gain import print_context_gain
@@ -33,7 +43,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Reinforcement learning via self-distillation: a language model that learns from more than a score.",
+    help="Trains language models by self-distillation: a model with feedback in its context teaches itself.",
 )
 
 app.command()(check)
@@ -51,12 +61,12 @@ def main() -> None:
             attend()
         app()
     finally:
-        # All is said; another Ctrl-C, while torch clears up, ends the process without a traceback.
+        # Another Ctrl-C, while torch clears up, ends the process without a traceback.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _version(shown: bool) -> None:
+    if shown:
         typer.echo(f"selfdistill {package_version('selfdistill') or '(not installed)'}")
         raise typer.Exit
 
@@ -67,7 +77,7 @@ def selfdistill(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Reinforcement learning via self-distillation: a language model that learns from more than a score."""
+    """Trains language models by self-distillation: a model with feedback in its context teaches itself."""
 
 
 @app.command()
@@ -78,23 +88,19 @@ def train(
     method: MethodName = None,
     env: EnvName = None,
     data: Data = None,
-    steps: Annotated[
-        int | None, typer.Option(help="Generation batches to train for. (default: 40)", show_default=False)
-    ] = None,
+    steps: Annotated[int | None, optional("Training steps (generation batches). (default: 40)")] = None,
     seed: Seed = None,
     out: Annotated[
         str | None,
-        typer.Option(help="Run directory. (default: runs/<method>-<environment>-seed<seed>)", show_default=False),
+        optional("Run directory. (default: runs/<method>-<environment>-seed<seed>)"),
     ] = None,
-    resume: Annotated[
-        Path | None, typer.Option(help="Run directory to go on with; its settings are kept.", show_default=False)
-    ] = None,
-    list_settings: Annotated[bool, typer.Option("--list-settings", help="Print every setting and exit.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print notes and errors alone.")] = False,
+    resume: Annotated[Path | None, optional("Run directory to resume, with its settings.")] = None,
+    list_settings: Annotated[bool, typer.Option("--list-settings", help="Print all settings and exit.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print notes and errors only.")] = False,
 ) -> None:
-    """Train a model on the tasks of an environment, and keep everything in a run directory.
+    """Train a model on the tasks of an environment; records and checkpoints go to a run directory.
 
-    Settings come from the defaults, then --config, then the options and KEY=VALUE pairs given here.
+    Options and KEY=VALUE pairs override --config, which overrides the defaults.
     """
     from selfdistill.config import from_settings, load_config, read_saved, resolved
 
@@ -123,24 +129,22 @@ def evaluate(
     env: EnvName = None,
     data: Data = None,
     seed: Seed = None,
-    tasks: Annotated[int | None, typer.Option(help="Tasks to ask, at most. (default: 200)", show_default=False)] = None,
-    rollouts: Annotated[
-        int | None, typer.Option(help="Answers per task. (default: 1; 4 with --teacher)", show_default=False)
-    ] = None,
+    tasks: Annotated[int | None, optional("Most tasks of each split. (default: 200)")] = None,
+    rollouts: Annotated[int | None, optional("Answers sampled per task. (default: 1; 4 with --teacher)")] = None,
     temperature: Annotated[
         float | None,
-        typer.Option(help="Sampling temperature; 0 is greedy. (default: 0; 1 with --teacher)", show_default=False),
+        optional("Sampling temperature; 0 is greedy. (default: 0; 1 with --teacher)"),
     ] = None,
     out: Annotated[
         str | None,
-        typer.Option(help="Directory for the records of the answers. (default: nothing is kept)", show_default=False),
+        optional("Directory for records of the answers. (default: none are written)"),
     ] = None,
     teacher: Annotated[
         bool,
-        typer.Option("--teacher", help="Measure how much better the model is with each kind of context: go or no go."),
+        typer.Option("--teacher", help="Measure the gain of accuracy with each kind of context."),
     ] = False,
 ) -> None:
-    """Measure a model on the tasks of an environment, without training it."""
+    """Measure a model's accuracy on the tasks of an environment."""
     from selfdistill.config import load_config
 
     flags: dict[str, object] = {"model": model, "env": env, "data": data, "seed": seed, "out": out}
@@ -173,9 +177,11 @@ def evaluate(
 
 @app.command()
 def methods(
-    name: Annotated[str | None, typer.Argument(help="Show this method and its settings.", show_default=False)] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="Method to describe, with its settings.", show_default=False)
+    ] = None,
 ) -> None:
-    """List the methods side by side, or say what one does and list its settings."""
+    """List the training methods, or describe one with its settings."""
     from selfdistill.cli.method_table import print_method, print_methods
     from selfdistill.methods import METHODS, get_method
 
@@ -187,9 +193,11 @@ def methods(
 
 @app.command()
 def envs(
-    name: Annotated[str | None, typer.Argument(help="Show the settings of this env.", show_default=False)] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="Environment whose settings are listed.", show_default=False)
+    ] = None,
 ) -> None:
-    """List the environments, or show one with its settings."""
+    """List the environments, or the settings of one."""
     from selfdistill.envs.registry import ENVIRONMENTS, environment_options
 
     if name is None:
@@ -200,14 +208,15 @@ def envs(
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for the run directories and the plot.")] = Path("runs"),
-    seed: Annotated[int, typer.Option(help="Decides the verbs and every random choice.")] = 0,
-    completions: Annotated[int, typer.Option(help="Answers that each method may sample.")] = 2560,
+    out: Annotated[Path, typer.Option(help="Directory for the runs and the plot.")] = Path("runs"),
+    seed: Annotated[int, typer.Option(help="Seed of the coined verbs and of every random choice.")] = 0,
+    completions: Annotated[int, typer.Option(help="Completions sampled by each method.")] = 2560,
     allow_weaker: Annotated[
-        bool, typer.Option("--allow-weaker", help="Run programs also where this machine cannot isolate them fully.")
+        bool,
+        typer.Option("--allow-weaker", help="Run sampled programs even if this machine cannot isolate them fully."),
     ] = False,
 ) -> None:
-    """Teach the embedded model sixteen new words by SDPO and by GRPO, side by side. Takes a few minutes."""
+    """Train the embedded model on sixteen coined verbs by SDPO and by GRPO, side by side, in minutes."""
     from selfdistill.training.side_by_side import compare as run_side_by_side
     from selfdistill.training.side_by_side import demo_configs
 
@@ -218,7 +227,7 @@ def demo(
 
 
 def _print_all_settings(settings: RunConfig) -> None:
-    """Those of the run, of its method and of its env."""
+    """Settings of the run, its method and its environment."""
     from selfdistill.envs.registry import ENVIRONMENTS, environment_options
     from selfdistill.methods import get_method
 

@@ -4,37 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+
+def optional(text: str, *names: str) -> Any:
+    """An option without a default of its own; its help text names what applies in its place."""
+    return typer.Option(*names, help=text, show_default=False)
+
 
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="KEY=VALUE",
-        help="Any setting by its dotted key, as in optimiser.lr=1e-5 teacher.kind=ema. "
-        "`selfdistill train --list-settings` prints all of them.",
+        help="Settings by dotted key, such as optimiser.lr=1e-5 teacher.kind=ema; "
+        "`selfdistill train --list-settings` lists them.",
         show_default=False,
     ),
 ]
-ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help="TOML file of settings.", show_default=False)]
+ConfigFile = Annotated[Path | None, optional("TOML or JSON file of settings.", "--config", "-c")]
 Model = Annotated[
     str | None,
-    typer.Option(
-        help="Directory or hub name of a causal LM; sapling is embedded. (default: sapling)", show_default=False
-    ),
+    optional("Directory or hub name of a causal language model; sapling is embedded. (default: sapling)"),
 ]
-MethodName = Annotated[
-    str | None, typer.Option(help="How to learn; see `selfdistill methods`. (default: sdpo)", show_default=False)
-]
+MethodName = Annotated[str | None, optional("Training method; see `selfdistill methods`. (default: sdpo)")]
 EnvName = Annotated[
     str | None,
-    typer.Option(help="Who scores; see `selfdistill envs`. (default: verbs; code with --data)", show_default=False),
+    optional("Environment that scores answers; see `selfdistill envs`. (default: verbs; code with --data)"),
 ]
-Data = Annotated[
-    str | None, typer.Option(help="JSONL file of tasks. (default: the environment's own tasks)", show_default=False)
-]
-Seed = Annotated[int | None, typer.Option(help="Decides every random choice. (default: 0)", show_default=False)]
+Data = Annotated[str | None, optional("JSONL file of tasks. (default: the environment's own tasks)")]
+Seed = Annotated[int | None, optional("Seed of every random choice. (default: 0)")]
 
 
 def as_overrides(flags: Mapping[str, object]) -> list[tuple[str, object]]:

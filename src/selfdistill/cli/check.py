@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from selfdistill.cli.arguments import ConfigFile, Data, EnvName, Overrides, Seed, as_overrides
+from selfdistill.cli.arguments import ConfigFile, Data, EnvName, Overrides, Seed, as_overrides, optional
 from selfdistill.errors import DataError
 from selfdistill.runs import Event, Note, Phase
 
@@ -30,19 +30,15 @@ def check(
     data: Data = None,
     answers: Annotated[
         Path | None,
-        typer.Option(
-            help='Score the answers of this JSONL file, {"id": …, "answer": …} a line: one JSON line each on standard '
-            "output, in order, with id, reward, feedback and failure.",
-            show_default=False,
+        optional(
+            'Score the answers of this JSONL file, {"id": …, "answer": …} a line: one JSON line each on standard '
+            "output, in order, with id, reward, feedback and failure."
         ),
     ] = None,
     config: ConfigFile = None,
     model: Annotated[
         str | None,
-        typer.Option(
-            help="Measure the prompts with the tokenizer of this model. (default: they are not measured)",
-            show_default=False,
-        ),
+        optional("Measure the prompts with the tokenizer of this model. (default: they are not measured)"),
     ] = None,
     env: EnvName = None,
     seed: Seed = None,

@@ -1,4 +1,4 @@
-"""`selfdistill compare`: finished runs side by side, or ways to solve tasks, run side by side."""
+"""`selfdistill compare`: finished runs in one table, or strategies run on the same tasks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from selfdistill.cli.arguments import Data, EnvName, Model, Seed, as_overrides
+from selfdistill.cli.arguments import Data, EnvName, Model, Seed, as_overrides, optional
 from selfdistill.cli.display import RunDisplay, print_notes
 from selfdistill.cli.output import print_comparison
 from selfdistill.errors import ConfigError
@@ -31,43 +31,34 @@ def compare(
         list[str] | None,
         typer.Argument(
             metavar="RUN... | KEY=VALUE...",
-            help="Run directories, of which seeds of one method are put together; with --arm, settings of all ways.",
+            help="Run directories (seeds of one method share a column); with --arm, settings of all arms.",
             show_default=False,
         ),
     ] = None,
     plot: Annotated[
         Path | None,
-        typer.Option(help="PNG file to draw the curves into. (with --arm: discovery.png in --out)", show_default=False),
+        optional("PNG file for the plot. (with --arm: discovery.png in --out)"),
     ] = None,
     jobs: Annotated[
         int | None,
-        typer.Option(
-            help="With --arm or --resume: searches at a time. (default: 1 on a GPU, else one for each core)",
-            show_default=False,
-        ),
+        optional("With --arm or --resume: searches run at a time. (default: 1 on a GPU, else one per core)"),
     ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the table of runs as Markdown.")] = False,
     arm: Annotated[
         list[str] | None,
-        typer.Option(
-            help="A way to solve tasks, to be run: a strategy with settings, as in --arm best-of-k "
-            '--arm "small: hybrid strategy.batch=4". Repeat it; the others are measured against the last one.',
-            show_default=False,
+        optional(
+            "A strategy to run, with a label and settings if wanted: --arm best-of-k "
+            '--arm "small: hybrid strategy.batch=4". Repeatable; the last one is the baseline.'
         ),
     ] = None,
     task: Annotated[
         list[str] | None,
-        typer.Option(
-            help="With --arm: a task's id, or a .jsonl file of tasks. (default: all of --data or of the environment)",
-            show_default=False,
-        ),
+        optional("With --arm: a task's id, or a .jsonl file of tasks. (default: all of --data or of the environment)"),
     ] = None,
-    seeds: Annotated[
-        int | None, typer.Option(help="With --arm: seeds of every task. (default: 3)", show_default=False)
-    ] = None,
+    seeds: Annotated[int | None, optional("With --arm: seeds per task. (default: 3)")] = None,
     budget: Annotated[
         int | None,
-        typer.Option(help="With --arm: attempts for each task and seed. (default: 640)", show_default=False),
+        optional("With --arm: attempts per task and seed. (default: 640)"),
     ] = None,
     model: Model = None,
     env: EnvName = None,
@@ -75,20 +66,20 @@ def compare(
     seed: Seed = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="With --arm: folder of searches and results. (default: runs/contest)", show_default=False),
+        optional("With --arm: directory of searches and results. (default: runs/strategy_comparison)"),
     ] = None,
     resume: Annotated[
         Path | None,
-        typer.Option(
-            help="Folder of a strategy comparison to go on with; ways and seeds may be added to it.", show_default=False
-        ),
+        optional("Directory of a strategy comparison to resume; --arm and --seeds may add to it."),
     ] = None,
-    search: Annotated[str | None, typer.Option(hidden=True)] = None,
+    search: Annotated[
+        str | None, typer.Option(hidden=True, help="The one search to run, by the name of its directory.")
+    ] = None,
 ) -> None:
-    """Put runs side by side: what was gained, what it cost, what was forgotten. Or run ways to solve tasks.
+    """Compare runs by accuracy, cost and forgetting, or compare strategies that solve tasks at test time.
 
-    With --arm, every strategy makes its searches on the same tasks and seeds under the same budget, --jobs at a time,
-    and the curves of discovery are drawn with their means, ratios and levels.
+    With --arm, every strategy searches the same tasks and seeds under one budget. The report has discovery curves,
+    mean attempts, and attempts to reach each level of discovery.
     """
     flags = {"model": model, "env": env, "data": data}
     kept: dict[str, object] = {f"--{key}": value for key, value in flags.items()}
@@ -113,7 +104,7 @@ def compare(
         )
         _compare_finished_runs([Path(path) for path in given], plot, markdown=markdown)
     else:
-        raise ConfigError("nothing to compare", do="name run directories, or ways to be run with --arm")
+        raise ConfigError("nothing to compare", do="name run directories, or strategies to run with --arm")
 
 
 def _compare_finished_runs(paths: Sequence[Path], plot: Path | None, *, markdown: bool) -> None:
@@ -129,7 +120,7 @@ def _refuse(options: Mapping[str, object], why: str) -> None:
     """Raises `ConfigError` for options that were given and would not be read."""
     given = [name for name, value in options.items() if value not in (None, [])]
     if given:
-        raise ConfigError(why, got=", ".join(given), do="leave out what is named here")
+        raise ConfigError(why, got=", ".join(given), do="leave these options out")
 
 
 def _new(

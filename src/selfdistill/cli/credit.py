@@ -1,4 +1,4 @@
-"""`selfdistill credit`: which tokens of an answer the teacher would not have said."""
+"""`selfdistill credit`: the teacher–student log-ratio of every token of an answer."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
+from selfdistill.cli.arguments import optional
 from selfdistill.cli.display import RunDisplay
 from selfdistill.errors import ConfigError, DataError
 from selfdistill.files import is_whole, read_text
@@ -25,46 +26,48 @@ RED, GREEN, WHITE = (214, 64, 58), (46, 158, 79), (255, 255, 255)
 NAMED = 3  # tokens that are named below the answer
 
 
-def _told(what: str) -> object:
-    return typer.Option(help=f"{what} Text, or @FILE.", show_default=False)
+def _text_option(meaning: str) -> object:
+    return optional(f"{meaning} Text, or @FILE.")
 
 
 def credit(
-    question: Annotated[str | None, _told("What the answer answers. (default: the example)")] = None,
-    answer: Annotated[str | None, _told("The answer whose tokens are scored. (default: the example's)")] = None,
-    feedback: Annotated[str | None, _told("What the teacher was told is wrong. (default: Don't include n.)")] = None,
-    solution: Annotated[str | None, _told("A right solution that the teacher reads.")] = None,
-    demonstration: Annotated[str | None, _told("An example of an answer that the teacher reads.")] = None,
-    document: Annotated[str | None, _told("What is known about the question, for the teacher.")] = None,
-    reply: Annotated[str | None, _told("What the user says to an earlier attempt, for the teacher.")] = None,
-    instruction: Annotated[str | None, _told("The teacher's system message.")] = None,
+    question: Annotated[str | None, _text_option("Prompt of the answer. (default: an example)")] = None,
+    answer: Annotated[str | None, _text_option("Answer whose tokens are scored. (default: the example's)")] = None,
+    feedback: Annotated[
+        str | None, _text_option("Feedback in the teacher's context. (default: Don't include n.)")
+    ] = None,
+    solution: Annotated[str | None, _text_option("Correct solution in the teacher's context.")] = None,
+    demonstration: Annotated[str | None, _text_option("Demonstration in the teacher's context.")] = None,
+    document: Annotated[str | None, _text_option("Document in the teacher's context.")] = None,
+    reply: Annotated[str | None, _text_option("User's reply to an earlier attempt, in the teacher's context.")] = None,
+    instruction: Annotated[str | None, _text_option("System message of the teacher.")] = None,
     correct: Annotated[
-        str | None, _told("A corrected answer, to test whether the model sees the mistake (the teacher does not).")
+        str | None,
+        _text_option("A corrected answer, to test whether the model sees the mistake (the teacher does not)."),
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(
-            help="The model that reads. (default: the sapling where it knows the words, else SmolLM2-135M-Instruct "
-            "where the hub's cache holds it; of a run its newest checkpoint)",
-            show_default=False,
+        optional(
+            "The model that reads. (default: the sapling where it knows the words, else SmolLM2-135M-Instruct "
+            "where the hub's cache holds it; of a run its newest checkpoint)"
         ),
     ] = None,
     run: Annotated[
-        Path | None, typer.Option(help="Run directory: judge one of its rollouts, with --uid.", show_default=False)
+        Path | None,
+        optional("Run directory with the rollout --uid, in place of --question and --answer."),
     ] = None,
-    uid: Annotated[str | None, typer.Option(help="Which rollout of the run, as 3-0-1.", show_default=False)] = None,
+    uid: Annotated[str | None, optional("Rollout of the run, such as 3-0-1.")] = None,
     advantage: Annotated[
         float | None,
-        typer.Option(help="Show GRPO's uniform credit beside it. (default: a run's own)", show_default=False),
+        optional("Advantage to show beside it, as GRPO gives it to every token. (default: the rollout's)"),
     ] = None,
     numbers: Annotated[bool, typer.Option("--numbers", help="Print a table of every token.")] = False,
-    html: Annotated[Path | None, typer.Option(help="Write a self-contained page.", show_default=False)] = None,
-    top: Annotated[int, typer.Option(min=1, max=50, help="Likeliest tokens to show in place of each.")] = 4,
+    html: Annotated[Path | None, optional("Write a self-contained HTML page.")] = None,
+    top: Annotated[int, typer.Option(min=1, max=50, help="Alternatives shown for each token.")] = 4,
 ) -> None:
-    """Show where the credit goes: what a teacher that was told more would rather not have said, token by token.
+    """Show the credit of every token: the log-ratio of the model with a context (teacher) and without it (student).
 
-    Without a text it shows the example of the method's poster: an answer that counts to n, and the feedback "Don't
-    include n.".
+    Without a text it shows an example: an answer that counts to n, and the feedback "Don't include n.".
     """
     sections = dict(zip(FIELDS, (instruction, document, demonstration, solution, feedback, reply), strict=True))
     told = {name: _text(value) for name, value in sections.items() if value is not None}

@@ -1,4 +1,4 @@
-"""The one place where errors become messages: what the user can cure is said without a traceback."""
+"""Turns errors that a user can fix into messages without a traceback, and words of earlier versions into errors."""
 
 from __future__ import annotations
 
@@ -11,14 +11,20 @@ from selfdistill.errors import SelfDistillError
 from selfdistill.runs import Interrupted
 
 USER_ERROR, INTERRUPTED = 2, 130
-OLD_WORDS = {"--world": "--env", "--way": "--arm", "--go-on": "--exhaust-budget", "worlds": "envs"}
+OLD_WORDS = {
+    "--world": "--env",
+    "--way": "--arm",
+    "--go-on": "--exhaust-budget",
+    "--generations": "--completions",
+    "worlds": "envs",
+}
 
 
 class Guarded(TyperGroup):
-    """Runs a command; exit code 2 for an error that the user can cure, 130 after Ctrl-C."""
+    """Runs a command; exit code 2 for an error that the user can fix, 130 after Ctrl-C."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Refuses words of earlier versions with those of today."""
+        """Refuses words of earlier versions, naming those of today."""
         options = [word.split("=")[0] for word in args]
         old = next((word for word in (*args[:1], *options) if word in OLD_WORDS), None)
         if old is not None:
@@ -34,7 +40,7 @@ class Guarded(TyperGroup):
             raise typer.Exit(USER_ERROR) from None
         except Interrupted as stop:
             typer.echo(
-                f"\nStopped{stop.after}; what was done is saved. Go on with:\n"
+                f"\nStopped{stop.after}; what was done is saved. Resume with:\n"
                 f"  selfdistill {stop.command} --resume {stop.path}",
                 err=True,
             )

@@ -49,6 +49,7 @@ def print_listing(entries: Mapping[str, str]) -> None:
 def print_settings(value: Any, prefix: str = "") -> None:
     """Every setting of a component: its key, its value as JSON, what it takes and what it means."""
     table = Table("setting", "value", "takes", "meaning", box=box.SIMPLE_HEAD)
+    table.columns[0].no_wrap = True
     for setting in settings_of(value, prefix):
         table.add_row(setting.key, json.dumps(setting.value), setting.expected, setting.text)
     Console().print(table, markup=False)

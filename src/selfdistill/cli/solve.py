@@ -1,4 +1,4 @@
-"""`selfdistill solve`: one hard task, or some, until they are solved."""
+"""`selfdistill solve`: searches for solutions of hard tasks at test time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from selfdistill.cli.arguments import ConfigFile, Data, EnvName, MethodName, Model, Overrides, Seed, as_overrides
+from selfdistill.cli.arguments import (
+    ConfigFile,
+    Data,
+    EnvName,
+    MethodName,
+    Model,
+    Overrides,
+    Seed,
+    as_overrides,
+    optional,
+)
 from selfdistill.cli.display import RunDisplay
 from selfdistill.cli.output import print_settings, print_table
 from selfdistill.errors import ConfigError
@@ -25,30 +35,23 @@ def solve(
     overrides: Overrides = None,
     task: Annotated[
         list[str] | None,
-        typer.Option(
-            help="A task's id, or a .jsonl file of tasks; repeat it for more. (default: all tasks of --data or of the "
-            "environment)",
-            show_default=False,
-        ),
+        optional("Task id, or .jsonl file of tasks; repeatable. (default: all tasks of --data or of the environment)"),
     ] = None,
     strategy: Annotated[
         str | None,
-        typer.Option(
-            help="self-distill: learn from the feedback on every failure. hybrid: the same, and read recent feedback "
-            "before an attempt. multi-turn: read all feedback, learn nothing. best-of-k: independent attempts. grpo: "
-            "learn from the score alone. FILE.py:NAME: one of your own. (default: self-distill)",
-            show_default=False,
+        optional(
+            "self-distill: train on the feedback on each failure. hybrid: the same, with recent feedback in the "
+            "prompt. multi-turn: feedback in the prompt, no training. best-of-k: independent attempts. grpo: train on "
+            "the reward alone. FILE.py:NAME: one of your own. (default: self-distill)"
         ),
     ] = None,
     budget: Annotated[
         int | None,
-        typer.Option(help="Most attempts (or what --unit says) for each task. (default: 2750)", show_default=False),
+        optional("Most attempts, tokens or seconds per task; see --unit. (default: 2750)"),
     ] = None,
     unit: Annotated[
         str | None,
-        typer.Option(
-            help="What the budget counts: attempts, tokens or seconds. (default: attempts)", show_default=False
-        ),
+        optional("Unit of --budget: attempts, tokens or seconds. (default: attempts)"),
     ] = None,
     config: ConfigFile = None,
     model: Model = None,
@@ -58,30 +61,26 @@ def solve(
     seed: Seed = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="Directory of the search. (default: runs/solve-<strategy>-…)", show_default=False),
+        optional("Directory of the search. (default: runs/solve-<strategy>-…)"),
     ] = None,
     keep: Annotated[
-        bool, typer.Option("--keep", help="Keep the weights that every task ends with, in its checkpoints.")
+        bool, typer.Option("--keep", help="Save the weights at the end of each task as a checkpoint.")
     ] = False,
     exhaust_budget: Annotated[
-        bool, typer.Option("--exhaust-budget", help="Use the whole budget, also after a right attempt.")
+        bool, typer.Option("--exhaust-budget", help="Use the whole budget, even after a correct attempt.")
     ] = False,
     resume: Annotated[
         Path | None,
-        typer.Option(
-            help="Directory of a search to go on with; its settings are kept, but for --keep, checkpoint_every and "
-            "micro_batch_tokens.",
-            show_default=False,
-        ),
+        optional("Directory of a search to resume; --keep, checkpoint_every and micro_batch_tokens may change."),
     ] = None,
     list_settings: Annotated[
-        bool, typer.Option("--list-settings", help="Print the settings of the strategy and exit.")
+        bool, typer.Option("--list-settings", help="Print the strategy's settings and exit.")
     ] = False,
 ) -> None:
-    """Solve hard tasks at test time: attempt, hear why it failed, learn, and again, until an attempt is right.
+    """Search for solutions of hard tasks at test time: attempt, train on the feedback, repeat until one is correct.
 
-    Every task begins with the model's own weights. An attempt is right when it passes the tests that it may be told
-    about, and the private ones too. Settings of the strategy are written strategy.KEY=VALUE.
+    Every task starts from the model's own weights. A correct attempt passes the tests whose feedback training sees and
+    the private tests. Settings of the strategy are written strategy.KEY=VALUE.
     """
     flags = {"model": model, "method": method, "env": env, "data": data, "seed": seed}
     limits = {"budget": budget, "unit": unit, "exhaust_budget": exhaust_budget or None}
@@ -119,7 +118,7 @@ def _new(
 
 
 def _resumed(path: Path, overrides: Sequence[str], given: Mapping[str, object]) -> SolveConfig:
-    """The search of a folder, with what may change. Raises `ConfigError` for anything else that was given."""
+    """The search in a directory, with the settings that may change. Raises `ConfigError` for any other option."""
     from selfdistill.config import load_config, parse_override, read_saved, resolved
     from selfdistill.test_time.config import config_from
     from selfdistill.test_time.search import MAY_CHANGE
@@ -132,7 +131,7 @@ def _resumed(path: Path, overrides: Sequence[str], given: Mapping[str, object]) 
             "a resumed search keeps its settings",
             got=", ".join(kept),
             why="its records would mix two experiments",
-            do="leave out what is named here; --keep, checkpoint_every and micro_batch_tokens may change",
+            do="leave these out; --keep, checkpoint_every and micro_batch_tokens may change",
         )
     saved = read_saved(path, config_from)
     _refuse_unread(saved, keys)
@@ -140,15 +139,15 @@ def _resumed(path: Path, overrides: Sequence[str], given: Mapping[str, object]) 
 
 
 def _refuse_unread(config: SolveConfig, given: Collection[str]) -> None:
-    """Raises `ConfigError` for what only learning reads, where the strategy learns nothing."""
+    """Raises `ConfigError` for settings of training, where the strategy does not train."""
     from selfdistill.test_time.config import LEARNING
 
     unread = [key for key in given if key == "--keep" or key.partition(".")[0] in LEARNING]
     if unread and not config.strategy.learns:
         raise ConfigError(
-            f"{config.strategy.name} learns nothing, and does not read this",
+            f"{config.strategy.name} does not train, and this setting would have no effect",
             got=", ".join(unread),
-            do="leave it out, or choose a strategy that learns, such as hybrid",
+            do="leave it out, or choose a strategy that trains, such as hybrid",
         )
 
 
@@ -164,7 +163,7 @@ def _run(config: SolveConfig, out: Path | None, again: bool) -> None:
 
 
 def print_results(results: Sequence[SolveResult]) -> None:
-    """The solutions, and what each of them took."""
+    """The solutions, and the cost of each."""
     console = Console()
     for result in results:
         if result.solved:
