@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from selfdistill.analysis.control_contexts import COUNT, PROSE, contexts_of_others, control_contexts
-from selfdistill.analysis.token_credit import CreditQuery, credit, pieces
+from selfdistill.analysis.token_credit import CreditQuery, credit
 from selfdistill.envs.verbs.lexicon import verb_question
 from selfdistill.errors import DataError
 from selfdistill.losses import TeacherStates, read_log_ratios
@@ -16,6 +16,7 @@ from selfdistill.models.load import Policy, load_policy
 from selfdistill.prompts.context import teacher_messages
 from selfdistill.prompts.render import Renderer
 from selfdistill.runs.credit import ErrorVisibility
+from selfdistill.training.recording import token_texts
 from selfdistill.types import Context
 
 QUESTION = (verb_question("gukar", "list"),)
@@ -138,7 +139,7 @@ def test_a_context_that_does_not_fit_is_cut_and_an_empty_answer_refused(policy, 
 def test_letters_of_several_tokens_stand_whole_at_their_last(policy) -> None:
     text = "aä😀 b\n"
     ids = tuple(policy.tokenizer.encode(text, add_special_tokens=False))
-    found = pieces(policy.tokenizer, ids)
+    found = token_texts(policy.tokenizer, ids)
     assert "".join(found) == text
     assert "" in found
     assert "😀" in found

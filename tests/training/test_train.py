@@ -15,9 +15,11 @@ from selfdistill.config import NamedComponent
 from selfdistill.errors import ConfigError, DataError, EnvError, RunError, TrainingError
 from selfdistill.models.checkpoint import latest_checkpoint
 from selfdistill.models.teacher import Teacher
-from selfdistill.runs import EvalEnd, Note, Phase, RunEnd, RunStart, StepEnd, read_run
+from selfdistill.runs import EvalEnd, Note, Phase, RunEnd, RunStart, StepEnd, no_callback, read_run
 from selfdistill.training import loop, update
 from selfdistill.training.loop import PATIENCE, train
+from selfdistill.training.recording import TORN
+from selfdistill.training.session import open_renderer
 from selfdistill.types import DropReason
 
 
@@ -56,7 +58,7 @@ def test_a_run_leaves_the_directory_that_other_tools_read(config_of, recorder) -
 def test_sampled_is_trained_plus_dropped_in_every_step(config_of, method: str) -> None:
     config = config_of(method=method, tasks_per_step=2, rollouts_per_task=4, optimiser={"lr": 1e-3, "warmup_steps": 0})
     run = read_run(train(config))
-    rollouts = list(run.rollouts())
+    rollouts, renderer = list(run.rollouts()), open_renderer(config, no_callback)
     assert [record.completions_sampled for record in run.steps] == [8, 16, 24]
     for record in run.steps:
         mine = [rollout for rollout in rollouts if rollout.step == record.step]
@@ -71,6 +73,11 @@ def test_sampled_is_trained_plus_dropped_in_every_step(config_of, method: str) -
             assert len(rollout.log_ratio) == (len(rollout.token_ids) if distilled else 0)
             assert len(rollout.logprobs) == len(rollout.token_ids)
             assert rollout.policy_version == rollout.step - 1
+            assert bool(rollout.teacher_prompt_ids) == distilled
+            assert renderer.tokenizer.decode(rollout.prompt_ids).count(rollout.prompt) == 1
+            whole = renderer.tokenizer.decode(rollout.token_ids)
+            assert "".join(rollout.token_texts).replace(TORN, "") == whole.replace(TORN, "")
+            assert len(rollout.token_texts) == len(rollout.token_ids)
 
 
 def test_evidence_is_that_of_the_weights_at_the_start_of_the_step(config_of, tmp_path) -> None:

@@ -320,7 +320,11 @@ class _Bench:
         records: list[RolloutRecord] = []
         for rollout, context in zip((rollout for group in groups for rollout in group.rollouts), told, strict=False):
             known = replace(rollout, stage=PrivilegedRollouts.name) if context else rollout
-            records.append(rollout_record(0, CreditedRollout(known, context=context, drop=rollout.drop), {}))
+            records.append(
+                rollout_record(
+                    0, CreditedRollout(known, context=context, drop=rollout.drop), {}, self.asking.renderer.tokenizer
+                )
+            )
         if self.run:
             self.run.append(*records)
         check_environment(records)

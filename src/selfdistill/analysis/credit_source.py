@@ -94,7 +94,8 @@ def credit_of_rollout(
 ) -> AnswerCredit:
     """The credit of one rollout of a run, read by the run's newest checkpoint, or by `model`.
 
-    Prompts are rendered anew from the record; `context` replaces what the teacher read. The corrected answer is
+    Prompts are those of the record; in older runs, and for another model or context, they are rendered anew. `context`
+    replaces what the teacher read. The corrected answer is
     `correct`, else one of the run to the same question that was right, else the task's demonstration.
 
     The student reads the prompt that the run learned the answer under: in a search by `hybrid` the task's question
@@ -110,6 +111,7 @@ def credit_of_rollout(
     record = _record(run, uid)
     original, search = _settings(run)
     config = replace(original, device="auto", dtype="auto", lora=None)
+    as_recorded = context is None and model is None
     context = context or _context(record)
     policy = open_policy(_with_weights(config, path, model, callback), callback, trained=False)
     renderer = replace(_renderer(policy), thinking=config.thinking)
@@ -125,6 +127,7 @@ def credit_of_rollout(
         recorded=record.log_ratio if same_tokens else (),
         advantage=record.advantage or None if advantage is None else advantage,
         temperature=config.sampling.temperature or 1.0,
+        prompts=_prompts(renderer, record) if as_recorded and same_tokens else None,
     )
     known = [(other.task, _sections(other)) for other in run.rollouts() if other.context]
     return _read(policy, renderer, asked, contexts_of_others(context, known, record.task), callback, top)
@@ -307,6 +310,14 @@ def _answer(policy: Policy, renderer: Renderer, record: RolloutRecord, callback:
         return ()
     callback(Note(f"{policy.name} has other tokens than the model that sampled: the text is read in its own"))
     return renderer.answer(record.completion)
+
+
+def _prompts(renderer: Renderer, record: RolloutRecord) -> tuple[TokenIds, TokenIds] | None:
+    """The recorded prompts of student and teacher, where there are any and the model can read them."""
+    longest = max(len(record.prompt_ids), len(record.teacher_prompt_ids)) + len(record.token_ids)
+    if not record.teacher_prompt_ids or longest > renderer.context_length:
+        return None
+    return record.prompt_ids, record.teacher_prompt_ids
 
 
 def _right_answer(run: Run, record: RolloutRecord) -> str:

@@ -6,7 +6,7 @@ weights, which read the context too).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,11 +19,10 @@ from selfdistill.losses.teacher_mixture import log_probs
 from selfdistill.models.policy import Policy
 from selfdistill.prompts.render import Renderer
 from selfdistill.runs.credit import Alternative, AnswerCredit, ErrorVisibility, TokenCredit
+from selfdistill.training.recording import token_texts
 from selfdistill.types import Context, DropReason, Message, TokenIds
 
 ROWS = 64  # positions whose logits are held at a time
-WINDOW = 8  # tokens before a token with which it is decoded: some tokenizers drop the first space of a text
-TORN = "\N{REPLACEMENT CHARACTER}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +31,8 @@ class CreditQuery:
 
     `correct` is a corrected answer, for the test of whether the model sees what is wrong. `recorded` is the log-ratio
     of an earlier reading (of the teacher that trained on this answer); `advantage` the one number that GRPO would give
-    to every token. `temperature` divides all logits; it is the one the answer was sampled at.
+    to every token. `temperature` divides all logits; it is the one the answer was sampled at. `prompts` are those of
+    student and teacher as a run recorded them (None: written from question and context).
     """
 
     question: tuple[Message, ...]
@@ -42,6 +42,7 @@ class CreditQuery:
     recorded: tuple[float, ...] = ()
     advantage: float | None = None
     temperature: float = 1.0
+    prompts: tuple[TokenIds, TokenIds] | None = None
 
 
 def credit(
@@ -55,8 +56,10 @@ def credit(
     """
     if not asked.answer:
         raise DataError("the answer is empty", do="give a text of at least one token")
-    question = renderer.prompt(asked.question)
-    told = renderer.teacher_prompt(asked.question, asked.context, max(len(asked.answer), len(asked.correct)))
+    size = max(len(asked.answer), len(asked.correct))
+    question, told = renderer.prompt(asked.question), renderer.teacher_prompt(asked.question, asked.context, size)
+    if asked.prompts is not None:
+        question, told = asked.prompts[0], (asked.prompts[1], asked.context, False)
     if isinstance(told, DropReason):
         raise DataError(
             "question, context and answer do not fit the model",
@@ -76,7 +79,7 @@ def _tokens(
 ) -> tuple[TokenCredit, ...]:
     hidden_ND = policy.answer_hidden([(question, asked.answer), (prompt, asked.answer)])
     student_ND, teacher_ND = torch.split(hidden_ND, len(asked.answer))
-    head, texts, found = policy.head().detached(), pieces(policy.tokenizer, asked.answer), list[TokenCredit]()
+    head, texts, found = policy.head().detached(), token_texts(policy.tokenizer, asked.answer), list[TokenCredit]()
     for start in range(0, len(asked.answer), ROWS):
         rows = slice(start, start + ROWS)
         log_p_CV = log_probs(head.logits(student_ND[rows]), asked.temperature)
@@ -141,18 +144,6 @@ def _odds(read: Sequence[Tensor]) -> float:
     """log-probability of the corrected answer less that of the given one."""
     given_N, correct_N = read
     return float(correct_N.sum() - given_N.sum())
-
-
-def pieces(tokenizer: Any, ids: TokenIds) -> list[str]:
-    """The text of each token as it stands in the whole: "" for the first parts of a letter of several tokens."""
-    return list(_pieces(tokenizer, ids))
-
-
-def _pieces(tokenizer: Any, ids: TokenIds) -> Iterator[str]:
-    for place in range(len(ids)):
-        start = max(0, place - WINDOW)
-        before = _decoded(tokenizer, ids[start:place]).rstrip(TORN)
-        yield _decoded(tokenizer, ids[start : place + 1]).rstrip(TORN)[len(before) :]
 
 
 def _decoded(tokenizer: Any, ids: Sequence[int]) -> str:

@@ -81,15 +81,19 @@ class EvalRecord:
 
 @dataclass(frozen=True, slots=True)
 class RolloutRecord:
-    """One attempt, as it was scored and as it was learned from.
+    """One rollout: how it was scored, and what was learned from it.
 
-    `reward` is None when the environment could not judge it; `fault` is then the traceback. `log_ratio` [T] is
-    log q − log p of each sampled token in nats, empty when the sample was not distilled; `log_ratio_at` names the
-    student's weights that it is of, those at the start of the step (empty in runs that did not record it: those just
-    before the update of its own). `policy_version` counts the steps that the sampling weights had seen. `context` holds
-    the texts that only the teacher read, by section. `stage` is "answer" for an answer to the question as it stands.
-    `right` says whether an answer that passed what training may see also passed what it may not (False: its `reward` is
-    0 for that); None: it was not asked.
+    `reward` is None when the environment could not score it; `fault` is then the traceback. `stage` is "answer" for an
+    answer to the task's question. `context` holds the texts that only the teacher read, by section of its prompt.
+    `prompt_ids` and `teacher_prompt_ids` are the prompts of student and teacher, token by token: those of its first
+    training sample; without one, the prompt that it was sampled from, and none. `token_texts` [T] are the texts of its
+    `token_ids` ("" for the first parts of a letter of several tokens).
+
+    `log_ratio` [T] is log q − log p of each sampled token in nats, empty when the rollout was not distilled;
+    `log_ratio_at` names the student's weights, those at the start of the step (empty in older runs: those just before
+    its update). `policy_version` counts the steps that the sampling weights had been trained for. `right` is whether an
+    answer that passed the public tests also passed the private ones (False: its `reward` is 0 for that); None: they
+    were not run.
     """
 
     step: int
@@ -113,6 +117,9 @@ class RolloutRecord:
     logprobs: tuple[float, ...] = ()
     log_ratio: tuple[float, ...] = ()
     log_ratio_at: Literal["step_start", ""] = ""
+    prompt_ids: tuple[int, ...] = ()
+    teacher_prompt_ids: tuple[int, ...] = ()
+    token_texts: tuple[str, ...] = ()
     details: Mapping[str, float | int | str | bool] = field(default_factory=dict)
     event: Literal["rollout"] = "rollout"
     __pydantic_config__: ClassVar[ConfigDict] = JSON

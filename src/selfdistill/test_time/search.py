@@ -96,7 +96,7 @@ class Search:
         if self.asking.learner is not None and not found:
             record, rollouts = learn(self.asking, [group], self.totals, self.callback, began, timer)
         else:
-            record, rollouts = record_round([group], self.totals, began, timer)
+            record, rollouts = record_round(self.asking, [group], self.totals, began, timer)
         lost = {"prompts_cut": sum(p.cut for p in prompts), "left_out": sum(p.left_out for p in prompts)}
         record = replace(record, extra={**record.extra, **lost})
         rollouts = [replace(rollout, right=right.get(rollout.uid)) for rollout in rollouts]

@@ -48,7 +48,7 @@ def measure(config: RunConfig, callback: Callback = no_callback) -> list[EvalRec
         records.append(measured.record)
         callback(EvalEnd(measured.record))
         rollouts = [rollout for group in measured.groups for rollout in group.rollouts]
-        answers = [rollout_record(0, CreditedRollout(r, drop=r.drop), {}) for r in rollouts]
+        answers = [rollout_record(0, CreditedRollout(r, drop=r.drop), {}, session.renderer.tokenizer) for r in rollouts]
         if run:
             run.append(*answers, measured.record)
         check_environment(answers)

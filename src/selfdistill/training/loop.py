@@ -235,18 +235,18 @@ def learn(
     totals.tokens += sum(len(sample.completion_ids) for sample in replayed)
     numbers = {**numbers, "contexts_lost": sum(entry.lost for entry in credited), "replayed": len(replayed)}
     record = step_record(totals, credited, reports, lr, timer.seconds, numbers, log_ratio)
-    return record, [rollout_record(step + 1, entry, log_ratio) for entry in credited]
+    return record, [rollout_record(step + 1, entry, log_ratio, session.renderer.tokenizer) for entry in credited]
 
 
 def record_round(
-    groups: Sequence[RolloutGroup], totals: Totals, began: float, timer: Timer
+    session: Session, groups: Sequence[RolloutGroup], totals: Totals, began: float, timer: Timer
 ) -> tuple[StepRecord, list[RolloutRecord]]:
     """The records of a generation batch from which nothing is to be learned."""
     timer.lap("rollout")
     credited = [CreditedRollout(rollout, drop=rollout.drop) for group in groups for rollout in group.rollouts]
     _count(totals, groups, began)
     record = step_record(totals, credited, [], 0.0, timer.seconds, {}, {})
-    return record, [rollout_record(totals.step + 1, entry, {}) for entry in credited]
+    return record, [rollout_record(totals.step + 1, entry, {}, session.renderer.tokenizer) for entry in credited]
 
 
 def _count(totals: Totals, groups: Sequence[RolloutGroup], began: float) -> None:

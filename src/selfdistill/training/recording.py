@@ -1,9 +1,10 @@
-"""What a loop writes down of a step, a rollout and a whole run."""
+"""The records of a step, a rollout and a whole run."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from selfdistill.config import RunConfig
 from selfdistill.errors import EnvError
@@ -15,7 +16,10 @@ from selfdistill.training.rollouts import solved
 from selfdistill.training.samples import CreditedRollout
 from selfdistill.training.session import Totals
 from selfdistill.training.update import UpdateReport
-from selfdistill.types import DropReason, StopReason
+from selfdistill.types import DropReason, StopReason, TokenIds
+
+WINDOW = 8  # tokens before a token with which it is decoded: some tokenizers drop the first space of a text
+TORN = "\N{REPLACEMENT CHARACTER}"
 
 
 def step_record(
@@ -64,9 +68,12 @@ def step_record(
     )
 
 
-def rollout_record(step: int, entry: CreditedRollout, log_ratio: Mapping[str, tuple[float, ...]]) -> RolloutRecord:
-    """One attempt, with the texts that only the teacher read; of several uses, the largest weights."""
+def rollout_record(
+    step: int, entry: CreditedRollout, log_ratio: Mapping[str, tuple[float, ...]], tokenizer: Any
+) -> RolloutRecord:
+    """One rollout, with the prompts of its first training sample; of several samples, the largest weights."""
     rollout, context = entry.rollout, entry.context
+    first = entry.samples[0] if entry.samples else None
     done, outcome = rollout.completion, rollout.outcome
     sections = {name: getattr(context, name) for name in FIELDS if context and getattr(context, name)}
     return RolloutRecord(
@@ -90,8 +97,25 @@ def rollout_record(step: int, entry: CreditedRollout, log_ratio: Mapping[str, tu
         logprobs=done.logprobs,
         log_ratio=log_ratio.get(done.uid, ()),
         log_ratio_at="step_start" if done.uid in log_ratio else "",
+        prompt_ids=first.student_prompt_ids if first else rollout.prompt_ids,
+        teacher_prompt_ids=first.teacher_prompts[0] if first and first.teacher_prompts else (),
+        token_texts=token_texts(tokenizer, done.token_ids),
         details=outcome.details if outcome else {},
     )
+
+
+def token_texts(tokenizer: Any, ids: TokenIds) -> tuple[str, ...]:
+    """The text of each token as part of the whole: "" for the first parts of a letter of several tokens. Together they
+    are the text of the ids, but for bytes that are no letter."""
+    texts, before = [], ""
+    for place in range(len(ids)):
+        start = max(0, place - WINDOW)
+        if start:
+            before = str(tokenizer.decode(list(ids[start:place]), clean_up_tokenization_spaces=False)).rstrip(TORN)
+        after = str(tokenizer.decode(list(ids[start : place + 1]), clean_up_tokenization_spaces=False)).rstrip(TORN)
+        texts.append(after[len(before) :])
+        before = after
+    return tuple(texts)
 
 
 def check_environment(rollouts: Sequence[RolloutRecord], *, least: int = 0) -> None:
