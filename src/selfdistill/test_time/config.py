@@ -1,4 +1,4 @@
-"""What decides a search for solutions: a strategy, a budget, and the settings of a run around them."""
+"""The settings of a test-time search: a strategy, a budget, and the settings of a run."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ from typing import Any, Literal
 
 from selfdistill.config import RunConfig, from_settings, load_config, parse_override, resolved
 from selfdistill.errors import ConfigError
-from selfdistill.options import Where, build, check_ranges, option, plain
+from selfdistill.options import Where, build, check_range, check_ranges, option, plain
 from selfdistill.runs.store import SEARCH
 from selfdistill.test_time.strategies import Strategy, get_strategy
 from selfdistill.test_time.strategies.bare import SelfDistill
-from selfdistill.test_time.strategies.base import at_least_one
 
 OWN = "strategy."
-# Settings of a run that nothing reads here, and what stands for them.
+# Settings of a run that a search does not read, and what to set in their place.
 UNREAD: Mapping[str, str] = {
     "steps": "--budget",
     "tasks_per_step": "--task",
@@ -25,7 +24,7 @@ UNREAD: Mapping[str, str] = {
     "evaluation": "--task",
     "out": "--out",
 }
-# Settings of a run that only learning reads: nothing does under a strategy whose weights stay as they are.
+# Settings of a run that are read only under a strategy that learns.
 LEARNING = ("method", "optimiser", "teacher", "replay", "checkpoint_every", "micro_batch_tokens")
 
 
@@ -35,7 +34,7 @@ class Limits:
 
     budget: int = option(2750, "attempts, sampled tokens or seconds for each task", least=1)
     unit: Literal["attempts", "tokens", "seconds"] = option("attempts", "what the budget counts")
-    exhaust_budget: bool = option(False, "use the whole budget, also after the first right attempt")
+    exhaust_budget: bool = option(False, "use the whole budget, also after the task is solved")
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -43,8 +42,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class SolveConfig:
-    """One strategy on some tasks. `tasks` are ids, or files of tasks; none: all that the run has. `keep` the weights
-    that a task ends with."""
+    """One strategy on some tasks: ids, or files of tasks; none: all tasks of the run. `keep`: final weights are kept."""
 
     run: RunConfig
     strategy: Strategy = field(default_factory=SelfDistill)
@@ -53,7 +51,8 @@ class SolveConfig:
     keep: bool = False
 
     def __post_init__(self) -> None:
-        at_least_one(self.strategy, "batch")  # a strategy of the user's need not have looked
+        # A strategy of the user's may declare the field anew, without a range.
+        check_range(Strategy.__dataclass_fields__["batch"], self.strategy.batch, "strategy.batch")
 
     @property
     def rounds(self) -> int:
@@ -70,8 +69,8 @@ def solve_config(
     limits: Mapping[str, Any] | None = None,
     keep: bool = False,
 ) -> SolveConfig:
-    """A search from its parts. `overrides` are settings of the run, and of the strategy where they begin with
-    `strategy.`; a file among `tasks` is the data of the run unless it names others.
+    """The settings of a search. `overrides` are settings of the run, or of the strategy with the prefix `strategy.`; a
+    file among `tasks` is the default of `data`.
 
     The strategy's method is the run's default, and the learning rate does not warm up: a task may take few rounds.
     Raises `ConfigError`, also for a setting of a run that a search does not read.
@@ -95,7 +94,7 @@ def solve_config(
 
 
 def is_file(name: str) -> bool:
-    """Whether a task is named by a file of tasks rather than by its id."""
+    """Whether this names a file of tasks rather than the id of one."""
     return name.endswith((".jsonl", ".json"))
 
 
@@ -109,7 +108,7 @@ def solve_settings(config: SolveConfig) -> dict[str, Any]:
 
 
 def config_from(settings: Mapping[str, Any]) -> SolveConfig:
-    """The search whose settings were written down. Raises `ConfigError`."""
+    """The settings of a search from their JSON values. Raises `ConfigError`."""
     own = dict(settings.get(SEARCH, {}))
     if not own:
         raise ConfigError("these settings are not those of `selfdistill solve`", do="name a directory that it made")

@@ -1,4 +1,4 @@
-"""Ways to go about one hard task: each a frozen value, by name."""
+"""Test-time strategies, by name."""
 
 from __future__ import annotations
 
@@ -20,8 +20,7 @@ STRATEGIES: Mapping[str, type[Strategy]] = {
 
 
 def get_strategy(name: str, options: Mapping[str, Any]) -> Strategy:
-    """A strategy by name, or `FILE.py:NAME` for one of the user's. Raises `ConfigError`: unknown strategy or setting,
-    with the nearest name."""
+    """A strategy by name, or `FILE.py:NAME`. Raises `ConfigError` for an unknown strategy or setting."""
     if is_file_name(name):
         kind = _from_file(name)
         with their_code(kind, "its settings"):

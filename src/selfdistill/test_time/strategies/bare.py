@@ -1,4 +1,4 @@
-"""Strategies whose attempts read the question and nothing else."""
+"""Strategies whose attempts read the question alone."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from selfdistill.test_time.strategies.base import Prompt, SolveState, Strategy
 
 @dataclass(frozen=True, slots=True)
 class Bare(Strategy):
-    """Every attempt reads the question as it stands."""
+    """Every attempt reads the question alone."""
 
     def prompts(self, state: SolveState, count: int) -> list[Prompt]:
         """The question, `count` times."""
@@ -19,7 +19,7 @@ class Bare(Strategy):
 
 @dataclass(frozen=True, slots=True)
 class BestOfK(Bare):
-    """Independent attempts by the weights as they are, until one is right."""
+    """Samples independent attempts from the initial weights until one is solved."""
 
     name: ClassVar[str] = "best-of-k"
     independent: ClassVar[bool] = True
@@ -27,8 +27,7 @@ class BestOfK(Bare):
 
 @dataclass(frozen=True, slots=True)
 class SelfDistill(Bare):
-    """Every failure is distilled from its own feedback, or from a group member once one is right; then the next
-    attempts."""
+    """Distils every failure from its own feedback, or from a solution of the group once there is one."""
 
     name: ClassVar[str] = "self-distill"
     learns: ClassVar[str] = "sdpo"
@@ -37,7 +36,7 @@ class SelfDistill(Bare):
 
 @dataclass(frozen=True, slots=True)
 class Grpo(Bare):
-    """Attempts are rewarded against their group members: nothing is learned before the first of them differs."""
+    """Rewards attempts relative to their group: no gradient until two rewards of a round differ."""
 
     name: ClassVar[str] = "grpo"
     learns: ClassVar[str] = "grpo"

@@ -1,4 +1,4 @@
-"""Learning in the context and in the weights at once."""
+"""Learning in context and in weights at once."""
 
 from __future__ import annotations
 
@@ -7,24 +7,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
-from selfdistill.errors import ConfigError
 from selfdistill.losses import LossSpec
 from selfdistill.methods import Credit, Method
 from selfdistill.methods.base import CreditOrDrop, credits_of
 from selfdistill.options import changed, option
-from selfdistill.test_time.strategies.base import PASSED, Attempt, Prompt, SolveState, Strategy, at_least_one
-from selfdistill.test_time.strategies.window import distinct, told, with_feedback
+from selfdistill.test_time.strategies.base import PASSED, Attempt, Prompt, SolveState, Strategy
+from selfdistill.test_time.strategies.window import distinct, with_feedback, with_text
 from selfdistill.types import Rollout, RolloutGroup
 
-MOST = 5.0  # odds of being repeated that count: an answer that is nearly certain would be pushed without bound
+MOST_ODDS = 5.0  # bounds the weight of a failure that is nearly certain to be sampled again
 
 
 @dataclass(frozen=True, slots=True)
 class RelabelledPrompt(Method):
-    """Another method, whose student reads the task's question, whatever the attempt itself had read.
+    """Wraps a method: its student reads the task's question in place of the prompt that an attempt read.
 
-    What an attempt was told in its prompt thereby becomes part of what is to be learned. With `unlikelihood` above 0
-    each failure also becomes less likely under the prompt that it had read: see `unlikelihood_weights`.
+    The feedback in that prompt thereby becomes part of what is distilled. With `unlikelihood` above 0 each failure also
+    becomes less likely under the prompt that it read: see `unlikelihood_weight`.
     """
 
     inner: Method = field(kw_only=True)
@@ -32,89 +31,75 @@ class RelabelledPrompt(Method):
 
     @property
     def needs_reference(self) -> bool:
-        """As the method says."""
+        """Of the wrapped method."""
         return self.inner.needs_reference
 
     def loss_specs(self, temperature: float) -> tuple[LossSpec, ...]:
-        """As the method says."""
+        """Of the wrapped method."""
         return self.inner.loss_specs(temperature)
 
     def loss_spec(self, temperature: float) -> LossSpec:
-        """As the method says."""
+        """Of the wrapped method."""
         return self.inner.loss_spec(temperature)
 
     def credit(self, group: RolloutGroup, index: int) -> CreditOrDrop:
-        """The method's credits, under the question; those that name a question of their own keep it. Of a failure one
-        more, under its own prompt, also where nothing was said of it."""
+        """The method's credits under the question (or one of their own), and for a failure one of unlikelihood."""
         found, outcome = self.inner.credit(group, index), group.rollouts[index].outcome
-        asked = tuple(_asked(credit, group) for credit in credits_of(found))
+        credits = [replace(credit, question=credit.question or group.task.messages) for credit in credits_of(found)]
         if self.unlikelihood and outcome is not None and outcome.reward < PASSED:
-            asked = (*asked, Credit(advantage=unlikelihood_weights(group.rollouts[index], self.unlikelihood)))
-        return asked or found
+            credits.append(Credit(advantage=unlikelihood_weight(group.rollouts[index], self.unlikelihood)))
+        return tuple(credits) or found
 
 
-def unlikelihood_weights(rollout: Rollout, strength: float) -> float:
-    """The advantage with which a failed answer is pushed away: A = -strength · min(MOST, P / (1 - P)).
+def unlikelihood_weight(rollout: Rollout, strength: float) -> float:
+    """The negative advantage of a failed answer: A = -strength · min(MOST_ODDS, P / (1 - P)), P its probability.
 
-    P is the probability with which it was sampled. Being repeated is what wastes attempts, and A ∇ log P is
-    strength · ∇ log (1 - P): a rare failure is hardly touched, one that would come again is.
+    A ∇ log P is strength · ∇ log (1 - P): a failure that would be sampled again is pushed down, a rare one hardly.
     """
     chance = math.exp(sum(rollout.completion.logprobs))
-    odds = chance / (1 - chance) if chance < 1 else MOST
-    return -strength * min(MOST, odds)
-
-
-def _asked(credit: Credit, group: RolloutGroup) -> Credit:
-    return credit if credit.question else replace(credit, question=group.task.messages)
+    return -strength * min(MOST_ODDS, chance / (1 - chance) if chance < 1 else MOST_ODDS)
 
 
 @dataclass(frozen=True, slots=True)
 class Hybrid(Strategy):
-    """Attempts read recent feedback, by the weights as learned so far, and each is distilled into the bare question.
+    """Attempts read recent feedback, and each is distilled into the question alone.
 
-    The first round reads the question alone.
+    Attempts of the first round read the question alone.
     """
 
     name: ClassVar[str] = "hybrid"
     learns: ClassVar[str] = "sdpo"
-    method_settings: ClassVar[Mapping[str, Any]] = {"alpha": 0.0}  # covers all that the teacher holds possible
+    method_settings: ClassVar[Mapping[str, Any]] = {"alpha": 0.0}  # forward KL: covers the teacher's distribution
     idle: ClassVar[str] = "nothing can be distilled until one of them passes; its group members then learn from it"
 
     batch: int = changed(Strategy, "batch", 8)
     reads: Literal["own", "round"] = option(
-        "own", "recent feedback on the attempts at the same place of a round, or on all of them"
+        "own", "recent feedback on attempts at the same place of a round, or on all attempts"
     )
-    rounds: int = option(4, "rounds whose feedback is recent", least=1)
-    share: float = option(1.0, "of the attempts of a round, those that read feedback", above=0, most=1)
+    rounds: int = option(4, "the number of rounds whose feedback is recent", least=1)
+    share: float = option(1.0, "share of the attempts of a round that read feedback", above=0, most=1)
     unlikelihood: float = option(
-        0.1, "how strongly a failure is pushed away that would come again; 0: not at all", least=0
+        0.1, "unlikelihood weight of a failure that is likely to be sampled again; 0: none", least=0
     )
-    window: int = option(32_000, "tokens of a prompt, at most; never more than the model can read", least=1)
-
-    def __post_init__(self) -> None:
-        at_least_one(self, "batch", "rounds", "window")
-        if not 0 < self.share <= 1:
-            raise ConfigError("strategy.share must be above 0 and at most 1", got=self.share)
-        if not 0 <= self.unlikelihood < math.inf:
-            raise ConfigError("strategy.unlikelihood must be a number of at least 0", got=self.unlikelihood)
+    window: int = option(32_000, "most tokens of a prompt; never more than the model can read", least=1)
 
     def prompts(self, state: SolveState, count: int) -> list[Prompt]:
-        """The first ones of a round are informed, the rest bare."""
-        recent = told([past for past in state.attempts if past.round >= state.round - self.rounds])
+        """The first prompts of a round hold feedback, the others the question alone."""
+        recent = with_text([past for past in state.attempts if past.round >= state.round - self.rounds])
         informed = round(self.share * count)
         if self.reads == "round":
-            seen = [with_feedback(state, distinct(recent), self.window)] * informed
+            prompts = [with_feedback(state, distinct(recent), self.window)] * informed
         else:
-            seen = [with_feedback(state, distinct(_at(recent, place)), self.window) for place in range(informed)]
-        return seen + [Prompt(state.task.messages)] * (count - informed)
+            prompts = [with_feedback(state, distinct(_at(recent, place)), self.window) for place in range(informed)]
+        return prompts + [Prompt(state.task.messages)] * (count - informed)
 
     def learner(self, method: Method) -> Method:
-        """The method under the bare question, with what keeps failures from coming again."""
+        """The method under the question alone, with the unlikelihood of failures."""
         return RelabelledPrompt(method.reduction, method.count_dropped, inner=method, unlikelihood=self.unlikelihood)
 
 
 def _at(recent: list[Attempt], place: int) -> list[Attempt]:
-    """Those of one place; where it was told nothing, those of the next place that was."""
+    """The attempts at one place; where none has feedback, those at another place that has."""
     places = sorted({attempt.place for attempt in recent})
     if not places:
         return []

@@ -1,4 +1,4 @@
-"""What of the past fits into a prompt: a window that slides by tokens."""
+"""Prompts from past attempts: as much feedback as fits a window of tokens."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from selfdistill.prompts.context import teacher_messages, without_thinking
 from selfdistill.test_time.strategies.base import Attempt, Prompt, SolveState
 from selfdistill.types import Context, DropReason, Message
 
-BETWEEN = "\n"  # two feedbacks, as between two cases of one
-NOTHING_SAID = "That was not right."
+BETWEEN = "\n"  # joins the feedback on two attempts
+NO_FEEDBACK = "That was not right."
 
 
-def told(attempts: Sequence[Attempt]) -> list[Attempt]:
-    """Failures that were told something."""
+def with_text(attempts: Sequence[Attempt]) -> list[Attempt]:
+    """The failures that have feedback."""
     return [attempt for attempt in attempts if attempt.failed and attempt.feedback.strip()]
 
 
 def distinct(attempts: Sequence[Attempt]) -> list[Attempt]:
-    """Of attempts with equal feedback the last one, which says all that the others did."""
+    """The last of the attempts with equal feedback."""
     last = {attempt.feedback: place for place, attempt in enumerate(attempts)}
     return [attempts[place] for place in sorted(last.values())]
 
@@ -27,25 +27,21 @@ def distinct(attempts: Sequence[Attempt]) -> list[Attempt]:
 def with_feedback(
     state: SolveState, attempts: Sequence[Attempt], window: int, drawn: random.Random | None = None
 ) -> Prompt:
-    """The question with all the feedback that fits, the oldest left out; or, with `drawn`, what chance leaves out.
+    """The question with as much feedback as fits: the newest, or a random choice with `drawn`.
 
-    Where even one feedback alone is too long, it is cut; where nothing of it fits, the question is asked as it stands.
+    Where one feedback alone is too long, it is cut; where nothing of it fits, the prompt is the question.
     """
     texts = [attempt.feedback for attempt in attempts]
-    order = list(range(len(texts)))[::-1]
-    if drawn is not None:
-        drawn.shuffle(order)
 
-    def asking(count: int) -> tuple[Message, ...]:
-        kept = [texts[place] for place in sorted(order[:count])]
-        return teacher_messages(state.task.messages, Context("feedback", feedback=BETWEEN.join(kept)))
+    def messages(places: Sequence[int]) -> tuple[Message, ...]:
+        feedback = BETWEEN.join(texts[place] for place in places)
+        return teacher_messages(state.task.messages, Context("feedback", feedback=feedback))
 
-    room = state.room(window)
-    count = most(len(texts), lambda count: len(state.renderer.prompt(asking(count))) <= room)
-    if count or not texts:
-        return Prompt(asking(count), left_out=len(texts) - count)
+    prompt, order = _fitting(state, len(texts), messages, window, drawn)
+    if prompt.left_out < len(texts) or not texts:
+        return prompt
     alone = Context("feedback", feedback=texts[order[0]])
-    found = state.renderer.teacher_prompt(state.task.messages, alone, answer=0, limit=room)
+    found = state.renderer.teacher_prompt(state.task.messages, alone, answer=0, limit=state.room(window))
     if isinstance(found, DropReason):
         return Prompt(state.task.messages, left_out=len(texts))
     return Prompt(teacher_messages(state.task.messages, found[1]), left_out=len(texts) - 1, cut=True)
@@ -54,26 +50,37 @@ def with_feedback(
 def with_attempts(
     state: SolveState, attempts: Sequence[Attempt], window: int, drawn: random.Random | None = None
 ) -> Prompt:
-    """A conversation of the question, attempts and what was said of them; too long, it loses its oldest turns, or the
-    ones that chance leaves out."""
-    order = list(range(len(attempts)))[::-1]
-    if drawn is not None:
-        drawn.shuffle(order)
+    """A conversation of the question and as many attempts with their feedback as fit: the newest, or a random choice
+    with `drawn`."""
 
-    def asking(count: int) -> tuple[Message, ...]:
+    def messages(places: Sequence[int]) -> tuple[Message, ...]:
         turns = list(state.task.messages)
-        for place in sorted(order[:count]):
-            answer, said = without_thinking(attempts[place].text), attempts[place].feedback
-            turns += [Message("assistant", answer), Message("user", said if said.strip() else NOTHING_SAID)]
+        for place in places:
+            answer, feedback = without_thinking(attempts[place].text), attempts[place].feedback
+            turns += [Message("assistant", answer), Message("user", feedback if feedback.strip() else NO_FEEDBACK)]
         return tuple(turns)
 
+    return _fitting(state, len(attempts), messages, window, drawn)[0]
+
+
+def _fitting(
+    state: SolveState,
+    total: int,
+    messages: Callable[[Sequence[int]], tuple[Message, ...]],
+    window: int,
+    drawn: random.Random | None,
+) -> tuple[Prompt, list[int]]:
+    """The longest prompt that fits, and the order in which attempts enter it."""
+    order = list(range(total))[::-1]
+    if drawn is not None:
+        drawn.shuffle(order)
     room = state.room(window)
-    count = most(len(attempts), lambda count: len(state.renderer.prompt(asking(count))) <= room)
-    return Prompt(asking(count), left_out=len(attempts) - count)
+    count = most(total, lambda count: len(state.renderer.prompt(messages(sorted(order[:count])))) <= room)
+    return Prompt(messages(sorted(order[:count])), left_out=total - count), order
 
 
 def most(limit: int, fits: Callable[[int], bool]) -> int:
-    """The largest count up to `limit` that fits, where fewer fit whenever more do; 0 is not asked about."""
+    """The largest count up to `limit` that fits, where fewer fit whenever more do; 0 always fits."""
     low, high = 0, limit
     while low < high:
         middle = (low + high + 1) // 2
