@@ -13,14 +13,14 @@ from typer.testing import CliRunner
 
 from selfdistill.cli import app
 
-LOOPS = Path(__file__).parent.parent / "training"
+SOLVE_ENVS = Path(__file__).parent.parent / "test_time" / "solve_envs.py"
 WIDE = {"COLUMNS": "200"}
 runner = CliRunner()
 
 
 def chosen(model_dir: Path, out: Path, *arms: str, budget: int = 8, env: str = "rare") -> list[str]:
     named = [word for arm in arms for word in ("--arm", arm)]
-    where = ["--env", f"{LOOPS / 'solve_envs.py'}:{env}", "--model", str(model_dir), "--out", str(out)]
+    where = ["--env", f"{SOLVE_ENVS}:{env}", "--model", str(model_dir), "--out", str(out)]
     limits = ["--budget", str(budget), "--seeds", "1", "--task", "q0", "--task", "q1"]
     return ["compare", *named, *where, *limits, "sampling.max_new_tokens=8", "device=cpu"]
 

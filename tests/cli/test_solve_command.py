@@ -16,14 +16,14 @@ from selfdistill.cli.solve import print_results
 from selfdistill.runs import read_run
 from selfdistill.runs.solving import SolveResult, read_result
 
-LOOPS = Path(__file__).parent.parent / "training"
+SOLVE_ENVS = Path(__file__).parent.parent / "test_time" / "solve_envs.py"
 SMALL = ("sampling.max_new_tokens=8", "device=cpu")
 WIDE = {"COLUMNS": "200"}
 runner = CliRunner()
 
 
 def envs(name: str) -> list[str]:
-    return ["--env", f"{LOOPS / 'solve_envs.py'}:{name}", *SMALL]
+    return ["--env", f"{SOLVE_ENVS}:{name}", *SMALL]
 
 
 def test_a_solution_is_printed_with_what_it_took(model_dir: Path, tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from selfdistill.config import RunConfig, from_settings, load_config, parse_override, resolved
-from selfdistill.errors import ConfigError
-from selfdistill.options import Where, build, check_range, check_ranges, option, plain
+from selfdistill.errors import ConfigError, check_range
+from selfdistill.options import Where, build, check_ranges, option, plain
 from selfdistill.runs.store import SEARCH
 from selfdistill.test_time.strategies import Strategy, get_strategy
 from selfdistill.test_time.strategies.bare import SelfDistill
@@ -42,7 +42,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class SolveConfig:
-    """One strategy on some tasks: ids, or files of tasks; none: all tasks of the run. `keep`: final weights are kept."""
+    """One strategy on some tasks: ids, or files of tasks; none: all tasks of the run. `keep` the final weights."""
 
     run: RunConfig
     strategy: Strategy = field(default_factory=SelfDistill)

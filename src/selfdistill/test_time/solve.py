@@ -1,12 +1,11 @@
-"""Solving tasks at test time: attempt, judge, learn, and again, until an attempt is right or the budget is used.
+"""Test-time search: attempts are sampled, scored and learned from in rounds, until a task is solved or its budget used.
 
-One loop for every strategy. Each task has a run directory of its own, and weights of its own that begin where the
-model began:
+One loop for every strategy. Each task has a run directory and weights of its own, which begin as those of the model:
 
     <out>/config.json    settings of all                    <out>/000-<task>/    a run directory, and result.json
 
-A search can be killed at any moment and goes on, on a CPU to the same bits: what was attempted is in the records, what
-was learned in the checkpoints, and everything random follows from the seed, the round and the place of an attempt.
+A search that was killed at any moment resumes, on a CPU bit-identically: attempts are in the records, weights in the
+checkpoints, and all random numbers follow from the seed, the round and the place of an attempt.
 """
 
 from __future__ import annotations
@@ -15,8 +14,6 @@ import json
 import re
 from contextlib import ExitStack
 from pathlib import Path
-
-from torch import Tensor
 
 from selfdistill.data.tasks import check_conversations, fitting_tasks, training_tasks, usable_tasks
 from selfdistill.errors import ConfigError, DataError, nearest
@@ -30,12 +27,12 @@ from selfdistill.test_time.config import SolveConfig, is_file, solve_settings
 from selfdistill.test_time.search import MAY_CHANGE, Search, rounds_made, until_done
 from selfdistill.test_time.strategies import MultiTurn
 from selfdistill.test_time.strategies.base import learner_of
-from selfdistill.test_time.strategies.window import NOTHING_SAID
+from selfdistill.test_time.strategies.window import NO_FEEDBACK
 from selfdistill.training.session import Session, open_session, restarted
 from selfdistill.training.stopping import StopSign
 from selfdistill.types import Message, Task
 
-TOGETHER = 32  # tasks at a time; `sampling.batch_tokens` bounds what one batch of the sampler holds
+TOGETHER = 32  # tasks at a time; `sampling.batch_tokens` bounds a batch of the sampler
 
 
 def solve(
@@ -54,12 +51,14 @@ def solve(
     elif out.exists():
         probe(out, 0)
         refuse_in_use(out)
-    asking = _open(config, callback)
-    tasks = _chosen(config, asking, callback)
+    session = _open(config, callback)
+    tasks = _chosen(config, session, callback)
     if not resume:
         probe(out, 0)
         write_atomic(out / CONFIG, json.dumps({"settings": settings}, indent=2) + "\n")
-    start = _start(asking) if len(tasks) > 1 else {}
+    start = {}
+    if session.learner is not None and len(tasks) > 1:
+        start = {name: value.detach().clone() for name, value in session.policy.trainable().items()}
     numbered = [(task_path(out, number, task), task) for number, task in enumerate(tasks)]
     size = 1 if config.strategy.learns or config.limits.unit == "seconds" else TOGETHER
     stop = StopSign(callback)
@@ -69,7 +68,7 @@ def solve(
             with ExitStack() as stack:
                 searches, rounds = [], rounds_made([path for path, _ in left])
                 for path, task in left:
-                    own = restarted(asking, start) if start else asking
+                    own = restarted(session, start) if start else session
                     opened = Search.opened(config, own, task, path, named(callback, task.id), stop, rounds=rounds)
                     searches.append(stack.enter_context(opened))
                 until_done(searches)
@@ -91,52 +90,41 @@ def task_path(out: Path, number: int, task: Task) -> Path:
 
 
 def _open(config: SolveConfig, callback: Callback) -> Session:
-    """A strategy that learns needs a session; one that does not keeps no teacher and no optimiser."""
-    if not config.strategy.learns:
-        return _checked(config, open_session(config.run, callback))
-    session = open_session(config.run, callback, learns=True)
-    assert session.learner is not None
-    if session.learner.method.stages != (Attempts(),):
-        raise ConfigError(
-            "this method asks for more than attempts",
-            got=f"method = {config.run.method.name}",
-            why="a strategy decides what every attempt reads",
-            do="choose a method that learns from attempts alone, such as sdpo",
-        )
-    session.learner = session.learner.with_method(learner_of(config.strategy, session.learner.method), config.run)
-    return _checked(config, session)
-
-
-def _checked(config: SolveConfig, asking: Session) -> Session:
-    """The same. Raises `ModelError` where the chat template refuses conversations that the strategy goes on with."""
+    """The session of a search, with a learner where the strategy learns. Raises `ConfigError` for a method with stages
+    of its own, `ModelError` where the chat template refuses the strategy's conversations."""
+    session = open_session(config.run, callback, learns=bool(config.strategy.learns))
+    if session.learner is not None:
+        if session.learner.method.stages != (Attempts(),):
+            raise ConfigError(
+                "this method samples more than attempts",
+                got=f"method = {config.run.method.name}",
+                why="a strategy decides what every attempt reads",
+                do="choose a method that learns from attempts alone, such as sdpo",
+            )
+        session.learner = session.learner.with_method(learner_of(config.strategy, session.learner.method), config.run)
     if isinstance(config.strategy, MultiTurn) and config.strategy.attempts:
-        turns = (Message("assistant", "An answer."), Message("user", NOTHING_SAID))
-        check_conversations(asking.renderer, asking.tasks, lambda task: [(*task.messages, *turns)])
-    return asking
+        turns = (Message("assistant", "An answer."), Message("user", NO_FEEDBACK))
+        check_conversations(session.renderer, session.tasks, lambda task: [(*task.messages, *turns)])
+    return session
 
 
-def _start(asking: Session) -> dict[str, Tensor]:
-    """The weights that every task begins with."""
-    if asking.learner is None:
-        return {}
-    return {name: value.detach().clone() for name, value in asking.policy.trainable().items()}
-
-
-def _chosen(config: SolveConfig, asking: Session, callback: Callback) -> list[Task]:
-    """The tasks that were asked for; all of the run where none was. Raises `DataError` for an unknown id."""
+def _chosen(config: SolveConfig, session: Session, callback: Callback) -> list[Task]:
+    """The named tasks, or all tasks of the run. Raises `DataError` for an unknown id."""
     if not config.tasks:
-        return usable_tasks(asking.tasks, asking.env, callback)
-    every = {task.id: task for task in training_tasks(asking.env, config.run.data)}
+        return usable_tasks(session.tasks, session.env, callback)
+    every = {task.id: task for task in training_tasks(session.env, config.run.data)}
     chosen: list[Task] = []
     for name in config.tasks:
         if not is_file(name) and name not in every:
             do = f"{nearest(name, every)}; a file of tasks ends with .jsonl"
             raise DataError("there is no such task", got=name, do=do)
-        found = training_tasks(asking.env, name) if is_file(name) else [every[name]]
+        found = training_tasks(session.env, name) if is_file(name) else [every[name]]
         chosen += [task for task in found if task not in chosen]
     ids = [task.id for task in chosen]
     twice = sorted({name for name in ids if ids.count(name) > 1})
     if twice:
-        raise DataError("two tasks have the same id", got=", ".join(twice), do="give each its own, in all files")
-    chosen = usable_tasks(chosen, asking.env, callback)
-    return fitting_tasks(chosen, asking.renderer, config.run.context.max_prompt_tokens, callback)
+        raise DataError(
+            "two tasks have the same id", got=", ".join(twice), do="give each task an id of its own, across all files"
+        )
+    chosen = usable_tasks(chosen, session.env, callback)
+    return fitting_tasks(chosen, session.renderer, config.run.context.max_prompt_tokens, callback)

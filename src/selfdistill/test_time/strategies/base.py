@@ -112,7 +112,10 @@ def prompts_of(strategy: Strategy, state: SolveState, count: int) -> list[Prompt
     found = _returned(strategy, "prompts", lambda: strategy.prompts(state, count))
     expected, got, why = "", "", ""
     if not isinstance(found, list | tuple) or len(found) != count:
-        expected, got = f"a list of {count} prompts", str(len(found)) if isinstance(found, list | tuple) else repr(found)
+        expected, got = (
+            f"a list of {count} prompts",
+            str(len(found)) if isinstance(found, list | tuple) else repr(found),
+        )
         why = "a search counts every attempt, and makes as many as its budget has"
     else:
         wrong = [prompt for prompt in found if not isinstance(prompt, Prompt) or not _is_conversation(prompt.messages)]

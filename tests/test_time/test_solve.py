@@ -115,7 +115,7 @@ def test_best_of_k_may_go_on_to_count_all_right_attempts(search_of, tmp_path) ->
     assert result.right == sum(bool(rollout.right) for rollout in rollouts(tmp_path / "000-q1")) > 1
 
 
-def test_attempts_of_a_hybrid_are_made_with_what_the_last_round_was_told(search_of, tmp_path) -> None:
+def test_attempts_of_a_hybrid_read_the_feedback_of_the_last_round(search_of, tmp_path) -> None:
     solve(search_of("hybrid", "hints", 16), out=tmp_path)
     found = rollouts(tmp_path / "000-q1")
     question = found[0].prompt
@@ -264,19 +264,19 @@ def test_tasks_that_are_searched_together_make_the_attempts_they_make_alone(sear
 def test_a_task_solved_at_once_is_said_to_be(search_of, tmp_path, recorder) -> None:
     (result,) = solve(search_of("self-distill", "always"), recorder, out=tmp_path)
     assert (result.solved_at, result.solved_round, result.attempts) == (1, 1, 16)
-    assert any("in the first round: before anything was told or learned" in note for note in recorder.notes)
+    assert any("in the first round: before any feedback was read or learned from" in note for note in recorder.notes)
 
 
 @pytest.mark.parametrize(
     ("strategy", "env", "said"),
     [
-        ("self-distill", "mute", "no failed attempt was told anything: attempts are independent until"),
-        ("hybrid", "mute", "no failed attempt was told anything: nothing can be distilled until"),
-        ("multi-turn", "mute", "no failed attempt was told anything: every attempt reads"),
-        ("grpo", "hints", "round 1 taught nothing (16 zero_advantage): attempts are independent until"),
+        ("self-distill", "mute", "no failed attempt has feedback: attempts are independent until"),
+        ("hybrid", "mute", "no failed attempt has feedback: nothing can be distilled until"),
+        ("multi-turn", "mute", "no failed attempt has feedback: every attempt reads"),
+        ("grpo", "hints", "round 1 produced no training samples (16 zero_advantage): attempts are independent until"),
     ],
 )
-def test_a_world_that_says_nothing_is_said_once_with_what_can_still_happen(
+def test_an_environment_without_feedback_is_noted_once_with_what_can_still_happen(
     search_of, tmp_path, recorder, strategy, env, said
 ) -> None:
     (result,) = solve(search_of(strategy, env, 48), recorder, out=tmp_path)

@@ -27,7 +27,7 @@ from selfdistill.test_time.strategies import (
     get_strategy,
 )
 from selfdistill.test_time.strategies.base import learner_of, prompts_of
-from selfdistill.test_time.strategies.hybrid import unlikelihood_weights
+from selfdistill.test_time.strategies.hybrid import unlikelihood_weight
 from selfdistill.test_time.strategies.window import most
 from selfdistill.training.samples import credit_rollouts
 from selfdistill.types import DropReason, Message, RolloutGroup, Task
@@ -64,7 +64,11 @@ def test_the_first_round_is_bare_for_all(renderer: Renderer) -> None:
 
 
 def test_feedback_is_read_in_order_without_repetition_and_without_what_passed(renderer: Renderer) -> None:
-    attempts = [*failures("one", "two", "one"), Attempt(3, 0, "right", "three", passed=True), Attempt(4, 0, "?", "  ")]
+    attempts = [
+        *failures("one", "two", "one"),
+        Attempt(3, 0, "right", "three", passed_public=True),
+        Attempt(4, 0, "?", "  "),
+    ]
     (text,) = texts(MultiTurn(), renderer, attempts)
     assert text.startswith(f"{QUESTION}\n\n")
     assert "\n\ntwo\none\n\n" in text
@@ -111,8 +115,8 @@ def test_attempts_and_feedback_are_one_conversation(renderer: Renderer) -> None:
     assert [message.content for message in prompt.messages[1:]] == ["ten", "Too small.", "11", "That was not right."]
 
 
-def test_an_attempt_nobody_could_judge_is_not_called_wrong(renderer: Renderer) -> None:
-    attempts = [Attempt(0, 0, "ten", judged=False)]
+def test_an_attempt_that_was_not_scored_is_not_called_wrong(renderer: Renderer) -> None:
+    attempts = [Attempt(0, 0, "ten", scored=False)]
     assert texts(MultiTurn(attempts=True), renderer, attempts) == [QUESTION]
 
 
@@ -144,7 +148,7 @@ def test_an_answer_as_long_as_the_context_leaves_half_of_it_for_the_prompt(rende
     assert SolveState(TASK, renderer, ANSWER, 0).room(10_000) == LENGTH - ANSWER
 
 
-def test_hybrid_attempts_read_what_their_predecessor_was_told(renderer: Renderer) -> None:
+def test_hybrid_attempts_read_the_feedback_at_their_place(renderer: Renderer) -> None:
     attempts = failures("old a", "old b", "old c", "new a", "new b", "", batch=3)
     found = texts(Hybrid(batch=3, rounds=1), renderer, attempts, 3)
     assert "new a" in found[0]
@@ -188,7 +192,7 @@ def test_a_failure_is_pushed_away_by_its_odds_of_coming_again(chance: float, adv
     failed = rollout(0, 0.0, "Not ten.", task=TASK)
     logprobs = (math.log(chance), *(0.0 for _ in failed.completion.logprobs[1:]))
     failed = replace(failed, completion=replace(failed.completion, logprobs=logprobs))
-    assert unlikelihood_weights(failed, 0.1) == pytest.approx(advantage)
+    assert unlikelihood_weight(failed, 0.1) == pytest.approx(advantage)
     told, pushed = Hybrid().learner(SDPO()).credit(RolloutGroup(TASK, (failed,)), 0)
     assert (told.advantage, told.distil) == (0.0, 1.0)
     assert (pushed.advantage, pushed.distil) == (pytest.approx(advantage), 0.0)
@@ -237,7 +241,7 @@ from selfdistill import Message, Prompt, Strategy
 
 @dataclass(frozen=True, slots=True)
 class Mine(Strategy):
-    def prompts(self, scene, count):
+    def prompts(self, state, count):
         return {prompts}
 
     def learner(self, method):
@@ -249,7 +253,7 @@ class Mine(Strategy):
 def own(tmp_path: Path) -> Callable[..., Strategy]:
     """A strategy of a user's file, which gives what these expressions give."""
 
-    def build(prompts: str = "[Prompt(scene.task.messages)] * count", learner: str = "method") -> Strategy:
+    def build(prompts: str = "[Prompt(state.task.messages)] * count", learner: str = "method") -> Strategy:
         file = tmp_path / "mine.py"
         file.write_text(OWN.format(prompts=prompts, learner=learner))
         return get_strategy(f"{file}:Mine", {})
@@ -267,14 +271,14 @@ def test_prompts_of_a_users_own_strategy_are_taken_as_they_are(own, renderer: Re
     ("prompts", "said"),
     [
         ("[]", r"a list of 3 prompts\s+got  0"),
-        ("[Prompt(scene.task.messages)] * 4", r"a list of 3 prompts\s+got  4"),
-        ("[Prompt(scene.task.messages)] * 2", r"a list of 3 prompts\s+got  2"),
+        ("[Prompt(state.task.messages)] * 4", r"a list of 3 prompts\s+got  4"),
+        ("[Prompt(state.task.messages)] * 2", r"a list of 3 prompts\s+got  2"),
         ("None", r"a list of 3 prompts\s+got  None"),
-        ("[scene.task.messages] * 3", "a Prompt with a tuple of Messages"),
-        ("[Prompt(list(scene.task.messages))] * 3", "a Prompt with a tuple of Messages"),
+        ("[state.task.messages] * 3", "a Prompt with a tuple of Messages"),
+        ("[Prompt(list(state.task.messages))] * 3", "a Prompt with a tuple of Messages"),
         ("[Prompt(())] * 3", "a Prompt with a tuple of Messages"),
         ("[Prompt((Message('user', 7),))] * 3", "a Prompt with a tuple of Messages"),
-        ("[Prompt(scene.task.missing)] * 3", r"fails in its `prompts`\s+got  AttributeError: .*missing.* \(line 7\)"),
+        ("[Prompt(state.task.missing)] * 3", r"fails in its `prompts`\s+got  AttributeError: .*missing.* \(line 7\)"),
     ],
 )
 def test_what_a_users_own_strategy_gives_is_looked_at(own, renderer: Renderer, prompts: str, said: str) -> None:
@@ -285,7 +289,7 @@ def test_what_a_users_own_strategy_gives_is_looked_at(own, renderer: Renderer, p
 def test_a_users_own_strategy_that_makes_no_attempts_is_no_search(own) -> None:
     idle = own()
     object.__setattr__(idle, "batch", 0)  # as one whose __post_init__ does not look
-    with pytest.raises(ConfigError, match=r"strategy\.batch must be at least 1"):
+    with pytest.raises(ConfigError, match=r"strategy\.batch must be a whole number from 1"):
         SolveConfig(RunConfig(), idle)
 
 

@@ -29,7 +29,7 @@ def test_settings_come_back_as_they_were(search_of) -> None:
         ({"settings": {"steps": 3}}, ConfigError, r"does not read this setting[\s\S]*--budget"),
         ({"settings": {"evaluation.every": 3}}, ConfigError, "does not read this setting"),
         ({"settings": {"strategy.bacth": 3}}, ConfigError, "did you mean 'batch'"),
-        ({"settings": {"method": "rltf_sd"}}, ConfigError, "asks for more than attempts"),
+        ({"settings": {"method": "rltf_sd"}}, ConfigError, "samples more than attempts"),
     ],
 )
 def test_what_cannot_be_searched_is_refused_before_anything_is_written(

@@ -32,7 +32,7 @@ from selfdistill.types import Context, Task
 FENCED = "Sure:\n```python\ndef f(x):\n    return x\n```"
 
 
-ENVIRONMENTS = Path(__file__).with_name("uplift_envs.py")
+ENVIRONMENTS = Path(__file__).with_name("gain_envs.py")
 
 
 def letters(model: Path, env: str, **changes: object) -> RunConfig:

@@ -17,7 +17,7 @@ from selfdistill.test_time.solve import solve
 from selfdistill.training.loop import train
 from selfdistill.types import Context
 
-ENVIRONMENTS = Path(__file__).with_name("solve_envs.py")
+ENVIRONMENTS = Path(__file__).parents[1] / "test_time" / "solve_envs.py"
 VERB = fresh_verbs(16, (1, 2), 0)[0]
 OTHER = fresh_verbs(16, (1, 2), 0)[2]
 WRONG = "```python\ndef f(xs):\n    xs = xs[1:]\n    return xs\n```"

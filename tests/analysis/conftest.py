@@ -1,0 +1,1 @@
+from run_fixtures import config_of, one_thread, recorder, search_of  # noqa: F401
