@@ -100,7 +100,7 @@ def test_tricks_earn_nothing(trick, test):
 
 
 @needs_isolation
-def test_a_truth_that_the_program_writes_itself_is_not_asked():
+def test_a_truth_that_the_program_writes_itself_does_not_count():
     code = (
         "class T:\n    n = 0\n    def __bool__(self):\n        T.n += 1\n        return T.n == 1\ndef f(x): return T()"
     )

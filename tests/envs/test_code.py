@@ -63,14 +63,14 @@ def test_training_and_evaluation_use_their_own_tests():
     assert env.for_evaluation().sandbox is env.sandbox
 
 
-def test_memory_and_time_are_the_world_s_to_set():
+def test_memory_and_time_are_settings():
     spec = {"kind": "functional", "fn_name": "f", "public": [{"input": [], "output": 0}]}
     hungry = Completion("u", "```python\ndef f(): return len(bytearray(200 << 20)) * 0\n```")
     assert CodeEnvironment(CodeOptions(memory_mb=512)).score(Task("t", (), spec), hungry).reward == 1.0
     assert "MemoryError" in CodeEnvironment(CodeOptions(memory_mb=64)).score(Task("t", (), spec), hungry).feedback
 
 
-def test_the_world_states_its_isolation():
+def test_the_environment_states_its_isolation():
     assert CodeEnvironment().isolation == "landlock+seccomp+rlimits"
 
 
@@ -88,7 +88,7 @@ def test_settings_that_cannot_work_are_refused(wrong):
         environment_options("code", wrong)
 
 
-def test_output_parts_and_recursion_are_the_world_s_to_set():
+def test_output_parts_and_recursion_are_settings():
     spec = {"kind": "functional", "fn_name": "f", "public": [{"input": [], "output": 1}]}
 
     def feedback(body, **options):

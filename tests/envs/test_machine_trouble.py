@@ -66,7 +66,7 @@ def refused(match: str, advice: str, program: Program = DOUBLE) -> None:
 @pytest.mark.parametrize(("number", "advice"), [
     (errno.EAGAIN, "ulimit -u"), (errno.ENOMEM, "free memory"), (errno.EMFILE, "ulimit -n"),
 ])  # fmt: skip
-def test_a_refused_fork_stops_the_run_and_says_what_to_do(in_workers, number, advice):
+def test_a_refused_fork_stops_the_run_with_advice(in_workers, number, advice):
     in_workers(f"def refuse(): raise OSError({number}, os.strerror({number}))\nos.fork = refuse")
     refused(os.strerror(number), advice)
 
@@ -171,7 +171,7 @@ def test_a_folder_that_was_removed_under_a_worker_is_made_again(temporary_folder
         ("import no_such_module", "no_such_module"),
     ],
 )
-def test_a_worker_that_cannot_start_says_why(in_workers, end, what):
+def test_a_worker_that_cannot_start_gives_the_reason(in_workers, end, what):
     in_workers(end)
     with Sandbox(1) as sandbox, pytest.raises(SandboxError, match=what) as caught:
         sandbox.run(DOUBLE)

@@ -1,4 +1,4 @@
-"""Rows of the four shapes, and what is said of rows that are none."""
+"""Rows of the four shapes, and the errors for rows that are none."""
 
 import base64
 import json
@@ -117,7 +117,7 @@ def test_humaneval():
     compile(bare.spec["prelude"], "prelude", "exec")
 
 
-@pytest.mark.parametrize(("row", "says"), [
+@pytest.mark.parametrize(("row", "message"), [
     ({**SIMPLE, "tests": [{"input": 1, "output": 2}]}, r"tests\[0\].*list of arguments"),
     ({**SIMPLE, "tests": "x"}, "'tests'.*a list"),
     ({**SIMPLE, "tests": [{"input": [1]}]}, r"tests\[0\]"),
@@ -140,9 +140,9 @@ def test_humaneval():
     ({"question_content": "p"}, "nearest is LiveCodeBench, which lacks public_test_cases or private_test_cases"),
     ({"question": "p"}, "no shape that is known"),
 ])  # fmt: skip
-def test_malformed_rows_are_named(tmp_path, row, says):
+def test_malformed_rows_are_named(tmp_path, row, message):
     path = write(tmp_path / "rows.jsonl", {**SIMPLE, "id": "fine"}, "", row)
-    with pytest.raises(DataError, match=f"(?s){says}") as caught:
+    with pytest.raises(DataError, match=f"(?s){message}") as caught:
         load_tasks(path)
     assert f"{path}:3: " in str(caught.value)
 
@@ -199,7 +199,7 @@ def test_a_prompt_of_messages_reads_like_its_text_in_the_last_turn(row, field):
     assert (task.spec, task.demonstration) == (plain.spec, plain.demonstration)
 
 
-@pytest.mark.parametrize(("row", "says"), [
+@pytest.mark.parametrize(("row", "message"), [
     ({**SIMPLE, "fn_name": "a.b"}, "'fn_name'.*one identifier.*'a.b'"),
     ({**SIMPLE, "fn_name": "class"}, "'fn_name'.*no keyword.*'class'"),
     ({**SIMPLE, "fn_name": "f x"}, "'fn_name'"),
@@ -231,9 +231,9 @@ def test_a_prompt_of_messages_reads_like_its_text_in_the_last_turn(row, field):
     ({**SIMPLE, "prompt": [{**TURNS[3], "content": [{"type": "image_url"}]}]}, r"'prompt\[0\].content\[0\]'.*media"),
     ({**SIMPLE, "prompt": [{**TURNS[2], "tool_calls": [{}]}, TURNS[3]]}, r"'prompt\[0\].tool_calls'"),
 ])  # fmt: skip
-def test_rows_that_no_answer_could_satisfy_are_refused_with_their_field(tmp_path, row, says):
+def test_rows_that_no_answer_could_satisfy_are_refused_with_their_field(tmp_path, row, message):
     path = write(tmp_path / "rows.jsonl", {**SIMPLE, "id": "fine"}, row)
-    with pytest.raises(DataError, match=f"(?s){says}") as caught:
+    with pytest.raises(DataError, match=f"(?s){message}") as caught:
         load_tasks(path)
     assert f"{path}:2: " in str(caught.value)
 

@@ -150,7 +150,7 @@ def test_threads_and_deep_recursion_work(sandbox):
     assert script(sandbox, code, "20000").value == "20000\n"
 
 
-def test_an_exception_in_a_thread_is_told(sandbox):
+def test_an_exception_in_a_thread_is_reported(sandbox):
     code = "import threading\nthreading.Thread(target=lambda: 1 // 0).start()"
     assert refused(script(sandbox, code), "ZeroDivisionError")
 
@@ -199,7 +199,7 @@ def test_a_crash_names_its_signal(sandbox):
     assert "SIGSEGV" in call(sandbox, "import ctypes\nctypes.string_at(0)").error
 
 
-def test_a_failing_import_is_told_with_its_line(sandbox):
+def test_a_failing_import_is_reported_with_its_line(sandbox):
     assert (
         call(sandbox, "x = 1\nimport no_such").error
         == "ModuleNotFoundError: No module named 'no_such'\nLine 2 in <module>"
@@ -323,7 +323,7 @@ def test_each_whole_program_run_is_fresh(sandbox):
     assert [result.value for result in sandbox.run(program, QUICK)] == ["4\n", "4\n"]
 
 
-def test_assertions_tell_what_the_left_side_gave(sandbox):
+def test_assertions_show_the_value_of_the_left_side(sandbox):
     program = Program(
         "def f(x): return x * 2",
         Mode.ASSERT,
@@ -343,7 +343,7 @@ def test_an_assertion_of_the_answer_itself_is_an_error(sandbox):
     assert (result.ending, result.error) == (Ending.RAISED, "AssertionError\nLine 2 in f")
 
 
-def test_judgements_repeat(sandbox):
+def test_results_repeat(sandbox):
     code = "import random\ndef f(): return random.random(), list({'a', 'b', 'c', 'd'})"
     with Sandbox(1) as other:
         assert call(sandbox, code).value == call(other, code).value

@@ -151,7 +151,7 @@ def test_without_walls_a_program_that_kills_its_worker_stops_nothing_else(monkey
         assert sandbox.run(DOUBLE)[0].value == 2
 
 
-def test_every_weaker_level_says_what_is_open():
+def test_every_weaker_level_names_what_is_open():
     assert isolation_warning(IsolationLevel.FULL) == ""
     assert "file" in isolation_warning(IsolationLevel.NO_FILES)
     assert "sockets" in isolation_warning(IsolationLevel.NO_CALLS)

@@ -56,7 +56,7 @@ def reference(task: Task) -> Completion:
     return Completion(f"reference of {task.id}", task.demonstration)
 
 
-def test_there_are_enough_operations_and_each_is_asked_for_in_its_own_words() -> None:
+def test_there_are_enough_operations_and_each_has_its_own_words() -> None:
     assert len(EVERY) >= 40
     for texts in ([o.english for o in EVERY], [o.casual for o in EVERY], [(o.kind, o.expression) for o in EVERY]):
         assert len(set(texts)) == len(EVERY)
@@ -133,7 +133,7 @@ def test_fresh_verbs_have_held_out_words_and_programs_and_take_the_steps_in_turn
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_no_two_verbs_of_a_world_are_equivalent_on_their_tests(seed: int) -> None:
+def test_no_two_verbs_are_equivalent_on_their_tests(seed: int) -> None:
     tasks = fresh_verbs(24, (1, 2), seed)
     alike = [pair for pair in permutations(tasks, 2) if len({task.spec["program"].split(":")[0] for task in pair}) == 1]
     for one, other in alike:  # of one kind: nobody asks to double a list and a number in one breath
@@ -168,7 +168,7 @@ def test_draw_decides_the_verbs_whatever_the_seed_of_the_run() -> None:
     assert drawn[0] == drawn[1] == VerbsEnvironment(VerbsOptions(), seed=7).tasks("train")
 
 
-def test_known_verbs_may_all_be_rehearsed_and_some_measure_forgetting() -> None:
+def test_known_verbs_may_all_be_replayed_and_some_measure_forgetting() -> None:
     env = VerbsEnvironment()
     measured, replayed = ({task.id for task in env.tasks(split)} for split in ("forgetting", "replay"))
     assert measured < replayed
@@ -186,20 +186,20 @@ def test_reference_programs_pass_both_parts_of_their_tests_in_the_sandbox() -> N
         assert not any(outcome.feedback for outcome in outcomes)
 
 
-def test_a_wrong_program_hears_failing_cases_and_a_broken_one_its_error() -> None:
+def test_a_wrong_program_gets_failing_cases_and_a_broken_one_its_error() -> None:
     env = VerbsEnvironment(VerbsOptions(cases=2))
     task = next(task for task in known_tasks() if "sorted(xs)" in task.spec["program"])
     wrong = Completion("w", "```python\ndef f(xs):\n    return 'never'\n```")
     broken = Completion("b", "```python\ndef f(xs):\n    return xs[99]\n```")
-    said, raised = env.score_batch([(task, wrong), (task, broken)])
+    failed, raised = env.score_batch([(task, wrong), (task, broken)])
     shown = [
-        value for value, wanted in cases_of(task) if repr(value) in said.feedback and repr(wanted) in said.feedback
+        value for value, wanted in cases_of(task) if repr(value) in failed.feedback and repr(wanted) in failed.feedback
     ]
-    assert (said.reward, len(shown)) == (0.0, 2)
+    assert (failed.reward, len(shown)) == (0.0, 2)
     assert raised.reward == 0.0
     assert "IndexError" in raised.feedback
     private = {repr(test["input"][0]) for test in task.spec["private"]}
-    assert not any(value in said.feedback for value in private), "what measures is never shown"
+    assert not any(value in failed.feedback for value in private), "what measures is never shown"
 
 
 def test_questions_entries_and_replies_read_as_sentences() -> None:
@@ -220,9 +220,9 @@ def test_inputs_are_different_from_each_other() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [({"steps": ()}, "steps"), ({"steps": (4,)}, "steps"), ({"verbs": 0}, "verbs"), ({"cases": 0}, "cases")],
 )
-def test_options_that_make_no_world_are_refused(options, said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
+def test_options_out_of_range_are_refused(options, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         VerbsOptions(**options)

@@ -48,7 +48,7 @@ def test_rows_that_are_well_have_nothing_to_correct(tmp_path: Path) -> None:
     assert "sq(3)" in found.examples[1].feedback
 
 
-def test_every_row_that_cannot_be_used_is_listed_and_the_others_are_judged(tmp_path: Path) -> None:
+def test_every_row_that_cannot_be_used_is_listed_and_the_others_are_scored(tmp_path: Path) -> None:
     path = write(
         tmp_path / "rows.jsonl",
         ADD,
@@ -72,7 +72,7 @@ def test_every_row_that_cannot_be_used_is_listed_and_the_others_are_judged(tmp_p
         assert within in problem
 
 
-def test_references_are_judged_by_all_tests_and_named_where_they_fail(tmp_path: Path) -> None:
+def test_references_are_scored_by_all_tests_and_named_where_they_fail(tmp_path: Path) -> None:
     """The first passes the public tests alone, the second loops, the third is no program."""
     path = write(
         tmp_path / "rows.jsonl",
@@ -178,7 +178,7 @@ def test_answers_are_scored_in_order_and_those_without_a_reward_say_why(tmp_path
     ]
 
 
-def test_answers_that_a_users_function_cannot_judge_have_no_reward(tmp_path: Path) -> None:
+def test_answers_that_a_users_function_cannot_score_have_no_reward(tmp_path: Path) -> None:
     env = FunctionEnvironment(shout, "shout")
     rows = every_row(env, write(tmp_path / "rows.jsonl", {"id": "a", "prompt": "Say A.", "answer": "A"}))
     texts = ["A", "crash", "b"]
@@ -193,7 +193,7 @@ def test_answers_that_a_users_function_cannot_judge_have_no_reward(tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("row", "says"),
+    ("row", "message"),
     [
         ({"id": "a"}, "field 'answer': expected text"),
         ({"answer": "x"}, "field 'id': expected text"),
@@ -203,8 +203,8 @@ def test_answers_that_a_users_function_cannot_judge_have_no_reward(tmp_path: Pat
         ("[]", "expected a JSON object"),
     ],
 )
-def test_answers_that_are_none_are_refused_with_their_line(tmp_path: Path, row: object, says: str) -> None:
+def test_answers_that_are_none_are_refused_with_their_line(tmp_path: Path, row: object, message: str) -> None:
     path = write(tmp_path / "answers.jsonl", {"id": "a", "answer": ""}, row)
-    with pytest.raises(DataError, match=says) as caught:
+    with pytest.raises(DataError, match=message) as caught:
         read_answers(Path(path))
     assert str(caught.value).startswith(f"{path}:2: ")

@@ -47,7 +47,7 @@ def test_what_a_step_asks_follows_from_its_number_and_the_seed() -> None:
     assert steps[0] != steps[1]
 
 
-def test_more_tasks_a_step_than_there_are_are_asked_again() -> None:
+def test_more_tasks_a_step_than_there_are_are_drawn_again() -> None:
     assert Counter(names(draw_tasks(TASKS, 15, 3, seed=0))) == dict.fromkeys("01234", 3)
 
 
@@ -67,7 +67,7 @@ def write(path: Path, *rows: object) -> Path:
     return path
 
 
-def test_rows_become_tasks_and_what_is_not_ours_is_the_worlds(tmp_path: Path) -> None:
+def test_rows_become_tasks_and_unknown_fields_go_to_the_environment(tmp_path: Path) -> None:
     turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "{why}?"}]
     file = write(
         tmp_path / "rows.jsonl",
@@ -83,7 +83,7 @@ def test_rows_become_tasks_and_what_is_not_ours_is_the_worlds(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("row", "said"),
+    ("row", "message"),
     [
         ({"question": "?"}, r"field 'prompt': expected a statement[\s\S]*the fields 'question'"),
         ([1, 2], "expected a JSON object"),
@@ -104,9 +104,9 @@ def test_rows_become_tasks_and_what_is_not_ours_is_the_worlds(tmp_path: Path) ->
         ({"prompt": "another", "id": "rows-1"}, "field 'id': the id 'rows-1' was used in line 1"),
     ],
 )
-def test_a_row_that_cannot_be_used_is_named_by_file_and_line(tmp_path: Path, row: object, said: str) -> None:
+def test_a_row_that_cannot_be_used_is_named_by_file_and_line(tmp_path: Path, row: object, message: str) -> None:
     file = write(tmp_path / "rows.jsonl", {"prompt": "7 + 5?"}, row)
-    with pytest.raises(DataError, match=said) as caught:
+    with pytest.raises(DataError, match=message) as caught:
         question_rows(file)
     assert str(caught.value).startswith(f"{file}:2: ")
 
@@ -121,7 +121,7 @@ def test_a_file_that_is_missing_or_empty_is_named(tmp_path: Path) -> None:
         question_rows(tmp_path / "binary.jsonl")
 
 
-def test_a_world_without_tasks_needs_a_file() -> None:
+def test_an_environment_without_tasks_needs_a_file() -> None:
     env = FunctionEnvironment(lambda task, done: Outcome(1.0), "bare")
     with pytest.raises(ConfigError, match=r"'bare' has no tasks of its own[\s\S]*--data"):
         training_tasks(env, "")
@@ -163,7 +163,7 @@ def test_tasks_that_no_answer_satisfies_are_left_out_of_what_is_measured(recorde
         usable_tasks([broken], CodeEnvironment(), recorder)
 
 
-def test_questions_that_a_world_of_programs_cannot_judge_are_refused(tmp_path: Path) -> None:
+def test_questions_that_an_environment_of_programs_cannot_score_are_refused(tmp_path: Path) -> None:
     file = write(tmp_path / "rows.jsonl", {"prompt": "7 + 5?", "answer": 12})
     with pytest.raises(DataError, match=r"rows.jsonl: task 'rows-1' has an unknown kind of tests"):
         training_tasks(VerbsEnvironment(), str(file))

@@ -29,7 +29,7 @@ UNKNOWN_ID = "unknown_id"
 
 
 class TaskRow(NamedTuple):
-    """A row and its place: the task, or the error that says why there is none."""
+    """A row and its place: the task, or the error in place of one."""
 
     place: str
     found: Task | DataError

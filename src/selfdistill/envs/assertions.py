@@ -40,8 +40,8 @@ _NO_LITERAL = (ValueError, TypeError, ArithmeticError, RecursionError)
 
 @dataclass(frozen=True, slots=True)
 class Assertion:
-    """`expression` is what to evaluate; what it gives is to stand in `relation` to `expected`. The relations "true" and
-    "false" ask for the truth of the value alone."""
+    """`expression` is evaluated; its value has to stand in `relation` to `expected`. The relations "true" and "false"
+    are about the truth of the value alone."""
 
     expression: str
     relation: str

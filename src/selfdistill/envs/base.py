@@ -146,7 +146,7 @@ def _is_message(turn: Any) -> bool:
 
 
 def why_unusable(env: Environment, task: Task) -> str:
-    """Why no answer to this task can be scored, as far as the environment can tell; empty where one can."""
+    """Why no answer to this task can be scored, as far as the environment knows; empty where one can."""
     check = getattr(env, "unusable", None)
     if check is None:
         return ""

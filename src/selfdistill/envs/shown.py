@@ -1,6 +1,6 @@
 """What feedback shows of a program's run. Every text of a program's goes through here on its way into feedback.
 
-The same run gives the same text: addresses and the order of sets say nothing. And no text names a folder of this
+The same run gives the same text: addresses are replaced, sets are shown in order. And no text names a folder of this
 machine: `/python` stands for the interpreter's folders, `/work` for the program's own, `/selfdistill` for ours.
 What is compared with an expected value is never changed.
 """
@@ -12,7 +12,7 @@ import re
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ _ADDRESS = re.compile(r"\bat 0x[0-9a-fA-F]*…?")
 _LONG_NUMBER = re.compile(r"(?<![\w.])(?:0x[0-9a-f]{9,16}|[1-9][0-9]{11,19})(?![\w.])")
 _PATH = re.compile(r"/[^\s'\"<>|:;,()\[\]{}…]*…?")
 _DONE = "\udcff"  # the slash of a name that was put in; no text holds it, for it cannot be written down
-# Folders of every Linux: their names tell nothing.
+# Folders of every Linux: their names reveal nothing.
 _COMMON = {
     "/", "/bin", "/dev", "/etc", "/home", "/lib", "/opt", "/proc", "/tmp", "/usr", "/usr/lib", "/usr/local", "/var",
 }  # fmt: skip
@@ -105,37 +105,30 @@ def _pieces(value: Any, depth: int) -> Iterator[str]:
     elif depth == 0 and isinstance(value, list | tuple | dict | set | frozenset | DictItems | SetItems):
         yield "…"
     elif isinstance(value, list):
-        yield from _joined("[", value, "]", depth)
+        yield from _joined("[", zip(value, strict=True), "]", depth)
     elif isinstance(value, tuple):
-        yield from _joined("(", value, ",)" if len(value) == 1 else ")", depth)
+        yield from _joined("(", zip(value, strict=True), ",)" if len(value) == 1 else ")", depth)
     elif isinstance(value, dict | DictItems):
-        yield from _pairs(value.pairs if isinstance(value, DictItems) else value.items(), depth)
+        yield from _joined("{", value.pairs if isinstance(value, DictItems) else value.items(), "}", depth)
     elif isinstance(value, set | frozenset | SetItems):
         frozen = value.frozen if isinstance(value, SetItems) else isinstance(value, frozenset)
         items = sorted(value.items if isinstance(value, SetItems) else value, key=_order)
         opening, closing = ("frozenset({", "})") if frozen else ("{", "}")
         empty = "frozenset()" if frozen else "set()"
-        yield from _joined(opening, items, closing, depth) if items else [empty]
+        yield from _joined(opening, zip(items, strict=True), closing, depth) if items else [empty]
     else:
         yield short_repr(value)
 
 
-def _joined(opening: str, items: Any, closing: str, depth: int) -> Iterator[str]:
+def _joined(opening: str, rows: Iterable[tuple[Any, ...]], closing: str, depth: int) -> Iterator[str]:
+    """Items as rows of one, entries of a dictionary as rows of key and value."""
     yield opening
-    for place, item in enumerate(items):
+    for place, row in enumerate(rows):
         yield ", " if place else ""
-        yield from _pieces(item, depth - 1)
+        for column, part in enumerate(row):
+            yield ": " if column else ""
+            yield from _pieces(part, depth - 1)
     yield closing
-
-
-def _pairs(pairs: Any, depth: int) -> Iterator[str]:
-    yield "{"
-    for place, (key, value) in enumerate(pairs):
-        yield ", " if place else ""
-        yield from _pieces(key, depth - 1)
-        yield ": "
-        yield from _pieces(value, depth - 1)
-    yield "}"
 
 
 def _order(item: Any) -> tuple[bool, float, str]:

@@ -1,4 +1,4 @@
-"""Running programs nobody has read: see `Sandbox`."""
+"""Running untrusted programs: see `Sandbox`."""
 
 from selfdistill.envs.sandbox.limits import SandboxLimits
 from selfdistill.envs.sandbox.lockdown import IsolationLevel, isolation_level, isolation_warning

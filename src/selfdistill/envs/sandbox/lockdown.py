@@ -1,4 +1,4 @@
-"""What a process gives up, for good, before it runs a program nobody has read.
+"""What a process gives up, for good, before it runs an untrusted program.
 
 Three walls: Landlock (files), seccomp (system calls) and rlimits (amounts). They need neither root nor packages, and
 hold inside a container. `isolation_level` names what this machine has.
@@ -115,7 +115,7 @@ def _set_limits(memory_bytes: int, output_bytes: int, cpu_s: int) -> None:
     for limit, value in limits.items():
         hard = resource.getrlimit(limit)[1]
         bound = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        soft = bound - 1 if limit == resource.RLIMIT_CPU else bound  # a signal that says why, then the end
+        soft = bound - 1 if limit == resource.RLIMIT_CPU else bound  # first a signal with the reason, then the end
         resource.setrlimit(limit, (soft, bound))
     hard = resource.getrlimit(resource.RLIMIT_STACK)[1]
     stack = _STACK_BYTES if hard == resource.RLIM_INFINITY else min(_STACK_BYTES, hard)
@@ -123,7 +123,7 @@ def _set_limits(memory_bytes: int, output_bytes: int, cpu_s: int) -> None:
 
 
 def _mapped_bytes() -> int:
-    """The address space in use, so that limits are relative; 0 where /proc does not tell."""
+    """The address space in use, so that limits are relative; 0 without /proc."""
     try:
         descriptor = os.open("/proc/self/statm", os.O_RDONLY)
     except OSError:

@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 class Sandbox:
-    """Runs programs nobody has read; usable as a context manager, from several threads, and again after `close`.
+    """Runs untrusted programs; usable as a context manager, from several threads, and again after `close`.
 
     `workers` (default: the CPUs this process may use) programs run at a time; they can import the standard library
     alone. Raises `SandboxError` when the machine cannot isolate fully, unless `allow_weaker`; a weaker level then gives

@@ -59,9 +59,9 @@ class Ending(StrEnum):
 class Result:
     """The run on one input.
 
-    `value` is what was returned (`Mode.CALL`), printed (`Mode.STDIN`) or asked for (`Mode.ASSERT`). `error` is
+    `value` is what was returned (`Mode.CALL`), printed (`Mode.STDIN`) or evaluated (`Mode.ASSERT`). `error` is
     "TypeName: message" and then up to three lines "Line 3 in f", innermost last. `note` is the statement of the test
-    that failed or raised (`Mode.ASSERT`). `loading` says that the code raised before it met an input. `memory` is where
+    that failed or raised (`Mode.ASSERT`). `loading`: the code raised before it met an input. `memory` is where
     the process's objects lay: a number in there is an address.
     """
 
@@ -79,7 +79,7 @@ def message_of(line: bytes) -> Message:
         result = loads(line)
     except (ValueError, RecursionError):
         return dict(UNREADABLE)
-    reported = ("done", "failed", "raised")  # the worker, not the program, says that it is timed out
+    reported = ("done", "failed", "raised")  # a time-out is reported by the worker alone
     types = {"ending": str, "error": str, "note": str, "loading": bool}
     if not isinstance(result, dict) or not all(
         isinstance(result.get(name, kind()), kind) for name, kind in types.items()

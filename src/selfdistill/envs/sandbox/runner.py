@@ -57,9 +57,16 @@ def make_report(descriptor: int, nonce: bytes, output_bytes: int) -> Report:
 
 
 def prepare() -> mmap.mmap:
-    """Open the standard streams; memory that is let go when the program's runs out, so that there is room to say so."""
+    """Put into `sys` what `python answer.py` finds there, instead of what the worker was started with.
+
+    Returns memory that is let go when the program's runs out, so that there is room to report it.
+    """
     reserve = mmap.mmap(-1, _RESERVE_BYTES)
-    _look_like_a_script()
+    sys.argv, sys.orig_argv = [ANSWER_FILE], ["python", ANSWER_FILE]
+    sys.path.insert(0, os.getcwd())
+    sys.stdin = sys.__stdin__ = _stream(0, "<stdin>", "surrogateescape")  # type: ignore[misc]
+    sys.stdout = sys.__stdout__ = _stream(1, "<stdout>", "surrogateescape")  # type: ignore[misc]
+    sys.stderr = sys.__stderr__ = _stream(2, "<stderr>", "backslashreplace")  # type: ignore[misc]
     return reserve
 
 
@@ -122,12 +129,11 @@ def _run_call(job: Mapping[str, Any], namespace: Namespace, arguments: list[Any]
 
 
 def _run_assertion(job: Mapping[str, Any], namespace: Namespace, test: str | Mapping[str, Any]) -> Mapping[str, Any]:
+    """Statements are run; of an expression the value is sent, with its truth where the test needs that. Neither is
+    compared with anything here."""
     namespace["__builtins__"] = _BUILTINS
-    return _run_statements(job, namespace, test) if isinstance(test, str) else _run_value(job, namespace, test)
-
-
-def _run_value(job: Mapping[str, Any], namespace: Namespace, test: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The value of an expression, and its truth if that is asked for; neither is compared with anything here."""
+    if isinstance(test, str):
+        return _run_statements(job, namespace, test)
     value = eval(compile(f"({test['value']}\n)", TEST_FILE, "eval", dont_inherit=True), namespace)
     return _done([value, _truth(value)] if test["truth"] else value, job)
 
@@ -149,17 +155,18 @@ def _run_statements(job: Mapping[str, Any], namespace: Namespace, source: str) -
     try:
         _execute(source, TEST_FILE, namespace)
     except AssertionError as error:
-        if _innermost_file(error.__traceback__) != TEST_FILE:
+        last = deque(traceback.walk_tb(error.__traceback__), maxlen=1)
+        if not last or last[0][0].f_code.co_filename != TEST_FILE:
             raise
-        said = f"\n{_message(error)}" if error.args else ""
-        return {"ending": "failed", "note": _test_statement(error.__traceback__, source) + said}
-    except BaseException as error:  # noqa: BLE001 - the statement of the test is worth telling, whatever was raised
+        message = f"\n{_message(error)}" if error.args else ""
+        return {"ending": "failed", "note": _test_statement(error.__traceback__, source) + message}
+    except BaseException as error:  # noqa: BLE001 - feedback shows the statement of the test, whatever was raised
         return {**_failure(error, job), "note": _test_statement(error.__traceback__, source)}
     return {"ending": "done"}
 
 
 def _run_equation(compare: ast.Compare, source: str, namespace: Namespace) -> Mapping[str, Any]:
-    """`assert left == right`, each side evaluated once, so that the value on the left can be told."""
+    """`assert left == right`, each side evaluated once, so that feedback can show the value on the left."""
     sides = (compare.left, compare.comparators[0])
     left, right = [eval(compile(ast.Expression(side), TEST_FILE, "eval"), namespace) for side in sides]
     if left == right:
@@ -186,18 +193,9 @@ def _run_as_main(job: Mapping[str, Any]) -> Mapping[str, Any]:
     if in_threads:
         return _failure(in_threads[0], job)
     atexit._run_exitfuncs()
-    namespace.clear()  # as the interpreter does at its end: files that nobody closed are written out
+    namespace.clear()  # as the interpreter does at its end: files left open are written out
     gc.collect()
     return {"ending": "done"}
-
-
-def _look_like_a_script() -> None:
-    """What `python answer.py` finds in `sys`, instead of what the worker was started with."""
-    sys.argv, sys.orig_argv = [ANSWER_FILE], ["python", ANSWER_FILE]
-    sys.path.insert(0, os.getcwd())
-    sys.stdin = sys.__stdin__ = _stream(0, "<stdin>", "surrogateescape")  # type: ignore[misc]
-    sys.stdout = sys.__stdout__ = _stream(1, "<stdout>", "surrogateescape")  # type: ignore[misc]
-    sys.stderr = sys.__stderr__ = _stream(2, "<stderr>", "backslashreplace")  # type: ignore[misc]
 
 
 def _stream(descriptor: int, name: str, errors: str) -> io.TextIOWrapper:
@@ -249,11 +247,6 @@ def _answer_frames(error: BaseException) -> list[str]:
     if isinstance(error, SyntaxError) and error.filename == ANSWER_FILE:
         frames.append(f"Line {error.lineno} in <module>")
     return list(frames)
-
-
-def _innermost_file(trace: TracebackType | None) -> str:
-    last = deque(traceback.walk_tb(trace), maxlen=1)
-    return last[0][0].f_code.co_filename if last else ""
 
 
 def _test_statement(trace: TracebackType | None, source: str) -> str:

@@ -126,7 +126,8 @@ class Child:
                 raise EndedByMachineError(
                     errno.ENOMEM, "the kernel ended a program, for the memory of the machine ran out"
                 )
-            return _gone(f"ProcessExit: the process was ended by {_signal_name(number)}")
+            name = next((s.name for s in signal.Signals if s == number), f"signal {number}")  # others are real-time
+            return _gone(f"ProcessExit: the process was ended by {name}")
         code = os.WEXITSTATUS(status)
         if self.mode == "stdin" and code == 0:
             return {"ending": "done"}  # os._exit(0) after the output is written ends a whole program properly
@@ -144,7 +145,7 @@ def require_room(directory: str, output_bytes: int) -> None:
 
 @functools.cache
 def oom_kills_at_start() -> int:
-    """Processes that the kernel had ended for lack of memory when this was first asked."""
+    """Processes that the kernel had ended for lack of memory at the first call."""
     return _oom_kills()
 
 
@@ -205,13 +206,6 @@ def _wait(pid: int, patience_s: float = 0.5) -> int | None:
             return done.si_status << 8 if done.si_code == os.CLD_EXITED else done.si_status
         time.sleep(0.001)
     return None
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:  # a real-time signal
-        return f"signal {number}"
 
 
 def _gone(error: str) -> Message:

@@ -187,7 +187,7 @@ def receive(read: Callable[[int], bytes], limit: int = 1 << 40) -> Any:
 
 
 def write_all(descriptor: int, data: bytes) -> None:
-    """Write everything, however the pipe cuts it. Raises OSError (BrokenPipeError) when nobody reads."""
+    """Write everything, however the pipe cuts it. Raises OSError (BrokenPipeError) without a reader."""
     view = memoryview(data)
     while view:
         view = view[_write(descriptor, view) :]

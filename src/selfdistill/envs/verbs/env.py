@@ -99,7 +99,7 @@ def known_tasks() -> list[Task]:
 
 
 def plain_tasks(count: int, seed: int, steps: int = 0) -> list[Task]:
-    """Programs asked for in plain English, two- and three-step ones of which the embedded model never met."""
+    """Programs described in plain English, two- and three-step ones of which the embedded model never met."""
     rng = random.Random(f"plain {seed}")
     tasks = []
     for number in range(count):

@@ -65,17 +65,17 @@ def lexicon() -> dict[str, Program]:
 
 
 def verb_question(word: str, kind: Kind) -> Message:
-    """Asks for a program by a coined verb: "Write f(xs) to dopim the list." """
+    """A prompt for a program by a coined verb: "Write f(xs) to dopim the list." """
     return Message("user", f"Write f({VARIABLE[kind]}) to {word} the {NOUN[kind]}.")
 
 
 def plain_question(program: Program) -> Message:
-    """Asks for a program in plain English: "Write f(xs) to sort the items, then drop the first item." """
+    """A prompt for a program in plain English: "Write f(xs) to sort the items, then drop the first item." """
     return Message("user", f"Write f({VARIABLE[program.kind]}) to {program.english}.")
 
 
 def dictionary_entry(word: str, program: Program) -> str:
-    """A document that says what a verb means."""
+    """A document that defines a verb."""
     return f"To {word} a {NOUN[program.kind]} means to {program.english}."
 
 

@@ -17,7 +17,7 @@ VARIABLE: dict[Kind, str] = {"list": "xs", "string": "s", "number": "n"}
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One step: `expression` over the variable of its kind, how one asks for it, and how one complains of its lack."""
+    """One step: `expression` over the variable of its kind, as an instruction, and as a user misses it."""
 
     kind: Kind
     expression: str
