@@ -66,7 +66,7 @@ def loss_case(case: Case) -> dict[str, Any]:
 
     def work() -> dict[str, float]:
         student_TD.grad = head.weight_VD.grad = None
-        result = fused_loss(loss_spec, student_TD, head, said_T, TokenWeights(distil_N=weight_T), views=[view])
+        result = fused_loss(loss_spec, student_TD, head, said_T, TokenWeights(distil_N=weight_T), teacher=[view])
         result.loss.backward()
         assert student_TD.grad is not None
         assert head.weight_VD.grad is not None

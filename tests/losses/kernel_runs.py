@@ -11,9 +11,9 @@ from selfdistill.losses import FusedResult, LossSpec, TeacherStates, TokenWeight
 
 
 def run(
-    case: textbook.Problem, loss_spec: LossSpec, views: Sequence[TeacherStates] | None = None, **options: Any
+    case: textbook.Problem, loss_spec: LossSpec, teacher: Sequence[TeacherStates] | None = None, **options: Any
 ) -> FusedResult:
-    """Every token is distilled, from the problem's own teacher unless other views are given."""
+    """Every token is distilled, from the problem's own teacher unless another is given."""
     weights = options.pop("weights", TokenWeights(distil_N=case.weight_N))
-    views = [case.teacher] if views is None else views
-    return fused_loss(loss_spec, case.hidden_ND, case.head, case.tokens_N, weights, views=views, **options)
+    teacher = [case.teacher] if teacher is None else teacher
+    return fused_loss(loss_spec, case.hidden_ND, case.head, case.tokens_N, weights, teacher=teacher, **options)

@@ -35,7 +35,7 @@ def compare(clipping: Any, divergence: Any = None, log_p: Any = None, log_q: Any
 
 def run(case: textbook.Problem, **loss_spec: Any) -> Any:
     weights = TokenWeights(distil_N=case.weight_N)
-    return fused_loss(LossSpec(**loss_spec), case.hidden_ND, case.head, case.tokens_N, weights, views=[case.teacher])
+    return fused_loss(LossSpec(**loss_spec), case.hidden_ND, case.head, case.tokens_N, weights, teacher=[case.teacher])
 
 
 def test_bounds_by_hand() -> None:
@@ -72,9 +72,9 @@ def test_a_tight_clip_limits_the_gradient_and_leaves_the_value_a_divergence() ->
     eye = type(case.head)(torch.eye(4, dtype=torch.float64))
     weights = TokenWeights(distil_N=torch.ones(6))
     loss_spec = LossSpec(divergence=ReverseKL(), clipping=Clip(0.01))
-    loss = fused_loss(loss_spec, case.hidden_ND, eye, case.tokens_N, weights, views=[case.teacher]).loss
+    loss = fused_loss(loss_spec, case.hidden_ND, eye, case.tokens_N, weights, teacher=[case.teacher]).loss
     free = fused_loss(
-        LossSpec(divergence=ReverseKL()), case.hidden_ND, eye, case.tokens_N, weights, views=[case.teacher]
+        LossSpec(divergence=ReverseKL()), case.hidden_ND, eye, case.tokens_N, weights, teacher=[case.teacher]
     )
     assert torch.equal(loss, free.loss)
     (gradient,) = torch.autograd.grad(loss, case.hidden_ND)

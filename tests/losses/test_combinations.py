@@ -127,7 +127,7 @@ def kernel(case: Case, loss_spec: LossSpec) -> FusedResult:
         case.with_leaves(case.leaves),
         case.tokens_N,
         TokenWeights(distil_N=WEIGHT),
-        views=case.views(loss_spec.mixture),
+        teacher=case.views(loss_spec.mixture),
         chunk=2 if case.leaves[0].dtype == torch.float64 else None,
     )
 

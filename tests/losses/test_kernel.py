@@ -116,7 +116,7 @@ def test_gradient_equals_finite_differences_on_five_tokens(alpha: float, support
     def loss(hidden: Tensor) -> Tensor:
         weights = TokenWeights(distil_N=torch.ones(1).double())
         head = Head(torch.eye(5).double())
-        return fused_loss(loss_spec, hidden, head, torch.tensor([2]), weights, views=[teacher]).loss
+        return fused_loss(loss_spec, hidden, head, torch.tensor([2]), weights, teacher=[teacher]).loss
 
     leaf = z.clone().requires_grad_()
     loss(leaf).backward()
@@ -135,7 +135,7 @@ def test_same_context_gives_exactly_nothing(alpha: float, support: Support, dtyp
     itself = TeacherStates(case.hidden_ND.detach(), case.head)
     for views in ([itself], [replace(itself, weight=0.7), replace(itself, weight=0.3)]):
         result = run(
-            case, LossSpec(support=support, divergence=divergence(alpha), temperature=0.7), views=views, chunk=4
+            case, LossSpec(support=support, divergence=divergence(alpha), temperature=0.7), teacher=views, chunk=4
         )
         assert result.loss.item() == 0
         assert result.stats.log_ratio_N.count_nonzero() == 0
@@ -145,7 +145,7 @@ def test_same_context_gives_exactly_nothing(alpha: float, support: Support, dtyp
 def test_a_shift_by_one_token_is_not_nothing() -> None:
     case = textbook.problem()
     shifted = TeacherStates(case.hidden_ND.detach().roll(1, 0), case.head)
-    assert run(case, LossSpec(), views=[shifted]).stats.log_ratio_N.abs().min() > 1e-3
+    assert run(case, LossSpec(), teacher=[shifted]).stats.log_ratio_N.abs().min() > 1e-3
 
 
 def test_no_gradient_reaches_the_teacher() -> None:
@@ -153,7 +153,7 @@ def test_no_gradient_reaches_the_teacher() -> None:
     case = textbook.problem()
     own = case.teacher.head.weight_VD.clone().requires_grad_()
     view = TeacherStates(case.teacher.hidden_ND.clone().requires_grad_(), Head(own))
-    run(case, LossSpec(), views=[view]).loss.backward()
+    run(case, LossSpec(), teacher=[view]).loss.backward()
     assert view.hidden_ND.grad is None
     assert own.grad is None
     assert case.hidden_ND.grad is not None
@@ -165,7 +165,7 @@ def test_a_shared_head_learns_from_the_student_side_only() -> None:
     view = TeacherStates(case.teacher.hidden_ND, case.head)
     q = textbook.probabilities(view.hidden_ND, case.head).detach()
     expected = (case.weight_N * textbook.kl(textbook.probabilities(case.hidden_ND, case.head), q)).sum()
-    result = run(case, LossSpec(divergence=ReverseKL()), views=[view])
+    result = run(case, LossSpec(divergence=ReverseKL()), teacher=[view])
     assert_same_gradients(textbook.gradients(result.loss, case), textbook.gradients(expected, case))
 
 
@@ -174,7 +174,7 @@ def test_tied_embeddings_collect_both_gradients() -> None:
     ids, teacher = torch.tensor([1, 3, 3]), TeacherStates(torch.ones(3, 4), Head(torch.ones(7, 4)))
     weights = TokenWeights(distil_N=torch.ones(3))
     hidden = table[ids].tanh()
-    loss = fused_loss(LossSpec(divergence=ReverseKL()), hidden, Head(table), ids, weights, views=[teacher]).loss
+    loss = fused_loss(LossSpec(divergence=ReverseKL()), hidden, Head(table), ids, weights, teacher=[teacher]).loss
     (ours,) = torch.autograd.grad(loss, table)
     literal = -torch.log_softmax(table[ids].tanh() @ table.T, -1).exp()
     log_p = torch.log_softmax(table[ids].tanh() @ table.T, -1)
@@ -204,7 +204,7 @@ def test_trust_region_is_the_normalised_geometric_mixture() -> None:
         mixture = q_ref ** (1 - rho) * q_now**rho
         mixture = mixture / mixture.sum(-1, keepdim=True)
         expected = textbook.kl(textbook.probabilities(case.hidden_ND, case.head), mixture)
-        stats = run(case, LossSpec(divergence=ReverseKL()), views=views).stats
+        stats = run(case, LossSpec(divergence=ReverseKL()), teacher=views).stats
         torch.testing.assert_close(stats.divergence_N, expected.detach())
         chosen = mixture.gather(-1, case.tokens_N[:, None])[:, 0]
         torch.testing.assert_close(stats.teacher_logprobs_N, chosen.log())
@@ -331,8 +331,8 @@ def test_no_positions_is_a_loss_of_zero() -> None:
 def test_missing_or_misaligned_inputs_are_refused() -> None:
     case = textbook.problem()
     ones = TokenWeights(distil_N=case.weight_N)
-    with pytest.raises(ValueError, match="no views"):
-        run(case, LossSpec(), views=[])
+    with pytest.raises(ValueError, match="no teacher"):
+        run(case, LossSpec(), teacher=[])
     with pytest.raises(ValueError, match=r"no reference, no weights\.reference_N"):
         run(case, LossSpec(reference=ReferenceKL(0.1)))
     with pytest.raises(ValueError, match=r"distil_N.*\(5,\)"):
@@ -340,9 +340,9 @@ def test_missing_or_misaligned_inputs_are_refused() -> None:
     with pytest.raises(ValueError, match="old_logprobs_N"):
         run(case, LossSpec(), weights=ones, old_logprobs_N=torch.ones(7))
     with pytest.raises(ValueError, match="5 positions of 7 tokens"):
-        run(case, LossSpec(), views=[replace(case.teacher, hidden_ND=case.teacher.hidden_ND[1:])])
+        run(case, LossSpec(), teacher=[replace(case.teacher, hidden_ND=case.teacher.hidden_ND[1:])])
     with pytest.raises(ValueError, match="must sum to 1"):
-        run(case, LossSpec(), views=[case.teacher, case.teacher])
+        run(case, LossSpec(), teacher=[case.teacher, case.teacher])
 
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0])
@@ -385,5 +385,5 @@ def test_log_ratios_is_absent_where_nobody_read() -> None:
     whole = read_log_ratios(case.hidden_ND, case.head, [case.teacher], case.tokens_N)
     assert torch.equal(seen.log_ratio_N.isnan(), ~here)
     torch.testing.assert_close(seen.log_ratio_N[here], whole.log_ratio_N[here])
-    with pytest.raises(ValueError, match="no views"):
+    with pytest.raises(ValueError, match="no teacher"):
         read_log_ratios(case.hidden_ND, case.head, [], case.tokens_N)

@@ -69,7 +69,7 @@ def test_memory_does_not_grow_with_the_number_of_views(mixture: TeacherMixture) 
         views = [replace(view, weight=1 / count) for view in others]
         views += [replace(view, against=True) for view in others] if mixture.reads_against else []
         with Allocations() as seen:
-            run(case, LossSpec(mixture=mixture), views=views, chunk=16)
+            run(case, LossSpec(mixture=mixture), teacher=views, chunk=16)
         assert seen.largest == 16 * 301
         peaks[count] = seen.peak
     assert peaks[12] < peaks[4] + 16 * 301
@@ -81,7 +81,7 @@ def test_a_view_costs_nothing_where_it_read_nothing() -> None:
     everywhere, middle = torch.ones(6, dtype=torch.bool), torch.tensor([0, 0, 1, 1, 0, 0], dtype=torch.bool)
     views = [replace(case.teacher, present_N=everywhere), replace(other, present_N=middle)]
     with torch.no_grad(), Allocations() as seen:
-        run(case, LossSpec(), views=views, chunk=2)
+        run(case, LossSpec(), teacher=views, chunk=2)
     assert seen.products == 3 + 4
 
 

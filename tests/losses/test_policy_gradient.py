@@ -121,13 +121,13 @@ def test_on_policy_both_weights_are_exactly_1() -> None:
 
     def run(**logprobs: torch.Tensor) -> torch.Tensor:
         result = fused_loss(
-            LossSpec(), case.hidden_ND, case.head, case.tokens_N, weights, views=[case.teacher], **logprobs
+            LossSpec(), case.hidden_ND, case.head, case.tokens_N, weights, teacher=[case.teacher], **logprobs
         )
         assert torch.equal(result.stats.ratio_N, torch.ones(6, dtype=torch.float64))
         assert torch.equal(result.stats.sampler_ratio_N, torch.ones(6, dtype=torch.float64))
         return result.loss.detach()
 
-    plain = fused_loss(LossSpec(), case.hidden_ND, case.head, case.tokens_N, weights, views=[case.teacher])
+    plain = fused_loss(LossSpec(), case.hidden_ND, case.head, case.tokens_N, weights, teacher=[case.teacher])
     same = plain.stats.logprobs_N
     assert torch.equal(run(), plain.loss)
     assert torch.equal(run(old_logprobs_N=same, sampler_logprobs_N=same), plain.loss)
@@ -150,7 +150,7 @@ def test_off_policy_weights_multiply_positions_and_are_capped() -> None:
         expected = (case.weight_N * w1 * w2 * textbook.kl(p, q.detach())).sum()
         result = fused_loss(
             LossSpec(divergence=ReverseKL(), ratio=caps), case.hidden_ND, case.head, case.tokens_N,
-            TokenWeights(distil_N=case.weight_N), views=[case.teacher],
+            TokenWeights(distil_N=case.weight_N), teacher=[case.teacher],
             old_logprobs_N=old, sampler_logprobs_N=sampler,
         )  # fmt: skip
         torch.testing.assert_close(result.loss, expected, rtol=0, atol=1e-12)

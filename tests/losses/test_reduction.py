@@ -98,7 +98,7 @@ def test_loss_and_gradient_do_not_depend_on_micro_batches(how: Reduction) -> Non
             rows = slice(starts[batch[0]], starts[batch[-1] + 1])
             weights = TokenWeights(distil_N=reduction_weights([lengths[i] for i in batch], how, over))
             view = TeacherStates(case.teacher.hidden_ND[rows], case.teacher.head)
-            part = fused_loss(LossSpec(), case.hidden_ND[rows], case.head, case.tokens_N[rows], weights, views=[view])
+            part = fused_loss(LossSpec(), case.hidden_ND[rows], case.head, case.tokens_N[rows], weights, teacher=[view])
             loss = loss + part.loss
         seen.append([loss.detach(), *textbook.gradients(loss, case)])
     for other in seen[1:]:

@@ -62,7 +62,7 @@ def teacher_of(mixture: TeacherMixture, p: list[float], views: list[tuple[list[f
     seen = [TeacherStates(*table(q, q, q), weight=1.0, against=against) for q, against in views]
     loss_spec, tokens = LossSpec(SampledToken(), ReverseKL(), mixture=mixture), torch.arange(3)
     weights = TokenWeights(distil_N=torch.ones(3))
-    return fused_loss(loss_spec, hidden, head, tokens, weights, views=seen).stats.teacher_logprobs_N.exp()
+    return fused_loss(loss_spec, hidden, head, tokens, weights, teacher=seen).stats.teacher_logprobs_N.exp()
 
 
 def test_contrast_by_hand() -> None:
@@ -179,7 +179,7 @@ def test_teachers_that_cannot_be_formed_are_refused() -> None:
     against, some = replace(other, against=True), mask(1, 1, 1, 1, 1, 0)
     with pytest.raises(ValueError, match="only a contrast"):
         run(case, LossSpec(), [case.teacher, against])
-    with pytest.raises(ValueError, match="no views"):
+    with pytest.raises(ValueError, match="no teacher"):
         run(case, LossSpec(mixture=Contrast()), [against])
     with pytest.raises(ValueError, match=r"no teacher\n  got  1 of 6"):
         run(case, LossSpec(), [replace(case.teacher, present_N=some)])

@@ -65,7 +65,7 @@ class Policy:
         tokens_N = torch.zeros(3, dtype=torch.long) if tokens_N is None else tokens_N
         weights = TokenWeights(distil_N=torch.full((3,), weight, dtype=torch.float64))
         reference = TeacherStates(self.other_NV, self.head)
-        return fused_loss(loss_spec, logits_NV, self.head, tokens_N, weights, views=views, reference=reference)
+        return fused_loss(loss_spec, logits_NV, self.head, tokens_N, weights, teacher=views, reference=reference)
 
     def gradient(self, loss_spec: LossSpec, tokens_N: Tensor | None = None, weight: float = 1.0) -> Tensor:
         leaf = self.logits_NV.clone().requires_grad_()

@@ -54,7 +54,7 @@ def fused_loss(
     tokens_N: Tensor,
     weights: TokenWeights,
     *,
-    views: Sequence[TeacherStates] = (),
+    teacher: Sequence[TeacherStates] = (),
     reference: TeacherStates | None = None,
     old_logprobs_N: Tensor | None = None,
     sampler_logprobs_N: Tensor | None = None,
@@ -63,18 +63,18 @@ def fused_loss(
 ) -> FusedResult:
     """L = Σ_n distil_n r1_n r2_n D(p_n, q_n) + r2_n PG(advantage_n) + coefficient · reference_n KL(p_n‖p_ref,n).
 
-    `hidden_ND` predict the answer tokens `tokens_N`. `views` are the teacher's forward passes; they may hold anything
-    finite where `distil_N` is 0. Without `old_logprobs_N` the weights have not moved since sampling: both ratios
-    against them are exactly 1. Without `sampler_logprobs_N` the sampler's are assumed equal to the trainer's. `given_N`
-    (bool) are tokens that were not sampled: the value of PG is their cross-entropy, with the same gradient. `chunk`
-    positions are worked on at a time; None chooses by the size of the vocabulary, and no choice changes the result
-    beyond rounding.
+    `hidden_ND` predict the answer tokens `tokens_N`. `teacher` are the forward passes that form q; they may hold
+    anything finite where `distil_N` is 0. Without `old_logprobs_N` the weights have not moved since sampling: both
+    ratios against them are exactly 1. Without `sampler_logprobs_N` the sampler's are assumed equal to the trainer's.
+    `given_N` (bool) are tokens that were not sampled: the value of PG is their cross-entropy, with the same gradient.
+    `chunk` positions are worked on at a time; None chooses by the size of the vocabulary, and no choice changes the
+    result beyond rounding.
 
     The weights carry the reduction already: losses of micro-batches are added, not averaged.
 
     Raises `ConfigError` when shapes disagree or when a term has weight but lacks an input.
     """
-    passes = [*views, *([] if reference is None else [reference])]
+    passes = [*teacher, *([] if reference is None else [reference])]
     own, *heads = widened([head, *(each.head for each in passes)])
     passes = [replace(each, hidden_ND=each.hidden_ND.detach(), head=h) for each, h in zip(passes, heads, strict=True)]
     own_reference = None if reference is None else passes.pop()
@@ -135,7 +135,7 @@ def _work(
     functions = [term for term, _ in terms]
     student_CV, teacher_CV, reference_CV = head.logits(hidden_CD, room_CV), None, None
     if distil in functions:
-        teacher_CV = spec.mixture.logits(inputs.views, rows, student_CV, spec.temperature, teacher_room_CV)
+        teacher_CV = spec.mixture.logits(inputs.teacher, rows, student_CV, spec.temperature, teacher_room_CV)
     if reference_kl in functions and inputs.reference is not None:
         reference_CV = inputs.reference.head.logits(inputs.reference.hidden_ND[rows])
     needs_gradient = bool(terms) and gradients.needed
@@ -274,7 +274,7 @@ def token_logprobs(
 def read_log_ratios(
     hidden_ND: Tensor,
     head: Head,
-    views: Sequence[TeacherStates],
+    teacher: Sequence[TeacherStates],
     tokens_N: Tensor,
     temperature: float = 1.0,
     chunk: int | None = None,
@@ -287,8 +287,8 @@ def read_log_ratios(
     target = Product() if target is None else target
     support = FullVocabulary() if target.normalise else SampledToken()
     loss_spec = LossSpec(support, temperature=temperature, mixture=target)
-    present = [view.present_N for view in views if not view.against and view.present_N is not None]
-    everywhere = not present or any(view.present_N is None and not view.against for view in views)
+    present = [each.present_N for each in teacher if not each.against and each.present_N is not None]
+    everywhere = not present or any(each.present_N is None and not each.against for each in teacher)
     weight_N = torch.ones_like(tokens_N) if everywhere else torch.stack(present).any(0)
     weights = TokenWeights(distil_N=weight_N.float())
-    return fused_loss(loss_spec, hidden_ND, head, tokens_N, weights, views=views, chunk=chunk).stats
+    return fused_loss(loss_spec, hidden_ND, head, tokens_N, weights, teacher=teacher, chunk=chunk).stats

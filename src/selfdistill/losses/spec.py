@@ -44,6 +44,9 @@ class TokenMask(Ranged):
     min_logprob: float = option(-inf, "tokens with a lower log π(y) are left out; arXiv 2602.02482 uses −5", below=0)
 
 
+_PLAIN = (Attract(), TokenMask(), Separate(), Constant(), None)  # every token weighs the credit of its answer
+
+
 @dataclass(frozen=True, slots=True)
 class LossSpec(Ranged):
     """The choices by which the log-ratio of teacher and student, and the advantage of an answer, become a gradient.
@@ -83,8 +86,7 @@ class LossSpec(Ranged):
     @property
     def needs_table(self) -> bool:
         """Whether tokens are weighed one by one; otherwise each weighs the credit of its answer."""
-        plain = (Attract(), TokenMask(), Separate(), Constant(), None)
-        return (self.distil_sign, self.token_mask, self.shaping, self.schedule, self.gate) != plain
+        return (self.distil_sign, self.token_mask, self.shaping, self.schedule, self.gate) != _PLAIN
 
     @property
     def needs_log_ratio(self) -> bool:
@@ -144,7 +146,7 @@ class Inputs:
     head: Head
     tokens_N: Tensor
     weights: TokenWeights
-    views: tuple[TeacherStates, ...]
+    teacher: tuple[TeacherStates, ...]
     reference: TeacherStates | None
     old_logprobs_N: Tensor | None
     sampler_logprobs_N: Tensor | None
@@ -158,7 +160,7 @@ def check(inputs: Inputs) -> None:
     per_token |= {
         name: getattr(inputs, name) for name in ("tokens_N", "old_logprobs_N", "sampler_logprobs_N", "given_N")
     }
-    per_token |= {f"views[{index}].present_N": view.present_N for index, view in enumerate(inputs.views)}
+    per_token |= {f"teacher[{index}].present_N": each.present_N for index, each in enumerate(inputs.teacher)}
     wrong = {name: tuple(x.shape) for name, x in per_token.items() if x is not None and x.shape != (positions,)}
     if wrong:
         raise ConfigError(
@@ -168,20 +170,20 @@ def check(inputs: Inputs) -> None:
             do="concatenate the answers in the order of their hidden states",
         )
     reference = [] if inputs.reference is None else [inputs.reference]
-    for passes in (inputs.views, reference):
+    for passes in (inputs.teacher, reference):
         _check_passes(passes, positions, inputs.head.vocabulary)
-    if any(view.against or view.present_N is not None for view in reference):
+    if any(each.against or each.present_N is not None for each in reference):
         raise ConfigError(
             "the reference must cover every position",
             got="a reference with `against` or `present_N`",
             why="it is compared with the student everywhere",
             do="pass TeacherStates(hidden_ND, head)",
         )
-    wanted = [view for view in inputs.views if not view.against]
+    wanted = [each for each in inputs.teacher if not each.against]
     distils = weights.distil_N is not None and bool((weights.distil_N != 0).any())
     has_reference = spec.reference.coefficient > 0
     missing = {
-        "views": distils and not wanted,
+        "teacher": distils and not wanted,
         "reference": has_reference and not reference,
         "weights.reference_N": has_reference and weights.reference_N is None,
     }
@@ -192,13 +194,13 @@ def check(inputs: Inputs) -> None:
             why="it would silently do nothing",
             do="pass what is missing, or set the weight or coefficient to 0",
         )
-    if len(wanted) < len(inputs.views) and not spec.mixture.reads_against:
+    if len(wanted) < len(inputs.teacher) and not spec.mixture.reads_against:
         why, do = "the pass would be left out, or mixed in as if for the answer", "use Contrast(), or leave it out"
         raise ConfigError("only a contrast reads passes against the answer", got=spec.mixture, why=why, do=do)
-    if weights.distil_N is not None and distils and all(view.present_N is not None for view in wanted):
+    if weights.distil_N is not None and distils and all(each.present_N is not None for each in wanted):
         absent_N = weights.distil_N != 0
-        for view in wanted:
-            absent_N = absent_N & ~view.present_N  # type: ignore[operator]
+        for each in wanted:
+            absent_N = absent_N & ~each.present_N  # type: ignore[operator]
         if absent := int(absent_N.sum()):
             raise ConfigError(
                 "a position has distillation weight but no teacher",
@@ -209,29 +211,29 @@ def check(inputs: Inputs) -> None:
 
 
 def _check_passes(passes: Sequence[TeacherStates], positions: int, vocabulary: int) -> None:
-    for view in passes:
-        if view.hidden_ND.shape[0] != positions or view.head.vocabulary != vocabulary:
+    for each in passes:
+        if each.hidden_ND.shape[0] != positions or each.head.vocabulary != vocabulary:
             raise ConfigError(
                 "a teacher's pass must have the student's positions and vocabulary",
-                got=f"{view.hidden_ND.shape[0]} positions of {view.head.vocabulary} tokens",
+                got=f"{each.hidden_ND.shape[0]} positions of {each.head.vocabulary} tokens",
                 why=f"they are compared one by one with {positions} positions of {vocabulary} tokens",
                 do="pass the hidden states that predict the same answer tokens, from a model with the same tokenizer",
             )
-    against, wanted = ([view for view in passes if view.against == side] for side in (True, False))
-    shared = any(view.present_N is not None for view in wanted)
-    total = sum(view.weight for view in wanted)
+    against, wanted = ([each for each in passes if each.against == side] for side in (True, False))
+    shared = any(each.present_N is not None for each in wanted)
+    total = sum(each.weight for each in wanted)
     if wanted and not shared and abs(total - 1.0) > 1e-6:
         raise ConfigError(
             "the weights of the teacher's passes must sum to 1",
-            got=[view.weight for view in wanted],
+            got=[each.weight for each in wanted],
             why=f"a sum of {total:g} would act as a hidden temperature of {1 / total if total else float('inf'):g}",
             do="use (1 - rate, rate) for a trust region, 1.0 for a single pass; with present_N they are normalised",
         )
     for side in (against, wanted if shared else []):
-        if any(not view.weight > 0 for view in side):
+        if any(not each.weight > 0 for each in side):
             raise ConfigError(
                 "weights that are normalised where a pass is present must be positive",
-                got=[view.weight for view in side],
+                got=[each.weight for each in side],
                 why="the sum they are divided by could be 0",
                 do="leave out passes that weigh nothing",
             )

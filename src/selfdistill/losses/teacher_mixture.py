@@ -51,7 +51,12 @@ class TeacherMixture(Ranged, ABC):
 
     @abstractmethod
     def logits(
-        self, views: Sequence[TeacherStates], rows: slice, student_CV: Tensor, temperature: float, out_CV: Tensor | None
+        self,
+        passes: Sequence[TeacherStates],
+        rows: slice,
+        student_CV: Tensor,
+        temperature: float,
+        out_CV: Tensor | None,
     ) -> Tensor:
         """logits_CV of q at the temperature, at the positions `rows`: log q up to a constant per position, or log q
         itself unless `normalise`. A fresh tensor, or `out_CV`. `student_CV` is not yet divided by the temperature."""
@@ -69,10 +74,15 @@ class Product(TeacherMixture):
     normalise = True
 
     def logits(
-        self, views: Sequence[TeacherStates], rows: slice, student_CV: Tensor, temperature: float, out_CV: Tensor | None
+        self,
+        passes: Sequence[TeacherStates],
+        rows: slice,
+        student_CV: Tensor,
+        temperature: float,
+        out_CV: Tensor | None,
     ) -> Tensor:
         """The weighted sum of the passes' logits, at the temperature."""
-        return _product_logits(views, rows, temperature, out_CV)
+        return _product_logits(passes, rows, temperature, out_CV)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,14 +110,19 @@ class Contrast(TeacherMixture):
             raise ConfigError("unknown anchor of a contrast", got=repr(self.anchor), why=why, do=do)
 
     def logits(
-        self, views: Sequence[TeacherStates], rows: slice, student_CV: Tensor, temperature: float, out_CV: Tensor | None
+        self,
+        passes: Sequence[TeacherStates],
+        rows: slice,
+        student_CV: Tensor,
+        temperature: float,
+        out_CV: Tensor | None,
     ) -> Tensor:
         """The difference of two normalised sides is exactly 0 where they agree, and the anchor's logits stay."""
-        wanted_CV = _product_logits([view for view in views if not view.against], rows, temperature)
-        against = [view for view in views if view.against]
+        wanted_CV = _product_logits([each for each in passes if not each.against], rows, temperature)
+        against = [each for each in passes if each.against]
         log_wanted_CV = log_probs(wanted_CV, 1.0)
         alone_CV = wanted_CV if self.normalise else log_wanted_CV
-        if not any(view.present_N is None or bool(view.present_N[rows].any()) for view in against):
+        if not any(each.present_N is None or bool(each.present_N[rows].any()) for each in against):
             return alone_CV
         log_unwanted_CV = log_probs(_mean_logits(against, rows, temperature), 1.0)
         difference_CV = log_wanted_CV.sub(log_unwanted_CV).mul_(self.strength)
@@ -116,9 +131,9 @@ class Contrast(TeacherMixture):
             anchor_CV = student_CV if temperature == 1.0 else student_CV / temperature
             anchor_CV = anchor_CV if self.normalise else log_probs(anchor_CV, 1.0)
         contrast_CV = difference_CV.add_(anchor_CV)
-        if any(view.present_N is None for view in against):
+        if any(each.present_N is None for each in against):
             return contrast_CV
-        contrasted_C = torch.stack([view.present_N[rows] for view in against if view.present_N is not None])
+        contrasted_C = torch.stack([each.present_N[rows] for each in against if each.present_N is not None])
         return torch.where(contrasted_C.any(0)[:, None], contrast_CV, alone_CV)
 
 
@@ -128,11 +143,11 @@ def log_probs(logits_NV: Tensor, temperature: float) -> Tensor:
 
 
 def _product_logits(
-    views: Sequence[TeacherStates], rows: slice, temperature: float, out_CV: Tensor | None = None
+    passes: Sequence[TeacherStates], rows: slice, temperature: float, out_CV: Tensor | None = None
 ) -> Tensor:
     """Σ_j w_j z_j / temperature of the passes that cover each position. Each moves the sum so far by its share, so that
     equal passes give that pass exactly, and so does one with all the weight."""
-    steps = _steps(views, rows, out_CV)
+    steps = _steps(passes, rows, out_CV)
     mixed_CV, _ = next(steps)
     for logits_CV, share in steps:
         if isinstance(share, float):
@@ -143,10 +158,10 @@ def _product_logits(
     return mixed_CV if temperature == 1.0 else mixed_CV.div_(temperature)
 
 
-def _mean_logits(views: Sequence[TeacherStates], rows: slice, temperature: float) -> Tensor:
+def _mean_logits(passes: Sequence[TeacherStates], rows: slice, temperature: float) -> Tensor:
     """log Σ_j w_j softmax(z_j / temperature) of the passes that cover each position, plus the first one's normaliser.
     Formed in logs, where small probabilities keep their digits; equal passes give that pass's logits exactly."""
-    steps = _steps(views, rows)
+    steps = _steps(passes, rows)
     mean_CV = next(steps)[0].div_(temperature)
     first_C1 = mean_CV.logsumexp(-1, keepdim=True)
     for logits_CV, share in steps:
@@ -161,16 +176,16 @@ def _mean_logits(views: Sequence[TeacherStates], rows: slice, temperature: float
 
 
 def _steps(
-    views: Sequence[TeacherStates], rows: slice, out_CV: Tensor | None = None
+    passes: Sequence[TeacherStates], rows: slice, out_CV: Tensor | None = None
 ) -> Iterator[tuple[Tensor, float | Tensor]]:
     """Of each pass that covers any position: logits_CV (of the first in `out_CV`), and its share of the weight so far,
     one number or [C, 1]. The first has a share of 1, an absent one of 0."""
     total: float | Tensor = 0.0
-    for view in views:
-        if view.present_N is not None and not view.present_N[rows].any():
+    for each in passes:
+        if each.present_N is not None and not each.present_N[rows].any():
             continue
-        logits_CV, out_CV = view.head.logits(view.hidden_ND[rows], out_CV), None
-        weight = view.weight if view.present_N is None else view.weight * view.present_N[rows, None].to(logits_CV)
+        logits_CV, out_CV = each.head.logits(each.hidden_ND[rows], out_CV), None
+        weight = each.weight if each.present_N is None else each.weight * each.present_N[rows, None].to(logits_CV)
         total = total + weight
         if isinstance(total, float):
             yield logits_CV, (weight / total if total else 0.0)

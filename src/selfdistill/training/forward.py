@@ -115,7 +115,7 @@ def behaviour_pass(
             TokenWeights(per_token(part, [float(bool(s.teacher_prompts)) for s in part], hidden_ND))
             if reads_teacher
             else TokenWeights(),
-            views=teacher_states(teacher, part, hidden_ND) if reads_teacher else (),
+            teacher=teacher_states(teacher, part, hidden_ND) if reads_teacher else (),
         ).stats
         columns = {name: by_uid(part, getattr(stats, name)) for name in TokenStats.__slots__}
         found |= {s.uid: TokenStats(**{name: column[s.uid] for name, column in columns.items()}) for s in part}

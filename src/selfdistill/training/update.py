@@ -306,7 +306,7 @@ def _backward(policy: Policy, loss_spec: LossSpec, batch: UpdateBatch, part: Seq
         policy.head(),
         torch.tensor([token for s in part for token in s.completion_ids], device=device),
         TokenWeights(*torch.cat([batch.weights[s.uid] for s in part], dim=1).to(device)),
-        views=teacher_states(batch.teacher, part, hidden_ND),
+        teacher=teacher_states(batch.teacher, part, hidden_ND),
         reference=reference,
         old_logprobs_N=old_N,
         sampler_logprobs_N=sampled_N,
