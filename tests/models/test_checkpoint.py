@@ -326,7 +326,7 @@ def test_a_resume_takes_the_newest_whole_checkpoint_and_says_which_is_damaged(po
     assert run.teacher.batches == 1
     assert ["step-000003: " in notes[0], "step-000002: " in notes[1]] == [True, True]
     assert "checkpoint.json" in notes[0]
-    assert "trainer.pt); going on from step-000001 instead" in notes[1]
+    assert "trainer.pt); resumes from step-000001 instead" in notes[1]
     run.save(tmp_path, 2)
     run.save(tmp_path, 4)  # and the damaged one, which nobody can say is final, goes in its turn
     run.save(tmp_path, 5)

@@ -194,7 +194,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_newest_whole_one(run: Path,
     train(settings_of(run), keep_notes, resume=True)
     (said,) = [note for note in notes if "step-000003" in note]
     assert "adapter_model.safetensors" in said
-    assert "going on from step-000002" in said
+    assert "resumes from step-000002" in said
     found, wanted = (load_file(path / file.relative_to(run)) for path in (run, finished))
     assert all(torch.equal(found[name], value) for name, value in wanted.items())
     assert [record.step for record in read_run(run).steps] == [1, 2, 3]

@@ -1,12 +1,12 @@
-"""Adapters around a base model: fresh ones, saved ones that are trained further, and the state of both.
+"""Adapters around a base model: fresh, or saved and trained further, and the tensors of both.
 
-Whatever peft saves of an adapter is read back: LoRA factors of any layer, DoRA magnitudes, biases, single tokens, and
+All that peft saves of an adapter is read back: LoRA factors of any layer, DoRA magnitudes, biases, single tokens, and
 whole modules that train beside them (`modules_to_save`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,8 +29,8 @@ RESIZED = (
 
 @dataclass(frozen=True, slots=True)
 class LoraOptions:
-    """Trains two thin factors beside each weight instead of the weight. One starts at zero, so a fresh adapter changes
-    nothing. Raises `ConfigError`. Source: Hu et al. 2021 (arXiv 2106.09685)."""
+    """LoRA: two thin factors beside each weight are trained instead of the weight. One starts at zero, so a fresh
+    adapter changes nothing. Raises `ConfigError`. Source: Hu et al. 2021 (arXiv 2106.09685)."""
 
     rank: int = option(16, "width of the factors", least=1, most=4096)
     alpha: int = option(32, "their product is multiplied by alpha / rank", least=1, most=1_000_000)
@@ -54,10 +54,18 @@ class LoraOptions:
 def fresh_adapter(base: PreTrainedModel, lora: LoraOptions) -> Any:
     """An adapter around `base` that changes nothing yet. Raises `ConfigError` for targets that the model lacks."""
     from peft import LoraConfig, get_peft_model
+    from transformers.pytorch_utils import Conv1D
 
     everywhere = lora.names == (ALL_LINEAR,)
-    if not everywhere:
-        _check_targets(base, lora.names)
+    kinds = (nn.Linear, nn.Embedding, Conv1D)
+    layers = [f".{name}" for name, module in base.named_modules() if isinstance(module, kinds)]
+    for name in () if everywhere else lora.names:
+        if not any(layer.endswith(f".{name}") for layer in layers):
+            known = {layer.rpartition(".")[2] for layer in layers} | {ALL_LINEAR}
+            why = "a target is the name of linear or embedding layers, or the end of it"
+            raise ConfigError(
+                "the LoRA targets name no layer of this model", got=name, why=why, do=nearest(name, known)
+            )
     targets = ALL_LINEAR if everywhere else list(lora.names)
     config = LoraConfig(
         r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, lora_dropout=0.0, bias="none", task_type="CAUSAL_LM"
@@ -71,20 +79,6 @@ def fresh_adapter(base: PreTrainedModel, lora: LoraOptions) -> Any:
             raise ConfigError(
                 "the LoRA targets cannot carry an adapter", got=", ".join(lora.names), why=why, do=f"use {ALL_LINEAR}"
             ) from error
-
-
-def _check_targets(base: PreTrainedModel, names: Sequence[str]) -> None:
-    from transformers.pytorch_utils import Conv1D
-
-    kinds = (nn.Linear, nn.Embedding, Conv1D)
-    layers = [f".{name}" for name, module in base.named_modules() if isinstance(module, kinds)]
-    for name in names:
-        if not any(layer.endswith(f".{name}") for layer in layers):
-            known = {layer.rpartition(".")[2] for layer in layers} | {ALL_LINEAR}
-            why = "a target is the name of linear or embedding layers, or the end of it"
-            raise ConfigError(
-                "the LoRA targets name no layer of this model", got=name, why=why, do=nearest(name, known)
-            )
 
 
 def saved_adapter(base: PreTrainedModel, directory: Path) -> Any:
@@ -105,13 +99,18 @@ def saved_adapter(base: PreTrainedModel, directory: Path) -> Any:
     except (RuntimeError, ValueError, KeyError) as error:
         why = " ".join(line.strip() for line in str(error).splitlines()[:2])
         raise ModelError("this adapter does not fit its base model", got=directory, why=why, do=RESIZED) from error
-    wanted = _state(model).keys()
-    lacking, foreign = sorted(wanted - found.keys()), sorted(n for n in found.keys() - wanted if "lora_" in n)
+    state = _state(model)
+    lacking = sorted(state.keys() - found.keys())
+    foreign = sorted(name for name in found.keys() - state.keys() if "lora_" in name)
     if lacking or foreign:
         why = f"its file lacks {lacking[0]}" if lacking else f"its base has no place for {foreign[0]}"
         do = "check base_model_name_or_path and target_modules in its adapter_config.json"
         raise ModelError("this adapter does not fit its base model", got=directory, why=why, do=do)
-    _check_all_saved(model)
+    places = {value.data_ptr() for value in state.values()}
+    lost = [name for name, value in model.named_parameters() if value.requires_grad and value.data_ptr() not in places]
+    if lost:
+        why = f"peft does not save {lost[0]}, which is trained: the run could not be resumed"
+        raise ModelError("this kind of adapter is not supported", got=config.peft_type, why=why)
     return model
 
 
@@ -139,17 +138,8 @@ def restore_adapter(model: Any, saved: Mapping[str, Tensor]) -> None:
 
 
 def _state(model: Any) -> dict[str, Tensor]:
-    """The tensors of an adapter by the names that its file has for them; the base's own embeddings are not among them,
-    which peft may save too."""
+    """The tensors of an adapter by their names in its file, without the base's embeddings, which peft may save too."""
     from peft import get_peft_model_state_dict
 
     state: dict[str, Tensor] = get_peft_model_state_dict(model, save_embedding_layers=False)
     return state
-
-
-def _check_all_saved(model: Any) -> None:
-    places = {value.data_ptr() for value in _state(model).values()}
-    lost = [name for name, value in model.named_parameters() if value.requires_grad and value.data_ptr() not in places]
-    if lost:
-        why = f"peft does not save {lost[0]}, which is trained: the run could not be resumed"
-        raise ModelError("this kind of adapter is not supported", got=model.active_peft_config.peft_type, why=why)

@@ -136,7 +136,7 @@ def load_newest(
             passed.append(f"{path.name}: {error.what}{f' ({error.why})' if error.why else ''}")
             continue
         for line in passed:
-            note(f"{line}; going on from {path.name} instead, the newest whole checkpoint")
+            note(f"{line}; resumes from {path.name} instead, the newest whole checkpoint")
         return extra
     if passed:
         raise RunError(

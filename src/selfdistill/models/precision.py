@@ -1,9 +1,8 @@
-"""Where a model computes and in which precision.
+"""Device and precision of a model.
 
-Parameters that are trained are kept in float32 whatever the precision of the computation: at a learning rate of 1e-6 a
-step is smaller than the spacing of bfloat16, and would be rounded away. With `dtype="bfloat16"` the forward pass runs
-under autocast; parameters that are not trained (the base under a LoRA adapter, another model that teaches) are stored
-in bfloat16.
+Trained parameters are float32 whatever the precision of forward passes: at a learning rate of 1e-6 a step is smaller
+than the spacing of bfloat16, and would be rounded away. With `dtype="bfloat16"` the forward pass runs under autocast;
+parameters that are not trained (the base under a LoRA adapter, a teacher that is another model) are stored in bfloat16.
 """
 
 from __future__ import annotations
@@ -19,23 +18,23 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto`: CUDA where there is one, then MPS, then the CPU. Raises `ConfigError` for a device that is not there."""
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    """`auto`: the first of CUDA, MPS and CPU that is available. Raises `ConfigError` for a device that is not."""
+    cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    available = {"cuda": cuda, "mps": int(torch.backends.mps.is_available()), "cpu": 1}
     if name == "auto":
-        return torch.device(next(kind for kind, there in available.items() if there))
+        return torch.device(next(kind for kind, count in available.items() if count))
     kind = name.split(":")[0]
     if kind not in available:
         raise ConfigError("this is not a device a model can run on", got=name, do=nearest(kind, [*available, "auto"]))
-    count = torch.cuda.device_count() if kind == "cuda" else int(available[kind])
     index = name.removeprefix(kind).removeprefix(":") or "0"
-    if not index.isdigit() or int(index) >= count:
-        here = ", ".join(kind for kind, there in available.items() if there)
+    if not index.isdigit() or int(index) >= available[kind]:
+        here = ", ".join(kind for kind, count in available.items() if count)
         raise ConfigError("this machine does not have that device", got=name, why=f"it has {here}", do="use auto")
     return torch.device(name)
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The dtype of the computation. `auto`: bfloat16 on CUDA, float32 elsewhere. Raises `ConfigError`."""
+    """The dtype of forward passes. `auto`: bfloat16 on CUDA, float32 elsewhere. Raises `ConfigError`."""
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     if name not in DTYPES:

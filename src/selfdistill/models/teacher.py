@@ -116,14 +116,11 @@ class Teacher:
 
     def views(self) -> tuple[View, ...]:
         """The forward passes of the teacher's prompt."""
-        if isinstance(self.rule, Live):
-            return (View(1.0, "student"),)
-        if isinstance(self.rule, Other):
-            return (View(1.0, "other"),)
         if isinstance(self.rule, TrustRegion):
             both = (View(1.0 - self.rule.rate, "shadow"), View(self.rule.rate, "student"))
             return tuple(view for view in both if view.weight > 0)  # a view of weight 0 would cost a pass
-        return (View(1.0, "shadow"),)
+        live = isinstance(self.rule, Live)
+        return (View(1.0, "student" if live else "other" if isinstance(self.rule, Other) else "shadow"),)
 
     @contextmanager
     def applied(self, policy: Policy, view: View) -> Iterator[Policy]:
