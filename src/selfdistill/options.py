@@ -65,13 +65,6 @@ def changed(kind: type, name: str, default: Any) -> Any:
     return field(default=default, metadata=cls.__dataclass_fields__[name].metadata)
 
 
-def like(kind: type, name: str, text: str) -> Any:
-    """A field with the default and the range of another dataclass's field, and a sentence of its own."""
-    cls: Any = kind
-    other = cls.__dataclass_fields__[name]
-    return field(default=other.default, metadata={**other.metadata, "text": text})
-
-
 def build(kind: type[T], settings: Mapping[str, Any], where: Where = Where()) -> T:
     """A `kind` from its settings; what is left out keeps its default.
 

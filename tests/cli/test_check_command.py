@@ -68,9 +68,9 @@ def test_scores_are_one_line_of_json_for_each_answer_and_nothing_else_on_standar
 def test_an_own_function_with_tasks_of_its_own_is_checked(tmp_path: Path) -> None:
     env = Path(__file__).parents[2] / "examples" / "my_env.py"
     (tmp_path / "answers.jsonl").write_bytes(lines({"id": "11", "answer": "22"}))
-    result = runner.invoke(app, ["check", "--env", f"{env}:environment", "--answers", str(tmp_path / "answers.jsonl")])
+    result = runner.invoke(app, ["check", "--env", f"{env}:env", "--answers", str(tmp_path / "answers.jsonl")])
     assert (result.exit_code, json.loads(result.stdout)["reward"]) == (0, 1.0)
-    result = runner.invoke(app, ["check", "--env", f"{env}:environment"])
+    result = runner.invoke(app, ["check", "--env", f"{env}:env"])
     assert result.exit_code == 0
     assert "32 of 32 rows can be used" in result.stdout
 

@@ -17,9 +17,7 @@ from selfdistill.runs import Event, Note, Phase
 
 if TYPE_CHECKING:
     from selfdistill.analysis.check import Answer, CheckReport, TaskRow
-    from selfdistill.config import RunConfig
     from selfdistill.envs.base import Environment
-    from selfdistill.prompts.render import Renderer
 
 PROBLEMS, UNUSABLE = 1, 2  # exit codes
 PLAIN_S = 2.0  # seconds between two lines where there is no terminal
@@ -50,51 +48,46 @@ def check(
     --answers: some answers have no reward); 2: no row can be used.
     """
     from selfdistill.analysis.check import check_rows, every_row, read_answers
-    from selfdistill.config import load_config
+    from selfdistill.config import RunConfig, load_config
     from selfdistill.envs.registry import make_environment
+    from selfdistill.training.session import open_renderer
 
     flags = {"model": model, "env": env, "data": data, "seed": seed}
     settings = load_config(config, [*as_overrides(flags), *(overrides or ())])
-    given = read_answers(answers) if answers is not None else []
-    score = make_environment(settings.env.name, settings.env.options, seed=settings.seed)
-    with _Watched() as watched:
-        rows = every_row(score, settings.data)
-        if answers is not None:
-            well = _score(score, rows, given, watched)
+    given = read_answers(answers) if answers is not None else None
+    environment = make_environment(settings.env.name, settings.env.options, seed=settings.seed)
+    with _Progress() as progress:
+        rows = every_row(environment, settings.data)
+        if given is not None:
+            well = _score(environment, rows, given, progress)
         else:
-            renderer = _renderer(settings, watched, named=model is not None)
+            measured = model is not None or settings.model != RunConfig().model
+            renderer = open_renderer(settings, progress) if measured else None
             longest = settings.context.max_prompt_tokens
-            report = check_rows(score, rows, watched, renderer=renderer, max_prompt_tokens=longest)
+            report = check_rows(environment, rows, progress, renderer=renderer, max_prompt_tokens=longest)
             well = not report.problems
-    if answers is None:
+    if given is None:
         _print(report, settings.data or f"the environment {settings.env.name}")
     if not well:
         raise typer.Exit(UNUSABLE if all(isinstance(row.found, DataError) for row in rows) else PROBLEMS)
 
 
-def _renderer(settings: RunConfig, watched: _Watched, *, named: bool) -> Renderer | None:
-    """What measures prompts, where a model is named here or in the settings."""
-    from selfdistill.config import RunConfig
-    from selfdistill.training.session import open_renderer
-
-    return open_renderer(settings, watched) if named or settings.model != RunConfig().model else None
-
-
-def _score(score: Environment, rows: Sequence[TaskRow], answers: Sequence[Answer], watched: _Watched) -> bool:
+def _score(env: Environment, rows: Sequence[TaskRow], answers: Sequence[Answer], progress: _Progress) -> bool:
     """Prints a line of JSON for each answer; returns whether every row can be used and every answer has a reward."""
     from selfdistill.analysis.check import score_answers
 
     broken = [row.found for row in rows if isinstance(row.found, DataError)]
     for error in broken:
-        watched.print(str(error))
+        progress.print(str(error))
     missing = 0
-    for scored in score_answers(score, rows, answers, watched):
-        line = {name: getattr(scored, name) for name in ("id", "reward", "feedback", "failure")}
+    for score in score_answers(env, rows, answers, progress):
+        line = score._asdict()
+        fault = line.pop("fault")
         typer.echo(json.dumps(line))
-        if scored.reward is None:
+        if score.reward is None:
             missing += 1
-            watched.print(scored.fault)
-    watched.print(f"{len(answers) - missing:,} of {len(answers):,} answers scored")
+            progress.print(fault)
+    progress.print(f"{len(answers) - missing:,} of {len(answers):,} answers scored")
     return not broken and not missing
 
 
@@ -109,27 +102,23 @@ def _print(report: CheckReport, name: str) -> None:
         lines += [f"prompts: the longest has {report.longest:,} tokens; a run takes up to {report.limit:,}"]
     for example in report.examples:
         lines += [f"feedback on a wrong answer to {example.task!r}:"]
-        lines += _indented(f"{example.answer or '(an empty answer)'}\n→ {example.feedback or '(no feedback)'}")
+        text = f"{example.answer or '(an empty answer)'}\n→ {example.feedback or '(no feedback)'}"
+        lines += [f"  {line}" for line in text.split("\n")]
     for title, texts in (("problems", report.problems), ("notes", report.notes)):
         lines += [f"{title}: {len(texts) or 'none'}"]
-        for text in texts:
-            lines += _indented(text)
+        lines += [f"  {line}" for text in texts for line in text.split("\n")]
     typer.echo("\n".join(lines))
 
 
-def _indented(text: str) -> list[str]:
-    return [f"  {line}" for line in text.split("\n")]
-
-
-class _Watched:
-    """Shows on standard error what is going on: a line that changes on a terminal, else one every few seconds."""
+class _Progress:
+    """Shows progress on standard error: a line that changes on a terminal, else one every few seconds."""
 
     def __init__(self) -> None:
         self.console = Console(stderr=True)
         self.status = self.console.status("reading the rows")
         self.printed = time.monotonic()
 
-    def __enter__(self) -> _Watched:
+    def __enter__(self) -> _Progress:
         if self.console.is_terminal:
             self.status.start()
         return self

@@ -1,6 +1,6 @@
 """What an environment is, and scoring with one that a user wrote: its failures cost rollouts, never the run.
 
-    def environment(task: Task, completion: Completion) -> Outcome:      # a function is an environment
+    def env(task: Task, completion: Completion) -> Outcome:             # a function is an environment
         right = completion.text.strip() == task.spec["answer"]
         return Outcome(reward=float(right), feedback="" if right else f"The answer is not {completion.text}.")
 

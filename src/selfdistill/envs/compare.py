@@ -1,4 +1,4 @@
-"""When is what a program gave the same as what was expected? Python's `==`, loosened where data files force it.
+"""Whether the value that a program gave equals the expected one: Python's `==`, loosened where data files force it.
 
 - Lists and tuples are alike: JSON has only lists. A set equals a set, never a list.
 - Numbers are alike by value: 2 and 2.0, True and 1, Decimal("2.5") and 2.5. Where one is a float they may differ by
@@ -17,7 +17,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any, TypeAlias
@@ -51,7 +51,8 @@ def same_value(got: Any, expected: Any, *, exact: bool = False) -> bool:
             same = len(one) == len(other) and (type(one) is type(other) or not exact)
             waiting += zip(one, other, strict=True) if same else ()
         elif isinstance(one, (dict, DictItems)) and isinstance(other, (dict, DictItems)):
-            values = _values_by_key(_pairs(one), _pairs(other), exact)
+            got_pairs, pairs = (list(d.pairs if isinstance(d, DictItems) else d.items()) for d in (one, other))
+            values = _values_by_key(got_pairs, pairs, exact)
             same = values is not None
             waiting += values or ()
         elif isinstance(one, _SETS) and isinstance(other, _SETS):
@@ -105,14 +106,6 @@ def _same_exactly(got: Real, expected: Real) -> bool:
     return not _is_nan(got) and not _is_nan(expected) and _equal(got, expected)
 
 
-def _pairs(mapping: Any) -> Sequence[tuple[Any, Any]]:
-    return mapping.pairs if isinstance(mapping, DictItems) else list(mapping.items())
-
-
-def _items(members: Any) -> Iterable[Any]:
-    return members.items if isinstance(members, SetItems) else members
-
-
 def _values_by_key(
     got: Sequence[tuple[Any, Any]], expected: Sequence[tuple[Any, Any]], exact: bool
 ) -> list[tuple[Any, Any]] | None:
@@ -164,7 +157,9 @@ def identity(value: Any) -> str:
 
 
 def _inner(part: Any) -> Sequence[Any]:
-    return part if isinstance(part, tuple) else list(_items(part)) if isinstance(part, _SETS) else ()
+    if isinstance(part, _SETS):
+        return list(part.items if isinstance(part, SetItems) else part)
+    return part if isinstance(part, tuple) else ()
 
 
 def _scalar_identity(value: Any) -> str:

@@ -1,0 +1,1 @@
+from run_fixtures import recorder  # noqa: F401
