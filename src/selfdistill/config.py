@@ -1,10 +1,9 @@
-"""Everything that decides a run, composed from the components' own options. TOML in, dotted overrides, JSON out.
+"""The settings of a run, composed from the components' own options. TOML in, dotted overrides, JSON out.
 
     load_config(Path("run.toml"), ["method=grpo", "teacher.kind=ema", "optimiser.lr=1e-5"])
 
 Later sources win: defaults, what the method needs, what the model needs (`FOR_MODEL`), the file, the overrides.
-`method` and `env` name an entry of their registry; every other key inside their tables goes to that entry, which
-checks it.
+`method` and `env` name an entry of their registry, which checks the other keys of its table.
 """
 
 from __future__ import annotations
@@ -18,13 +17,13 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from selfdistill.errors import ConfigError, RunError
+from selfdistill.errors import ConfigError, Ranged, RunError
 from selfdistill.files import is_whole, read_text
 from selfdistill.methods import find_method, get_method
 from selfdistill.models.load import LoraOptions
 from selfdistill.models.sampler import SamplingOptions
 from selfdistill.models.teacher import TeacherRule
-from selfdistill.options import SEED, Where, about, build, check_ranges, option, plain
+from selfdistill.options import SEED, Where, about, build, option, plain
 from selfdistill.prompts.render import Thinking
 from selfdistill.runs import saved_config
 from selfdistill.runs.old_names import SETTINGS
@@ -36,7 +35,7 @@ NAMED = ("method", "env")
 COMMAND_LINE = "command line"
 DEEPEST = 10  # tables within one another
 
-# What the embedded models need and a model a thousand times their size does not: its own learning rate and lengths.
+# Learning rate, lengths and batch of the embedded models.
 SAPLING: Mapping[str, Any] = {
     "optimiser": {"lr": 5e-4, "warmup_steps": 0},
     "sampling": {"max_new_tokens": 48},
@@ -47,83 +46,66 @@ FOR_MODEL: Mapping[str, Mapping[str, Any]] = {"sapling": SAPLING, "sapling-small
 
 @dataclass(frozen=True, slots=True)
 class NamedComponent:
-    """An entry of a registry, and the options that differ from its own defaults."""
+    """An entry of a registry, and options that differ from its defaults."""
 
-    name: str = field(metadata=about("which one; its own settings stand beside this one"))
+    name: str = field(metadata=about("name of the entry; its settings stand in the same table"))
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
-class OptimiserOptions:
+class OptimiserOptions(Ranged):
     """AdamW. The rate rises linearly over the first `warmup_steps` steps (generation batches, not updates) and then
     stays; all updates of a step have one rate."""
 
     lr: float = option(1e-5, "learning rate", above=0, most=1)
     warmup_steps: int = option(10, "steps (generation batches, not updates) over which the rate rises", least=0)
     weight_decay: float = option(0.01, "decoupled weight decay", least=0, most=1)
-    beta1: float = option(0.9, "decay of the mean of the gradients", least=0, most=1)
-    beta2: float = option(0.999, "decay of the mean of their squares", least=0, most=1)
+    beta1: float = option(0.9, "decay of the mean of the gradients", least=0, below=1)
+    beta2: float = option(0.999, "decay of the mean of their squares", least=0, below=1)
     max_grad_norm: float = option(1.0, "gradients are scaled down to this norm; 0: never", least=0)
-
-    def __post_init__(self) -> None:
-        check_ranges(self)
-        if max(self.beta1, self.beta2) == 1:
-            why = "a mean that takes nothing in stays 0"
-            raise ConfigError("beta1 and beta2 should be below 1", got=(self.beta1, self.beta2), why=why, do="try 0.9")
 
 
 @dataclass(frozen=True, slots=True)
-class EvaluationOptions:
-    """When and how accuracy is measured: on the run's tasks, on the holdout and on what was known before."""
+class EvaluationOptions(Ranged):
+    """When and how accuracy is measured, on training tasks, held-out tasks and the forgetting set."""
 
     every: int = option(5, "steps between evaluations; 0: only before and after the run", least=0)
     tasks: int = option(200, "tasks of each split, at most", least=1)
-    rollouts: int = option(
-        1, "answers to each training task; one where they are greedy, and to all other tasks", least=1, most=100_000
-    )
+    rollouts: int = option(1, "answers per training task; 1 if greedy, and for other splits", least=1, most=100_000)
     temperature: float = option(0.0, "sampling temperature; 0: greedy", least=0)
-
-    def __post_init__(self) -> None:
-        check_ranges(self)
 
     @property
     def answers(self) -> int:
-        """Answers to each training task: one where they are greedy, for all others would repeat it."""
+        """Answers per training task: 1 if greedy."""
         return self.rollouts if self.temperature > 0 else 1
 
 
 @dataclass(frozen=True, slots=True)
-class ReplayOptions:
-    """Keeps what the model knew: on the student's own answers to these prompts it is held to the weights at the start,
-    by KL(student‖start).
+class ReplayOptions(Ranged):
+    """Reduces forgetting: a KL(student‖reference) on the student's own answers to these prompts; the reference are the
+    weights at the start.
 
-    The prompts of a step are shared out over its updates: each is used in one of them, once, and weighs what it would
-    if the step had one update. A step that makes no update samples none.
+    The prompts of a step are divided among its updates, each used once, with the weight it would have in one update.
+    A step without updates samples none.
     """
 
     prompts: str = option("env", 'JSONL file of prompts, or "environment": the environment\'s own replay tasks')
-    per_step: int = option(
-        64, "prompts sampled and used once in each step, shared out over its updates", least=1, most=100_000
+    per_step: int = option(64, "prompts answered per step, divided among its updates", least=1, most=100_000)
+    weight: float = option(
+        0.5, "weight of a replayed answer relative to a trained one, in an update of mean size", above=0
     )
-    weight: float = option(0.5, "weight of one replayed answer beside a trained one of an update of mean size", above=0)
-
-    def __post_init__(self) -> None:
-        check_ranges(self)
 
 
 @dataclass(frozen=True, slots=True)
-class ContextOptions:
-    """How much the teacher may read."""
+class ContextOptions(Ranged):
+    """Lengths of prompts."""
 
-    max_teacher_tokens: int = option(10240, "longest teacher prompt; its field is cut to fit, its frame never", least=1)
-    max_prompt_tokens: int = option(2048, "longest question; longer ones are skipped and counted", least=1)
-
-    def __post_init__(self) -> None:
-        check_ranges(self)
+    max_teacher_tokens: int = option(10240, "longest teacher prompt; the context in it is cut to fit", least=1)
+    max_prompt_tokens: int = option(2048, "longest prompt; tasks with longer ones are skipped", least=1)
 
 
 @dataclass(frozen=True, slots=True)
-class RunConfig:
+class RunConfig(Ranged):
     """A run. Frozen; `resolved` gives it as JSON, and `build(RunConfig, …)` reads that back.
 
     A step samples one generation batch and makes one or more updates (optimiser steps) from it; whatever is counted in
@@ -132,38 +114,41 @@ class RunConfig:
 
     model: str = option("sapling", 'directory or hub name of a causal LM; "sapling" is embedded')
     method: NamedComponent = field(
-        default=NamedComponent("sdpo"), metadata=about("how to learn; see `selfdistill methods`")
+        default=NamedComponent("sdpo"), metadata=about("training method; see `selfdistill methods`")
     )
-    env: NamedComponent = field(default=NamedComponent("verbs"), metadata=about("who scores; see `selfdistill envs`"))
+    env: NamedComponent = field(
+        default=NamedComponent("verbs"), metadata=about("environment that scores answers; see `selfdistill envs`")
+    )
     data: str = option("", "JSONL file of tasks; empty: the environment's own")
     out: str = option("", "run directory; empty: runs/<method>-<environment>-seed<seed>")
-    seed: int = option(0, "decides every random choice of the run", least=0, most=SEED)
+    seed: int = option(0, "seed of every random choice", least=0, most=SEED)
     device: str = option("auto", "cuda, mps, cpu, or auto")
     dtype: str = option("auto", "bfloat16, float32, or auto")
     chat_template: str = option("", "Jinja file, for a model that comes without a chat template")
-    thinking: Thinking = option("off", "whether a model that can think aloud is asked to; template: as its own has it")
+    thinking: Thinking = option(
+        "off", "whether a model with a thinking mode uses it; template: its chat template's default"
+    )
     steps: int = option(40, "steps to train for, each a generation batch and the updates made from it", least=1)
     tasks_per_step: int = option(32, "tasks drawn for the generation batch of each step", least=1, most=100_000)
     rollouts_per_task: int = option(8, "answers sampled for each task", least=1, most=100_000)
     tasks_per_update: int = option(
         0, "tasks of one update (optimiser step); 0: one update a step, from all of its tasks (on-policy)", least=0
     )
-    micro_batch_tokens: int = option(16384, "tokens per forward pass; bounds memory, changes no result", least=1)
+    micro_batch_tokens: int = option(16384, "tokens per forward pass; bounds memory without changing results", least=1)
     checkpoint_every: int = option(10, "steps between checkpoints; 0: only at the end", least=0)
     lora: LoraOptions | None = field(
         default=None, metadata=about("adapters to train instead of all weights; none: all weights")
     )
     teacher: TeacherRule | None = field(
-        default=None, metadata=about("whose weights read the context; none: as the method says")
+        default=None, metadata=about("weights of the teacher; none: the method's default")
     )
     optimiser: OptimiserOptions = field(default_factory=OptimiserOptions)
     sampling: SamplingOptions = field(default_factory=lambda: SamplingOptions(max_new_tokens=2048))
     context: ContextOptions = field(default_factory=ContextOptions)
     evaluation: EvaluationOptions = field(default_factory=EvaluationOptions)
-    replay: ReplayOptions | None = field(default=None, metadata=about("replay of what the model knew; none: no replay"))
-
-    def __post_init__(self) -> None:
-        check_ranges(self)
+    replay: ReplayOptions | None = field(
+        default=None, metadata=about("replay of prompts against forgetting; none: no replay")
+    )
 
     @property
     def completions_sampled(self) -> int:
@@ -190,20 +175,20 @@ def load_config(
 
 
 def from_settings(settings: Mapping[str, Any], sources: Mapping[str, str] | None = None) -> RunConfig:
-    """A run from nested settings; `sources` says where each dotted key was written, for the error messages."""
+    """A run from nested settings; `sources` gives the place of each dotted key for error messages."""
     _refuse_old_names(settings, sources or {})
     method = find_method(_named("method", settings.get("method", {}))["name"])
     needs = _merged(method.settings, FOR_MODEL.get(str(settings.get("model", _default("model"))), {}))
     tree = _merged(needs, settings)
     if tree.get("data") and not _is_named(tree.get("env", {})):
-        # Rows of programming tasks are what a data file holds unless an environment is named; its settings name none.
+        # The default environment of a data file.
         tree["env"] = {**tree.get("env", {}), "name": "code"}
     for name in NAMED:
         if name in tree:
             tree[name] = _named(name, tree[name])
     rule = tree.get("teacher")
     if isinstance(rule, dict) and "kind" not in rule and method.teacher is not None:
-        tree["teacher"] = {**plain(method.teacher, TeacherRule), **rule}  # the method's own kind of teacher is meant
+        tree["teacher"] = {**plain(method.teacher, TeacherRule), **rule}  # the method's kind of teacher is the default
     config = build(RunConfig, tree, Where(sources=sources or {}))
     get_method(config.method.name, config.method.options)  # refuses what it cannot use, before anything is loaded
     return config
@@ -259,12 +244,11 @@ def parse_override(text: str) -> tuple[str, Any]:
 
 def _read_toml(file: Path) -> tuple[dict[str, Any], dict[str, str]]:
     text = read_text(file, what="the config file", do="check --config", kind=ConfigError)
+    form, load = ("JSON", json.loads) if text.lstrip().startswith("{") else ("TOML", tomllib.loads)
     try:
-        tree = json.loads(text) if text.lstrip().startswith("{") else tomllib.loads(text)
+        tree = load(text)
     except (ValueError, RecursionError) as error:  # also of numbers of thousands of digits, and of deep nesting
-        raise ConfigError(
-            "the config file is neither TOML nor JSON", got=f"{file}: {error}", do="correct that line"
-        ) from error
+        raise ConfigError(f"the config file is not {form}", got=f"{file}: {error}", do="correct that line") from error
     return tree, {key: f"{file}, line {line}" for key, line in _lines(text).items()}
 
 
@@ -281,12 +265,13 @@ def _lines(text: str) -> dict[str, int]:
 
 
 def _refuse_depth(tree: Mapping[str, Any]) -> None:
-    """Raises `ConfigError` for tables within tables that no setting is in, before anybody follows them down."""
+    """Raises `ConfigError` for tables nested deeper than any setting, before anything recurses into them."""
     tables: list[Any] = [tree]
     for _ in range(DEEPEST):
         tables = [value for table in tables for value in table.values() if isinstance(value, Mapping)]
     if tables:
-        raise ConfigError("unknown setting", got=f"tables more than {DEEPEST} deep", do="no setting lies that deep")
+        do = "move the keys up: no setting lies that deep"
+        raise ConfigError("unknown setting", got=f"tables more than {DEEPEST} deep", do=do)
 
 
 def _put(tree: dict[str, Any], key: str, value: Any) -> None:

@@ -3,7 +3,7 @@
     SelfDistillError
     ├── ConfigError      a setting, an option or a key that cannot be used        (also a ValueError)
     ├── DataError        a file or a row that cannot be read as what it should be (also a ValueError)
-    ├── ModelError       a model or a tokenizer that cannot do what is asked      (also a ValueError)
+    ├── ModelError       a model or a tokenizer that cannot be used               (also a ValueError)
     ├── EnvError       an environment that cannot judge, or that drops too many rollouts (also a RuntimeError)
     ├── SandboxError     this machine cannot isolate programs, or cannot run them (also a RuntimeError)
     │   └── ProgramLostError   … this one program, whose process it ended
@@ -51,7 +51,7 @@ class DataError(SelfDistillError, ValueError):
 
 
 class ModelError(SelfDistillError, ValueError):
-    """A model or tokenizer that cannot do what is asked of it."""
+    """A model or tokenizer that cannot be used."""
 
 
 class EnvError(SelfDistillError, RuntimeError):
@@ -59,7 +59,7 @@ class EnvError(SelfDistillError, RuntimeError):
 
 
 class SandboxError(SelfDistillError, RuntimeError):
-    """This machine cannot isolate untrusted programs as far as asked, or cannot run them now."""
+    """This machine cannot isolate untrusted programs as required, or cannot run them."""
 
 
 class ProgramLostError(SandboxError):

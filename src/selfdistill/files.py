@@ -13,13 +13,13 @@ from typing import Any
 
 from selfdistill.errors import DataError, SelfDistillError
 
-MAX_DEPTH = 200  # of nested lists and objects: what compares, shows and sends values recurses
+MAX_DEPTH = 200  # of nested lists and objects, for code that recurses into them
 _FORMATS = {
     b"\x1f\x8b": "compressed by gzip", b"BZh": "compressed by bzip2", b"\xfd7zXZ": "compressed by xz",
     b"\x28\xb5\x2f\xfd": "compressed by zstd", b"PK\x03\x04": "a zip archive", b"PAR1": "a Parquet file",
     b"\xff\xfe": "UTF-16 text", b"\xfe\xff": "UTF-16 text",
 }  # fmt: skip
-# Only a line that matches can hold what `_check` looks for, beside deep nesting.
+# A line without a match needs no `_check`, but for deep nesting.
 _SUSPECT = re.compile(r"\\u[dD][89a-fA-F]|NaN|Infinity|\d[eE]\+?\d{3}|\d{300}")
 
 
@@ -72,8 +72,8 @@ class BadJson(DataError):
 
 
 def decode_json(text: str) -> Any:
-    """A JSON value as the standard has it: no NaN, no number out of range, no key twice, whole characters alone, nested
-    at most `MAX_DEPTH` deep. Raises `BadJson`."""
+    """A JSON value by the standard: no NaN, no number out of range, no duplicate key, whole characters, nested at most
+    `MAX_DEPTH` deep. Raises `BadJson`."""
     try:
         value = json.loads(text, object_pairs_hook=_object)
     except json.JSONDecodeError as error:
@@ -110,7 +110,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _check(value: Any) -> None:
-    """Raises `BadJson` for the first thing that nothing further down could use."""
+    """Raises `BadJson` for the first value that cannot be used."""
     rest: list[tuple[str, Any, int]] = [("", value, 0)]
     while rest:
         field, value, depth = rest.pop()

@@ -80,7 +80,7 @@ def override(value: T, settings: Mapping[str, Any], where: Where = Where()) -> T
 
 
 def plain(value: Any, declared: Any = None) -> Any:
-    """A value as JSON can say it; `build` on the same class reads it back."""
+    """A value as JSON types; `build` on the same class reads it back."""
     if is_dataclass(value) and not isinstance(value, type):
         cls: Any = type(value)
         hints = _hints(cls)
@@ -113,8 +113,8 @@ class Setting:
 
 
 def settings_of(value: Any, prefix: str = "") -> Iterator[Setting]:
-    """Every setting of a dataclass, in order, at any depth. A table of free keys is left out: whoever takes it lists
-    them."""
+    """Every setting of a dataclass, in order, at any depth. A table of free keys is left out: the component that takes
+    it lists them."""
     cls: Any = type(value)
     hints = _hints(cls)
     for item in _fields(cls):

@@ -1,6 +1,6 @@
-"""What a user wrote in a file of their own, by its place: `my_env.py:env`, `my_method.py:MyMethod`.
+"""Loads objects from a user's Python file: `my_env.py:env`, `my_method.py:MyMethod`.
 
-The file is run as Python, with the rights of the user who named it, and may import its neighbours as a script may.
+The file runs with the user's rights and may import modules beside it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from selfdistill.errors import ConfigError, SelfDistillError, nearest
 
 
 def is_file_name(name: str) -> bool:
-    """Whether a name means something in a file rather than an entry of a registry."""
+    """Whether a name is `FILE.py[:NAME]` rather than an entry of a registry."""
     return name.partition(":")[0].endswith(".py")
 
 
@@ -45,8 +45,7 @@ def load_from_file(name: str, default: str) -> tuple[Any, ModuleType]:
 
 @contextmanager
 def their_code(value: object, part: str) -> Iterator[None]:
-    """What the code of a user's own class, or of a value of it, raises here becomes a `ConfigError` with its file and
-    line. What ours raises passes."""
+    """Turns an exception from the code of a user's class (or instance) into a `ConfigError` with its file and line."""
     kinds = value.__mro__ if isinstance(value, type) else type(value).__mro__
     file = next((kind.__module__ for kind in kinds if is_file_name(kind.__module__)), "")
     try:
@@ -57,12 +56,12 @@ def their_code(value: object, part: str) -> Iterator[None]:
         if not file:
             raise
         what = f"{kinds[0].__name__} in {file} fails in {part}"
-        do = "correct it; what was begun goes on with --resume"
+        do = "correct it; --resume resumes a run that had begun"
         raise ConfigError(what, got=in_short(error, Path(file)), do=do) from error
 
 
 def in_short(error: BaseException, path: Path) -> str:
-    """An error of a user's file as one line: its kind, its text, and where in the file it arose."""
+    """An error of a user's file as one line: type, text and line number."""
     if isinstance(error, SystemExit):
         return f"the file ends the program: exit({error.code!r}){line_in(path, error)}"
     return f"{type(error).__name__}: {error}{line_in(path, error)}"
@@ -78,7 +77,7 @@ def _run(path: Path) -> ModuleType:
     sys.modules[module.__name__] = module  # dataclasses look their annotations up there
     folder = str(path.resolve().parent)
     if folder not in sys.path:
-        sys.path.insert(0, folder)  # it may import its neighbours, as a script may; later too, from a function
+        sys.path.insert(0, folder)  # for its imports, later ones in functions too
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
@@ -88,7 +87,7 @@ def _run(path: Path) -> ModuleType:
 
 
 def line_in(path: Path, error: BaseException) -> str:
-    """Where in a user's file an error arose, as it stands behind its text; empty where it was elsewhere."""
+    """ " (line N)" of a user's file for an error raised there, else empty."""
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if Path(frame.filename).resolve() == path.resolve()]
     return f" (line {lines[-1]})" if lines else ""

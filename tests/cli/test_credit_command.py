@@ -40,8 +40,8 @@ def test_words_say_what_colours_say():
     text = printed(found())
     assert "feedback: Don't include [n]." in text
     assert " n +↵\n" in text
-    assert "least wanted: ·+ -3.00" in text
-    assert "most wanted: ↵ +1.50" in text
+    assert "lowest: ·+ -3.00" in text
+    assert "highest: ↵ +1.50" in text
     assert "The model sees what the context is about; the blame falls on ' +'" in text
     assert "GRPO" not in text
     assert "\x1b" not in text
@@ -76,7 +76,7 @@ def test_a_mistake_is_found_and_its_page_written(tmp_path: Path):
     )  # fmt: skip
     assert result.exit_code == 0, result.stderr
     assert "sapling reads the answer" in result.stdout
-    assert "least wanted: ····xs = xs[::-1]↵" in result.stdout
+    assert "lowest: ····xs = xs[::-1]↵" in result.stdout
     assert "The model sees what the context is about" in result.stdout
     assert "sorted(xs)" in page.read_text(encoding="utf-8")
 

@@ -111,7 +111,7 @@ def test_a_used_directory_is_refused_and_left_alone(tmp_path: Path):
 def test_a_directory_that_a_run_uses_can_be_gone_on_with(tmp_path: Path):
     path = tmp_path / "run"
     RunDir.create(path, CONFIG).close()
-    with pytest.raises(RunError, match=f"go on with what it holds: selfdistill train --resume {path}$"):
+    with pytest.raises(RunError, match=f"resume its run: selfdistill train --resume {path}$"):
         RunDir.create(path, CONFIG)
 
 
@@ -138,7 +138,7 @@ def test_a_full_disk_later_is_a_clean_stop(tmp_path: Path):
     run = RunDir.create(tmp_path / "run", CONFIG)
     run.append(a_step(1))
     fill_the_disk(run)
-    with pytest.raises(RunError, match=f"go on with: selfdistill train --resume {tmp_path / 'run'}$"):
+    with pytest.raises(RunError, match=f"resume with: selfdistill train --resume {tmp_path / 'run'}$"):
         run.append(a_step(2))
     assert read_run(tmp_path / "run").steps == (a_step(1),)
 
@@ -152,12 +152,12 @@ def test_a_search_is_gone_on_with_as_a_whole(tmp_path: Path):
     write_atomic(whole / "config.json", json.dumps(config))
     with RunDir.create(whole / "000-first", config) as run:
         fill_the_disk(run)
-        with pytest.raises(RunError, match=f"go on with: {command}"):
+        with pytest.raises(RunError, match=f"resume with: {command}"):
             run.append(a_step(1))
     for used in (whole, run.path):
-        with pytest.raises(RunError, match=f"go on with what it holds: {command}"):
+        with pytest.raises(RunError, match=f"resume its run: {command}"):
             RunDir.create(used, config)
-    with pytest.raises(RunError, match=f"go on with: {command}"):
+    with pytest.raises(RunError, match=f"resume with: {command}"):
         write_atomic(whole / "001-second" / "result.json", "{}")
 
 

@@ -101,7 +101,7 @@ def test_light_and_dark_and_words_for_those_who_see_no_colours() -> None:
     html = credit_page(found())
     assert "color-scheme: light dark" in html
     assert "prefers-color-scheme: dark" in html
-    assert "would not have said it" in html
+    assert "less likely for the teacher" in html
     assert found().conclusion.split("(")[0].strip()[:20] in html
     assert "1 in 20" in html
 

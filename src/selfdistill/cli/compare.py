@@ -140,14 +140,14 @@ def _resumed(path: Path, arms: Sequence[str], seeds: int | None) -> StrategyComp
     from selfdistill.test_time.comparison import parse_arm, read_strategy_comparison
 
     saved = read_strategy_comparison(path)
-    added = tuple(parse_arm(text) for text in arms)  # to those of the folder, when it is held
+    added = tuple(parse_arm(text) for text in arms)
     return replace(saved, arms=added or saved.arms, seeds=saved.seeds if seeds is None else seeds)
 
 
 def arms_of(
     strategy_comparison: StrategyComparison, found: Mapping[str, Sequence[SolveResult]], tasks: Collection[str] = ()
 ) -> list[Arm]:
-    """Each way's results on some tasks (none named: on all), as what tables and curves are made of."""
+    """Each arm's results on some tasks (none named: on all)."""
     from selfdistill.view.discovery import arm_of
 
     arms = []
@@ -175,7 +175,7 @@ def _run_comparison(strategy_comparison: StrategyComparison, folder: Path, plot:
 
 
 def _skipped(strategy_comparison: StrategyComparison, found: Mapping[str, Sequence[SolveResult]]) -> str:
-    """A line on the tasks that are in no table."""
+    """A line that names the tasks without results."""
     searched = {result.task for own in found.values() for result in own}
     left = [task for task in strategy_comparison.tasks if task not in searched]
-    return f"\nSkipped, for some way cannot read questions of that length: {', '.join(left)}\n" if left else ""
+    return f"\nSkipped, too long for the model of some arm: {', '.join(left)}\n" if left else ""

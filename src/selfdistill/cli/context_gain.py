@@ -1,4 +1,4 @@
-"""`selfdistill eval --teacher`: whether there is anything to learn, before any training."""
+"""`selfdistill eval --teacher`: the gain of accuracy with each kind of context."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from selfdistill.config import RunConfig
     from selfdistill.runs import Estimate
 
-HEADER = ("told", "tasks", "bare", "with it", "gain, 95 %", "over another task's", "p", "copied", "")
+HEADER = ("context", "tasks", "without", "with", "gain, 95 %", "over another task's", "p", "copied", "")
 
 
 def print_context_gain(settings: RunConfig) -> None:
-    """Measures each kind of context and prints what it is worth, the verdict and its rule."""
+    """Measures each kind of context; prints gains, the decision and its rule."""
     from selfdistill.analysis.context_gain import RULE, measure_context_gain
 
     with RunDisplay("eval") as display:

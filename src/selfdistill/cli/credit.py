@@ -70,8 +70,8 @@ def credit(
     Without a text it shows an example: an answer that counts to n, and the feedback "Don't include n.".
     """
     sections = dict(zip(FIELDS, (instruction, document, demonstration, solution, feedback, reply), strict=True))
-    told = {name: _text(value) for name, value in sections.items() if value is not None}
-    context = Context("+".join(told), **told) if told else None
+    known = {name: _text(value) for name, value in sections.items() if value is not None}
+    context = Context("+".join(known), **known) if known else None
     if advantage is not None and not abs(advantage) < BEYOND:
         raise ConfigError("--advantage should be a number", got=advantage, do="give for example --advantage -1")
     from selfdistill.analysis.credit_source import EXAMPLE, Texts, credit_of_rollout, credit_of_texts
@@ -110,17 +110,17 @@ def _text(value: str | None) -> str:
 
 
 def print_credit(found: AnswerCredit, console: Console, *, table: bool) -> None:
-    """The answer in colours, what they mean, and in words where the blame falls."""
+    """The answer in colours, a legend, the extreme tokens and the conclusion."""
     console.print(Text(f"{found.model} reads the answer with and without the context", style="dim"))
-    for name, text in found.told.items():
+    for name, text in found.sections.items():
         console.print(Text.assemble((f"{name}: ", "bold"), text))
     console.print()
     console.print(Text.assemble(*((_visible(token.text), _style(token.log_ratio)) for token in found.tokens)))
     console.print()
     if found.advantage is not None:
-        told = f"GRPO: every token gets A = {found.advantage:+.2f}"
+        title = f"GRPO: every token gets A = {found.advantage:+.2f}"
         uniform = _style(found.advantage * FULL)
-        console.print(Text.assemble((told, "bold"), "\n", *((_visible(t.text), uniform) for t in found.tokens), "\n"))
+        console.print(Text.assemble((title, "bold"), "\n", *((_visible(t.text), uniform) for t in found.tokens), "\n"))
     console.print(_legend())
     console.print(_named(found))
     console.print(Text(found.conclusion, style="bold"))
@@ -135,7 +135,7 @@ def _visible(text: str) -> str:
 
 
 def _style(log_ratio: float) -> Style:
-    """Black on a tint of red or green; no colour where next to nothing changes."""
+    """Black on a tint of red or green; no colour for a small log-ratio."""
     share = strength(log_ratio)
     if not share:
         return Style()
@@ -148,14 +148,14 @@ def _legend() -> Text:
     steps = [-FULL, -FULL / 2, FULL / 2, FULL]
     scale = [(f" {value:+g} ", _style(value)) for value in steps]
     return Text.assemble(
-        *scale[:2], " the teacher would not have said it   ", *scale[2:], " it would rather   ", ("(u in nats)", "dim")
+        *scale[:2], " less likely for the teacher   ", *scale[2:], " more likely   ", ("(u in nats)", "dim")
     )
 
 
 def _named(found: AnswerCredit) -> Text:
-    """The tokens that lost or gained most, for those who see no colours."""
+    """The tokens with the lowest and the highest log-ratio, for a terminal without colours."""
     ordered = sorted(found.tokens, key=lambda token: token.log_ratio)
-    sides = (("least wanted", ordered[:NAMED], -1), ("most wanted", ordered[::-1][:NAMED], 1))
+    sides = (("lowest", ordered[:NAMED], -1), ("highest", ordered[::-1][:NAMED], 1))
     lines = []
     for name, tokens, sign in sides:
         few = [

@@ -37,7 +37,7 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def print_listing(entries: Mapping[str, str]) -> None:
-    """Names of a registry, each with the first paragraph of what is said about it."""
+    """Names of a registry, each with the first paragraph of its description."""
     table = Table(box=box.SIMPLE_HEAD, show_header=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column()
@@ -47,7 +47,7 @@ def print_listing(entries: Mapping[str, str]) -> None:
 
 
 def print_settings(value: Any, prefix: str = "") -> None:
-    """Every setting of a component: its key, its value as JSON, what it takes and what it means."""
+    """Every setting of a component: key, value as JSON, range and meaning."""
     table = Table("setting", "value", "takes", "meaning", box=box.SIMPLE_HEAD)
     table.columns[0].no_wrap = True
     for setting in settings_of(value, prefix):

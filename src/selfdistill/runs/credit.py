@@ -1,4 +1,4 @@
-"""The credit of one answer as values: what each token was worth to student and teacher, and whether to believe it."""
+"""The credit of one answer: probabilities of each token under student and teacher, and a test of their meaning."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from math import log
 
 from selfdistill.types import Context, Message
 
-HALVED = log(2)  # the smallest blame that counts
+HALVED = log(2)  # the smallest fall of a log-probability that counts
 
 
 @dataclass(frozen=True, slots=True)
 class Alternative:
-    """A token that could have stood there, and its probabilities."""
+    """Another token at this place, and its probabilities."""
 
     text: str
     student: float
@@ -21,9 +21,9 @@ class Alternative:
 
 @dataclass(frozen=True, slots=True)
 class TokenCredit:
-    """One token of the answer: its log-probabilities in nats, and the likeliest tokens in its place, the teacher's
-    first. `text` is empty for a part of a letter; the last part has the letter. `own` is the log-ratio beyond what
-    unrelated contexts cause; None where they were not read."""
+    """One token of the answer: its log-probabilities in nats, and the likeliest alternatives, the teacher's first.
+    `text` is empty for a part of a character; the last part has it. `own` is the log-ratio minus that under control
+    contexts; None: not measured."""
 
     text: str
     student: float
@@ -34,7 +34,7 @@ class TokenCredit:
 
     @property
     def log_ratio(self) -> float:
-        """u = log q − log p: below 0 the teacher would rather not have said it, above 0 rather have."""
+        """u = log q − log p, below 0 where the teacher gives the token less probability."""
         return self.teacher - self.student
 
     @property
@@ -45,12 +45,12 @@ class TokenCredit:
 
 @dataclass(frozen=True, slots=True)
 class ErrorVisibility:
-    """Whether the model sees what the context is about, by a permutation test among contexts.
+    """Whether the model uses the content of the context, by a permutation test among contexts.
 
-    With a corrected answer, `value` is by how many nats the context moves the odds of the corrected answer against the
-    given one; else it is the deepest own blame of a token. `control` are the same numbers of contexts that say
-    something else. A model that does not read what the context says is as likely to put any of them first. `before` are
-    the odds of the corrected answer without any context, in nats.
+    With a corrected answer, `value` is the change in nats that the context makes to the log-odds of the corrected
+    answer against the given one; else the largest fall of a token's log-probability beyond the controls. `control` are
+    the values under control contexts: a model that ignores the content ranks all of them alike. `before` is the
+    log-odds without any context.
     """
 
     corrected: bool
@@ -60,25 +60,25 @@ class ErrorVisibility:
 
     @property
     def seen(self) -> bool:
-        """Above the least that counts, and above that of every unrelated context."""
+        """Above the smallest value that counts, and above every control."""
         return self.value > (0.0 if self.corrected else HALVED) and self.value > max(self.control)
 
     @property
     def rule(self) -> str:
-        """What was asked for, in a sentence."""
+        """The criterion, as a sentence."""
         count = len(self.control)
         chance = f"than under each of {count} unrelated contexts (by chance: 1 in {count + 1})"
         if self.corrected:
             return f"Rule: the context must raise the odds of the corrected answer against this one, and more {chance}."
         return (
-            "Rule: beyond what contexts cause that say something else, the probability of some token must at least "
-            f"halve, and fall deeper {chance}."
+            "Rule: beyond the effect of unrelated contexts, the probability of some token must at least halve, and "
+            f"fall deeper {chance}."
         )
 
 
 @dataclass(frozen=True, slots=True)
 class AnswerCredit:
-    """The credit of every token of one answer. `cut` says that the context had to be shortened to fit."""
+    """The credit of every token of one answer. `cut`: the context was shortened to fit."""
 
     model: str
     question: tuple[Message, ...]
@@ -89,7 +89,7 @@ class AnswerCredit:
     advantage: float | None = None
 
     @property
-    def told(self) -> dict[str, str]:
+    def sections(self) -> dict[str, str]:
         """The texts of the context, by section."""
         texts = {item.name: getattr(self.context, item.name) for item in fields(self.context) if item.name != "kind"}
         return {name: text for name, text in texts.items() if text}
@@ -101,12 +101,12 @@ class AnswerCredit:
 
     @property
     def blamed(self) -> tuple[TokenCredit, ...]:
-        """The tokens that lost half of their probability or more, the most blamed first."""
+        """Tokens that lost at least half of their probability, lowest log-ratio first."""
         return tuple(sorted((t for t in self.tokens if t.halved and t.log_ratio < 0), key=lambda t: t.log_ratio))
 
     @property
     def conclusion(self) -> str:
-        """Whether the model at hand sees what the context is about."""
+        """The outcome of the test, as a sentence."""
         if self.error_visibility is None:
             return "Whether the model sees what the context is about was not tested."
         value, most = self.error_visibility.value, max(self.error_visibility.control)
@@ -123,8 +123,8 @@ class AnswerCredit:
                 f"nats: there is little left to see ({found})."
             )
         if self.error_visibility.corrected:
-            return f"This model is too weak to see the mistake: its colours say little ({found})."
+            return f"This model is too weak to see the mistake: its colours mean little ({found})."
         return (
             "Either this model is too weak to see a mistake, or there is none, or any context of this kind blames it "
-            f"as much ({found}). A corrected answer would tell."
+            f"as much ({found}). A corrected answer (--correct) would decide."
         )

@@ -1,13 +1,14 @@
-"""How soon a task is solved for the first time: discovery@k, the mean number of attempts, and how two ways compare.
+"""Time to the first solution of a task: discovery@k, mean attempts, and the comparison of two strategies.
 
 T is the attempt that solves a task first. discovery@k = P(T ≤ k), averaged over tasks (Hübotter et al. 2026, arXiv
-2601.20802, §5). A task's P(T ≤ k) is known in one of two ways:
+2601.20802, §5). P(T ≤ k) of a task comes from one of two kinds of
+data:
 
-    Independent   samples that know nothing of each other: the unbiased pass@k from `solved` of `samples`
-    Sequential    runs in which an attempt depends on the ones before it: the share of runs with T ≤ k
+    Independent   independent samples: the unbiased pass@k from `solved` of `samples`
+    Sequential    runs whose attempts depend on earlier ones: the share of runs with T ≤ k
 
-Everything else is the same for both: a task is one value with `by(k)`, a way of solving is a list of such values, one
-a task. k counts attempts, or whatever else the values count (rounds, tokens), from 1; k = 0 is never enough.
+A task is one value with `by(k)`, a strategy a list of them, one a task. k counts attempts (or rounds, or tokens) from
+1.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ from selfdistill.runs.stats import Estimate, bootstrap, clustered_share
 
 
 class Discovery(Protocol):
-    """What is known of when one task is solved."""
+    """The distribution of T for one task."""
 
     def runs(self, k: int) -> int:
-        """How many independent runs of k attempts it is known from."""
+        """The number of independent runs of k attempts behind it."""
         ...
 
     def by(self, k: int) -> float:
@@ -45,11 +46,11 @@ class Independent:
         assert self.per >= 1
 
     def runs(self, k: int) -> int:
-        """Sets of k samples, or of so many rounds, that have none in common; at least one."""
+        """Disjoint sets of k samples (or rounds); at least one."""
         return max(1, self.samples // max(1, k * self.per))
 
     def by(self, k: int) -> float:
-        """pass@k; beyond the samples that there are, what all of them say."""
+        """pass@k; for more than all samples, that of all samples."""
         return pass_at_k(self.samples, self.solved, min(k * self.per, self.samples))
 
 
@@ -69,7 +70,7 @@ class Sequential:
         return len(self.times)
 
     def by(self, k: int) -> float:
-        """The share of runs; beyond the budget, what is known at its end."""
+        """The share of runs; beyond the budget, that at its end."""
         return fmean(time is not None and time <= k for time in self.times)
 
 
@@ -118,7 +119,7 @@ def _share(values: Sequence[float], runs: Sequence[int]) -> Estimate:
 
 def ratio_of_means(slower: Sequence[Discovery], faster: Sequence[Discovery], budget: int) -> Estimate:
     """How many times fewer attempts `faster` needs in the mean, both capped at the budget; the same tasks in the same
-    order. The 95 % interval resamples tasks, each with what both made of it."""
+    order. The 95 % interval resamples tasks, each with both of its means."""
     pairs = [[mean_of(a, budget), mean_of(b, budget)] for a, b in zip(slower, faster, strict=True)]
     return bootstrap(pairs, lambda row: row[0] / row[1])
 
@@ -136,7 +137,7 @@ def attempts_to_reach(tasks: Sequence[Discovery], level: float, budget: int) -> 
 
 @dataclass(frozen=True, slots=True)
 class SpeedUp:
-    """Attempts that each of two ways needs to reach a level of discovery; None: not within the budget."""
+    """Attempts of two strategies to reach a level of discovery; None: not within the budget."""
 
     level: float
     slower: int | None
@@ -144,14 +145,14 @@ class SpeedUp:
 
     @property
     def ratio(self) -> float | None:
-        """How many times fewer the second one needs."""
+        """How many times fewer attempts the second one needs."""
         return self.slower / self.faster if self.slower is not None and self.faster is not None else None
 
 
 def speed_ups(
     slower: Sequence[Discovery], faster: Sequence[Discovery], budget: int, levels: Sequence[float] | None = None
 ) -> list[SpeedUp]:
-    """At each level of discovery (by default every tenth), never the best one alone."""
+    """One at each level of discovery, by default every tenth."""
     chosen = levels if levels is not None else [tenth / 10 for tenth in range(1, 11)]
     return [
         SpeedUp(level, attempts_to_reach(slower, level, budget), attempts_to_reach(faster, level, budget))

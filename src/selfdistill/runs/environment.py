@@ -1,4 +1,4 @@
-"""What a run ran on, for its `config.json`: enough to run it again."""
+"""Versions and machine of a run, for its `config.json`."""
 
 from __future__ import annotations
 

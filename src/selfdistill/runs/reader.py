@@ -1,5 +1,4 @@
-"""The run directory, as it is read: by views, by tables, by tests. Reading never changes it, and may happen while the
-run is still going on."""
+"""Reads run directories. Nothing is written, and the run may still be active."""
 
 from __future__ import annotations
 
@@ -26,7 +25,7 @@ from selfdistill.runs.store import CHECKPOINTS, METRICS, ROLLOUTS, SUMMARY, save
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A run as it stands on the disk. `summary` is None while it is not finished."""
+    """A run as read from the disk. `summary` is None while it is not finished."""
 
     path: Path
     config: Mapping[str, Any]
@@ -39,8 +38,7 @@ class Run:
         return tuple(record for record in self.evals if record.split == split)
 
     def rollouts(self) -> Iterator[RolloutRecord]:
-        """Every rollout that is part of the run, read from the disk one by one (a first pass finds what a resume took
-        back)."""
+        """Every rollout that no resume took back, read from the disk one by one, in two passes."""
         path = self.path / ROLLOUTS
         if self.steps and not path.exists():
             raise _gone(path)
@@ -67,16 +65,16 @@ def read_run(path: Path) -> Run:
 
 
 def check_records(path: Path, step: int, *, measured: bool) -> None:
-    """Raises `RunError` unless the records of a run reach to `step`, where it is to be resumed, without a gap: every
-    step, the rollouts that it counts, and for a run that is `measured` what the model could do before the first."""
+    """Raises `RunError` unless the records are complete up to `step`, where the run is resumed: every step, its
+    rollouts, and with `measured` the evaluation before the first step."""
     if step == 0:
-        return  # whatever they say of later steps is taken back
+        return  # the resume takes all lines back
     run = read_run(path)
     steps = [record for record in run.steps if record.step <= step]
     if [record.step for record in steps] != list(range(1, step + 1)):
         lacking = sorted(set(range(1, step + 1)) - {record.step for record in steps})
         what = f"a line of step {lacking[0]}" if lacking else "one line for each step, in order"
-        raise _incomplete(path / METRICS, f"the checkpoint is of step {step}, and there is not {what}")
+        raise _incomplete(path / METRICS, f"the checkpoint is of step {step}, and {what} is missing")
     if measured and not any(record.step == 0 for record in run.evals_of("train")):
         raise _incomplete(path / METRICS, "there is no line of what was measured before the first step")
     found, before = _sampled(path / ROLLOUTS), 0
@@ -89,7 +87,7 @@ def check_records(path: Path, step: int, *, measured: bool) -> None:
 
 
 def _sampled(path: Path) -> Counter[int]:
-    """How many rollouts were sampled in each step, in one pass."""
+    """The number of rollouts sampled in each step."""
     if not path.exists():
         raise _gone(path)
     found: Counter[int] = Counter()
@@ -103,7 +101,7 @@ def _sampled(path: Path) -> Counter[int]:
 
 def _gone(path: Path) -> RunError:
     return RunError(
-        f"{path.name} is gone",
+        f"{path.name} is missing",
         got=path.parent,
         why="the run wrote it, and its other files are there",
         do="restore it, or start a new run",
@@ -126,7 +124,7 @@ def _without_taken_back(records: Iterable[Record]) -> list[Record]:
 
 
 def _horizons(path: Path) -> dict[int, int]:
-    """For each line that some later resume bears on, the last step that still counts."""
+    """For each line before a resume, the last step that counts."""
     numbers: list[int] = []
     horizon: dict[int, int] = {}
     for number, record in _records(path):
@@ -138,8 +136,8 @@ def _horizons(path: Path) -> dict[int, int]:
 
 
 def _records(path: Path) -> Iterator[tuple[int, Record]]:
-    """Line numbers and records. Lines that a kill cut short are passed over: they can only be the last ones, or stand
-    before a `resumed` line; anywhere else the file was damaged."""
+    """Line numbers and records. A line that a kill cut short is skipped at the end and before a `resumed` line;
+    anywhere else it raises `RunError`."""
     torn: tuple[int, ValueError] | None = None
     if not path.exists():
         return

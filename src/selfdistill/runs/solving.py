@@ -1,4 +1,4 @@
-"""What became of one task that was to be solved: `result.json` of its run directory, written when all is done."""
+"""The result of the search for one task: `result.json` of its run directory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RESULT = "result.json"
 
 @dataclass(frozen=True, slots=True)
 class SolveResult:
-    """Attempts and rounds are counted from 1; None: it did not happen within the budget.
+    """Attempts and rounds are counted from 1; None: not within the budget.
 
     An attempt is right when it earns a reward of 1 by the tests that training may see, and by the private ones too.
     `solved_at` is the first right one, `passed_at` the first that passed what training may see, `right` and `passed`
@@ -54,7 +54,7 @@ class SolveResult:
 
 
 def write_result(path: Path, result: SolveResult) -> None:
-    """Puts `result.json` into a run directory, at once. Raises `RunError`."""
+    """Writes `result.json` atomically. Raises `RunError`."""
     write_atomic(path / RESULT, to_json(result, indent=2) + "\n")
 
 

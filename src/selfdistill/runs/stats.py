@@ -110,7 +110,7 @@ def _independent(groups: Sequence[tuple[float, int]], samples: int, tasks: float
 def mean(values: Sequence[float]) -> Estimate:
     """The mean of independent values (seeds) with its 95 % interval by Student's t.
 
-    One value says nothing of its spread: its interval is the value itself, and `n` says why.
+    The interval of one value is the value itself.
     """
     n, centre = len(values), fmean(values)
     if n == 1:
@@ -212,8 +212,8 @@ def bootstrap(rows: Sequence[Sequence[float]], statistic: Callable[[list[float]]
     """A statistic of the columns' means over tasks, one row a task, with its 95 % interval over resampled tasks.
 
     Percentiles, further out the fewer tasks there are: at Φ(−t √(n / (n − 1))), which gives the width of Student's t
-    (the expanded percentile interval, Hesterberg 2015). One task says nothing of others: its interval is the value
-    itself. The same seed resamples the same tasks.
+    (the expanded percentile interval, Hesterberg 2015). The interval of one task is the value itself. The same seed
+    resamples the same tasks.
     """
     rng, size = random.Random(f"bootstrap {seed}"), len(rows)
     columns = [list(column) for column in zip(*rows, strict=True)]

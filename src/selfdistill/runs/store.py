@@ -1,12 +1,12 @@
-"""The run directory, as it is written. Nothing in it is changed in place: files grow by whole lines, or appear at once.
+"""Writes run directories. Nothing is changed in place: files grow by whole lines, or appear at once.
 
     <run>/config.json     settings, versions, seed, git commit, device, sandbox level
           metrics.jsonl   what was measured              rollouts.jsonl   what was sampled, scored and learned from
           checkpoints/    step-000040/ …                 summary.json     written when the run is done
 
 Step n is the n-th generation batch and all updates made from it, an evaluation of step n follows them. After a kill, a
-run goes on from a checkpoint; lines about later steps stay, and a `resumed` line takes them back for every reader. A
-step is made when its line is in metrics.jsonl, which is written after its rollouts.
+run is resumed from a checkpoint; a `resumed` line invalidates earlier lines about later steps. A step is complete when
+its line is in metrics.jsonl, which is written after its rollouts.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ class RunDir:
 
     @classmethod
     def create(cls, path: Path, config: Mapping[str, Any], *, expected_bytes: int = 64 * MEBIBYTE) -> RunDir:
-        """A new run directory holding `config`. Raises `RunError` when `path` is in use, cannot be written to, or
-        when fewer than `expected_bytes` are free: better now than after an hour."""
+        """A new run directory holding `config`. Raises `RunError` when `path` is in use, cannot be written to, or has
+        fewer than `expected_bytes` free."""
         refuse_in_use(path)
         probe(path, expected_bytes)
         write_atomic(path / CONFIG, json.dumps(config, indent=2, default=str) + "\n")
@@ -62,10 +62,8 @@ class RunDir:
     def resume(
         cls, path: Path, step: int, settings: Mapping[str, Any] | None = None, may_change: Collection[str] = ()
     ) -> RunDir:
-        """Opens a run to go on after `step`. `settings` may differ from the saved ones in the keys `may_change` only.
-
-        A line that the kill cut short is ended here, so that the next one starts on its own line.
-        """
+        """Opens a run to resume after `step`; `settings` may differ from the saved ones in the keys `may_change`
+        only."""
         changes = allowed_changes(path, settings, may_change)
         probe(path, 0)
         run = cls(path)
@@ -78,7 +76,7 @@ class RunDir:
 
     @property
     def checkpoints(self) -> Path:
-        """Where step directories go; made when first asked for."""
+        """The directory of step directories; made on first use."""
         folder = self.path / CHECKPOINTS
         folder.mkdir(exist_ok=True)
         return folder
@@ -156,7 +154,7 @@ class _Optimiser:
 
 @dataclass(frozen=True, slots=True)
 class _Settings:
-    """What is read of settings as they are saved; all others are checked where a run is resumed."""
+    """The saved settings that readers use; the others are checked on resume."""
 
     model: str = ""
     seed: int = 0
@@ -199,8 +197,8 @@ def _config_as_written(path: Path) -> dict[str, Any]:
 
 
 def allowed_changes(path: Path, settings: Mapping[str, Any] | None, may_change: Collection[str]) -> dict[str, Any]:
-    """What differs from the saved settings of a run (None: nothing does). Raises `RunError`: the keys that must stay
-    as they are, or a directory that holds no run."""
+    """The dotted keys of `settings` that differ from those of a run (None: none do), with their values. Raises
+    `RunError` for a change outside `may_change`, and for a directory without a run."""
     saved = _config_as_written(path)["settings"]
     if OLD_SETTINGS.keys() & saved.keys():
         raise RunError(
@@ -244,26 +242,26 @@ def _plain(value: Any) -> Any:
 
 
 def _when_there_is_room(path: Path) -> str:
-    """What to do about a disk that refused to write into `path`."""
+    """Advice after a failed write into `path`."""
     command = resuming(path)
-    return f"make room, then go on with: {command}" if command else "make room, then start again"
+    return f"make room, then resume with: {command}" if command else "make room, then start again"
 
 
 def refuse_in_use(path: Path) -> None:
-    """Raises `RunError` for a file, and for a folder that holds something."""
+    """Raises `RunError` for a file, and for a directory that is not empty."""
     if path.exists() and (not path.is_dir() or any(not entry.name.startswith(".") for entry in path.iterdir())):
         command = resuming(path)
         raise RunError(
             "the directory is already in use",
             got=path,
             why="nothing overwrites another run's records",
-            do="choose another with --out" + (f", or go on with what it holds: {command}" if command else ""),
+            do="choose another with --out" + (f", or resume its run: {command}" if command else ""),
         )
 
 
 def resuming(path: Path) -> str:
-    """The command that goes on with what was begun in `path`; empty where nothing was."""
-    # A search keeps the runs of its tasks in one folder, which has settings of its own and is what it goes on with.
+    """The command that resumes the run in `path`; empty where there is none."""
+    # The runs of a search's tasks are resumed with the directory of the search, which has settings of its own.
     searches = [folder for folder in (path.parent, path) if SEARCH in _settings(folder)]
     if searches:
         return f"selfdistill solve --resume {searches[0]}"
@@ -271,7 +269,7 @@ def resuming(path: Path) -> str:
 
 
 def _settings(path: Path) -> Mapping[str, Any]:
-    """Those of a run; none where no run has written any."""
+    """The settings of a run, or none."""
     try:
         settings: Mapping[str, Any] = saved_config(path)["settings"]
     except RunError:

@@ -1,5 +1,5 @@
-"""The credit of an answer as one HTML page that needs nothing but itself: no script, style, font or picture from
-elsewhere. Numbers of a token stand under the pointer and under the keyboard's focus, and all of them in a table."""
+"""The credit of an answer as one self-contained HTML page. Pointer and keyboard focus show a token's numbers; a table
+has all of them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from selfdistill.runs.credit import AnswerCredit, TokenCredit
 FULL = 4.0  # nats at which a colour is as strong as it gets
 FAINT = 0.05  # nats below which there is none
 FEW = 4  # alternatives of a token in a table
-RARE = 0.001  # a probability below it is not told, and an alternative that is rarer to both is left out of tables
+RARE = 0.001  # smaller probabilities are shown as "< 0.1 %"; alternatives rarer to both are left out of tables
 PART = "◌"  # stands for a token that is part of a letter
 
 STYLE = """
@@ -26,7 +26,7 @@ body { margin: 2rem auto; max-width: 60rem; padding: 0 1rem; color: var(--ink); 
 h1 { font-size: 1.4rem; } h2 { font-size: 1.05rem; margin-top: 1.8rem; }
 pre, .answer, td:first-child { font-family: ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere; }
 pre, .answer { border: 1px solid var(--line); border-radius: 6px; padding: .8rem; line-height: 1.9; margin: .4rem 0; }
-.note { color: var(--soft); } .verdict { border-left: 4px solid var(--soft); padding-left: .8rem; }
+.note { color: var(--soft); } .conclusion { border-left: 4px solid var(--soft); padding-left: .8rem; }
 .note .less, .note .more { color: var(--ink); border-radius: 3px; padding: 0 .2em; }
 .token { position: relative; border-radius: 3px; }
 .less { background: rgb(var(--less) / var(--strength)); } .more { background: rgb(var(--more) / var(--strength)); }
@@ -105,12 +105,12 @@ def credit_page(found: AnswerCredit) -> str:
             f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
             f"<style>{STYLE}</style></head><body><main>",
             "<h1>Credit, token by token</h1>",
-            *_asked(found),
-            "<h2>Answer: what the teacher would not, and would rather, have said</h2>",
+            *_question(found),
+            "<h2>Answer, coloured by credit</h2>",
             '<div class="answer" role="list" aria-label="The answer, token by token">' + "".join(_tokens(found)),
             "</div>",
             _legend(),
-            f'<p class="verdict">{escape(found.conclusion)}',
+            f'<p class="conclusion">{escape(found.conclusion)}',
             f'<br><span class="note">{escape(found.error_visibility.rule)}</span></p>'
             if found.error_visibility
             else "</p>",
@@ -122,12 +122,12 @@ def credit_page(found: AnswerCredit) -> str:
     )
 
 
-def _asked(found: AnswerCredit) -> Iterator[str]:
+def _question(found: AnswerCredit) -> Iterator[str]:
     yield f'<p class="note">Student and teacher: {escape(found.model)}; the teacher reads the context too.</p>'
     yield "<h2>Question</h2>"
     for message in found.question:
         yield f'<pre><span class="note">{escape(message.role)}</span>\n{escape(message.content)}</pre>'
-    for name, text in found.told.items():
+    for name, text in found.sections.items():
         yield f"<h2>Context: {name}{' (cut to fit)' if found.cut else ''}</h2><pre>{escape(text)}</pre>"
 
 
@@ -162,8 +162,8 @@ def _tip(token: TokenCredit) -> str:
 
 def _legend() -> str:
     return (
-        '<p class="note"><span class="less" style="--strength:.8">red</span>: the teacher would not have said it '
-        '(u below 0); <span class="more" style="--strength:.8">green</span>: it would rather (u above 0); '
+        '<p class="note"><span class="less" style="--strength:.8">red</span>: less likely for the teacher '
+        '(u below 0); <span class="more" style="--strength:.8">green</span>: more likely (u above 0); '
         f"strongest at {FULL:g} nats. Underlined: probability at least halved (line) or doubled (dots). "
         "u = log q − log p, q the teacher's and p the student's probability. Point at a token, or walk along them "
         "with Tab and the arrow keys, for the likeliest tokens in its place; Escape hides them.</p>"
@@ -171,7 +171,7 @@ def _legend() -> str:
 
 
 def _uniform(found: AnswerCredit) -> Iterator[str]:
-    """The same answer with the one number that every token would get."""
+    """The answer in the one colour of its advantage."""
     if found.advantage is None:
         return
     name, value = ("less" if found.advantage < 0 else "more"), min(abs(found.advantage), 1.0)

@@ -32,8 +32,8 @@ DASHES = ("-", "--", "-.", ":", "-", "--", "-.")
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """One way to solve the tasks, the same tasks in the same order as the others: by attempts, and by rounds of
-    attempts that are made at once, of which the budget allows so many."""
+    """One strategy on the tasks of the comparison, in their order: by attempts, and by rounds of attempts made at once,
+    of which the budget allows `rounds`."""
 
     label: str
     by_attempts: Sequence[Discovery]
@@ -117,11 +117,10 @@ def _curve(axes: Axes, label: str, tasks: Sequence[Discovery], last: int, index:
 
 
 def means_table(arms: Sequence[Arm], budget: int) -> str:
-    """Markdown: of every way what is solved in the budget, the mean number of attempts, and how many times fewer the
-    last one needs."""
+    """Markdown: each arm's discovery@k, mean attempts, and their ratio to those of the last arm."""
     best = arms[-1]
     marks = sorted({max(1, budget // share) for share in (16, 4, 1)})
-    head = ["way", *(f"discovery@{k}" for k in marks), f"mean attempts (≤ {budget:,})", f"÷ {best.label}", "rounds"]
+    head = ["arm", *(f"discovery@{k}" for k in marks), f"mean attempts (≤ {budget:,})", f"÷ {best.label}", "rounds"]
     lines = ["| " + " | ".join(head) + " |", "|---" + "|--:" * (len(head) - 1) + "|"]
     for arm in arms:
         ratio = ratio_of_means(arm.by_attempts, best.by_attempts, budget)
@@ -133,11 +132,10 @@ def means_table(arms: Sequence[Arm], budget: int) -> str:
 
 
 def levels_table(arms: Sequence[Arm], budget: int) -> str:
-    """Markdown: attempts that every way needs to reach each tenth of discovery, and how many times fewer the last one
-    needs."""
+    """Markdown: attempts of each arm to reach each tenth of discovery, and their ratio to those of the last arm."""
     best = arms[-1]
     levels = [tenth / 10 for tenth in range(1, 11)]
-    head = ["way", *(f"{level:.0%}" for level in levels)]
+    head = ["arm", *(f"{level:.0%}" for level in levels)]
     lines = ["| " + " | ".join(head) + " |", "|---" + "|--:" * len(levels) + "|"]
     for arm in arms:
         cells = []

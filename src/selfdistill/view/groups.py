@@ -1,4 +1,4 @@
-"""Runs that differ in their seed only belong together: what is shown of them is their mean, and how far it is sure."""
+"""Groups of runs that differ in their seed only, with the mean of their accuracies and its interval."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from selfdistill.runs import Estimate, EvalRecord, EvalSplit, Run
 from selfdistill.runs.stats import mean_of_shares
 from selfdistill.runs.store import SEARCH
 
-# What holdout and retained tasks are, in the words of an environment; others keep the general words.
+# Names of the splits by environment.
 SPLIT_NAMES: Mapping[str, Mapping[EvalSplit, str]] = {
     "verbs": {"train": "new verbs", "held_out": "plain English", "forgetting": "known verbs"},
 }
@@ -86,7 +86,7 @@ def grouped(runs: Iterable[Run]) -> list[Group]:
 
 
 def run_label(run: Run) -> str:
-    """How a run is called where it stands beside others: its method, with replay or not."""
+    """The label of a run in tables and plots: its method, with replay or not."""
     settings = run.config.get("settings", {})
     name = str(_name(settings.get("method", run.path.name)))
     label = name.upper() if len(name) <= 4 else name
@@ -98,7 +98,7 @@ def _rate(run: Run) -> float:
 
 
 def split_name(runs: Sequence[Run], split: EvalSplit) -> str:
-    """What a split holds, in words."""
+    """The name of a split for these runs."""
     envs = {str(_name(run.config.get("settings", {}).get("env", ""))) for run in runs}
     names = SPLIT_NAMES.get(envs.pop(), {}) if len(envs) == 1 else {}
     return names.get(split, GENERAL[split])

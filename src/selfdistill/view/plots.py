@@ -38,8 +38,7 @@ STYLE: dict[Any, Any] = {
 
 
 def prepare(file: Path) -> None:
-    """Makes the folder of a figure. Raises `ConfigError` for a file into which none can be drawn: better now than after
-    hours."""
+    """Makes the directory of a figure. Raises `ConfigError` for a file that cannot be written or is no figure."""
     kinds = sorted(FigureCanvasBase.get_supported_filetypes())
     if file.suffix.lower().removeprefix(".") not in kinds:
         raise ConfigError("this is no kind of figure", got=file, do=f"end its name with .png (or {', '.join(kinds)})")
@@ -88,7 +87,7 @@ def learning_curves(axes: Axes, runs: Sequence[Run], split: EvalSplit = "train")
 
 
 def gain_against_forgetting(axes: Axes, runs: Sequence[Run]) -> None:
-    """What was learned (x) against what is left of earlier skills (y), from before training (hollow) to the end."""
+    """Accuracy on training tasks (x) against earlier skills (y), from before training (hollow) to the end."""
     lowest = 1.0
     for index, group in enumerate(grouped(runs)):
         gain, kept = dict(group.curve("train")), dict(group.curve("forgetting"))

@@ -13,7 +13,7 @@ TARGETS = (0.5, 0.75, 0.95)
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table of text. `note` says what the numbers are."""
+    """A table of text. `note` describes the numbers."""
 
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
@@ -27,7 +27,7 @@ class Table:
 
 
 def comparison(runs: Sequence[Run], targets: Sequence[float] = TARGETS) -> Table:
-    """What each method gained, what it cost, and what it forgot."""
+    """Accuracy, cost and forgetting of each method."""
     groups = grouped(runs)
     rows: list[tuple[str, ...]] = []
 
