@@ -142,7 +142,7 @@ def test_what_is_no_override(text: str):
         ("seed=-1", r"seed must be a whole number from 0 to"),
         ("optimiser.lr=0", r"optimiser\.lr must be a number above 0, up to 1"),
         ("optimiser.lr=nan", r"optimiser\.lr = nan  \(command line\)"),
-        ("optimiser.beta1=1", r"should be below 1"),
+        ("optimiser.beta1=1", r"from 0, below 1"),
         ("evaluation.temperature=-1", r"0 or more"),
         ("replay.weight=0", r"a number above 0"),
         ("optimiser=fast", r"optimiser should be a table"),
