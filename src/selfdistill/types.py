@@ -168,4 +168,3 @@ class TrainingSample:
     loss_spec: int = 0
     spans: tuple[tuple[int, int], ...] | None = None
     context_kind: str = "none"
-    policy_version: int = 0

@@ -108,7 +108,6 @@ def _credited(rollout: Rollout, entry: CreditOrDrop, renderer: Renderer) -> Cred
                 loss_spec=credit.loss_spec,
                 spans=credit.spans,
                 context_kind=read[-1].kind if read[-1] else "none",
-                policy_version=done.policy_version,
             )
         )
     if not samples and credits:
