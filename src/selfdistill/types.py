@@ -1,4 +1,4 @@
-"""The values that travel through a run: frozen, free of tensors, each with a worked example where it is not plain."""
+"""The values that travel through a run: frozen, and free of tensors."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ class StopReason(StrEnum):
     """Why a completion ended."""
 
     END = "end"  # the model ended its turn
-    LENGTH = "length"  # the token limit cut it off: whatever follows was never said
+    LENGTH = "length"  # the token limit cut it off
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A question `x`, and what only the environment knows about it.
+    """A question `x`, and what only the environment and the teacher read.
 
     `messages` is all that the student reads. `spec` belongs to the environment (tests, answers) and is JSON.
-    `demonstration` and `document` are privileged texts that came with the data, `logged_answer` is somebody's answer to
-    it and `user_reply` what the user says to a wrong one; empty means none.
+    `demonstration` and `document` are privileged texts of the data, `logged_answer` is an earlier answer and
+    `user_reply` the user's reply to a wrong one; empty means none.
     """
 
     id: str
@@ -60,9 +60,8 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What an environment says of a completion: `reward` in [0, 1] decides who counts as a success, `feedback` is what
-    a teacher may read (empty: nothing to say), `details` are extra numbers or words for the records, `reply` is what
-    the user says next."""
+    """The score of a completion: `reward` in [0, 1], `feedback` that a teacher may read (empty: none), `details` for
+    the records, and `reply`, the user's next message."""
 
     reward: float
     feedback: str = ""
@@ -75,13 +74,13 @@ class DropReason(StrEnum):
 
     ENV_RAISED = "env_raised"  # the environment's function raised an exception
     ENV_TIMEOUT = "env_timeout"  # the environment's function did not come back in time
-    BAD_ROW = "bad_row"  # the row's tests can judge no answer; nothing was sampled
+    BAD_ROW = "bad_row"  # the row's tests can score no answer; nothing was sampled
     SCORING_FAILED = "scoring_failed"  # scoring this answer ended in an error: no reward can be given
     PROGRAM_LOST = "program_lost"  # the machine ended the answer's process each time: no reward can be given
     BAD_OUTCOME = "bad_outcome"  # the environment returned NaN, a reward outside [0, 1] or the wrong type
     EMPTY_COMPLETION = "empty_completion"  # nothing was sampled
     ONLY_SUCCESS = "only_success"  # the only success of its group: never its own demonstration
-    NO_CONTEXT = "no_context"  # nothing was learned about it that the student did not know
+    NO_CONTEXT = "no_context"  # no context was found
     CONTEXT_TOO_LONG = "context_too_long"  # even with the field cut, the teacher prompt does not fit
     ZERO_ADVANTAGE = "zero_advantage"  # all rewards of the group are equal, up to rounding: no advantage
 
@@ -123,10 +122,10 @@ class RolloutGroup:
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """Privileged context `c`: what the teacher reads beside the question. `kind` names its rule for the records.
+    """Privileged context `c`: what the teacher reads beside the question. `kind` names it in the records.
 
-    The texts fill the fields of the teacher prompt; an empty one leaves its section out. `instruction` is read as a
-    system message, before everything else. All empty: the teacher reads what the student reads.
+    The texts fill the sections of the teacher's prompt; an empty one leaves its section out. `instruction` becomes a
+    system message. All empty: the teacher reads what the student reads.
     """
 
     kind: str
@@ -145,14 +144,13 @@ class TrainingSample:
     With x rendered as [5, 6], (x, c) rendered as [5, 9, 9, 6] and y sampled as [7, 8]:
 
         student reads 5 6 7 8          teacher reads 5 9 9 6 7 8
-        the signal compares their next-token distributions before 7 and before 8.
+        the loss compares their next-token distributions before 7 and before 8.
 
-    `teacher_prompts` are those of every context that speaks for the answer, `against_prompts` of those it is contrasted
-    with; without any there is no teacher. With `live` the student's weights of now read them, else the teacher's.
-    `distil` scales the divergence from the teacher, `advantage` the policy gradient on the tokens, `reference` the
-    divergence from the weights at the start, which read what the student reads; a method fills in all three.
-    `loss_spec` says which of the method's signals turns them into a gradient. `sampled_logprobs` are empty where the
-    words were not sampled from this prompt. Tokens in `spans` (start, stop) count; None: all.
+    `teacher_prompts` hold the contexts, `against_prompts` those that they are contrasted with; without any there is no
+    teacher. `live`: the student's current weights read them, else the teacher's. `distil` scales the divergence from
+    the teacher, `advantage` the policy gradient on the tokens, `reference` the divergence from the weights at the
+    start, which read what the student reads. `loss_spec` is the place of its loss in the method's. `sampled_logprobs`
+    are empty for tokens that were not sampled from this prompt. Tokens in `spans` (start, stop) count; None: all.
     """
 
     uid: str

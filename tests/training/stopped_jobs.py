@@ -18,10 +18,10 @@ def last_round(path: Path) -> None:
         run.append(StepRecord(1, 8, 80, 1.0, 0.5, 0.5, 0.1, 1.0, 1e-5))
         for _ in range(200):
             time.sleep(0.05)
-            if stop.asked:
+            if stop.requested:
                 time.sleep(0.5)
                 break
-    (path / "asked" if stop.asked else path / "unasked").touch()
+    (path / "asked" if stop.requested else path / "unasked").touch()
 
 
 if __name__ == "__main__":

@@ -232,12 +232,12 @@ def test_batches_that_teach_nothing_say_why_and_stop_a_run_in_the_end(
 ) -> None:
     config = config_of(env, method=method, steps=40, rollouts_per_task=2)
     with pytest.raises(
-        TrainingError, match=rf"{PATIENCE} batches in a row taught nothing[\s\S]*4 {reason}[\s\S]*{advice}"
+        TrainingError, match=rf"{PATIENCE} steps in a row produced no training samples[\s\S]*4 {reason}[\s\S]*{advice}"
     ):
         train(config, recorder)
     run = read_run(Path(config.out))
     assert len(run.steps) == PATIENCE
-    assert sum(f"taught nothing: 4 {reason}" in note for note in recorder.notes) == PATIENCE
+    assert sum(f"produced no training samples: 4 {reason}" in note for note in recorder.notes) == PATIENCE
     assert latest_checkpoint(Path(config.out) / "checkpoints") is not None
 
 

@@ -1,4 +1,4 @@
-"""AntiSD: away from what the student says once it knows the solution, so that it goes on deliberating."""
+"""AntiSD: away from a teacher that reads the solution, so that the student keeps deliberating."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from selfdistill.types import Context, DropReason, RolloutGroup
 class AntiSD(ShapedMethod):
     """Anti-Self-Distillation: A − λ h(e), with h(e) = ½ (softplus(e) − log 2) of the Jensen-Shannon divergence.
 
-    A teacher that knows the solution is sure of what follows from it and unsure of "wait" and "maybe"; this goes up its
-    divergence instead of down. It has no minimum, so a gate stops it when the teacher's entropy collapses. Needs a
-    reward, and solved group members or a demonstration; zero-advantage groups are pushed away all the same. The live
-    teacher reads as a user's reply whether the attempt was right: the feedback section speaks of failures.
+    A teacher that reads the solution is certain of what follows from it and uncertain of "wait" and "maybe"; this
+    method ascends its divergence. That has no minimum, so a gate stops it when the teacher's entropy collapses. Needs a
+    reward, and solved group members or a demonstration; zero-advantage groups are pushed too. The live teacher reads
+    whether the attempt was correct as a user's reply, since the feedback section is worded for failures.
     """
 
     settings: ClassVar[Mapping[str, Any]] = {"optimiser": {"lr": 1e-6}, "sampling": {"max_new_tokens": 32768}}
@@ -46,15 +46,15 @@ class AntiSD(ShapedMethod):
         )
 
     def credit(self, group: RolloutGroup, index: int) -> CreditOrDrop:
-        """As told; in a zero-advantage group the push is all there is, beside the reference divergence."""
-        found, flat = self.told(group, index), advantages(group)[index] is None
+        """Advantage and push; in a zero-advantage group the push and the reference divergence."""
+        found, flat = self.context_credit(group, index), advantages(group)[index] is None
         return found if flat and isinstance(found, Credit) else ShapedMethod.credit(self, group, index)
 
-    def told(self, group: RolloutGroup, index: int) -> CreditOrDrop:
-        """A solution, and what became of this attempt."""
+    def context_credit(self, group: RolloutGroup, index: int) -> CreditOrDrop:
+        """A solution, and whether this attempt was correct."""
         outcome = group.rollouts[index].outcome
         solution = next(iter(group_members(group, index, solved=True, success=self.success)), group.task.demonstration)
         if outcome is None or not solution.strip():
             return DropReason.NO_CONTEXT
-        said = "This is correct." if outcome.reward >= self.success else "This is incorrect."
-        return distilled(Context("solution+verdict", solution=solution, reply=said), reference=self.reference_kl)
+        reply = "This is correct." if outcome.reward >= self.success else "This is incorrect."
+        return distilled(Context("solution+verdict", solution=solution, reply=reply), reference=self.reference_kl)

@@ -1,7 +1,7 @@
-"""What a method is: a frozen value that says what the teacher knows, whose weights it has, and what counts how much.
+"""A method: a frozen value that decides which context the teacher reads, whose weights read it, and the loss.
 
-A method turns the rollouts of one task into credits or drops; everything after that (prompts, passes, the kernel, the
-update) is the same for all methods and cannot tell which one runs.
+A method turns the rollouts of one task into credits or drop reasons; everything after that (prompts, forward passes,
+kernel, update) is the same for all methods.
 """
 
 from __future__ import annotations
@@ -20,16 +20,17 @@ from selfdistill.types import ANSWER, Context, DropReason, Message, RolloutGroup
 
 @dataclass(frozen=True, slots=True)
 class Credit:
-    """What one rollout is worth to an update; a weight of 0 leaves its term out.
+    """One training sample to be made of a rollout: its contexts, and its scale in each term of the loss.
 
-    context: what the teacher knows. against: contexts that it
-    is contrasted with. advantage: scale of the policy gradient. distil: scale of the divergence from the teacher.
-    reference: scale of the divergence from the weights at the start. signal: which of the method's signals forms the
-    gradient. question: the student reads these messages instead of what the rollout was asked. text: these words are
-    learned instead of the rollout's own. correct: words that were sampled from another prompt than they are learned
-    under get the (truncated) ratio of the two as a weight, else none. swapped: the student reads the context, and the
-    teacher, with the student's weights of now, the question alone. spans: the tokens (start, stop) that count; the
-    others weigh nothing in any term, and still count in the mean over an answer.
+    context: what the teacher reads. against: contexts that it is contrasted with. advantage: scale of the policy
+    gradient. distil: scale of the divergence from the teacher. reference: scale of the divergence from the weights at
+    the start. A scale of 0 leaves its term out. loss_spec: the place of its loss in `Method.loss_specs`.
+
+    question: the student's prompt, instead of the rollout's. text: an answer to learn, instead of the rollout's.
+    correct: weigh tokens that were sampled from another prompt by the (truncated) ratio of the two probabilities;
+    otherwise they have none. student_reads_context: the student reads the context, and its own current weights, as the
+    teacher, read the question alone. spans: the tokens (start, stop) that count; others weigh 0 in every term, and
+    still count in the mean over an answer.
     """
 
     context: Context | None = None
@@ -46,19 +47,18 @@ class Credit:
 
 
 CreditOrDrop: TypeAlias = Credit | DropReason | tuple[Credit, ...]
-"""What becomes of one rollout: what it is worth, why it takes no part, or several uses of it."""
+"""For one rollout: its credit or several, or the reason why it has none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Method(ABC):
-    """A frozen dataclass; its fields are its settings, its defaults the vetted ones. A number outside the range of its
-    `option` raises `ConfigError`.
+    """A frozen dataclass; its fields are its settings, with the vetted values as defaults. A number outside the range
+    of its `option` raises `ConfigError`.
 
-    settings: what the method needs of the rest of a run (rates, batch sizes), below the user's own settings. source:
-    where it is published. reads: the contexts it needs from data or environment, for `selfdistill methods`.
-    needs_reward: for what it needs the reward. teacher: whose weights read the contexts unless a run says otherwise;
-    None: no teacher. corrects: whether it has credits with `correct`; answers must then be drawn from all tokens, by
-    chance.
+    settings: what the method sets of the rest of a run (rates, batch sizes), unless the user does. source: its paper.
+    reads, needs_reward: the contexts and the reward that it needs, in words, for `selfdistill methods`. teacher: whose
+    weights read the contexts unless the run sets a rule; None: no teacher. needs_sampler_logprobs: whether it has
+    credits with `correct`; answers must then be sampled from the whole distribution.
     """
 
     settings: ClassVar[Mapping[str, Any]] = {}
@@ -76,52 +76,51 @@ class Method(ABC):
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        """What is asked of the student, in this order."""
+        """What is sampled for each task, in order."""
         return (Attempts(),)
 
     @property
     def needs_reference(self) -> bool:
-        """Whether credits ask for the weights at the start, which are then kept."""
+        """Whether credits have a `reference`; the weights at the start are then kept."""
         return False
 
     def loss_specs(self, temperature: float) -> tuple[LossSpec, ...]:
-        """All signals that credits may name."""
+        """All losses that credits may name, by place."""
         return (self.loss_spec(temperature),)
 
     @abstractmethod
     def loss_spec(self, temperature: float) -> LossSpec:
-        """How log-ratio and verdict become a gradient, at the temperature the answers were sampled at."""
+        """How log-ratio and advantage become a gradient, at the sampling temperature of the answers."""
 
     @abstractmethod
     def credit(self, group: RolloutGroup, index: int) -> CreditOrDrop:
-        """What becomes of one rollout. It has an outcome, or its stage is one that is not scored."""
+        """The credit of one rollout, which has an outcome unless its stage is not scored."""
 
     def credits(self, group: RolloutGroup) -> list[CreditOrDrop]:
-        """One entry per rollout of the group, in order. What the environment could not judge keeps its own drop
-        reason."""
+        """One entry per rollout of the group, in order. A rollout that could not be scored keeps its drop reason."""
         return [r.drop if r.drop is not None else self.credit(group, i) for i, r in enumerate(group.rollouts)]
 
 
 def credits_of(credited: CreditOrDrop) -> tuple[Credit, ...]:
-    """All uses of a rollout; none where it takes no part."""
+    """All credits of a rollout; none for a drop reason."""
     if isinstance(credited, DropReason):
         return ()
     return credited if isinstance(credited, tuple) else (credited,)
 
 
 def distilled(found: Context | DropReason, **scales: Any) -> CreditOrDrop:
-    """What a context rule found as a credit of 1 with these other scales, or the reason why it found nothing."""
+    """A credit with the context, a `distil` of 1 and other `scales`; or the reason why there is no context."""
     return Credit(found, **{"distil": 1.0, **scales}) if isinstance(found, Context) else found
 
 
-def judged(group: RolloutGroup) -> list[float]:
-    """The rewards of the group's first answers, without those that nobody could judge."""
+def answer_rewards(group: RolloutGroup) -> list[float]:
+    """The rewards of the group's answers to the question, of those that were scored."""
     return [rollout.outcome.reward for _, rollout in group.at(ANSWER) if rollout.outcome is not None]
 
 
 def advantages(group: RolloutGroup, *, divide_by_std: bool = False, stage: str = ANSWER) -> list[float | None]:
-    """One number per rollout of the group, among those of one stage that were scored; None for all others, and for
-    all in a zero-advantage group, whose rewards are equal up to rounding."""
+    """One advantage per rollout, relative to the scored rollouts of one stage; None for all others, and for all of a
+    zero-advantage group, whose rewards are equal up to rounding."""
     places = group.at(stage)
     rewards = [rollout.outcome.reward for _, rollout in places if rollout.outcome is not None]
     if equal_rewards(rewards):

@@ -44,8 +44,8 @@ class ERL(GRPO):
 
     def credit(self, group: RolloutGroup, index: int) -> CreditOrDrop:
         """The reward beyond that of others of the stage; where the bare question is to be answered so, that too."""
-        rollout, judged = group.rollouts[index], _with_reflections(group)
-        among = advantages(judged, divide_by_std=self.divide_by_deviation, stage=rollout.stage)[index]
+        rollout, scored = group.rollouts[index], _with_reflections(group)
+        among = advantages(scored, divide_by_std=self.divide_by_deviation, stage=rollout.stage)[index]
         found = list(credits_of(self.rewarded(among)))
         if rollout.stage == ReflectedAttempts.name and rollout.outcome and rollout.outcome.reward >= self.success:
             found.append(Credit(question=group.task.messages, advantage=self.internalise * rollout.outcome.reward))
@@ -54,6 +54,6 @@ class ERL(GRPO):
 
 def _with_reflections(group: RolloutGroup) -> RolloutGroup:
     """The same group, its reflections scored by the attempts that read them."""
-    told = {rollout.of: rollout.outcome for _, rollout in group.at(ReflectedAttempts.name)}
-    own = (told.get(i) if r.stage == Reflections.name else r.outcome for i, r in enumerate(group.rollouts))
+    outcomes = {rollout.of: rollout.outcome for _, rollout in group.at(ReflectedAttempts.name)}
+    own = (outcomes.get(i) if r.stage == Reflections.name else r.outcome for i, r in enumerate(group.rollouts))
     return replace(group, rollouts=tuple(replace(r, outcome=o) for r, o in zip(group.rollouts, own, strict=True)))

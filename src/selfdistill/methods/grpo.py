@@ -21,7 +21,7 @@ class GRPO(Method):
 
     On-policy by default; with `tasks_per_update` > 0 the later updates of a batch are off-policy, and the clips and
     the importance weight act. Advantages are not divided by their deviation, the upper clip is the higher one, and
-    there is no reference unless asked for, as in the baseline of Hübotter et al. 2026.
+    there is no reference by default, as in the baseline of Hübotter et al. 2026.
     """
 
     source: ClassVar[str] = "arXiv 2402.03300; clips: 2503.14476"

@@ -19,7 +19,7 @@ class NCA(Method):
     """Context distillation that survives its context: KL(student‖teacher) + β KL(p(·|x) held fixed ‖ p(·|x, c)).
 
     A student that has learned a context becomes worse when it reads that context again; the second term draws what it
-    then says toward what it says without. Each answer is used twice, the second time read by the student with the
+    then assigns toward those without it. Each answer is used twice, the second time read by the student with the
     context and by the student's weights of now without it. Needs no reward: an instruction (or the document of each
     task), or any other context rule. The first term is that of OPCD, with all tokens beyond the top 256 as one.
     """

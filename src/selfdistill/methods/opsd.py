@@ -1,4 +1,4 @@
-"""OPSD: the model at its start, shown the reference solution, teaches the model that has not seen it."""
+"""OPSD: the model at its start, which reads the reference solution, teaches the model that does not."""
 
 from __future__ import annotations
 

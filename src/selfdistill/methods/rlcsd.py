@@ -1,4 +1,4 @@
-"""RLCSD: log-ratio is what a right solution says beyond wrong ones, so that the style of a hint cancels."""
+"""RLCSD: the log-ratio contrasts a correct solution with wrong ones, so that the style of a hint cancels."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class RLCSD(ShapedMethod):
             schedule=Constant(self.strength),
         )
 
-    def told(self, group: RolloutGroup, index: int) -> CreditOrDrop:
+    def context_credit(self, group: RolloutGroup, index: int) -> CreditOrDrop:
         """The first correct group member, against the wrong ones; both or neither."""
         right, wrong = (group_members(group, index, solved=solved, success=self.success) for solved in (True, False))
         if not right or not wrong:

@@ -1,4 +1,4 @@
-"""RLRT: good answers are rewarded most where a teacher that knew the solution would not have gone."""
+"""RLRT: solved answers are rewarded most at tokens that a teacher with the solution finds unlikely."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from selfdistill.types import Context, DropReason, RolloutGroup
 class RLRT(ShapedMethod):
     """RL with a reversed teacher: A · ((1 − λ) + λ · clip(p(y)/q(y), 1 ± clip)) on solved answers, A on all others.
 
-    Where the student got it right by a way of its own, that way is reinforced: exploration that is known to have paid.
+    Where the student solved a task in a way of its own, that way is reinforced: exploration with a known reward.
     Failures keep their plain advantage; without that the method is known to blow up. Needs a reward. The teacher reads
     a group member's solution, and the only success of a group its own: unlike everywhere else an answer may be its own
     demonstration, since nothing is pulled toward it. Its weights are copied from the student every tenth step,
@@ -47,8 +47,8 @@ class RLRT(ShapedMethod):
             schedule=Constant(self.strength),
         )
 
-    def told(self, group: RolloutGroup, index: int) -> CreditOrDrop:
-        """A correct answer, to what was answered correctly."""
+    def context_credit(self, group: RolloutGroup, index: int) -> CreditOrDrop:
+        """A solution, for solved answers."""
         own = group.rollouts[index]
         if own.outcome is None or own.outcome.reward < self.success:
             return DropReason.NO_CONTEXT

@@ -1,4 +1,4 @@
-"""RLSD: the verdict says in which direction, the teacher says how far, token by token."""
+"""RLSD: the advantage sets the sign of the update, the teacher its size at each token."""
 
 from __future__ import annotations
 
@@ -43,6 +43,6 @@ class RLSD(ShapedMethod):
             schedule=Linear(self.strength, 0.0, self.fades),
         )
 
-    def told(self, group: RolloutGroup, index: int) -> CreditOrDrop:
-        """The solution, or one that a group member found."""
+    def context_credit(self, group: RolloutGroup, index: int) -> CreditOrDrop:
+        """The demonstration, else a group member's solution."""
         return known_solution(group, index)

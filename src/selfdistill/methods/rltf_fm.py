@@ -1,4 +1,4 @@
-"""RLTF-FM: beside the reward, the model learns to foresee what will be said of its answer."""
+"""RLTF-FM: beside the reward, the model learns to predict the feedback on its answer."""
 
 from __future__ import annotations
 
@@ -33,6 +33,6 @@ class RLTFFM(GRPO):
         rollout, found = group.rollouts[index], list(credits_of(GRPO.credit(self, group, index)))
         feedback = rollout.outcome.feedback if rollout.outcome is not None else ""
         if feedback.strip() and self.foresee:
-            asked = (*group.task.messages, Message("assistant", rollout.completion.text), CRITIQUE)
-            found.append(Credit(advantage=self.foresee, question=asked, text=feedback))
+            question = (*group.task.messages, Message("assistant", rollout.completion.text), CRITIQUE)
+            found.append(Credit(advantage=self.foresee, question=question, text=feedback))
         return tuple(found) or DropReason.ZERO_ADVANTAGE

@@ -1,4 +1,4 @@
-"""RLTF-SD: what was said on a second attempt, after the feedback, is learned as the answer to the first question."""
+"""RLTF-SD: the second attempt, made after the feedback, is learned as an answer to the first prompt."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any, ClassVar
 
 from selfdistill.losses import LossSpec, TokenMask, equal_rewards
-from selfdistill.methods.base import Credit, CreditOrDrop, advantages, credits_of, judged
+from selfdistill.methods.base import Credit, CreditOrDrop, advantages, answer_rewards, credits_of
 from selfdistill.methods.grpo import GRPO
 from selfdistill.options import option
 from selfdistill.prompts.stages import Attempts, SecondAttempts, Stage
@@ -49,7 +49,7 @@ class RLTFSD(GRPO):
         among = advantages(group, divide_by_std=self.divide_by_deviation, stage=rollout.stage)[index]
         found = list(credits_of(self.rewarded(among)))
         if rollout.stage == SecondAttempts.name and rollout.outcome is not None:
-            reward, first = rollout.outcome.reward, fmean(judged(group))
+            reward, first = rollout.outcome.reward, fmean(answer_rewards(group))
             if self.distil and not equal_rewards((reward, first)):
                 gain = self.distil * (reward - first)
                 found.append(Credit(advantage=gain, question=group.task.messages, loss_spec=1))

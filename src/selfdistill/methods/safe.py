@@ -23,8 +23,8 @@ class Safe(Method):
     - A push beyond 10 times what is usual so far is cut, so that no token leads. A tighter cut would take away what the
       teacher has to say: at most tokens it agrees with the student, which makes the usual push small.
     - Only failures are distilled. What a teacher knows is news to them; to successes it is mostly style.
-    - Successes gain by how much better they are than their group members, and nothing ever turns that verdict around. A
-      tenth of it is about as large as the teacher's push; all of it would lead.
+    - Successes are rewarded by their advantage. A tenth of it is about as large as the teacher's push; all of it would
+      lead.
     - No reference to the weights at the start, which costs a pass; `replay` keeps what a model knew, where needed.
 
     Needs a reward that says who is solved, and feedback or group members that are sometimes solved.

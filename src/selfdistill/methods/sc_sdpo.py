@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import ClassVar
 
 from selfdistill.losses import equal_rewards
-from selfdistill.methods.base import CreditOrDrop, distilled, judged
+from selfdistill.methods.base import CreditOrDrop, answer_rewards, distilled
 from selfdistill.methods.sdpo import SDPOOutcome
 from selfdistill.types import DropReason, RolloutGroup
 
@@ -29,7 +29,7 @@ class SCSDPO(SDPOOutcome):
 
     def credit(self, group: RolloutGroup, index: int) -> CreditOrDrop:
         """What SDPO distils, weighed by the question."""
-        rewards = judged(group)
+        rewards = answer_rewards(group)
         if equal_rewards(rewards):
             return DropReason.ZERO_ADVANTAGE
         rate = fmean(rewards)

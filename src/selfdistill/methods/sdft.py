@@ -1,4 +1,4 @@
-"""SDFT: learn from a demonstration by distilling what the model itself says once it has read it."""
+"""SDFT: learn from a demonstration by distilling the model that reads it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class SDFT(Method):
 
     context: Demonstration | Document = field(default_factory=Demonstration)
     skip_first: int = option(
-        3, "first tokens of an answer that are left out: there a teacher speaks of what it read", least=0
+        3, "first tokens of an answer that are left out: there a teacher refers to the demonstration", least=0
     )
 
     def loss_spec(self, temperature: float) -> LossSpec:

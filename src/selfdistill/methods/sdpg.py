@@ -1,4 +1,4 @@
-"""SDPG: GRPO, with a small and passing pull toward what the student itself says once it knows the answer."""
+"""SDPG: GRPO, with a small, scheduled divergence from the student that reads the solution."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from selfdistill.types import RolloutGroup
 
 @dataclass(frozen=True, slots=True)
 class SDPG(ShapedMethod):
-    """Self-Distilled Policy Gradient: the verdict, plus KL(student‖teacher) over the full vocabulary where A > 0.
+    """Self-Distilled Policy Gradient: the advantage, plus KL(student‖teacher) over the full vocabulary where A > 0.
 
     The teacher is the student's weights of now, reading the demonstration of the task (in the paper its answer), else a
     group member's solution. Its strength rises to `peak` over 50 steps and is gone after 350 more. Needs a
@@ -54,6 +54,6 @@ class SDPG(ShapedMethod):
         good = isinstance(credited, Credit) and credited.advantage > 0
         return credited if good else GRPO.credit(self, group, index)
 
-    def told(self, group: RolloutGroup, index: int) -> CreditOrDrop:
-        """The answer, or one that a group member found."""
+    def context_credit(self, group: RolloutGroup, index: int) -> CreditOrDrop:
+        """The demonstration, else a group member's solution."""
         return known_solution(group, index)

@@ -1,4 +1,4 @@
-"""SDPO: distil what the model itself thinks of its answers once it knows a group member's solution or the feedback."""
+"""SDPO: distil the model that reads a group member's solution, or the feedback, into the model that does not."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class SDPO(Method):
 
 @dataclass(frozen=True, slots=True)
 class SDPORichFeedback(SDPO):
-    """SDPO as published for environments that say what went wrong (Table 12, rich feedback: LiveCodeBench)."""
+    """SDPO as published for environments with textual feedback (Table 12, rich feedback: LiveCodeBench)."""
 
     settings: ClassVar[Mapping[str, Any]] = {
         "tasks_per_step": 32,

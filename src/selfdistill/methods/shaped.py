@@ -1,4 +1,4 @@
-"""What methods share in which the verdict decides whether, and a teacher that knows more says which tokens."""
+"""The base of methods whose advantages are shaped, token by token, by the log-ratio of a teacher with context."""
 
 from __future__ import annotations
 
@@ -14,29 +14,28 @@ from selfdistill.types import DropReason, RolloutGroup
 
 @dataclass(frozen=True, slots=True)
 class ShapedMethod(GRPO):
-    """GRPO, the answers of which are also read by a teacher that was told something: a base, no method itself.
+    """GRPO with a teacher that reads a context: a base class, not a method itself.
 
-    Every rollout keeps the advantage of its group; where `told` finds a context its log-ratio is read as well, and the
-    signal's advantage shaping says how the two meet. Advantages are divided by the deviation of the group, as GRPO was
-    published and as the methods that derive from this one were run: the strength of their log-ratio is relative to
-    that.
+    Every rollout keeps the advantage of its group. Where `context_credit` finds a context, the loss's advantage shaping
+    combines the advantage with the teacher's log-ratio. Advantages are divided by the deviation of the group, as in the
+    papers of the methods that derive from this one: the strength of the log-ratio is relative to that.
     """
 
     divide_by_deviation: bool = changed(GRPO, "divide_by_deviation", True)
 
     def credit(self, group: RolloutGroup, index: int) -> CreditOrDrop:
         """Advantage and context, or the advantage alone; in a zero-advantage group at most the reference divergence."""
-        found = self.told(group, index)
+        found = self.context_credit(group, index)
         advantage = advantages(group, divide_by_std=self.divide_by_deviation)[index]
         return self.rewarded(advantage, found if isinstance(found, Credit) else None)
 
     @abstractmethod
-    def told(self, group: RolloutGroup, index: int) -> CreditOrDrop:
-        """A credit that says what the teacher knows of this rollout, or why there is nothing."""
+    def context_credit(self, group: RolloutGroup, index: int) -> CreditOrDrop:
+        """A credit with the context that the teacher reads for this rollout, or the reason why there is none."""
 
 
 def known_solution(group: RolloutGroup, index: int) -> CreditOrDrop:
-    """The demonstration that came with the task, else what a group member found."""
+    """The task's demonstration, else a group member's solution."""
     shown = Demonstration().context(group, index)
     return distilled(
         SolutionOrFeedback(feedback=False).context(group, index) if isinstance(shown, DropReason) else shown

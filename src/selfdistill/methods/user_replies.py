@@ -1,4 +1,4 @@
-"""Learning from users: what they say next tells the model how its answer should have been."""
+"""Learning from users: their next message shows how the answer should have been."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class UserReplies(Method):
     """Hindsight from user replies: each token's advantage is how much likelier the reply makes it, e = log q − log p.
 
     Needs replies and no reward: the environment's replies to fresh answers (`Outcome.reply`), or with `logged` rows of
-    data that hold an answer as `logged_answer` and what the user said next as `user_reply`. As published, fresh answers
+    data with an answer in `logged_answer` and the next user message in `user_reply`. As published, fresh answers
     are centred (e minus its mean over the answer) and clipped as in PPO, logged ones take e as it is and have no ratio,
-    since nobody knows how they were sampled. One frame is used for both; the paper words the two prompts differently.
-    It trains on logs at 2e-6.
+    since their sampling distribution is unknown. One frame is used for both; the paper words the two prompts
+    differently. It trains on logs at 2e-6.
     """
 
     settings: ClassVar[Mapping[str, Any]] = {"rollouts_per_task": 1, "optimiser": {"lr": 5e-6}}
@@ -44,5 +44,5 @@ class UserReplies(Method):
         return LossSpec(SampledToken(), shaping=shaping, temperature=1.0 if self.logged else temperature)
 
     def credit(self, group: RolloutGroup, index: int) -> CreditOrDrop:
-        """Every answer that was replied to counts 1."""
+        """A credit of 1 for every answer with a reply."""
         return distilled(UserReply().context(group, index))

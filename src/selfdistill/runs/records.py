@@ -21,7 +21,7 @@ from selfdistill.runs.old_names import has_old_names, renamed_record
 from selfdistill.runs.stats import Estimate
 
 EvalSplit = Literal["train", "held_out", "forgetting", "teacher"]
-"""What an evaluation asked: the run's tasks; tasks never trained on; what was known before; the tasks, with context."""
+"""The tasks of an evaluation: those of the run; held-out ones; the forgetting set; those of the run, with context."""
 
 JSON = ConfigDict(ser_json_inf_nan="strings")
 T = TypeVar("T")
@@ -127,7 +127,7 @@ class RolloutRecord:
 
 @dataclass(frozen=True, slots=True)
 class ResumedRecord:
-    """The run went on from the checkpoint of `step`: whatever an earlier line says of later steps did not happen.
+    """The run resumed from the checkpoint of `step`: earlier lines about later steps are void.
 
     `changes` are the settings that were changed for the rest of the run.
     """

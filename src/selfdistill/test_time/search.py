@@ -249,7 +249,7 @@ def until_done(searches: Sequence[Search]) -> None:
         nothing_scored = all(search.over and not any(a.scored for a in search.attempts) for search in active)
         check_environment(recent, least=0 if nothing_scored else WINDOW)
         active = _unfinished(active)
-        if active and active[0].stop.asked:
+        if active and active[0].stop.requested:
             for search in active:
                 search.save()
             raise Interrupted(active[0].run.path.parent, active[0].totals.step, "solve")

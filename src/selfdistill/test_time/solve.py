@@ -72,7 +72,7 @@ def solve(
                     opened = Search.opened(config, own, task, path, named(callback, task.id), stop, rounds=rounds)
                     searches.append(stack.enter_context(opened))
                 until_done(searches)
-            if stop.asked and first + size < len(tasks):
+            if stop.requested and first + size < len(tasks):
                 raise Interrupted(out, None, "solve")
     return [result for path, _ in numbered if (result := read_result(path)) is not None]
 

@@ -1,4 +1,4 @@
-"""Measuring without learning: accuracies of the policy on every split, and of its teacher."""
+"""Evaluation: the accuracy of the policy on every split, and of its teacher."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from selfdistill.types import RolloutGroup, Task, TokenIds
 
 STUDENT_SPLITS: tuple[EvalSplit, ...] = ("train", "held_out", "forgetting")
 EVERY_SPLIT: tuple[EvalSplit, ...] = (*STUDENT_SPLITS, "teacher")
-SLICE = 64  # answers between two signs of progress
-ATTEMPTS = 2  # of each task, for the teacher to read about
+SLICE = 64  # answers between two progress events
+ATTEMPTS = 2  # at each task, whose contexts the teacher reads
 
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """An accuracy, and the answers behind it."""
+    """The record of one evaluation, and its answers."""
 
     record: EvalRecord
     groups: list[RolloutGroup]
@@ -60,7 +60,7 @@ def measure(config: RunConfig, callback: Callback = no_callback) -> list[EvalRec
 def measure_splits(
     session: Session, totals: Totals, callback: Callback, splits: Sequence[EvalSplit]
 ) -> Iterator[Measurement]:
-    """The splits that there is something to ask of; of "teacher" only a session that learns can tell."""
+    """Evaluates the splits that have tasks; "teacher" needs a session that learns."""
     options = session.config.evaluation
     for split in splits:
         if split == "teacher":
@@ -97,10 +97,10 @@ def _student(session: Session, tasks: Sequence[Task], split: str, callback: Call
 
 
 def _teacher(session: Session, tasks: Sequence[Task], callback: Callback) -> list[RolloutGroup]:
-    """What the teacher's weights answer when they read what a failed attempt taught: the ceiling of the next steps.
+    """Answers of the teacher's weights to the prompts with context that attempts give, the ceiling of the next steps.
 
-    Attempts are sampled as in training; those that get no context are left out. None when all are. Of a teacher with
-    several views, the first one answers.
+    Attempts are sampled as in training; those without context are left out. Of a teacher with several views, the first
+    one answers.
     """
     config, learner = session.config, session.learner
     assert learner is not None
@@ -141,7 +141,7 @@ def _ask(
     split: str,
     callback: Callback,
 ) -> list[RolloutGroup]:
-    """Answers in slices, so that somebody who waits sees how far it is."""
+    """Answers in slices, with a progress event before each."""
     config, groups = session.config, list[RolloutGroup]()
     size = max(1, SLICE // rollouts)
     for start in range(0, len(tasks), size):

@@ -1,6 +1,6 @@
-"""Training over tasks: sample, judge, find what the teacher may know, update, record, save; and again.
+"""The training loop: sample and score a generation batch, update, record, evaluate, save.
 
-A run can be killed at any moment and goes on, on a CPU to the same bits: everything random follows from the seed, the
+A run can be killed at any moment and resumes, on a CPU bit-identically: everything random follows from the seed, the
 step and the name of a rollout, and everything else is in the checkpoint. On an accelerator the backward pass of
 attention adds in no fixed order, and the last bits of two runs differ whether they were stopped or not.
 """
@@ -46,19 +46,19 @@ from selfdistill.training.stopping import StopSign
 from selfdistill.training.update import update_all
 from selfdistill.types import Completion, Outcome, RolloutGroup, Task, TrainingSample
 
-PATIENCE = 10  # batches in a row without anything to learn from, after which a run is stopped
+PATIENCE = 10  # steps in a row without a training sample, after which a run ends
 MAY_CHANGE = ("steps", "out", "checkpoint_every", "evaluation.every", "micro_batch_tokens")
 
 
 def train(config: RunConfig, callback: Callback = no_callback, *, resume: bool = False) -> Path:
-    """Runs, or goes on with, one training run and returns its directory.
+    """Starts or resumes one training run and returns its directory.
 
     Raises what `selfdistill.errors` lists; `Interrupted` after Ctrl-C, when the step is finished and saved.
     """
     out = Path(config.out) if config.out else fresh_path(Path("runs"), _run_name(config))
     config = replace(config, out=str(out))
     if resume:
-        allowed_changes(out, resolved(config), MAY_CHANGE)  # before a model is loaded that may be another one
+        allowed_changes(out, resolved(config), MAY_CHANGE)  # before another model may be loaded
     session = open_session(config, callback, learns=True)
     totals = saved_totals(session.restore(out / CHECKPOINTS, callback) if resume else None)
     with _open_run(out, config, session, totals, resume=resume) as run:
@@ -85,17 +85,17 @@ class _Training:
 
     def run_all(self) -> Path:
         began = time.monotonic() - self.totals.wall_s
-        if self.totals.step == 0:  # a run that was killed at once may have measured some of it
+        if self.totals.step == 0:  # a run that was killed early may have some of these
             measured = {record.split for record in read_run(self.run.path).evals}
             self._evaluate([split for split in EVERY_SPLIT if split not in measured])
         with self.stop.watched():
             while not self.done:
                 self._one_step(began)
-                if self.stop.asked and not self.done:
+                if self.stop.requested and not self.done:
                     self._save()
                     raise Interrupted(self.run.path, self.totals.step)
         if not any(record.step == self.totals.step for record in read_run(self.run.path).evals):
-            self._evaluate(EVERY_SPLIT)  # a resume that was told to end where the run had stopped
+            self._evaluate(EVERY_SPLIT)  # a resume that ends where the run had stopped
         self._save(final=True)
         summary = summarise(self.session.config, self.totals, read_run(self.run.path).evals)
         self.run.finish(summary)
@@ -125,23 +125,26 @@ class _Training:
         self.session.save(self.run.checkpoints, self.totals.step, vars(self.totals), final=final)
 
     def _check_signal(self, record: StepRecord) -> None:
-        """Says why a batch taught nothing; ends a run that goes on like that, and refuses one that began like that."""
+        """Notes why a step has no training samples. After `PATIENCE` such steps the run ends; if it had none from the
+        start, with `TrainingError`."""
         self.totals.no_signal_steps = 0 if record.informative else self.totals.no_signal_steps + 1
         if record.informative:
             return
         counts = {**record.dropped, "with the reference divergence alone": record.samples}
         reasons = ", ".join(f"{count} {reason}" for reason, count in counts.items() if count)
         reasons = reasons or f"no task has what the method reads, {self.learner.method.reads}"
-        self.callback(Note(f"step {record.step} taught nothing: {reasons} (mean reward {record.reward:.2f})"))
+        self.callback(
+            Note(f"step {record.step} produced no training samples: {reasons} (mean reward {record.reward:.2f})")
+        )
         if self.totals.no_signal_steps < PATIENCE:
             return
         if record.accuracy == 1.0 or self.totals.step > self.totals.no_signal_steps:
-            self.callback(Note(f"{PATIENCE} batches in a row taught nothing: nothing is left to learn, the run ends"))
+            self.callback(Note(f"nothing is left to learn: {PATIENCE} steps in a row produced no training samples"))
             self.totals.ended = True
         else:
             self._save()
             raise TrainingError(
-                f"{PATIENCE} batches in a row taught nothing, from the first one on",
+                f"{PATIENCE} steps in a row produced no training samples, from the first one on",
                 got=f"{reasons}; mean reward {record.reward:.2f}",
                 **why_nothing_was_learned(record.dropped, self.learner.method),
             )
@@ -166,7 +169,7 @@ def _info(out: Path, session: Session, totals: Totals) -> RunStart:
     assert session.learner is not None
     config, stages = session.config, session.learner.method.stages
     draws = config.steps * config.tasks_per_step
-    asked, given = wanted_answers(session.tasks, stages, config.rollouts_per_task, draws, config.seed)
+    sampled, given = wanted_answers(session.tasks, stages, config.rollouts_per_task, draws, config.seed)
     return RunStart(
         path=out,
         method=config.method.name,
@@ -174,7 +177,7 @@ def _info(out: Path, session: Session, totals: Totals) -> RunStart:
         env=session.env.name,
         device=str(session.policy.device),
         steps=config.steps,
-        completions_sampled=asked,
+        completions_sampled=sampled,
         first_step=totals.step,
         given=given,
         more=len(stages) > 1,

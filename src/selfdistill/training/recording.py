@@ -31,9 +31,9 @@ def step_record(
     numbers: Mapping[str, float],
     log_ratio: Mapping[str, tuple[float, ...]],
 ) -> StepRecord:
-    """Means over the step that `totals` has just counted in."""
+    """The record of a step, whose completions `totals` has counted already."""
     rollouts = [entry.rollout for entry in credited]
-    answers = [rollout for rollout in rollouts if rollout.of is None]  # not about another one
+    answers = [rollout for rollout in rollouts if rollout.of is None]  # no follow-ups
     samples = [sample for entry in credited for sample in entry.samples]
     cut = sum(entry.cut for entry in credited)
     return StepRecord(
@@ -119,8 +119,8 @@ def token_texts(tokenizer: Any, ids: TokenIds) -> tuple[str, ...]:
 
 
 def check_environment(rollouts: Sequence[RolloutRecord], *, least: int = 0) -> None:
-    """Stops when an environment fails on more than half of a batch, where one of fewer than `least` rollouts counts as
-    one of so many; its tracebacks are in the records. Raises `EnvError`."""
+    """Raises `EnvError` when the environment failed on more than half of a batch; one of fewer than `least` rollouts
+    counts as `least`."""
     kinds = (DropReason.ENV_RAISED, DropReason.ENV_TIMEOUT, DropReason.BAD_OUTCOME)
     failed = [record for record in rollouts if record.drop in kinds]
     if 2 * len(failed) > max(len(rollouts), least):
@@ -161,7 +161,7 @@ def why_nothing_was_learned(dropped: Mapping[str, int], method: Method) -> dict[
 
 
 def summarise(config: RunConfig, totals: Totals, evaluations: Sequence[EvalRecord]) -> Summary:
-    """The run in one value; before and after are its first and its last evaluations."""
+    """The summary of a run; before and after are its first and its last evaluations."""
     return Summary(
         method=config.method.name,
         model=config.model,

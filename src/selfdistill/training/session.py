@@ -1,4 +1,4 @@
-"""What a run works with, put together from its settings once: policy, teacher, optimiser, environment, tasks."""
+"""A session: policy, environment, tasks, and what learning needs, opened once from the settings of a run."""
 
 from __future__ import annotations
 
@@ -273,7 +273,7 @@ def _teacher_rule(config: RunConfig, method: Method) -> TeacherRule:
 
 
 def _other_model(rule: TeacherRule, config: RunConfig, policy: Policy, callback: Callback) -> Policy | None:
-    """The model of an `Other` teacher. Raises `ConfigError` when it speaks other tokens."""
+    """The model of an `Other` teacher. Raises `ConfigError` when its tokenizer is another one."""
     if not isinstance(rule, Other):
         return None
     other = load_policy(
@@ -291,8 +291,8 @@ def _other_model(rule: TeacherRule, config: RunConfig, policy: Policy, callback:
 
 
 def _conversations(method: Method, task: Task) -> list[tuple[Message, ...]]:
-    """Those that a method may have about a task after its first answers, and what a teacher with an instruction reads.
-    A stage of the user's own is asked for none: who wrote it need not expect an answer that nobody gave."""
+    """The later conversations of a method about a task, and the teacher's prompt with an instruction. A stage of the
+    user's own is left out: it need not expect a made-up answer."""
     found = examples([stage for stage in method.stages if type(stage).__module__.startswith("selfdistill.")], task)
     if any(isinstance(getattr(method, item.name), Instruction) for item in fields(method)):
         found.append(teacher_messages(task.messages, Context("instruction", instruction="Be kind.")))

@@ -1,4 +1,4 @@
-"""Ctrl-C in a loop that saves: the first one asks it to end after the step, a second one interrupts at once."""
+"""Ctrl-C in a loop that saves: the first one ends it after the step, a second one interrupts at once."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ PARENT = "SELFDISTILL_PARENT"  # environment variable of the children of `side_b
 
 @dataclass
 class StopSign:
-    """`asked` is true once somebody wants the loop to end."""
+    """`requested` is true once the loop is to end."""
 
     callback: Callback
-    asked: bool = False
+    requested: bool = False
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Inside, Ctrl-C asks first."""
+        """Inside, the first Ctrl-C only sets `requested`."""
 
-        def ask(*_: object) -> None:
-            if self.asked:
+        def request(*_: object) -> None:
+            if self.requested:
                 raise KeyboardInterrupt
-            self.asked = True
+            self.requested = True
             self.callback(Note("stopping after this step; press Ctrl-C again to stop at once"))
 
-        with handled((signal.SIGINT,), ask):
+        with handled((signal.SIGINT,), request):
             yield
 
 
