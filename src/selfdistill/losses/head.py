@@ -94,28 +94,18 @@ def widened(heads: Sequence[Head]) -> list[Head]:
     return [replace(head.detached(), weight_VD=converted[head.weight_VD.data_ptr()]) for head in heads]
 
 
-@dataclass(slots=True)
 class HeadGradients:
     """Sums of the gradients of chunks: hidden states row by row, weight and bias in float32 (or float64). None: the
-    input requires no gradient."""
+    input requires no gradient, as none does while gradients are off."""
 
-    inputs: tuple[Tensor, Tensor, Tensor | None]
-    hidden_ND: Tensor | None
-    weight_VD: Tensor | None
-    bias_V: Tensor | None
-    needed: bool
-
-    @staticmethod
-    def zeros(hidden_ND: Tensor, head: Head) -> HeadGradients:
-        """Zeros for each input that requires a gradient; for none while gradients are off."""
-        inputs = (hidden_ND, head.weight_VD, head.bias_V)
+    def __init__(self, hidden_ND: Tensor, head: Head) -> None:
+        self.inputs = (hidden_ND, head.weight_VD, head.bias_V)
         wide = accumulation_dtype(torch.promote_types(hidden_ND.dtype, head.weight_VD.dtype))
-        hidden, weight, bias = (
+        self.hidden_ND, self.weight_VD, self.bias_V = (
             torch.zeros_like(x, dtype=dtype) if x is not None and x.requires_grad and torch.is_grad_enabled() else None
-            for x, dtype in zip(inputs, (hidden_ND.dtype, wide, wide), strict=True)
+            for x, dtype in zip(self.inputs, (hidden_ND.dtype, wide, wide), strict=True)
         )
-        needed = any(x is not None for x in (hidden, weight, bias))
-        return HeadGradients(inputs, hidden, weight, bias, needed)
+        self.needed = any(x is not None for x in (self.hidden_ND, self.weight_VD, self.bias_V))
 
     def add(self, rows: slice, gradient_CV: Tensor, hidden_CD: Tensor, head: Head) -> None:
         """Takes ∂L/∂r of some positions through the linear part of the head."""

@@ -18,7 +18,7 @@ term, give it a weight in `TokenWeights`, a name in `LossTerm`, and a function a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from math import inf
 from typing import TypeAlias
 
@@ -83,7 +83,7 @@ def fused_loss(
         old_logprobs_N, sampler_logprobs_N, given_N,
     )  # fmt: skip
     check(inputs)
-    gradients, device = HeadGradients.zeros(hidden_ND, head), hidden_ND.device
+    gradients, device = HeadGradients(hidden_ND, head), hidden_ND.device
     dtype = accumulation_dtype(torch.promote_types(hidden_ND.dtype, own.weight_VD.dtype))
     rows = chunk or max(_FEWEST_ROWS, (_ENTRIES_CPU if device.type == "cpu" else _ENTRIES) // own.vocabulary)
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
@@ -146,7 +146,7 @@ def _work(
         at = slice(rows.start + block.start, rows.start + block.stop)
         logits_CV = student_CV[block]
         others = (None if x is None else x[block] for x in (teacher_CV, reference_CV))
-        chunk = Chunk.of(inputs, at, sums, logits_CV, *others)
+        chunk = Chunk(inputs, at, sums, logits_CV, *others)
         for term, weight_N in terms:
             term(chunk, weight_N[at].to(chunk.logprobs_C))
         if needs_gradient:
@@ -160,58 +160,44 @@ def _work(
         gradients.add(rows, student_CV, hidden_CD, head)
 
 
-@dataclass(slots=True)
 class Chunk:
     """Some positions: the numbers that all terms read, the `sums` over all positions that they add to, and their
-    numerators with weights [C, 1]."""
+    `numerators` with weights [C, 1]."""
 
-    inputs: Inputs
-    rows: slice
-    sums: FusedResult
-    student: BucketedDistribution
-    teacher: BucketedDistribution | None
-    reference: BucketedDistribution | None
-    tokens_C: Tensor
-    logprobs_C: Tensor
-    old_logprobs_C: Tensor
-    sampler_weight_C: Tensor
-    numerators: list[tuple[GradientNumerator, Tensor]] = field(default_factory=list)
-
-    @staticmethod
-    def of(
+    def __init__(
+        self,
         inputs: Inputs,
         rows: slice,
         sums: FusedResult,
         student_CV: Tensor,
         teacher_CV: Tensor | None,
         reference_CV: Tensor | None,
-    ) -> Chunk:
+    ) -> None:
         """From the logits of these positions; those of the teacher are at the temperature already. A ratio whose other
         side is unknown compares a number with itself and is exactly 1."""
-        spec, stats, tokens_C = inputs.loss_spec, sums.stats, inputs.tokens_N[rows]
+        spec, stats = inputs.loss_spec, sums.stats
+        self.inputs, self.rows, self.sums, self.tokens_C = inputs, rows, sums, inputs.tokens_N[rows]
+        self.numerators: list[tuple[GradientNumerator, Tensor]] = []
         if spec.temperature != 1.0:
             student_CV = student_CV / spec.temperature
         buckets = () if teacher_CV is None else spec.support.own_buckets(student_CV, teacher_CV)
-        student = BucketedDistribution.of(student_CV, *buckets)
-        teacher = None if teacher_CV is None else BucketedDistribution.of(teacher_CV, *buckets)
-        if teacher is not None and not spec.mixture.normalise:
-            teacher = teacher.unnormalised()
-        reference = None if reference_CV is None else BucketedDistribution.of(reference_CV / spec.temperature)
+        self.student = BucketedDistribution.of(student_CV, *buckets)
+        self.teacher = None if teacher_CV is None else BucketedDistribution.of(teacher_CV, *buckets)
+        if self.teacher is not None and not spec.mixture.normalise:
+            self.teacher = self.teacher.unnormalised()
+        self.reference = None if reference_CV is None else BucketedDistribution.of(reference_CV / spec.temperature)
 
-        logprobs_C = student.logprobs(tokens_C)
+        self.logprobs_C = logprobs_C = self.student.logprobs(self.tokens_C)
         old_C = logprobs_C if inputs.old_logprobs_N is None else inputs.old_logprobs_N[rows].to(logprobs_C)
-        old_C = torch.where(old_C.isnan(), logprobs_C, old_C)
+        self.old_logprobs_C = old_C = torch.where(old_C.isnan(), logprobs_C, old_C)
         sampler_C = old_C if inputs.sampler_logprobs_N is None else inputs.sampler_logprobs_N[rows].to(logprobs_C)
         sampler_C = torch.where(sampler_C.isnan(), old_C, sampler_C)
         sampler_ratio_C, cap = probability_ratio(old_C, sampler_C), spec.ratio.sampler_ratio
-        stats.logprobs_N[rows], stats.entropy_N[rows] = logprobs_C, student.entropy_N
+        self.sampler_weight_C = importance_weight(old_C, sampler_C, cap)
+        stats.logprobs_N[rows], stats.entropy_N[rows] = logprobs_C, self.student.entropy_N
         stats.ratio_N[rows] = probability_ratio(logprobs_C, old_C)
         stats.sampler_ratio_N[rows] = sampler_ratio_C
         stats.clipped_N[rows] = sampler_ratio_C > (inf if cap is None else cap)
-        return Chunk(
-            inputs, rows, sums, student, teacher, reference, tokens_C, logprobs_C, old_C,
-            importance_weight(old_C, sampler_C, cap),
-        )  # fmt: skip
 
     def add(self, name: LossTerm, value_C: Tensor, weight_C: Tensor) -> None:
         """Adds to the loss; a position without weight adds nothing, whatever its value."""
