@@ -314,7 +314,7 @@ def test_a_checkpoint_of_an_earlier_version_has_no_checksums_and_is_read(policy,
         (path / name).write_bytes(data)
 
 
-def test_a_resume_takes_the_newest_whole_checkpoint_and_says_which_is_damaged(policy, tmp_path: Path) -> None:
+def test_a_resume_takes_the_newest_whole_checkpoint_and_notes_which_is_damaged(policy, tmp_path: Path) -> None:
     run = Run(policy)
     for step in (1, 2, 3):
         run.train(1)

@@ -94,7 +94,7 @@ def test_end_tokens_listed_by_the_generation_config_count(tmp_path: Path) -> Non
     assert load_policy(str(directory), device="cpu").end_ids == {2, 77}
 
 
-def test_the_model_is_in_eval_mode_and_says_what_it_is(policy) -> None:
+def test_the_model_is_in_eval_mode_and_describes_itself(policy) -> None:
     assert not policy.model.training
     assert policy.context_length == 256
     assert policy.description.endswith("Qwen3ForCausalLM on cpu, float32, 31 k parameters, 31 k trained")

@@ -103,7 +103,7 @@ def test_sharing_in_bfloat16_stays_within_its_precision(policy_of) -> None:
 
 
 @torch.no_grad()
-def test_eight_siblings_read_their_prompt_once(policy, monkeypatch) -> None:
+def test_a_prompt_of_eight_answers_is_read_once(policy, monkeypatch) -> None:
     counted = Counted(policy, monkeypatch)
     policy.answer_hidden(group_members(40, [11] * 8))
     assert counted.batches == [(1, 40), (8, 10)]  # the last token of an answer predicts nothing
@@ -240,7 +240,7 @@ def test_no_sequences_no_buckets() -> None:
     assert length_buckets([]) == []
 
 
-def test_padding_goes_to_the_side_it_is_asked_for(policy) -> None:
+def test_padding_is_added_on_either_side(policy) -> None:
     pad = policy.tokenizer.pad_token_id
     ids_BL, mask_BL = padded(policy, [(1, 2, 3), (4,)], "right")
     assert ids_BL.tolist() == [[1, 2, 3], [4, pad, pad]]

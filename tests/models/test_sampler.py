@@ -38,7 +38,7 @@ def trainer_logprobs(policy: Policy, prompt: TokenIds, completion: Completion, t
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_at_temperature_zero_it_says_what_generate_says(policy_of, family: str) -> None:
+def test_at_temperature_zero_it_samples_what_generate_samples(policy_of, family: str) -> None:
     policy = policy_of(family)
     prompts = prompts_of(policy)
     for prompt, completion in zip(prompts, draw(policy, prompts, temperature=0.0), strict=True):
@@ -71,7 +71,7 @@ def test_under_bfloat16_the_two_agree_to_its_precision(policy_of) -> None:
             assert completion.logprobs == pytest.approx(trainer_logprobs(policy, prompt, completion), abs=0.15)
 
 
-def test_an_adapter_speaks_when_sampling(adapted) -> None:
+def test_sampling_uses_the_adapter(adapted) -> None:
     prompts = prompts_of(adapted)
     before = draw(adapted, prompts, temperature=0.0)
     with torch.no_grad():
@@ -133,7 +133,7 @@ def test_choosing_a_few_rows_at_a_time_changes_nothing(policy, monkeypatch) -> N
         assert few.logprobs == pytest.approx(all_rows.logprobs, abs=1e-5)
 
 
-def test_the_cache_is_written_in_place_and_keeps_the_rows_it_is_told(policy) -> None:
+def test_the_cache_is_written_in_place_and_keeps_the_rows_it_is_given(policy) -> None:
     layer = PreallocatedCache(policy.base.config).layers[0]
     states_BHLD = torch.arange(3 * 2 * 9 * 4.0).view(3, 2, 9, 4)
     places = set()
@@ -148,7 +148,7 @@ def test_the_cache_is_written_in_place_and_keeps_the_rows_it_is_told(policy) -> 
     assert torch.equal(layer.values, -states_BHLD[[2, 2, 0, 1]])
 
 
-def test_siblings_share_one_reading_of_their_prompt_and_of_what_they_say_alike(policy, monkeypatch) -> None:
+def test_answers_share_the_forward_pass_of_their_prompt_and_of_equal_beginnings(policy, monkeypatch) -> None:
     prompt = prompts_of(policy)[0]
     group, read = reads_of(policy, monkeypatch, lambda: draw(policy, [prompt] * 8))
     assert len({c.token_ids for c in group}) == 8, "group members are drawn independently"

@@ -89,7 +89,7 @@ def test_frozen_and_trust_region_keep_the_start(policy, rule) -> None:
     assert all(torch.equal(shadow(teacher, name), value) for name, value in before.items())
 
 
-def test_views_say_who_speaks_and_how_much() -> None:
+def test_views_name_weights_and_exponents() -> None:
     def views(rule, policy=None):
         teacher = Teacher.__new__(Teacher)
         teacher.rule = rule

@@ -95,7 +95,7 @@ def test_a_template_that_can_write_no_question_is_refused(text: str, said: str) 
         template(text).check()
 
 
-def test_what_a_user_should_know_of_a_template_is_told() -> None:
+def test_check_notes_what_a_user_should_know_of_a_template() -> None:
     assert template(CHATML).check() == []
     assert template(tiny_models.SYSTEM_FIRST).check() == [], "its user turn ends where the answer begins"
     assert "no prompt for answers" in template(tiny_models.NO_HEADER).check()[0]

@@ -69,7 +69,7 @@ def test_the_first_other_success_in_order_is_shown_and_never_ones_own(index: int
     assert found.feedback == ""
 
 
-def test_together_shows_ones_own_feedback_beside_a_siblings_solution() -> None:
+def test_together_shows_own_feedback_beside_a_group_members_solution() -> None:
     group_members = group([FAILED, SOLVED, FAILED], "wrong")
     rule = SolutionOrFeedback(together=True)
     assert rule.context(group_members, 2) == Context("solution+feedback", solution="answer 1", feedback="wrong 2")
@@ -82,7 +82,7 @@ def test_the_threshold_decides_who_is_solved() -> None:
     assert SolutionOrFeedback(success=0.6).context(group_members, 0) == Context("solution", solution="answer 1")
 
 
-def test_a_sibling_that_was_not_judged_teaches_nobody() -> None:
+def test_a_rollout_that_was_not_scored_is_no_solution() -> None:
     group_members = group([None, FAILED, FAILED])
     assert SolutionOrFeedback().context(group_members, 1) is NONE
 
@@ -165,7 +165,7 @@ def test_the_frame_keeps_earlier_messages_and_replaces_the_last_one() -> None:
     assert last.content == f"What is seven plus five?\n\n{SECTIONS['solution']}\n\ntwelve\n\n{CLOSING}"
 
 
-def test_sections_stand_in_a_fixed_order_and_only_where_there_is_something_to_say() -> None:
+def test_sections_stand_in_a_fixed_order_and_only_where_there_is_a_text() -> None:
     context = Context("all", solution="S", feedback="F", document="D")
     (message,) = teacher_messages((Message("user", "Q"),), context)
     wanted = ["Q", SECTIONS["document"], "D", SECTIONS["solution"], "S", SECTIONS["feedback"], "F", CLOSING]

@@ -22,7 +22,7 @@ def renderer(tokenizer, longest: int = 10_000, context_length: int = 10_000) -> 
     return Renderer(tokenizer, context_length, longest)
 
 
-def test_a_prompt_ends_where_the_assistant_speaks(tokenizer) -> None:
+def test_a_prompt_ends_in_the_header_of_the_assistants_turn(tokenizer) -> None:
     text = tokenizer.decode(renderer(tokenizer).prompt(QUESTION))
     assert text.endswith("<|im_start|>user\nWhat is seven plus five?<|im_end|>\n" + HEADER)
     assert text.startswith("<|im_start|>system\nBe brief.<|im_end|>\n")

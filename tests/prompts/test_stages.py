@@ -31,7 +31,7 @@ def after(number: int) -> tuple[Message, ...]:
     return (*QUESTION.messages, Message("assistant", f"answer {number}"), Message("user", f"wrong {number}"))
 
 
-def test_attempts_are_asked_as_often_as_the_run_says() -> None:
+def test_attempts_request_as_many_samples_as_the_run_has_rollouts() -> None:
     assert Attempts().requests(EMPTY, 3) == [SampleRequest(QUESTION.messages)] * 3
 
 
@@ -48,7 +48,7 @@ def test_a_logged_answer_comes_with_what_the_user_said_to_it() -> None:
     assert LoggedCompletions().requests(knowing(user_reply="No, more."), 8) == []
 
 
-def test_the_informed_read_what_the_rule_finds_and_are_not_asked_without_it() -> None:
+def test_privileged_rollouts_read_the_rules_context_and_are_none_without_it() -> None:
     told = teacher_messages(QUESTION.messages, Context("demonstration", demonstration="twelve"))
     assert PrivilegedRollouts(Demonstration()).requests(knowing(demonstration="twelve"), 2) == [SampleRequest(told)] * 2
     assert PrivilegedRollouts(Demonstration()).requests(EMPTY, 2) == []
@@ -56,11 +56,11 @@ def test_the_informed_read_what_the_rule_finds_and_are_not_asked_without_it() ->
     assert ask == SampleRequest((Message("system", "Be brief."), *QUESTION.messages))
 
 
-def test_failures_that_were_told_something_try_again_in_one_conversation() -> None:
+def test_failures_with_feedback_try_again_in_one_conversation() -> None:
     assert SecondAttempts().requests(TRIED, 8) == [SampleRequest(after(1), 1), SampleRequest(after(3), 3)]
 
 
-def test_failures_that_were_told_nothing_and_attempts_of_other_stages_are_left_alone() -> None:
+def test_failures_without_feedback_and_attempts_of_other_stages_are_left_alone() -> None:
     mute = RolloutGroup(QUESTION, (rollout(0, 0.0, " \n"), replace(rollout(1, 0.0, "wrong"), stage="second_attempt")))
     assert SecondAttempts().requests(mute, 8) == []
     assert Reflections().requests(mute, 8) == []
@@ -73,7 +73,7 @@ def test_the_threshold_decides_who_failed() -> None:
     assert [ask.of for ask in Reflections(success=0.7).requests(partly, 8)] == [0]
 
 
-def test_a_reflection_is_asked_for_with_the_feedback_and_nobody_judges_it() -> None:
+def test_a_reflection_follows_the_feedback_and_is_not_scored() -> None:
     *before, last = after(1)
     wanted = SampleRequest((*before, Message("user", f"wrong 1\n\n{REFLECT}")), 1, scored=False)
     assert Reflections().requests(TRIED, 8)[0] == wanted
