@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from selfdistill.losses import LossSpec, ReverseKL
 from selfdistill.methods.base import CreditOrDrop, Method, distilled
 from selfdistill.models.teacher import Other, TeacherRule
-from selfdistill.prompts.context import Bare
+from selfdistill.prompts.context import EmptyContext
 from selfdistill.types import RolloutGroup
 
 
@@ -32,4 +32,4 @@ class OPD(Method):
 
     def credit(self, group: RolloutGroup, index: int) -> CreditOrDrop:
         """Every answer counts 1; the teacher reads the question."""
-        return distilled(Bare().context(group, index))
+        return distilled(EmptyContext().context(group, index))

@@ -25,7 +25,7 @@ from selfdistill.types import TokenIds
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
-Pair: TypeAlias = tuple[TokenIds, TokenIds]  # prompt and completion
+TokenPair: TypeAlias = tuple[TokenIds, TokenIds]  # prompt and completion
 
 PAYS_FROM = 0.25  # share of the tokens, padding included, that sharing must save
 
@@ -102,7 +102,7 @@ class Policy:
         hidden_BLD: Tensor = found.last_hidden_state
         return hidden_BLD
 
-    def answer_hidden(self, pairs: Sequence[Pair], max_tokens: int | None = None) -> Tensor:
+    def answer_hidden(self, pairs: Sequence[TokenPair], max_tokens: int | None = None) -> Tensor:
         """hidden_ND of the positions that *predict* each completion token, rows of all pairs one after the other.
 
         For prompt [5, 6] and completion [7, 8] the model reads 5 6 7; the states at 6 and at 7 predict 7 and 8. Pairs
@@ -185,7 +185,7 @@ class SharedBatch:
     buckets: tuple[tuple[int, ...], ...]
 
 
-def plan_sharing(pairs: Sequence[Pair], max_tokens: int | None = None) -> list[SharedBatch]:
+def plan_sharing(pairs: Sequence[TokenPair], max_tokens: int | None = None) -> list[SharedBatch]:
     """How to read the pairs whose prompt occurs more than once; [] where reading every pair whole costs about as much.
 
     It pays when it saves at least a quarter of the tokens of these pairs, padding included: batches are then smaller
@@ -220,7 +220,9 @@ def can_share(policy: Policy) -> bool:
     return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
 
 
-def read_whole(policy: Policy, pairs: Sequence[Pair], rows: Sequence[int], max_tokens: int | None) -> dict[int, Tensor]:
+def read_whole(
+    policy: Policy, pairs: Sequence[TokenPair], rows: Sequence[int], max_tokens: int | None
+) -> dict[int, Tensor]:
     """hidden_TD by index into `pairs`, of the pairs in `rows`: the states that predict their completions."""
     read = [pairs[index][0] + pairs[index][1][:-1] for index in rows]
     states: dict[int, Tensor] = {}
@@ -234,7 +236,7 @@ def read_whole(policy: Policy, pairs: Sequence[Pair], rows: Sequence[int], max_t
     return states
 
 
-def read_shared(policy: Policy, pairs: Sequence[Pair], batch: SharedBatch) -> dict[int, Tensor]:
+def read_shared(policy: Policy, pairs: Sequence[TokenPair], batch: SharedBatch) -> dict[int, Tensor]:
     """What `read_whole` gives, up to float noise, of the pairs of one batch. Needs gradients to be off."""
     from transformers import DynamicCache
 

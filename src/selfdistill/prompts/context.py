@@ -168,7 +168,7 @@ class Instruction:
 
 
 @dataclass(frozen=True, slots=True)
-class Bare:
+class EmptyContext:
     """No text: the prompt of the student, for a teacher that is a stronger model (OPD)."""
 
     kind: ClassVar[str] = "bare"
@@ -177,5 +177,5 @@ class Bare:
         return Context("bare")
 
 
-ContextRule: TypeAlias = SolutionOrFeedback | Demonstration | Document | UserReply | Instruction | Bare
+ContextRule: TypeAlias = SolutionOrFeedback | Demonstration | Document | UserReply | Instruction | EmptyContext
 """`context(group, index)` gives the context of one rollout, or the reason why it has none. Settings name the `kind`."""
