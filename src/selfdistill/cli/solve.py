@@ -96,7 +96,14 @@ def solve(
     if list_settings:
         print_settings(chosen.strategy, prefix="strategy.")
         return
-    _run(chosen, out or resume, resume is not None)
+    from selfdistill.test_time.solve import default_path
+    from selfdistill.test_time.solve import solve as search
+
+    path = out or resume or default_path(chosen)
+    with RunDisplay("solve") as display:
+        results = search(chosen, display, out=path, resume=resume is not None)
+    print_results(results)
+    typer.echo(f"every attempt: {path}")
 
 
 def _new(
@@ -149,17 +156,6 @@ def _refuse_unread(config: SolveConfig, given: Collection[str]) -> None:
             got=", ".join(unread),
             do="leave it out, or choose a strategy that trains, such as hybrid",
         )
-
-
-def _run(config: SolveConfig, out: Path | None, again: bool) -> None:
-    from selfdistill.test_time.solve import default_path
-    from selfdistill.test_time.solve import solve as search
-
-    out = out or default_path(config)
-    with RunDisplay("solve") as display:
-        results = search(config, display, out=out, resume=again)
-    print_results(results)
-    typer.echo(f"every attempt: {out}")
 
 
 def print_results(results: Sequence[SolveResult]) -> None:

@@ -135,30 +135,5 @@ def attempts_to_reach(tasks: Sequence[Discovery], level: float, budget: int) -> 
     return high
 
 
-@dataclass(frozen=True, slots=True)
-class SpeedUp:
-    """Attempts of two strategies to reach a level of discovery; None: not within the budget."""
-
-    level: float
-    slower: int | None
-    faster: int | None
-
-    @property
-    def ratio(self) -> float | None:
-        """How many times fewer attempts the second one needs."""
-        return self.slower / self.faster if self.slower is not None and self.faster is not None else None
-
-
-def speed_ups(
-    slower: Sequence[Discovery], faster: Sequence[Discovery], budget: int, levels: Sequence[float] | None = None
-) -> list[SpeedUp]:
-    """One at each level of discovery, by default every tenth."""
-    chosen = levels if levels is not None else [tenth / 10 for tenth in range(1, 11)]
-    return [
-        SpeedUp(level, attempts_to_reach(slower, level, budget), attempts_to_reach(faster, level, budget))
-        for level in chosen
-    ]
-
-
 def _mean_by(tasks: Sequence[Discovery], k: int) -> float:
     return fmean(task.by(k) for task in tasks)

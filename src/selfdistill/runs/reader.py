@@ -18,9 +18,8 @@ from selfdistill.runs.records import (
     StepRecord,
     Summary,
     record_from_json,
-    value_from_json,
 )
-from selfdistill.runs.store import CHECKPOINTS, METRICS, ROLLOUTS, SUMMARY, saved_config
+from selfdistill.runs.store import CHECKPOINTS, METRICS, ROLLOUTS, SUMMARY, read_whole, saved_config
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +59,7 @@ def read_run(path: Path) -> Run:
         config=config,
         steps=tuple(record for record in kept if isinstance(record, StepRecord)),
         evals=tuple(sorted(evals.values(), key=lambda record: record.step)),
-        summary=_summary(path / SUMMARY),
+        summary=read_whole(Summary, path / SUMMARY, "the run's summary", "resume the run"),
     )
 
 
@@ -165,12 +164,3 @@ def _damaged(path: Path, number: int, error: ValueError) -> RunError:
         why="lines are written whole and never changed, so something else wrote to this file",
         do="restore the file, or remove that line",
     )
-
-
-def _summary(path: Path) -> Summary | None:
-    if not path.exists():
-        return None
-    try:
-        return value_from_json(Summary, path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RunError("the run's summary cannot be read", got=f"{path} ({error})", do="resume the run") from error

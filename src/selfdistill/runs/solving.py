@@ -8,9 +8,8 @@ from typing import ClassVar
 
 from pydantic import ConfigDict
 
-from selfdistill.errors import RunError
-from selfdistill.runs.records import JSON, to_json, value_from_json
-from selfdistill.runs.store import write_atomic
+from selfdistill.runs.records import JSON, to_json
+from selfdistill.runs.store import read_whole, write_atomic
 
 RESULT = "result.json"
 
@@ -60,10 +59,4 @@ def write_result(path: Path, result: SolveResult) -> None:
 
 def read_result(path: Path) -> SolveResult | None:
     """The result in a run directory; None while there is none. Raises `RunError` when it cannot be read."""
-    file = path / RESULT
-    if not file.exists():
-        return None
-    try:
-        return value_from_json(SolveResult, file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RunError("a result cannot be read", got=f"{file} ({error})", do="remove it, and resume") from error
+    return read_whole(SolveResult, path / RESULT, "a result", "remove it, and resume")

@@ -18,7 +18,7 @@ import shutil
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from pydantic import ValidationError
 
@@ -26,6 +26,8 @@ from selfdistill.errors import RunError
 from selfdistill.runs.old_names import SETTINGS as OLD_SETTINGS
 from selfdistill.runs.old_names import renamed_settings
 from selfdistill.runs.records import Record, ResumedRecord, RolloutRecord, Summary, to_json, value_from_json
+
+T = TypeVar("T")
 
 CONFIG, METRICS, ROLLOUTS, SUMMARY, CHECKPOINTS = (
     "config.json",
@@ -217,6 +219,14 @@ def allowed_changes(path: Path, settings: Mapping[str, Any] | None, may_change: 
             do=f"leave them as in {path / CONFIG}, or start a new run",
         )
     return changes
+
+
+def read_whole(kind: type[T], file: Path, what: str, do: str) -> T | None:
+    """The value in a file of JSON, None where there is no file. Raises `RunError`."""
+    try:
+        return value_from_json(kind, file.read_text(encoding="utf-8")) if file.exists() else None
+    except (OSError, ValueError) as error:
+        raise RunError(f"{what} cannot be read", got=f"{file} ({error})", do=do) from error
 
 
 def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -11,7 +11,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter, StrMethodFormatter
 
-from selfdistill.errors import RunError
 from selfdistill.runs.discovery import (
     Discovery,
     Independent,
@@ -20,11 +19,10 @@ from selfdistill.runs.discovery import (
     discovery_at,
     mean_attempts,
     ratio_of_means,
-    speed_ups,
 )
 from selfdistill.runs.solving import SolveResult
 from selfdistill.runs.stats import Estimate
-from selfdistill.view.plots import COLOURS, STYLE
+from selfdistill.view.plots import COLOURS, STYLE, write_figure
 
 POINTS = 40  # of a curve
 DASHES = ("-", "--", "-.", ":", "-", "--", "-.")
@@ -94,12 +92,7 @@ def discovery_figure(arms: Sequence[Arm], budget: int, title: str, file: Path) -
         left.set(title=title, xlabel="k, attempts", ylabel="discovery@k", ylim=(0, 1.02))
         right.set(title="the same by rounds", xlabel="k, sequential rounds of attempts made at once")
         right.legend(loc="best", fontsize=8)
-        figure.supxlabel("bands: 95 % intervals over tasks", fontsize=8, color="#555555")
-        try:
-            figure.savefig(file, dpi=160)
-        except OSError as error:
-            raise RunError("the figure cannot be written", got=f"{file} ({error})", do="name another file") from error
-    return file
+        return write_figure(figure, "bands: 95 % intervals over tasks", file)
 
 
 def _curve(axes: Axes, label: str, tasks: Sequence[Discovery], last: int, index: int) -> None:
@@ -139,10 +132,10 @@ def levels_table(arms: Sequence[Arm], budget: int) -> str:
     lines = ["| " + " | ".join(head) + " |", "|---" + "|--:" * len(levels) + "|"]
     for arm in arms:
         cells = []
-        for up in speed_ups(arm.by_attempts, best.by_attempts, budget, levels):
-            reached = attempts_to_reach(arm.by_attempts, up.level, budget)
-            ratio = "" if arm is best or up.ratio is None else f" ({up.ratio:.1f}×)"
-            cells.append("–" if reached is None else f"{reached:,}{ratio}")
+        for level in levels:
+            own, least = (attempts_to_reach(tasks, level, budget) for tasks in (arm.by_attempts, best.by_attempts))
+            ratio = "" if arm is best or own is None or least is None else f" ({own / least:.1f}×)"
+            cells.append("–" if own is None else f"{own:,}{ratio}")
         lines.append("| " + " | ".join([arm.label, *cells]) + " |")
     return "\n".join(lines) + "\n"
 

@@ -62,11 +62,16 @@ def overview(runs: Sequence[Run], file: Path) -> Path:
         left, right = figure.subplots(1, 2)
         learning_curves(left, runs)
         gain_against_forgetting(right, runs)
-        figure.supxlabel(_caption(runs), fontsize=8, color="#555555")
-        try:
-            figure.savefig(file, dpi=160)
-        except OSError as error:
-            raise RunError("the figure cannot be written", got=f"{file} ({error})", do="name another file") from error
+        return write_figure(figure, _caption(runs), file)
+
+
+def write_figure(figure: Figure, caption: str, file: Path) -> Path:
+    """Writes a figure with a caption below it. Raises `RunError`."""
+    figure.supxlabel(caption, fontsize=8, color="#555555")
+    try:
+        figure.savefig(file, dpi=160)
+    except OSError as error:
+        raise RunError("the figure cannot be written", got=f"{file} ({error})", do="name another file") from error
     return file
 
 
