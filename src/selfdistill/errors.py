@@ -4,7 +4,7 @@
     ├── ConfigError      a setting, an option or a key that cannot be used        (also a ValueError)
     ├── DataError        a file or a row that cannot be read as what it should be (also a ValueError)
     ├── ModelError       a model or a tokenizer that cannot be used               (also a ValueError)
-    ├── EnvError       an environment that cannot judge, or that drops too many rollouts (also a RuntimeError)
+    ├── EnvError         an environment that cannot score, or that drops too many rollouts (also a RuntimeError)
     ├── SandboxError     this machine cannot isolate programs, or cannot run them (also a RuntimeError)
     │   └── ProgramLostError   … this one program, whose process it ended
     ├── TrainingError      there is nothing to learn from, and why                  (also a RuntimeError)
@@ -55,7 +55,7 @@ class ModelError(SelfDistillError, ValueError):
 
 
 class EnvError(SelfDistillError, RuntimeError):
-    """An environment that cannot judge."""
+    """An environment that cannot score answers."""
 
 
 class SandboxError(SelfDistillError, RuntimeError):

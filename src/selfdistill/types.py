@@ -74,7 +74,7 @@ class DropReason(StrEnum):
 
     ENV_RAISED = "env_raised"  # the environment's function raised an exception
     ENV_TIMEOUT = "env_timeout"  # the environment's function did not come back in time
-    BAD_ROW = "bad_row"  # the row's tests can score no answer; nothing was sampled
+    BAD_ROW = "bad_row"  # no answer to the row can be scored; nothing was sampled
     SCORING_FAILED = "scoring_failed"  # scoring this answer ended in an error: no reward can be given
     PROGRAM_LOST = "program_lost"  # the machine ended the answer's process each time: no reward can be given
     BAD_OUTCOME = "bad_outcome"  # the environment returned NaN, a reward outside [0, 1] or the wrong type
