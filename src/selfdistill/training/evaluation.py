@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from selfdistill.config import RunConfig, resolved
 from selfdistill.data.tasks import bad_rows, usable_tasks
-from selfdistill.models.sampler import SamplingOptions
 from selfdistill.runs import EvalRecord, EvalSplit, RunDir
 from selfdistill.runs.environment import describe_environment
 from selfdistill.runs.events import Callback, EvalEnd, Note, Phase, no_callback
@@ -24,14 +23,6 @@ SLICE = 64  # answers between two progress events
 ATTEMPTS = 2  # at each task, whose contexts the teacher reads
 
 
-@dataclass(frozen=True, slots=True)
-class Measurement:
-    """The record of one evaluation, and its answers."""
-
-    record: EvalRecord
-    groups: list[RolloutGroup]
-
-
 def measure(config: RunConfig, callback: Callback = no_callback) -> list[EvalRecord]:
     """The accuracies of a model as it is, on the splits that its environment has.
 
@@ -44,13 +35,13 @@ def measure(config: RunConfig, callback: Callback = no_callback) -> list[EvalRec
         environment = describe_environment(device=str(session.policy.device), isolation=session.isolation)
         run = RunDir.create(Path(config.out), {"settings": resolved(config), **environment})
     records = []
-    for measured in measure_splits(session, Totals(), callback, STUDENT_SPLITS):
-        records.append(measured.record)
-        callback(EvalEnd(measured.record))
-        rollouts = [rollout for group in measured.groups for rollout in group.rollouts]
+    for record, groups in measure_splits(session, Totals(), callback, STUDENT_SPLITS):
+        records.append(record)
+        callback(EvalEnd(record))
+        rollouts = [rollout for group in groups for rollout in group.rollouts]
         answers = [rollout_record(0, CreditedRollout(r, drop=r.drop), {}, session.renderer.tokenizer) for r in rollouts]
         if run:
-            run.append(*answers, measured.record)
+            run.append(*answers, record)
         check_environment(answers)
     if run:
         run.close()
@@ -59,41 +50,35 @@ def measure(config: RunConfig, callback: Callback = no_callback) -> list[EvalRec
 
 def measure_splits(
     session: Session, totals: Totals, callback: Callback, splits: Sequence[EvalSplit]
-) -> Iterator[Measurement]:
-    """Evaluates the splits that have tasks; "teacher" needs a session that learns."""
+) -> Iterator[tuple[EvalRecord, list[RolloutGroup]]]:
+    """Evaluates the splits that have tasks; "teacher" needs a session that learns. Yields records and answers."""
     options = session.config.evaluation
     for split in splits:
+        first = session.tasks[: options.tasks]
         if split == "teacher":
-            assert session.learner is not None
-            groups = (
-                _teacher(session, session.tasks[: options.tasks], callback) if session.learner.method.teacher else []
-            )
+            groups = _teacher(session, first, callback)
         else:
-            tasks = session.tasks[: options.tasks] if split == "train" else session.held_out.get(split, [])
+            tasks = first if split == "train" else session.held_out.get(split, [])
             tasks = usable_tasks(tasks, session.env, callback, least=0)
-            groups = _student(session, tasks, split, callback) if tasks else []
-        if groups:
-            found = accuracy(groups)
-            faults = [rollout.fault for group in groups for rollout in group.rollouts if rollout.fault]
-            if faults:
-                last = faults[0].strip().splitlines()[-1]
-                callback(Note(f"measuring {split}: {len(faults)} answers count as wrong, not scored: {last}"))
-            record = EvalRecord(
-                totals.step,
-                totals.completions_sampled,
-                totals.wall_s,
-                split,
-                found.estimate,
-                found.tasks,
-                found.solved,
-                extra={"faults": len(faults)} if faults else {},
-            )
-            yield Measurement(record, groups)
-
-
-def _student(session: Session, tasks: Sequence[Task], split: str, callback: Callback) -> list[RolloutGroup]:
-    rollouts = session.config.evaluation.answers if split == "train" else 1
-    return _ask(session, tasks, None, rollouts, split, callback)
+            groups = _answers(session, tasks, None, options.answers if split == "train" else 1, split, callback)
+        if not groups:
+            continue
+        found = accuracy(groups)
+        faults = [rollout.fault for group in groups for rollout in group.rollouts if rollout.fault]
+        if faults:
+            last = faults[0].strip().splitlines()[-1]
+            callback(Note(f"measuring {split}: {len(faults)} answers count as wrong, not scored: {last}"))
+        record = EvalRecord(
+            totals.step,
+            totals.completions_sampled,
+            totals.wall_s,
+            split,
+            found.estimate,
+            found.tasks,
+            found.solved,
+            extra={"faults": len(faults)} if faults else {},
+        )
+        yield record, groups
 
 
 def _teacher(session: Session, tasks: Sequence[Task], callback: Callback) -> list[RolloutGroup]:
@@ -104,6 +89,8 @@ def _teacher(session: Session, tasks: Sequence[Task], callback: Callback) -> lis
     """
     config, learner = session.config, session.learner
     assert learner is not None
+    if learner.method.teacher is None:
+        return []
     callback(Phase("measuring: teacher"))
     attempts = roll_out(
         session.policy,
@@ -122,18 +109,18 @@ def _teacher(session: Session, tasks: Sequence[Task], callback: Callback) -> lis
         (entry.rollout.task, s.teacher_prompts[0])
         for entry in credited
         for s in entry.samples[:1]
-        if s.teacher_prompts and not s.live  # a live view is the student's: of this prompt the train split tells
+        if s.teacher_prompts and not s.live  # the student's weights would read a live one
     ]
     if not read:
         return []
-    if config.evaluation.temperature == 0:  # a prompt that comes twice would get the same answer twice
+    if config.evaluation.temperature == 0:  # equal prompts have equal answers
         read = list({(task.id, prompt): (task, prompt) for task, prompt in read}.values())
     with learner.teacher.applied(session.policy, learner.teacher.views()[0]) as reader:
-        session = replace(session, policy=reader)
-        return _ask(session, [task for task, _ in read], [prompt for _, prompt in read], 1, "teacher", callback)
+        tasks, prompts = [task for task, _ in read], [prompt for _, prompt in read]
+        return _answers(replace(session, policy=reader), tasks, prompts, 1, "teacher", callback)
 
 
-def _ask(
+def _answers(
     session: Session,
     tasks: Sequence[Task],
     prompts: Sequence[TokenIds] | None,
@@ -151,14 +138,10 @@ def _ask(
             session.evaluation_env,
             session.renderer,
             tasks[start : start + size],
-            _sampling(config),
+            replace(config.sampling, temperature=config.evaluation.temperature),
             rollouts=rollouts,
             seed=config.seed,
             label=f"eval-{split}-{start}",
             prompts=prompts[start : start + size] if prompts is not None else None,
         )
     return groups
-
-
-def _sampling(config: RunConfig) -> SamplingOptions:
-    return replace(config.sampling, temperature=config.evaluation.temperature)

@@ -116,9 +116,9 @@ class _Training:
             self._save()
 
     def _evaluate(self, splits: Sequence[EvalSplit]) -> None:
-        for measured in measure_splits(self.session, self.totals, self.callback, splits):
-            self.run.append(measured.record)
-            self.callback(EvalEnd(measured.record))
+        for record, _ in measure_splits(self.session, self.totals, self.callback, splits):
+            self.run.append(record)
+            self.callback(EvalEnd(record))
 
     def _save(self, *, final: bool = False) -> None:
         self.callback(Phase("saving"))
