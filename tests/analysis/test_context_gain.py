@@ -44,7 +44,7 @@ def letters(model: Path, env: str, **changes: object) -> RunConfig:
     return from_settings({**base, **changes})
 
 
-def told(name: str) -> Context:
+def document_of(name: str) -> Context:
     return Context("feedback", feedback=name)
 
 
@@ -72,7 +72,7 @@ def test_go_needs_a_significant_gain_over_no_context_and_over_another_tasks(gain
     gains = decided([gain])
     assert gains[0].against == against
     decision = ContextGainReport(share(1, 10), gains).decision
-    go = "Go: the model is better when it is told more, with feedback (+"
+    go = "Go: the model answers significantly better with feedback (+"
     assert decision.startswith(go if not against else "No go" if "significant" in against else "Cannot decide")
 
 
@@ -95,8 +95,8 @@ def simulated(rng: random.Random, n: int, samples: int, shares: Sequence[tuple[f
 
     bare, gains = right(shares[0][0]), []
     for number, (_, with_it, control) in enumerate(shares):
-        told, other = right(with_it), right(control)
-        differences = [[a - b for a, b in zip(told, than, strict=True)] for than in (bare, other)]
+        own, other = right(with_it), right(control)
+        differences = [[a - b for a, b in zip(own, than, strict=True)] for than in (bare, other)]
         gains.append(gain_of(*differences, kind=str(number)))
     return any(not gain.against for gain in decided(gains))
 
@@ -132,7 +132,7 @@ def test_a_true_gain_is_seen_with_24_tasks(kinds: int) -> None:
 
 def test_copies_are_said() -> None:
     copies = ContextGain("solution", 9, 0.0, 1.0, Estimate(1.0, 9, 1.0, 1.0), copied=0.6)
-    assert "told by solution are copies" in ContextGainReport(share(1, 10), (copies,)).caveat
+    assert "Most answers with solution are copies" in ContextGainReport(share(1, 10), (copies,)).caveat
     assert ContextGainReport(share(1, 10), (gain_of([1], [1]),)).caveat == ""
 
 
@@ -164,13 +164,20 @@ def test_each_kind_of_context_is_found_where_it_is() -> None:
 
 def test_another_tasks_context_is_never_the_own_one_nor_equal_to_it() -> None:
     tasks = [Task(name, QUESTION.messages) for name in "abcd"]
-    known = {"a": [told("x")], "b": [told("x")], "c": [told("y"), told("z")], "d": [told("w")]}
+    known = {
+        "a": [document_of("x")],
+        "b": [document_of("x")],
+        "c": [document_of("y"), document_of("z")],
+        "d": [document_of("w")],
+    }
     found = other_contexts(tasks, known, seed=1)
     assert set(found) == set("abcd")
     assert all(not set(found[name]) & set(known[name]) for name in found)
     assert other_contexts(tasks, known, seed=1) == found
     assert other_contexts(tasks[:2], {name: known[name] for name in "ab"}, seed=1) == {}
-    assert other_contexts(tasks[:1], {"a": [told("x")], "d": [told("w")]}, seed=1) == {"a": [told("w")]}
+    assert other_contexts(tasks[:1], {"a": [document_of("x")], "d": [document_of("w")]}, seed=1) == {
+        "a": [document_of("w")]
+    }
 
 
 def test_a_copy_is_the_same_program_whatever_stands_around_it() -> None:
@@ -178,7 +185,7 @@ def test_a_copy_is_the_same_program_whatever_stands_around_it() -> None:
     assert same_text("the answer ", "the\nanswer")
     assert not same_text(FENCED, FENCED.replace("return x", "return y"))
     shown = Context("solution", solution="answer 1")
-    pairs = [(rollout(1), shown), (rollout(2), shown), (rollout(3), told("wrong"))]
+    pairs = [(rollout(1), shown), (rollout(2), shown), (rollout(3), document_of("wrong"))]
     assert copied(pairs) == 0.5
     assert copied(pairs[2:]) is None
 
@@ -192,7 +199,7 @@ def test_the_sapling_is_better_told_and_not_by_another_tasks_context(tmp_path: P
     assert found.bare.n == 8
     document = gains["document"]
     assert document.tasks == 8
-    assert document.told > 0.8 > 0.3 > document.bare
+    assert document.with_context > 0.8 > 0.3 > document.bare
     assert document.against == ""
     assert document.shuffled is not None
     assert document.shuffled.value < 0.3 < 0.6 < document.over_control.value

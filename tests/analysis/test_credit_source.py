@@ -94,8 +94,10 @@ def test_a_rollout_is_read_from_its_record_and_corrected_by_its_run(tmp_path: Pa
     assert found.error_visibility.corrected
     assert found.error_visibility.seen
     assert found.blamed[0].text == "    xs = xs[1:]\n"
-    told = credit_of_rollout(run, "3-0-1", no_callback, context=Context("reply", reply=VERB.user_reply), advantage=2.0)
-    assert (told.context.reply, told.advantage) == (VERB.user_reply, 2.0)
+    replied = credit_of_rollout(
+        run, "3-0-1", no_callback, context=Context("reply", reply=VERB.user_reply), advantage=2.0
+    )
+    assert (replied.context.reply, replied.advantage) == (VERB.user_reply, 2.0)
 
 
 def test_a_rollout_that_is_not_there_is_said_with_the_nearest(tmp_path: Path) -> None:
@@ -107,7 +109,7 @@ def test_a_rollout_that_is_not_there_is_said_with_the_nearest(tmp_path: Path) ->
     with pytest.raises(RunError, match="there is no such run") as error:
         credit_of_rollout(tmp_path / "runs", "3-0-1", no_callback)
     assert "did you mean 'run'?" in error.value.do
-    with pytest.raises(DataError, match="nothing was known about this rollout"):
+    with pytest.raises(DataError, match="this rollout has no context"):
         credit_of_rollout(run, "3-0-2", no_callback)
     with pytest.raises(DataError, match="there is no context"):
         credit_of_rollout(run, "3-0-1", no_callback, context=Context("feedback", feedback=""))

@@ -13,7 +13,7 @@ def test_a_row_says_what_a_context_is_worth_and_whether_to_go():
     )  # fmt: skip
     row = dict(zip(HEADER, gain_row(gain), strict=True))
     assert row == {
-        "told": "solution", "tasks": "9", "bare": "0.10", "with it": "0.60", "gain, 95 %": "+0.50 (+0.25 – +0.75)",
+        "context": "solution", "tasks": "9", "without": "0.10", "with": "0.60", "gain, 95 %": "+0.50 (+0.25 – +0.75)",
         "over another task's": "+0.60 (+0.30 – +0.80)", "p": "0.004", "copied": "40 %", "": "go",
     }  # fmt: skip
     alone = gain_row(ContextGain("reply", 9, 0.1, 0.1, Estimate(0.0, 9, -0.1, 0.1)))
@@ -26,7 +26,7 @@ def test_the_teacher_is_measured_from_the_command_line():
               "env.held_out=1"], env={"COLUMNS": "160"},
     )  # fmt: skip
     assert result.exit_code == 0, result.output
-    assert "Go: the model is better when it is told more" in result.output
+    assert "Go: the model answers significantly better with" in result.output
     assert "on 32 answers" in result.output, "four to each task where nothing else is set"
     assert "exact sign-flip test over tasks, one-sided, p ≤ 0.05 after Holm's correction" in result.output
 

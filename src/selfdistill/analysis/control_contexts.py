@@ -1,4 +1,4 @@
-"""Contexts that say something else: what is left of a model's blame under them is not due to what it was told."""
+"""Control contexts: of the same form as a context, with other content."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from selfdistill.envs.verbs.env import fresh_verbs
 from selfdistill.prompts.context import FIELDS
 from selfdistill.types import Context, Task
 
-COUNT = 19  # with the real one 20, so that a model that does not read puts the real one first 1 time in 20
+COUNT = 19  # with the real one 20: a model that ignores the content ranks the real one first 1 time in 20
 SEED = 19
-SHUFFLED = "shuffled-"  # begins the kind of a context that a task was given from another one
+SHUFFLED = "shuffled-"  # prefix of the kind of a context from another task
 
 PROSE = (
     "Don't forget the salt.",
@@ -41,10 +41,10 @@ assert len(PROSE) == COUNT
 
 
 def control_contexts(context: Context, *, plain_words: bool) -> list[Context]:
-    """As many contexts of the same kind as the test of sight takes, about other things.
+    """`COUNT` contexts of the same kind about other things.
 
-    Programs and reports of tests are replaced by others like them, other texts by sentences of everyday life, or, with
-    `plain_words` False, by what is said about coined verbs, which is all that the embedded model understands.
+    Programs and test reports are replaced by others like them, other texts by everyday sentences, or, with
+    `plain_words` False, by texts about coined verbs, all that the sapling understands.
     """
     tasks = _verbs()
     filled = [name for name in FIELDS if getattr(context, name)]
@@ -55,10 +55,10 @@ def control_contexts(context: Context, *, plain_words: bool) -> list[Context]:
 
 
 def contexts_of_others(context: Context, known: Sequence[tuple[str, Context]], task: str) -> list[Context]:
-    """Contexts with the same sections that other tasks of a run gave; at most as many as the test takes.
+    """At most `COUNT` contexts with the same sections from other tasks of a run, by pairs of task and context.
 
-    One of each task: several of one task are alike, and the test would count one comparison several times. One that
-    was itself given from another task may be this task's own, and is left out.
+    One of each task: several of one task are alike, and would count one comparison several times. Contexts that came
+    from another task are left out: they may be this task's own.
     """
     texts = tuple(getattr(context, name) for name in FIELDS)
     sections = {name for name in FIELDS if getattr(context, name)}
@@ -92,7 +92,7 @@ def _other(name: str, text: str, place: int, tasks: Sequence[Task], plain_words:
 
 
 def _report(task: Task, other: Task) -> str:
-    """Two failing cases of a task, with the results that another one would have."""
+    """Two failing cases of a task, with the results of another task."""
     records = [
         TestRecord(TestStatus.WRONG, repr(test["input"][0]), repr(wrong["output"]), repr(test["output"]))
         for test, wrong in zip(task.spec["public"], other.spec["public"], strict=False)

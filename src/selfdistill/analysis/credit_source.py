@@ -1,4 +1,4 @@
-"""Where an answer whose credit is asked for comes from: texts of the user's, or a rollout of a run."""
+"""Credit sources: the answer of a credit query comes from the user's texts, or from a rollout of a run."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Texts:
     correct: str = ""
 
 
-# The example of the method's poster: the feedback says what is wrong, and nothing of where.
+# The example of the method's poster: the feedback names the error without its place.
 EXAMPLE = Texts(
     question="Write a python function that returns all numbers from 1 to n",
     answer="```python\ndef numbers(n):\n    return list(range(1, n + 1))\n```",
@@ -64,21 +64,21 @@ EXAMPLE = Texts(
 def credit_of_texts(
     texts: Texts, callback: Callback, *, model: str | None = None, advantage: float | None = None, top: int = 4
 ) -> AnswerCredit:
-    """The credit of an answer in words, its end included; without a model, the smallest at hand that reads the words.
+    """The credit of an answer given as text, its end token included. Without `model`: see `_reader`.
 
-    Raises `DataError` for empty texts, `ModelError` when no model at hand reads the words.
+    Raises `DataError` for empty texts, `ModelError` when no local model knows the words.
     """
     for name, text in (("question", texts.question), ("answer", texts.answer)):
         if not text.strip():
             raise DataError(f"the {name} is empty", do=f"give it with --{name} TEXT")
     context = _filled(texts.context)
-    told = [getattr(context, name) for name in FIELDS]
-    policy = _reader(model, [texts.question, texts.answer, texts.correct, *told], callback)
+    sections = [getattr(context, name) for name in FIELDS]
+    policy = _reader(model, [texts.question, texts.answer, texts.correct, *sections], callback)
     renderer = _renderer(policy)
     correct = renderer.answer(texts.correct) if texts.correct.strip() else ()
     question = (Message("user", texts.question),)
-    asked = CreditQuery(question, renderer.answer(texts.answer), context, correct, advantage=advantage)
-    return _read(policy, renderer, asked, (), callback, top)
+    query = CreditQuery(question, renderer.answer(texts.answer), context, correct, advantage=advantage)
+    return _read(policy, renderer, query, (), callback, top)
 
 
 def credit_of_rollout(
@@ -95,15 +95,14 @@ def credit_of_rollout(
     """The credit of one rollout of a run, read by the run's newest checkpoint, or by `model`.
 
     Prompts are those of the record; in older runs, and for another model or context, they are rendered anew. `context`
-    replaces what the teacher read. The corrected answer is
-    `correct`, else one of the run to the same question that was right, else the task's demonstration.
+    replaces that of the teacher. The corrected answer is `correct`, else a solved answer of the run to the same
+    question, else the task's demonstration.
 
-    The student reads the prompt that the run learned the answer under: in a search by `hybrid` the task's question
-    alone, whatever the attempt had been told in its own prompt; everywhere else what was asked, with the feedback that
-    stood in it. The teacher reads the same, and the context.
+    The student reads the prompt under which the answer was learned: in a search by `hybrid` the task's question alone,
+    elsewhere the prompt of the rollout. The teacher reads the same with the context.
 
-    Raises `RunError` for a run or a rollout that is not there (with the nearest name), `DataError` for one without a
-    context, and for a `context` that says nothing.
+    Raises `RunError` for an unknown run or rollout (with the nearest name), `DataError` for one without a context, and
+    for an empty `context`.
     """
     if context is not None:
         _filled(context)
@@ -119,7 +118,7 @@ def credit_of_rollout(
     answer = _answer(policy, renderer, record, callback)
     same_tokens = answer == record.token_ids
     correct = correct or _right_answer(run, record) or task.demonstration
-    asked = CreditQuery(
+    query = CreditQuery(
         task.messages,
         answer,
         context,
@@ -130,22 +129,22 @@ def credit_of_rollout(
         prompts=_prompts(renderer, record) if as_recorded and same_tokens else None,
     )
     known = [(other.task, _sections(other)) for other in run.rollouts() if other.context]
-    return _read(policy, renderer, asked, contexts_of_others(context, known, record.task), callback, top)
+    return _read(policy, renderer, query, contexts_of_others(context, known, record.task), callback, top)
 
 
 def _filled(context: Context) -> Context:
-    """The context itself. Raises `DataError` for one that says nothing."""
+    """The context itself. Raises `DataError` for an empty one."""
     if not any(getattr(context, name).strip() for name in FIELDS):
         raise DataError(
             "there is no context",
-            why="a teacher that knows what the student knows would say the same: all log-ratio would be 0",
+            why="teacher and student would read the same prompt: all log-ratios would be 0",
             do="give --feedback TEXT, or another of " + ", ".join(f"--{name}" for name in FIELDS),
         )
     return context
 
 
 def _settings(run: Run) -> tuple[RunConfig, SolveConfig | None]:
-    """Those of the run, and those of the search that it is part of."""
+    """The settings of the run, and of the search that it belongs to."""
     if SEARCH not in run.config["settings"]:
         return read_saved(run.path, from_settings), None
     search = read_saved(run.path, config_from)
@@ -153,13 +152,13 @@ def _settings(run: Run) -> tuple[RunConfig, SolveConfig | None]:
 
 
 def _read(
-    policy: Policy, renderer: Renderer, asked: CreditQuery, others: Sequence[Context], callback: Callback, top: int
+    policy: Policy, renderer: Renderer, query: CreditQuery, others: Sequence[Context], callback: Callback, top: int
 ) -> AnswerCredit:
-    if asked.correct == asked.answer:
-        asked = replace(asked, correct=())
-    made = control_contexts(asked.context, plain_words=not policy.name.startswith("sapling"))
+    if query.correct == query.answer:
+        query = replace(query, correct=())
+    made = control_contexts(query.context, plain_words=not policy.name.startswith("sapling"))
     callback(Phase("reading the answer under every context"))
-    found = credit(policy, renderer, asked, [*others, *made][: len(made)], top=top)
+    found = credit(policy, renderer, query, [*others, *made][: len(made)], top=top)
     if found.cut:
         callback(Note(f"the context was cut: {policy.name} reads {renderer.context_length} tokens"))
     return found
@@ -180,9 +179,9 @@ def _reader(model: str | None, texts: Sequence[str], callback: Callback) -> Poli
     few = ", ".join(foreign[:6])
     if not in_hub_cache(SMOLLM2):
         raise ModelError(
-            "the embedded model cannot read this text, and no other is at hand",
+            "the sapling cannot read this text, and no other model is at hand",
             got=f"words it never met: {few}",
-            why="it grew on the language of coined verbs, and nothing else",
+            why="it was pretrained on the language of coined verbs only",
             do=f"name a model: --model DIR or owner/name; {SMOLLM2} is a small one (270 MB)",
         )
     callback(Note(f"{SMOLLM2} reads it: the sapling never met {few}"))
@@ -199,7 +198,7 @@ def foreign_words(tokenizer: Any, texts: Iterable[str]) -> list[str]:
 
 
 def _run(path: Path) -> Run:
-    """Reads a run; one that is not there is said with the nearest one beside it."""
+    """Reads a run. Raises `RunError` with the nearest name."""
     if not path.exists():
         beside = {found.parent.name for found in path.parent.glob(f"*/{CONFIG}")}
         do = f"in {path.parent}: {nearest(path.name, beside)}" if beside else "name a directory that a run made"
@@ -233,35 +232,35 @@ def _sections(record: RolloutRecord) -> Context:
 
 
 def _context(record: RolloutRecord) -> Context:
-    """What the teacher read; where there was none, what the environment said."""
+    """The recorded context, else the feedback of the environment."""
     if record.context:
         return _sections(record)
     if record.feedback.strip():
         return Context("feedback", feedback=record.feedback)
     raise DataError(
-        "nothing was known about this rollout",
+        "this rollout has no context",
         got=f"{record.uid}, {record.drop or 'no context'}",
-        why="without a context the teacher says what the student says: all log-ratio would be 0",
+        why="teacher and student would read the same prompt: all log-ratios would be 0",
         do="choose another --uid, or give a context: --feedback TEXT",
     )
 
 
 def _with_weights(config: RunConfig, path: Path, model: str | None, callback: Callback) -> RunConfig:
-    """The run's settings with the weights that are to read."""
+    """The run's settings with the weights to use."""
     checkpoint = latest_checkpoint(path / CHECKPOINTS)
     if model is not None:
         return replace(config, model=model)
     if checkpoint is not None:
         check_whole(checkpoint)
-        callback(Note(f"read by {checkpoint.name}: the weights of then are not kept"))
+        callback(Note(f"read by {checkpoint.name}: the weights that sampled are not kept"))
         return replace(config, model=str(checkpoint))
     callback(Note(f"the run has no checkpoint: read by {config.model} as it was at the start"))
     return config
 
 
 def _task(config: RunConfig, search: SolveConfig | None, record: RolloutRecord, callback: Callback) -> Task:
-    """The task as the run's environment still knows it, with the question that the student is to read: its own, or one
-    message with the text that was asked."""
+    """The task of the run's environment, with the question that the student reads: its own, or one message with the
+    recorded prompt."""
     plain = Task(record.task, (Message("user", record.prompt),))
     if record.stage != ANSWER:
         callback(Note(f"a rollout of the stage {record.stage!r}: its conversation is read as one message"))
@@ -269,30 +268,26 @@ def _task(config: RunConfig, search: SolveConfig | None, record: RolloutRecord, 
     try:
         tasks = _tasks(config, search)
     except SelfDistillError as error:
-        callback(
-            Note(
-                f"the question is read as it was asked, in one message: its environment is not to be had, {error.what}"
-            )
-        )
+        callback(Note(f"the recorded prompt is read as one message: its environment is not available, {error.what}"))
         return plain
     found = next((task for task in tasks if task.id == record.task), plain)
     question = "\n\n".join(message.content for message in found.messages)
     if question == record.prompt or (question in record.prompt and _under_the_question(search)):
         return found
-    # A search adds to the question; any other text is that of a task which the environment no longer knows.
+    # A search adds to the question; any other text is of a task that the environment no longer has.
     return replace(found, messages=plain.messages) if search and question in record.prompt else plain
 
 
 def _tasks(config: RunConfig, search: SolveConfig | None) -> list[Task]:
-    """All that a run may have asked."""
+    """All tasks of a run."""
     env = make_environment(config.env.name, config.env.options, seed=config.seed)
     files = [name for name in search.tasks if is_file(name)] if search else []
-    asked = [task for data in dict.fromkeys([config.data, *files]) for task in training_tasks(env, data)]
-    return [*asked, *(task for split in SPLITS[1:] for task in tasks_of(env, split))]
+    trained = [task for data in dict.fromkeys([config.data, *files]) for task in training_tasks(env, data)]
+    return [*trained, *(task for split in SPLITS[1:] for task in tasks_of(env, split))]
 
 
 def _under_the_question(search: SolveConfig | None) -> bool:
-    """Whether the student of a search read the bare question, whatever an attempt had read."""
+    """Whether the student of a search reads the question alone, whatever an attempt read."""
     if search is None or not search.strategy.learns:
         return False
     method = get_method(search.run.method.name, search.run.method.options)
@@ -300,7 +295,7 @@ def _under_the_question(search: SolveConfig | None) -> bool:
 
 
 def _answer(policy: Policy, renderer: Renderer, record: RolloutRecord, callback: Callback) -> TokenIds:
-    """The tokens as sampled where this model would read them as the same text, else the text in its own tokens."""
+    """The sampled tokens where this model decodes them to the same text, else the text in its own tokens."""
     ids = record.token_ids
     if ids and max(ids) < len(policy.tokenizer):
         text = policy.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
@@ -308,7 +303,7 @@ def _answer(policy: Policy, renderer: Renderer, record: RolloutRecord, callback:
             return ids
     if not record.completion.strip():
         return ()
-    callback(Note(f"{policy.name} has other tokens than the model that sampled: the text is read in its own"))
+    callback(Note(f"{policy.name} has other tokens than the model that sampled: the text is tokenised again"))
     return renderer.answer(record.completion)
 
 
@@ -321,7 +316,7 @@ def _prompts(renderer: Renderer, record: RolloutRecord) -> tuple[TokenIds, Token
 
 
 def _right_answer(run: Run, record: RolloutRecord) -> str:
-    """The first answer of the run to the same question that was right."""
+    """The first solved answer of the run to the same question."""
     return next(
         (
             other.completion

@@ -1,7 +1,7 @@
-"""Where the credit goes: the log-ratio u = log q − log p of every token of one answer, q the model that was told.
+"""Token credit: the log-ratio u = log q − log p of every token of one answer.
 
 Legend: N answer positions, C positions of one chunk, V vocabulary; p student (reads the question), q teacher (the same
-weights, which read the context too).
+weights; reads the context too).
 """
 
 from __future__ import annotations
@@ -27,12 +27,11 @@ ROWS = 64  # positions whose logits are held at a time
 
 @dataclass(frozen=True, slots=True)
 class CreditQuery:
-    """An answer, token by token, to a question, and what the teacher knows beside the question.
+    """The credit query: a question, the tokens of an answer, and the teacher's context.
 
-    `correct` is a corrected answer, for the test of whether the model sees what is wrong. `recorded` is the log-ratio
-    of an earlier reading (of the teacher that trained on this answer); `advantage` the one number that GRPO would give
-    to every token. `temperature` divides all logits; it is the one the answer was sampled at. `prompts` are those of
-    student and teacher as a run recorded them (None: written from question and context).
+    `correct` is a corrected answer, to test whether the model sees the error. `recorded` is the log-ratio that training
+    computed, `advantage` the one of GRPO. `temperature` divides all logits, as when the answer was sampled. `prompts`
+    of student and teacher are those that a run recorded (None: rendered from question and context).
     """
 
     question: tuple[Message, ...]
@@ -46,47 +45,47 @@ class CreditQuery:
 
 
 def credit(
-    policy: Policy, renderer: Renderer, asked: CreditQuery, control: Sequence[Context] = (), *, top: int = 4
+    policy: Policy, renderer: Renderer, query: CreditQuery, control: Sequence[Context] = (), *, top: int = 4
 ) -> AnswerCredit:
-    """Reads the answer with and without the context, and under `control` contexts for the test of sight.
+    """The credit of an answer; `control` contexts test whether the model sees the error.
 
-    `top` likeliest tokens of the student and of the teacher are kept at every place. Raises `DataError` for an answer
+    At every place the `top` likeliest tokens of student and teacher are kept. Raises `DataError` for an answer
     without tokens and for a context that does not fit however much of it is cut; `ModelError` for a question and an
     answer that do not fit.
     """
-    if not asked.answer:
+    if not query.answer:
         raise DataError("the answer is empty", do="give a text of at least one token")
-    size = max(len(asked.answer), len(asked.correct))
-    question, told = renderer.prompt(asked.question), renderer.teacher_prompt(asked.question, asked.context, size)
-    if asked.prompts is not None:
-        question, told = asked.prompts[0], (asked.prompts[1], asked.context, False)
-    if isinstance(told, DropReason):
+    size = max(len(query.answer), len(query.correct))
+    question, found = renderer.prompt(query.question), renderer.teacher_prompt(query.question, query.context, size)
+    if query.prompts is not None:
+        question, found = query.prompts[0], (query.prompts[1], query.context, False)
+    if isinstance(found, DropReason):
         raise DataError(
             "question, context and answer do not fit the model",
-            got=f"an answer of {len(asked.answer)} tokens",
+            got=f"an answer of {len(query.answer)} tokens",
             why=f"{policy.name} reads {renderer.context_length} tokens, and not even the frame of the context fits",
             do="shorten the answer, or take a model that reads more with --model",
         )
-    prompt, _, cut = told
-    own, error_visibility = _compared(policy, renderer, asked, question, prompt, control)
-    tokens = _tokens(policy, asked, question, prompt, own, top)
-    return AnswerCredit(policy.name, asked.question, asked.context, tokens, cut, error_visibility, asked.advantage)
+    prompt, _, cut = found
+    own, error_visibility = _compared(policy, renderer, query, question, prompt, control)
+    tokens = _tokens(policy, query, question, prompt, own, top)
+    return AnswerCredit(policy.name, query.question, query.context, tokens, cut, error_visibility, query.advantage)
 
 
 @torch.no_grad()
 def _tokens(
-    policy: Policy, asked: CreditQuery, question: TokenIds, prompt: TokenIds, own: Sequence[float | None], top: int
+    policy: Policy, query: CreditQuery, question: TokenIds, prompt: TokenIds, own: Sequence[float | None], top: int
 ) -> tuple[TokenCredit, ...]:
-    hidden_ND = policy.answer_hidden([(question, asked.answer), (prompt, asked.answer)])
-    student_ND, teacher_ND = torch.split(hidden_ND, len(asked.answer))
-    head, texts, found = policy.head().detached(), token_texts(policy.tokenizer, asked.answer), list[TokenCredit]()
-    for start in range(0, len(asked.answer), ROWS):
+    hidden_ND = policy.answer_hidden([(question, query.answer), (prompt, query.answer)])
+    student_ND, teacher_ND = torch.split(hidden_ND, len(query.answer))
+    head, texts, found = policy.head().detached(), token_texts(policy.tokenizer, query.answer), list[TokenCredit]()
+    for start in range(0, len(query.answer), ROWS):
         rows = slice(start, start + ROWS)
-        log_p_CV = log_probs(head.logits(student_ND[rows]), asked.temperature)
-        log_q_CV = log_probs(head.logits(teacher_ND[rows]), asked.temperature)
+        log_p_CV = log_probs(head.logits(student_ND[rows]), query.temperature)
+        log_q_CV = log_probs(head.logits(teacher_ND[rows]), query.temperature)
         for place, (log_p_V, log_q_V) in enumerate(zip(log_p_CV, log_q_CV, strict=True), start):
-            token = asked.answer[place]
-            recorded = asked.recorded[place] if asked.recorded else None
+            token = query.answer[place]
+            recorded = query.recorded[place] if query.recorded else None
             others = _alternatives(policy.tokenizer, log_p_V, log_q_V, top)
             found.append(
                 TokenCredit(texts[place], float(log_p_V[token]), float(log_q_V[token]), others, own[place], recorded)
@@ -107,28 +106,28 @@ def _alternatives(tokenizer: Any, log_p_V: Tensor, log_q_V: Tensor, top: int) ->
 def _compared(
     policy: Policy,
     renderer: Renderer,
-    asked: CreditQuery,
+    query: CreditQuery,
     question: TokenIds,
     prompt: TokenIds,
     control: Sequence[Context],
 ) -> tuple[Sequence[float | None], ErrorVisibility | None]:
-    """The own log-ratio of each token, and the test of sight; nothing of either without unrelated contexts that fit."""
-    size = max(len(asked.answer), len(asked.correct))
-    tried = [renderer.teacher_prompt(asked.question, context, size) for context in control]
+    """The own log-ratio of each token, and the test of whether the model sees the error; neither without controls."""
+    size = max(len(query.answer), len(query.correct))
+    tried = [renderer.teacher_prompt(query.question, context, size) for context in control]
     others = [ids for ids, *_ in (entry for entry in tried if not isinstance(entry, DropReason))]
     if not others:
-        return [None] * len(asked.answer), None
-    answers = [asked.answer, *([asked.correct] if asked.correct else [])]
-    read = [_logprobs(policy, ids, answers, asked.temperature) for ids in (prompt, *others)]
+        return [None] * len(query.answer), None
+    answers = [query.answer, *([query.correct] if query.correct else [])]
+    read = [_logprobs(policy, ids, answers, query.temperature) for ids in (prompt, *others)]
     log_q_KN = torch.stack([given_N for given_N, *_ in read])
     count = len(others)
     beyond_KN = (log_q_KN - log_q_KN.mean(0)) * (count + 1) / count  # each less the mean of all the others
-    if asked.correct:
-        before = _odds(_logprobs(policy, question, answers, asked.temperature))
+    if query.correct:
+        before = _odds(_logprobs(policy, question, answers, query.temperature))
         values = [_odds(entry) - before for entry in read]
     else:
         before, values = 0.0, (-beyond_KN.min(1).values).tolist()
-    return beyond_KN[0].tolist(), ErrorVisibility(bool(asked.correct), values[0], tuple(values[1:]), before)
+    return beyond_KN[0].tolist(), ErrorVisibility(bool(query.correct), values[0], tuple(values[1:]), before)
 
 
 @torch.no_grad()

@@ -40,7 +40,7 @@ def gain_row(gain: ContextGain) -> tuple[str, ...]:
         gain.kind,
         str(gain.tasks),
         f"{gain.bare:.2f}",
-        f"{gain.told:.2f}",
+        f"{gain.with_context:.2f}",
         _interval(gain.gain),
         "–" if gain.over_control is None else _interval(gain.over_control),
         "–" if gain.p is None else f"{gain.p:.3f}" if gain.p >= 0.001 else "< 0.001",
