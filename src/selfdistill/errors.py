@@ -1,14 +1,14 @@
-"""What a user sees when something is wrong: what, the value we got, why it matters, what to do.
+"""Errors that a user can cause or fix, in four parts: what is wrong, the value, why it matters, what to do.
 
     SelfDistillError
-    ├── ConfigError      a setting, an option or a key that cannot be used        (also a ValueError)
-    ├── DataError        a file or a row that cannot be read as what it should be (also a ValueError)
-    ├── ModelError       a model or a tokenizer that cannot be used               (also a ValueError)
-    ├── EnvError         an environment that cannot score, or that drops too many rollouts (also a RuntimeError)
-    ├── SandboxError     this machine cannot isolate programs, or cannot run them (also a RuntimeError)
+    ├── ConfigError            a setting, an option or a key that cannot be used          (also a ValueError)
+    ├── DataError              a file or a row that is not in the expected form           (also a ValueError)
+    ├── ModelError             a model or a tokenizer that cannot be used                 (also a ValueError)
+    ├── EnvError               an environment that cannot score, or drops too many rollouts (also a RuntimeError)
+    ├── SandboxError           this machine cannot isolate programs, or cannot run them   (also a RuntimeError)
     │   └── ProgramLostError   … this one program, whose process it ended
-    ├── TrainingError      there is nothing to learn from, and why                  (also a RuntimeError)
-    └── RunError         a run directory that cannot be written, read or resumed  (also an OSError)
+    ├── TrainingError          a batch without anything to learn, and why                 (also a RuntimeError)
+    └── RunError               a run directory that cannot be written, read or resumed    (also an OSError)
 
 To add one: derive from `SelfDistillError` and from the standard type it refines, and draw it above.
 
@@ -28,7 +28,7 @@ BEYOND = 1e9  # a number of this size, where no other range was chosen, is a sli
 
 
 class SelfDistillError(Exception):
-    """Base of every error that a user of this package can cause or cure.
+    """Base of every error that a user of this package can cause or fix.
 
     `got`, `why` and `do` may be empty; each non-empty one becomes a line of the message.
     """

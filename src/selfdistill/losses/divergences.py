@@ -24,7 +24,7 @@ from torch import Tensor
 
 from selfdistill.errors import ConfigError, Range, Ranged, option
 
-_LARGEST_LOG_RATIO = 80.0  # e^80 still fits float32; beyond it p < 1e-34 q, and the terms it enters are constant or 0
+_LARGEST_EXPONENT = 80.0  # e^80 still fits float32; beyond it p < 1e-34 q, and the terms it enters are constant or 0
 
 
 class DivergenceValue(NamedTuple):
@@ -64,7 +64,7 @@ class Divergence(Ranged, ABC):
     def evaluate_sampled(self, log_p_N1: Tensor, log_q_N1: Tensor) -> DivergenceValue:
         """Unbiased estimates of both from one token drawn from p: F = h(u), and that token's term of D over p, for the
         reverse KL log p − log q."""
-        log_ratio_N1 = (log_q_N1 - log_p_N1).clamp(max=_LARGEST_LOG_RATIO)
+        log_ratio_N1 = (log_q_N1 - log_p_N1).clamp(max=_LARGEST_EXPONENT)
         term_N = self.evaluate(torch.zeros_like(log_ratio_N1), log_ratio_N1).divergence_N
         return DivergenceValue(term_N, self.advantage(log_p_N1, log_q_N1))
 
@@ -92,7 +92,7 @@ class ForwardKL(Divergence):
 
     def advantage(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         """h(u) = e^u − 1, with u clamped to 80: further out it would not fit the number format."""
-        return torch.expm1((log_q - log_p).clamp_(max=_LARGEST_LOG_RATIO))
+        return torch.expm1((log_q - log_p).clamp_(max=_LARGEST_EXPONENT))
 
     def evaluate(self, log_p_NV: Tensor, log_q_NV: Tensor) -> DivergenceValue:
         """F = p·(e^u − 1) = q − p."""
@@ -116,12 +116,12 @@ class JensenShannon(Divergence):
     def advantage(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         """h(u) = (1−α) log((1−α) + α e^u), which grows linearly far out."""
         log_ratio = log_q - log_p
-        mixture = log_ratio.clamp(max=_LARGEST_LOG_RATIO).expm1_().mul_(self.alpha).log1p_()
-        return (1 - self.alpha) * (mixture + (log_ratio - _LARGEST_LOG_RATIO).clamp(min=0))
+        mixture = log_ratio.clamp(max=_LARGEST_EXPONENT).expm1_().mul_(self.alpha).log1p_()
+        return (1 - self.alpha) * (mixture + (log_ratio - _LARGEST_EXPONENT).clamp(min=0))
 
     def evaluate(self, log_p_NV: Tensor, log_q_NV: Tensor) -> DivergenceValue:
         """F = (1−α) p log(m/p); the value is Σ α q (u − log(m/p)) minus its sum. log(m/p) is exactly 0 at u = 0."""
-        log_ratio_NV = (log_q_NV - log_p_NV).clamp_(max=_LARGEST_LOG_RATIO)
+        log_ratio_NV = (log_q_NV - log_p_NV).clamp_(max=_LARGEST_EXPONENT)
         mixture_NV = log_ratio_NV.clone().expm1_().mul_(self.alpha).log1p_()
         teacher_N = log_q_NV.exp().mul_(log_ratio_NV.sub_(mixture_NV)).sum(-1)
         numerator_NV = mixture_NV.mul_(log_p_NV.exp()).mul_(1 - self.alpha)
@@ -156,7 +156,7 @@ class ClippedForwardKL(Divergence):
     def evaluate_sampled(self, log_p_N1: Tensor, log_q_N1: Tensor) -> DivergenceValue:
         """The limit cuts the token's whole term, so its estimate is cut at limit/p."""
         plain = ForwardKL().evaluate_sampled(log_p_N1, log_q_N1)
-        limit_N = self.limit * (-log_p_N1[:, 0]).clamp(max=_LARGEST_LOG_RATIO).exp()
+        limit_N = self.limit * (-log_p_N1[:, 0]).clamp(max=_LARGEST_EXPONENT).exp()
         return DivergenceValue(torch.minimum(plain.divergence_N, limit_N), self.advantage(log_p_N1, log_q_N1))
 
 

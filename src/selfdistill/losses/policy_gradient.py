@@ -24,12 +24,12 @@ from torch import Tensor
 
 from selfdistill.errors import ConfigError, Ranged, option
 
-_LARGEST_LOG_RATIO = 20.0  # e^±20: a sampled token that became impossible must not make inf or NaN
+LARGEST_LOG_RATIO = 20.0  # e^±20: a sampled token that became impossible must not make inf or NaN
 
 
 def probability_ratio(logprobs_N: Tensor, behaviour_N: Tensor) -> Tensor:
     """π(y) / π_behaviour(y), detached, between e^−20 and e^20; exactly 1 where both agree."""
-    return (logprobs_N.detach() - behaviour_N.detach()).clamp(-_LARGEST_LOG_RATIO, _LARGEST_LOG_RATIO).exp()
+    return (logprobs_N.detach() - behaviour_N.detach()).clamp(-LARGEST_LOG_RATIO, LARGEST_LOG_RATIO).exp()
 
 
 def importance_weight(logprobs_N: Tensor, behaviour_N: Tensor, cap: float | None) -> Tensor:

@@ -20,8 +20,7 @@ from torch import Tensor
 from selfdistill.errors import ConfigError, Ranged, option
 from selfdistill.losses.clipping import Clipping
 from selfdistill.losses.divergences import Divergence, ReverseKL
-
-_LARGEST_LOG_RATIO = 20.0  # nats, as for importance weights: a token that became impossible must not make inf or NaN
+from selfdistill.losses.policy_gradient import LARGEST_LOG_RATIO
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,5 +255,5 @@ class Pooled(AdvantageShaping):
 def _at_tokens(table: TokenTable, strength_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """A; the tokens at which the log-ratio acts; and the log-ratio, clamped, 0 elsewhere."""
     acts_N = ~table.log_ratio_N.isnan() & (strength_N != 0)
-    clamped_N = table.log_ratio_N.to(strength_N).clamp(-_LARGEST_LOG_RATIO, _LARGEST_LOG_RATIO)
+    clamped_N = table.log_ratio_N.to(strength_N).clamp(-LARGEST_LOG_RATIO, LARGEST_LOG_RATIO)
     return table.advantage_R[table.answer_N].to(strength_N), acts_N, torch.where(acts_N, clamped_N, 0)
