@@ -1,4 +1,4 @@
-"""A method of your own: a failed attempt is read again with its feedback, a success is simply rewarded.
+"""A method of your own: failed attempts are distilled from their feedback, successes are rewarded.
 
 selfdistill train --method examples/my_method.py:Lessons method.reward=0.5
 selfdistill methods examples/my_method.py:Lessons
@@ -14,8 +14,8 @@ import selfdistill as sd
 class Lessons(sd.Method):
     """Distil failures from their own feedback, reward successes."""
 
-    teacher: ClassVar = sd.Frozen()  # whose weights read the feedback
-    settings: ClassVar = {"optimiser": {"weight_decay": 0.0}}  # what it needs of a run, below the user's own settings
+    teacher: ClassVar = sd.Frozen()  # the weights that read the feedback
+    settings: ClassVar = {"optimiser": {"weight_decay": 0.0}}  # defaults for the rest of a run
     reward: float = 1.0
 
     def loss_spec(self, temperature: float) -> sd.LossSpec:
@@ -31,7 +31,7 @@ class Lessons(sd.Method):
 
 @dataclass(frozen=True, slots=True)
 class Hints(Lessons):
-    """The same as a policy gradient: how much likelier the feedback makes each token is its advantage, within ±1."""
+    """The same as a policy gradient: the log-ratio of each token is its advantage, within ±1."""
 
     def loss_spec(self, temperature: float) -> sd.LossSpec:
         return sd.LossSpec(
