@@ -59,10 +59,10 @@ def env(chosen: argparse.Namespace) -> dict[str, Any]:
 
 
 def measure_candidates(path: Path, settings: Mapping[str, Any]) -> None:
-    """Writes one line for each candidate of a share of them: right bare attempts, right informed answers."""
+    """Writes one line for each candidate of a part: right bare attempts, right informed answers."""
     run = from_settings(settings["run"])
-    asking = open_session(run, print_notes)
-    own = asking.tasks[settings["part"] :: settings["parts"]]
+    session = open_session(run, print_notes)
+    own = session.tasks[settings["part"] :: settings["parts"]]
     rows = rows_of(path)
     done = {row["task"] for row in rows}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -71,43 +71,48 @@ def measure_candidates(path: Path, settings: Mapping[str, Any]) -> None:
         if number % 10 == 0:
             print_notes(Note(f"measuring candidates {number}/{len(own)}"))
         if task.id not in done:
-            row = {"task": task.id, "place": asking.tasks.index(task), **measure(asking, task, settings["samples"])}
+            row = {"task": task.id, "place": session.tasks.index(task), **measure(session, task, settings["samples"])}
             with path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
 
 
-def measure(asking: Session, task: Task, samples: int) -> dict[str, int]:
-    """Bare attempts until the task is known not to be very hard; what the informed weights can do, if it is."""
+def measure(session: Session, task: Task, samples: int) -> dict[str, int]:
+    """Bare attempts until the task is known not to be very hard; for a very hard one, also informed answers."""
     made = right = 0
     feedback: list[str] = []
     while made < samples and pass_at_k(samples, right, K) < HARD:
         count = min(CHUNK, samples - made)
-        rewards, said = bare(asking, task, count, made)
+        rewards, texts = bare(session, task, count, made)
         made, right = made + count, right + rewards
-        feedback += [text for text in said if text.count("Expected: ") == CASES][: SHOWN - len(feedback)]
+        feedback += [text for text in texts if text.count("Expected: ") == CASES][: SHOWN - len(feedback)]
     if pass_at_k(samples, right, K) >= HARD:
         return {"samples": made, "right": right}
-    return {"samples": made, "right": right, "informed": len(feedback), "informed_right": told(asking, task, feedback)}
+    return {
+        "samples": made,
+        "right": right,
+        "informed": len(feedback),
+        "informed_right": informed(session, task, feedback),
+    }
 
 
-def bare(asking: Session, task: Task, count: int, start: int) -> tuple[int, list[str]]:
-    """How many of so many bare attempts are right by all tests, and what was said of the others."""
-    config = asking.config
+def bare(session: Session, task: Task, count: int, start: int) -> tuple[int, list[str]]:
+    """How many bare attempts pass all tests, and the feedback on all of them."""
+    config = session.config
     [made] = roll_out(
-        asking.policy, asking.env, asking.renderer, [task], config.sampling,
+        session.policy, session.env, session.renderer, [task], config.sampling,
         rollouts=count, seed=SELECTION_SEED, label=f"bare-{task.id}-{start}",
     )  # fmt: skip
     passed = [(r.task, r.completion) for r in made.rollouts if solved(r)]
-    verdicts = [asking.evaluation_env.score(*pair) for pair in passed]
-    return sum(credited.reward == 1 for credited in verdicts), [r.outcome.feedback for r in made.rollouts if r.outcome]
+    outcomes = [session.evaluation_env.score(*pair) for pair in passed]
+    return sum(outcome.reward == 1 for outcome in outcomes), [r.outcome.feedback for r in made.rollouts if r.outcome]
 
 
-def told(asking: Session, task: Task, feedback: Sequence[str]) -> int:
-    """Right answers of the weights as they are, one to each feedback."""
-    asked = [teacher_messages(task.messages, Context("feedback", feedback=text)) for text in feedback]
-    prompts = [asking.renderer.prompt(messages) for messages in asked]
+def informed(session: Session, task: Task, feedback: Sequence[str]) -> int:
+    """The number of right answers of the untrained weights, one answer given each feedback."""
+    conversations = [teacher_messages(task.messages, Context("feedback", feedback=text)) for text in feedback]
+    prompts = [session.renderer.prompt(messages) for messages in conversations]
     found = roll_out(
-        asking.policy, asking.evaluation_env, asking.renderer, [task] * len(prompts), asking.config.sampling,
+        session.policy, session.evaluation_env, session.renderer, [task] * len(prompts), session.config.sampling,
         rollouts=1, seed=SELECTION_SEED, label=f"told-{task.id}", prompts=prompts,
     )  # fmt: skip
     return sum(solved(rollout) for group in found for rollout in group.rollouts)
@@ -150,7 +155,7 @@ def selection(chosen: argparse.Namespace, display: RunDisplay) -> dict[str, list
 
 
 def strategy_comparison(chosen: argparse.Namespace, tasks: Sequence[str]) -> StrategyComparison:
-    """All ways on the tasks of both sets."""
+    """All arms on the tasks of both sets."""
     settings = tuple(("env." + key if key != "name" else "env", value) for key, value in env(chosen).items())
     arms = tuple(parse_arm(arm) for arm in chosen.arms)
     return StrategyComparison(arms, tuple(tasks), seeds=chosen.seeds, budget=chosen.budget, settings=settings)
