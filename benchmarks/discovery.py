@@ -43,7 +43,7 @@ PART = "--measure-candidates-into"
 SELECTION_SEED = 90_000  # no strategy samples with it
 SETS = ("very hard", "teacher blind")
 # The sapling met contexts of up to 288 tokens while it grew: a longer window is no favour to who reads it.
-WAYS = (
+ARMS = (
     "best-of-k",
     "multi-turn: multi-turn strategy.window=288",
     "multi-turn, attempts: multi-turn strategy.window=288 strategy.attempts=true",
@@ -175,7 +175,7 @@ def main() -> None:
     parser.add_argument("--candidates", type=int, default=60, help="verbs from which the sets are chosen")
     parser.add_argument("--samples", type=int, default=2176, help="bare attempts behind pass@64 of a candidate")
     parser.add_argument("--draw", type=int, default=4000, help="decides which verbs are drawn")
-    parser.add_argument("--ways", nargs="*", default=WAYS, help="as `selfdistill compare --arm` takes them")
+    parser.add_argument("--arms", nargs="*", default=ARMS, help="as `selfdistill compare --arm` takes them")
     chosen = parser.parse_args()
     chosen.out.mkdir(parents=True, exist_ok=True)
     with RunDisplay() as display:
