@@ -236,8 +236,8 @@ def card_text(name: str, lines: Sequence[Line], growth: Mapping[str, Any]) -> st
         "",
         "Recipe: " + ", ".join(f"{key} {value}" for key, value in recipe.items() if key not in ("name", "seed")) + ".",
         "",
-        "Accuracy: all tests passed that no feedback shows. Fresh words, and programs of two and three steps, never "
-        "occurred in growing. Answers are greedy unless said otherwise; feedback is what the sandbox says of the "
+        "Accuracy: all tests passed that no feedback shows. Fresh words, and programs of two and three steps, are held "
+        "out from pretraining. Answers are greedy unless the row names sampling; feedback is the sandbox's on the "
         "model's own failed attempts. *Drawn*: how often a draw from all programs that fit the cases shown would be "
         "right (the share that is identifiable). *Likeliest*: how often the likeliest of them is.",
         "",

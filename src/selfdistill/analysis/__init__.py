@@ -1,1 +1,1 @@
-"""Measurements of a model: what a context is worth, which tokens get the credit."""
+"""Measurements of a model: context gain and token credit."""

@@ -1,1 +1,1 @@
-"""Searches: one hard task at a time, from failures before the first success."""
+"""Test-time search: solves single hard tasks, with feedback before the first success."""
