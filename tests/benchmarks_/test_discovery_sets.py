@@ -41,7 +41,7 @@ def test_sets_are_the_first_that_the_rule_admits(benchmark: ModuleType) -> None:
 
 def test_every_way_is_a_strategy_with_settings_it_has(benchmark: ModuleType) -> None:
     strategy_comparison = benchmark.StrategyComparison(
-        tuple(benchmark.parse_arm(arm) for arm in benchmark.WAYS), ("verb",)
+        tuple(benchmark.parse_arm(arm) for arm in benchmark.ARMS), ("verb",)
     )
     names = [strategy_comparison.config(arm).strategy.name for arm in strategy_comparison.arms]
     assert sorted(set(names)) == ["best-of-k", "hybrid", "multi-turn", "self-distill"]
