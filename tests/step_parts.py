@@ -67,7 +67,7 @@ def weighed(
     return UpdateBatch(samples, weights, **options)
 
 
-def seen_ahead(policy: Policy, samples: Sequence[TrainingSample]) -> dict[str, Tensor]:
+def behaviour_logprobs(policy: Policy, samples: Sequence[TrainingSample]) -> dict[str, Tensor]:
     """log π(y) by uid under the weights as they are."""
     stats = behaviour_pass(policy, [LossSpec()], samples, [], 10_000)
     return {uid: found.logprobs_N for uid, found in stats.items()}

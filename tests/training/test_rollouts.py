@@ -17,7 +17,10 @@ from selfdistill.prompts.stages import (
     SecondAttempts,
 )
 from selfdistill.runs import wilson_interval
+from selfdistill.training.recording import step_record
 from selfdistill.training.rollouts import accuracy, roll_out
+from selfdistill.training.samples import CreditedRollout
+from selfdistill.training.session import Totals
 from selfdistill.types import DropReason, Message, Outcome, Rollout, RolloutGroup, Task
 
 TASKS = [Task(f"t{number}", (Message("user", text),)) for number, text in enumerate(("Say yes.", "What is seven?"))]
@@ -47,6 +50,15 @@ def test_groups_of_one_task_are_one_cluster() -> None:
     split = accuracy([of("a", [1.0] * 3), of("b", [0.0] * 8), of("a", [1.0] * 5)])
     assert split == whole
     assert (whole.estimate.low, whole.estimate.high) == wilson_interval(1, 2)
+
+
+def test_the_mean_reward_of_a_step_is_of_scored_rollouts() -> None:
+    def reward(*rewards: float | None) -> float:
+        credited = [CreditedRollout(rollout) for rollout in group([*rewards]).rollouts]
+        return step_record(Totals(), credited, [], 0.0, {}, {}, {}).reward
+
+    assert reward(1.0, 0.5, None) == 0.75
+    assert reward(None) == 0.0
 
 
 def test_roll_out_samples_every_task_so_many_times_and_names_each_answer(tiny_policy) -> None:

@@ -33,6 +33,7 @@ from step_parts import (
     Gradients,
     assert_same,
     batch_of,
+    behaviour_logprobs,
     distilled,
     divergence,
     kl,
@@ -41,7 +42,6 @@ from step_parts import (
     ppo_loss,
     precise,
     probabilities,
-    seen_ahead,
     update,
     weighed,
     whole_logits,
@@ -113,7 +113,7 @@ def test_a_grpo_update_is_the_gradient_of_the_literal_loss(tiny_policy, tied: bo
     """Off-policy, so that ratios, clips and both importance weights act."""
     policy = precise(tiny_policy(tied=tied))
     samples = [sample_of(f"s{i}", PROMPTS[i], ANSWERS[i], advantage=(0.75, -0.5, -0.25)[i]) for i in range(3)]
-    old = seen_ahead(policy, samples)
+    old = behaviour_logprobs(policy, samples)
     told = [tuple((old[s.uid] - torch.tensor([0.5, -1.2] * 3)[: len(old[s.uid])]).tolist()) for s in samples]
     samples = [replace(s, sampled_logprobs=row) for s, row in zip(samples, told, strict=True)]
     moved(policy, 0.03)
@@ -318,7 +318,7 @@ def test_on_policy_the_ratio_is_exactly_one_and_later_it_is_capped(tiny_policy) 
     teacher = Teacher(Frozen(), policy)
     samples = distilled()
     batch = batch_of(policy, teacher, samples)
-    old = seen_ahead(policy, samples)
+    old = behaviour_logprobs(policy, samples)
     with_old = replace(batch, old_logprobs=old)
     assert update(policy, with_old)[0].loss == update(policy, batch)[0].loss
     moved(policy, 0.2)
@@ -339,7 +339,7 @@ def test_on_policy_the_ratio_is_exactly_one_and_later_it_is_capped(tiny_policy) 
 
 def test_the_sampler_correction_is_min_of_the_ratio_and_two(tiny_policy) -> None:
     policy = precise(tiny_policy())
-    (told,) = seen_ahead(policy, [sample_of("s", PROMPTS[0], ANSWERS[0])]).values()
+    (told,) = behaviour_logprobs(policy, [sample_of("s", PROMPTS[0], ANSWERS[0])]).values()
     shifted = tuple((told - torch.tensor([1.5, -0.5])).tolist())  # π/π_sampler = e^1.5 > 2 and e^-0.5
     samples = [sample_of("s", PROMPTS[0], ANSWERS[0], logprobs=shifted, advantage=1.0)]
     report, _ = update(policy, weighed(samples, denominators([2])))

@@ -27,6 +27,7 @@ from step_parts import (
     Caught,
     assert_same,
     batch_of,
+    behaviour_logprobs,
     distilled,
     divergence,
     kl,
@@ -34,7 +35,6 @@ from step_parts import (
     moved,
     precise,
     probabilities,
-    seen_ahead,
     update,
     weighed,
 )
@@ -105,7 +105,7 @@ def test_looking_ahead_holds_the_states_of_one_budget_at_a_time_and_keeps_siblin
     """Three questions with three answers each, of 2, 6 and 3 tokens: 11 tokens a question, two questions in 24."""
     policy = precise(tiny_policy())
     samples = [sample_of(f"q{q}a{a}", PROMPTS[q], ANSWERS[a]) for a in range(3) for q in range(3)]
-    whole, read, asked = seen_ahead(policy, samples), policy.answer_hidden, []
+    whole, read, asked = behaviour_logprobs(policy, samples), policy.answer_hidden, []
 
     def watched(pairs: list[tuple[TokenIds, TokenIds]], tokens: int) -> Tensor:
         asked.append([prompt for prompt, _ in pairs])

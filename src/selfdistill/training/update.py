@@ -168,11 +168,11 @@ def update_all(
 def _with_replay(shares: Sequence[Share], replayed: Sequence[TrainingSample], how: Reduction) -> list[Share]:
     """The replayed answers spread evenly over the updates. Each is scaled to what it would weigh in an update of mean
     size, so that replay and training have the same shares of a step whatever the number and size of its updates."""
-    sizes, found = [over for _, over in shares], list[Share]()
-    for number, (samples, over) in enumerate(shares):
+    divisors, found = [divisor for _, divisor in shares], list[Share]()
+    for number, (samples, divisor) in enumerate(shares):
         start, end = (len(replayed) * place // len(shares) for place in (number, number + 1))
-        scale = relative_size(over, sizes, how)
-        found.append(([*samples, *(replace(s, reference=s.reference * scale) for s in replayed[start:end])], over))
+        scale = relative_size(divisor, divisors, how)
+        found.append(([*samples, *(replace(s, reference=s.reference * scale) for s in replayed[start:end])], divisor))
     return found
 
 
@@ -199,9 +199,9 @@ def token_weights(
             weighed |= by_uid(chosen, torch.stack([result.distil_N, result.advantage_N]).float().cpu())
             memory, numbers = result.memory, {**numbers, **result.numbers}
     weights: dict[str, Tensor] = {}
-    for own, over in shares:
+    for own, divisor in shares:
         lengths = [len(s.completion_ids) for s in own]
-        shares_N = reduction_weights(lengths, reduction, over) * counted(own)
+        shares_N = reduction_weights(lengths, reduction, divisor) * counted(own)
         for s, share_T in zip(own, torch.split(shares_N, lengths), strict=True):
             credit_3T = torch.tensor([[s.distil], [s.advantage], [s.reference]]).float().repeat(1, len(share_T))
             if s.uid in weighed:
