@@ -11,7 +11,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 # From the ground up: a module may import from lower rows only, or from its own package.
 LAYERS = (
     ("errors", "types"),
-    ("options", "plugins", "files", "randomness"),
+    ("options", "plugins", "files"),
     ("losses", "runs"),
     ("prompts",),
     ("models", "envs"),

@@ -1,4 +1,4 @@
-"""Loads objects from a user's Python file: `my_env.py:env`, `my_method.py:MyMethod`.
+"""Objects of a user's Python file (`my_env.py:env`, `my_method.py:MyMethod`), and the random numbers that they draw.
 
 The file runs with the user's rights and may import modules beside it.
 """
@@ -6,10 +6,12 @@ The file runs with the user's rights and may import modules beside it.
 from __future__ import annotations
 
 import importlib.util
+import random
 import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -91,3 +93,15 @@ def line_in(path: Path, error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if Path(frame.filename).resolve() == path.resolve()]
     return f" (line {lines[-1]})" if lines else ""
+
+
+def seed_global(*names: object) -> None:
+    """Seeds Python's `random`, and the global generators of numpy and torch where these are loaded, by these names: a
+    run's seed, and whatever else the draws should depend on."""
+    digest = sha256(" ".join(map(str, names)).encode("utf-8", "backslashreplace")).digest()
+    random.seed(digest)
+    short = int.from_bytes(digest[:4], "big")  # numpy takes 32 bits
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(short)
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(short)

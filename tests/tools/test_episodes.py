@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from selfdistill.envs.feedback import TestStatus
+from selfdistill.envs.scoring import TestStatus
 from selfdistill.envs.verbs.env import VerbsEnvironment
 from selfdistill.envs.verbs.lexicon import draw_program, held_out_words, known_words, lexicon
 from selfdistill.envs.verbs.operations import OPERATIONS

@@ -11,7 +11,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from selfdistill.envs.feedback import TestRecord, TestStatus, feedback_text, missing_block_text
+from selfdistill.envs.scoring import TestRecord, TestStatus, feedback_text, missing_block_text
 from selfdistill.envs.verbs.lexicon import (
     dictionary_entry,
     draw_program,

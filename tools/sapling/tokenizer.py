@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from selfdistill.envs.feedback import TestRecord, TestStatus, feedback_text, missing_block_text
+from selfdistill.envs.scoring import TestRecord, TestStatus, feedback_text, missing_block_text
 from selfdistill.envs.verbs.lexicon import NOUN, all_words
 from selfdistill.envs.verbs.operations import OPERATIONS, VARIABLE
 from selfdistill.prompts.context import CLOSING, SECTIONS

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 
-from selfdistill.envs.feedback import TestRecord, TestStatus, feedback_text
+from selfdistill.envs.scoring import TestRecord, TestStatus, feedback_text
 from selfdistill.envs.verbs.env import fresh_verbs
 from selfdistill.prompts.context import FIELDS
 from selfdistill.types import Context, Task

@@ -30,7 +30,7 @@ from typing import Any, Protocol, TypeAlias, TypeVar, get_args
 
 from selfdistill.errors import EnvError, SelfDistillError
 from selfdistill.files import is_whole
-from selfdistill.randomness import seed_global
+from selfdistill.plugins import seed_global
 from selfdistill.types import Completion, DropReason, Message, Outcome, Role, Task
 
 PARALLEL = 8  # calls of an environment's function at a time

@@ -9,13 +9,13 @@ from functools import partial
 from typing import Self
 
 from selfdistill.envs.base import Fault, Scored, guarded, require_outcome
-from selfdistill.envs.feedback import TestRecord
 from selfdistill.envs.sandbox.lockdown import isolation_warning
 from selfdistill.envs.sandbox.pool import Sandbox, shared_sandbox
 from selfdistill.envs.sandbox.program import Result
 from selfdistill.envs.scoring import (
     MODES,
     CodeOptions,
+    TestRecord,
     TestSplit,
     cases_of,
     outcome_of,

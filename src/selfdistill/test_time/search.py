@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from selfdistill.envs.base import score_all
+from selfdistill.plugins import seed_global
 from selfdistill.prompts.stages import Prompted
-from selfdistill.randomness import seed_global
 from selfdistill.runs import Accuracies, RolloutRecord, RunDir, StepRecord, Summary, check_records, read_run
 from selfdistill.runs.environment import describe_environment
 from selfdistill.runs.events import Callback, Interrupted, Note, Phase, RunEnd, RunStart, StepEnd

@@ -16,8 +16,7 @@ from selfdistill.config import ReplayOptions, RunConfig, resolved
 from selfdistill.data.tasks import bad_rows, draw_tasks, wanted_answers
 from selfdistill.envs.base import Pair
 from selfdistill.errors import TrainingError
-from selfdistill.plugins import short_name
-from selfdistill.randomness import seed_global
+from selfdistill.plugins import seed_global, short_name
 from selfdistill.runs import (
     EvalSplit,
     RolloutRecord,

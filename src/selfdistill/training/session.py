@@ -23,10 +23,10 @@ from selfdistill.models.checkpoint import load_newest, save_checkpoint
 from selfdistill.models.load import load_policy, load_tokenizer
 from selfdistill.models.policy import Policy
 from selfdistill.models.teacher import Frozen, Live, Other, Teacher, TeacherRule
+from selfdistill.plugins import seed_global
 from selfdistill.prompts.context import Instruction, teacher_messages
 from selfdistill.prompts.render import Renderer
 from selfdistill.prompts.stages import examples
-from selfdistill.randomness import seed_global
 from selfdistill.runs.events import Callback, Note, Phase
 from selfdistill.types import Context, Message, Task
 

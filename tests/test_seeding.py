@@ -10,7 +10,7 @@ import torch
 
 from core_parts import QUESTION
 from selfdistill.envs.base import FunctionEnvironment, Scored, score_all
-from selfdistill.randomness import seed_global
+from selfdistill.plugins import seed_global
 from selfdistill.types import Completion, Outcome, Task
 
 
