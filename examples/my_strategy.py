@@ -20,6 +20,6 @@ class Reminded(Strategy):
     before: str = "An earlier answer was wrong:"
 
     def prompts(self, state: SolveState, count: int) -> list[Prompt]:
-        said = [past.feedback for past in state.attempts if past.failed and past.feedback]
-        added = (Message("user", f"{self.before}\n{said[-1]}"),) if said else ()
+        feedback = [past.feedback for past in state.attempts if past.failed and past.feedback]
+        added = (Message("user", f"{self.before}\n{feedback[-1]}"),) if feedback else ()
         return [Prompt((*state.task.messages, *added))] * count

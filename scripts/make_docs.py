@@ -23,9 +23,9 @@ from selfdistill.options import Setting, settings_of
 TARGET = Path(__file__).parent.parent / "docs" / "cli.md"
 HEAD = """# Commands and settings
 
-This page is written by `scripts/make_docs.py` from the program itself; `selfdistill COMMAND --help` says the same.
+This page is written by `scripts/make_docs.py` from the program itself; `selfdistill COMMAND --help` prints the same.
 
-Exit codes: 0 done; 1 (`check` alone) rows or answers with problems; 2 something that you can cure, said with what was
+Exit codes: 0 done; 1 (`check` alone) rows or answers with problems; 2 an input to correct: what was
 wrong, what was got, why it matters and what to do; 130 stopped by Ctrl-C, after the step was finished and saved.
 """
 
@@ -74,7 +74,7 @@ def cli_page() -> str:
     program = typer.main.get_command(app)
     parts = [HEAD, "## Commands\n", *(command_text(*entry) for entry in commands(program, "selfdistill"))]
     parts += ["## Settings of a run\n", _settings_head(), settings_table(settings_of(RunConfig()))]
-    parts += ["## Optional tables of a run\n", "Absent unless asked for; naming one setting of a table asks for it.\n"]
+    parts += ["## Optional tables of a run\n", "Absent by default; setting one key of a table adds the table.\n"]
     parts += [_section(title, value, prefix) for title, value, prefix in OPTIONAL]
     parts += ["## Settings of methods\n"]
     parts += [_section(f"method={name}", get_method(name, {}), "method.") for name in METHODS]

@@ -149,7 +149,7 @@ class TrainingSample:
     `teacher_prompts` hold the contexts, `against_prompts` those that they are contrasted with; without any there is no
     teacher. `live`: the student's current weights read them, else the teacher's. `distil` scales the divergence from
     the teacher, `advantage` the policy gradient on the tokens, `reference` the divergence from the weights at the
-    start, which read what the student reads. `loss_spec` is the place of its loss in the method's. `sampled_logprobs`
+    start, which read what the student reads. `spec_index` is the place of its loss in the method's. `sampled_logprobs`
     are empty for tokens that were not sampled from this prompt. Tokens in `spans` (start, stop) count; None: all.
     """
 
@@ -163,6 +163,6 @@ class TrainingSample:
     advantage: float = 0.0
     distil: float = 0.0
     reference: float = 0.0
-    loss_spec: int = 0
+    spec_index: int = 0
     spans: tuple[tuple[int, int], ...] | None = None
     context_kind: str = "none"

@@ -24,7 +24,7 @@ from selfdistill.envs.verbs.lexicon import (
 from selfdistill.envs.verbs.operations import OPERATIONS, Operation, Value
 from selfdistill.envs.verbs.programs import (
     KINDS,
-    Program,
+    VerbProgram,
     draw_inputs,
     is_held_out,
     outputs,
@@ -64,7 +64,7 @@ def test_there_are_enough_operations_and_each_has_its_own_words() -> None:
 
 @pytest.mark.parametrize("operation", EVERY, ids=lambda operation: operation.expression)
 def test_an_operation_gives_what_its_expression_gives_in_plain_python(operation: Operation) -> None:
-    program = Program((operation,))
+    program = VerbProgram((operation,))
     names: dict[str, object] = {}
     exec(program.code, names)
     for value in probes(operation.kind)[:12]:
@@ -204,7 +204,7 @@ def test_a_wrong_program_gets_failing_cases_and_a_broken_one_its_error() -> None
 
 def test_questions_entries_and_replies_read_as_sentences() -> None:
     reverse, drop = (next(o for o in OPERATIONS["list"] if o.expression == text) for text in ("xs[::-1]", "xs[1:]"))
-    program = Program((reverse, drop))
+    program = VerbProgram((reverse, drop))
     assert verb_question("dopim", "list").content == "Write f(xs) to dopim the list."
     assert plain_question(program).content == "Write f(xs) to reverse the items, then drop the first item."
     assert dictionary_entry("dopim", program) == "To dopim a list means to reverse the items, then drop the first item."

@@ -26,7 +26,7 @@ def test_defaults_are_the_published_ones() -> None:
 
 def test_every_answer_is_used_twice() -> None:
     told = Context("instruction", instruction="Be brief.")
-    used = (Credit(told, distil=1.0), Credit(told, distil=0.5, student_reads_context=True, loss_spec=1))
+    used = (Credit(told, distil=1.0), Credit(told, distil=0.5, student_reads_context=True, spec_index=1))
     assert NCA(context=Instruction("Be brief.")).credits(group([0.0, 1.0])) == [used] * 2
     assert NCA(context=Instruction("Be brief."), beta=0.0).credits(group([0.0])) == [used[0]]
     assert NCA().credits(group([0.0])) == [DropReason.NO_CONTEXT]

@@ -43,9 +43,9 @@ def test_defaults_share_evenly_and_answer_with_the_demonstration_at_hand() -> No
 def test_each_answer_is_used_by_both_readers() -> None:
     bare = TASK.messages
     assert PiDistill().credits(informed(1.0, 0.0))[0] == (
-        Credit(TOLD, distil=0.05, question=bare, loss_spec=1),
+        Credit(TOLD, distil=0.05, question=bare, spec_index=1),
         Credit(TOLD, advantage=0.25, distil=0.05, question=bare, student_reads_context=True),
-        Credit(advantage=0.25, question=bare, correct=True, loss_spec=1),
+        Credit(advantage=0.25, question=bare, correct=True, spec_index=1),
     )
 
 
@@ -55,7 +55,7 @@ def test_what_weighs_nothing_is_no_use() -> None:
         Credit(TOLD, distil=0.1, question=bare, student_reads_context=True),
     )
     assert PiDistill(share=0.0, kl=0.0).credits(informed(1.0, 0.0))[1] == (
-        Credit(advantage=-0.5, question=bare, correct=True, loss_spec=1),
+        Credit(advantage=-0.5, question=bare, correct=True, spec_index=1),
     )
     assert PiDistill(kl=0.0).credits(flat) == [DropReason.ZERO_ADVANTAGE] * 2
     assert PiDistill().credits(group([1.0])) == [DropReason.NO_CONTEXT]

@@ -37,10 +37,10 @@ def test_second_attempts_are_judged_among_themselves_and_by_the_mean_of_the_firs
     question = tries[0].task.messages
     assert found[:4] == [(Credit(advantage=0.75),)] + [(Credit(advantage=-0.25),)] * 3
     own, learned = found[4]
-    assert learned == Credit(advantage=0.75, question=question, loss_spec=1)
+    assert learned == Credit(advantage=0.75, question=question, spec_index=1)
     assert abs(own.advantage - 1 / 3) < 1e-12
     assert own.question == ()
-    assert found[6][1] == Credit(advantage=-0.25, question=question, loss_spec=1)
+    assert found[6][1] == Credit(advantage=-0.25, question=question, spec_index=1)
 
 
 def test_flat_attempts_that_teach_nothing_are_dropped() -> None:
@@ -49,7 +49,7 @@ def test_flat_attempts_that_teach_nothing_are_dropped() -> None:
     found = RLTFSD().credits(RolloutGroup(tries[0].task, (*tries, *again)))
     assert found == [DropReason.ZERO_ADVANTAGE] * 4
     lone = RLTFSD().credits(RolloutGroup(tries[0].task, (*tries, second(2, 1.0, 0))))
-    assert lone[2] == (Credit(advantage=0.1, question=tries[0].task.messages, loss_spec=1),)
+    assert lone[2] == (Credit(advantage=0.1, question=tries[0].task.messages, spec_index=1),)
 
 
 def test_a_second_attempts_words_move_the_first_question_but_for_the_unlikely_ones() -> None:

@@ -18,7 +18,7 @@ from selfdistill.models.policy import (
     padded,
     plan_sharing,
     read_shared,
-    read_whole,
+    read_unshared,
 )
 from selfdistill.types import TokenIds
 from tiny_models import FAMILIES
@@ -122,7 +122,7 @@ def test_states_that_are_kept_hold_no_batch_alive(policy) -> None:
     """8 answers of 3 tokens behind 60 hold 8 · 3 states of 32 numbers; as views they held 8 · 62. Shared, they are
     the same; answers of one token look at one state, the last of their prompt."""
     pairs = group_members(60, [3] * 8)
-    assert held(read_whole(policy, pairs, range(8), None).values()) == 8 * 3 * 32 * 4
+    assert held(read_unshared(policy, pairs, range(8), None).values()) == 8 * 3 * 32 * 4
     for length in (3, 1):
         short = group_members(60, [length] * 8)
         [batch] = plan_sharing(short)

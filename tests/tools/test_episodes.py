@@ -8,7 +8,7 @@ from selfdistill.envs.scoring import TestStatus
 from selfdistill.envs.verbs.env import VerbsEnvironment
 from selfdistill.envs.verbs.lexicon import draw_program, held_out_words, known_words, lexicon
 from selfdistill.envs.verbs.operations import OPERATIONS
-from selfdistill.envs.verbs.programs import Program, is_held_out
+from selfdistill.envs.verbs.programs import VerbProgram, is_held_out
 from selfdistill.types import Completion, Task
 from tools.sapling.episodes import MAKERS, draw_episode, failing_records, feedback_on
 
@@ -40,7 +40,7 @@ def test_no_program_kept_for_measuring_occurs():
                 lines = code.split("\n```")[0].splitlines(keepends=True)[1:-1]
                 steps = [op for line in lines for ops in OPERATIONS.values() for op in ops if op.line == line]
                 assert len(steps) == len(lines)
-                assert not is_held_out(Program(tuple(steps)))
+                assert not is_held_out(VerbProgram(tuple(steps)))
 
 
 def test_known_verbs_always_mean_the_same_and_are_not_held_out():
@@ -51,8 +51,8 @@ def test_known_verbs_always_mean_the_same_and_are_not_held_out():
 
 
 def test_feedback_of_a_wrong_guess_by_hand():
-    target = Program((step("number", "n + 1"),))
-    guess = Program((step("number", "n + 3"),))
+    target = VerbProgram((step("number", "n + 1"),))
+    guess = VerbProgram((step("number", "n + 3"),))
     for record in failing_records(target, guess, 2, random.Random(0)):
         assert record.status is TestStatus.WRONG
         assert int(record.expected) == int(record.input) + 1
@@ -61,8 +61,8 @@ def test_feedback_of_a_wrong_guess_by_hand():
 
 def test_errors_read_as_the_sandbox_writes_them():
     """Growing runs our own programs in this process; the text must be the one that training shows."""
-    guess = Program((step("number", "-n"), step("number", "int(str(n)[::-1])")))
-    target = Program((step("number", "n + 1"),))
+    guess = VerbProgram((step("number", "-n"), step("number", "int(str(n)[::-1])")))
+    target = VerbProgram((step("number", "n + 1"),))
     [record] = failing_records(target, guess, 1, random.Random(0))
     value = int(record.input)
     task = Task("t", (), {"kind": "functional", "fn_name": "f", "public": [{"input": [value], "output": value + 1}]})

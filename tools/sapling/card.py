@@ -19,7 +19,7 @@ from selfdistill.envs.verbs.env import (
     usable_inputs,
 )
 from selfdistill.envs.verbs.lexicon import draw_program, held_out_words, user_reply, verb_question
-from selfdistill.envs.verbs.programs import Program
+from selfdistill.envs.verbs.programs import VerbProgram
 from selfdistill.models.policy import Policy
 from selfdistill.models.sampler import SamplingOptions
 from selfdistill.prompts.context import teacher_messages
@@ -51,7 +51,7 @@ class Item:
     """A task of the card with the program behind it."""
 
     task: Task
-    program: Program
+    program: VerbProgram
     word: str
 
 

@@ -23,7 +23,7 @@ from selfdistill.envs.verbs.lexicon import (
     verb_question,
 )
 from selfdistill.envs.verbs.operations import OPERATIONS, Kind
-from selfdistill.envs.verbs.programs import Program, draw_inputs, is_held_out, outputs
+from selfdistill.envs.verbs.programs import VerbProgram, draw_inputs, is_held_out, outputs
 from selfdistill.prompts.context import teacher_messages
 from selfdistill.types import Context, Message
 
@@ -41,7 +41,7 @@ class Episode:
 Maker = Callable[[random.Random], Episode]
 
 
-def attempt(target: Program, rng: random.Random) -> Program:
+def attempt(target: VerbProgram, rng: random.Random) -> VerbProgram:
     """Another program than `target`, as a learner tries it: a blind guess, or a near miss; never one held out."""
     while True:
         guess = _near(target, rng) if rng.random() < 0.4 else draw_program(rng, kind=target.kind)
@@ -49,7 +49,7 @@ def attempt(target: Program, rng: random.Random) -> Program:
             return guess
 
 
-def _near(target: Program, rng: random.Random) -> Program:
+def _near(target: VerbProgram, rng: random.Random) -> VerbProgram:
     steps = list(target.steps)
     change = rng.randrange(3)
     if change == 0 and len(steps) > 1:
@@ -58,10 +58,10 @@ def _near(target: Program, rng: random.Random) -> Program:
         steps.insert(rng.randrange(len(steps) + 1), rng.choice(OPERATIONS[target.kind]))
     else:
         steps[rng.randrange(len(steps))] = rng.choice(OPERATIONS[target.kind])
-    return Program(tuple(steps))
+    return VerbProgram(tuple(steps))
 
 
-def failing_records(target: Program, guess: Program, count: int, rng: random.Random) -> list[TestRecord]:
+def failing_records(target: VerbProgram, guess: VerbProgram, count: int, rng: random.Random) -> list[TestRecord]:
     """Up to `count` wrong cases of a guess, or the error that it raises first; empty when they agree."""
     records: list[TestRecord] = []
     for value in draw_inputs(target.kind, min(3 * count + 3, 20), rng):
@@ -82,17 +82,17 @@ def failing_records(target: Program, guess: Program, count: int, rng: random.Ran
     return records
 
 
-def failing_step(guess: Program, value: object) -> int:
+def failing_step(guess: VerbProgram, value: object) -> int:
     """The number (from 1) of the step that raises on this input."""
     for size in range(1, len(guess.steps)):
         try:
-            Program(guess.steps[:size]).run(value)
+            VerbProgram(guess.steps[:size]).run(value)
         except (ValueError, IndexError):
             return size
     return len(guess.steps)
 
 
-def feedback_on(target: Program, rng: random.Random, cases: int) -> tuple[Program, str]:
+def feedback_on(target: VerbProgram, rng: random.Random, cases: int) -> tuple[VerbProgram, str]:
     """A wrong attempt at `target` and the feedback of its tests."""
     while True:
         guess = attempt(target, rng)
@@ -101,16 +101,16 @@ def feedback_on(target: Program, rng: random.Random, cases: int) -> tuple[Progra
             return guess, feedback_text(records, cases=cases, limit=4000)
 
 
-def _fresh(rng: random.Random) -> tuple[str, Program]:
+def _fresh(rng: random.Random) -> tuple[str, VerbProgram]:
     return rng.choice(pretraining_words()), draw_program(rng)
 
 
-def _known(rng: random.Random) -> tuple[str, Program]:
+def _known(rng: random.Random) -> tuple[str, VerbProgram]:
     word = rng.choice(known_words())
     return word, lexicon()[word]
 
 
-def _either(rng: random.Random) -> tuple[str, Program]:
+def _either(rng: random.Random) -> tuple[str, VerbProgram]:
     return _known(rng) if rng.random() < 0.06 else _fresh(rng)
 
 
@@ -206,7 +206,7 @@ def broken(rng: random.Random) -> Episode:
     return Episode(teacher_messages([question], Context("feedback", feedback=feedback)), program.answer)
 
 
-def _with_context(word: str, program: Program, context: Context) -> Episode:
+def _with_context(word: str, program: VerbProgram, context: Context) -> Episode:
     return Episode(teacher_messages([verb_question(word, program.kind)], context), program.answer)
 
 

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 
 from selfdistill.envs.verbs.lexicon import STEP_WEIGHTS
 from selfdistill.envs.verbs.operations import Operation, Value
-from selfdistill.envs.verbs.programs import Program, outputs, program_space
+from selfdistill.envs.verbs.programs import VerbProgram, outputs, program_space
 
 
-def identifiable(target: Program, inputs: Sequence[Value]) -> tuple[float, bool]:
+def identifiable(target: VerbProgram, inputs: Sequence[Value]) -> tuple[float, bool]:
     """(probability that a draw from all fitting programs means the same as `target`, whether it is the likeliest).
 
     The prior is that of growing: a number of steps by `STEP_WEIGHTS`, then a program of that many steps evenly. One
@@ -25,7 +25,7 @@ def identifiable(target: Program, inputs: Sequence[Value]) -> tuple[float, bool]
 
 
 def _fitting(
-    by_steps: Sequence[Sequence[Program]], inputs: Sequence[Value], wanted: Sequence[Value]
+    by_steps: Sequence[Sequence[VerbProgram]], inputs: Sequence[Value], wanted: Sequence[Value]
 ) -> Iterator[tuple[Operation, ...]]:
     """Programs that give `wanted`; what a prefix gives is computed once."""
     known: dict[tuple[Operation, ...], list[Value] | None] = {(): list(inputs)}
@@ -42,6 +42,6 @@ def _extended(
 ) -> list[Value] | None:
     prefix = steps[:-1]
     if prefix not in known:  # a prefix that is no program of the space itself: it means what a shorter one does
-        known[prefix] = outputs(Program(prefix), known[()] or [])
+        known[prefix] = outputs(VerbProgram(prefix), known[()] or [])
     before = known[prefix]
-    return outputs(Program(steps[-1:]), before) if before is not None else None
+    return outputs(VerbProgram(steps[-1:]), before) if before is not None else None

@@ -17,7 +17,7 @@ from selfdistill.envs.base import tasks_of
 from selfdistill.envs.registry import make_environment
 from selfdistill.envs.verbs.lexicon import all_words, dictionary_entry
 from selfdistill.envs.verbs.operations import OPERATIONS
-from selfdistill.envs.verbs.programs import Program
+from selfdistill.envs.verbs.programs import VerbProgram
 from selfdistill.errors import DataError, ModelError, RunError, SelfDistillError, nearest
 from selfdistill.methods import get_method
 from selfdistill.models.checkpoint import check_whole, latest_checkpoint
@@ -192,7 +192,7 @@ def foreign_words(tokenizer: Any, texts: Iterable[str]) -> list[str]:
     """The words that never occurred while the sapling grew: neither a piece of its tokenizer nor a coined verb. Words
     in quotes are data and are skipped."""
     known = {word for token in tokenizer.get_vocab().values() for word in WORD.findall(tokenizer.decode([token]))}
-    known |= {*all_words(), *WORD.findall(dictionary_entry("", Program((OPERATIONS["list"][0],))) + ERRORS)}
+    known |= {*all_words(), *WORD.findall(dictionary_entry("", VerbProgram((OPERATIONS["list"][0],))) + ERRORS)}
     words = (word for text in texts for word in WORD.findall(QUOTED.sub("", text)))
     return list(dict.fromkeys(word for word in words if word not in known))
 

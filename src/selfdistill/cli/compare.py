@@ -16,12 +16,12 @@ from selfdistill.cli.output import print_comparison
 from selfdistill.errors import ConfigError
 from selfdistill.runs import fresh_path, read_run
 from selfdistill.runs.store import write_atomic
-from selfdistill.view.plots import overview, prepare
+from selfdistill.view.plots import check_plot_file, overview
 
 if TYPE_CHECKING:
     from selfdistill.runs.solving import SolveResult
     from selfdistill.test_time.comparison import StrategyComparison
-    from selfdistill.view.discovery import Arm
+    from selfdistill.view.discovery import ArmResults
 
 RESULTS, CURVES = "results.md", "discovery.png"
 
@@ -109,7 +109,7 @@ def compare(
 
 def _compare_finished_runs(paths: Sequence[Path], plot: Path | None, *, markdown: bool) -> None:
     if plot:
-        prepare(plot)
+        check_plot_file(plot)
     runs = [read_run(path) for path in paths]
     print_comparison(runs, markdown=markdown)
     if plot:
@@ -146,7 +146,7 @@ def _resumed(path: Path, arms: Sequence[str], seeds: int | None) -> StrategyComp
 
 def arms_of(
     strategy_comparison: StrategyComparison, found: Mapping[str, Sequence[SolveResult]], tasks: Collection[str] = ()
-) -> list[Arm]:
+) -> list[ArmResults]:
     """Each arm's results on some tasks (none named: on all)."""
     from selfdistill.view.discovery import arm_of
 
@@ -163,7 +163,7 @@ def _run_comparison(strategy_comparison: StrategyComparison, folder: Path, plot:
     from selfdistill.view.discovery import discovery_figure, report
 
     if plot:
-        prepare(plot)
+        check_plot_file(plot)
     with RunDisplay() as display:
         whole, found = run_comparison(strategy_comparison, folder, display, at_once=jobs)
     arms, figure = arms_of(whole, found), plot or folder / CURVES

@@ -23,7 +23,7 @@ LEGEND = "accuracy: greedy, on the run's tasks · batch: share of this step's ro
 
 
 @dataclass(slots=True)
-class Row:
+class RunRow:
     """The state of one run."""
 
     label: str
@@ -70,7 +70,7 @@ class RunDisplay:
         self.label = label
         self.console = console or Console()
         self.timer = timer
-        self.rows: dict[str, Row] = {}
+        self.rows: dict[str, RunRow] = {}
         self._drawn = 0.0
         self._live = Live(console=self.console, auto_refresh=False) if self.console.is_terminal else None
 
@@ -87,7 +87,7 @@ class RunDisplay:
     def __call__(self, event: Event) -> None:
         """Prints what stays, and redraws the table at most ten times a second."""
         now, label = self.timer(), event.run or self.label
-        row = self.rows.setdefault(label, Row(label, now))
+        row = self.rows.setdefault(label, RunRow(label, now))
         text = self._line(row, event, now)
         if text and (self._live is None or isinstance(event, RunStart | Note)):
             row.printed = now
@@ -97,7 +97,7 @@ class RunDisplay:
             self._drawn = now
             self._live.update(self.table(), refresh=True)
 
-    def _line(self, row: Row, event: Event, now: float) -> str:
+    def _line(self, row: RunRow, event: Event, now: float) -> str:
         """Takes the event into its row; returns the line that describes it."""
         match event:
             case RunStart():

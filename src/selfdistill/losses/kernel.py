@@ -28,7 +28,7 @@ from torch import Tensor
 from selfdistill.losses.divergences import GradientNumerator, ReverseKL
 from selfdistill.losses.head import Head, HeadGradients, accumulation_dtype, widened
 from selfdistill.losses.policy_gradient import importance_weight, probability_ratio
-from selfdistill.losses.spec import LOSS_TERMS, Inputs, LossSpec, LossTerm, TokenStats, TokenWeights, check
+from selfdistill.losses.spec import LOSS_TERMS, Inputs, LossSpec, LossTerm, TokenStats, TokenWeights, check_inputs
 from selfdistill.losses.support import BucketedDistribution, FullVocabulary, SampledToken
 from selfdistill.losses.teacher_mixture import Product, TeacherMixture, TeacherStates
 
@@ -82,7 +82,7 @@ def fused_loss(
         loss_spec, hidden_ND.detach(), own, tokens_N, weights, tuple(passes), own_reference,
         old_logprobs_N, sampler_logprobs_N, given_N,
     )  # fmt: skip
-    check(inputs)
+    check_inputs(inputs)
     gradients, device = HeadGradients(hidden_ND, head), hidden_ND.device
     dtype = accumulation_dtype(torch.promote_types(hidden_ND.dtype, own.weight_VD.dtype))
     rows = chunk or max(_FEWEST_ROWS, (_ENTRIES_CPU if device.type == "cpu" else _ENTRIES) // own.vocabulary)

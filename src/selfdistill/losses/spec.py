@@ -117,7 +117,7 @@ class TokenStats:
 
     `ratio_N` is π_θ(y)/π_old(y) and `sampler_ratio_N` π_old(y)/π_sampler(y), both before any cap; `clipped_N`: a cap or
     a clip changed the token's gradient. `magnitude_N` is Σ_v |F_v| over the outcomes, F = p · h(u), before any clipping
-    or weight: the size of the gradient that the teacher asks for.
+    or weight: the size of the gradient that the teacher wants.
     """
 
     logprobs_N: Tensor
@@ -153,7 +153,7 @@ class Inputs:
     given_N: Tensor | None
 
 
-def check(inputs: Inputs) -> None:
+def check_inputs(inputs: Inputs) -> None:
     """Raises `ConfigError` when shapes disagree, a term lacks an input, or a teacher cannot be formed."""
     spec, weights, positions = inputs.loss_spec, inputs.weights, len(inputs.hidden_ND)
     per_token = {f.name: getattr(weights, f.name) for f in fields(TokenWeights)}

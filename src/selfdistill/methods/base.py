@@ -24,7 +24,7 @@ class Credit:
 
     context: what the teacher reads. against: contexts that it is contrasted with. advantage: scale of the policy
     gradient. distil: scale of the divergence from the teacher. reference: scale of the divergence from the weights at
-    the start. A scale of 0 leaves its term out. loss_spec: the place of its loss in `Method.loss_specs`.
+    the start. A scale of 0 leaves its term out. spec_index: the place of its loss in `Method.loss_specs`.
 
     question: the student's prompt, instead of the rollout's. text: an answer to learn, instead of the rollout's.
     correct: weigh tokens that were sampled from another prompt by the (truncated) ratio of the two probabilities;
@@ -38,7 +38,7 @@ class Credit:
     distil: float = 0.0
     reference: float = 0.0
     against: tuple[Context, ...] = ()
-    loss_spec: int = 0
+    spec_index: int = 0
     question: tuple[Message, ...] = ()
     text: str = ""
     correct: bool = False

@@ -51,4 +51,6 @@ class NCA(Method):
         if isinstance(found, DropReason):
             return found
         first = Credit(found, distil=1.0)
-        return (first, Credit(found, distil=self.beta, student_reads_context=True, loss_spec=1)) if self.beta else first
+        return (
+            (first, Credit(found, distil=self.beta, student_reads_context=True, spec_index=1)) if self.beta else first
+        )

@@ -53,8 +53,8 @@ class PiDistill(Method):
             return found
         advantage, other = advantages(group, stage=PrivilegedRollouts.name)[index] or 0.0, 1 - self.share
         uses = (
-            Credit(found, distil=other * self.kl, question=bare, loss_spec=1),
+            Credit(found, distil=other * self.kl, question=bare, spec_index=1),
             Credit(found, self.share * advantage, self.share * self.kl, question=bare, student_reads_context=True),
-            Credit(advantage=other * advantage, question=bare, correct=True, loss_spec=1),
+            Credit(advantage=other * advantage, question=bare, correct=True, spec_index=1),
         )
         return tuple(use for use in uses if use.distil or use.advantage) or DropReason.ZERO_ADVANTAGE

@@ -52,5 +52,5 @@ class RLTFSD(GRPO):
             reward, first = rollout.outcome.reward, fmean(answer_rewards(group))
             if self.distil and not equal_rewards((reward, first)):
                 gain = self.distil * (reward - first)
-                found.append(Credit(advantage=gain, question=group.task.messages, loss_spec=1))
+                found.append(Credit(advantage=gain, question=group.task.messages, spec_index=1))
         return tuple(found) or DropReason.ZERO_ADVANTAGE

@@ -27,7 +27,7 @@ class Safe(Method):
       lead.
     - No reference to the weights at the start, which costs a pass; `replay` keeps what a model knew, where needed.
 
-    Needs a reward that says who is solved, and feedback or group members that are sometimes solved.
+    Needs a reward that marks solved answers, and feedback or group members that are sometimes solved.
     """
 
     source: ClassVar[str] = "arXiv 2601.20802, routed as in 2604.02288, bounded"

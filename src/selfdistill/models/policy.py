@@ -130,7 +130,7 @@ class Policy:
             for batch in plan:
                 states |= read_shared(self, pairs, batch)
             rest = [index for index in range(len(pairs)) if index not in states]
-            states |= read_whole(self, pairs, rest, max_tokens)
+            states |= read_unshared(self, pairs, rest, max_tokens)
         if not states:
             return torch.zeros(0, self.output.weight.shape[1], device=self.device)
         return torch.cat([states[index] for index in range(len(pairs))])
@@ -220,7 +220,7 @@ def can_share(policy: Policy) -> bool:
     return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
 
 
-def read_whole(
+def read_unshared(
     policy: Policy, pairs: Sequence[TokenPair], rows: Sequence[int], max_tokens: int | None
 ) -> dict[int, Tensor]:
     """hidden_TD by index into `pairs`, of the pairs in `rows`: the states that predict their completions."""
@@ -237,7 +237,7 @@ def read_whole(
 
 
 def read_shared(policy: Policy, pairs: Sequence[TokenPair], batch: SharedBatch) -> dict[int, Tensor]:
-    """What `read_whole` gives, up to float noise, of the pairs of one batch. Needs gradients to be off."""
+    """What `read_unshared` gives, up to float noise, of the pairs of one batch. Needs gradients to be off."""
     from transformers import DynamicCache
 
     cache = DynamicCache(config=policy.base.config)

@@ -19,7 +19,7 @@ from selfdistill.runs.records import (
     Summary,
     record_from_json,
 )
-from selfdistill.runs.store import CHECKPOINTS, METRICS, ROLLOUTS, SUMMARY, read_whole, saved_config
+from selfdistill.runs.store import CHECKPOINTS, METRICS, ROLLOUTS, SUMMARY, read_json_file, saved_config
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ def read_run(path: Path) -> Run:
         config=config,
         steps=tuple(record for record in kept if isinstance(record, StepRecord)),
         evals=tuple(sorted(evals.values(), key=lambda record: record.step)),
-        summary=read_whole(Summary, path / SUMMARY, "the run's summary", "resume the run"),
+        summary=read_json_file(Summary, path / SUMMARY, "the run's summary", "resume the run"),
     )
 
 

@@ -9,7 +9,7 @@ from typing import ClassVar
 from pydantic import ConfigDict
 
 from selfdistill.runs.records import JSON, to_json
-from selfdistill.runs.store import read_whole, write_atomic
+from selfdistill.runs.store import read_json_file, write_atomic
 
 RESULT = "result.json"
 
@@ -59,4 +59,4 @@ def write_result(path: Path, result: SolveResult) -> None:
 
 def read_result(path: Path) -> SolveResult | None:
     """The result in a run directory; None while there is none. Raises `RunError` when it cannot be read."""
-    return read_whole(SolveResult, path / RESULT, "a result", "remove it, and resume")
+    return read_json_file(SolveResult, path / RESULT, "a result", "remove it, and resume")

@@ -221,7 +221,7 @@ def allowed_changes(path: Path, settings: Mapping[str, Any] | None, may_change: 
     return changes
 
 
-def read_whole(kind: type[T], file: Path, what: str, do: str) -> T | None:
+def read_json_file(kind: type[T], file: Path, what: str, do: str) -> T | None:
     """The value in a file of JSON, None where there is no file. Raises `RunError`."""
     try:
         return value_from_json(kind, file.read_text(encoding="utf-8")) if file.exists() else None

@@ -104,7 +104,7 @@ def behaviour_pass(
     loss does not weigh tokens by them."""
     found: dict[str, TokenStats] = {}
     for part in _portions(samples, tokens):
-        loss_spec = loss_specs[part[0].loss_spec]
+        loss_spec = loss_specs[part[0].spec_index]
         hidden_ND = policy.answer_hidden([(s.student_prompt_ids, s.completion_ids) for s in part], tokens)
         reads_teacher = loss_spec.needs_log_ratio
         stats = fused_loss(
@@ -146,8 +146,8 @@ def teacher_states(
 def micro_batches(samples: Sequence[TrainingSample], tokens: int) -> list[list[TrainingSample]]:
     """Samples of one loss and of similar length together, at most `tokens` tokens each."""
     batches = []
-    for index in sorted({s.loss_spec for s in samples}):
-        own = [s for s in samples if s.loss_spec == index]
+    for index in sorted({s.spec_index for s in samples}):
+        own = [s for s in samples if s.spec_index == index]
         lengths = [len(s.student_prompt_ids) + len(s.completion_ids) for s in own]
         batches += [[own[place] for place in bucket] for bucket in length_buckets(lengths, tokens)]
     return batches
@@ -158,9 +158,9 @@ def _portions(samples: Sequence[TrainingSample], tokens: int) -> list[list[Train
     long as their answers have no more than `tokens` tokens."""
     by_prompt: dict[tuple[int, TokenIds], list[TrainingSample]] = {}
     for sample in samples:
-        by_prompt.setdefault((sample.loss_spec, sample.student_prompt_ids), []).append(sample)
+        by_prompt.setdefault((sample.spec_index, sample.student_prompt_ids), []).append(sample)
     pieces = [piece for group in by_prompt.values() for piece in _joined([[s] for s in group], tokens)]
-    return _joined(sorted(pieces, key=lambda piece: piece[0].loss_spec), tokens)
+    return _joined(sorted(pieces, key=lambda piece: piece[0].spec_index), tokens)
 
 
 def _joined(pieces: Sequence[list[TrainingSample]], tokens: int) -> list[list[TrainingSample]]:
@@ -168,7 +168,7 @@ def _joined(pieces: Sequence[list[TrainingSample]], tokens: int) -> list[list[Tr
     joined: list[list[TrainingSample]] = []
     for piece in pieces:
         both = [*(joined[-1] if joined else []), *piece]
-        if both[0].loss_spec == piece[0].loss_spec and sum(len(s.completion_ids) for s in both) <= tokens and joined:
+        if both[0].spec_index == piece[0].spec_index and sum(len(s.completion_ids) for s in both) <= tokens and joined:
             joined[-1] = both
         else:
             joined.append(list(piece))

@@ -105,7 +105,7 @@ def _credited(rollout: Rollout, entry: CreditOrDrop, renderer: Renderer) -> Cred
                 advantage=credit.advantage,
                 distil=credit.distil if fits else 0.0,
                 reference=credit.reference,
-                loss_spec=credit.loss_spec,
+                spec_index=credit.spec_index,
                 spans=credit.spans,
                 context_kind=read[-1].kind if read[-1] else "none",
             )

@@ -120,7 +120,7 @@ def update_all(
         entries = list(chain(*by_group[start : start + size]))
         samples = [
             s  # without its teacher where the schedule is at 0: the teacher need not read it
-            if loss_specs[s.loss_spec].teaches(totals.step)
+            if loss_specs[s.spec_index].teaches(totals.step)
             else replace(s, teacher_prompts=(), against_prompts=(), distil=0.0)
             for entry in entries
             for s in entry.samples
@@ -159,7 +159,7 @@ def update_all(
         mean = fmean(pushes)
         memory[MAGNITUDE] = DECAY * memory.get(MAGNITUDE, mean) + (1 - DECAY) * mean
     totals.memory = memory
-    weighed = [s.uid for s in samples if loss_specs[s.loss_spec].needs_table and (s.teacher_prompts or s.advantage)]
+    weighed = [s.uid for s in samples if loss_specs[s.spec_index].needs_table and (s.teacher_prompts or s.advantage)]
     before = {uid: tuple(stats[uid].log_ratio_N.tolist()) for uid in weighed}
     log_ratio = {uid: row for uid, row in before.items() if not any(map(math.isnan, row))}
     return reports, numbers, log_ratio | {uid: row for report in reports for uid, row in report.log_ratio.items()}
@@ -193,7 +193,7 @@ def token_weights(
     weighed: dict[str, Tensor] = {}
     numbers: dict[str, float] = {}
     for index, spec in enumerate(loss_specs):
-        chosen = [s for own, _ in shares for s in own if s.loss_spec == index and (s.teacher_prompts or s.advantage)]
+        chosen = [s for own, _ in shares for s in own if s.spec_index == index and (s.teacher_prompts or s.advantage)]
         if spec.needs_table and chosen:
             result = weigh_tokens(spec, token_table(chosen, [stats[s.uid] for s in chosen]), step, memory)
             weighed |= by_uid(chosen, torch.stack([result.distil_N, result.advantage_N]).float().cpu())
@@ -248,7 +248,7 @@ def update_policy(
         loss_specs = [replace(spec, reference=ReferenceKL(1.0)) for spec in loss_specs]
     terms, stats, log_ratio = [], [], dict[str, tuple[float, ...]]()
     for part in micro_batches(batch.samples, tokens):
-        found = _backward(policy, loss_specs[part[0].loss_spec], batch, part)
+        found = _backward(policy, loss_specs[part[0].spec_index], batch, part)
         terms.append(found.terms)
         stats.append(found.stats)
         started_N = found.stats.logprobs_N

@@ -29,7 +29,7 @@ DASHES = ("-", "--", "-.", ":", "-", "--", "-.")
 
 
 @dataclass(frozen=True, slots=True)
-class Arm:
+class ArmResults:
     """One strategy on the tasks of the comparison, in their order: by attempts, and by rounds of attempts made at once,
     of which the budget allows `rounds`."""
 
@@ -39,7 +39,7 @@ class Arm:
     rounds: int
 
 
-def arm_of(label: str, results: Sequence[SolveResult], *, batch: int, independent: bool = False) -> Arm:
+def arm_of(label: str, results: Sequence[SolveResult], *, batch: int, independent: bool = False) -> ArmResults:
     """From the results of all seeds and tasks under one budget of attempts. `batch` attempts make a round.
 
     `independent` attempts, which must have gone on to the end of their budget, are pooled over seeds.
@@ -52,8 +52,8 @@ def arm_of(label: str, results: Sequence[SolveResult], *, batch: int, independen
     if independent:
         counts = [(sum(r.attempts for r in own), sum(r.right for r in own)) for own in tasks.values()]
         by_rounds = [Independent(*both, per=batch) for both in counts]
-        return Arm(label, [Independent(*both) for both in counts], by_rounds, rounds)
-    return Arm(
+        return ArmResults(label, [Independent(*both) for both in counts], by_rounds, rounds)
+    return ArmResults(
         label,
         [Sequential(tuple(r.solved_at for r in own), budget) for own in tasks.values()],
         [Sequential(tuple(r.solved_round for r in own), rounds) for own in tasks.values()],
@@ -61,7 +61,7 @@ def arm_of(label: str, results: Sequence[SolveResult], *, batch: int, independen
     )
 
 
-def report(arms: Sequence[Arm], budget: int) -> str:
+def report(arms: Sequence[ArmResults], budget: int) -> str:
     """The tables as Markdown."""
     parts = [
         means_table(arms, budget),
@@ -74,13 +74,13 @@ def report(arms: Sequence[Arm], budget: int) -> str:
     return "\n".join(parts)
 
 
-def _never_solved(arm: Arm, others: Sequence[Arm], budget: int) -> str:
+def _never_solved(arm: ArmResults, others: Sequence[ArmResults], budget: int) -> str:
     never = [place for place, task in enumerate(arm.by_attempts) if task.by(budget) == 0]
     found = (f"{o.label} {sum(o.by_attempts[place].by(budget) > 0 for place in never)}" for o in others)
     return f"Of the {len(never)} tasks that {arm.label} never solves, solved by some seed: {', '.join(found)}\n"
 
 
-def discovery_figure(arms: Sequence[Arm], budget: int, title: str, file: Path) -> Path:
+def discovery_figure(arms: Sequence[ArmResults], budget: int, title: str, file: Path) -> Path:
     """Curves by attempts and by rounds, bands of 95 % over tasks, as a PNG. Raises `RunError` if it cannot be
     written."""
     with matplotlib.rc_context(STYLE):
@@ -109,7 +109,7 @@ def _curve(axes: Axes, label: str, tasks: Sequence[Discovery], last: int, index:
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
 
 
-def means_table(arms: Sequence[Arm], budget: int) -> str:
+def means_table(arms: Sequence[ArmResults], budget: int) -> str:
     """Markdown: each arm's discovery@k, mean attempts, and their ratio to those of the last arm."""
     best = arms[-1]
     marks = sorted({max(1, budget // share) for share in (16, 4, 1)})
@@ -124,7 +124,7 @@ def means_table(arms: Sequence[Arm], budget: int) -> str:
     return "\n".join(lines) + "\n"
 
 
-def levels_table(arms: Sequence[Arm], budget: int) -> str:
+def levels_table(arms: Sequence[ArmResults], budget: int) -> str:
     """Markdown: attempts of each arm to reach each tenth of discovery, and their ratio to those of the last arm."""
     best = arms[-1]
     levels = [tenth / 10 for tenth in range(1, 11)]

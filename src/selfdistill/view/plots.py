@@ -37,7 +37,7 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def prepare(file: Path) -> None:
+def check_plot_file(file: Path) -> None:
     """Makes the directory of a figure. Raises `ConfigError` for a file that cannot be written or is no figure."""
     kinds = sorted(FigureCanvasBase.get_supported_filetypes())
     if file.suffix.lower().removeprefix(".") not in kinds:

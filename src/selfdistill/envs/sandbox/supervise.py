@@ -198,7 +198,7 @@ def _more_in(directory: str, limit: int) -> bool:
 
 
 def _wait(pid: int, patience_s: float = 0.5) -> int | None:
-    """The exit status of a process that seems to be ending; None when it goes on."""
+    """The exit status of a process that seems to be ending; None while it runs."""
     deadline = time.monotonic() + patience_s
     while time.monotonic() < deadline:
         done = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)

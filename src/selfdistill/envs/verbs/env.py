@@ -26,7 +26,7 @@ from selfdistill.envs.verbs.lexicon import (
     verb_question,
 )
 from selfdistill.envs.verbs.operations import Value
-from selfdistill.envs.verbs.programs import Program, draw_inputs, outputs
+from selfdistill.envs.verbs.programs import VerbProgram, draw_inputs, outputs
 from selfdistill.errors import ConfigError
 from selfdistill.options import SEED, check_ranges, option
 from selfdistill.types import Message, Task
@@ -78,7 +78,7 @@ def fresh_verbs(count: int, steps: Sequence[int], seed: int) -> list[Task]:
     """Verbs with words and programs that the embedded model never met; no answer to one passes another's tests."""
     rng = random.Random(f"fresh verbs {seed}")
     words = rng.sample(held_out_words(), count)
-    chosen: list[tuple[Program, list[Value]]] = []
+    chosen: list[tuple[VerbProgram, list[Value]]] = []
     tasks: list[Task] = []
     while len(tasks) < count:
         program = draw_program(rng, held_out=True, steps=steps[len(tasks) % len(steps)])
@@ -109,7 +109,9 @@ def plain_tasks(count: int, seed: int, steps: int = 0) -> list[Task]:
     return tasks
 
 
-def program_task(identity: str, question: Message, program: Program, inputs: Sequence[Value], word: str = "") -> Task:
+def program_task(
+    identity: str, question: Message, program: VerbProgram, inputs: Sequence[Value], word: str = ""
+) -> Task:
     """A task whose tests are what `program` does on `inputs`: the first half public, the second private."""
     results = outputs(program, inputs)
     assert results is not None, "inputs were drawn so that the program runs on them"
@@ -129,19 +131,19 @@ def program_task(identity: str, question: Message, program: Program, inputs: Seq
     )
 
 
-def usable_inputs(program: Program, rng: random.Random) -> list[Value] | None:
+def usable_inputs(program: VerbProgram, rng: random.Random) -> list[Value] | None:
     """Inputs for both splits on which the program runs; None where it fails too often (numbers have 20 inputs)."""
     good = [value for value in draw_inputs(program.kind, 20, rng) if outputs(program, [value]) is not None]
     return good[: 2 * TESTS] if len(good) >= TESTS else None
 
 
-def _certain_inputs(program: Program, key: str) -> list[Value]:
+def _certain_inputs(program: VerbProgram, key: str) -> list[Value]:
     inputs = usable_inputs(program, random.Random(f"inputs {key}"))
     assert inputs is not None, "programs of the space run on all probes"
     return inputs
 
 
-def _differ(one: tuple[Program, list[Value]], other: tuple[Program, list[Value]]) -> bool:
+def _differ(one: tuple[VerbProgram, list[Value]], other: tuple[VerbProgram, list[Value]]) -> bool:
     """Whether two programs differ on the public and on the private tests of either."""
     if one[0].kind != other[0].kind:
         return True

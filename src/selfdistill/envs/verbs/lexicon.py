@@ -9,7 +9,7 @@ import random
 from functools import cache
 
 from selfdistill.envs.verbs.operations import VARIABLE, Kind
-from selfdistill.envs.verbs.programs import KIND_WEIGHTS, KINDS, Program, is_held_out, program_space
+from selfdistill.envs.verbs.programs import KIND_WEIGHTS, KINDS, VerbProgram, is_held_out, program_space
 from selfdistill.types import Message
 
 STEP_WEIGHTS = (0.35, 0.45, 0.2)
@@ -47,7 +47,9 @@ def pretraining_words() -> tuple[str, ...]:
     return all_words()[KNOWN + HELD_OUT :]
 
 
-def draw_program(rng: random.Random, *, held_out: bool = False, steps: int = 0, kind: Kind | None = None) -> Program:
+def draw_program(
+    rng: random.Random, *, held_out: bool = False, steps: int = 0, kind: Kind | None = None
+) -> VerbProgram:
     """A program of one to three steps (or exactly `steps`), from those of pretraining or from those held out."""
     kind = kind or rng.choices(KINDS, KIND_WEIGHTS)[0]
     size = steps or rng.choices((1, 2, 3), STEP_WEIGHTS)[0]
@@ -58,7 +60,7 @@ def draw_program(rng: random.Random, *, held_out: bool = False, steps: int = 0, 
 
 
 @cache
-def lexicon() -> dict[str, Program]:
+def lexicon() -> dict[str, VerbProgram]:
     """The known verbs: four in ten mean one step, four in ten two, two in ten three."""
     rng = random.Random("lexicon")
     return {word: draw_program(rng, steps=(1, 1, 2, 2, 3)[n % 5]) for n, word in enumerate(known_words())}
@@ -69,16 +71,16 @@ def verb_question(word: str, kind: Kind) -> Message:
     return Message("user", f"Write f({VARIABLE[kind]}) to {word} the {NOUN[kind]}.")
 
 
-def plain_question(program: Program) -> Message:
+def plain_question(program: VerbProgram) -> Message:
     """A prompt for a program in plain English: "Write f(xs) to sort the items, then drop the first item." """
     return Message("user", f"Write f({VARIABLE[program.kind]}) to {program.english}.")
 
 
-def dictionary_entry(word: str, program: Program) -> str:
+def dictionary_entry(word: str, program: VerbProgram) -> str:
     """A document that defines a verb."""
     return f"To {word} a {NOUN[program.kind]} means to {program.english}."
 
 
-def user_reply(program: Program) -> str:
+def user_reply(program: VerbProgram) -> str:
     """What a user who had expected `program` answers to something else: "No, smallest first, please." """
     return f"No, {program.casual}, please."

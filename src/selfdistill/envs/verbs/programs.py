@@ -21,7 +21,7 @@ MAX_STEPS = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Program:
+class VerbProgram:
     """Some steps, one after the other, all over one kind of value."""
 
     steps: tuple[Operation, ...]
@@ -105,27 +105,27 @@ def probes(kind: Kind) -> tuple[Value, ...]:
 
 
 @cache
-def program_space(kind: Kind) -> list[list[Program]]:
+def program_space(kind: Kind) -> list[list[VerbProgram]]:
     """All usable programs of one kind by their number of steps (0 to 3), one for each meaning, with the fewest steps.
 
     A program is usable when it runs on every probe, keeps its results in range, is not the identity and does not send
     most inputs to the same result. Three steps over lists take a few seconds, once a process.
     """
     met = {tuple(map(repr, probes(kind)))}  # results on the probes, beginning with those of no step
-    by_steps: list[list[Program]] = [[] for _ in range(MAX_STEPS + 1)]
+    by_steps: list[list[VerbProgram]] = [[] for _ in range(MAX_STEPS + 1)]
     frontier: list[tuple[tuple[Operation, ...], tuple[Value, ...]]] = [((), probes(kind))]
     for programs in by_steps[1:]:
         grown: list[tuple[tuple[Operation, ...], tuple[Value, ...]]] = []
         for steps, values in frontier:
             for step in OPERATIONS[kind]:
-                results = outputs(Program((step,)), values)
+                results = outputs(VerbProgram((step,)), values)
                 signature = tuple(map(repr, results or ()))
                 if results is None or signature in met:
                     continue
                 met.add(signature)
                 grown.append(((*steps, step), tuple(results)))
                 if max(Counter(signature).values()) <= len(signature) / 3:
-                    programs.append(Program((*steps, step)))
+                    programs.append(VerbProgram((*steps, step)))
         frontier = grown
     return by_steps
 
@@ -137,7 +137,7 @@ def in_range(value: Value) -> bool:
     return len(value) <= MAX_LENGTH and (isinstance(value, str) or all(-99 <= item <= 199 for item in value))
 
 
-def outputs(program: Program, inputs: Sequence[Value]) -> list[Value] | None:
+def outputs(program: VerbProgram, inputs: Sequence[Value]) -> list[Value] | None:
     """Its results on these inputs; None when one raises or leaves the range."""
     try:
         results = [program.run(value) for value in inputs]
@@ -146,6 +146,6 @@ def outputs(program: Program, inputs: Sequence[Value]) -> list[Value] | None:
     return results if all(in_range(value) for value in results) else None
 
 
-def is_held_out(program: Program) -> bool:
+def is_held_out(program: VerbProgram) -> bool:
     """Whether the sapling never saw this program of two or three steps while it grew (one in eight)."""
     return len(program.steps) > 1 and crc32(program.code.encode()) % 8 == 0
