@@ -58,6 +58,7 @@ def test_how_many_jobs_run_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     assert places(["cpu"]) == len(allowed)
     assert places(["cpu"], 3) == 3
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     assert places(["cpu", "auto"]) == 1
     with pytest.raises(ConfigError, match="no job would ever run"):
         places(["cpu"], 0)
