@@ -125,7 +125,7 @@ def update_section(bench: Bench) -> Sheet:
     plan, ragged = bench.plan, bench.plan.ragged
     sheet = Sheet(
         f"Whole update: {ragged.count} rollouts, longest {ragged.longest}, mean/longest {ragged.ratio}, "
-        f"{ragged.no_signal_steps:.0%} without signal",
+        f"{ragged.without_signal:.0%} without signal",
         (
             "model",
             "teacher",

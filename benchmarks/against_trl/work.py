@@ -74,7 +74,7 @@ class Ragged:
     count: int = 20
     longest: int = 192
     ratio: float = 0.3
-    no_signal_steps: float = 0.35
+    without_signal: float = 0.35
     prompt: int = 32
     context: int = 96
     seed: int = 0
@@ -83,7 +83,7 @@ class Ragged:
         """The rollouts, in an order that has nothing to do with their lengths."""
         rng = random.Random(f"ragged {self.seed}")
         lengths = ragged_lengths(self.count, self.longest, self.ratio)
-        quiet = silent_ranks(self.count, self.no_signal_steps)
+        quiet = silent_ranks(self.count, self.without_signal)
 
         def words(count: int) -> tuple[int, ...]:
             return tuple(rng.randrange(FIRST_ID, vocabulary) for _ in range(count))
@@ -196,7 +196,7 @@ def _tokenizer() -> Any:
     special = ["<pad>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>", "<unk>"]
     words = {word: place for place, word in enumerate([*special, *"abcdefghijklmnopqrstuvwxyz0123456789?"])}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.EvalSplit("", "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<|end|>", additional_special_tokens=special
     )

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 import statistics
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from transformers import AutoTokenizer
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))  # benchmarks are run from here, and are no part of the package
@@ -31,6 +33,7 @@ from benchmarks.against_trl.work import (  # noqa: E402
     silent_ranks,
     update_flops,
     work_of,
+    write_model,
 )
 
 
@@ -146,3 +149,10 @@ def test_seconds_to_an_accuracy_are_of_the_mean_of_a_few_batches() -> None:
 def test_a_sheet_is_a_table_in_markdown() -> None:
     sheet = Sheet("Title", ("a", "b"), [["1", "2"]], ["a note"])
     assert sheet.markdown() == "## Title\n\n| a | b |\n| --- | --- |\n| 1 | 2 |\n\n- a note\n"
+
+
+def test_a_model_is_a_directory_that_transformers_loads_with_its_chat_template(tmp_path: Path) -> None:
+    small = replace(SIZES["tiny"], hidden=16, intermediate=32, heads=1, kv_heads=1, head_dim=16, vocabulary=64)
+    tokenizer = AutoTokenizer.from_pretrained(write_model(tmp_path / "model", small))
+    assert tokenizer("ab?")["input_ids"] == [6, 7, tokenizer.vocab_size - 1]
+    assert tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False).startswith("<|user|>")
