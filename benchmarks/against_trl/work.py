@@ -168,7 +168,7 @@ def write_model(directory: Path, size: Size, seed: int = 0) -> Path:
         **_shape(size), eos_token_id=1, pad_token_id=0, initializer_range=LOGIT_SPREAD * size.hidden**-0.5
     )
     directory.mkdir(parents=True, exist_ok=True)
-    _tokenizer().save_pretrained(directory)
+    _tokenizer(size.vocabulary).save_pretrained(directory)
     Qwen3ForCausalLM(config).save_pretrained(directory)
     return directory
 
@@ -188,13 +188,15 @@ def _shape(size: Size) -> dict[str, Any]:
     }
 
 
-def _tokenizer() -> Any:
-    """Words for the special tokens and a few letters: the rollouts are made of ids, never of text."""
+def _tokenizer(vocabulary: int) -> Any:
+    """Special tokens, a few letters, and names for all other ids: rows of a head that the tokenizer lacks are cut off.
+    The rollouts are made of ids, never of text."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     special = ["<pad>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>", "<unk>"]
     words = {word: place for place, word in enumerate([*special, *"abcdefghijklmnopqrstuvwxyz0123456789?"])}
+    words |= {f"<{place}>": place for place in range(len(words), vocabulary)}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     fast = PreTrainedTokenizerFast(

@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from transformers import AutoTokenizer
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))  # benchmarks are run from here, and are no part of the package
@@ -35,6 +34,7 @@ from benchmarks.against_trl.work import (  # noqa: E402
     work_of,
     write_model,
 )
+from selfdistill.models.load import load_policy  # noqa: E402
 
 
 @pytest.mark.parametrize(("count", "longest", "share"), [(20, 192, 0.3), (64, 8192, 0.3), (10, 100, 0.8), (8, 64, 1.0)])
@@ -151,8 +151,10 @@ def test_a_sheet_is_a_table_in_markdown() -> None:
     assert sheet.markdown() == "## Title\n\n| a | b |\n| --- | --- |\n| 1 | 2 |\n\n- a note\n"
 
 
-def test_a_model_is_a_directory_that_transformers_loads_with_its_chat_template(tmp_path: Path) -> None:
+def test_a_model_is_loaded_with_its_chat_template_and_its_whole_head(tmp_path: Path) -> None:
     small = replace(SIZES["tiny"], hidden=16, intermediate=32, heads=1, kv_heads=1, head_dim=16, vocabulary=64)
-    tokenizer = AutoTokenizer.from_pretrained(write_model(tmp_path / "model", small))
-    assert tokenizer("ab?")["input_ids"] == [6, 7, tokenizer.vocab_size - 1]
+    policy = load_policy(str(write_model(tmp_path / "model", small)))
+    tokenizer = policy.tokenizer
+    assert tokenizer("ab?")["input_ids"] == [6, 7, 42]
+    assert policy.head().vocabulary == 64, "the whole head is computed with"
     assert tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False).startswith("<|user|>")
