@@ -18,7 +18,7 @@ from selfdistill.training.session import Totals
 from selfdistill.training.update import UpdateReport
 from selfdistill.types import DropReason, StopReason, TokenIds
 
-WINDOW = 8  # tokens before a token with which it is decoded: some tokenizers drop the first space of a text
+WINDOW = 8  # tokens, at least, with which a token is decoded: some tokenizers drop the first space of a text
 TORN = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -107,12 +107,16 @@ def rollout_record(
 def token_texts(tokenizer: Any, ids: TokenIds) -> tuple[str, ...]:
     """The text of each token as part of the whole: "" for the first parts of a letter of several tokens. Together they
     are the text of the ids, but for bytes that are no letter."""
-    texts, before = [], ""
+
+    def decoded(start: int, stop: int) -> str:
+        return str(tokenizer.decode(list(ids[start:stop]), clean_up_tokenization_spaces=False)).rstrip(TORN)
+
+    texts, before, start = [], "", 0
     for place in range(len(ids)):
-        start = max(0, place - WINDOW)
-        if start:
-            before = str(tokenizer.decode(list(ids[start:place]), clean_up_tokenization_spaces=False)).rstrip(TORN)
-        after = str(tokenizer.decode(list(ids[start : place + 1]), clean_up_tokenization_spaces=False)).rstrip(TORN)
+        if place - start > 2 * WINDOW:  # the window moves at times, not at every token: one decode a token, not two
+            start = place - WINDOW
+            before = decoded(start, place)
+        after = decoded(start, place + 1)
         texts.append(after[len(before) :])
         before = after
     return tuple(texts)
