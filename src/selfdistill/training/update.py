@@ -159,7 +159,7 @@ def update_all(
         mean = fmean(pushes)
         memory[MAGNITUDE] = DECAY * memory.get(MAGNITUDE, mean) + (1 - DECAY) * mean
     totals.memory = memory
-    weighed = [s.uid for s in samples if loss_specs[s.spec_index].needs_table and (s.teacher_prompts or s.advantage)]
+    weighed = [s.uid for s in samples if _weighs_tokens(loss_specs[s.spec_index], s)]
     before = {uid: tuple(stats[uid].log_ratio_N.tolist()) for uid in weighed}
     log_ratio = {uid: row for uid, row in before.items() if not any(map(math.isnan, row))}
     return reports, numbers, log_ratio | {uid: row for report in reports for uid, row in report.log_ratio.items()}
@@ -193,8 +193,8 @@ def token_weights(
     weighed: dict[str, Tensor] = {}
     numbers: dict[str, float] = {}
     for index, spec in enumerate(loss_specs):
-        chosen = [s for own, _ in shares for s in own if s.spec_index == index and (s.teacher_prompts or s.advantage)]
-        if spec.needs_table and chosen:
+        chosen = [s for own, _ in shares for s in own if s.spec_index == index and _weighs_tokens(spec, s)]
+        if chosen:
             result = weigh_tokens(spec, token_table(chosen, [stats[s.uid] for s in chosen]), step, memory)
             weighed |= by_uid(chosen, torch.stack([result.distil_N, result.advantage_N]).float().cpu())
             memory, numbers = result.memory, {**numbers, **result.numbers}
@@ -208,6 +208,11 @@ def token_weights(
                 credit_3T[:2] = weighed[s.uid]
             weights[s.uid] = share_T * credit_3T
     return weights, dict(memory), numbers
+
+
+def _weighs_tokens(spec: LossSpec, sample: TrainingSample) -> bool:
+    """Whether the loss weighs the tokens of this sample one by one."""
+    return spec.needs_table and bool(sample.teacher_prompts or sample.advantage)
 
 
 def token_table(samples: Sequence[TrainingSample], stats: Sequence[TokenStats]) -> TokenTable:
