@@ -14,12 +14,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from selfdistill.cli.display import RunDisplay
 from selfdistill.config import RunConfig, from_settings
 from selfdistill.runs import Run, read_run
 from selfdistill.training.side_by_side import compare
 from selfdistill.view.groups import grouped
 from selfdistill.view.plots import overview
+from selfdistill.view.progress import RunDisplay
 from selfdistill.view.tables import comparison
 
 SEEDS = (0, 1, 2)

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from selfdistill.cli.compare import arms_of
-from selfdistill.cli.display import RunDisplay, print_notes
+from selfdistill.cli.output import print_notes
 from selfdistill.config import from_settings, resolved
 from selfdistill.prompts.context import teacher_messages
 from selfdistill.runs.discovery import pass_at_k
@@ -34,6 +34,7 @@ from selfdistill.training.session import Session, open_session
 from selfdistill.training.side_by_side import Job, attend, places, side_by_side
 from selfdistill.types import Context, Task
 from selfdistill.view.discovery import discovery_figure, report
+from selfdistill.view.progress import RunDisplay
 
 K, HARD = 64, 0.03  # very hard: pass@K below HARD
 SHOWN = 48  # answers of the informed weights

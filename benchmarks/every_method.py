@@ -15,11 +15,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from selfdistill.cli.display import RunDisplay
 from selfdistill.config import RunConfig, from_settings
 from selfdistill.methods import METHODS
 from selfdistill.runs import Run, read_run
 from selfdistill.training.side_by_side import compare
+from selfdistill.view.progress import RunDisplay
 from selfdistill.view.tables import duration
 
 RATES = (2.5e-4, 5e-4)

@@ -24,14 +24,14 @@ from selfdistill.cli.check import check
 from selfdistill.cli.compare import compare
 from selfdistill.cli.context_gain import print_context_gain
 from selfdistill.cli.credit import credit
-from selfdistill.cli.display import RunDisplay, print_notes
 from selfdistill.cli.guard import Guarded
-from selfdistill.cli.output import print_comparison, print_listing, print_settings, print_table
+from selfdistill.cli.output import print_comparison, print_listing, print_notes, print_settings, print_table
 from selfdistill.cli.solve import solve
 from selfdistill.runs import read_run
 from selfdistill.runs.environment import package_version
 from selfdistill.training.stopping import PARENT
 from selfdistill.view.plots import overview
+from selfdistill.view.progress import RunDisplay
 
 if TYPE_CHECKING:
     from selfdistill.config import RunConfig

@@ -11,12 +11,12 @@ import typer
 from rich.console import Console
 
 from selfdistill.cli.arguments import Data, EnvName, Model, Seed, as_overrides, optional
-from selfdistill.cli.display import RunDisplay, print_notes
-from selfdistill.cli.output import print_comparison
+from selfdistill.cli.output import print_comparison, print_notes
 from selfdistill.errors import ConfigError
 from selfdistill.runs import fresh_path, read_run
 from selfdistill.runs.store import write_atomic
 from selfdistill.view.plots import check_plot_file, overview
+from selfdistill.view.progress import RunDisplay
 
 if TYPE_CHECKING:
     from selfdistill.runs.solving import SolveResult

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from selfdistill.cli.display import RunDisplay
 from selfdistill.cli.output import print_table
+from selfdistill.view.progress import RunDisplay
 
 if TYPE_CHECKING:
     from selfdistill.analysis.context_gain import ContextGain

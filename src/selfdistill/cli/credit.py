@@ -13,7 +13,6 @@ from rich.table import Table
 from rich.text import Text
 
 from selfdistill.cli.arguments import optional
-from selfdistill.cli.display import RunDisplay
 from selfdistill.errors import ConfigError, DataError
 from selfdistill.files import is_whole, read_text
 from selfdistill.options import BEYOND
@@ -21,6 +20,7 @@ from selfdistill.prompts.context import FIELDS
 from selfdistill.runs.credit import AnswerCredit
 from selfdistill.types import Context
 from selfdistill.view.credit import FULL, PART, has_own, has_recorded, numbers, shown, strength, write_credit_page
+from selfdistill.view.progress import RunDisplay
 
 RED, GREEN, WHITE = (214, 64, 58), (46, 158, 79), (255, 255, 255)
 NAMED = 3  # tokens that are named below the answer

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from selfdistill.options import settings_of
-from selfdistill.runs import Run
+from selfdistill.runs import Event, Note, Run
 from selfdistill.view.tables import comparison
 
 
@@ -53,3 +53,9 @@ def print_settings(value: Any, prefix: str = "") -> None:
     for setting in settings_of(value, prefix):
         table.add_row(setting.key, json.dumps(setting.value), setting.expected, setting.text)
     Console().print(table, markup=False)
+
+
+def print_notes(event: Event) -> None:
+    """A callback that prints notes alone."""
+    if isinstance(event, Note):
+        print(event.text, flush=True)

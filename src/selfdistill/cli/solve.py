@@ -21,10 +21,10 @@ from selfdistill.cli.arguments import (
     as_overrides,
     optional,
 )
-from selfdistill.cli.display import RunDisplay
 from selfdistill.cli.output import print_settings, print_table
 from selfdistill.errors import ConfigError
 from selfdistill.runs.solving import SolveResult
+from selfdistill.view.progress import RunDisplay
 from selfdistill.view.tables import duration
 
 if TYPE_CHECKING:

@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from selfdistill.cli.display import RunDisplay
 from selfdistill.runs import (
     Accuracies,
     EvalEnd,
@@ -19,6 +18,7 @@ from selfdistill.runs import (
     Summary,
     share,
 )
+from selfdistill.view.progress import RunDisplay
 
 INFO = RunStart(Path("runs/a"), "sdpo", "sapling", "verbs", "cpu", 20, 2560)
 

@@ -136,12 +136,6 @@ class RunDisplay:
         return Group(table, Text(LEGEND, style="dim"))
 
 
-def print_notes(event: Event) -> None:
-    """A callback that prints notes alone."""
-    if isinstance(event, Note):
-        print(event.text, flush=True)
-
-
 def _described(start: RunStart) -> str:
     """Method, environment, model, device, number of steps and answers, and the run directory."""
     kinds = {"completions": start.completions_sampled, "given answers": start.given}
