@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, TypeAlias, get_args
+from typing import Any, NoReturn, TypeAlias, TypeVar, get_args
 
 from selfdistill.envs.sandbox.limits import MAX_SECONDS, MIN_SECONDS
+from selfdistill.envs.syntax import code_fault
 from selfdistill.errors import DataError
 from selfdistill.files import json_object
 from selfdistill.types import Message, Role, Task
+
+T = TypeVar("T")
 
 # What a template may show beside role and content; without it the conversation would be another one.
 _CARRIED = ("tool_calls", "tool_call_id", "function_call", "images", "image", "audio", "videos")
@@ -18,12 +21,14 @@ _CARRIED = ("tool_calls", "tool_call_id", "function_call", "images", "image", "a
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """The fields of a row with its place, which every error names."""
+    """The fields of a row with its place and its shape, which every error names. Code in rows that are not `compiled`
+    is not looked at."""
 
-    path: Path
+    path: str | Path
     line: int
     shape: str
     fields: Mapping[str, Any]
+    compiled: bool = True
 
     def fail(self, field: str, expected: str, got: object = None, *, why: str = "", do: str = "") -> NoReturn:
         """Raise DataError about one field."""
@@ -34,40 +39,44 @@ class Row:
         """The first of the fields that is there and not null."""
         return next((name for name in names if self.fields.get(name) is not None), None)
 
-    def text(self, *names: str, required: bool = False) -> str:
-        """The first of the fields that is there; it must be text. Without one: empty, or an error where `required`."""
+    def value(self, kind: type[T], expected: str, *names: str) -> T | None:
+        """The first of the fields that is there, which must be of this type."""
         name = self.name_of(*names)
-        if name is None:
-            return self.fail(names[0], "text", "nothing") if required else ""
-        value = self.fields[name]
-        return value if isinstance(value, str) else self.fail(name, "text", short(value))
+        value = self.fields[name] if name is not None else None
+        if name is None or isinstance(value, kind):
+            return value
+        return self.fail(name, expected, short(value))
+
+    def text(self, *names: str) -> str:
+        """The first of the fields that is there; it must be text. Empty without one."""
+        return self.value(str, "text", *names) or ""
+
+    def items(self, name: str) -> list[Any]:
+        """A list, empty when the field is missing."""
+        return self.value(list, "a list", name) or []
 
     def time_limit(self) -> float | None:
         """Seconds for one test; None when the field is missing."""
         value = self.fields.get("time_limit")
         if value is None:
             return None
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not MIN_SECONDS <= value <= MAX_SECONDS:
+        if type(value) not in (int, float) or not MIN_SECONDS <= value <= MAX_SECONDS:
             expected = f"a number above 0 (seconds, from {MIN_SECONDS:g}), at most {MAX_SECONDS:g}"
             self.fail("time_limit", expected, short(value))
         return float(value)
 
-    def items(self, name: str) -> list[Any]:
-        """A list, empty when the field is missing."""
-        value = self.fields.get(name)
-        if value is None:
-            return []
-        return list(value) if isinstance(value, list) else self.fail(name, "a list", short(value))
-
     def id(self, *names: str, default: str = "") -> str:
-        """The row's own id, or one made of its line number."""
+        """The row's own id, else `default`, else one made of its line number."""
         name = self.name_of(*names)
-        if name is None:
-            return default or f"line-{self.line}"
-        value = self.fields[name]
-        if isinstance(value, bool) or not isinstance(value, (str, int)) or not str(value).strip():
-            self.fail(name, "text or an integer", short(value))
+        value = self.fields[name] if name is not None else default or f"line-{self.line}"
+        if type(value) not in (str, int) or not str(value).strip():
+            self.fail(name or names[0], "text or an integer", short(value))
         return str(value)
+
+    def code(self, field: str, source: str) -> str:
+        """The Python of a field. It must compile, and import what is there."""
+        fault = code_fault(source) if self.compiled else None
+        return source if fault is None else self.fail(field, fault.expected, fault.got, why=fault.why, do=fault.do)
 
     def messages(self, *names: str) -> tuple[Message, ...]:
         """The conversation of the first of the fields that is there: text is one user turn, else a list of
@@ -77,17 +86,16 @@ class Row:
             got = f"the fields {', '.join(map(ascii, self.fields)) or '(none)'}"
             self.fail(names[0], expected, got[:300])
         value = self.fields[name]
-        if isinstance(value, str):
-            return (Message("user", value if value.strip() else self.fail(name, "a statement", "blank text")),)
+        if isinstance(value, str) and value.strip():
+            return (Message("user", value),)
         if not isinstance(value, list) or not value:
             self.fail(name, expected, short(value), do='write "…", or [{"role": "user", "content": "…"}]')
         turns = tuple(self._message(f"{name}[{place}]", turn) for place, turn in enumerate(value))
         if turns[-1].role != "user":
-            self.fail(
-                f"{name}[{len(turns) - 1}].role", "a conversation that ends with a user turn", repr(turns[-1].role),
-                why="the model answers the user; a turn that was begun for it is not continued",
-                do="leave that turn out; an answer that is known goes into a field of its own (docs/environments.md)",
-            )  # fmt: skip
+            do = "leave that turn out; an answer that is known goes into a field of its own (docs/environments.md)"
+            why = "the model answers the user; a turn that was begun for it is not continued"
+            expected = "a conversation that ends with a user turn"
+            self.fail(f"{name}[{len(turns) - 1}].role", expected, repr(turns[-1].role), why=why, do=do)
         return turns
 
     def _message(self, field: str, turn: Any) -> Message:
@@ -101,13 +109,14 @@ class Row:
         if carried is not None:
             self.fail(f"{field}.{carried}", "a message of text alone", short(turn[carried]))
         field += ".content"
-        if not isinstance(content, (str, list)):
+        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        if not isinstance(parts, list):
             self.fail(field, "text, or a list of parts of text", short(content))
-        for place, part in enumerate(content if isinstance(content, list) else ()):
+        for place, part in enumerate(parts):
             if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
                 do = "images and other media are not read"
                 self.fail(f"{field}[{place}]", 'a part {"type": "text", "text": …}', short(part), do=do)
-        text = content if isinstance(content, str) else "".join(part["text"] for part in content)
+        text = "".join(part["text"] for part in parts)
         if not text.strip() and role != "system":  # an empty one takes the place of a template's own
             self.fail(field, "text", "blank text")
         return Message(role, text)

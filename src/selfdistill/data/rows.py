@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
 from selfdistill.data.row import Row, load_rows, short
-from selfdistill.envs.syntax import spec_fault
 from selfdistill.errors import DataError
 from selfdistill.files import BadJson, decode_json, is_whole, numbered_lines
 from selfdistill.types import Message, Task
@@ -43,7 +42,7 @@ LIVECODEBENCH_HEADER = "\n".join([
     "sys.setrecursionlimit(50000)",
 ])  # fmt: skip
 _MAX_INFLATED_BYTES = 1 << 30
-_PACKED = re.compile(r"[A-Za-z0-9+/=\s]+")
+_PACKED = re.compile(r"[A-Za-z0-9+/=][A-Za-z0-9+/=\s]*")
 _DEFINES_CHECK = re.compile(r"\bdef\s+check\b|\bcheck\s*=|\bimport\b.*\bcheck\b")
 
 
@@ -63,7 +62,7 @@ def row_to_task(fields: Mapping[str, Any], path: str | Path = "row", line: int =
     """One row as a task. Raises `DataError` naming `path`, `line` and the field; with `compiled` also for code that
     does not compile, or imports what is not there."""
     missing = {
-        shape: [" or ".join(names) for names in required if not any(name in fields for name in names)]
+        shape: [names for names in required if fields.keys().isdisjoint(names.split(" or "))]
         for shape, (required, _) in _SHAPES.items()
     }
     shape = min(_SHAPES, key=lambda shape: (len(missing[shape]), -len(_SHAPES[shape][0]) if missing[shape] else 0))
@@ -75,20 +74,10 @@ def row_to_task(fields: Mapping[str, Any], path: str | Path = "row", line: int =
             do='add those fields, or write {"id": ..., "prompt": ..., "tests": [{"input": ..., "output": ...}]}',
         )
     required, convert = _SHAPES[shape]
-    row = Row(Path(path), line, shape, fields)
-    task = convert(row)
+    task = convert(Row(path, line, shape, fields, compiled))
     if not task.spec["public"] and not task.spec["private"]:
-        what = f"{path}:{line}: {shape} row: field {' or '.join(required[1])!r}: task {short(task.id)} has no tests"
+        what = f"{path}:{line}: {shape} row: field {required[1]!r}: task {short(task.id)} has no tests"
         raise DataError(what, why="every answer would count as correct", do="add a test, or leave the row out")
-    fault = spec_fault(task.spec) if compiled else None
-    if fault is not None:
-        if shape == "HumanEval":
-            field = {"prelude": "prompt", "public": "test"}.get(fault.part, fault.part)
-        elif fault.part == "public":
-            field = f"test_list[{fault.index}]"
-        else:
-            field = "test_setup_code" if row.text("test_setup_code").strip() else "test_imports"
-        row.fail(field, fault.expected, fault.got, why=fault.why, do=fault.do)
     return task
 
 
@@ -97,44 +86,41 @@ def _from_livecodebench(row: Row) -> Task:
     kinds = {str(test.get("testtype", "stdin")) for tests in splits.values() for test in tests} or {"stdin"}
     if kinds not in ({"functional"}, {"stdin"}):
         row.fail("testtype", "'functional' or 'stdin', the same in all tests", sorted(kinds))
-    kind, name = kinds.pop(), ""
-    if kind == "functional":
-        metadata = row.fields.get("metadata")
-        if isinstance(metadata, str):
-            try:
-                metadata = decode_json(metadata)
-            except BadJson as error:
-                row.fail("metadata", "JSON", f"{error.what}: {error.got}")
-        if not isinstance(metadata, dict) or not isinstance(metadata.get("func_name"), str):
-            row.fail("metadata", "an object with func_name", short(metadata))
-        name = metadata["func_name"] or row.fail("metadata", "an object with func_name", short(metadata))
-        _check_name(row, "metadata.func_name", name)
+    kind = kinds.pop()
+    name = _function_name(row) if kind == "functional" else ""
     decode = _call_test if kind == "functional" else _text_test
     public, private = (_decoded(row, field, tests, decode) for field, tests in splits.items())
     return _task(
-        row, ("question_id", "id"), row.messages("question_content"), kind, public, private,
+        row, ("question_id", "id"), row.messages("question_content"), kind, public=public, private=private,
         fn_name=name, prelude=LIVECODEBENCH_HEADER, starter=row.text("starter_code"),
     )  # fmt: skip
 
 
-def _check_name(row: Row, field: str, name: str) -> None:
-    if not name.isidentifier() or iskeyword(name):
-        why = "it is called by this name: every answer would fail"
-        row.fail(field, "the name of a function, one identifier that is no keyword", short(name), why=why)
+def _function_name(row: Row) -> str:
+    metadata = row.fields.get("metadata")
+    if isinstance(metadata, str):
+        metadata = _from_json(row, "metadata", metadata)
+    if not isinstance(metadata, dict) or not isinstance(metadata.get("func_name"), str):
+        row.fail("metadata", "an object with func_name", short(metadata))
+    return _check_name(row, "metadata.func_name", metadata["func_name"])
+
+
+def _check_name(row: Row, field: str, name: str) -> str:
+    if name.isidentifier() and not iskeyword(name):
+        return name
+    why = "it is called by this name: every answer would fail"
+    row.fail(field, "the name of a function, one identifier that is no keyword", short(name), why=why)
 
 
 def _livecodebench_tests(row: Row, name: str) -> list[dict[str, Any]]:
     """A list, its JSON text, or (private tests) that JSON pickled, deflated and written in base64."""
     value = row.fields.get(name)
     if isinstance(value, str):
-        text = value
-        try:
-            value = decode_json(text) if text.strip() else []
-        except BadJson as error:
-            value = _unpack(row, name, text) if _PACKED.fullmatch(text) else _not_json(row, name, error)
+        value = _unpacked(row, name, value) if _PACKED.fullmatch(value) else value
+        value = _from_json(row, name, value) if value.strip() else None
     tests = [] if value is None else value
     if not isinstance(tests, list) or not all(isinstance(test, dict) for test in tests):
-        row.fail(name, "a list of objects {input, output, testtype}, or its JSON", short(value))
+        row.fail(name, "a list of objects {input, output, testtype}, or its JSON", short(tests))
     return tests
 
 
@@ -145,24 +131,24 @@ class _TextOnlyUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"it names {module}.{name}; only text is allowed")
 
 
-def _unpack(row: Row, name: str, value: str) -> Any:
+def _unpacked(row: Row, name: str, value: str) -> str:
+    expected = "JSON, or base64 of deflated, pickled JSON text"
     try:
         inflater = zlib.decompressobj()
         packed = inflater.decompress(base64.b64decode(value, validate=True), _MAX_INFLATED_BYTES)
         text = _TextOnlyUnpickler(io.BytesIO(packed)).load()
     except (zlib.error, pickle.UnpicklingError, EOFError, ValueError, LookupError, TypeError, AttributeError,
             RecursionError, MemoryError, OverflowError) as error:  # fmt: skip
-        row.fail(name, "JSON, or base64 of deflated, pickled JSON text", f"{type(error).__name__}: {error}")
-    if not isinstance(text, str) or not is_whole(text):
-        row.fail(name, "JSON, or base64 of deflated, pickled JSON text", short(text))
+        row.fail(name, expected, f"{type(error).__name__}: {error}")
+    return text if isinstance(text, str) and is_whole(text) else row.fail(name, expected, short(text))
+
+
+def _from_json(row: Row, field: str, text: str) -> Any:
     try:
         return decode_json(text)
     except BadJson as error:
-        _not_json(row, name, error)
-
-
-def _not_json(row: Row, field: str, error: BadJson) -> NoReturn:
-    row.fail(field, "JSON", f"{error.what}: {error.got}" + (f" (at {error.field})" if error.field else ""), do=error.do)
+        place = f" (at {error.field})" if error.field else ""
+        row.fail(field, "JSON", f"{error.what}: {error.got}{place}", do=error.do)
 
 
 Decode: TypeAlias = Callable[[Row, str, Any], dict[str, Any]]
@@ -195,27 +181,28 @@ def _from_mbpp(row: Row) -> Task:
     for index, test in enumerate(tests):
         if not isinstance(test, str) or not test.strip():
             row.fail(f"test_list[{index}]", "an assert statement", short(test))
+        row.code(f"test_list[{index}]", test)
     if not all(isinstance(line, str) for line in imports):
         row.fail("test_imports", "a list of import statements", short(imports))
     setup = "\n".join([*imports, row.text("test_setup_code")]).strip()
+    row.code("test_setup_code" if row.text("test_setup_code").strip() else "test_imports", setup)
     question = row.messages("text", "prompt")
     if tests:
         question = _with_last(question, f"{question[-1].content}\nYour code must pass this test:\n{tests[0]}")
-    return _task(row, ("task_id", "id"), question, "assert", tests, setup=setup, solution=row.text("code"))
+    return _task(row, ("task_id", "id"), question, "assert", public=tests, setup=setup, solution=row.text("code"))
 
 
 def _from_humaneval(row: Row) -> Task:
-    question, test = row.messages("prompt"), row.text("test", required=True)
-    prompt, entry = question[-1].content, row.text("entry_point", required=True)
-    _check_name(row, "entry_point", entry)
+    question, test = row.messages("prompt"), row.text("test")
+    prompt, entry = question[-1].content, _check_name(row, "entry_point", row.text("entry_point"))
     if test.strip() and not _DEFINES_CHECK.search(test):
         row.fail("test", "code that defines check(candidate)", short(test), why="it is what is called")
     solution = row.text("canonical_solution")
     statement = f"Complete this program. Repeat everything that it needs.\n```python\n{prompt.rstrip()}\n```"
     return _task(
-        row, ("task_id", "id"), _with_last(question, statement), "assert",
-        [f"{test}\n\ncheck({entry})"] if test.strip() else [],
-        fn_name=entry, prelude=_valid_prelude(row, prompt), solution=prompt + solution if solution else "",
+        row, ("task_id", "id"), _with_last(question, statement), "assert", fn_name=entry,
+        public=[row.code("test", f"{test}\n\ncheck({entry})")] if test.strip() else [],
+        prelude=row.code("prompt", _valid_prelude(row, prompt)), solution=prompt + solution if solution else "",
     )  # fmt: skip
 
 
@@ -234,12 +221,11 @@ def _valid_prelude(row: Row, prompt: str) -> str:
 
 def _from_simple(row: Row) -> Task:
     name, starter = row.text("fn_name"), row.text("starter_code")
-    if name:
-        _check_name(row, "fn_name", name)
+    name = name and _check_name(row, "fn_name", name)
     decode = _argument_test if name else _text_test
     public, private = (_decoded(row, field, row.items(field), decode) for field in ("tests", "private_tests"))
     return _task(
-        row, ("id",), row.messages("prompt"), "functional" if name else "stdin", public, private,
+        row, ("id",), row.messages("prompt"), "functional" if name else "stdin", public=public, private=private,
         fn_name=name, prelude=_TYPING if starter.strip() else "", starter=starter, solution=row.text("solution"),
     )  # fmt: skip
 
@@ -252,17 +238,9 @@ def _argument_test(row: Row, field: str, test: Any) -> dict[str, Any]:
 
 
 def _task(
-    row: Row,
-    ids: Sequence[str],
-    question: Sequence[Message],
-    kind: str,
-    public: Sequence[Any],
-    private: Sequence[Any] = (),
-    *,
-    starter: str = "",
-    solution: str = "",
-    **code: str,
-) -> Task:
+    row: Row, ids: Sequence[str], question: Sequence[Message], kind: str, *, starter: str = "", solution: str = "",
+    **code: Any,
+) -> Task:  # fmt: skip
     """The task, with the form of the answer appended to the last turn of the question."""
     parts = [question[-1].content.strip()]
     if starter.strip():
@@ -272,7 +250,7 @@ def _task(
     elif kind == "functional":
         parts.append(f"Write a Python function named `{code['fn_name']}`.")
     messages = _with_last(question, "\n\n".join([*parts, INSTRUCTION]))
-    whole = {"kind": kind, "public": public, "private": list(private), **code, "time_limit": row.time_limit()}
+    whole = {"kind": kind, "private": [], **code, "time_limit": row.time_limit()}
     spec = {key: value for key, value in whole.items() if value not in ("", None)}
     demonstration = f"```python\n{solution.strip()}\n```" if solution.strip() else ""
     return Task(row.id(*ids), messages, spec, demonstration)
@@ -283,13 +261,10 @@ def _with_last(question: Sequence[Message], content: str) -> tuple[Message, ...]
     return (*question[:-1], Message(question[-1].role, content))
 
 
-# For each shape the fields that it needs, as tuples of spellings of which one is enough, and how it is read.
-_SHAPES: dict[str, tuple[tuple[tuple[str, ...], ...], Callable[[Row], Task]]] = {
-    "LiveCodeBench": (
-        (("question_content",), ("public_test_cases", "private_test_cases")),
-        _from_livecodebench,
-    ),
-    "MBPP": ((("text", "prompt"), ("test_list",)), _from_mbpp),
-    "HumanEval": ((("prompt",), ("test",), ("entry_point",)), _from_humaneval),
-    "simple": ((("prompt",), ("tests",)), _from_simple),
+# For each shape the fields that it needs, and how it is read.
+_SHAPES: Mapping[str, tuple[tuple[str, ...], Callable[[Row], Task]]] = {
+    "LiveCodeBench": (("question_content", "public_test_cases or private_test_cases"), _from_livecodebench),
+    "MBPP": (("text or prompt", "test_list"), _from_mbpp),
+    "HumanEval": (("prompt", "test", "entry_point"), _from_humaneval),
+    "simple": (("prompt", "tests"), _from_simple),
 }

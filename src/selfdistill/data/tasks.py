@@ -145,12 +145,9 @@ def wanted_answers(
     """How many answers the first stage samples, and how many are fixed, when `draws` tasks have been drawn in all; what
     the other stages request depends on these."""
     passes, rest = divmod(draws, len(tasks))
-    begun = draw_tasks(tasks, len(tasks), passes, seed)[:rest]
-
-    def counted(drawn: Sequence[Task]) -> tuple[int, int]:
-        wants = [w for stage in stages[:1] for task in drawn for w in stage.requests(RolloutGroup(task, ()), rollouts)]
-        given = sum(isinstance(want, FixedCompletion) for want in wants)
-        return len(wants) - given, given
-
-    whole, part = counted(tasks), counted(begun)
-    return passes * whole[0] + part[0], passes * whole[1] + part[1]
+    begun = {task.id for task in draw_tasks(tasks, len(tasks), passes, seed)[:rest]}
+    counts = {True: 0, False: 0}  # by whether they are fixed
+    for task in tasks if stages else ():
+        for request in stages[0].requests(RolloutGroup(task, ()), rollouts):
+            counts[isinstance(request, FixedCompletion)] += passes + (task.id in begun)
+    return counts[False], counts[True]
