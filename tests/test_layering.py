@@ -10,7 +10,8 @@ FILES = sorted(SOURCE.rglob("*.py"))
 
 # From the ground up: a module may import from lower rows only, or from its own package.
 LAYERS = (
-    ("errors", "types"),
+    ("errors",),
+    ("types",),
     ("options", "plugins", "files"),
     ("losses", "runs"),
     ("prompts",),

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal, TypeAlias
 
+from selfdistill.errors import nearest
+
 TokenIds: TypeAlias = tuple[int, ...]
 Role = Literal["system", "user", "assistant"]
 
@@ -30,9 +32,9 @@ class StopReason(StrEnum):
 class Task:
     """A question `x`, and what only the environment and the teacher read.
 
-    `messages` is all that the student reads. `spec` belongs to the environment (tests, answers) and is JSON.
-    `demonstration` and `document` are privileged texts of the data, `logged_answer` is an earlier answer and
-    `user_reply` the user's reply to a wrong one; empty means none.
+    `messages` is all that the student reads. `spec` belongs to the environment (tests, answers, the columns of a row)
+    and is JSON; `task["answer"]` reads it. `demonstration` and `document` are privileged texts of the data,
+    `logged_answer` is an earlier answer and `user_reply` the user's reply to a wrong one; empty means none.
     """
 
     id: str
@@ -42,6 +44,12 @@ class Task:
     document: str = ""
     logged_answer: str = ""
     user_reply: str = ""
+
+    def __getitem__(self, column: str) -> Any:
+        """A column of `spec`. Raises `KeyError`, with the nearest column."""
+        if column not in self.spec:
+            raise KeyError(f"task {self.id!r} has no column {column!r}: {nearest(column, self.spec)}")
+        return self.spec[column]
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,6 +62,15 @@ def test_what_a_run_will_ask_and_be_given_is_counted_over_the_tasks_it_draws(dra
     assert wanted_answers(tasks, (), 8, draws, seed=1) == (0, 0)
 
 
+def test_a_task_reads_its_columns_and_names_the_nearest_of_one_that_it_lacks() -> None:
+    task = Task("sky", (Message("user", "?"),), {"answer": "blue", "level": 2})
+    assert (task["answer"], task["level"]) == ("blue", 2)
+    with pytest.raises(KeyError, match="task 'sky' has no column 'anwser': did you mean 'answer'"):
+        task["anwser"]
+    with pytest.raises(KeyError, match="no column 'x': known: answer, level"):
+        task["x"]
+
+
 def write(path: Path, *rows: object) -> Path:
     path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
     return path
