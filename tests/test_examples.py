@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from selfdistill import Additive, SampledToken, Tanh, load_config, load_tasks, read_run, solve, solve_config, train
+from selfdistill import Additive, SampledToken, Tanh, load_config, load_tasks, read_run, solve, solve_config
 from selfdistill.envs.code import CodeEnvironment
 from selfdistill.envs.registry import make_environment
 from selfdistill.errors import ConfigError
@@ -17,6 +17,7 @@ from selfdistill.runs import Run
 from selfdistill.runs.events import RunStart
 from selfdistill.test_time.config import config_from, solve_settings
 from selfdistill.test_time.solve import default_path
+from selfdistill.training.loop import train
 from selfdistill.types import Completion, DropReason, Outcome, Rollout, RolloutGroup, Task
 from tiny_models import tiny_policy_dir
 

@@ -23,7 +23,7 @@ LAYERS = (
     ("test_time",),
     ("analysis",),
     ("view",),
-    ("cli",),
+    ("cli", "api"),
 )
 # Only these may import inside a function, each for its reason.
 LATE_IMPORTS = {

@@ -23,6 +23,7 @@ from selfdistill.types import (
 )
 
 if TYPE_CHECKING:
+    from selfdistill.api import train
     from selfdistill.config import RunConfig, load_config
     from selfdistill.data.rows import load_tasks
     from selfdistill.losses import Additive, LossSpec, SampledToken, Tanh, divergence, fused_loss
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
     from selfdistill.test_time.solve import solve
     from selfdistill.test_time.strategies import Prompt, SolveState, Strategy
     from selfdistill.training.evaluation import measure
-    from selfdistill.training.loop import train
     from selfdistill.training.side_by_side import compare
 
 __all__ = [
@@ -96,6 +96,7 @@ __all__ = [
 
 # Where the names above live that are loaded on first use; the imports for the type checker say the same.
 _HOMES = {
+    "api": "train",
     "config": "RunConfig load_config",
     "prompts.context": "Demonstration Document SolutionOrFeedback",
     "training.side_by_side": "compare",
@@ -103,7 +104,6 @@ _HOMES = {
     "test_time.solve": "solve",
     "test_time.config": "solve_config",
     "test_time.strategies": "Prompt SolveState Strategy",
-    "training.loop": "train",
     "methods": "GRPO SDPO Credit Method",
     "models.load": "LoraOptions load_policy",
     "models.policy": "Policy",

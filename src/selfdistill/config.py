@@ -13,13 +13,16 @@ import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from selfdistill.data.tasks import training_tasks
+from selfdistill.envs.base import Environment
+from selfdistill.envs.registry import make_environment
 from selfdistill.errors import ConfigError, Ranged, RunError
 from selfdistill.files import is_whole, read_text
-from selfdistill.methods import find_method, get_method
+from selfdistill.methods import Method, find_method, get_method
 from selfdistill.models.load import LoraOptions
 from selfdistill.models.sampler import SamplingOptions
 from selfdistill.models.teacher import TeacherRule
@@ -28,6 +31,7 @@ from selfdistill.prompts.render import Thinking
 from selfdistill.runs import saved_config
 from selfdistill.runs.old_names import SETTINGS
 from selfdistill.runs.store import CONFIG
+from selfdistill.types import Task
 
 T = TypeVar("T")
 
@@ -105,8 +109,17 @@ class ContextOptions(Ranged):
 
 
 @dataclass(frozen=True, slots=True)
+class Values:
+    """What a Python program passed to a run and no file can hold; None: the settings name it."""
+
+    method: Method | None = None
+    env: Environment | None = None
+    tasks: Sequence[Task] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class RunConfig(Ranged):
-    """A run. Frozen; `resolved` gives it as JSON, and `build(RunConfig, …)` reads that back.
+    """A run. Frozen; `resolved` gives it as JSON, and `from_settings` reads that back, but for `values`.
 
     A step samples one generation batch and makes one or more updates (optimiser steps) from it; whatever is counted in
     steps counts generation batches.
@@ -149,18 +162,35 @@ class RunConfig(Ranged):
     replay: ReplayOptions | None = field(
         default=None, metadata=about("replay of prompts against forgetting; none: no replay")
     )
+    values: Values = field(default=Values(), metadata={"live": True})
 
     @property
     def completions_sampled(self) -> int:
         """Answers to tasks over the whole run, for a method that samples `rollouts_per_task` of them."""
         return self.steps * self.tasks_per_step * self.rollouts_per_task
 
+    def make_method(self) -> Method:
+        """The method of the run. Raises `ConfigError`."""
+        return self.values.method or get_method(self.method.name, self.method.options)
+
+    def make_env(self) -> Environment:
+        """The environment of the run. Raises `ConfigError`."""
+        return self.values.env or make_environment(self.env.name, self.env.options, seed=self.seed)
+
+    def tasks_of(self, env: Environment) -> list[Task]:
+        """The tasks of the run: the values, those of `data`, or the environment's own. Raises `DataError`."""
+        return training_tasks(env, self.data if self.values.tasks is None else self.values.tasks)
+
 
 def load_config(
-    file: Path | None = None, overrides: Sequence[str | tuple[str, Any]] = (), base: Mapping[str, Any] | None = None
+    file: Path | None = None,
+    overrides: Sequence[str | tuple[str, Any]] = (),
+    base: Mapping[str, Any] | None = None,
+    values: Values = Values(),
+    place: str = COMMAND_LINE,
 ) -> RunConfig:
     """The settings of a run: those of `base` (a resolved run), then of a TOML file, then overrides, as
-    `key.path=value` or as pairs.
+    `key.path=value` or as pairs. Errors name the `place` of these.
 
     Raises `ConfigError`: a file that is missing or no TOML (with its line), an unknown key (with its file, line and the
     nearest known one), a value of the wrong type or outside its range.
@@ -169,15 +199,18 @@ def load_config(
     pairs = [parse_override(text) if isinstance(text, str) else text for text in overrides]
     for key, value in sorted(pairs, key=lambda pair: pair[0].count(".")):  # a table before what is in it
         _put(tree, key, value)
-        sources[key] = COMMAND_LINE
+        sources[key] = place
     _refuse_depth(tree)
-    return from_settings(_merged(base or {}, tree), sources)
+    return from_settings(_merged(base or {}, tree), sources, values)
 
 
-def from_settings(settings: Mapping[str, Any], sources: Mapping[str, str] | None = None) -> RunConfig:
+def from_settings(
+    settings: Mapping[str, Any], sources: Mapping[str, str] | None = None, values: Values = Values()
+) -> RunConfig:
     """A run from nested settings; `sources` gives the place of each dotted key for error messages."""
     _refuse_old_names(settings, sources or {})
-    method = find_method(_named("method", settings.get("method", {}))["name"])
+    name = _named("method", settings.get("method", {}))["name"]
+    method = type(values.method) if values.method else find_method(name)
     needs = _merged(method.settings, FOR_MODEL.get(str(settings.get("model", _default("model"))), {}))
     tree = _merged(needs, settings)
     if tree.get("data") and not _is_named(tree.get("env", {})):
@@ -189,8 +222,8 @@ def from_settings(settings: Mapping[str, Any], sources: Mapping[str, str] | None
     rule = tree.get("teacher")
     if isinstance(rule, dict) and "kind" not in rule and method.teacher is not None:
         tree["teacher"] = {**plain(method.teacher, TeacherRule), **rule}  # the method's kind of teacher is the default
-    config = build(RunConfig, tree, Where(sources=sources or {}))
-    get_method(config.method.name, config.method.options)  # refuses what it cannot use, before anything is loaded
+    config = replace(build(RunConfig, tree, Where(sources=sources or {})), values=values)
+    config.make_method()  # refuses what it cannot use, before anything is loaded
     return config
 
 

@@ -1,7 +1,8 @@
 """Settings as values: any frozen dataclass from a mapping, and back.
 
 A component keeps its own options, as a frozen dataclass with defaults; nothing here or in `config.py` repeats them.
-Keys are checked against the fields, values against the annotations. Where a field may be one of several dataclasses,
+Keys are checked against the fields, values against the annotations; a field whose metadata has `live` holds objects of
+the program and is no setting. Where a field may be one of several dataclasses,
 `kind` names which one: the class's `kind`, or its name in snake_case (`TrustRegion` → "trust_region").
 
     build(Adam, {"lr": 1e-5})                       override(Adam(lr=1e-5), {"betas": [0.9, 0.99]})
@@ -237,7 +238,7 @@ def _dataclasses(kind: Any) -> tuple[type, ...]:
 
 
 def _fields(kind: type) -> tuple[Field[Any], ...]:
-    return tuple(item for item in fields(cast(Any, kind)) if item.init)
+    return tuple(item for item in fields(cast(Any, kind)) if item.init and not item.metadata.get("live"))
 
 
 @cache

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import random
+import re
 import sys
 import traceback
 from collections.abc import Iterator
@@ -18,6 +19,19 @@ from typing import Any
 
 from selfdistill.errors import ConfigError, SelfDistillError, nearest
 
+FROM_PYTHON = "python:"  # begins the name of a value that a program passed, and that no file holds
+
+
+def refuse_value(name: str, part: str) -> None:
+    """Raises `ConfigError` where a name stands for a value that a Python program passed."""
+    if name.startswith(FROM_PYTHON):
+        raise ConfigError(
+            f"the {part} of this run was a value of a Python program",
+            got=name,
+            why="no file holds it, so the command line cannot make it again",
+            do=f"use Python, and pass the same value: sd.train(resume=…, {part}=…)",
+        )
+
 
 def is_file_name(name: str) -> bool:
     """Whether a name is `FILE.py[:NAME]` rather than an entry of a registry."""
@@ -26,6 +40,8 @@ def is_file_name(name: str) -> bool:
 
 def short_name(name: str) -> str:
     """A name that can be part of a file's name: `envs/my_env.py:env` → "my_env", "sdpo" → "sdpo"."""
+    if name.startswith(FROM_PYTHON):
+        return re.sub(r"\W+", "_", name.removeprefix(FROM_PYTHON))
     return Path(name.partition(":")[0]).stem if is_file_name(name) else name
 
 

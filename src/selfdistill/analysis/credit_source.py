@@ -14,7 +14,6 @@ from selfdistill.analysis.token_credit import CreditQuery, credit
 from selfdistill.config import RunConfig, from_settings, read_saved
 from selfdistill.data.tasks import training_tasks
 from selfdistill.envs.base import tasks_of
-from selfdistill.envs.registry import make_environment
 from selfdistill.envs.verbs.lexicon import all_words, dictionary_entry
 from selfdistill.envs.verbs.operations import OPERATIONS
 from selfdistill.envs.verbs.programs import VerbProgram
@@ -280,7 +279,7 @@ def _task(config: RunConfig, search: SolveConfig | None, record: RolloutRecord, 
 
 def _tasks(config: RunConfig, search: SolveConfig | None) -> list[Task]:
     """All tasks of a run."""
-    env = make_environment(config.env.name, config.env.options, seed=config.seed)
+    env = config.make_env()
     files = [name for name in search.tasks if is_file(name)] if search else []
     trained = [task for data in dict.fromkeys([config.data, *files]) for task in training_tasks(env, data)]
     return [*trained, *(task for split in SPLITS[1:] for task in tasks_of(env, split))]

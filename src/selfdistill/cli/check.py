@@ -49,13 +49,12 @@ def check(
     """
     from selfdistill.analysis.check import check_rows, every_row, read_answers
     from selfdistill.config import RunConfig, load_config
-    from selfdistill.envs.registry import make_environment
     from selfdistill.training.session import open_renderer
 
     flags = {"model": model, "env": env, "data": data, "seed": seed}
     settings = load_config(config, [*as_overrides(flags), *(overrides or ())])
     given = read_answers(answers) if answers is not None else None
-    environment = make_environment(settings.env.name, settings.env.options, seed=settings.seed)
+    environment = settings.make_env()
     with _Progress() as progress:
         rows = every_row(environment, settings.data)
         if given is not None:

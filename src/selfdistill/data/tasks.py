@@ -14,6 +14,7 @@ from selfdistill.envs.base import Environment, tasks_of, why_unusable
 from selfdistill.envs.code import CodeEnvironment
 from selfdistill.errors import ConfigError, DataError, ModelError
 from selfdistill.files import numbered_lines
+from selfdistill.plugins import refuse_value
 from selfdistill.prompts.render import Renderer
 from selfdistill.prompts.stages import FixedCompletion, Stage
 from selfdistill.runs.events import Callback, Note
@@ -24,8 +25,12 @@ class NoneFits(DataError):
     """Every prompt is longer than the model reads."""
 
 
-def training_tasks(env: Environment, data: str) -> list[Task]:
-    """The tasks of a data file, else the environment's own. Raises `DataError`, `ConfigError` when there are none."""
+def training_tasks(env: Environment, data: str | Sequence[Task]) -> list[Task]:
+    """The tasks given, those of a data file, else the environment's own. Raises `DataError`, `ConfigError` when there
+    are none."""
+    if not isinstance(data, str):
+        return list(data)
+    refuse_value(data, "data")
     if data and isinstance(env, CodeEnvironment):
         return load_tasks(Path(data))
     if data:

@@ -12,7 +12,7 @@ from selfdistill.envs.scoring import CodeOptions
 from selfdistill.envs.verbs.env import VerbsEnvironment, VerbsOptions
 from selfdistill.errors import ConfigError, nearest
 from selfdistill.options import Where, build
-from selfdistill.plugins import is_file_name, load_from_file, short_name
+from selfdistill.plugins import is_file_name, load_from_file, refuse_value, short_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +46,7 @@ def environment_options(name: str, options: Mapping[str, Any]) -> Any:
 
 def make_environment(name: str, options: Mapping[str, Any], *, seed: int) -> Environment:
     """An environment by name, or `FILE.py:NAME` for a function or object of the user's. Raises `ConfigError`."""
+    refuse_value(name, "env")
     if not is_file_name(name):
         checked = environment_options(name, options)
         return ENVIRONMENTS[name].make(checked, seed)

@@ -33,7 +33,7 @@ from selfdistill.methods.sft import SFT
 from selfdistill.methods.srpo import SRPO
 from selfdistill.methods.user_replies import UserReplies
 from selfdistill.options import Where, build
-from selfdistill.plugins import is_file_name, load_from_file, their_code
+from selfdistill.plugins import is_file_name, load_from_file, refuse_value, their_code
 
 METHODS: Mapping[str, type[Method]] = {
     "sdpo": SDPO,
@@ -70,6 +70,7 @@ def find_method(name: str) -> type[Method]:
     """The class of a method by name, or `FILE.py:NAME` for one of the user's. Raises `ConfigError`."""
     if is_file_name(name):
         return _from_file(name)
+    refuse_value(name, "method")
     if name not in METHODS:
         do = f"{nearest(name, METHODS)}; or a file of your own: --method my_method.py:MyMethod"
         raise ConfigError("unknown method", got=name, do=do)
@@ -77,11 +78,15 @@ def find_method(name: str) -> type[Method]:
 
 
 def get_method(name: str, options: Mapping[str, Any]) -> Method:
-    """A method with some of its settings replaced. Raises `ConfigError`, also for values that its signal refuses, and
-    for more than one signal with a gate."""
+    """A method with some of its settings replaced, checked. Raises `ConfigError`."""
     kind = find_method(name)
     with their_code(kind, "its settings"):
         method = build(kind, options, Where("method"))
+    return checked_method(method, name)
+
+
+def checked_method(method: Method, name: str) -> Method:
+    """The method. Raises `ConfigError` for settings that its losses refuse, and for more than one loss with a gate."""
     try:
         with their_code(method, "its `loss_specs`"):
             gates = [loss_spec.gate for loss_spec in method.loss_specs(temperature=1.0) if loss_spec.gate is not None]

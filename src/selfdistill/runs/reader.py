@@ -36,14 +36,24 @@ class Run:
         """The evaluations of one split, by step."""
         return tuple(record for record in self.evals if record.split == split)
 
-    def rollouts(self) -> Iterator[RolloutRecord]:
-        """Every rollout that no resume took back, read from the disk one by one, in two passes."""
+    @property
+    def model_dir(self) -> Path:
+        """The newest checkpoint, which `from_pretrained` loads. Raises `RunError` where there is none yet."""
+        saved = sorted((self.path / CHECKPOINTS).glob("step-*"))
+        if not saved:
+            raise RunError("this run has no checkpoint yet", got=self.path, do="wait for one (checkpoint_every)")
+        return saved[-1]
+
+    def rollouts(self, step: int | None = None) -> Iterator[RolloutRecord]:
+        """Every rollout (of one step) that no resume took back, read from the disk one by one, in two passes."""
         path = self.path / ROLLOUTS
         if self.steps and not path.exists():
             raise _gone(path)
         horizon = _horizons(path)
         for number, record in _records(path):
-            if isinstance(record, RolloutRecord) and record.step <= horizon.get(number, record.step):
+            if not isinstance(record, RolloutRecord) or step not in (None, record.step):
+                continue
+            if record.step <= horizon.get(number, record.step):
                 yield record
 
 

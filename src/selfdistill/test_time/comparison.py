@@ -23,8 +23,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from selfdistill.config import parse_override
-from selfdistill.data.tasks import NoneFits, training_tasks
-from selfdistill.envs.registry import make_environment
+from selfdistill.data.tasks import NoneFits
 from selfdistill.errors import ConfigError, DataError, RunError, nearest
 from selfdistill.models.precision import pick_device
 from selfdistill.options import check_ranges, option
@@ -160,8 +159,7 @@ def task_ids(names: Sequence[str], settings: Settings, seed: int = 0) -> tuple[S
 
     def ids(seed: int) -> list[str]:
         run = solve_config(overrides=[*own, ("seed", seed)]).run
-        env = make_environment(run.env.name, run.env.options, seed=seed)
-        return [task.id for task in training_tasks(env, run.data)]
+        return [task.id for task in run.tasks_of(run.make_env())]
 
     every, next_seed = ids(seed), ids(seed + 1)
     if every != next_seed:

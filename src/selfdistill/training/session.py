@@ -12,13 +12,12 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from selfdistill.config import RunConfig
-from selfdistill.data.tasks import all_usable, check_conversations, fitting_tasks, question_rows, training_tasks
+from selfdistill.data.tasks import all_usable, check_conversations, fitting_tasks, question_rows
 from selfdistill.envs.base import Environment, tasks_of
-from selfdistill.envs.registry import make_environment
 from selfdistill.errors import ConfigError, RunError
 from selfdistill.files import read_text
 from selfdistill.losses import LossSpec
-from selfdistill.methods import Method, get_method
+from selfdistill.methods import Method
 from selfdistill.models.checkpoint import load_newest, save_checkpoint
 from selfdistill.models.load import load_policy, load_tokenizer
 from selfdistill.models.policy import Policy
@@ -169,14 +168,14 @@ def open_session(config: RunConfig, callback: Callback, *, learns: bool = False)
     seed_global(config.seed)  # a method or an environment of the user's may draw as well
     method = rule = None
     if learns:
-        method = get_method(config.method.name, config.method.options)
+        method = config.make_method()
         rule = _teacher_rule(config, method)
         _check_sampling(config, method)
         seed_global(config.seed)
-    env = make_environment(config.env.name, config.env.options, seed=config.seed)
+    env = config.make_env()
     callback(Phase("reading the tasks"))
-    tasks = training_tasks(env, config.data)
-    usable = all_usable(env, tasks, config.data)
+    tasks = config.tasks_of(env)
+    usable = all_usable(env, tasks, config.data if config.values.tasks is None else "")
     policy = open_policy(config, callback, trained=learns)
     if config.model.startswith("sapling") and config.env.name != "verbs":
         callback(

@@ -1,0 +1,175 @@
+"""The commands as Python functions, which take values where the command line takes names.
+
+    run = sd.train("Qwen/Qwen3-0.6B", method=sd.SDPO(), env=reward, data=rows, lora=16, steps=100)
+
+What a file can hold is written to the config of the run, as the command line writes it: a shipped method with its
+settings, paths, names. Functions, objects and tasks in memory are passed again on a resume.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from hashlib import sha256
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from rich.console import Console
+
+from selfdistill.config import RunConfig, Values, load_config
+from selfdistill.envs.base import Environment, FunctionEnvironment
+from selfdistill.errors import ConfigError
+from selfdistill.methods import METHODS, Method, get_method
+from selfdistill.models.load import LoraOptions
+from selfdistill.options import plain
+from selfdistill.plugins import FROM_PYTHON
+from selfdistill.runs import Callback, Event, Run, read_run, saved_config
+from selfdistill.training import loop
+from selfdistill.types import Task
+from selfdistill.view.progress import RunDisplay
+
+Settings: TypeAlias = list[tuple[str, Any]]
+
+
+def train(
+    model: str | PathLike[str] | None = None,
+    *,
+    method: str | Method | None = None,
+    env: Any = None,
+    data: Any = None,
+    lora: int | LoraOptions | Mapping[str, Any] | None = None,
+    steps: int | None = None,
+    seed: int | None = None,
+    out: str | PathLike[str] | None = None,
+    resume: str | PathLike[str] | None = None,
+    callbacks: Callback | Iterable[Callback] = (),
+    progress: bool = True,
+    **settings: Any,
+) -> Run:
+    """Trains a model and returns its run. None means the default of the command line, or that of the resumed run.
+
+    model: directory or hub name. method: a method (`sd.SDPO()`) or its name. env: a reward function, an environment or
+    a name. data: tasks, rows, or a path. lora: rank of the adapters, or their options. callbacks: called with every
+    event. progress: show the run on standard error. settings: any other setting by its name, tables as mappings:
+    `optimiser={"lr": 1e-5}`, `sampling={"max_new_tokens": 256}`.
+
+    Ctrl-C ends the run after its step, saved (`KeyboardInterrupt`); `resume=` its directory, with the same values, goes
+    on. Raises what `selfdistill.errors` lists, before anything is sampled where it can.
+    """
+    given = {"model": model, "steps": steps, "seed": seed, "out": out if resume is None else resume}
+    config = run_config(given, method=method, env=env, data=data, lora=lora, resume=resume, settings=settings)
+    with reporting(config.method.name, callbacks, progress=progress) as callback:
+        return read_run(loop.train(config, callback, resume=resume is not None))
+
+
+def run_config(
+    given: Mapping[str, Any],
+    *,
+    method: str | Method | None = None,
+    env: Any = None,
+    data: Any = None,
+    lora: int | LoraOptions | Mapping[str, Any] | None = None,
+    resume: str | PathLike[str] | None = None,
+    settings: Mapping[str, Any] = {},
+) -> RunConfig:
+    """The settings of a run from values. Raises `ConfigError`."""
+    chosen: Settings = [(key, fspath(v) if isinstance(v, PathLike) else v) for key, v in given.items() if v is not None]
+    values: dict[str, Any] = {}
+    _refuse_settings_of_values({"method": method, "env": env}, settings)
+    if isinstance(method, Method):
+        chosen.append(("method", _method_table(method)))
+        if chosen[-1][1]["name"].startswith(FROM_PYTHON):
+            values["method"] = method
+    elif method is not None:
+        _expect(isinstance(method, str), "method", "a method such as sd.SDPO(), or its name", method)
+        chosen.append(("method", method))
+    if isinstance(env, str | Mapping):
+        chosen.append(("env", env))
+    elif env is not None:
+        values["env"] = as_environment(env)
+        chosen.append(("env", FROM_PYTHON + values["env"].name))
+    if isinstance(data, str | PathLike):
+        chosen.append(("data", fspath(data)))
+    elif data is not None:
+        values["tasks"] = _tasks(data)
+        chosen.append(("data", _described(values["tasks"])))
+    if lora is not None:
+        chosen.append(("lora", {"rank": lora} if isinstance(lora, int) else lora))
+    base = saved_config(Path(resume))["settings"] if resume is not None else {}
+    for key, value in chosen:
+        if isinstance(value, Mapping) and "name" in value:  # a value is whole: it takes nothing from the saved table
+            base.pop(key, None)
+    return load_config(None, [*chosen, *settings.items()], base, Values(**values), place="")
+
+
+@contextmanager
+def reporting(label: str, callbacks: Callback | Iterable[Callback], *, progress: bool) -> Iterator[Callback]:
+    """One callback that passes events on to all, and with `progress` shows them on standard error."""
+    every = [callbacks] if callable(callbacks) else list(callbacks)
+    for callback in every:
+        _expect(callable(callback), "callbacks", "callables that take an event", callback)
+
+    def report(event: Event) -> None:
+        for callback in every:
+            callback(event)
+
+    if not progress:
+        yield report
+        return
+    with RunDisplay(label, Console(stderr=True)) as display:
+        every.insert(0, display)
+        yield report
+
+
+def as_environment(value: Any) -> Environment:
+    """An environment, or a reward function as one. Raises `ConfigError`."""
+    if hasattr(value, "score") and not isinstance(value, type):
+        env: Environment = value
+        return env
+    _expect(callable(value) and not isinstance(value, type), "env", "a reward function or an environment", value)
+    return FunctionEnvironment(value, getattr(value, "__name__", type(value).__name__))
+
+
+def _tasks(data: Iterable[Any]) -> Sequence[Task]:
+    tasks = list(data)
+    for task in tasks:
+        _expect(isinstance(task, Task), "data", "Tasks", task)
+    return tasks
+
+
+def _described(tasks: Sequence[Task]) -> str:
+    """What stands in the config for tasks in memory: equal for equal tasks, so that a resume takes no others."""
+    digest = sha256()
+    for task in tasks:
+        digest.update(repr(task).encode("utf-8", "backslashreplace"))
+    return f"{FROM_PYTHON}{len(tasks)} tasks, sha256 {digest.hexdigest()[:16]}"
+
+
+def _method_table(method: Method) -> dict[str, Any]:
+    """The table of a method in a config: its name and the settings that are not its defaults, where these make an equal
+    method again; else a name that stands for the value."""
+    name = next((name for name, kind in METHODS.items() if kind is type(method)), "")
+    settings = plain(method)
+    if name:
+        defaults = plain(METHODS[name]())
+        changed = {key: value for key, value in settings.items() if value != defaults[key]}
+        if get_method(name, changed) == method:
+            return {"name": name, **changed}
+    return {"name": FROM_PYTHON + type(method).__name__, **settings}
+
+
+def _refuse_settings_of_values(parts: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """Raises `ConfigError` for settings of a part that is a value and has its settings itself."""
+    for part, value in parts.items():
+        extra = [key for key in settings if key == part or key.startswith(f"{part}.")]
+        if extra and value is not None and not isinstance(value, str):
+            what = f"{part} is a value, and has its settings itself"
+            do = f"set them where it is made: {type(value).__name__}({extra[0].partition('.')[2]}=…)"
+            raise ConfigError(what, got=f"{part} = {value!r}"[:200] + f" beside {', '.join(extra)}", do=do)
+
+
+def _expect(holds: bool, name: str, expected: str, value: Any) -> None:
+    if not holds:
+        do = f"write {name}={value.__name__}()" if isinstance(value, type) else ""
+        raise ConfigError(f"{name} should be {expected}", got=f"{value!r}"[:200], do=do)
