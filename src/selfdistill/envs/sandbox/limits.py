@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from selfdistill.envs.sandbox.wire import MAX_NODES
-from selfdistill.options import check_ranges, option
+from selfdistill.errors import Ranged, option
 
 MIN_SECONDS, MAX_SECONDS = 0.001, 3600.0  # far beyond, the clocks of the system overflow
 
 
 @dataclass(frozen=True, slots=True)
-class SandboxLimits:
+class SandboxLimits(Ranged):
     """What a program may use; the time is wall clock for one input, the rest for one process. Raises `ConfigError`."""
 
     time_limit_s: float = option(
@@ -25,6 +25,3 @@ class SandboxLimits:
         MAX_NODES, "numbers, texts and containers in one value that it returns", least=1, most=10**8
     )
     recursion_limit: int = option(1000, "nested calls, where the program or its row sets none", least=100, most=10**6)
-
-    def __post_init__(self) -> None:
-        check_ranges(self)

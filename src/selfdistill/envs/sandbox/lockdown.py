@@ -16,8 +16,8 @@ import sys
 from collections.abc import Sequence
 from enum import StrEnum
 
-from selfdistill.envs.sandbox.seccomp import build_filter, install_filter, libc
-from selfdistill.envs.sandbox.syscalls import ARCHITECTURES
+from selfdistill.envs.sandbox.seccomp import build_filter, checked, install_filter, libc
+from selfdistill.envs.sandbox.syscalls import ARCHITECTURES, this_architecture
 
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446  # the same number on every architecture
 _VERSION_FLAG, _PATH_BENEATH = 1, 1
@@ -29,8 +29,8 @@ _READ_ONLY = _READ_FILE | _READ_DIR
 _EVERYTHING = (1 << 13) - 1 | _REFER | _TRUNCATE
 _OF_FILES = _READ_FILE | _WRITE_FILE | _TRUNCATE
 _OWN_DIRECTORY = _READ_ONLY | _WRITE_FILE | _REMOVE_FILE | _MAKE_FILE | _TRUNCATE  # flat: no directories in it
-_PR_SET_DEATH_SIGNAL, _PR_SET_NO_NEW_PRIVS, _PR_GET_SECCOMP = 1, 38, 21
-_SECCOMP, _CAPSET = {"x86_64": 317, "aarch64": 277}, {"x86_64": 126, "aarch64": 91}
+_PR_SET_DEATH_SIGNAL, _PR_SET_NO_NEW_PRIVS = 1, 38
+_GET_ACTION_AVAILABLE, _ACTION_ERRNO = 2, 0x00050000
 _CAPABILITY_VERSION = 0x20080522
 _INSTALLED = ("site-packages", "dist-packages")
 _OPEN_FILES = 64
@@ -48,22 +48,18 @@ class IsolationLevel(StrEnum):
 
 def isolation_level() -> IsolationLevel:
     """What the kernel offers to this process."""
-    files, calls = landlock_abi() > 0, _has_seccomp()
-    if files:
-        return IsolationLevel.FULL if calls else IsolationLevel.NO_CALLS
-    return IsolationLevel.NO_FILES if calls else IsolationLevel.LIMITS_ONLY
+    walls = {"landlock": landlock_abi() > 0, "seccomp": _has_seccomp(), "rlimits": True}
+    return IsolationLevel("+".join(wall for wall, is_there in walls.items() if is_there))
 
 
 def isolation_warning(level: IsolationLevel) -> str:
     """What is not protected at `level`; empty at `FULL`."""
-    open_files = "programs can read and write every file that you can"
-    open_calls = "programs can open sockets, start processes and send signals"
-    return {
-        IsolationLevel.FULL: "",
-        IsolationLevel.NO_FILES: f"no Landlock on this machine: {open_files}",
-        IsolationLevel.NO_CALLS: f"no seccomp on this machine: {open_calls}",
-        IsolationLevel.LIMITS_ONLY: f"neither Landlock nor seccomp on this machine: {open_files}; {open_calls}",
-    }[level]
+    risks = {
+        "Landlock": "programs can read and write every file that you can",
+        "seccomp": "programs can open sockets, start processes and send signals",
+    }
+    missing = [f"no {wall} on this machine: {risk}" for wall, risk in risks.items() if wall.lower() not in level]
+    return "; ".join(missing)
 
 
 def landlock_abi() -> int:
@@ -85,23 +81,20 @@ def lock_down(level: IsolationLevel, directory: str, *, memory_bytes: int, outpu
     `memory_bytes` come on top of what is mapped already. Raises OSError when a wall of `level` cannot be put up.
     """
     _set_limits(memory_bytes, output_bytes, cpu_s)
-    if sys.platform != "linux":
-        return
-    if level in (IsolationLevel.FULL, IsolationLevel.NO_CALLS):
+    if "landlock" in level:
         streams = (("/dev/fd/0", _READ_FILE), ("/dev/fd/1", _WRITE_FILE | _TRUNCATE))  # /dev/stdin and /dev/stdout
         null = ("/dev/null", _READ_FILE | _WRITE_FILE)
         _restrict_files([(directory, _OWN_DIRECTORY), (_library(), _READ_ONLY), null, *streams, *_zones()])
     _drop_capabilities()
-    if level in (IsolationLevel.FULL, IsolationLevel.NO_FILES):
+    if "seccomp" in level:
         install_filter(build_filter(ARCHITECTURES[platform.machine()], os.getpid()))
 
 
 def _has_seccomp() -> bool:
-    number = _SECCOMP.get(platform.machine().replace("arm64", "aarch64"))
-    if sys.platform != "linux" or number is None:
+    architecture, action = this_architecture(), ctypes.c_uint32(_ACTION_ERRNO)
+    if architecture is None:
         return False
-    action = ctypes.c_uint32(0x00050000)  # is the action "answer with an errno" available?
-    return bool(libc().syscall(number, 2, 0, ctypes.byref(action)) == 0)
+    return bool(libc().syscall(architecture.seccomp, _GET_ACTION_AVAILABLE, 0, ctypes.byref(action)) == 0)
 
 
 def _set_limits(memory_bytes: int, output_bytes: int, cpu_s: int) -> None:
@@ -111,26 +104,27 @@ def _set_limits(memory_bytes: int, output_bytes: int, cpu_s: int) -> None:
         resource.RLIMIT_NOFILE: _OPEN_FILES,
         resource.RLIMIT_CPU: cpu_s,
         resource.RLIMIT_AS: _mapped_bytes() + memory_bytes,
+        resource.RLIMIT_STACK: _STACK_BYTES,
     }
     for limit, value in limits.items():
         hard = resource.getrlimit(limit)[1]
         bound = value if hard == resource.RLIM_INFINITY else min(value, hard)
         soft = bound - 1 if limit == resource.RLIMIT_CPU else bound  # first a signal with the reason, then the end
-        resource.setrlimit(limit, (soft, bound))
-    hard = resource.getrlimit(resource.RLIMIT_STACK)[1]
-    stack = _STACK_BYTES if hard == resource.RLIM_INFINITY else min(_STACK_BYTES, hard)
-    resource.setrlimit(resource.RLIMIT_STACK, (stack, hard))
+        resource.setrlimit(limit, (soft, hard if limit == resource.RLIMIT_STACK else bound))
 
 
 def _mapped_bytes() -> int:
     """The address space in use, so that limits are relative; 0 without /proc."""
+    return int((read_proc("/proc/self/statm") or b"0").split()[0]) * resource.getpagesize()
+
+
+def read_proc(path: str) -> bytes:
+    """A file of /proc; empty when its process is gone or the kernel has no such file."""
     try:
-        descriptor = os.open("/proc/self/statm", os.O_RDONLY)
+        with open(path, "rb") as file:
+            return file.read()
     except OSError:
-        return 0
-    pages = int(os.read(descriptor, 100).split()[0])
-    os.close(descriptor)
-    return pages * resource.getpagesize()
+        return b""
 
 
 def restrict_worker(level: IsolationLevel, directory: str) -> None:
@@ -139,7 +133,7 @@ def restrict_worker(level: IsolationLevel, directory: str) -> None:
     Of the library, what was installed besides Python itself is not readable. Programs give up more in `lock_down`, and
     have what both leave; here each entry of the library needs a rule, which would take each of them too long.
     """
-    if level not in (IsolationLevel.FULL, IsolationLevel.NO_CALLS):
+    if "landlock" not in level:
         return
     with os.scandir(_library()) as entries:
         library = [(entry.path, _READ_ONLY) for entry in entries if entry.name not in _INSTALLED]
@@ -160,30 +154,20 @@ def _restrict_files(rules: Sequence[tuple[str, int]]) -> None:
     """Give up all files but those beneath the paths of `rules`, and those but for the rights stated with them."""
     abi = landlock_abi()
     handled = sum(rights for since, rights in _RIGHTS_BY_ABI.items() if since <= abi)
-    attributes = ctypes.create_string_buffer(struct.pack("Q", handled), 8)
-    ruleset = _checked(libc().syscall(_CREATE_RULESET, attributes, ctypes.c_size_t(8), 0))
+    ruleset = checked(libc().syscall(_CREATE_RULESET, struct.pack("Q", handled), ctypes.c_size_t(8), 0))
     for path, rights in rules:
         descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
         if not stat.S_ISDIR(os.fstat(descriptor).st_mode):
             rights &= _OF_FILES
-        rule = ctypes.create_string_buffer(struct.pack("=Qi", rights & handled, descriptor), 12)
-        _checked(libc().syscall(_ADD_RULE, ruleset, _PATH_BENEATH, rule, 0))
+        rule = struct.pack("=Qi", rights & handled, descriptor)
+        checked(libc().syscall(_ADD_RULE, ruleset, _PATH_BENEATH, rule, 0))
         os.close(descriptor)
-    _checked(libc().prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
-    _checked(libc().syscall(_RESTRICT_SELF, ruleset, 0))
+    checked(libc().prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+    checked(libc().syscall(_RESTRICT_SELF, ruleset, 0))
     os.close(ruleset)
 
 
 def _drop_capabilities() -> None:
     """Even root then has to obey file modes and its own limits."""
-    number = _CAPSET.get(platform.machine().replace("arm64", "aarch64"))
-    if number is not None:
-        header, nothing = struct.pack("Ii", _CAPABILITY_VERSION, 0), bytes(24)
-        _checked(libc().syscall(number, ctypes.create_string_buffer(header, 8), ctypes.create_string_buffer(nothing)))
-
-
-def _checked(result: int) -> int:
-    if result < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, f"lockdown: {os.strerror(number)}")
-    return result
+    if architecture := this_architecture():
+        checked(libc().syscall(architecture.capset, struct.pack("Ii", _CAPABILITY_VERSION, 0), bytes(24)))

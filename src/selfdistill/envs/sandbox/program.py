@@ -6,6 +6,7 @@ Whatever a line or a message holds, a `Result` comes of it.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from json import loads
@@ -74,34 +75,27 @@ class Result:
 
 
 def message_of(line: bytes) -> Message:
-    """The result in one line of a program: known fields of the right types only; `UNREADABLE` when it is malformed."""
-    try:
+    """The known fields of the result in a program's line; `UNREADABLE` when it is none. `result_of` checks the rest."""
+    with suppress(ValueError, RecursionError):
         result = loads(line)
-    except (ValueError, RecursionError):
-        return dict(UNREADABLE)
-    reported = ("done", "failed", "raised")  # a time-out is reported by the worker alone
-    types = {"ending": str, "error": str, "note": str, "loading": bool}
-    if not isinstance(result, dict) or not all(
-        isinstance(result.get(name, kind()), kind) for name, kind in types.items()
-    ):
-        return dict(UNREADABLE)
-    if result.get("ending") not in reported:
-        return dict(UNREADABLE)
-    return {name: result[name] for name in (*types, "value") if name in result}
+        # A time-out is reported by the worker alone.
+        if isinstance(result, dict) and result.get("ending") in ("done", "failed", "raised"):
+            return {name: result[name] for name in ("ending", "value", "error", "note", "loading") if name in result}
+    return dict(UNREADABLE)
 
 
 def result_of(message: Any, memory: tuple[range, ...] = ()) -> Result:
     """The result in a message, of a worker with this `memory`. A malformed one is the program's failure."""
     try:
-        value = message.get("value")
-        if isinstance(value, dict):
-            raise TypeError("no value is encoded so")
+        value, loading = message.get("value"), message.get("loading", False)
+        if isinstance(value, dict) or not isinstance(loading, bool):
+            raise TypeError("nothing is encoded so")
         return Result(
             ending=Ending(message["ending"]),
             value=decode(value) if isinstance(value, list) else value,
             error=_text(message.get("error", "")),
             note=_text(message.get("note", "")),
-            loading=message.get("loading", False) is True,
+            loading=loading,
             memory=memory,
         )
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError):

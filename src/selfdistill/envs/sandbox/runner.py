@@ -23,7 +23,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Mapping
 from json import dumps
-from types import MethodDescriptorType, ModuleType, TracebackType, WrapperDescriptorType
+from types import MethodDescriptorType, ModuleType, WrapperDescriptorType
 from typing import Any
 
 from selfdistill.envs.sandbox.wire import TooLargeError, encode, short_repr, write_all
@@ -146,12 +146,9 @@ def _truth(value: object) -> bool | None:
 
 
 def _run_statements(job: Mapping[str, Any], namespace: Namespace, source: str) -> Mapping[str, Any]:
-    statements = ast.parse(source, TEST_FILE).body
-    only = statements[0] if len(statements) == 1 else None
-    if isinstance(only, ast.Assert) and isinstance(only.test, ast.Compare) and only.msg is None:
-        compare = only.test
-        if len(compare.ops) == 1 and isinstance(compare.ops[0], ast.Eq):
-            return _run_equation(compare, source, namespace)
+    match ast.parse(source, TEST_FILE).body:
+        case [ast.Assert(test=ast.Compare(left=left, ops=[ast.Eq()], comparators=[right]), msg=None)]:
+            return _run_equation(left, right, source, namespace)
     try:
         _execute(source, TEST_FILE, namespace)
     except AssertionError as error:
@@ -159,19 +156,18 @@ def _run_statements(job: Mapping[str, Any], namespace: Namespace, source: str) -
         if not last or last[0][0].f_code.co_filename != TEST_FILE:
             raise
         message = f"\n{_message(error)}" if error.args else ""
-        return {"ending": "failed", "note": _test_statement(error.__traceback__, source) + message}
+        return {"ending": "failed", "note": _test_statement(error, source) + message}
     except BaseException as error:  # noqa: BLE001 - feedback shows the statement of the test, whatever was raised
-        return {**_failure(error, job), "note": _test_statement(error.__traceback__, source)}
+        return {**_failure(error, job), "note": _test_statement(error, source)}
     return {"ending": "done"}
 
 
-def _run_equation(compare: ast.Compare, source: str, namespace: Namespace) -> Mapping[str, Any]:
+def _run_equation(left: ast.expr, right: ast.expr, source: str, namespace: Namespace) -> Mapping[str, Any]:
     """`assert left == right`, each side evaluated once, so that feedback can show the value on the left."""
-    sides = (compare.left, compare.comparators[0])
-    left, right = [eval(compile(ast.Expression(side), TEST_FILE, "eval"), namespace) for side in sides]
-    if left == right:
+    got, wanted = [eval(compile(ast.Expression(side), TEST_FILE, "eval"), namespace) for side in (left, right)]
+    if got == wanted:
         return {"ending": "done"}
-    return {"ending": "failed", "note": f"{source.strip()}\n{ast.unparse(compare.left)} gave {short_repr(left)}"}
+    return {"ending": "failed", "note": f"{source.strip()}\n{ast.unparse(left)} gave {short_repr(got)}"}
 
 
 def _run_as_main(job: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -249,14 +245,15 @@ def _answer_frames(error: BaseException) -> list[str]:
     return list(frames)
 
 
-def _test_statement(trace: TracebackType | None, source: str) -> str:
+def _test_statement(error: BaseException, source: str) -> str:
     """The innermost statement of the test on the way to the exception."""
-    lines = [line for frame, line in traceback.walk_tb(trace) if frame.f_code.co_filename == TEST_FILE]
-    if not lines:
-        return ""
+    trace = traceback.walk_tb(error.__traceback__)
+    lines = [line for frame, line in trace if frame.f_code.co_filename == TEST_FILE]
     around = [
         node
         for node in ast.walk(ast.parse(source))
-        if isinstance(node, (ast.Assert, ast.Expr, ast.Assign)) and node.lineno <= lines[-1] <= (node.end_lineno or 0)
+        if isinstance(node, (ast.Assert, ast.Expr, ast.Assign))
+        and lines
+        and node.lineno <= lines[-1] <= (node.end_lineno or 0)
     ]
     return ast.unparse(around[-1]) if around else ""

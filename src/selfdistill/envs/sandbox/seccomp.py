@@ -12,7 +12,7 @@ import functools
 import os
 import struct
 
-from selfdistill.envs.sandbox.syscalls import CHECKED, X86_64, Architecture
+from selfdistill.envs.sandbox.syscalls import X86_64, Architecture
 
 _LOAD, _JUMP_EQUAL, _JUMP_AT_LEAST, _JUMP_ANY_BIT, _AND, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x54, 0x06
 _ALLOW, _KILL, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
@@ -26,18 +26,21 @@ _IOCTL_COMMANDS = (0x5401, 0x5413, 0x541B, 0x5450, 0x5451)  # TCGETS, TIOCGWINSZ
 _PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP, _FILTER_MODE = 38, 22, 2
 
 Instruction = tuple[int, int, int, int]  # code, jump if true, jump if false, operand
+_PASS: Instruction = (_RETURN, 0, 0, _ALLOW)
+_REFUSE: Instruction = (_RETURN, 0, 0, _ERRNO | errno.EPERM)
 
 
 def build_filter(architecture: Architecture, own_pid: int) -> bytes:
     """The filter of one process, as an array of `struct sock_filter`; signals may only go to `own_pid`."""
-    program = [_load(_ARCH), (_JUMP_EQUAL, 1, 0, architecture.audit), _give(_KILL), _load(_NUMBER)]
+    kill = (_RETURN, 0, 0, _KILL)
+    program = [_load(_ARCH), (_JUMP_EQUAL, 1, 0, architecture.audit), kill, _load(_NUMBER)]
     if architecture is X86_64:
-        program += [(_JUMP_AT_LEAST, 0, 1, _X32_BIT), _give(_KILL)]
+        program += [(_JUMP_AT_LEAST, 0, 1, _X32_BIT), kill]
+    checks = _checks(own_pid)
     for name, number in architecture.calls.items():
-        body = _check(name, own_pid) if name in CHECKED else [_give(_ALLOW)]
+        body = checks.get(name, [_PASS])
         program += [(_JUMP_EQUAL, 0, len(body), number), *body]
-    program.append(_give(_ERRNO | errno.EPERM))
-    return b"".join(struct.pack("HBBI", *instruction) for instruction in program)
+    return b"".join(struct.pack("HBBI", *instruction) for instruction in [*program, _REFUSE])
 
 
 @functools.cache
@@ -46,19 +49,20 @@ def libc() -> ctypes.CDLL:
     return ctypes.CDLL(None, use_errno=True)
 
 
+def checked(result: int) -> int:
+    """The result of a call of the C library. Raises OSError for a failure."""
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"lockdown: {os.strerror(number)}")
+    return result
+
+
 def install_filter(filter_bytes: bytes) -> None:
     """Bind the calling thread and all it starts. Raises OSError when the kernel refuses."""
     buffer = ctypes.create_string_buffer(filter_bytes, len(filter_bytes))
-
-    class Program(ctypes.Structure):
-        _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_void_p))
-
-    program = Program(len(filter_bytes) // 8, ctypes.addressof(buffer))
-    if libc().prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) or libc().prctl(
-        _PR_SET_SECCOMP, _FILTER_MODE, ctypes.byref(program), 0, 0
-    ):
-        number = ctypes.get_errno()
-        raise OSError(number, f"seccomp: {os.strerror(number)}")
+    program = struct.pack("HP", len(filter_bytes) // 8, ctypes.addressof(buffer))  # a struct sock_fprog
+    checked(libc().prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+    checked(libc().prctl(_PR_SET_SECCOMP, _FILTER_MODE, program, 0, 0))
 
 
 def _load(offset: int) -> Instruction:
@@ -69,43 +73,31 @@ def _argument(index: int, *, high: bool = False) -> Instruction:
     return _load(_ARGUMENTS + 8 * index + (4 if high else 0))
 
 
-def _give(credited: int) -> Instruction:
-    return (_RETURN, 0, 0, credited)
-
-
-def _refuse() -> Instruction:
-    return _give(_ERRNO | errno.EPERM)
-
-
-def _check(name: str, own_pid: int) -> list[Instruction]:
-    """What follows the match of a call in `CHECKED`; always ends in an advantage."""
-    if name in ("fsync", "fdatasync", "msync"):  # done at once: no program makes the disk work
-        return [_give(_ERRNO | 0)]
-    if name in ("clone3", "openat2"):  # their flags are behind a pointer; callers fall back to the older call
-        return [_give(_ERRNO | errno.ENOSYS)]
-    if name in ("kill", "tgkill", "tkill"):
-        return [_argument(0), *_one_of((own_pid,))]
-    if name == "clone":  # threads, never processes
-        return [_argument(0), (_JUMP_ANY_BIT, 0, 1, _CLONE_THREAD), _give(_ALLOW), _refuse()]
-    if name in ("open", "openat"):  # truncating without asking to write slips past older Landlock
-        flags = 1 if name == "open" else 2
-        return [_argument(flags), (_AND, 0, 0, _O_TRUNC | _O_ACCMODE), *_none_of((_O_TRUNC,))]
-    if name == "prlimit64":  # reading limits, not setting them
-        return [
+def _checks(own_pid: int) -> dict[str, list[Instruction]]:
+    """What follows the match of a call that is not let through whatever its arguments."""
+    done: list[Instruction] = [(_RETURN, 0, 0, _ERRNO | 0)]  # at once: no program makes the disk work
+    # Their flags are behind a pointer; callers fall back to the older call.
+    no_such_call: list[Instruction] = [(_RETURN, 0, 0, _ERRNO | errno.ENOSYS)]
+    to_itself = [_argument(0), *_one_of((own_pid,))]
+    # Truncating without asking to write slips past older Landlock.
+    not_truncating = [(_AND, 0, 0, _O_TRUNC | _O_ACCMODE), (_JUMP_EQUAL, 0, 1, _O_TRUNC), _REFUSE, _PASS]
+    return {
+        "fsync": done, "fdatasync": done, "msync": done, "clone3": no_such_call, "openat2": no_such_call,
+        "kill": to_itself, "tgkill": to_itself, "tkill": to_itself,
+        "clone": [_argument(0), (_JUMP_ANY_BIT, 0, 1, _CLONE_THREAD), _PASS, _REFUSE],  # threads, never processes
+        "open": [_argument(1), *not_truncating],
+        "openat": [_argument(2), *not_truncating],
+        "prlimit64": [  # reading limits, not setting them
             _argument(2), (_JUMP_EQUAL, 0, 3, 0),
-            _argument(2, high=True), (_JUMP_EQUAL, 0, 1, 0), _give(_ALLOW), _refuse(),
-        ]  # fmt: skip
-    return [_argument(1), *_one_of(_FCNTL_COMMANDS if name == "fcntl" else _IOCTL_COMMANDS)]
+            _argument(2, high=True), (_JUMP_EQUAL, 0, 1, 0), _PASS, _REFUSE,
+        ],
+        "fcntl": [_argument(1), *_one_of(_FCNTL_COMMANDS)],
+        "ioctl": [_argument(1), *_one_of(_IOCTL_COMMANDS)],
+    }  # fmt: skip
 
 
 def _one_of(values: tuple[int, ...]) -> list[Instruction]:
     """Allow when the loaded word is one of `values`."""
-    tests: list[Instruction] = [
-        (_JUMP_EQUAL, len(values) - 1 - i, 0 if i < len(values) - 1 else 1, value) for i, value in enumerate(values)
-    ]
-    return [*tests, _give(_ALLOW), _refuse()]
-
-
-def _none_of(values: tuple[int, ...]) -> list[Instruction]:
-    """Allow unless the loaded word is one of `values`."""
-    return [*_one_of(values)[:-2], _refuse(), _give(_ALLOW)]
+    last = len(values) - 1
+    tests = [(_JUMP_EQUAL, last - i, int(i == last), value) for i, value in enumerate(values)]
+    return [*tests, _PASS, _REFUSE]

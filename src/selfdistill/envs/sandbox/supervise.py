@@ -17,6 +17,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from selfdistill.envs.sandbox.lockdown import read_proc
 from selfdistill.envs.sandbox.program import Message, message_of
 
 MAX_THREADS = 128
@@ -123,9 +124,8 @@ class Child:
             if number == signal.SIGKILL and self.excess:
                 return _gone(self.excess)
             if number == signal.SIGKILL and _oom_kills() > oom_kills_at_start():
-                raise EndedByMachineError(
-                    errno.ENOMEM, "the kernel ended a program, for the memory of the machine ran out"
-                )
+                why = "the kernel ended a program, for the memory of the machine ran out"
+                raise EndedByMachineError(errno.ENOMEM, why)
             name = next((s.name for s in signal.Signals if s == number), f"signal {number}")  # others are real-time
             return _gone(f"ProcessExit: the process was ended by {name}")
         code = os.WEXITSTATUS(status)
@@ -150,12 +150,12 @@ def oom_kills_at_start() -> int:
 
 
 def _oom_kills() -> int:
-    return _number_after(_read("/proc/vmstat"), b"\noom_kill ")
+    return _number_after(read_proc("/proc/vmstat"), b"\noom_kill ")
 
 
 def _bytes_written(pid: int) -> int:
     """By system calls, or to pages of mapped files; 0 where the kernel does not count them."""
-    counts = _read(f"/proc/{pid}/io")
+    counts = read_proc(f"/proc/{pid}/io")
     return max(_number_after(counts, b"\nwchar: "), _number_after(counts, b"\nwrite_bytes: "))
 
 
@@ -164,20 +164,6 @@ def _threads(pid: int) -> int:
         return os.stat(f"/proc/{pid}/task").st_nlink - 2  # a folder a thread
     except OSError:  # the process is gone
         return 0
-
-
-def _read(path: str) -> bytes:
-    """A file of /proc; empty when the process is gone or the kernel has no such file."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except OSError:
-        return b""
-    try:
-        return os.read(descriptor, 1 << 16)
-    except OSError:
-        return b""
-    finally:
-        os.close(descriptor)
 
 
 def _number_after(text: bytes, key: bytes) -> int:

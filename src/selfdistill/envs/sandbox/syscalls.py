@@ -1,30 +1,30 @@
 """System-call numbers per architecture, and what a scored program may call.
 
 Numbers are the kernel's stable interface (`asm/unistd_64.h` on x86-64, `asm-generic/unistd.h` on aarch64). A call that
-is not in the table is refused with EPERM. Calls in `CHECKED` are let through for some arguments only (see `seccomp`).
+is not in `calls` is refused with EPERM. Some in it are let through for some arguments only, or answered without calling
+the kernel: see `seccomp`.
 """
 
 from __future__ import annotations
 
+import platform
+import sys
 from dataclasses import dataclass
-
-CHECKED = (
-    "open", "openat", "fcntl", "ioctl", "clone", "clone3", "openat2", "kill", "tgkill", "tkill", "prlimit64", "fsync",
-    "fdatasync", "msync",
-)  # fmt: skip
-"""In the tables for their numbers only: the filter looks at their arguments, or answers without calling the kernel."""
 
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """`audit` is the AUDIT_ARCH word that the kernel reports; `calls` maps names to numbers."""
+    """`audit` is the AUDIT_ARCH word that the kernel reports, `seccomp` and `capset` are the numbers of our own calls;
+    `calls` maps the names of a program's calls to numbers."""
 
     audit: int
+    seccomp: int
+    capset: int
     calls: dict[str, int]
 
 
 # fmt: off
-X86_64 = Architecture(0xC000003E, {
+X86_64 = Architecture(0xC000003E, 317, 126, {
     "read": 0, "write": 1, "readv": 19, "writev": 20, "pread64": 17, "pwrite64": 18, "preadv": 295, "pwritev": 296,
     "close": 3, "close_range": 436, "fstat": 5, "newfstatat": 262, "stat": 4, "lstat": 6, "statx": 332, "lseek": 8,
     "access": 21, "faccessat": 269, "faccessat2": 439, "getdents64": 217, "getcwd": 79, "chdir": 80, "fchdir": 81,
@@ -46,7 +46,7 @@ X86_64 = Architecture(0xC000003E, {
     "clone3": 435, "openat2": 437, "kill": 62, "tgkill": 234, "tkill": 200, "prlimit64": 302,
 })
 
-AARCH64 = Architecture(0xC00000B7, {
+AARCH64 = Architecture(0xC00000B7, 277, 91, {
     "read": 63, "write": 64, "readv": 65, "writev": 66, "pread64": 67, "pwrite64": 68, "preadv": 69, "pwritev": 70,
     "close": 57, "close_range": 436, "fstat": 80, "newfstatat": 79, "statx": 291, "lseek": 62, "faccessat": 48,
     "faccessat2": 439, "getdents64": 61, "getcwd": 17, "chdir": 49, "fchdir": 50, "dup": 23, "dup3": 24, "pipe2": 59,
@@ -69,3 +69,8 @@ AARCH64 = Architecture(0xC00000B7, {
 
 ARCHITECTURES = {"x86_64": X86_64, "aarch64": AARCH64, "arm64": AARCH64}
 """By the name that `platform.machine()` gives."""
+
+
+def this_architecture() -> Architecture | None:
+    """That of this machine; None where the kernel is not Linux on one of `ARCHITECTURES`."""
+    return ARCHITECTURES.get(platform.machine()) if sys.platform == "linux" else None

@@ -56,6 +56,10 @@ class TooLargeError(ValueError):
     """A value with more parts than anyone would read."""
 
 
+class MalformedError(Exception):
+    """Bytes that are no message."""
+
+
 def encode(value: object, max_nodes: int = MAX_NODES) -> list[Any]:
     """`value` as a flat list for JSON. Raises TooLargeError past `max_nodes` parts."""
     # Built back to front: a container, then its parts from the last to the first.
@@ -135,17 +139,9 @@ def decode(nodes: Sequence[Any]) -> Any:
         if not 0 <= size <= len(done):
             raise ValueError("a container with more parts than there are")
         start = len(done) - size
-        done[start:] = [_container(tag, done[start:])]
+        done[start:] = [_CONTAINERS[tag](done[start:])]
     (value,) = done
     return value
-
-
-def _container(tag: str, parts: list[Any]) -> Any:
-    if tag == "dict":
-        return DictItems(tuple(zip(parts[::2], parts[1::2], strict=True)))
-    if tag in ("set", "frozenset"):
-        return SetItems(tuple(parts), tag == "frozenset")
-    return {"list": list, "tuple": tuple}[tag](parts)
 
 
 def _fraction(over: str, under: str) -> Fraction:
@@ -158,6 +154,13 @@ _SCALARS: dict[str, Any] = {
     "int": lambda digits: int(digits, 16), "decimal": lambda text: Decimal(str(text)), "fraction": _fraction,
     "complex": complex, "bytes": bytes.fromhex, "repr": lambda text: Opaque(str(text)),
 }  # fmt: skip
+_CONTAINERS: dict[str, Callable[[list[Any]], Any]] = {
+    "list": list,
+    "tuple": tuple,
+    "set": lambda items: SetItems(tuple(items)),
+    "frozenset": lambda items: SetItems(tuple(items), frozen=True),
+    "dict": lambda parts: DictItems(tuple(zip(parts[::2], parts[1::2], strict=True))),
+}
 
 
 def short_repr(value: object) -> str:
@@ -177,13 +180,32 @@ def frame(body: bytes) -> bytes:
     return struct.pack("!Q", len(body)) + body
 
 
-def receive(read: Callable[[int], bytes], limit: int = 1 << 40) -> Any:
-    """The next framed message; `read` gives exactly so many bytes. Raises ValueError or RecursionError for bytes that
-    are no message, or one longer than `limit`."""
-    (length,) = struct.unpack("!Q", read(8))
+def receive(read: Callable[[int], bytes], limit: int = 1 << 40) -> dict[str, Any]:
+    """The next framed message; `read` gives at most so many bytes, and none when the other end is gone.
+
+    Raises EOFError then, and MalformedError for bytes that are no message, or one longer than `limit`.
+    """
+    (length,) = struct.unpack("!Q", _read_all(read, 8))
     if length > limit:
-        raise ValueError(f"a message of {length} bytes")
-    return loads(read(length))
+        raise MalformedError(f"a message of {length} bytes")
+    try:
+        message = loads(_read_all(read, length))
+    except (ValueError, RecursionError) as error:
+        raise MalformedError(str(error)) from None
+    if not isinstance(message, dict):
+        raise MalformedError("not a message")
+    return message
+
+
+def _read_all(read: Callable[[int], bytes], size: int) -> bytes:
+    parts = []
+    while size:
+        part = read(min(size, 1 << 20))
+        if not part:
+            raise EOFError("the other process is gone")
+        parts.append(part)
+        size -= len(part)
+    return b"".join(parts)
 
 
 def write_all(descriptor: int, data: bytes) -> None:

@@ -19,7 +19,7 @@ from typing import IO, Any
 from selfdistill.envs.sandbox.lockdown import IsolationLevel
 from selfdistill.envs.sandbox.program import UNREADABLE, Ending, Result, result_of
 from selfdistill.envs.sandbox.supervise import EndedByMachineError
-from selfdistill.envs.sandbox.wire import frame, receive, write_all
+from selfdistill.envs.sandbox.wire import MalformedError, frame, receive, write_all
 from selfdistill.errors import ProgramLostError, SandboxError
 
 _START_S = 60.0
@@ -70,12 +70,13 @@ class Worker:
                         yield result
                     over = True
                     return
-                except _UnreadableError:  # the program's doing: what it reports passes through here
+                except MalformedError:  # the program's doing: what it reports passes through here
                     yield result_of(UNREADABLE)
                     return
                 except (EOFError, OSError) as error:
                     self._end()
-                    self._refuse_when_stopped()
+                    if self._stopped:
+                        raise SandboxError("the sandbox was closed while a program ran") from None
                     # A program can end its worker only where seccomp does not forbid it to send signals.
                     exposed = self.level in (IsolationLevel.NO_CALLS, IsolationLevel.LIMITS_ONLY)
                     if pause_s is None and not (exposed and isinstance(error, EOFError)):
@@ -91,14 +92,9 @@ class Worker:
         self._stopped = True
         self._end()
 
-    def _refuse_when_stopped(self) -> None:
-        if self._stopped:
-            raise SandboxError("the sandbox was closed while a program ran")
-
     def _begin(self) -> subprocess.Popen[bytes]:
         """A fresh worker that is ready. Raises OSError, and SandboxError for one that cannot work at all."""
         self._end()
-        self._refuse_when_stopped()
         self._folder = folder = tempfile.TemporaryDirectory(prefix="selfdistill-", ignore_cleanup_errors=True)
         (work_directory := Path(folder.name, "work")).mkdir()
         errors = Path(folder.name, "stderr")
@@ -119,7 +115,7 @@ class Worker:
         try:
             ready = self._receive(process, _START_S, 1 << 20)
             self._memory = tuple(range(*span) for span in ready["memory"])
-        except (EOFError, _UnreadableError):
+        except (EOFError, MalformedError):
             text = errors.read_text(errors="replace").strip()[-1000:] if errors.exists() else ""
             if not text:
                 raise OSError(errno.ENOMEM, "a sandbox worker was ended before it was ready") from None
@@ -129,19 +125,20 @@ class Worker:
 
     def _results(self, job: Mapping[str, Any]) -> Iterator[Result]:
         """Results as they arrive. Raises OSError for the machine's trouble, EOFError when the worker died."""
-        alive = self.process is not None and self.process.poll() is None
-        process = self.process if alive and self.process is not None else self._begin()
+        process = self.process
+        if process is None or process.poll() is not None:
+            process = self._begin()
         try:
             write_all(_descriptor(process.stdin), frame(json.dumps(job).encode()))
         except BrokenPipeError:
-            raise EOFError("the worker died") from None
+            raise EOFError("the other process is gone") from None
         left, more = len(job["inputs"]), True
         while more:
             # JSON writes a character in up to six bytes.
             message = self._receive(process, job["time_s"] * left + _GRACE_S, 16 * job["output_bytes"] + (16 << 20))
             results, more = message.get("results"), bool(message.get("more"))
             if not isinstance(results, list) or len(results) > left:
-                raise _UnreadableError("not a frame")
+                raise MalformedError("not results")
             left -= len(results)
             yield from (result_of(result, self._memory) for result in results)
             if "trouble" in message:
@@ -149,31 +146,18 @@ class Worker:
                 raise kind(message.get("errno"), message["trouble"])
 
     def _receive(self, process: subprocess.Popen[bytes], patience_s: float, limit: int) -> dict[str, Any]:
-        """One frame. Raises EOFError when none comes, _UnreadableError for one that is malformed."""
+        """One frame. Raises EOFError when none comes, MalformedError for one that no worker of ours sends."""
         deadline = time.monotonic() + patience_s
         poll = select.poll()
         poll.register(_descriptor(process.stdout), select.POLLIN)
 
         def read(size: int) -> bytes:
-            parts = []
-            while size:
-                if self._stopped or time.monotonic() > deadline:
-                    raise EOFError("no reply")
+            while not self._stopped and time.monotonic() < deadline:
                 if poll.poll(500):
-                    part = os.read(_descriptor(process.stdout), min(size, 1 << 20))
-                    if not part:
-                        raise EOFError("the worker died")
-                    parts.append(part)
-                    size -= len(part)
-            return b"".join(parts)
+                    return os.read(_descriptor(process.stdout), size)
+            raise EOFError("no reply")
 
-        try:
-            message = receive(read, limit)
-        except (ValueError, RecursionError) as error:
-            raise _UnreadableError(str(error)) from None
-        if not isinstance(message, dict):
-            raise _UnreadableError("not a frame")
-        return message
+        return receive(read, limit)
 
     def _end(self) -> None:
         """End the process and remove its folder; two threads may be here at once, and each has its own share."""
@@ -196,10 +180,6 @@ def _descriptor(stream: IO[bytes] | None) -> int:
         return stream.fileno() if stream is not None else -1
     except ValueError:  # closed by another thread's `stop`
         raise EOFError("the worker was stopped") from None
-
-
-class _UnreadableError(Exception):
-    """A frame that no worker of ours sends."""
 
 
 def _not_run(error: Exception) -> SandboxError:

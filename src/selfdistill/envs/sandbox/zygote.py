@@ -11,6 +11,7 @@ standard library. Jobs arrive on descriptor 0 and frames leave on descriptor 1:
 from __future__ import annotations
 
 import errno
+import functools
 import gc
 import importlib
 import os
@@ -22,7 +23,7 @@ import site
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
-from json import dumps, loads
+from json import dumps
 from typing import Any
 
 from selfdistill.envs.sandbox.lockdown import IsolationLevel, die_with_parent, lock_down, restrict_worker
@@ -59,37 +60,25 @@ def main(level: str, work_directory: str) -> None:
     gc.collect()
     gc.freeze()
     outbox = Outbox(1)
-    outbox.close(ready=True, memory=memory)
+    outbox.send(memory=memory)
     try:
         while True:
-            job = receive(read_input)
+            job = receive(functools.partial(os.read, 0))
             try:
                 run_job(IsolationLevel(level), job, outbox)
-                outbox.close()
+                outbox.send()
             except BrokenPipeError:
                 raise
             except (OSError, MemoryError) as error:
                 number = error.errno if isinstance(error, OSError) else errno.ENOMEM
                 lost = isinstance(error, EndedByMachineError)
-                outbox.close(trouble=getattr(error, "strerror", "") or repr(error), errno=number or 0, lost=lost)
+                outbox.send(trouble=getattr(error, "strerror", "") or repr(error), errno=number or 0, lost=lost)
     except (EOFError, BrokenPipeError):  # the trainer is gone, perhaps without a chance to clean up
         shutil.rmtree(os.path.dirname(work_directory), ignore_errors=True)
 
 
-def read_input(size: int) -> bytes:
-    """So many bytes of standard input. Raises EOFError when the trainer is gone."""
-    parts = []
-    while size:
-        part = os.read(0, min(size, 1 << 20))
-        if not part:
-            raise EOFError("the trainer is gone")
-        parts.append(part)
-        size -= len(part)
-    return b"".join(parts)
-
-
 class Outbox:
-    """Frames on their way to the trainer. While it reads them, the program that runs on is still looked after."""
+    """Frames on their way to the trainer."""
 
     def __init__(self, descriptor: int) -> None:
         os.set_blocking(descriptor, False)
@@ -97,18 +86,15 @@ class Outbox:
         self._results: list[bytes] = []
 
     def add(self, result: Message, child: Child) -> None:
-        """Send the results there are once they are large."""
+        """Keep a result; send those there are once they are large."""
         self._results.append(dumps(result).encode())
         if sum(map(len, self._results)) >= _FRAME_BYTES:
-            self._write({"more": True}, child)
+            self.send(child, more=True)
 
-    def close(self, **message: Any) -> None:
-        """Send the last frame of a job."""
-        self._write({"more": False, **message})
-
-    def _write(self, message: Mapping[str, Any], child: Child | None = None) -> None:
+    def send(self, child: Child | None = None, **message: Any) -> None:
+        """A frame with the results there are. While the trainer reads, a child that runs on is still looked after."""
         results, self._results = b",".join(self._results), []
-        left = memoryview(frame(b'{"results":[' + results + b"]," + dumps(message).encode()[1:]))
+        left = memoryview(frame(b'{"results":[' + results + b"]," + dumps({"more": False, **message}).encode()[1:]))
         poll = select.poll()
         poll.register(self._descriptor, select.POLLOUT)
         while left:
@@ -168,6 +154,7 @@ def run_child(level: IsolationLevel, job: Mapping[str, Any], outbox: Outbox) -> 
 
 def _watch(child: Child, job: Mapping[str, Any], stdout: int, outbox: Outbox) -> str:
     """Pass on results until all inputs are met, the code fails to load, the clock runs out or the process ends."""
+    _await_start(child.pipe)
     for _ in job["inputs"]:
         result = child.next_result()
         if job["mode"] == "stdin":
@@ -183,33 +170,23 @@ def _watch(child: Child, job: Mapping[str, Any], stdout: int, outbox: Outbox) ->
 
 
 def _fork(level: IsolationLevel, job: Mapping[str, Any], directory: str, stdin: int, stdout: int) -> Child:
-    """A process that is shut in and about to run the program. Raises OSError when it could not be."""
+    """A process that shuts itself in, reports that (see `_await_start`) and runs the program."""
     nonce = secrets.token_hex(16).encode()
-    pipe, writing = os.pipe()
-    setup, ready = os.pipe()
+    pipe, channel = os.pipe()
     worker = os.getpid()
     try:
         pid = os.fork()
     except OSError:
-        for descriptor in (pipe, writing, setup, ready):
-            os.close(descriptor)
+        os.close(pipe)
+        os.close(channel)
         raise
     if pid:
-        os.close(writing)
-        os.close(ready)
-        child = Child(pid, pipe, nonce, directory, job)
-        try:
-            _await_setup(setup)
-        except OSError:
-            child.end()
-            raise
-        finally:
-            os.close(setup)
-        return child
+        os.close(channel)
+        return Child(pid, pipe, nonce, directory, job)
     try:
         die_with_parent()
         if os.getppid() == worker:
-            _become_child(level, job, directory, (stdin, stdout, writing, ready), nonce)
+            _become_child(level, job, directory, (stdin, stdout, channel), nonce)
             os._exit(0)
     finally:
         os._exit(70)  # our own fault, never a program's good end
@@ -218,17 +195,17 @@ def _fork(level: IsolationLevel, job: Mapping[str, Any], directory: str, stdin: 
 def _become_child(
     level: IsolationLevel, job: Mapping[str, Any], directory: str, descriptors: tuple[int, ...], nonce: bytes
 ) -> None:
-    stdin, stdout, writing, ready = descriptors
+    stdin, stdout, channel = descriptors
     with suppress(OSError), open("/proc/self/oom_score_adj", "wb", buffering=0) as score:
         score.write(b"1000")  # where memory runs out, this process is ended and not the trainer
-    os.dup2(ready, 62)
+    trouble = None
     try:
         null = os.open(os.devnull, os.O_RDWR)
-        for source, target in ((stdin, 0), (stdout, 1), (null, 2), (writing, 63)):
+        for source, target in ((stdin, 0), (stdout, 1), (null, 2), (channel, 63)):
             os.dup2(source, target)
-        channel = 20 + secrets.randbelow(40)
-        os.closerange(3, 62)
-        os.dup2(63, channel)
+        channel = 63
+        os.closerange(3, channel)
+        channel = os.dup2(channel, 20 + secrets.randbelow(40))
         os.close(63)
         os.chdir(directory)
         random.seed(0)  # a fork reseeds; every program starts from the same state, so that a scoring can be repeated
@@ -237,25 +214,22 @@ def _become_child(
         lock_down(level, directory, memory_bytes=job["memory_bytes"], output_bytes=job["output_bytes"], cpu_s=cpu_s)
         reserve = prepare()
     except (OSError, ValueError, MemoryError) as error:
-        write_all(62, dumps([getattr(error, "errno", 0), f"{type(error).__name__}: {error}"]).encode())
-        return
-    write_all(62, b"ready")
-    os.close(62)  # before the program starts: it cannot report its own isolation
-    run_inputs(job, report, reserve)
+        trouble = [getattr(error, "errno", 0), f"{type(error).__name__}: {error}"]
+    # Before the program starts: it cannot report its own isolation.
+    write_all(channel, frame(dumps({"trouble": trouble}).encode()))
+    if trouble is None:
+        run_inputs(job, report, reserve)
 
 
-def _await_setup(setup: int) -> None:
+def _await_start(pipe: int) -> None:
     """Wait until the child is shut in. Raises OSError with what it reports, or when it was ended."""
-    received, poll = b"", select.poll()
-    poll.register(setup, select.POLLIN)
-    while poll.poll(1000 * _SETUP_S):
-        part = os.read(setup, 4096)
-        if part:
-            received += part
-        elif received == b"ready":
-            return
-        elif received:
-            raise OSError(*loads(received))
-        else:
-            raise EndedByMachineError(errno.ENOMEM, "a process was ended before its program began")
-    raise OSError(errno.EAGAIN, f"a process was not ready after {_SETUP_S:g} seconds")
+    poll = select.poll()
+    poll.register(pipe, select.POLLIN)
+    if not poll.poll(1000 * _SETUP_S):
+        raise OSError(errno.EAGAIN, f"a process was not ready after {_SETUP_S:g} seconds")
+    try:
+        trouble = receive(functools.partial(os.read, pipe))["trouble"]
+    except EOFError:
+        raise EndedByMachineError(errno.ENOMEM, "a process was ended before its program began") from None
+    if trouble is not None:
+        raise OSError(*trouble)

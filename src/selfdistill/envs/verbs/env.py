@@ -27,8 +27,8 @@ from selfdistill.envs.verbs.lexicon import (
 )
 from selfdistill.envs.verbs.operations import Value
 from selfdistill.envs.verbs.programs import VerbProgram, draw_inputs, outputs
-from selfdistill.errors import ConfigError
-from selfdistill.options import SEED, check_ranges, option
+from selfdistill.errors import ConfigError, Ranged
+from selfdistill.options import SEED, option
 from selfdistill.types import Message, Task
 
 TESTS = 8  # of each split
@@ -36,7 +36,7 @@ FORGETTING = 200  # known verbs that measure forgetting
 
 
 @dataclass(frozen=True, slots=True)
-class VerbsOptions:
+class VerbsOptions(Ranged):
     """Which verbs there are, and how much feedback one failed attempt gets. Raises `ConfigError`."""
 
     verbs: int = option(16, "fresh verbs to learn", least=1, most=HELD_OUT)
@@ -47,7 +47,7 @@ class VerbsOptions:
     allow_weaker: bool = option(False, "run programs also where this machine cannot isolate them fully")
 
     def __post_init__(self) -> None:
-        check_ranges(self)
+        Ranged.__post_init__(self)
         if not self.steps:
             raise ConfigError("env.steps must be numbers from 1 to 3", got=self.steps, do="for example [1, 2]")
 
@@ -118,13 +118,9 @@ def program_task(
     tests: list[Any] = [{"input": [value], "output": result} for value, result in zip(inputs, results, strict=True)]
     public, private = _halves(tests)
     spec = {
-        "kind": "functional",
-        "fn_name": "f",
-        "public": public,
-        "private": private,
-        "steps": len(program.steps),
+        "kind": "functional", "fn_name": "f", "public": public, "private": private, "steps": len(program.steps),
         "program": program.code,
-    }
+    }  # fmt: skip
     document = dictionary_entry(word, program) if word else ""
     return Task(
         identity, (question,), spec, demonstration=program.answer, document=document, user_reply=user_reply(program)

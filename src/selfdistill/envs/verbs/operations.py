@@ -115,12 +115,8 @@ bin(n).count('1') | count the ones in binary | how many binary ones
 
 
 def _parse(kind: Kind, table: str) -> tuple[Operation, ...]:
-    rows = (line.split(" | ") for line in table.strip().splitlines())
-    return tuple(Operation(kind, expression, english, casual) for expression, english, casual in rows)
+    return tuple(Operation(kind, *line.split(" | ")) for line in table.strip().splitlines())
 
 
-OPERATIONS: dict[Kind, tuple[Operation, ...]] = {
-    "list": _parse("list", _LISTS),
-    "string": _parse("string", _STRINGS),
-    "number": _parse("number", _NUMBERS),
-}
+_TABLES: dict[Kind, str] = {"list": _LISTS, "string": _STRINGS, "number": _NUMBERS}
+OPERATIONS = {kind: _parse(kind, table) for kind, table in _TABLES.items()}
