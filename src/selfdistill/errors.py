@@ -156,6 +156,13 @@ def check_range(item: Field[Any], value: Any, key: str = "", shown: str = "") ->
     )
 
 
+def check_choice(what: str, value: object, choices: Iterable[str]) -> None:
+    """Raises `ConfigError` for a value that is none of the choices."""
+    known = tuple(choices)
+    if value not in known:
+        raise ConfigError(f"unknown {what}", got=repr(value), do=f"one of {', '.join(known)}")
+
+
 class Ranged:
     """Base of a dataclass whose numbers are checked when it is made."""
 

@@ -11,7 +11,7 @@ from selfdistill.analysis.control_contexts import COUNT, PROSE, contexts_of_othe
 from selfdistill.analysis.token_credit import CreditQuery, credit
 from selfdistill.envs.verbs.lexicon import verb_question
 from selfdistill.errors import DataError
-from selfdistill.losses import TeacherStates, read_log_ratios
+from selfdistill.losses import LossSpec, TeacherStates, TokenWeights, fused_loss
 from selfdistill.models.load import Policy, load_policy
 from selfdistill.prompts.context import teacher_messages
 from selfdistill.prompts.render import Renderer
@@ -49,7 +49,12 @@ def test_the_evidence_is_that_of_the_kernel(policy, renderer, temperature: float
         student_ND = policy.answer_hidden([(renderer.prompt(QUESTION), answer)])
         teacher_ND = policy.answer_hidden([(renderer.prompt(teacher_messages(QUESTION, TOLD)), answer)])
     head, tokens_N = policy.head(), torch.tensor(answer)
-    stats = read_log_ratios(student_ND, head, [TeacherStates(teacher_ND, head)], tokens_N, temperature)
+    spec, weights, teacher = (
+        LossSpec(temperature=temperature),
+        TokenWeights(torch.ones(len(answer))),
+        [TeacherStates(teacher_ND, head)],
+    )
+    stats = fused_loss(spec, student_ND, head, tokens_N, weights, teacher=teacher).stats
     assert [token.log_ratio for token in found.tokens] == pytest.approx(stats.log_ratio_N.tolist(), abs=1e-4)
     assert [token.student for token in found.tokens] == pytest.approx(stats.logprobs_N.tolist(), abs=1e-4)
     assert found.total == pytest.approx(float(stats.log_ratio_N.sum()), abs=1e-3)

@@ -17,7 +17,6 @@ from selfdistill.losses import (
     FullVocabulary,
     Head,
     LossSpec,
-    Product,
     ReferenceKL,
     ReverseKL,
     SampledToken,
@@ -27,7 +26,6 @@ from selfdistill.losses import (
     TopK,
     divergence,
     fused_loss,
-    read_log_ratios,
     token_logprobs,
 )
 
@@ -370,7 +368,7 @@ def test_logprobs_and_entropy_are_those_of_the_update() -> None:
 def test_log_ratios_telescopes_to_the_odds_of_the_answer() -> None:
     """Σ u(y_t) is log of how much more likely the teacher finds the whole answer."""
     case = textbook.problem()
-    seen = read_log_ratios(case.hidden_ND, case.head, [case.teacher], case.tokens_N, chunk=2)
+    seen = run(case, LossSpec(), chunk=2).stats
     at = (torch.arange(6), case.tokens_N)
     p, q = (textbook.probabilities(v.hidden_ND, v.head)[at].detach() for v in (case, case.teacher))
     torch.testing.assert_close(seen.log_ratio_N.sum(), (q.prod() / p.prod()).log())
@@ -379,11 +377,10 @@ def test_log_ratios_telescopes_to_the_odds_of_the_answer() -> None:
 def test_log_ratios_is_absent_where_nobody_read() -> None:
     case = textbook.problem()
     here = torch.tensor([1, 0, 1, 0, 0, 1], dtype=torch.bool)
-    seen = read_log_ratios(
-        case.hidden_ND, case.head, [replace(case.teacher, present_N=here)], case.tokens_N, target=Product()
-    )
-    whole = read_log_ratios(case.hidden_ND, case.head, [case.teacher], case.tokens_N)
+    here_states = replace(case.teacher, present_N=here)
+    seen = run(case, LossSpec(), [here_states], weights=TokenWeights(here.double())).stats
+    whole = run(case, LossSpec()).stats
     assert torch.equal(seen.log_ratio_N.isnan(), ~here)
     torch.testing.assert_close(seen.log_ratio_N[here], whole.log_ratio_N[here])
     with pytest.raises(ValueError, match="no teacher"):
-        read_log_ratios(case.hidden_ND, case.head, [], case.tokens_N)
+        run(case, LossSpec(), [])

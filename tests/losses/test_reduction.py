@@ -9,7 +9,6 @@ import textbook
 import torch
 
 from selfdistill.losses import (
-    REWARD_TOLERANCE,
     LossSpec,
     Reduction,
     TeacherStates,
@@ -18,8 +17,8 @@ from selfdistill.losses import (
     equal_rewards,
     fused_loss,
     group_advantages,
-    reduction_weights,
 )
+from selfdistill.losses.reduction import REWARD_TOLERANCE, reduction_weights
 
 
 def test_by_hand() -> None:

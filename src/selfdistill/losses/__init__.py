@@ -9,26 +9,16 @@
 from selfdistill.losses.clipping import Clip, Clipping, Relative, Tanh
 from selfdistill.losses.divergences import ClippedForwardKL, Divergence, ForwardKL, JensenShannon, ReverseKL, divergence
 from selfdistill.losses.head import Head
-from selfdistill.losses.kernel import FusedResult, fused_loss, read_log_ratios, token_logprobs
-from selfdistill.losses.policy_gradient import PolicyGradient, RatioCaps, ReferenceKL, importance_weight
-from selfdistill.losses.reduction import (
-    REWARD_TOLERANCE,
-    Denominators,
-    Reduction,
-    denominators,
-    equal_rewards,
-    group_advantages,
-    reduction_weights,
-    relative_size,
-)
-from selfdistill.losses.schedules import Constant, EntropyGate, Gate, Linear, Memory, Schedule, Trapezoid
+from selfdistill.losses.kernel import FusedResult, fused_loss, token_logprobs
+from selfdistill.losses.policy_gradient import PolicyGradient, RatioCaps, ReferenceKL
+from selfdistill.losses.reduction import Denominators, Reduction, denominators, equal_rewards, group_advantages
+from selfdistill.losses.schedules import Constant, EntropyGate, Linear, Trapezoid
 from selfdistill.losses.shaping import (
     Additive,
     AdvantageShaping,
     AdvantageSign,
     Attract,
     Centred,
-    DistillationSign,
     Multiplicative,
     OppositeAdvantageSign,
     Pooled,
@@ -39,11 +29,10 @@ from selfdistill.losses.shaping import (
 from selfdistill.losses.spec import LOSS_TERMS, LossSpec, LossTerm, TokenMask, TokenStats, TokenWeights
 from selfdistill.losses.support import FullVocabulary, SampledToken, Support, TopK
 from selfdistill.losses.teacher_mixture import Contrast, Product, TeacherMixture, TeacherStates
-from selfdistill.losses.token_weights import WeighedTokens, weigh_tokens
+from selfdistill.losses.token_weights import weigh_tokens
 
 __all__ = [
     "LOSS_TERMS",
-    "REWARD_TOLERANCE",
     "Additive",
     "AdvantageShaping",
     "AdvantageSign",
@@ -55,19 +44,16 @@ __all__ = [
     "Constant",
     "Contrast",
     "Denominators",
-    "DistillationSign",
     "Divergence",
     "EntropyGate",
     "ForwardKL",
     "FullVocabulary",
     "FusedResult",
-    "Gate",
     "Head",
     "JensenShannon",
     "Linear",
     "LossSpec",
     "LossTerm",
-    "Memory",
     "Multiplicative",
     "OppositeAdvantageSign",
     "PolicyGradient",
@@ -80,7 +66,6 @@ __all__ = [
     "Repel",
     "ReverseKL",
     "SampledToken",
-    "Schedule",
     "Separate",
     "Support",
     "Tanh",
@@ -92,16 +77,11 @@ __all__ = [
     "TokenWeights",
     "TopK",
     "Trapezoid",
-    "WeighedTokens",
     "denominators",
     "divergence",
     "equal_rewards",
     "fused_loss",
     "group_advantages",
-    "importance_weight",
-    "read_log_ratios",
-    "reduction_weights",
-    "relative_size",
     "token_logprobs",
     "weigh_tokens",
 ]

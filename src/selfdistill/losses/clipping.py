@@ -64,9 +64,5 @@ class Relative(Clipping):
 
     def clip_(self, numerator: Tensor, p: Tensor) -> Tensor:
         """Raises `ConfigError`."""
-        raise ConfigError(
-            "a relative clip must be resolved before a loss is computed",
-            got=self,
-            why="one micro-batch has no running mean, and a limit must not depend on how a batch is cut",
-            do="use .resolve(mean of magnitude_N)",
-        )
+        why = "one micro-batch has no running mean, and a limit must not depend on how a batch is cut"
+        raise ConfigError("a relative clip is no clip yet", got=self, why=why, do="use .resolve(mean of magnitude_N)")

@@ -109,9 +109,7 @@ class JensenShannon(Divergence):
     the effective learning rate. Source: Lin 1991; arXiv 2601.20802, §2, with α = 0.5.
     """
 
-    alpha: float = option(
-        0.5, "the teacher's share of the mixture; ForwardKL() and ReverseKL() are the ends", above=0, below=1
-    )
+    alpha: float = option(0.5, "the teacher's share; ForwardKL() and ReverseKL() are the ends", above=0, below=1)
 
     def advantage(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         """h(u) = (1−α) log((1−α) + α e^u), which grows linearly far out."""
@@ -137,9 +135,7 @@ class ClippedForwardKL(Divergence):
     be negative, as only positive entries are cut. Source: arXiv 2601.18734.
     """
 
-    limit: float = option(
-        0.05, "of one token's share; at 0 every token the teacher prefers would be cut", above=0, most=inf
-    )
+    limit: float = option(0.05, "of one token's share; near 0 all that the teacher prefers is cut", above=0, most=inf)
 
     def advantage(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         """h(u) = e^u − 1, or −1 where cut."""
@@ -169,8 +165,7 @@ def divergence(alpha: float) -> Divergence:
     learning rate. Raises `ConfigError` outside [0, 1]. Source: arXiv 2601.20802, released settings.
     """
     if not Range(0, 1).holds(alpha):
-        do = "0 for KL(teacher‖student), 1 for KL(student‖teacher), between for Jensen-Shannon"
-        raise ConfigError("alpha must lie in [0, 1]", got=alpha, why="it is the teacher's share of a mixture", do=do)
+        raise ConfigError("alpha must lie in [0, 1]", got=alpha, why="it is the teacher's share of a mixture")
     if alpha in (0, 1):
         return ReverseKL() if alpha else ForwardKL()
     return JensenShannon(alpha)

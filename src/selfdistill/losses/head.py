@@ -45,16 +45,15 @@ class Head:
     scale: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.weight_VD.dim() != 2 or (self.bias_V is not None and self.bias_V.shape != self.weight_VD.shape[:1]):
-            raise ConfigError(
+        weight, bias = tuple(self.weight_VD.shape), None if self.bias_V is None else tuple(self.bias_V.shape)
+        if len(weight) != 2 or bias not in (None, weight[:1]):
+            what, do = (
                 "a head needs weight_VD of shape [V, D] and bias_V of shape [V]",
-                got=(tuple(self.weight_VD.shape), None if self.bias_V is None else tuple(self.bias_V.shape)),
-                why="each vocabulary entry has one row of weights and one bias",
-                do="pass lm_head.weight and lm_head.bias as they are",
+                "pass those of lm_head as they are",
             )
+            raise ConfigError(what, got=(weight, bias), do=do)
         if self.softcap is not None and not self.softcap > 0:
-            why, do = "logits are bounded to ±softcap", "pass None for no soft-cap"
-            raise ConfigError("softcap must be positive", got=self.softcap, why=why, do=do)
+            raise ConfigError("softcap must be positive", got=self.softcap, do="pass None for no soft-cap")
 
     @property
     def vocabulary(self) -> int:

@@ -29,8 +29,8 @@ from selfdistill.losses.divergences import GradientNumerator, ReverseKL
 from selfdistill.losses.head import Head, HeadGradients, accumulation_dtype, widened
 from selfdistill.losses.policy_gradient import importance_weight, probability_ratio
 from selfdistill.losses.spec import LOSS_TERMS, Inputs, LossSpec, LossTerm, TokenStats, TokenWeights, check_inputs
-from selfdistill.losses.support import BucketedDistribution, FullVocabulary, SampledToken
-from selfdistill.losses.teacher_mixture import Product, TeacherMixture, TeacherStates
+from selfdistill.losses.support import BucketedDistribution
+from selfdistill.losses.teacher_mixture import TeacherStates
 
 _ENTRIES_CPU = 2**22  # logits of one chunk: 16 MiB in float32, where caches are small
 _ENTRIES = 2**26  # 256 MiB: an accelerator wants long products
@@ -78,65 +78,65 @@ def fused_loss(
     own, *heads = widened([head, *(each.head for each in passes)])
     passes = [replace(each, hidden_ND=each.hidden_ND.detach(), head=h) for each, h in zip(passes, heads, strict=True)]
     own_reference = None if reference is None else passes.pop()
+    dtype = accumulation_dtype(torch.promote_types(hidden_ND.dtype, own.weight_VD.dtype))
+    blank_N = torch.full((len(hidden_ND),), torch.nan, dtype=dtype, device=hidden_ND.device)
     inputs = Inputs(
-        loss_spec, hidden_ND.detach(), own, tokens_N, weights, tuple(passes), own_reference,
-        old_logprobs_N, sampler_logprobs_N, given_N,
+        loss_spec, hidden_ND.detach(), own, tokens_N, weights, passes, own_reference,
+        old_logprobs_N=blank_N if old_logprobs_N is None else old_logprobs_N,
+        sampler_logprobs_N=blank_N if sampler_logprobs_N is None else sampler_logprobs_N,
+        given_N=torch.zeros_like(blank_N) if given_N is None else given_N,
     )  # fmt: skip
     check_inputs(inputs)
-    gradients, device = HeadGradients(hidden_ND, head), hidden_ND.device
-    dtype = accumulation_dtype(torch.promote_types(hidden_ND.dtype, own.weight_VD.dtype))
-    rows = chunk or max(_FEWEST_ROWS, (_ENTRIES_CPU if device.type == "cpu" else _ENTRIES) // own.vocabulary)
-    with torch.no_grad(), torch.autocast(device.type, enabled=False):
-        losses = {name: torch.zeros((), dtype=dtype, device=device) for name in LOSS_TERMS}
-        blank_N = torch.full((len(hidden_ND),), torch.nan, dtype=dtype, device=device)
-        stats = {f.name: blank_N.clone() for f in fields(TokenStats)} | {
-            "clipped_N": torch.zeros_like(blank_N, dtype=torch.bool)
-        }
-        sums = FusedResult(torch.zeros_like(losses["divergence"]), TokenStats(**stats), losses)
-        buffers: tuple[Tensor | None, Tensor | None] = (None, None)
-        if device.type == "cpu":  # fresh memory comes from the operating system page by page; an accelerator keeps it
-            size = min(len(hidden_ND), rows)
-            buffers = (torch.empty(size, own.vocabulary, dtype=dtype), torch.empty(size, own.vocabulary, dtype=dtype))
-        for start, terms in _plan(inputs, rows):
-            part = slice(start, min(start + rows, len(hidden_ND)))
-            _work(inputs, part, terms, buffers, gradients, sums)
+    gradients, on_cpu = HeadGradients(hidden_ND, head), hidden_ND.device.type == "cpu"
+    rows = chunk or max(_FEWEST_ROWS, (_ENTRIES_CPU if on_cpu else _ENTRIES) // own.vocabulary)
+    with torch.no_grad(), torch.autocast(hidden_ND.device.type, enabled=False):
+        stats = {f.name: blank_N.clone() for f in fields(TokenStats)} | {"clipped_N": blank_N > 0}
+        losses = {name: blank_N.new_zeros(()) for name in LOSS_TERMS}
+        sums = FusedResult(blank_N.new_zeros(()), TokenStats(**stats), losses)
+        # Fresh memory comes from the operating system page by page; an accelerator keeps it.
+        size = min(len(hidden_ND), rows)
+        rooms = [torch.empty(size, own.vocabulary, dtype=dtype) for _ in range(2 if on_cpu else 0)]
+        for part, terms in _plan(inputs, rows):
+            _work(inputs, part, terms, rooms, gradients, sums)
         loss = torch.stack(list(losses.values())).sum()
     return replace(sums, loss=gradients.attach(loss))
 
 
-def _plan(inputs: Inputs, size: int) -> list[tuple[int, list[Term]]]:
-    """The first position of each chunk, and the terms that have weight there; one chunk when there are no positions."""
+def _plan(inputs: Inputs, size: int) -> list[tuple[slice, Terms]]:
+    """The positions of each chunk, and the terms that have weight there; one chunk when there are no positions."""
     weights, positions = inputs.weights, len(inputs.hidden_ND)
-    terms: list[tuple[Callable[[Chunk, Tensor], None], Tensor | None]] = [
-        (distil, weights.distil_N),
-        (reference_kl, weights.reference_N if inputs.loss_spec.reference.coefficient > 0 else None),
-        (policy_gradient, weights.advantage_N),
+    terms: dict[Callable[[Chunk, Tensor], None], Tensor | None] = {
+        distil: weights.distil_N,
+        reference_kl: weights.reference_N if inputs.loss_spec.reference.coefficient > 0 else None,
+        policy_gradient: weights.advantage_N,
+    }
+    chunks: list[tuple[slice, Terms]] = [
+        (slice(start, min(start + size, positions)), {}) for start in range(0, max(positions, 1), size)
     ]
-    chunks: list[tuple[int, list[Term]]] = [(start, []) for start in range(0, max(positions, 1), size)]
-    for term, weight_N in terms:
+    for term, weight_N in terms.items():
         if weight_N is not None and positions:
             active = torch.stack([part.any() for part in torch.split(weight_N != 0, size)]).tolist()  # one transfer
             for (_, own), is_active in zip(chunks, active, strict=True):
-                own += [(term, weight_N)] if is_active else []
+                own |= {term: weight_N} if is_active else {}
     return chunks
 
 
 def _work(
     inputs: Inputs,
     rows: slice,
-    terms: Sequence[Term],
-    buffers: tuple[Tensor | None, Tensor | None],
+    terms: Terms,
+    rooms: Sequence[Tensor],
     gradients: HeadGradients,
     sums: FusedResult,
 ) -> None:
-    """Adds all terms of one chunk. `buffers` [≥ C, V] are for the logits of student and teacher."""
+    """Adds all terms of one chunk. `rooms` [≥ C, V] are for the logits of student and teacher."""
     spec, head, hidden_CD = inputs.loss_spec, inputs.head, inputs.hidden_ND[rows]
-    room_CV, teacher_room_CV = (None if buffer is None else buffer[: len(hidden_CD)] for buffer in buffers)
-    functions = [term for term, _ in terms]
+    room_CV, teacher_room_CV = [room[: len(hidden_CD)] for room in rooms] or (None, None)
     student_CV, teacher_CV, reference_CV = head.logits(hidden_CD, room_CV), None, None
-    if distil in functions:
-        teacher_CV = spec.mixture.logits(inputs.teacher, rows, student_CV, spec.temperature, teacher_room_CV)
-    if reference_kl in functions and inputs.reference is not None:
+    if distil in terms:
+        passes = [each.at(rows) for each in inputs.teacher]
+        teacher_CV = spec.mixture.logits(passes, student_CV, spec.temperature, teacher_room_CV)
+    if reference_kl in terms and inputs.reference is not None:
         reference_CV = inputs.reference.head.logits(inputs.reference.hidden_ND[rows])
     needs_gradient = bool(terms) and gradients.needed
     count = len(hidden_CD)
@@ -147,7 +147,7 @@ def _work(
         logits_CV = student_CV[block]
         others = (None if x is None else x[block] for x in (teacher_CV, reference_CV))
         chunk = Chunk(inputs, at, sums, logits_CV, *others)
-        for term, weight_N in terms:
+        for term, weight_N in terms.items():
             term(chunk, weight_N[at].to(chunk.logprobs_C))
         if needs_gradient:
             gradient_CV = chunk.student.logit_gradient(chunk.numerators)
@@ -188,9 +188,9 @@ class Chunk:
         self.reference = None if reference_CV is None else BucketedDistribution.of(reference_CV / spec.temperature)
 
         self.logprobs_C = logprobs_C = self.student.logprobs(self.tokens_C)
-        old_C = logprobs_C if inputs.old_logprobs_N is None else inputs.old_logprobs_N[rows].to(logprobs_C)
+        old_C = inputs.old_logprobs_N[rows].to(logprobs_C)
         self.old_logprobs_C = old_C = torch.where(old_C.isnan(), logprobs_C, old_C)
-        sampler_C = old_C if inputs.sampler_logprobs_N is None else inputs.sampler_logprobs_N[rows].to(logprobs_C)
+        sampler_C = inputs.sampler_logprobs_N[rows].to(logprobs_C)
         sampler_C = torch.where(sampler_C.isnan(), old_C, sampler_C)
         sampler_ratio_C, cap = probability_ratio(old_C, sampler_C), spec.ratio.sampler_ratio
         self.sampler_weight_C = importance_weight(old_C, sampler_C, cap)
@@ -223,14 +223,14 @@ def distil(chunk: Chunk, distil_C: Tensor) -> None:
 def policy_gradient(chunk: Chunk, advantage_C: Tensor) -> None:
     """r2 · PG(advantage): F = −∂loss/∂log p(y) on the sampled token, 0 elsewhere. For a token that was not sampled the
     ratio is 1 by definition, and the value with this gradient is the cross-entropy −advantage · log p(y)."""
-    given_N = chunk.inputs.given_N
-    given_C = torch.zeros_like(advantage_C) if given_N is None else given_N[chunk.rows].to(advantage_C)
-    term = chunk.inputs.loss_spec.policy.term(chunk.logprobs_C, chunk.old_logprobs_C, advantage_C)
-    chunk.add("surrogate", term.loss_N, chunk.sampler_weight_C * (1 - given_C))
+    given_C = chunk.inputs.given_N[chunk.rows].to(advantage_C)
+    policy = chunk.inputs.loss_spec.policy
+    loss_C, slope_C, clipped_C = policy.term(chunk.logprobs_C, chunk.old_logprobs_C, advantage_C)
+    chunk.add("surrogate", loss_C, chunk.sampler_weight_C * (1 - given_C))
     chunk.add("cross_entropy", -chunk.logprobs_C, advantage_C * given_C)
-    numerator = GradientNumerator(-term.slope_N[:, None], chunk.tokens_C[:, None])
+    numerator = GradientNumerator(-slope_C[:, None], chunk.tokens_C[:, None])
     chunk.numerators.append((numerator, chunk.sampler_weight_C[:, None]))
-    chunk.sums.stats.clipped_N[chunk.rows] |= term.clipped_N
+    chunk.sums.stats.clipped_N[chunk.rows] |= clipped_C
 
 
 def reference_kl(chunk: Chunk, reference_C: Tensor) -> None:
@@ -243,8 +243,8 @@ def reference_kl(chunk: Chunk, reference_C: Tensor) -> None:
     chunk.sums.stats.reference_N[chunk.rows] = torch.where(weight_C != 0, value_C, torch.nan)
 
 
-Term: TypeAlias = tuple[Callable[[Chunk, Tensor], None], Tensor]
-"""A function of this file, and its weights of all positions [N]."""
+Terms: TypeAlias = dict[Callable[[Chunk, Tensor], None], Tensor]
+"""Functions of this file, each with its weights of all positions [N]."""
 
 
 @torch.no_grad()
@@ -254,27 +254,3 @@ def token_logprobs(
     """(log π(y) [N], entropy [N]) in nats at this temperature: what an update calls the old log-probabilities."""
     stats = fused_loss(LossSpec(temperature=temperature), hidden_ND, head, tokens_N, TokenWeights(), chunk=chunk).stats
     return stats.logprobs_N, stats.entropy_N
-
-
-@torch.no_grad()
-def read_log_ratios(
-    hidden_ND: Tensor,
-    head: Head,
-    teacher: Sequence[TeacherStates],
-    tokens_N: Tensor,
-    temperature: float = 1.0,
-    chunk: int | None = None,
-    *,
-    target: TeacherMixture | None = None,
-) -> TokenStats:
-    """The difference that the teacher makes, without an update: `.log_ratio_N` is u(y) = log q(y) − log p(y), beside
-    log-probabilities, entropies and the Jensen-Shannon divergence of every position. `target` makes one teacher of the
-    passes; one that is not normalised has no divergence but its estimate at the tokens. NaN where no pass covers."""
-    target = Product() if target is None else target
-    support = FullVocabulary() if target.normalise else SampledToken()
-    loss_spec = LossSpec(support, temperature=temperature, mixture=target)
-    present = [each.present_N for each in teacher if not each.against and each.present_N is not None]
-    everywhere = not present or any(each.present_N is None and not each.against for each in teacher)
-    weight_N = torch.ones_like(tokens_N) if everywhere else torch.stack(present).any(0)
-    weights = TokenWeights(distil_N=weight_N.float())
-    return fused_loss(loss_spec, hidden_ND, head, tokens_N, weights, teacher=teacher, chunk=chunk).stats

@@ -58,15 +58,6 @@ class ReferenceKL(Ranged):
 
 
 @dataclass(frozen=True, slots=True)
-class PolicyTerm:
-    """Per token: the clipped surrogate, its slope along log p(y), and whether a clip stopped the gradient."""
-
-    loss_N: Tensor
-    slope_N: Tensor
-    clipped_N: Tensor
-
-
-@dataclass(frozen=True, slots=True)
 class PolicyGradient(Ranged):
     """Options of the clipped objective, in which a ratio of 1 must lie inside all clips.
 
@@ -83,12 +74,15 @@ class PolicyGradient(Ranged):
             why = "a loss that is bounded inside the clip never reaches the clip"
             raise ConfigError("dual_clip must be above 1 + clip_high", got=self, why=why, do="3.0 is usual")
 
-    def term(self, logprobs_N: Tensor, old_logprobs_N: Tensor, advantage_N: Tensor) -> PolicyTerm:
-        """Where `old_logprobs_N` are the same numbers the weights have not moved: r = 1 exactly, slope −A."""
+    def term(self, logprobs_N: Tensor, old_logprobs_N: Tensor, advantage_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of each token [N]: the clipped surrogate, its slope along log p(y), and whether a clip stopped the gradient.
+
+        Where `old_logprobs_N` are the same numbers the weights have not moved: r = 1 exactly, slope −A.
+        """
         ratio_N = probability_ratio(logprobs_N, old_logprobs_N)
         plain_N = -ratio_N * advantage_N
         bounded_N = -ratio_N.clamp(1 - self.clip_low, 1 + self.clip_high) * advantage_N
         limit_N = torch.where(advantage_N < 0, -self.dual_clip * advantage_N, torch.inf)
         loss_N = torch.minimum(torch.maximum(plain_N, bounded_N), limit_N)
         active_N = (plain_N >= bounded_N) & (plain_N <= limit_N)
-        return PolicyTerm(loss_N, torch.where(active_N, plain_N, 0.0), ~active_N)
+        return loss_N, torch.where(active_N, plain_N, 0.0), ~active_N

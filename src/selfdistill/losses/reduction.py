@@ -18,7 +18,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from selfdistill.errors import ConfigError
+from selfdistill.errors import ConfigError, check_choice
 
 REWARD_TOLERANCE = 1e-6
 """Rewards this close to each other are equal, relative to the larger one where that is above 1. The sum of a thousand
@@ -82,12 +82,9 @@ def reduction_weights(lengths: Sequence[int], how: Reduction, over: Denominators
 
     Raises `ConfigError` for an unknown reduction or an answer without tokens.
     """
-    if how not in get_args(Reduction):
-        why, do = "it decides the weight of each token", f"one of {', '.join(get_args(Reduction))}"
-        raise ConfigError("unknown reduction", got=repr(how), why=why, do=do)
+    check_choice("reduction", how, get_args(Reduction))
     if any(length <= 0 for length in lengths):
-        why, do = "its mean over tokens is 0/0", "drop empty completions before they get here"
-        raise ConfigError("an answer without tokens cannot be weighed", got=list(lengths), why=why, do=do)
+        raise ConfigError("an answer without tokens has no mean", got=list(lengths), do="drop empty completions before")
     total = {"sequence-mean": over.answers, "token-mean": over.tokens, "sum": 1}[how]
     each = [1 / (total * (length if how == "sequence-mean" else 1)) for length in lengths]
     return torch.tensor(each, dtype=torch.float32).repeat_interleave(torch.tensor(lengths, dtype=torch.long))

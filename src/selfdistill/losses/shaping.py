@@ -54,28 +54,21 @@ class TokenTable:
         tokens, answers = shapes["answer_N"], shapes["advantage_R"]
         wrong = [name for name, shape in shapes.items() if shape != (answers if name.endswith("R") else tokens)]
         if wrong or len(tokens) != 1 or len(answers) != 1:
-            why, do = (
-                "a shift by one token trains on nonsense",
-                f"give columns of {tokens} tokens and {answers} answers",
+            what, do = (
+                "a table has one number per token, or one per answer",
+                f"columns of {tokens} tokens and {answers} answers",
             )
-            raise ConfigError("a table has one number per token, or one per answer", got=shapes, why=why, do=do)
+            raise ConfigError(what, got=shapes, do=f"give {do}")
         if self.counted_N.dtype != torch.bool:
-            why, do = "numbers would pick tokens 0 and 1 instead of masking", "compare: counted_N = weights_N > 0"
-            raise ConfigError("counted_N must be boolean", got=self.counted_N.dtype, why=why, do=do)
+            do = "compare: counted_N = weights_N > 0"
+            raise ConfigError("counted_N must be boolean, a mask", got=self.counted_N.dtype, do=do)
         if bool((self.answer_N.diff() < 0).any()):
-            raise ConfigError(
-                "the tokens of an answer must stand together, in the order of the answers",
-                got=self.answer_N.tolist()[:20],
-                why="sums over an answer are sums over neighbours",
-                do="concatenate the answers one after the other",
-            )
-        if tokens[0] and (int(self.answer_N[0]) < 0 or int(self.answer_N[-1]) >= answers[0]):
-            raise ConfigError(
-                "answer_N names an answer without credit",
-                got=f"{int(self.answer_N[0])} to {int(self.answer_N[-1])}",
-                why="its tokens have no advantage",
-                do=f"number the answers 0 to {answers[0] - 1}, in the order of advantage_R",
-            )
+            what, do = "the tokens of an answer must stand together", "concatenate the answers in their order"
+            raise ConfigError(what, got=self.answer_N.tolist()[:20], do=do)
+        ends = self.answer_N[[0, -1]].tolist() if tokens[0] else [0, -1]
+        if ends[0] < 0 or ends[1] >= answers[0]:
+            what, do = "answer_N names an answer without credit", f"number the answers 0 to {answers[0] - 1}"
+            raise ConfigError(what, got=f"{ends[0]} to {ends[1]}", do=do)
 
     def answer_means(self, values_N: Tensor, over_N: Tensor) -> Tensor:
         """Mean over the tokens `over_N` of each answer, repeated per token; 0 where an answer has none of them."""
@@ -183,9 +176,7 @@ class Additive(AdvantageShaping):
 
     def advantages(self, table: TokenTable, strength_N: Tensor, sign_N: Tensor) -> Tensor:
         """A + r."""
-        plain_N, acts_N, log_ratio_N = _at_tokens(table, strength_N)
-        student_N = table.logprobs_N.to(strength_N)
-        change_N = self.divergence.advantage(student_N, student_N + log_ratio_N)
+        plain_N, acts_N, change_N = _at_tokens(table, strength_N, self.divergence)
         if self.clipping is not None:
             change_N = self.clipping.clip_(change_N, torch.ones_like(change_N))
         change_N = strength_N * sign_N * change_N
@@ -246,14 +237,19 @@ class Pooled(AdvantageShaping):
 
     def advantages(self, table: TokenTable, strength_N: Tensor, sign_N: Tensor) -> Tensor:
         """A + λ s mean h(u)."""
-        plain_N, acts_N, log_ratio_N = _at_tokens(table, strength_N)
-        student_N = table.logprobs_N.to(strength_N)
-        mean_N = table.answer_means(self.divergence.advantage(student_N, student_N + log_ratio_N), acts_N)
+        plain_N, acts_N, wanted_N = _at_tokens(table, strength_N, self.divergence)
+        mean_N = table.answer_means(wanted_N, acts_N)
         return torch.where(acts_N, plain_N + strength_N * sign_N * mean_N, plain_N)
 
 
-def _at_tokens(table: TokenTable, strength_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """A; the tokens at which the log-ratio acts; and the log-ratio, clamped, 0 elsewhere."""
+def _at_tokens(
+    table: TokenTable, strength_N: Tensor, divergence: Divergence | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A; the tokens at which the log-ratio acts; and the log-ratio u, clamped, 0 elsewhere, or the h(u) of a
+    divergence."""
     acts_N = ~table.log_ratio_N.isnan() & (strength_N != 0)
     clamped_N = table.log_ratio_N.to(strength_N).clamp(-LARGEST_LOG_RATIO, LARGEST_LOG_RATIO)
-    return table.advantage_R[table.answer_N].to(strength_N), acts_N, torch.where(acts_N, clamped_N, 0)
+    found_N, student_N = torch.where(acts_N, clamped_N, 0), table.logprobs_N.to(strength_N)
+    if divergence is not None:
+        found_N = divergence.advantage(student_N, student_N + found_N)
+    return table.advantage_R[table.answer_N].to(strength_N), acts_N, found_N

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields
 from math import inf
 from typing import Literal, get_args
 
+import torch
 from torch import Tensor
 
 from selfdistill.errors import ConfigError, Ranged, option
@@ -76,12 +77,8 @@ class LossSpec(Ranged):
     def __post_init__(self) -> None:
         Ranged.__post_init__(self)
         if not self.mixture.normalise and not isinstance(self.support, SampledToken):
-            raise ConfigError(
-                "a mixture that is not normalised can be read at the sampled token only",
-                got=f"{self.mixture} on {self.support}",
-                why="a divergence compares two distributions, each with a sum of 1",
-                do="use SampledToken(), or leave normalise=True",
-            )
+            what, do = "an unnormalised mixture is for the sampled token only", "use SampledToken(), or normalise=True"
+            raise ConfigError(what, got=f"{self.mixture} on {self.support}", do=do)
 
     @property
     def needs_table(self) -> bool:
@@ -95,7 +92,7 @@ class LossSpec(Ranged):
 
     def teaches(self, step: int) -> bool:
         """Whether the teacher is read at generation batch `step`: λ > 0 there, or a gate reads it."""
-        return self.gate is not None or self.schedule.at(step) != 0
+        return not self.needs_table or self.gate is not None or self.schedule.at(step) != 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,47 +136,41 @@ class TokenStats:
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """The arguments of `fused_loss`, cut off from the graph."""
+    """The arguments of `fused_loss`, cut off from the graph; log-probabilities that are not given are NaN."""
 
     loss_spec: LossSpec
     hidden_ND: Tensor
     head: Head
     tokens_N: Tensor
     weights: TokenWeights
-    teacher: tuple[TeacherStates, ...]
+    teacher: Sequence[TeacherStates]
     reference: TeacherStates | None
-    old_logprobs_N: Tensor | None
-    sampler_logprobs_N: Tensor | None
-    given_N: Tensor | None
+    old_logprobs_N: Tensor
+    sampler_logprobs_N: Tensor
+    given_N: Tensor
 
 
 def check_inputs(inputs: Inputs) -> None:
     """Raises `ConfigError` when shapes disagree, a term lacks an input, or a teacher cannot be formed."""
-    spec, weights, positions = inputs.loss_spec, inputs.weights, len(inputs.hidden_ND)
+    spec, weights, size = inputs.loss_spec, inputs.weights, (len(inputs.hidden_ND), inputs.head.vocabulary)
     per_token = {f.name: getattr(weights, f.name) for f in fields(TokenWeights)}
-    per_token |= {
-        name: getattr(inputs, name) for name in ("tokens_N", "old_logprobs_N", "sampler_logprobs_N", "given_N")
-    }
+    per_token |= {f.name: getattr(inputs, f.name) for f in fields(Inputs) if f.name.endswith("_N")}
     per_token |= {f"teacher[{index}].present_N": each.present_N for index, each in enumerate(inputs.teacher)}
-    wrong = {name: tuple(x.shape) for name, x in per_token.items() if x is not None and x.shape != (positions,)}
+    wrong = {name: tuple(x.shape) for name, x in per_token.items() if x is not None and x.shape != size[:1]}
     if wrong:
-        raise ConfigError(
-            f"one number per answer position is needed: shape ({positions},)",
-            got=wrong,
-            why="a shift by one token trains on nonsense without an error",
-            do="concatenate the answers in the order of their hidden states",
-        )
+        what, do = f"one number per position is needed: shape {size[:1]}", "concatenate them as the hidden states are"
+        raise ConfigError(what, got=wrong, do=do)
     reference = [] if inputs.reference is None else [inputs.reference]
-    for passes in (inputs.teacher, reference):
-        _check_passes(passes, positions, inputs.head.vocabulary)
+    for each in (*inputs.teacher, *reference):
+        if (len(each.hidden_ND), each.head.vocabulary) != size:
+            got, why = (f"{n} positions of {v} tokens" for n, v in ((len(each.hidden_ND), each.head.vocabulary), size))
+            what = "a teacher's pass must have the student's positions and vocabulary"
+            raise ConfigError(what, got=got, why=f"the student has {why}", do="use a model with the same tokenizer")
     if any(each.against or each.present_N is not None for each in reference):
-        raise ConfigError(
-            "the reference must cover every position",
-            got="a reference with `against` or `present_N`",
-            why="it is compared with the student everywhere",
-            do="pass TeacherStates(hidden_ND, head)",
-        )
-    wanted = [each for each in inputs.teacher if not each.against]
+        got = "a reference with `against` or `present_N`"
+        raise ConfigError("the reference must cover every position", got=got, do="pass TeacherStates(hidden_ND, head)")
+    wanted, against = ([each for each in inputs.teacher if each.against == side] for side in (False, True))
+    _check_weights(wanted, against)
     distils = weights.distil_N is not None and bool((weights.distil_N != 0).any())
     has_reference = spec.reference.coefficient > 0
     missing = {
@@ -188,52 +179,27 @@ def check_inputs(inputs: Inputs) -> None:
         "weights.reference_N": has_reference and weights.reference_N is None,
     }
     if any(missing.values()):
-        raise ConfigError(
-            "a term has weight but lacks an input",
-            got=", ".join(f"no {name}" for name, is_missing in missing.items() if is_missing),
-            why="it would silently do nothing",
-            do="pass what is missing, or set the weight or coefficient to 0",
-        )
-    if len(wanted) < len(inputs.teacher) and not spec.mixture.reads_against:
-        why, do = "the pass would be left out, or mixed in as if for the answer", "use Contrast(), or leave it out"
-        raise ConfigError("only a contrast reads passes against the answer", got=spec.mixture, why=why, do=do)
+        got = ", ".join(f"no {name}" for name, is_missing in missing.items() if is_missing)
+        raise ConfigError("a term has weight but lacks an input", got=got, do="pass it, or set the weight to 0")
+    if against and not spec.mixture.reads_against:
+        what, do = "only a contrast reads passes against the answer", "use Contrast(), or leave them out"
+        raise ConfigError(what, got=spec.mixture, do=do)
     if weights.distil_N is not None and distils and all(each.present_N is not None for each in wanted):
-        absent_N = weights.distil_N != 0
-        for each in wanted:
-            absent_N = absent_N & ~each.present_N  # type: ignore[operator]
+        absent_N = (weights.distil_N != 0) & ~torch.stack([each.covered() for each in wanted]).any(0)
         if absent := int(absent_N.sum()):
-            raise ConfigError(
-                "a position has distillation weight but no teacher",
-                got=f"{absent} of {positions} positions",
-                why="no pass covers it, so there is no log-ratio",
-                do="set distil_N to 0 there",
-            )
+            what, got = "a position has distillation weight but no teacher", f"{absent} of {size[0]} positions"
+            raise ConfigError(what, got=got, do="set distil_N to 0 there")
 
 
-def _check_passes(passes: Sequence[TeacherStates], positions: int, vocabulary: int) -> None:
-    for each in passes:
-        if each.hidden_ND.shape[0] != positions or each.head.vocabulary != vocabulary:
-            raise ConfigError(
-                "a teacher's pass must have the student's positions and vocabulary",
-                got=f"{each.hidden_ND.shape[0]} positions of {each.head.vocabulary} tokens",
-                why=f"they are compared one by one with {positions} positions of {vocabulary} tokens",
-                do="pass the hidden states that predict the same answer tokens, from a model with the same tokenizer",
-            )
-    against, wanted = ([each for each in passes if each.against == side] for side in (True, False))
+def _check_weights(wanted: Sequence[TeacherStates], against: Sequence[TeacherStates]) -> None:
+    """Weights sum to 1, or are positive where they are normalised position by position."""
     shared = any(each.present_N is not None for each in wanted)
     total = sum(each.weight for each in wanted)
     if wanted and not shared and abs(total - 1.0) > 1e-6:
-        raise ConfigError(
-            "the weights of the teacher's passes must sum to 1",
-            got=[each.weight for each in wanted],
-            why=f"a sum of {total:g} would act as a hidden temperature of {1 / total if total else float('inf'):g}",
-            do="use (1 - rate, rate) for a trust region, 1.0 for a single pass; with present_N they are normalised",
-        )
-    for side in (against, wanted if shared else []):
-        if any(not each.weight > 0 for each in side):
-            raise ConfigError(
-                "weights that are normalised where a pass is present must be positive",
-                got=[each.weight for each in side],
-                why="the sum they are divided by could be 0",
-                do="leave out passes that weigh nothing",
-            )
+        got, why = [each.weight for each in wanted], "another sum would act as a hidden temperature"
+        do = "use (1 - rate, rate) for a trust region; with present_N they are normalised"
+        raise ConfigError("the weights of the teacher's passes must sum to 1", got=got, why=why, do=do)
+    normalised = [each.weight for each in (*against, *(wanted if shared else ()))]
+    if not all(weight > 0 for weight in normalised):
+        what, do = "weights that are normalised must be positive", "leave out passes that weigh nothing"
+        raise ConfigError(what, got=normalised, do=do)

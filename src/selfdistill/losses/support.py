@@ -17,7 +17,7 @@ from typing import ClassVar, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from selfdistill.errors import ConfigError, Ranged, option
+from selfdistill.errors import ConfigError, Ranged, check_choice, option
 from selfdistill.losses.clipping import Clipping
 from selfdistill.losses.divergences import Divergence, GradientNumerator
 from selfdistill.losses.head import LOWEST_LOGIT
@@ -185,14 +185,10 @@ class TopK(Support):
 
     def __post_init__(self) -> None:
         Ranged.__post_init__(self)
-        if self.of not in get_args(Whose):
-            do = f"one of {', '.join(get_args(Whose))}"
-            raise ConfigError("unknown side of a top-k support", got=repr(self.of), why="their tokens differ", do=do)
+        check_choice("side of a top-k support", self.of, get_args(Whose))
         if self.k == 1 and not self.tail:
-            why = "both sides are 1 there: the loss and its gradient are identically 0"
-            raise ConfigError(
-                "one renormalised token cannot be compared", got=self, why=why, do="keep the tail, or raise k"
-            )
+            what = "one renormalised token cannot be compared: loss and gradient are identically 0"
+            raise ConfigError(what, got=self, do="keep the tail, or raise k")
 
     def own_buckets(self, student_NV: Tensor, teacher_NV: Tensor) -> tuple[Tensor, ...]:
         """The top tokens. Of both sides, a token's second mention is an outcome that is impossible for both, which

@@ -13,13 +13,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
 
-from selfdistill.errors import ConfigError, Ranged, option
+from selfdistill.errors import Ranged, check_choice, option
 from selfdistill.losses.head import Head
 from selfdistill.losses.support import BucketedDistribution
 
@@ -40,6 +40,19 @@ class TeacherStates:
     against: bool = False
     present_N: Tensor | None = None
 
+    def at(self, rows: slice) -> TeacherStates:
+        """The pass at some of its positions."""
+        present_C = None if self.present_N is None else self.present_N[rows]
+        return replace(self, hidden_ND=self.hidden_ND[rows], present_N=present_C)
+
+    def covered(self) -> Tensor:
+        """covered_N (bool)."""
+        everywhere_N = torch.ones(len(self.hidden_ND), dtype=torch.bool, device=self.hidden_ND.device)
+        return everywhere_N if self.present_N is None else self.present_N
+
+
+Passes: TypeAlias = Sequence[TeacherStates]
+
 
 class TeacherMixture(Ranged, ABC):
     """How several passes become one distribution."""
@@ -50,16 +63,10 @@ class TeacherMixture(Ranged, ABC):
     """Whether q sums to 1, as every support but the sampled token needs."""
 
     @abstractmethod
-    def logits(
-        self,
-        passes: Sequence[TeacherStates],
-        rows: slice,
-        student_CV: Tensor,
-        temperature: float,
-        out_CV: Tensor | None,
-    ) -> Tensor:
-        """logits_CV of q at the temperature, at the positions `rows`: log q up to a constant per position, or log q
-        itself unless `normalise`. A fresh tensor, or `out_CV`. `student_CV` is not yet divided by the temperature."""
+    def logits(self, passes: Passes, student_CV: Tensor, temperature: float, out_CV: Tensor | None) -> Tensor:
+        """logits_CV of q at the temperature, from the passes at C positions: log q up to a constant per position, or
+        log q itself unless `normalise`. A fresh tensor, or `out_CV`. `student_CV` is not yet divided by the
+        temperature."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,16 +80,18 @@ class Product(TeacherMixture):
 
     normalise = True
 
-    def logits(
-        self,
-        passes: Sequence[TeacherStates],
-        rows: slice,
-        student_CV: Tensor,
-        temperature: float,
-        out_CV: Tensor | None,
-    ) -> Tensor:
-        """The weighted sum of the passes' logits, at the temperature."""
-        return _product_logits(passes, rows, temperature, out_CV)
+    def logits(self, passes: Passes, student_CV: Tensor, temperature: float, out_CV: Tensor | None) -> Tensor:
+        """Σ_j w_j z_j / temperature of the passes that cover each position. Each moves the sum so far by its share, so
+        that equal passes give that pass exactly, and so does one with all the weight."""
+        steps = _steps(passes, out_CV)
+        mixed_CV, _ = next(steps)
+        for logits_CV, share in steps:
+            if isinstance(share, float):
+                mixed_CV.add_((logits_CV - mixed_CV).mul_(share))
+            else:
+                unless_all_CV = torch.where(share == 0, mixed_CV, (logits_CV - mixed_CV).mul_(share).add_(mixed_CV))
+                mixed_CV = torch.where(share == 1, logits_CV, unless_all_CV)
+        return mixed_CV if temperature == 1.0 else mixed_CV.div_(temperature)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,36 +114,23 @@ class Contrast(TeacherMixture):
 
     def __post_init__(self) -> None:
         Ranged.__post_init__(self)
-        if self.anchor not in get_args(Anchor):
-            why, do = "the difference is added to it", f"one of {', '.join(get_args(Anchor))}"
-            raise ConfigError("unknown anchor of a contrast", got=repr(self.anchor), why=why, do=do)
+        check_choice("anchor of a contrast", self.anchor, get_args(Anchor))
 
-    def logits(
-        self,
-        passes: Sequence[TeacherStates],
-        rows: slice,
-        student_CV: Tensor,
-        temperature: float,
-        out_CV: Tensor | None,
-    ) -> Tensor:
+    def logits(self, passes: Passes, student_CV: Tensor, temperature: float, out_CV: Tensor | None) -> Tensor:
         """The difference of two normalised sides is exactly 0 where they agree, and the anchor's logits stay."""
-        wanted_CV = _product_logits([each for each in passes if not each.against], rows, temperature)
-        against = [each for each in passes if each.against]
+        wanted, against = ([each for each in passes if each.against == side] for side in (False, True))
+        wanted_CV = Product().logits(wanted, student_CV, temperature, None)
         log_wanted_CV = log_probs(wanted_CV, 1.0)
         alone_CV = wanted_CV if self.normalise else log_wanted_CV
-        if not any(each.present_N is None or bool(each.present_N[rows].any()) for each in against):
+        if not any(each.covered().any() for each in against):
             return alone_CV
-        log_unwanted_CV = log_probs(_mean_logits(against, rows, temperature), 1.0)
-        difference_CV = log_wanted_CV.sub(log_unwanted_CV).mul_(self.strength)
+        contrasted_C = torch.stack([each.covered() for each in against]).any(0)
+        difference_CV = log_wanted_CV.sub(log_probs(_mean_logits(against, temperature), 1.0)).mul_(self.strength)
         anchor_CV = alone_CV
         if self.anchor == "student":
             anchor_CV = student_CV if temperature == 1.0 else student_CV / temperature
             anchor_CV = anchor_CV if self.normalise else log_probs(anchor_CV, 1.0)
-        contrast_CV = difference_CV.add_(anchor_CV)
-        if any(each.present_N is None for each in against):
-            return contrast_CV
-        contrasted_C = torch.stack([each.present_N[rows] for each in against if each.present_N is not None])
-        return torch.where(contrasted_C.any(0)[:, None], contrast_CV, alone_CV)
+        return torch.where(contrasted_C[:, None], difference_CV.add_(anchor_CV), alone_CV)
 
 
 def log_probs(logits_NV: Tensor, temperature: float) -> Tensor:
@@ -142,26 +138,10 @@ def log_probs(logits_NV: Tensor, temperature: float) -> Tensor:
     return BucketedDistribution.of(logits_NV if temperature == 1.0 else logits_NV / temperature).log_p()
 
 
-def _product_logits(
-    passes: Sequence[TeacherStates], rows: slice, temperature: float, out_CV: Tensor | None = None
-) -> Tensor:
-    """Σ_j w_j z_j / temperature of the passes that cover each position. Each moves the sum so far by its share, so that
-    equal passes give that pass exactly, and so does one with all the weight."""
-    steps = _steps(passes, rows, out_CV)
-    mixed_CV, _ = next(steps)
-    for logits_CV, share in steps:
-        if isinstance(share, float):
-            mixed_CV.add_((logits_CV - mixed_CV).mul_(share))
-        else:
-            unless_all_CV = torch.where(share == 0, mixed_CV, (logits_CV - mixed_CV).mul_(share).add_(mixed_CV))
-            mixed_CV = torch.where(share == 1, logits_CV, unless_all_CV)
-    return mixed_CV if temperature == 1.0 else mixed_CV.div_(temperature)
-
-
-def _mean_logits(passes: Sequence[TeacherStates], rows: slice, temperature: float) -> Tensor:
+def _mean_logits(passes: Passes, temperature: float) -> Tensor:
     """log Σ_j w_j softmax(z_j / temperature) of the passes that cover each position, plus the first one's normaliser.
     Formed in logs, where small probabilities keep their digits; equal passes give that pass's logits exactly."""
-    steps = _steps(passes, rows)
+    steps = _steps(passes)
     mean_CV = next(steps)[0].div_(temperature)
     first_C1 = mean_CV.logsumexp(-1, keepdim=True)
     for logits_CV, share in steps:
@@ -175,17 +155,15 @@ def _mean_logits(passes: Sequence[TeacherStates], rows: slice, temperature: floa
     return mean_CV
 
 
-def _steps(
-    passes: Sequence[TeacherStates], rows: slice, out_CV: Tensor | None = None
-) -> Iterator[tuple[Tensor, float | Tensor]]:
+def _steps(passes: Passes, out_CV: Tensor | None = None) -> Iterator[tuple[Tensor, float | Tensor]]:
     """Of each pass that covers any position: logits_CV (of the first in `out_CV`), and its share of the weight so far,
     one number or [C, 1]. The first has a share of 1, an absent one of 0."""
     total: float | Tensor = 0.0
     for each in passes:
-        if each.present_N is not None and not each.present_N[rows].any():
+        if each.present_N is not None and not each.present_N.any():
             continue
-        logits_CV, out_CV = each.head.logits(each.hidden_ND[rows], out_CV), None
-        weight = each.weight if each.present_N is None else each.weight * each.present_N[rows, None].to(logits_CV)
+        logits_CV, out_CV = each.head.logits(each.hidden_ND, out_CV), None
+        weight = each.weight if each.present_N is None else each.weight * each.present_N[:, None].to(logits_CV)
         total = total + weight
         if isinstance(total, float):
             yield logits_CV, (weight / total if total else 0.0)

@@ -26,7 +26,6 @@ from selfdistill.losses import (
     FusedResult,
     LossSpec,
     LossTerm,
-    Memory,
     Reduction,
     ReferenceKL,
     Relative,
@@ -36,10 +35,10 @@ from selfdistill.losses import (
     TokenWeights,
     denominators,
     fused_loss,
-    reduction_weights,
-    relative_size,
     weigh_tokens,
 )
+from selfdistill.losses.reduction import reduction_weights, relative_size
+from selfdistill.losses.schedules import Memory
 from selfdistill.models.policy import Policy
 from selfdistill.training.forward import (
     ForwardPass,
