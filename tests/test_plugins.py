@@ -162,7 +162,7 @@ def make_stage(file: Path) -> object:
 @pytest.mark.parametrize(
     ("tasks", "said"),
     [
-        ("def tasks():\n    exit()\n", r"cannot name its tasks[\s\S]*own\.py, line 4: exit\(\)"),
+        ("def tasks():\n    exit()\n", r"cannot name its tasks[\s\S]*own\.py., line 4, in tasks\s+exit\(\)"),
         ("tasks = [Task('t', 'What?')]\n", r"no conversation[\s\S]*'What\?'"),
         ("tasks = [Task('t', [Message('user', 'What?')])]\n", "no conversation"),
         ("tasks = [Task('t', (Message('user', 7),))]\n", "no conversation"),

@@ -263,7 +263,7 @@ class Curve(TrainerCallback):
 
 def learn_case(case: Case) -> dict[str, Any]:
     """Coined verbs until enough is learned or the time is up, scored by the same sandbox as ours."""
-    from selfdistill.envs.base import require_outcome
+    from selfdistill.envs.base import required
     from selfdistill.envs.verbs.env import VerbsEnvironment
     from selfdistill.prompts.context import CLOSING, SECTIONS
     from selfdistill.types import Completion
@@ -276,7 +276,7 @@ def learn_case(case: Case) -> dict[str, Any]:
     def solved(completions: Sequence[Any], name: Sequence[str], **_: Any) -> list[float]:
         texts = [completion[0]["content"] for completion in completions]
         pairs = [(tasks[i], Completion(f"{n}", text)) for n, (i, text) in enumerate(zip(name, texts, strict=True))]
-        rewards = [require_outcome(judged).reward for judged in env.score_batch(pairs)]
+        rewards = [required(judged).reward for judged in env.score_batch(pairs)]
         curve.rewards.append(sum(reward >= 0.5 for reward in rewards) / len(rewards))
         return rewards
 

@@ -10,7 +10,7 @@ from fractions import Fraction
 
 import pytest
 
-from selfdistill.envs.compare import identity, same_output, same_value
+from selfdistill.envs.compare import identity, same_exactly, same_output, same_value
 from selfdistill.envs.sandbox.wire import Opaque, TooLargeError, decode, encode, short_repr
 from selfdistill.envs.shown import show_value
 
@@ -89,7 +89,7 @@ def test_values_survive_the_wire():
     ]  # fmt: skip
     for value in values:
         back = travelled(value)
-        assert same_value(back, value, exact=True)
+        assert same_exactly(back, value)
         assert show_value(back) == show_value(value)
     assert math.isnan(travelled(math.nan))
     assert str(travelled(Decimal("-1.50"))) == "-1.50"
@@ -141,7 +141,7 @@ def test_exact_comparison_is_python_s():
     alike = 0
     for one in values:
         for other in pick.sample(values, 40):
-            assert same_value(travelled(one), other, exact=True) == (one == other), (one, other)
+            assert same_exactly(travelled(one), other) == (one == other), (one, other)
             alike += one == other and repr(one) != repr(other)
     assert alike > 100  # equal values of different types were met
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sandbox_parts import needs_isolation
-from selfdistill.envs.compare import same_value
+from selfdistill.envs.compare import same_exactly
 from selfdistill.envs.sandbox import (
     Ending,
     Mode,
@@ -44,7 +44,7 @@ def refused(result: Result, kind: str = "PermissionError") -> bool:
 
 def test_calls_return_values_of_every_plain_kind(sandbox):
     code = "def f(x): return (x, {1: [2.5, None]}, {3}, 2**80, True)"
-    assert same_value(call(sandbox, code, ["a b"]).value, ("a b", {1: [2.5, None]}, {3}, 2**80, True), exact=True)
+    assert same_exactly(call(sandbox, code, ["a b"]).value, ("a b", {1: [2.5, None]}, {3}, 2**80, True))
 
 
 def test_a_value_of_another_type_travels_as_its_repr(sandbox):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from selfdistill.envs.base import require_outcome
+from selfdistill.envs.base import required
 from selfdistill.envs.verbs.env import (
     VerbsEnvironment,
     VerbsOptions,
@@ -212,7 +212,7 @@ def _broken(bench: Bench) -> Line:
     tasks = plain_tasks(bench.n, SEED + 1)
     broken = [re.sub(r"return \w+", "return result", task.demonstration) for task in tasks]
     pairs = [(task, Completion("broken", text)) for task, text in zip(tasks, broken, strict=True)]
-    outcomes = list(map(require_outcome, bench.env.score_batch(pairs)))
+    outcomes = list(map(required, bench.env.score_batch(pairs)))
     prompts = [
         teacher_messages(task.messages, Context("", feedback=outcome.feedback))
         for task, outcome in zip(tasks, outcomes, strict=True)

@@ -3,8 +3,9 @@ ones, which prompts fit; and scores of answers from a file."""
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -104,9 +105,8 @@ def check_rows(
     """Scores the reference solution of every row, an empty answer and a wrong one; looks for duplicates and, with a
     renderer, for prompts that do not fit. Raises `SandboxError`."""
     tasks = [(row.place, row.found) for row in rows if isinstance(row.found, Task)]
-    report = CheckReport(
-        len(rows), len(tasks), problems=[str(row.found) for row in rows if isinstance(row.found, DataError)]
-    )
+    problems = [str(row.found) for row in rows if isinstance(row.found, DataError)]
+    report = CheckReport(len(rows), len(tasks), problems=problems)
     _find_duplicates(tasks, report)
     if renderer is not None:
         report.limit = min(max_prompt_tokens, renderer.context_length - 1)
@@ -133,25 +133,18 @@ def score_answers(
 ) -> Iterator[Score]:
     """One score an answer, in order. Raises `SandboxError`."""
     tasks = {row.found.id: row.found for row in rows if isinstance(row.found, Task)}
-    counts: Counter[str] = Counter()
-    for start in range(0, len(answers), SLICE):
-        callback(Phase("scoring answers", start, len(answers)))
-        part = answers[start : start + SLICE]
-        pairs = []
-        for answer in part:
-            if answer.id in tasks:
-                pairs.append((tasks[answer.id], Completion(f"{answer.id}-{counts[answer.id]}", answer.text)))
-                counts[answer.id] += 1
-        scored = iter(score_all(env, pairs))
-        for name, _, place in part:
-            if name not in tasks:
-                yield Score(name, None, "", UNKNOWN_ID, f"{place}: no row that can be used has the id {name!r}")
-                continue
-            found = next(scored)
-            if isinstance(found, Fault):
-                yield Score(name, None, "", str(found.drop), f"{name!r} was not scored: {found.text.strip()}")
-            else:
-                yield Score(name, found.reward, found.feedback, _failure(found))
+    numbers = defaultdict[str, Iterator[int]](itertools.count)
+    pairs = [
+        (tasks[name], Completion(f"{name}-{next(numbers[name])}", text)) for name, text, _ in answers if name in tasks
+    ]
+    scored = _scored(env, pairs, "scoring answers", callback)
+    for name, _, place in answers:
+        if name not in tasks:
+            yield Score(name, None, "", UNKNOWN_ID, f"{place}: no row that can be used has the id {name!r}")
+        elif isinstance(found := next(scored), Fault):
+            yield Score(name, None, "", str(found.drop), f"{name!r} was not scored: {found.text.strip()}")
+        else:
+            yield Score(name, found.reward, found.feedback, _failure(found))
 
 
 def _failure(outcome: Outcome) -> str:
@@ -236,12 +229,10 @@ def _score_wrong_answers(
             report.examples.append(Example(task.id, text, scored.feedback))
 
 
-def _scored(env: Environment, pairs: Sequence[Pair], what: str, callback: Callback) -> list[Scored]:
-    scored: list[Scored] = []
+def _scored(env: Environment, pairs: Sequence[Pair], what: str, callback: Callback) -> Iterator[Scored]:
     for start in range(0, len(pairs), SLICE):
         callback(Phase(what, start, len(pairs)))
-        scored += score_all(env, pairs[start : start + SLICE])
-    return scored
+        yield from score_all(env, pairs[start : start + SLICE])
 
 
 def _last_line(fault: Fault) -> str:

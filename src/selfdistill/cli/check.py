@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +14,7 @@ from rich.console import Console
 
 from selfdistill.cli.arguments import ConfigFile, Data, EnvName, Overrides, Seed, as_overrides, optional
 from selfdistill.errors import DataError
-from selfdistill.runs import Event, Note, Phase
+from selfdistill.runs import Callback, Event, Note, Phase
 
 if TYPE_CHECKING:
     from selfdistill.analysis.check import Answer, CheckReport, TaskRow
@@ -55,7 +56,7 @@ def check(
     settings = load_config(config, [*as_overrides(flags), *(overrides or ())])
     given = read_answers(answers) if answers is not None else None
     environment = settings.make_env()
-    with _Progress() as progress:
+    with _progress() as progress:
         rows = every_row(environment, settings.data)
         if given is not None:
             well = _score(environment, rows, given, progress)
@@ -71,13 +72,13 @@ def check(
         raise typer.Exit(UNUSABLE if all(isinstance(row.found, DataError) for row in rows) else PROBLEMS)
 
 
-def _score(env: Environment, rows: Sequence[TaskRow], answers: Sequence[Answer], progress: _Progress) -> bool:
+def _score(env: Environment, rows: Sequence[TaskRow], answers: Sequence[Answer], progress: Callback) -> bool:
     """Prints a line of JSON for each answer; returns whether every row can be used and every answer has a reward."""
     from selfdistill.analysis.check import score_answers
 
     broken = [row.found for row in rows if isinstance(row.found, DataError)]
     for error in broken:
-        progress.print(str(error))
+        progress(Note(text=str(error)))
     missing = 0
     for score in score_answers(env, rows, answers, progress):
         line = score._asdict()
@@ -85,8 +86,8 @@ def _score(env: Environment, rows: Sequence[TaskRow], answers: Sequence[Answer],
         typer.echo(json.dumps(line))
         if score.reward is None:
             missing += 1
-            progress.print(fault)
-    progress.print(f"{len(answers) - missing:,} of {len(answers):,} answers scored")
+            progress(Note(text=fault))
+    progress(Note(text=f"{len(answers) - missing:,} of {len(answers):,} answers scored"))
     return not broken and not missing
 
 
@@ -109,34 +110,23 @@ def _print(report: CheckReport, name: str) -> None:
     typer.echo("\n".join(lines))
 
 
-class _Progress:
-    """Shows progress on standard error: a line that changes on a terminal, else one every few seconds."""
+@contextmanager
+def _progress() -> Iterator[Callback]:
+    """A callback that shows progress on standard error: a line that changes on a terminal, else one every few
+    seconds."""
+    console, printed = Console(stderr=True), time.monotonic()
 
-    def __init__(self) -> None:
-        self.console = Console(stderr=True)
-        self.status = self.console.status("reading the rows")
-        self.printed = time.monotonic()
+    def show(event: Event) -> None:
+        nonlocal printed
+        text = event.text if isinstance(event, Note) else ""
+        if isinstance(event, Phase):
+            phase = f"{event.name} {event.done:,}/{event.total:,}" if event.total else event.name
+            if status is not None:
+                status.update(phase)
+            elif time.monotonic() - printed >= PLAIN_S:
+                printed, text = time.monotonic(), phase
+        if text:
+            console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    def __enter__(self) -> _Progress:
-        if self.console.is_terminal:
-            self.status.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.status.stop()
-
-    def __call__(self, event: Event) -> None:
-        match event:
-            case Note():
-                self.print(event.text)
-            case Phase():
-                text = f"{event.name} {event.done:,}/{event.total:,}" if event.total else event.name
-                if self.console.is_terminal:
-                    self.status.update(text)
-                elif time.monotonic() - self.printed >= PLAIN_S:
-                    self.printed = time.monotonic()
-                    self.print(text)
-
-    def print(self, text: str) -> None:
-        """Prints a line that stays."""
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+    with console.status("reading the rows") if console.is_terminal else nullcontext() as status:
+        yield show

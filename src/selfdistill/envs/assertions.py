@@ -17,7 +17,7 @@ from functools import lru_cache
 from types import NoneType
 from typing import Any
 
-from selfdistill.envs.compare import same_value
+from selfdistill.envs.compare import same_exactly
 
 _ORDERED, _CONTAINERS = (int, float, str), (str, list, tuple, set, dict)
 # How each relation is written, and the types of a literal that it is compared with outside.
@@ -32,7 +32,9 @@ _ARITHMETIC: dict[type[ast.operator], Any] = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
     ast.FloorDiv: operator.floordiv, ast.Mod: operator.mod, ast.Pow: operator.pow,
 }  # fmt: skip
-_MAKERS = {kind.__name__: kind for kind in (set, frozenset, list, tuple, dict, int, float, complex, bool)}
+_MAKERS: dict[str, Any] = {
+    kind.__name__: kind for kind in (set, frozenset, list, tuple, dict, int, float, complex, bool)
+}
 _NUMBERS = (int, float, complex)
 _LARGEST = 10**4  # of an operand of arithmetic with powers
 _NO_LITERAL = (ValueError, TypeError, ArithmeticError, RecursionError)
@@ -48,6 +50,12 @@ class Assertion:
     expected: Any = None
     message: str = ""
 
+    def condition(self, expected: str) -> str:
+        """What the value has to be, in words around the expected value as text."""
+        words = {"true": "a true value", "false": "a false value", "==": expected, "is": expected}
+        text = words.get(self.relation, f"{self.relation} {expected}")
+        return f"{text} ({self.message})" if self.message else text
+
     @property
     def needs_truth(self) -> bool:
         """Whether the sandbox sends the truth of the value beside it."""
@@ -59,14 +67,14 @@ class Assertion:
             case "true" | "false":
                 return truth is (self.relation == "true")
             case "==" | "!=":
-                return same_value(value, self.expected, exact=True) is (self.relation == "==")
+                return same_exactly(value, self.expected) is (self.relation == "==")
             case "is" | "is not":
                 return (value is self.expected) is (self.relation == "is")
             case "in" | "not in":
                 if isinstance(self.expected, str):
                     found = isinstance(value, str) and value in self.expected
                 else:
-                    found = any(same_value(value, item, exact=True) for item in self.expected)
+                    found = any(same_exactly(value, item) for item in self.expected)
                 return found is (self.relation == "in")
         ordered = (int, float) if isinstance(self.expected, (int, float)) else str
         return isinstance(value, ordered) and bool(_ORDERS[self.relation](value, self.expected))
@@ -102,7 +110,7 @@ def _read(statement: ast.Assert, source: str) -> Assertion | None:
     return Assertion(text, relation, expected, message)
 
 
-def _literal(node: ast.expr) -> Any:
+def _literal(node: ast.expr | None) -> Any:
     """The value of an expression of constants alone, such as `set([1, 2])`, `10**9 + 7` or `float("inf")`. Raises
     ValueError for any other."""
     match node:
@@ -116,12 +124,10 @@ def _literal(node: ast.expr) -> Any:
             if type(op) not in _ARITHMETIC or power or not all(isinstance(n, _NUMBERS) for n in (one, other)):
                 raise ValueError("no arithmetic of small numbers")
             return _ARITHMETIC[type(op)](one, other)
-        case ast.List(elts=parts):
-            return [_literal(part) for part in parts]
-        case ast.Tuple(elts=parts):
-            return tuple(_literal(part) for part in parts)
-        case ast.Set(elts=parts):
-            return {_literal(part) for part in parts}
-        case ast.Dict(keys=keys, values=values) if None not in keys:
-            return {_literal(key): _literal(value) for key, value in zip(keys, values, strict=True) if key is not None}
-    return ast.literal_eval(node)
+        case ast.List(elts=parts) | ast.Tuple(elts=parts) | ast.Set(elts=parts):
+            return _MAKERS[type(node).__name__.lower()](map(_literal, parts))
+        case ast.Dict(keys=keys, values=values):
+            return dict(zip(map(_literal, keys), map(_literal, values), strict=True))
+        case ast.expr():
+            return ast.literal_eval(node)
+    raise ValueError("the entries of another dictionary")

@@ -23,7 +23,9 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, replace
+from functools import partial
 from numbers import Real
 from operator import itemgetter
 from typing import Any, Protocol, TypeAlias, TypeVar, get_args
@@ -88,22 +90,26 @@ Scored: TypeAlias = Outcome | Fault
 T = TypeVar("T")
 
 
-def require_outcome(scored: Scored) -> Outcome:
-    """The outcome. Raises `EnvError` for a fault."""
-    if isinstance(scored, Fault):
-        raise EnvError("an answer could not be scored", got=scored.text.strip().rsplit("\n", 1)[-1], why=scored.text)
-    return scored
-
-
-def guarded(score: Callable[[], T]) -> T | Fault:
-    """The result of `score`, or a `Fault` for an error in it. Our own errors and interrupts pass through."""
+def guarded(
+    call: Callable[[], T],
+    drop: DropReason = DropReason.SCORING_FAILED,
+    caught: tuple[type[BaseException], ...] = (Exception, SystemExit),
+) -> T | Fault:
+    """The result of a call, or a `Fault` with the traceback of an error in it. Our own errors pass through."""
     try:
-        return score()
+        return call()
     except SelfDistillError:
         raise
-    except Exception:  # noqa: BLE001 (an answer may hold anything; the traceback is kept)
+    except caught:
         text = traceback.format_exc()[-_TRACEBACK_CHARACTERS:]
-        return Fault(DropReason.SCORING_FAILED, text.encode("utf-8", "backslashreplace").decode("utf-8"))
+        return Fault(drop, text.encode("utf-8", "backslashreplace").decode("utf-8"))
+
+
+def required(found: T | Fault, what: str = "an answer could not be scored") -> T:
+    """What was found. Raises `EnvError` for a fault."""
+    if isinstance(found, Fault):
+        raise EnvError(what, got=found.text.strip().rsplit("\n", 1)[-1], why=found.text.strip())
+    return found
 
 
 def tasks_of(env: Environment, split: str) -> list[Task]:
@@ -111,18 +117,9 @@ def tasks_of(env: Environment, split: str) -> list[Task]:
     own = getattr(env, "tasks", None)
     if own is None:
         return []
-    try:
-        tasks = list(own(split))
-    except SelfDistillError:
-        raise
-    except (Exception, SystemExit) as error:
-        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.line]
-        raise EnvError(
-            f"the environment {env.name!r} cannot name its tasks",
-            got=f"{type(error).__name__}: {error}",
-            why=f"in {frames[-1].filename}, line {frames[-1].lineno}: {frames[-1].line}" if frames else "",
-            do="correct its `tasks`",
-        ) from error
+    tasks: list[Task] = required(
+        guarded(lambda: list(own(split))), f"the environment {env.name!r} cannot name its tasks"
+    )
     for task in tasks:
         if not isinstance(task, Task):
             what = f"the environment {env.name!r} has tasks of another type"
@@ -170,16 +167,13 @@ def score_all(env: Environment, pairs: Sequence[Pair], *, seed: int = 0) -> list
     if score_batch is None:
         return _score_each(env, pairs, seed)
     seed_global(seed, *(completion.uid for _, completion in pairs[:1]))
-    try:
-        outcomes = score_batch(pairs)
-    except SelfDistillError:
-        raise
-    except (Exception, SystemExit):  # noqa: BLE001 (code of the user's; the traceback is kept)
-        return [Fault(DropReason.ENV_RAISED, traceback.format_exc())] * len(pairs)
+    outcomes: Any = guarded(partial(score_batch, pairs), DropReason.ENV_RAISED)
+    if isinstance(outcomes, Fault):
+        return [outcomes] * len(pairs)
     if not isinstance(outcomes, list) or len(outcomes) != len(pairs):
         text = f"score_batch returned {outcomes!r:.200} for {len(pairs)} pairs"
         return [Fault(DropReason.BAD_OUTCOME, text)] * len(pairs)
-    return [outcome if isinstance(outcome, Fault) else _checked(outcome) for outcome in outcomes]
+    return [_checked(outcome) for outcome in outcomes]
 
 
 def time_limit_of(env: Environment) -> float:
@@ -205,42 +199,34 @@ def _score_each(env: Environment, pairs: Sequence[Pair], seed: int) -> list[Scor
         if hopeless is not None:
             return scored + [hopeless] * (len(pairs) - start)
         part = pairs[start : start + PARALLEL]
-        results: dict[int, Scored | SelfDistillError] = {}
-        # Threads may outlive us: Python cannot stop a call that hangs.
-        threads = [
-            threading.Thread(target=_score_one, args=(env, pair, results, index), daemon=True)
-            for index, pair in enumerate(part)
-        ]
-        for thread, (_, completion) in zip(threads, part, strict=True):
-            if quick_s <= 0:
-                thread.start()
-                continue
-            seed_global(seed, completion.uid)
+        calls: list[Future[Scored]] = []
+        for pair in part:
+            if quick_s > 0:
+                seed_global(seed, pair[1].uid)
             began = time.monotonic()
-            thread.start()
-            thread.join(min(QUICK_S, quick_s))
-            quick_s = 0.0 if thread.is_alive() else quick_s - (time.monotonic() - began)
-        deadline = time.monotonic() + limit_s
-        for index, thread in enumerate(threads):
-            thread.join(max(0.0, deadline - time.monotonic()))
-            result = results.get(index, Fault(DropReason.ENV_TIMEOUT, f"no outcome after {limit_s:g} s"))
-            if isinstance(result, SelfDistillError):
-                raise result
-            scored.append(result)
+            calls.append(Future())
+            # The thread may outlive us: Python cannot stop a call that hangs.
+            threading.Thread(target=_score_one, args=(env, pair, calls[-1]), daemon=True).start()
+            if quick_s > 0:
+                wait(calls[-1:], min(QUICK_S, quick_s))
+                quick_s = quick_s - (time.monotonic() - began) if calls[-1].done() else 0.0
+        wait(calls, limit_s)
+        late_now = Fault(DropReason.ENV_TIMEOUT, f"no outcome after {limit_s:g} s")
+        scored += [call.result() if call.done() else late_now for call in calls]
     return scored
 
 
-def _score_one(env: Environment, pair: Pair, results: dict[int, Scored | SelfDistillError], index: int) -> None:
+def _score_one(env: Environment, pair: Pair, call: Future[Scored]) -> None:
     try:
-        results[index] = _checked(env.score(*pair))
+        call.set_result(_checked(guarded(partial(env.score, *pair), DropReason.ENV_RAISED, (BaseException,))))
     except SelfDistillError as error:
-        results[index] = error
-    except BaseException:  # noqa: BLE001 (code of the user's, `exit()` too; the traceback is kept)
-        results[index] = Fault(DropReason.ENV_RAISED, traceback.format_exc())
+        call.set_exception(error)
 
 
 def _checked(outcome: Any) -> Scored:
-    """The outcome with its reward as a float, or what is wrong with it."""
+    """The outcome with its reward as a float, or what is wrong with it; a fault as it is."""
+    if isinstance(outcome, Fault):
+        return outcome
     if not isinstance(outcome, Outcome):
         return Fault(DropReason.BAD_OUTCOME, f"expected an Outcome, got {type(outcome).__name__}: {outcome!r:.200}")
     reward: Any = outcome.reward

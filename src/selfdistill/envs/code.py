@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Self
 
-from selfdistill.envs.base import Fault, Scored, guarded, require_outcome
+from selfdistill.envs.base import Fault, Scored, guarded, required
 from selfdistill.envs.sandbox.lockdown import isolation_warning
 from selfdistill.envs.sandbox.pool import Sandbox, shared_sandbox
 from selfdistill.envs.sandbox.program import Result
@@ -36,9 +36,9 @@ class ProgramEnvironment:
 
     name = "programs"
 
-    def __init__(self, scoring: CodeOptions, *, sandbox: Sandbox | None = None) -> None:
-        self.scoring = scoring
-        self.sandbox = sandbox or shared_sandbox(allow_weaker=scoring.allow_weaker)
+    def __init__(self, scoring: CodeOptions | None = None, *, sandbox: Sandbox | None = None) -> None:
+        self.scoring = scoring or CodeOptions()
+        self.sandbox = sandbox or shared_sandbox(allow_weaker=self.scoring.allow_weaker)
 
     @property
     def isolation(self) -> str:
@@ -69,7 +69,7 @@ class ProgramEnvironment:
 
     def score(self, task: Task, completion: Completion) -> Outcome:
         """One answer. Raises `EnvError` where it cannot be scored, and as `score_batch` does."""
-        return require_outcome(self.score_batch([(task, completion)])[0])
+        return required(self.score_batch([(task, completion)])[0])
 
     def score_batch(self, pairs: Sequence[tuple[Task, Completion]]) -> list[Scored]:
         """One outcome a pair, in order, scored in parallel; a `Fault` for an answer that cannot be scored.
@@ -77,37 +77,30 @@ class ProgramEnvironment:
         Equal programs for one task run once: the sandbox repeats itself, and a policy that has learned does too. Raises
         `DataError` for a task without tests, `SandboxError`.
         """
-        split, scored = self.scoring.split, dict[int, Scored]()
-        equal: dict[tuple[str, str], list[int]] = {}
-        for index, (task, completion) in enumerate(pairs):
-            code = guarded(partial(program_text, task, completion))
-            if isinstance(code, Fault):
-                scored[index] = code
-            elif code is None:
-                scored[index] = outcome_of(task, completion, None, self.scoring)
-            else:
-                equal.setdefault((task.id, code), []).append(index)
-        tasks = [pairs[indices[0]][0] for indices in equal.values()]
-        jobs = [program_for(task, code, self.scoring) for task, (_, code) in zip(tasks, equal, strict=True)]
+        codes = [guarded(partial(program_text, *pair)) for pair in pairs]
+        programs = {
+            (task.id, code): task for (task, _), code in zip(pairs, codes, strict=True) if isinstance(code, str)
+        }
+        tasks = list(programs.values())
 
         def records(job: int, results: Iterator[Result]) -> list[TestRecord] | Fault:
-            kind, tests = tasks[job].spec["kind"], cases_of(tasks[job], split)
+            kind, tests = tasks[job].spec["kind"], cases_of(tasks[job], self.scoring.split)
             try:
                 return guarded(lambda: [record_of(kind, *pair) for pair in zip(tests, results, strict=False)])
             except ProgramLostError as error:
                 return Fault(DropReason.PROGRAM_LOST, str(error))
 
-        for indices, found in zip(equal.values(), self.sandbox.run_each(jobs, records), strict=True):
-            for index in indices:
-                outcome = partial(outcome_of, *pairs[index], found, self.scoring)  # type: ignore[arg-type]
-                scored[index] = found if isinstance(found, Fault) else guarded(outcome)
-        return [scored[index] for index in range(len(pairs))]
+        jobs = [program_for(task, code, self.scoring) for (_, code), task in programs.items()]
+        found = dict(zip(programs, self.sandbox.run_each(jobs, records), strict=True))
+
+        def outcome(task: Task, completion: Completion, code: str | Fault | None) -> Scored:
+            ran = found[task.id, code] if isinstance(code, str) else code
+            return ran if isinstance(ran, Fault) else outcome_of(task, completion, ran, self.scoring)
+
+        return [outcome(*pair, code) for pair, code in zip(pairs, codes, strict=True)]
 
 
 class CodeEnvironment(ProgramEnvironment):
     """Programming tasks of your own, from a file: programs are run on the tests of their task."""
 
     name = "code"
-
-    def __init__(self, options: CodeOptions | None = None, *, sandbox: Sandbox | None = None) -> None:
-        super().__init__(options or CodeOptions(), sandbox=sandbox)

@@ -3,7 +3,7 @@
 - Lists and tuples are alike: JSON has only lists. A set equals a set, never a list.
 - Numbers are alike by value: 2 and 2.0, True and 1, Decimal("2.5") and 2.5. Where one is a float they may differ by
   `RELATIVE` of the larger or by `ABSOLUTE`, because files print five decimals (1.66667); all other numbers are exact.
-  From 2**53 on, where floats skip integers, any other number is again compared exactly. NaN equals NaN.
+  From 2**53 on, where floats skip integers, any other number is again compared exactly. NaN equals NaN, but in no set.
 - Dictionary keys are compared as JSON writes them: {1: "a"} equals {"1": "a"}.
 - Printed text is compared token by token; layout does not count, case does. Tokens that are numbers are compared as
   numbers, unless the expected one is a digit string with a leading zero (a bit string, an identifier).
@@ -14,6 +14,7 @@ What a program gave may be hostile: nothing here recurses, hashes its numbers, o
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import re
@@ -33,50 +34,47 @@ _PRIME = 31415926535897932384626433832795028841971693993751058209749445923078164
 _INTEGER = re.compile(r"[+-]?[0-9]+")
 _NUMBER = re.compile(r"[+-]?(?:[0-9]++(?:\.[0-9]*+)?|\.[0-9]++)(?:[eE][+-]?[0-9]{1,9}+)?")
 _LEADING_ZERO = re.compile(r"0[0-9]+")
+_unequal = itertools.count()  # each number of it stands for a value that equals no other
 
 Real: TypeAlias = int | float | Decimal | Fraction
+_NUMBERS = (int, float, complex, Decimal, Fraction)
 
 
-def same_value(got: Any, expected: Any, *, exact: bool = False) -> bool:
-    """Whether the value `got` of a program counts as `expected`; both hold containers and scalars, nested at will.
-
-    With `exact` nothing is loosened: Python's `==` decides, except that a value never equals itself by identity.
-    """
+def same_value(got: Any, expected: Any) -> bool:
+    """Whether the value `got` of a program counts as `expected`; both hold containers and scalars, nested at will."""
     waiting = [(got, expected)]
     while waiting:
         one, other = waiting.pop()
         if isinstance(one, _NUMBERS) and isinstance(other, _NUMBERS):
-            same = _same_complex(one, other, exact)
+            same = same_number(one, other)
         elif isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
-            same = len(one) == len(other) and (type(one) is type(other) or not exact)
-            waiting += zip(one, other, strict=True) if same else ()
+            same = len(one) == len(other)
+            waiting += zip(one, other, strict=False)
         elif isinstance(one, (dict, DictItems)) and isinstance(other, (dict, DictItems)):
-            got_pairs, pairs = (list(d.pairs if isinstance(d, DictItems) else d.items()) for d in (one, other))
-            values = _values_by_key(got_pairs, pairs, exact)
+            values = _values_by_key(_parts(one)[1], _parts(other)[1])
             same = values is not None
             waiting += values or ()
-        elif isinstance(one, _SETS) and isinstance(other, _SETS):
-            one, other = _inner(one), _inner(other)
-            same = len(one) == len(other) and set(map(identity, one)) == set(map(identity, other))
         else:
-            same = type(one) is type(other) and isinstance(one, (str, bytes, type(None))) and one == other
+            same = same_exactly(one, other)
         if not same:
             return False
     return True
 
 
-_NUMBERS = (int, float, complex, Decimal, Fraction)
-_SETS = (set, frozenset, SetItems)
+def same_exactly(got: Any, expected: Any) -> bool:
+    """Whether two values are equal in Python, with nothing loosened. A value never equals itself by identity."""
+    return identity(got) == identity(expected)
 
 
-def same_number(got: Real, expected: Real) -> bool:
+def same_number(got: Any, expected: Any) -> bool:
     """Equality of two numbers within the tolerance above."""
+    if isinstance(got, complex) or isinstance(expected, complex):
+        return same_number(got.real, expected.real) and same_number(got.imag, expected.imag)
     if _is_nan(got) or _is_nan(expected):
         return _is_nan(got) and _is_nan(expected)
-    numbers = (got, expected)
-    others = [number for number in numbers if not isinstance(number, float)]
+    others = [number for number in (got, expected) if not isinstance(number, float)]
     if len(others) == 2 or not all(-_EXACT_FLOATS < number < _EXACT_FLOATS for number in others):
-        return _equal(got, expected)
+        return same_exactly(got, expected)
     return math.isclose(got, expected, rel_tol=RELATIVE, abs_tol=ABSOLUTE)
 
 
@@ -84,40 +82,11 @@ def _is_nan(number: Real) -> bool:
     return number.is_nan() if isinstance(number, Decimal) else isinstance(number, float) and math.isnan(number)
 
 
-def _equal(got: Real, expected: Real) -> bool:
-    """Python's `==`, without its cost where the numbers of digits already differ."""
-    for one, other in ((got, expected), (expected, got)):
-        if not isinstance(one, int) or not isinstance(other, Decimal) or one == 0 or not other.is_finite():
-            continue
-        if abs(other.adjusted() - one.bit_length() * _DIGITS_PER_BIT) > 2:
-            return False
-    return got == expected
-
-
-def _same_complex(got: Any, expected: Any, exact: bool) -> bool:
-    same = _same_exactly if exact else same_number
-    if isinstance(got, complex) or isinstance(expected, complex):
-        one, other = ((n.real, n.imag) if isinstance(n, complex) else (n, 0) for n in (got, expected))
-        return all(map(same, one, other))
-    return same(got, expected)
-
-
-def _same_exactly(got: Real, expected: Real) -> bool:
-    return not _is_nan(got) and not _is_nan(expected) and _equal(got, expected)
-
-
-def _values_by_key(
-    got: Sequence[tuple[Any, Any]], expected: Sequence[tuple[Any, Any]], exact: bool
-) -> list[tuple[Any, Any]] | None:
+def _values_by_key(got: Sequence[Any], expected: Sequence[Any]) -> list[tuple[Any, Any]] | None:
     """The pairs of values under equal keys; None where the keys differ."""
-    if len(got) != len(expected):
-        return None
     longest = max((len(key) for key, _ in expected if isinstance(key, str)), default=0)
-    by_key, wanted = (
-        {("equal", identity(key)) if exact else _json_key(key, longest): value for key, value in pairs}
-        for pairs in (got, expected)
-    )
-    if len(by_key) != len(got) or by_key.keys() != wanted.keys():
+    by_key, wanted = ({_json_key(key, longest): value for key, value in pairs} for pairs in (got, expected))
+    if len(got) != len(expected) or len(by_key) != len(got) or by_key.keys() != wanted.keys():
         return None
     return [(by_key[key], value) for key, value in wanted.items()]
 
@@ -134,57 +103,56 @@ def _json_key(key: Any, longest: int) -> tuple[str, str]:
 
 
 def identity(value: Any) -> str:
-    """A text that two keys (or items of sets) share when they are equal in Python, and else never by any real chance.
+    """A text that two values share when they are equal in Python, and else never by any real chance.
 
-    It takes the place of Python's hash, whose collisions a program can choose. NaN equals NaN. Linear in the size.
+    It takes the place of Python's `==` and hash, of which a program can choose the costs and the collisions. NaN and
+    objects of other types equal nothing. Linear in the size.
     """
     order, waiting = [], [value]
     while waiting:
-        part = waiting.pop()
-        order.append(part)
-        waiting += _inner(part)
+        name, parts = _parts(waiting.pop())
+        order.append((name, len(parts)))
+        waiting += parts
     done: list[str] = []
-    for part in reversed(order):  # now the parts stand before what holds them
-        if not isinstance(part, (tuple, *_SETS)):
-            done.append(_scalar_identity(part))
+    for name, size in reversed(order):  # now the parts stand before what holds them
+        if name not in ("list", "tuple", "set", "dict"):
+            done.append(name)
             continue
-        start = len(done) - len(_inner(part))
-        texts = done[start:] if isinstance(part, tuple) else sorted(done[start:])
+        start = len(done) - size
+        texts = done[start:] if name in ("list", "tuple") else sorted(done[start:])
         body = "".join(f"{len(text)}:{text}" for text in texts).encode("utf-8", "surrogatepass")
-        name = "tuple" if isinstance(part, tuple) else "set"
         done[start:] = [f"{name} {hashlib.blake2b(body, digest_size=32).hexdigest()}"]
     return done[0]
 
 
-def _inner(part: Any) -> Sequence[Any]:
-    if isinstance(part, _SETS):
-        return list(part.items if isinstance(part, SetItems) else part)
-    return part if isinstance(part, tuple) else ()
-
-
-def _scalar_identity(value: Any) -> str:
-    if isinstance(value, complex):
-        real, imaginary = map(_scalar_identity, (value.real, value.imag))
-        return f"{real} + {imaginary}j" if value.imag else real
-    if isinstance(value, (int, float, Decimal, Fraction)):
-        return f"number {_residue(value)}"
-    if value is None or isinstance(value, (str, bytes)):
-        return f"{type(value).__name__} {value!r}"
-    return f"object {id(value)}"
+def _parts(value: Any) -> tuple[str, Sequence[Any]]:
+    """The kind of a container and what it holds (a dictionary: its pairs); the identity of any other value."""
+    match value:
+        case list() | tuple():
+            return "list" if isinstance(value, list) else "tuple", value
+        case set() | frozenset() | SetItems():
+            return "set", list(value.items if isinstance(value, SetItems) else value)
+        case dict() | DictItems():
+            return "dict", value.pairs if isinstance(value, DictItems) else list(value.items())
+        case complex(imag=imag) if imag:
+            return f"{_residue(value.real)} + {_residue(imag)}j", ()
+        case int() | float() | complex() | Decimal() | Fraction():
+            return f"number {_residue(value.real)}", ()
+        case None | str() | bytes():
+            return f"{type(value).__name__} {value!r}", ()
+    return f"object {next(_unequal)}", ()
 
 
 def _residue(number: Real) -> str:
     """The number modulo a prime, as Python's own hash is made, but of 255 bits: cheap also for 1e999999999."""
     if _is_nan(number):
-        return "nan"
-    if isinstance(number, (float, Decimal)) and (
-        number.is_infinite() if isinstance(number, Decimal) else math.isinf(number)
-    ):
+        return f"nan {next(_unequal)}"
+    if number in (math.inf, -math.inf):
         return f"{float(number)}"
     if isinstance(number, Decimal):
         return f"{_decimal_residue(number):x}"
     over, under = number.as_integer_ratio()
-    return f"{over * pow(under, -1, _PRIME) % _PRIME if under > 1 else over % _PRIME:x}"
+    return f"{over * pow(under, -1, _PRIME) % _PRIME:x}"
 
 
 def _decimal_residue(number: Decimal) -> int:

@@ -179,24 +179,18 @@ def record_of(kind: str, test: Any, result: Result) -> TestRecord:
     if result.ending is Ending.TIMED_OUT:
         return TestRecord(TestStatus.TIMEOUT, given)
     if kind == "functional":
-        passed, output, expected = (
-            same_value(value, test["output"]),
-            show_value(value, memory),
-            show_value(test["output"]),
-        )
+        passed = same_value(value, test["output"])
+        output, expected = show_value(value, memory), show_value(test["output"])
     elif kind == "stdin":
-        passed, expected = same_output(value, test["output"]), show_text(test["output"])
-        output = show_text(clip_text(value), memory)
+        passed = same_output(value, test["output"])
+        output, expected = show_text(clip_text(value), memory), show_text(test["output"])
     elif (assertion := read_assertion(test)) is None:
         return TestRecord(TestStatus.PASSED)
     else:
         sent = value if assertion.needs_truth else [value, None]
         value, truth = sent if isinstance(sent, list) and len(sent) == 2 else (sent, None)  # another shape was forged
-        passed, given, expected = assertion.holds(value, truth), assertion.expression, show_value(assertion.expected)
-        words = {"true": "a true value", "false": "a false value", "==": expected, "is": expected}
-        expected = words.get(assertion.relation, f"{assertion.relation} {expected}")
-        expected += f" ({assertion.message})" if assertion.message else ""
-        output = show_value(value, memory)
+        passed, given = assertion.holds(value, truth), assertion.expression
+        output, expected = show_value(value, memory), assertion.condition(show_value(assertion.expected))
     return TestRecord(TestStatus.PASSED) if passed else TestRecord(TestStatus.WRONG, given, output, expected)
 
 

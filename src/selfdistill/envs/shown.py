@@ -104,10 +104,9 @@ def _pieces(value: Any, depth: int) -> Iterator[str]:
         yield repr(value[: REPR_CHARACTERS + 1])
     elif depth == 0 and isinstance(value, list | tuple | dict | set | frozenset | DictItems | SetItems):
         yield "…"
-    elif isinstance(value, list):
-        yield from _joined("[", zip(value, strict=True), "]", depth)
-    elif isinstance(value, tuple):
-        yield from _joined("(", zip(value, strict=True), ",)" if len(value) == 1 else ")", depth)
+    elif isinstance(value, list | tuple):
+        opening, closing = ("[", "]") if isinstance(value, list) else ("(", ",)" if len(value) == 1 else ")")
+        yield from _joined(opening, zip(value, strict=True), closing, depth)
     elif isinstance(value, dict | DictItems):
         yield from _joined("{", value.pairs if isinstance(value, DictItems) else value.items(), "}", depth)
     elif isinstance(value, set | frozenset | SetItems):

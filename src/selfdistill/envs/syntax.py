@@ -32,8 +32,7 @@ def spec_fault(spec: Mapping[str, Any]) -> CodeFault | None:
     if spec.get("kind") == "assert":
         pieces += [(part, index, t) for part in ("public", "private") for index, t in enumerate(spec.get(part, ()))]
     for part, index, source in pieces:
-        fault = code_fault(source)
-        if fault is not None:
+        if (fault := code_fault(source)) is not None:
             return replace(fault, part=part, index=index)
     return None
 
@@ -41,7 +40,7 @@ def spec_fault(spec: Mapping[str, Any]) -> CodeFault | None:
 @lru_cache(maxsize=1024)  # headers are those of every row, and tasks are drawn again
 def code_fault(source: str) -> CodeFault | None:
     """What is wrong with one piece of code, if anything is."""
-    got, tree = "", ast.Module([], [])
+    why, do = "every answer would fail", "correct the code, or leave the row out"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # such as for "\d": it runs
@@ -49,11 +48,9 @@ def code_fault(source: str) -> CodeFault | None:
             tree = ast.parse(source if "import" in source else "")
     except SyntaxError as error:
         got = f"line {error.lineno}: {error.msg}: {(error.text or '').strip()!r:.200}"
+        return CodeFault("Python that compiles", got, why, do)
     except (ValueError, RecursionError, MemoryError, OverflowError) as error:
-        got = f"{type(error).__name__}: {error}"
-    if got:
-        do = "correct the code, or leave the row out"
-        return CodeFault("Python that compiles", got, "every answer would fail", do)
+        return CodeFault("Python that compiles", f"{type(error).__name__}: {error}", why, do)
     waiting: list[ast.AST] = [tree]
     while waiting:
         node, skipped = waiting.pop(), set[int]()
@@ -64,7 +61,7 @@ def code_fault(source: str) -> CodeFault | None:
             missing = [name for name in names if name.partition(".")[0] not in {"__main__", *sys.stdlib_module_names}]
             if missing:
                 got, do = f"line {node.lineno}: the module {missing[0]}", f"write it without {missing[0]}"
-                why = "programs in the sandbox read the standard library alone: every answer would fail"
+                why = f"programs in the sandbox read the standard library alone: {why}"
                 return CodeFault("imports of the standard library alone", got, why, f"{do}, or leave the row out")
         elif isinstance(node, ast.Try) and any(map(_catches_import_error, node.handlers)):
             skipped = set(map(id, node.body))
