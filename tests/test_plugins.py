@@ -59,7 +59,7 @@ def test_methods_and_strategies_may_too(tmp_path: Path) -> None:
     (tmp_path / "method.py").write_text("from neighbour_b import NUMBER\n" + METHOD + "    alpha: float = NUMBER\n")
     assert get_method(f"{tmp_path}/method.py:Own", {}).alpha == 0.25  # type: ignore[attr-defined]
     (tmp_path / "strategy.py").write_text(
-        "from neighbour_b import NUMBER\n" + HEADER + "from selfdistill.test_time.strategies import BestOfK\n"
+        "from neighbour_b import NUMBER\n" + HEADER + "from selfdistill.test_time.strategies.bare import BestOfK\n"
         "@dataclass(frozen=True)\nclass Own(BestOfK):\n    number: float = NUMBER\n"
     )
     assert get_strategy(f"{tmp_path}/strategy.py:Own", {}).number == 0.25  # type: ignore[attr-defined]

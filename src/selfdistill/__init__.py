@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from selfdistill.runs import Callback, EvalEnd, Event, Note, Phase, Run, RunEnd, RunStart, StepEnd, read_run
     from selfdistill.test_time.config import solve_config
     from selfdistill.test_time.solve import solve
-    from selfdistill.test_time.strategies import Prompt, SolveState, Strategy
+    from selfdistill.test_time.strategies.base import Prompt, SolveState, Strategy
     from selfdistill.training.evaluation import measure
     from selfdistill.training.side_by_side import compare
 
@@ -103,7 +103,7 @@ _HOMES = {
     "training.evaluation": "measure",
     "test_time.solve": "solve",
     "test_time.config": "solve_config",
-    "test_time.strategies": "Prompt SolveState Strategy",
+    "test_time.strategies.base": "Prompt SolveState Strategy",
     "methods": "GRPO SDPO Credit Method",
     "models.load": "LoraOptions load_policy",
     "models.policy": "Policy",

@@ -12,6 +12,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import is_dataclass
 from hashlib import sha256
 from pathlib import Path
 from types import ModuleType
@@ -59,6 +60,16 @@ def load_from_file(name: str, default: str) -> tuple[Any, ModuleType]:
         do = nearest(attribute, names) if names else f"define {attribute} in it"
         raise ConfigError(f"{place} has no {attribute!r}", got=name, do=do)
     return found, module
+
+
+def class_from_file(name: str, base: type[Any]) -> type[Any]:
+    """The frozen dataclass derived from `base` that `FILE.py:NAME` names. Raises `ConfigError`."""
+    found, _ = load_from_file(name, default=base.__name__)
+    if not isinstance(found, type) or not issubclass(found, base) or not is_dataclass(found):
+        what = f"{name} is no {base.__name__.lower()}"
+        do = f"name a frozen dataclass that derives from `selfdistill.{base.__name__}`"
+        raise ConfigError(what, got=found, do=do)
+    return found
 
 
 @contextmanager

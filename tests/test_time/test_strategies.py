@@ -16,18 +16,11 @@ from selfdistill.methods import SDPO
 from selfdistill.prompts.render import CUT, Renderer
 from selfdistill.test_time.config import SolveConfig, solve_config
 from selfdistill.test_time.solve import solve
-from selfdistill.test_time.strategies import (
-    Attempt,
-    Hybrid,
-    MultiTurn,
-    Prompt,
-    SelfDistill,
-    SolveState,
-    Strategy,
-    get_strategy,
-)
-from selfdistill.test_time.strategies.base import learner_of, prompts_of
-from selfdistill.test_time.strategies.hybrid import unlikelihood_weight
+from selfdistill.test_time.strategies import get_strategy
+from selfdistill.test_time.strategies.bare import SelfDistill
+from selfdistill.test_time.strategies.base import Attempt, Prompt, SolveState, Strategy, learner_of, prompts_of
+from selfdistill.test_time.strategies.hybrid import Hybrid, unlikelihood_weight
+from selfdistill.test_time.strategies.multi_turn import MultiTurn
 from selfdistill.test_time.strategies.window import most
 from selfdistill.training.samples import credit_rollouts
 from selfdistill.types import DropReason, Message, RolloutGroup, Task
@@ -282,7 +275,7 @@ def test_prompts_of_a_users_own_strategy_are_taken_as_they_are(own, renderer: Re
     ],
 )
 def test_what_a_users_own_strategy_gives_is_looked_at(own, renderer: Renderer, prompts: str, said: str) -> None:
-    with pytest.raises(ConfigError, match=rf"mine.py:Mine[\s\S]*{said}"):
+    with pytest.raises(ConfigError, match=rf"mine\.py[\s\S]*{said}"):
         prompts_of(own(prompts), SolveState(TASK, renderer, ANSWER, 0), 3)
 
 
@@ -302,7 +295,7 @@ def test_a_users_own_strategy_that_gives_nothing_ends_the_search(own, model_dir:
 
 
 def test_a_method_that_a_users_own_strategy_learns_with_is_looked_at(own) -> None:
-    with pytest.raises(ConfigError, match=r"mine.py:Mine[\s\S]*fails in its `learner`[\s\S]*\(line 10\)"):
+    with pytest.raises(ConfigError, match=r"Mine in .*mine.py fails in its `learner`[\s\S]*\(line 10\)"):
         learner_of(own(learner="1 / 0"), SDPO())
     with pytest.raises(ConfigError, match=r"mine.py:Mine[\s\S]*no method to learn with\s+got  None"):
         learner_of(own(learner="None"), SDPO())

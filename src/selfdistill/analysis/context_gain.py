@@ -10,8 +10,10 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from itertools import cycle, islice
 from pathlib import Path
 from statistics import fmean
+from typing import NamedTuple
 
 from selfdistill.analysis.control_contexts import SHUFFLED
 from selfdistill.config import RunConfig, resolved
@@ -21,8 +23,7 @@ from selfdistill.envs.scoring import extract_code
 from selfdistill.models.sampler import SamplingOptions
 from selfdistill.prompts.context import Demonstration, Document, SolutionOrFeedback, UserReply, without_thinking
 from selfdistill.prompts.stages import PrivilegedRollouts, failures
-from selfdistill.runs import Estimate, EvalRecord, RolloutRecord, RunDir
-from selfdistill.runs.environment import describe_environment
+from selfdistill.runs import Estimate, EvalRecord, RunDir
 from selfdistill.runs.events import Callback, Note, Phase
 from selfdistill.runs.records import to_json
 from selfdistill.runs.stats import SignFlipTest, holm, paired_difference
@@ -173,14 +174,12 @@ def measure_context_gain(config: RunConfig, callback: Callback) -> ContextGainRe
     """
     session, run = open_session(config, callback), None
     if config.out:
-        about = describe_environment(device=str(session.policy.device), isolation=session.isolation)
-        run = RunDir.create(Path(config.out), {"settings": resolved(config), **about})
+        run = session.new_run(Path(config.out), resolved(config))
     with run or nullcontext():
         bench = _Bench(session, callback, run)
         tasks = usable_tasks(session.tasks[: config.evaluation.tasks], session.env, callback)
-        rollouts = config.rollouts_per_task
-        groups = bench.sample("attempt", "sampling attempts", session.env, config.sampling, tasks, rollouts)
-        questions = [(task, session.renderer.prompt(task.messages), None) for task in tasks]
+        questions = [_Prompt(task, session.renderer.prompt(task.messages)) for task in tasks]
+        groups = bench.sample("attempt", session.env, config.sampling, questions, config.rollouts_per_task)
         bare = bench.answers("bare", questions, config.evaluation.answers)
         gains = []
         for kind, contexts in KINDS.items():
@@ -197,6 +196,15 @@ def measure_context_gain(config: RunConfig, callback: Callback) -> ContextGainRe
         return report
 
 
+class _Prompt(NamedTuple):
+    """What one answer to a task reads: the question alone, or with a context, which may have been cut to fit."""
+
+    task: Task
+    ids: TokenIds
+    context: Context | None = None
+    cut: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class _Bench:
     """Samples and scores answers, and records them."""
@@ -206,44 +214,36 @@ class _Bench:
     run: RunDir | None
 
     def sample(
-        self,
-        name: str,
-        phase: str,
-        env: Environment,
-        options: SamplingOptions,
-        tasks: Sequence[Task],
-        rollouts: int,
-        prompts: Sequence[TokenIds] | None = None,
-        contexts: Sequence[Context | None] | None = None,
+        self, name: str, env: Environment, options: SamplingOptions, prompts: Sequence[_Prompt], rollouts: int
     ) -> list[RolloutGroup]:
-        """So many rollouts of each task, or of the prompt in its place; `contexts` are what those prompts hold."""
+        """So many answers to each prompt, in order."""
         session, groups = self.session, list[RolloutGroup]()
         size = max(1, SLICE // rollouts)
-        for start in range(0, len(tasks), size):
-            self.callback(Phase(phase, start, len(tasks)))
-            part = slice(start, start + size)
+        for start in range(0, len(prompts), size):
+            self.callback(Phase(f"measuring: {name}", start, len(prompts)))
+            part = prompts[start : start + size]
             made = roll_out(
-                session.policy, env, session.renderer, tasks[part], options,
-                rollouts=rollouts, seed=session.config.seed, label=f"context-gain-{name}-{start}",
-                prompts=None if prompts is None else prompts[part],
-            )  # fmt: skip
-            known = [None] * len(made) if contexts is None else contexts[part]
-            self._record([(r, context) for group, context in zip(made, known, strict=True) for r in group.rollouts])
+                session.policy,
+                env,
+                session.renderer,
+                [prompt.task for prompt in part],
+                options,
+                rollouts=rollouts,
+                seed=session.config.seed,
+                label=f"context-gain-{name}-{start}",
+                prompts=[prompt.ids for prompt in part],
+            )
+            self._record(
+                [(r, prompt.context) for group, prompt in zip(made, part, strict=True) for r in group.rollouts]
+            )
             groups += made
         return groups
 
-    def answers(
-        self, name: str, prompts: Sequence[tuple[Task, TokenIds, Context | None]], rollouts: int = 1
-    ) -> dict[str, list[Rollout]]:
+    def answers(self, name: str, prompts: Sequence[_Prompt], rollouts: int = 1) -> dict[str, list[Rollout]]:
         """Answers to these prompts by task, sampled and scored as in evaluation."""
-        config = self.session.config
+        config, found = self.session.config, dict[str, list[Rollout]]()
         options = replace(config.sampling, temperature=config.evaluation.temperature)
-        groups = self.sample(
-            name, f"measuring: {name}", self.session.evaluation_env, options, [task for task, _, _ in prompts],
-            rollouts, [ids for _, ids, _ in prompts], [context for _, _, context in prompts],
-        )  # fmt: skip
-        found: dict[str, list[Rollout]] = {}
-        for group in groups:
+        for group in self.sample(name, self.session.evaluation_env, options, prompts, rollouts):
             found.setdefault(group.task.id, []).extend(group.rollouts)
         return found
 
@@ -255,40 +255,28 @@ class _Bench:
         bare: Mapping[str, Sequence[Rollout]],
     ) -> ContextGain:
         """The gain from the tasks' own contexts of this kind, and from those of other tasks."""
-        prompts = {task.id: found for task in tasks if (found := self._prompts(task, own[task.id]))}
-        fitting = [task for task in tasks if task.id in prompts]
-        answers = self.answers(kind, [prompt for task in fitting for prompt in _of_kind(kind, task, prompts)])
+        prompts = self._prompts(kind, tasks, own)
+        answers = self.answers(kind, prompts)
         # Another task's solution can be taken from its demonstration where no attempt solved it.
         texts = {task.id: task.demonstration for task in self.session.tasks if kind == "solution"}
         spare = {name: [Context("solution", solution=text)] for name, text in texts.items() if text.strip()}
+        fitting = [task for task in tasks if task.id in answers]
         others = other_contexts(fitting, {**spare, **own}, self.session.config.seed)
-        control = {task.id: self._prompts(task, others[task.id]) for task in fitting if task.id in others}
-        shuffled = self.answers(
-            SHUFFLED + kind,
-            [prompt for task in fitting if task.id in control for prompt in _of_kind(SHUFFLED + kind, task, control)],
-        )
-        names, controlled = list(prompts), list(shuffled)
-        shown = [
-            (rollout, context)
-            for name in names
-            for rollout, (_, context, _) in zip(answers[name], prompts[name], strict=True)
-        ]
-        cut, left_out = (
-            sum(was_cut for entries in prompts.values() for _, _, was_cut in entries),
-            len(tasks) - len(names),
-        )
+        shuffled = self.answers(SHUFFLED + kind, self._prompts(SHUFFLED + kind, fitting, others))
+        cut, left_out = sum(prompt.cut for prompt in prompts), len(tasks) - len(answers)
         if cut or left_out:
             self.callback(Note(f"{kind}: {cut} contexts were cut to fit, {left_out} tasks left out"))
-        gain, more = paired(answers, bare, names)
-        over_control, more_than_control = paired(answers, shuffled, controlled)
+        gain, more = paired(answers, bare, list(answers))
+        over_control, more_than_control = paired(answers, shuffled, list(shuffled))
+        every = [rollout for name in answers for rollout in answers[name]]
         return ContextGain(
             kind=kind,
-            tasks=len(names),
-            bare=_mean([_mean(list(map(solved, bare[name]))) for name in names]),
-            with_context=_mean([_mean(list(map(solved, answers[name]))) for name in names]),
+            tasks=len(answers),
+            bare=_mean([_mean(list(map(solved, bare[name]))) for name in answers]),
+            with_context=_mean([_mean(list(map(solved, answers[name]))) for name in answers]),
             gain=gain,
-            shuffled=paired(shuffled, bare, controlled)[0] if shuffled else None,
-            copied=copied(shown),
+            shuffled=paired(shuffled, bare, list(shuffled))[0] if shuffled else None,
+            copied=copied([(rollout, prompt.context) for rollout, prompt in zip(every, prompts, strict=True)]),
             cut=cut,
             left_out=left_out,
             over_control=over_control if shuffled else None,
@@ -296,30 +284,27 @@ class _Bench:
             more_than_control=more_than_control,
         )
 
-    def _prompts(self, task: Task, contexts: Sequence[Context]) -> list[tuple[TokenIds, Context, bool]]:
-        """One prompt for each answer of an evaluation, the contexts in turn; none when there is no room."""
-        config, renderer = self.session.config, self.session.renderer
+    def _prompts(self, kind: str, tasks: Sequence[Task], contexts: Mapping[str, Sequence[Context]]) -> list[_Prompt]:
+        """One prompt for each answer of an evaluation, a task's contexts in turn; none where there is no room."""
+        config, renderer, found = self.session.config, self.session.renderer, list[_Prompt]()
         room = min(config.sampling.max_new_tokens, renderer.context_length // 2)
-        chosen = [contexts[number % len(contexts)] for number in range(config.evaluation.answers)]
-        read = [(renderer.teacher_prompt(task.messages, context, room), context) for context in chosen]
-        return [(found[0], context, found[2]) for found, context in read if not isinstance(found, DropReason)]
+        for task in tasks:
+            for context in islice(cycle(contexts.get(task.id, ())), config.evaluation.answers):
+                made = renderer.teacher_prompt(task.messages, context, room)
+                if not isinstance(made, DropReason):
+                    found.append(_Prompt(task, made[0], replace(context, kind=kind), made[2]))
+        return found
 
     def _record(self, answers: Sequence[tuple[Rollout, Context | None]]) -> None:
         """Records answers, and raises `EnvError` when the environment fails on most."""
-        tokenizer, records = self.session.renderer.tokenizer, list[RolloutRecord]()
+        records = []
         for rollout, context in answers:
             known = replace(rollout, stage=PrivilegedRollouts.name) if context else rollout
             entry = CreditedRollout(known, context=context, drop=rollout.drop)
-            records.append(rollout_record(0, entry, {}, tokenizer))
+            records.append(rollout_record(0, entry, {}, self.session.renderer.tokenizer))
         if self.run:
             self.run.append(*records)
         check_environment(records)
-
-
-def _of_kind(
-    kind: str, task: Task, prompts: Mapping[str, Sequence[tuple[TokenIds, Context, bool]]]
-) -> list[tuple[Task, TokenIds, Context | None]]:
-    return [(task, ids, replace(context, kind=kind)) for ids, context, _ in prompts[task.id]]
 
 
 def other_contexts(
@@ -351,9 +336,9 @@ def paired(
     return paired_difference([d / count for d, (_, _, count) in zip(more, pairs, strict=True)]), tuple(more)
 
 
-def copied(shown: Sequence[tuple[Rollout, Context]]) -> float | None:
+def copied(shown: Sequence[tuple[Rollout, Context | None]]) -> float | None:
     """The share of answers that repeat the solution or demonstration in their context; None where there is none."""
-    pairs = [(r, c.solution or c.demonstration) for r, c in shown if c.solution or c.demonstration]
+    pairs = [(rollout, text) for rollout, c in shown if c and (text := c.solution or c.demonstration)]
     return _mean([same_text(rollout.completion.text, text) for rollout, text in pairs]) if pairs else None
 
 

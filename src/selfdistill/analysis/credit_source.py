@@ -11,14 +11,13 @@ from typing import Any
 
 from selfdistill.analysis.control_contexts import contexts_of_others, control_contexts
 from selfdistill.analysis.token_credit import CreditQuery, credit
-from selfdistill.config import RunConfig, from_settings, read_saved
+from selfdistill.config import RunConfig, read_saved
 from selfdistill.data.tasks import training_tasks
 from selfdistill.envs.base import tasks_of
 from selfdistill.envs.verbs.lexicon import all_words, dictionary_entry
 from selfdistill.envs.verbs.operations import OPERATIONS
 from selfdistill.envs.verbs.programs import VerbProgram
 from selfdistill.errors import DataError, ModelError, RunError, SelfDistillError, nearest
-from selfdistill.methods import get_method
 from selfdistill.models.checkpoint import check_whole, latest_checkpoint
 from selfdistill.models.load import SMOLLM2, in_hub_cache, load_policy
 from selfdistill.models.policy import Policy
@@ -26,16 +25,14 @@ from selfdistill.prompts.context import FIELDS
 from selfdistill.prompts.render import Renderer
 from selfdistill.runs import RolloutRecord, Run, read_run
 from selfdistill.runs.credit import AnswerCredit
-from selfdistill.runs.events import Callback, Note, Phase
+from selfdistill.runs.events import Callback, Note, Phase, no_callback
 from selfdistill.runs.store import CHECKPOINTS, CONFIG, SEARCH
-from selfdistill.test_time.config import SolveConfig, config_from, is_file
-from selfdistill.test_time.strategies import RelabelledPrompt
-from selfdistill.test_time.strategies.base import learner_of
+from selfdistill.test_time.config import is_file, run_config
 from selfdistill.training.rollouts import SOLVED
-from selfdistill.training.session import open_policy
+from selfdistill.training.session import open_policy, open_renderer
 from selfdistill.types import ANSWER, Context, Message, Task, TokenIds
 
-SPLITS = ("train", "held_out", "forgetting")
+NO_CONTEXT = "teacher and student would read the same prompt: all log-ratios would be 0"
 WORD = re.compile(r"[^\W\d_]+")
 QUOTED = re.compile(r"(?<!\w)'[^'\n]*'(?!\w)")
 ERRORS = "list index out of range, unsupported operand type(s)"  # words of Python's errors, spelt letter by letter
@@ -70,13 +67,13 @@ def credit_of_texts(
     for name, text in (("question", texts.question), ("answer", texts.answer)):
         if not text.strip():
             raise DataError(f"the {name} is empty", do=f"give it with --{name} TEXT")
-    context = _filled(texts.context)
-    sections = [getattr(context, name) for name in FIELDS]
+    _check_filled(texts.context)
+    sections = [getattr(texts.context, name) for name in FIELDS]
     policy = _reader(model, [texts.question, texts.answer, texts.correct, *sections], callback)
     renderer = _renderer(policy)
     correct = renderer.answer(texts.correct) if texts.correct.strip() else ()
     question = (Message("user", texts.question),)
-    query = CreditQuery(question, renderer.answer(texts.answer), context, correct, advantage=advantage)
+    query = CreditQuery(question, renderer.answer(texts.answer), texts.context, correct, advantage=advantage)
     return _read(policy, renderer, query, (), callback, top)
 
 
@@ -93,61 +90,47 @@ def credit_of_rollout(
 ) -> AnswerCredit:
     """The credit of one rollout of a run, read by the run's newest checkpoint, or by `model`.
 
-    Prompts are those of the record; in older runs, and for another model or context, they are rendered anew. `context`
-    replaces that of the teacher. The corrected answer is `correct`, else a solved answer of the run to the same
-    question, else the task's demonstration.
-
-    The student reads the prompt under which the answer was learned: in a search by `hybrid` the task's question alone,
-    elsewhere the prompt of the rollout. The teacher reads the same with the context.
+    Prompts are those of the record: the student's is the one under which the answer was learned, the teacher's holds
+    the context too. For another model or context they are rendered anew. `context` replaces that of the teacher. The
+    corrected answer is `correct`, else a solved answer of the run to the same question, else the task's demonstration.
 
     Raises `RunError` for an unknown run or rollout (with the nearest name), `DataError` for one without a context, and
     for an empty `context`.
     """
     if context is not None:
-        _filled(context)
+        _check_filled(context)
     run = _run(path)
     record = _record(run, uid)
-    original, search = _settings(run)
-    config = replace(original, device="auto", dtype="auto", lora=None)
-    as_recorded = context is None and model is None
+    recorded = None
+    if context is None and model is None and record.teacher_prompt_ids:
+        recorded = record.prompt_ids, record.teacher_prompt_ids
     context = context or _context(record)
+    config = read_saved(path, run_config)
     policy = open_policy(_with_weights(config, path, model, callback), callback, trained=False)
     renderer = replace(_renderer(policy), thinking=config.thinking)
-    task = _task(config, search, record, callback)
+    task = _task(run, config, record, callback)
     answer = _answer(policy, renderer, record, callback)
-    same_tokens = answer == record.token_ids
+    as_sampled = answer == record.token_ids
     correct = correct or _right_answer(run, record) or task.demonstration
     query = CreditQuery(
         task.messages,
         answer,
         context,
         renderer.answer(correct) if correct and correct.strip() != record.completion.strip() else (),
-        recorded=record.log_ratio if same_tokens else (),
+        recorded=record.log_ratio if as_sampled else (),
         advantage=record.advantage or None if advantage is None else advantage,
         temperature=config.sampling.temperature or 1.0,
-        prompts=_prompts(renderer, record) if as_recorded and same_tokens else None,
+        prompts=recorded if as_sampled else None,
     )
     known = [(other.task, _sections(other)) for other in run.rollouts() if other.context]
     return _read(policy, renderer, query, contexts_of_others(context, known, record.task), callback, top)
 
 
-def _filled(context: Context) -> Context:
-    """The context itself. Raises `DataError` for an empty one."""
+def _check_filled(context: Context) -> None:
+    """Raises `DataError` for an empty context."""
     if not any(getattr(context, name).strip() for name in FIELDS):
-        raise DataError(
-            "there is no context",
-            why="teacher and student would read the same prompt: all log-ratios would be 0",
-            do="give --feedback TEXT, or another of " + ", ".join(f"--{name}" for name in FIELDS),
-        )
-    return context
-
-
-def _settings(run: Run) -> tuple[RunConfig, SolveConfig | None]:
-    """The settings of the run, and of the search that it belongs to."""
-    if SEARCH not in run.config["settings"]:
-        return read_saved(run.path, from_settings), None
-    search = read_saved(run.path, config_from)
-    return search.run, search
+        do = "give --feedback TEXT, or another of " + ", ".join(f"--{name}" for name in FIELDS)
+        raise DataError("there is no context", why=NO_CONTEXT, do=do)
 
 
 def _read(
@@ -227,7 +210,7 @@ def _record(run: Run, uid: str) -> RolloutRecord:
 
 
 def _sections(record: RolloutRecord) -> Context:
-    return Context(record.context_kind, **{name: record.context.get(name, "") for name in FIELDS})
+    return Context(record.context_kind, **record.context)
 
 
 def _context(record: RolloutRecord) -> Context:
@@ -236,61 +219,44 @@ def _context(record: RolloutRecord) -> Context:
         return _sections(record)
     if record.feedback.strip():
         return Context("feedback", feedback=record.feedback)
-    raise DataError(
-        "this rollout has no context",
-        got=f"{record.uid}, {record.drop or 'no context'}",
-        why="teacher and student would read the same prompt: all log-ratios would be 0",
-        do="choose another --uid, or give a context: --feedback TEXT",
-    )
+    got, do = f"{record.uid}, {record.drop or 'no context'}", "choose another --uid, or give a context: --feedback TEXT"
+    raise DataError("this rollout has no context", got=got, why=NO_CONTEXT, do=do)
 
 
 def _with_weights(config: RunConfig, path: Path, model: str | None, callback: Callback) -> RunConfig:
-    """The run's settings with the weights to use."""
+    """The run's settings with the weights to use, on this machine."""
     checkpoint = latest_checkpoint(path / CHECKPOINTS)
-    if model is not None:
-        return replace(config, model=model)
-    if checkpoint is not None:
+    if model is None and checkpoint is not None:
         check_whole(checkpoint)
         callback(Note(f"read by {checkpoint.name}: the weights that sampled are not kept"))
-        return replace(config, model=str(checkpoint))
-    callback(Note(f"the run has no checkpoint: read by {config.model} as it was at the start"))
-    return config
+        model = str(checkpoint)
+    elif model is None:
+        callback(Note(f"the run has no checkpoint: read by {config.model} as it was at the start"))
+    return replace(config, model=model or config.model, device="auto", dtype="auto", lora=None)
 
 
-def _task(config: RunConfig, search: SolveConfig | None, record: RolloutRecord, callback: Callback) -> Task:
+def _task(run: Run, config: RunConfig, record: RolloutRecord, callback: Callback) -> Task:
     """The task of the run's environment, with the question that the student reads: its own, or one message with the
     recorded prompt."""
     plain = Task(record.task, (Message("user", record.prompt),))
     if record.stage != ANSWER:
         callback(Note(f"a rollout of the stage {record.stage!r}: its conversation is read as one message"))
         return plain
+    files = filter(is_file, run.config["settings"].get(SEARCH, {}).get("tasks", ()))
     try:
-        tasks = _tasks(config, search)
+        env = config.make_env()
+        tasks = [task for data in dict.fromkeys([config.data, *files]) for task in training_tasks(env, data)]
+        tasks += [task for split in ("held_out", "forgetting") for task in tasks_of(env, split)]
     except SelfDistillError as error:
         callback(Note(f"the recorded prompt is read as one message: its environment is not available, {error.what}"))
         return plain
     found = next((task for task in tasks if task.id == record.task), plain)
     question = "\n\n".join(message.content for message in found.messages)
-    if question == record.prompt or (question in record.prompt and _under_the_question(search)):
-        return found
-    # A search adds to the question; any other text is of a task that the environment no longer has.
-    return replace(found, messages=plain.messages) if search and question in record.prompt else plain
-
-
-def _tasks(config: RunConfig, search: SolveConfig | None) -> list[Task]:
-    """All tasks of a run."""
-    env = config.make_env()
-    files = [name for name in search.tasks if is_file(name)] if search else []
-    trained = [task for data in dict.fromkeys([config.data, *files]) for task in training_tasks(env, data)]
-    return [*trained, *(task for split in SPLITS[1:] for task in tasks_of(env, split))]
-
-
-def _under_the_question(search: SolveConfig | None) -> bool:
-    """Whether the student of a search reads the question alone, whatever an attempt read."""
-    if search is None or not search.strategy.learns:
-        return False
-    method = get_method(search.run.method.name, search.run.method.options)
-    return isinstance(learner_of(search.strategy, method), RelabelledPrompt)
+    if question not in record.prompt:
+        return plain  # the environment no longer has this task
+    # An attempt of a search may read more than the question, and be learned under the question alone.
+    alone = question == record.prompt or open_renderer(config, no_callback).prompt(found.messages) == record.prompt_ids
+    return found if alone else replace(found, messages=plain.messages)
 
 
 def _answer(policy: Policy, renderer: Renderer, record: RolloutRecord, callback: Callback) -> TokenIds:
@@ -306,22 +272,9 @@ def _answer(policy: Policy, renderer: Renderer, record: RolloutRecord, callback:
     return renderer.answer(record.completion)
 
 
-def _prompts(renderer: Renderer, record: RolloutRecord) -> tuple[TokenIds, TokenIds] | None:
-    """The recorded prompts of student and teacher, where there are any and the model can read them."""
-    longest = max(len(record.prompt_ids), len(record.teacher_prompt_ids)) + len(record.token_ids)
-    if not record.teacher_prompt_ids or longest > renderer.context_length:
-        return None
-    return record.prompt_ids, record.teacher_prompt_ids
-
-
 def _right_answer(run: Run, record: RolloutRecord) -> str:
     """The first solved answer of the run to the same question."""
-    return next(
-        (
-            other.completion
-            for other in run.rollouts()
-            if other.task == record.task and other.stage == ANSWER and other.reward is not None
-            and other.reward >= SOLVED
-        ),
-        "",
-    )  # fmt: skip
+    for other in run.rollouts():
+        if (other.task, other.stage) == (record.task, ANSWER) and (other.reward or 0.0) >= SOLVED:
+            return other.completion
+    return ""

@@ -98,7 +98,11 @@ def _alternatives(tokenizer: Any, log_p_V: Tensor, log_q_V: Tensor, top: int) ->
     ids = {int(token) for log_V in (log_p_V, log_q_V) for token in log_V.topk(min(top, len(log_V))).indices}
     ordered = sorted(ids, key=lambda token: float(log_q_V[token]), reverse=True)
     return tuple(
-        Alternative(_decoded(tokenizer, [token]), float(log_p_V[token].exp()), float(log_q_V[token].exp()))
+        Alternative(
+            str(tokenizer.decode([token], clean_up_tokenization_spaces=False)),
+            float(log_p_V[token].exp()),
+            float(log_q_V[token].exp()),
+        )
         for token in ordered
     )
 
@@ -114,7 +118,7 @@ def _compared(
     """The own log-ratio of each token, and the test of whether the model sees the error; neither without controls."""
     size = max(len(query.answer), len(query.correct))
     tried = [renderer.teacher_prompt(query.question, context, size) for context in control]
-    others = [ids for ids, *_ in (entry for entry in tried if not isinstance(entry, DropReason))]
+    others = [found[0] for found in tried if not isinstance(found, DropReason)]
     if not others:
         return [None] * len(query.answer), None
     answers = [query.answer, *([query.correct] if query.correct else [])]
@@ -143,7 +147,3 @@ def _odds(read: Sequence[Tensor]) -> float:
     """log-probability of the corrected answer less that of the given one."""
     given_N, correct_N = read
     return float(correct_N.sum() - given_N.sum())
-
-
-def _decoded(tokenizer: Any, ids: Sequence[int]) -> str:
-    return str(tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))

@@ -115,7 +115,7 @@ def _new(
 ) -> SolveConfig:
     from selfdistill.config import parse_override
     from selfdistill.test_time.config import solve_config
-    from selfdistill.test_time.strategies import SelfDistill
+    from selfdistill.test_time.strategies.bare import SelfDistill
 
     found = solve_config(
         SelfDistill.name if strategy is None else strategy, settings, file=file, tasks=tasks, limits=limits

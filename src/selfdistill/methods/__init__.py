@@ -6,7 +6,6 @@ A user's own needs neither: `--method my_method.py:MyMethod`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import is_dataclass
 from typing import Any
 
 from selfdistill.errors import ConfigError, nearest
@@ -33,7 +32,7 @@ from selfdistill.methods.sft import SFT
 from selfdistill.methods.srpo import SRPO
 from selfdistill.methods.user_replies import UserReplies
 from selfdistill.options import Where, build
-from selfdistill.plugins import is_file_name, load_from_file, refuse_value, their_code
+from selfdistill.plugins import class_from_file, is_file_name, refuse_value, their_code
 
 METHODS: Mapping[str, type[Method]] = {
     "sdpo": SDPO,
@@ -69,7 +68,7 @@ PUBLISHED = tuple(name for name in METHODS if name not in (*PRESETS, *OURS))
 def find_method(name: str) -> type[Method]:
     """The class of a method by name, or `FILE.py:NAME` for one of the user's. Raises `ConfigError`."""
     if is_file_name(name):
-        return _from_file(name)
+        return class_from_file(name, Method)
     refuse_value(name, "method")
     if name not in METHODS:
         do = f"{nearest(name, METHODS)}; or a file of your own: --method my_method.py:MyMethod"
@@ -100,16 +99,6 @@ def checked_method(method: Method, name: str) -> Method:
             do="keep the gate in one of its signals, and gate=None in the others",
         )
     return method
-
-
-def _from_file(name: str) -> type[Method]:
-    found, _ = load_from_file(name, default="Method")
-    kind: type[Method] = found
-    if not isinstance(found, type) or not issubclass(found, Method) or not is_dataclass(found):
-        raise ConfigError(
-            f"{name} is no method", got=found, do="name a frozen dataclass that derives from `selfdistill.Method`"
-        )
-    return kind
 
 
 __all__ = [

@@ -27,15 +27,14 @@ from selfdistill.data.tasks import NoneFits
 from selfdistill.errors import ConfigError, DataError, RunError, nearest
 from selfdistill.models.precision import pick_device
 from selfdistill.options import check_ranges, option
-from selfdistill.runs.events import Callback, Interrupted, Note, RunStart
+from selfdistill.runs.events import Callback, Interrupted, Note
 from selfdistill.runs.solving import SolveResult, read_result
-from selfdistill.runs.store import CONFIG, probe, write_atomic
+from selfdistill.runs.store import CONFIG, probe, read_json_file, write_atomic
 from selfdistill.test_time.config import SolveConfig, is_file, solve_config
 from selfdistill.test_time.solve import solve
 from selfdistill.training.side_by_side import COMMAND, Job, places, side_by_side
 
 COMPARISON, SKIPPED = "comparison.json", "skipped.json"
-OLD_COMPARISON = "contest.json"  # of earlier versions, with "ways" for arms
 TASKS_A_JOB = 20  # loading a model takes about as long as a few attempts at one task
 
 Settings = tuple[tuple[str, Any], ...]
@@ -52,33 +51,19 @@ class ArmSearch:
     @property
     def results(self) -> list[SolveResult]:
         """Those of the tasks that are done."""
-        found = [read_result(folder) for folder in sorted(self.path.glob("[0-9]*"))]
-        return [result for result in found if result is not None]
+        return list(filter(None, map(read_result, sorted(self.path.glob("[0-9]*")))))
 
     @property
     def finished(self) -> bool:
         """Whether every task has a result, or was skipped."""
-        skipped, known = self.path / SKIPPED, {result.task for result in self.results}
-        if skipped.exists():
-            try:
-                known |= set(json.loads(skipped.read_text(encoding="utf-8")))
-            except (OSError, ValueError, TypeError) as error:
-                do = f"remove it, then selfdistill solve --resume {self.path}"
-                raise RunError("the list of skipped tasks cannot be read", got=f"{skipped} ({error})", do=do) from error
-        return known >= set(self.config.tasks)
+        do = f"remove it, then selfdistill solve --resume {self.path}"
+        skipped = read_json_file(list[str], self.path / SKIPPED, "the list of skipped tasks", do) or []
+        return {*skipped, *(result.task for result in self.results)} >= set(self.config.tasks)
 
     def job(self, out: Path) -> Job:
         """The subprocess that makes it, of the comparison in `out`."""
         run = self.config.run
-        start = RunStart(
-            path=self.path,
-            method=self.config.strategy.name,
-            model=run.model,
-            env=run.env.name,
-            device=str(pick_device(run.device)),
-            steps=self.config.rounds,
-            completions_sampled=self.config.limits.budget,
-        )
+        start = self.config.run_start(self.path, run.env.name, str(pick_device(run.device)))
         return Job(self.path, (*COMMAND, "compare", "--resume", str(out), "--search", self.path.name), start)
 
 
@@ -104,8 +89,7 @@ class StrategyComparison:
 
     def __post_init__(self) -> None:
         check_ranges(self)
-        labels = [arm.label for arm in self.arms]
-        twice = sorted({label for label in labels if labels.count(label) > 1})
+        twice = sorted(label for label, count in Counter(arm.label for arm in self.arms).items() if count > 1)
         if twice:
             raise ConfigError("two arms have one label", got=", ".join(twice), do='write "LABEL: STRATEGY KEY=VALUE"')
 
@@ -135,12 +119,8 @@ def pairs_of(settings: Sequence[str | tuple[str, Any]]) -> Settings:
     pairs = tuple(parse_override(item) if isinstance(item, str) else item for item in settings)
     for key, value in pairs:
         if key == "seed":
-            raise ConfigError(
-                "the seeds are those of the strategy comparison",
-                got=f"seed={value}",
-                why="all arms are compared on the same seeds",
-                do="give the first one with --seed, and how many with --seeds",
-            )
+            what = "the seeds are those of the strategy comparison"
+            raise ConfigError(what, got=f"seed={value}", do="give the first one with --seed, how many with --seeds")
     return pairs
 
 
@@ -200,18 +180,12 @@ def run_comparison(
             with suppress(OSError):
                 out.rmdir()
         raise
-    for search in every:
-        if not search.finished:
-            raise RunError("a search did not finish", got=search.path, do=f"selfdistill compare --resume {out}")
     found = results(whole, out)
     counts = Counter(result.task for own in found.values() for result in own)
     shared = {task for task, count in counts.items() if count == len(whole.arms) * whole.seeds}
     if not shared:
-        raise DataError(
-            "no question fits the model of every arm",
-            got=", ".join(whole.tasks),
-            do="shorten the questions, or take a model that reads more",
-        )
+        do = "shorten the questions, or take a model that reads more"
+        raise DataError("no question fits the model of every arm", got=", ".join(whole.tasks), do=do)
     return whole, {label: [result for result in own if result.task in shared] for label, own in found.items()}
 
 
@@ -225,14 +199,11 @@ def results(comparison: StrategyComparison, out: Path) -> dict[str, list[SolveRe
 
 def read_strategy_comparison(out: Path) -> StrategyComparison:
     """The strategy comparison of a folder. Raises `RunError`."""
-    file = out / (COMPARISON if (out / COMPARISON).exists() else OLD_COMPARISON)
+    file = out / COMPARISON
     try:
-        saved = json.loads(file.read_text(encoding="utf-8"))
-        arms = saved.pop("ways", None) if file.name == OLD_COMPARISON else saved["arms"]
-        return TypeAdapter(StrategyComparison).validate_python({**saved, "arms": arms})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        got = f"{out / COMPARISON} ({error})"
-        raise RunError("there is no strategy comparison here", got=got, do="name its folder") from error
+        return TypeAdapter(StrategyComparison).validate_json(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError("there is no strategy comparison here", got=f"{file} ({error})", do="name its folder") from error
 
 
 def searches(comparison: StrategyComparison, out: Path) -> Iterator[ArmSearch]:
@@ -266,7 +237,7 @@ def run_search(name: str, out: Path, callback: Callback) -> None:
 
 def _joined(comparison: StrategyComparison, out: Path) -> StrategyComparison:
     """The comparison with the arms and seeds that the folder already has."""
-    if not any((out / name).exists() for name in (COMPARISON, OLD_COMPARISON)):
+    if not (out / COMPARISON).exists():
         return comparison
     before = read_strategy_comparison(out)
     same = ("tasks", "budget", "settings", "first_seed")

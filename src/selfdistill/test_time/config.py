@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from selfdistill.config import RunConfig, from_settings, load_config, parse_override, resolved
-from selfdistill.errors import ConfigError, check_range
-from selfdistill.options import Where, build, check_ranges, option, plain
+from selfdistill.errors import ConfigError, Ranged, check_range
+from selfdistill.options import Where, build, option, plain
+from selfdistill.runs.events import RunStart
 from selfdistill.runs.store import SEARCH
-from selfdistill.test_time.strategies import Strategy, get_strategy
+from selfdistill.test_time.strategies import get_strategy
 from selfdistill.test_time.strategies.bare import SelfDistill
+from selfdistill.test_time.strategies.base import Strategy
 
 OWN = "strategy."
 # Settings of a run that a search does not read, and what to set in their place.
@@ -29,15 +31,12 @@ LEARNING = ("method", "optimiser", "teacher", "replay", "checkpoint_every", "mic
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(Ranged):
     """When a search ends. Raises `ConfigError`."""
 
     budget: int = option(2750, "attempts, sampled tokens or seconds for each task", least=1)
     unit: Literal["attempts", "tokens", "seconds"] = option("attempts", "what the budget counts")
     exhaust_budget: bool = option(False, "use the whole budget, also after the task is solved")
-
-    def __post_init__(self) -> None:
-        check_ranges(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +54,14 @@ class SolveConfig:
         check_range(Strategy.__dataclass_fields__["batch"], self.strategy.batch, "strategy.batch")
 
     @property
-    def rounds(self) -> int:
-        """Rounds that the budget allows; 0 where it does not count attempts."""
-        return -(-self.limits.budget // self.strategy.batch) if self.limits.unit == "attempts" else 0
+    def attempts(self) -> int:
+        """Attempts that the budget allows for each task; 0 where it does not count attempts."""
+        return self.limits.budget if self.limits.unit == "attempts" else 0
+
+    def run_start(self, path: Path, env: str, device: str, first_step: int = 0) -> RunStart:
+        """The event with which the search for a solution of one task begins."""
+        rounds = -(-self.attempts // self.strategy.batch)
+        return RunStart(path, self.strategy.name, self.run.model, env, device, rounds, self.attempts, first_step)
 
 
 def solve_config(
@@ -80,11 +84,11 @@ def solve_config(
     chosen = get_strategy(strategy, own)
     rest = [pair for pair in pairs if not pair[0].startswith(OWN)]
     for key, value in rest:
-        if key.partition(".")[0] in UNREAD:
-            instead = UNREAD[key.partition(".")[0]]
+        instead = UNREAD.get(key.partition(".")[0])
+        if instead:
             raise ConfigError("solving a task does not read this setting", got=f"{key} = {value}", do=f"see {instead}")
-    files = [name for name in tasks if is_file(name)]
-    base: dict[str, Any] = {"optimiser": {"warmup_steps": 0}, "data": files[0] if files else ""}
+    data = next(filter(is_file, tasks), "")
+    base: dict[str, Any] = {"optimiser": {"warmup_steps": 0}, "data": data}
     if chosen.learns:
         base["method"] = {"name": chosen.learns}
     run = load_config(file, rest, base)
@@ -109,15 +113,20 @@ def solve_settings(config: SolveConfig) -> dict[str, Any]:
 
 def config_from(settings: Mapping[str, Any]) -> SolveConfig:
     """The settings of a search from their JSON values. Raises `ConfigError`."""
-    own = dict(settings.get(SEARCH, {}))
+    own = settings.get(SEARCH)
     if not own:
         raise ConfigError("these settings are not those of `selfdistill solve`", do="name a directory that it made")
-    lacking = sorted({"strategy", "tasks", "keep"} - own.keys())
-    if lacking or not isinstance(own["strategy"], Mapping) or not isinstance(own["tasks"], list):
-        raise ConfigError("these settings of a search are not whole", got=f"{SEARCH} = {own}")
-    strategy, tasks, keep = dict(own.pop("strategy")), tuple(own.pop("tasks")), bool(own.pop("keep"))
-    run = from_settings({key: value for key, value in settings.items() if key != SEARCH})
-    chosen = get_strategy(strategy.pop("name"), strategy)
-    known = {item.name for item in fields(Limits)}
-    limits = build(Limits, {key: value for key, value in own.items() if key in known}, Where(SEARCH))
-    return SolveConfig(run, chosen, limits, tasks, keep)
+    try:
+        strategy, tasks, keep = dict(own["strategy"]), tuple(own["tasks"]), bool(own["keep"])
+        name = strategy.pop("name")
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError("these settings of a search are not whole", got=f"{SEARCH} = {own}") from error
+    limits = {item.name: own[item.name] for item in fields(Limits) if item.name in own}
+    return SolveConfig(
+        run_config(settings), get_strategy(name, strategy), build(Limits, limits, Where(SEARCH)), tasks, keep
+    )
+
+
+def run_config(settings: Mapping[str, Any]) -> RunConfig:
+    """The settings of the run in those of a search, or of a run. Raises `ConfigError`."""
+    return from_settings({key: value for key, value in settings.items() if key != SEARCH})

@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +14,21 @@ from selfdistill.envs.base import score_all
 from selfdistill.plugins import seed_global
 from selfdistill.prompts.stages import Prompted
 from selfdistill.runs import Accuracies, RolloutRecord, RunDir, StepRecord, Summary, check_records, read_run
-from selfdistill.runs.environment import describe_environment
-from selfdistill.runs.events import Callback, Interrupted, Note, Phase, RunEnd, RunStart, StepEnd
+from selfdistill.runs.events import Callback, Interrupted, Note, Phase, RunEnd, StepEnd
 from selfdistill.runs.solving import SolveResult, write_result
 from selfdistill.runs.store import CHECKPOINTS, CONFIG
 from selfdistill.test_time.config import SolveConfig, solve_settings
-from selfdistill.test_time.strategies import Attempt, Prompt, SolveState
-from selfdistill.test_time.strategies.base import PASSED, prompts_of
+from selfdistill.test_time.strategies.base import PASSED, Attempt, Prompt, SolveState, prompts_of
 from selfdistill.training.loop import Timer, learn, record_round
 from selfdistill.training.recording import check_environment
 from selfdistill.training.rollouts import roll_out
 from selfdistill.training.session import Session, Totals, saved_totals
 from selfdistill.training.stopping import StopSign
-from selfdistill.types import Outcome, RolloutGroup, Task
+from selfdistill.types import Outcome, Rollout, RolloutGroup, Task
 
 WINDOW = 16  # attempts, at least, on more than half of which an environment must fail before a search stops
 MAY_CHANGE = ("checkpoint_every", "micro_batch_tokens", "solve.keep")
+COUNTS = ("contexts_cut", "prompts_cut", "left_out")  # of a result, summed over steps
 
 
 @dataclass
@@ -64,32 +64,11 @@ class Search:
             check_records(path, totals.step, measured=False)
             run = RunDir.resume(path, totals.step, settings, MAY_CHANGE)
         else:
-            about = describe_environment(device=str(session.policy.device), isolation=session.isolation)
-            # Three checkpoints side by side: weights, two moments of the optimiser and a shadow each, in float32.
-            trained = sum(value.numel() for value in session.policy.trainable().values())
-            size = 3 * 16 * trained if session.learner else 0
-            totals, run = Totals(), RunDir.create(path, {"settings": settings, **about}, expected_bytes=size)
+            totals, run = Totals(), session.new_run(path, settings)
         search = cls(config, session, task, run, callback, stop, totals)
         search._add(list(read_run(path).rollouts()))
-        callback(
-            RunStart(
-                path=path,
-                method=config.strategy.name,
-                model=config.run.model,
-                env=session.env.name,
-                device=str(session.policy.device),
-                steps=config.rounds,
-                completions_sampled=search._attempts_allowed,
-                first_step=totals.step,
-            )
-        )
+        callback(config.run_start(path, session.env.name, str(session.policy.device), totals.step))
         return search
-
-    def __enter__(self) -> Search:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.run.close()
 
     @property
     def over(self) -> bool:
@@ -100,19 +79,14 @@ class Search:
         used = {"attempts": len(self.attempts), "tokens": self.totals.tokens, "seconds": self.totals.wall_s}
         return used[limits.unit] >= limits.budget
 
-    @property
-    def _attempts_allowed(self) -> int:
-        """0 where the budget does not count attempts."""
-        return self.config.limits.budget if self.config.limits.unit == "attempts" else 0
-
     def prompts(self) -> list[Prompt]:
         """The prompts of the next round."""
-        self.callback(Phase("sampling and scoring", len(self.attempts), self._attempts_allowed))
+        made, allowed = len(self.attempts), self.config.attempts
+        self.callback(Phase("sampling and scoring", made, allowed))
         run, strategy, renderer = self.config.run, self.config.strategy, self.session.renderer
-        left = self._attempts_allowed - len(self.attempts) if self._attempts_allowed else strategy.batch
         seed_global(run.seed, "prompts", self.task.id, self.totals.step)
         state = SolveState(self.task, renderer, run.sampling.max_new_tokens, run.seed, tuple(self.attempts))
-        prompts = prompts_of(strategy, state, min(strategy.batch, left))
+        prompts = prompts_of(strategy, state, min(strategy.batch, allowed - made) if allowed else strategy.batch)
         if any(prompt.left_out for prompt in prompts) and all(p.messages == self.task.messages for p in prompts):
             self._note(
                 f"no feedback fits a prompt: the question has {len(renderer.prompt(self.task.messages)):,} tokens, the "
@@ -148,12 +122,10 @@ class Search:
 
     def _add(self, rollouts: Sequence[RolloutRecord]) -> None:
         """Adds the attempts of some records: whole rounds, in order."""
-        place = 0
-        for number, rollout in enumerate(rollouts):
-            place = place + 1 if number and rollout.step == rollouts[number - 1].step else 0
-            self.attempts.append(
+        for step, made in groupby(rollouts, key=lambda rollout: rollout.step):
+            self.attempts += [
                 Attempt(
-                    round=rollout.step - 1,
+                    round=step - 1,
                     place=place,
                     text=rollout.completion,
                     feedback=rollout.feedback,
@@ -161,7 +133,8 @@ class Search:
                     solved=bool(rollout.right),
                     scored=rollout.reward is not None,
                 )
-            )
+                for place, rollout in enumerate(made)
+            ]
 
     def _note_round(self, record: StepRecord, rollouts: Sequence[RolloutRecord], found: bool) -> None:
         """Notes attempts that passed the public tests alone, and a round from which nothing is learned."""
@@ -169,12 +142,13 @@ class Search:
         if wrong:
             self._note(f"{wrong} of round {record.step} passed the tests that training sees, but not the private ones")
         failed = [rollout for rollout in rollouts if rollout.reward is not None and rollout.reward < PASSED]
-        no_feedback = bool(failed) and not any(rollout.feedback.strip() for rollout in failed)
-        no_samples = self.session.learner is not None and record.informative == 0
-        if not found and self.config.strategy.idle and (no_feedback or no_samples):
+        why = ""
+        if failed and not any(rollout.feedback.strip() for rollout in failed):
+            why = "no failed attempt has feedback"
+        elif self.session.learner is not None and record.informative == 0:
             reasons = ", ".join(f"{count} {reason}" for reason, count in record.dropped.items())
             why = f"round {record.step} produced no training samples ({reasons})"
-            why = "no failed attempt has feedback" if no_feedback else why
+        if why and not found and self.config.strategy.idle:
             self._note(f"{why}: {self.config.strategy.idle}", once="idle")
 
     def _note(self, text: str, once: str = "") -> None:
@@ -191,15 +165,13 @@ class Search:
     def finish(self) -> None:
         """Writes the result, and keeps or removes the checkpoints."""
         config, totals, attempts = self.config, self.totals, self.attempts
-        extras = [record.extra for record in read_run(self.run.path).steps]
-        solved_at = next((number for number, attempt in enumerate(attempts, start=1) if attempt.solved), None)
-        first = attempts[solved_at - 1] if solved_at else None
+        steps = read_run(self.run.path).steps
+        solved = [number for number, attempt in enumerate(attempts, start=1) if attempt.solved]
+        passed = [number for number, attempt in enumerate(attempts, start=1) if attempt.passed_public]
+        first = attempts[solved[0] - 1] if solved else None
         common: dict[str, Any] = {"model": config.run.model, "env": self.session.env.name, "seed": config.run.seed}
         common |= {"tokens": totals.tokens, "wall_s": totals.wall_s}
-        lost: dict[str, Any] = {
-            name: int(sum(extra.get(name, 0) for extra in extras))
-            for name in ("contexts_cut", "prompts_cut", "left_out")
-        }
+        counts: dict[str, Any] = {name: int(sum(step.extra.get(name, 0) for step in steps)) for name in COUNTS}
         result = SolveResult(
             task=self.task.id,
             strategy=config.strategy.name,
@@ -207,13 +179,13 @@ class Search:
             unit=config.limits.unit,
             attempts=len(attempts),
             rounds=totals.step,
-            right=sum(attempt.solved for attempt in attempts),
-            passed=sum(attempt.passed_public for attempt in attempts),
-            solved_at=solved_at,
+            right=len(solved),
+            passed=len(passed),
+            solved_at=min(solved, default=None),
             solved_round=first.round + 1 if first else None,
-            passed_at=next((number for number, attempt in enumerate(attempts, start=1) if attempt.passed_public), None),
+            passed_at=min(passed, default=None),
             solution=first.text if first else "",
-            **lost,
+            **counts,
             **common,
         )
         if config.keep:
@@ -302,15 +274,13 @@ def _solved(session: Session, groups: Sequence[RolloutGroup]) -> dict[str, bool]
 
 def _without_false_reward(group: RolloutGroup, solved: Mapping[str, bool]) -> RolloutGroup:
     """The group with a reward of 0 for attempts that pass the public tests alone: rewarded, they would be repeated."""
-    return replace(
-        group,
-        rollouts=tuple(
-            replace(rollout, outcome=replace(rollout.outcome, reward=0.0))
-            if rollout.outcome is not None and solved.get(rollout.completion.uid) is False
-            else rollout
-            for rollout in group.rollouts
-        ),
-    )
+
+    def corrected(rollout: Rollout) -> Rollout:
+        if rollout.outcome is None or solved.get(rollout.completion.uid, True):
+            return rollout
+        return replace(rollout, outcome=replace(rollout.outcome, reward=0.0))
+
+    return replace(group, rollouts=tuple(map(corrected, group.rollouts)))
 
 
 def rounds_made(paths: Sequence[Path]) -> int:

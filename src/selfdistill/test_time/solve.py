@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -25,8 +26,8 @@ from selfdistill.runs.solving import SolveResult, read_result
 from selfdistill.runs.store import CONFIG, probe, refuse_in_use, write_atomic
 from selfdistill.test_time.config import SolveConfig, is_file, solve_settings
 from selfdistill.test_time.search import MAY_CHANGE, Search, rounds_made, until_done
-from selfdistill.test_time.strategies import MultiTurn
 from selfdistill.test_time.strategies.base import learner_of
+from selfdistill.test_time.strategies.multi_turn import MultiTurn
 from selfdistill.test_time.strategies.window import NO_FEEDBACK
 from selfdistill.training.session import Session, open_session, restarted
 from selfdistill.training.stopping import StopSign
@@ -65,12 +66,13 @@ def solve(
     with stop.watched():
         for first in range(0, len(tasks), size):
             left = [pair for pair in numbered[first : first + size] if read_result(pair[0]) is None]
+            searches, rounds = list[Search](), rounds_made([path for path, _ in left])
             with ExitStack() as stack:
-                searches, rounds = [], rounds_made([path for path, _ in left])
                 for path, task in left:
                     own = restarted(session, start) if start else session
-                    opened = Search.opened(config, own, task, path, named(callback, task.id), stop, rounds=rounds)
-                    searches.append(stack.enter_context(opened))
+                    search = Search.opened(config, own, task, path, named(callback, task.id), stop, rounds=rounds)
+                    stack.callback(search.run.close)
+                    searches.append(search)
                 until_done(searches)
             if stop.requested and first + size < len(tasks):
                 raise Interrupted(out, None, "solve")
@@ -120,11 +122,9 @@ def _chosen(config: SolveConfig, session: Session, callback: Callback) -> list[T
             raise DataError("there is no such task", got=name, do=do)
         found = training_tasks(session.env, name) if is_file(name) else [every[name]]
         chosen += [task for task in found if task not in chosen]
-    ids = [task.id for task in chosen]
-    twice = sorted({name for name in ids if ids.count(name) > 1})
+    twice = [name for name, count in Counter(task.id for task in chosen).items() if count > 1]
     if twice:
-        raise DataError(
-            "two tasks have the same id", got=", ".join(twice), do="give each task an id of its own, across all files"
-        )
+        do = "give each task an id of its own, across all files"
+        raise DataError("two tasks have the same id", got=", ".join(twice), do=do)
     chosen = usable_tasks(chosen, session.env, callback)
     return fitting_tasks(chosen, session.renderer, config.run.context.max_prompt_tokens, callback)

@@ -27,7 +27,6 @@ from selfdistill.runs import (
     fresh_path,
     read_run,
 )
-from selfdistill.runs.environment import describe_environment
 from selfdistill.runs.events import Callback, EvalEnd, Interrupted, Note, Phase, RunEnd, RunStart, StepEnd, no_callback
 from selfdistill.runs.store import CHECKPOINTS
 from selfdistill.training.evaluation import EVERY_SPLIT, STUDENT_SPLITS, measure_splits
@@ -158,10 +157,7 @@ def _open_run(out: Path, config: RunConfig, session: Session, totals: Totals, *,
     if resume:
         check_records(out, totals.step, measured=True)
         return RunDir.resume(out, totals.step, settings, MAY_CHANGE)
-    trained = sum(value.numel() for value in session.policy.trainable().values())
-    environment = describe_environment(device=str(session.policy.device), isolation=session.isolation)
-    # Three checkpoints may lie side by side for a moment: weights, two moments of the optimiser and a shadow each.
-    return RunDir.create(out, {"settings": settings, **environment}, expected_bytes=3 * 16 * trained)
+    return session.new_run(out, settings)
 
 
 def _info(out: Path, session: Session, totals: Totals) -> RunStart:

@@ -26,6 +26,7 @@ from selfdistill.plugins import seed_global
 from selfdistill.prompts.context import Instruction, teacher_messages
 from selfdistill.prompts.render import Renderer
 from selfdistill.prompts.stages import examples
+from selfdistill.runs import RunDir, describe_environment
 from selfdistill.runs.events import Callback, Note, Phase
 from selfdistill.types import Context, Message, Task
 
@@ -102,6 +103,13 @@ class Session:
     def isolation(self) -> str:
         """How untrusted programs are isolated, for the records."""
         return str(getattr(self.env, "isolation", NO_ISOLATION))
+
+    def new_run(self, path: Path, settings: Mapping[str, Any]) -> RunDir:
+        """A new run directory with these settings and a description of this machine. Raises `RunError`."""
+        about = describe_environment(device=str(self.policy.device), isolation=self.isolation)
+        # Three checkpoints may lie side by side for a moment: weights, two moments of the optimiser and a shadow each.
+        trained = sum(value.numel() for value in self.policy.trainable().values()) if self.learner else 0
+        return RunDir.create(path, {"settings": settings, **about}, expected_bytes=3 * 16 * trained)
 
     def save(self, folder: Path, step: int, totals: Mapping[str, Any], *, final: bool) -> None:
         """Writes a checkpoint of all that the next step reads; a final one is kept when newer ones come."""

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import is_dataclass
 from typing import Any
 
 from selfdistill.errors import ConfigError, nearest
 from selfdistill.options import Where, build
-from selfdistill.plugins import is_file_name, load_from_file, their_code
+from selfdistill.plugins import class_from_file, is_file_name, their_code
 from selfdistill.test_time.strategies.bare import BestOfK, Grpo, SelfDistill
-from selfdistill.test_time.strategies.base import Attempt, Prompt, SolveState, Strategy
-from selfdistill.test_time.strategies.hybrid import Hybrid, RelabelledPrompt
+from selfdistill.test_time.strategies.base import Strategy
+from selfdistill.test_time.strategies.hybrid import Hybrid
 from selfdistill.test_time.strategies.multi_turn import MultiTurn
 
 STRATEGIES: Mapping[str, type[Strategy]] = {
@@ -22,36 +21,12 @@ STRATEGIES: Mapping[str, type[Strategy]] = {
 def get_strategy(name: str, options: Mapping[str, Any]) -> Strategy:
     """A strategy by name, or `FILE.py:NAME`. Raises `ConfigError` for an unknown strategy or setting."""
     if is_file_name(name):
-        kind = _from_file(name)
+        found = class_from_file(name, Strategy)
+        # Under the name by which a resumed search finds it again.
+        kind = type(found.__name__, (found,), {"__slots__": (), "__doc__": found.__doc__, "name": name})
         with their_code(kind, "its settings"):
             return build(kind, options, Where("strategy"))
     if name not in STRATEGIES:
         do = f"{nearest(name, STRATEGIES)}; or a file of your own: --strategy my_strategy.py:MyStrategy"
         raise ConfigError("unknown strategy", got=name, do=do)
     return build(STRATEGIES[name], options, Where("strategy"))
-
-
-def _from_file(name: str) -> type[Strategy]:
-    """The class under the name by which a resumed search finds it again."""
-    found, _ = load_from_file(name, default="Strategy")
-    if not isinstance(found, type) or not issubclass(found, Strategy) or not is_dataclass(found):
-        raise ConfigError(
-            f"{name} is no strategy", got=found, do="name a frozen dataclass that derives from `selfdistill.Strategy`"
-        )
-    return type(found.__name__, (found,), {"__slots__": (), "__doc__": found.__doc__, "name": name})
-
-
-__all__ = [
-    "STRATEGIES",
-    "Attempt",
-    "BestOfK",
-    "Grpo",
-    "Hybrid",
-    "MultiTurn",
-    "Prompt",
-    "RelabelledPrompt",
-    "SelfDistill",
-    "SolveState",
-    "Strategy",
-    "get_strategy",
-]

@@ -6,15 +6,14 @@ The search around it is the same for every strategy: it samples, scores, learns,
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
-from selfdistill.errors import ConfigError, SelfDistillError
+from selfdistill.errors import ConfigError, Ranged
 from selfdistill.methods import Method
-from selfdistill.options import check_ranges, option
-from selfdistill.plugins import in_short
+from selfdistill.options import option
+from selfdistill.plugins import their_code
 from selfdistill.prompts.render import Renderer
 from selfdistill.types import Message, Task
 
@@ -77,7 +76,7 @@ class Prompt:
 
 
 @dataclass(frozen=True, slots=True)
-class Strategy(ABC):
+class Strategy(Ranged, ABC):
     """A frozen dataclass; its fields are its settings.
 
     learns: the default method that learns from every round; empty: the weights do not change.
@@ -94,9 +93,6 @@ class Strategy(ABC):
 
     batch: int = option(16, "attempts of a round, sampled before any of them is learned from", least=1, most=100_000)
 
-    def __post_init__(self) -> None:
-        check_ranges(self)
-
     @abstractmethod
     def prompts(self, state: SolveState, count: int) -> list[Prompt]:
         """The prompts of the next `count` attempts."""
@@ -109,44 +105,28 @@ class Strategy(ABC):
 def prompts_of(strategy: Strategy, state: SolveState, count: int) -> list[Prompt]:
     """The prompts of the next `count` attempts. Raises `ConfigError` where the strategy's code fails or returns
     something else."""
-    found = _returned(strategy, "prompts", lambda: strategy.prompts(state, count))
-    expected, got, why = "", "", ""
+    with their_code(strategy, "its `prompts`"):
+        found = strategy.prompts(state, count)
+    what, do = f"the strategy {strategy.name!r} should give ", "fix its `prompts`"
     if not isinstance(found, list | tuple) or len(found) != count:
-        expected, got = (
-            f"a list of {count} prompts",
-            str(len(found)) if isinstance(found, list | tuple) else repr(found),
-        )
+        got = len(found) if isinstance(found, list | tuple) else repr(found)[:200]
         why = "a search counts every attempt, and makes as many as its budget has"
-    else:
-        wrong = [prompt for prompt in found if not isinstance(prompt, Prompt) or not _is_conversation(prompt.messages)]
-        if wrong:
-            expected, got = "a Prompt with a tuple of Messages for each attempt", repr(wrong[0])
-    if expected:
-        what = f"the strategy {strategy.name!r} should give {expected}"
-        raise ConfigError(what, got=got[:200], why=why, do="fix its `prompts`")
+        raise ConfigError(f"{what}a list of {count} prompts", got=got, why=why, do=do)
+    for prompt in found:
+        if not isinstance(prompt, Prompt) or not _is_conversation(prompt.messages):
+            what += "a Prompt with a tuple of Messages for each attempt"
+            raise ConfigError(what, got=repr(prompt)[:200], do=do)
     return list(found)
 
 
 def learner_of(strategy: Strategy, method: Method) -> Method:
     """The method, adapted to a strategy's attempts. Raises `ConfigError` as `prompts_of`."""
-    found = _returned(strategy, "learner", lambda: strategy.learner(method))
+    with their_code(strategy, "its `learner`"):
+        found = strategy.learner(method)
     if not isinstance(found, Method):
         what = f"the strategy {strategy.name!r} gives no method to learn with"
         raise ConfigError(what, got=repr(found)[:200], do="return a Method from its `learner`")
     return found
-
-
-def _returned(strategy: Strategy, name: str, call: Callable[[], Any]) -> Any:
-    try:
-        return call()
-    except SelfDistillError:
-        raise
-    except (Exception, SystemExit) as error:
-        raise ConfigError(
-            f"the strategy {strategy.name!r} fails in its `{name}`",
-            got=in_short(error, Path(strategy.name.partition(":")[0])),
-            do="fix it, then resume the search with --resume",
-        ) from error
 
 
 def _is_conversation(messages: Any) -> bool:

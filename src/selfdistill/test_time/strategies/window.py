@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 
 from selfdistill.prompts.context import teacher_messages, without_thinking
@@ -81,8 +82,4 @@ def _fitting(
 
 def most(limit: int, fits: Callable[[int], bool]) -> int:
     """The largest count up to `limit` that fits, where fewer fit whenever more do; 0 always fits."""
-    low, high = 0, limit
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle - 1)
-    return low
+    return bisect_left(range(1, limit + 1), True, key=lambda count: not fits(count))
