@@ -2,7 +2,7 @@
 
 import pytest
 
-from selfdistill.envs.sandbox import IsolationLevel, isolation_level
+from selfdistill.envs.sandbox.lockdown import IsolationLevel, isolation_level
 
 needs_isolation = pytest.mark.skipif(
     isolation_level() is not IsolationLevel.FULL, reason="this machine has no Landlock or no seccomp"

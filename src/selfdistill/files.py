@@ -19,6 +19,7 @@ _FORMATS = {
     b"\x28\xb5\x2f\xfd": "compressed by zstd", b"PK\x03\x04": "a zip archive", b"PAR1": "a Parquet file",
     b"\xff\xfe": "UTF-16 text", b"\xfe\xff": "UTF-16 text",
 }  # fmt: skip
+_SURROGATE = re.compile("[\ud800-\udfff]")
 # A line without a match needs no `_check`, but for deep nesting.
 _SUSPECT = re.compile(r"\\u[dD][89a-fA-F]|NaN|Infinity|\d[eE]\+?\d{3}|\d{300}")
 
@@ -93,11 +94,7 @@ def decode_json(text: str) -> Any:
 
 def is_whole(text: str) -> bool:
     """Whether text can be written as UTF-8: half of a surrogate pair cannot."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    return not _SURROGATE.search(text)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -119,21 +116,16 @@ def _check(value: Any) -> None:
         if isinstance(value, float) and not math.isfinite(value):
             do = "JSON has finite numbers alone: write null, or text"
             raise BadJson("not a number that JSON has", got=value, do=do, field=field)
-        if isinstance(value, str):
-            _check_text(value, field)
-        elif isinstance(value, list):
+        if isinstance(value, str) and not is_whole(value):
+            why = "it is no character, and no tokenizer reads it"
+            do = "write the whole character, or leave it out"
+            raise BadJson("half of a surrogate pair", got=ascii(value)[:200], why=why, do=do, field=field)
+        if isinstance(value, list):
             rest += [(f"{field}[{place}]", item, depth + 1) for place, item in enumerate(value)][::-1]
         elif isinstance(value, dict):
-            for key in value:
-                _check_text(key, f"{field}.{ascii(key)[1:-1]}" if field else ascii(key)[1:-1])
-            rest += [(f"{field}.{key}" if field else key, item, depth + 1) for key, item in value.items()][::-1]
-
-
-def _check_text(text: str, field: str) -> None:
-    if not is_whole(text):
-        why = "it is no character, and no tokenizer reads it"
-        do = "write the whole character, or leave it out"
-        raise BadJson("half of a surrogate pair", got=ascii(text)[:200], why=why, do=do, field=field)
+            for key, item in reversed(value.items()):
+                inside = f"{field}." * bool(field) + key.encode("utf-8", "backslashreplace").decode()
+                rest += [(inside, item, depth + 1), (inside, key, depth)]
 
 
 def _too_deep(field: str) -> BadJson:

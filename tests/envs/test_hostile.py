@@ -9,14 +9,9 @@ from pathlib import Path
 import pytest
 
 from sandbox_parts import needs_isolation
-from selfdistill.envs.sandbox import (
-    Ending,
-    Mode,
-    Program,
-    Result,
-    Sandbox,
-    SandboxLimits,
-)
+from selfdistill.envs.sandbox.limits import SandboxLimits
+from selfdistill.envs.sandbox.pool import Sandbox
+from selfdistill.envs.sandbox.program import Ending, Mode, Program, Result
 
 pytestmark = needs_isolation
 QUICK = SandboxLimits(time_limit_s=1.0, memory_mb=128, output_kb=1024)

@@ -17,16 +17,11 @@ import pytest
 from sandbox_parts import needs_isolation
 from selfdistill.envs.base import Fault
 from selfdistill.envs.code import CodeEnvironment
-from selfdistill.envs.sandbox import (
-    Ending,
-    IsolationLevel,
-    Mode,
-    Program,
-    Sandbox,
-    SandboxLimits,
-    pool,
-    worker,
-)
+from selfdistill.envs.sandbox import pool, worker
+from selfdistill.envs.sandbox.limits import SandboxLimits
+from selfdistill.envs.sandbox.lockdown import IsolationLevel
+from selfdistill.envs.sandbox.pool import Sandbox
+from selfdistill.envs.sandbox.program import Ending, Mode, Program
 from selfdistill.errors import ProgramLostError, SandboxError
 from selfdistill.types import Completion, DropReason, Outcome, Task
 
@@ -194,7 +189,8 @@ from selfdistill.errors import ProgramLostError, SandboxError
 from selfdistill.types import Completion, DropReason, Outcome, Task
 from selfdistill.envs.base import Fault
 from selfdistill.envs.code import CodeEnvironment
-from selfdistill.envs.sandbox import Mode, Program, Sandbox
+from selfdistill.envs.sandbox.pool import Sandbox
+from selfdistill.envs.sandbox.program import Mode, Program
 resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")), 4096))
 try:
     Sandbox(1).run(Program("", Mode.STDIN, ("",)))
@@ -210,7 +206,8 @@ except SandboxError as error:
 def test_a_trainer_with_thousands_of_open_files():
     code = """
 import os, resource
-from selfdistill.envs.sandbox import Mode, Program, Sandbox
+from selfdistill.envs.sandbox.pool import Sandbox
+from selfdistill.envs.sandbox.program import Mode, Program
 resource.setrlimit(resource.RLIMIT_NOFILE, (2000, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
 files = [os.open("/dev/null", os.O_RDONLY) for _ in range(1500)]
 print(Sandbox(1).run(Program("print(5)", Mode.STDIN, ("",)))[0].value)

@@ -7,14 +7,9 @@ import pytest
 from sandbox_parts import needs_isolation
 from selfdistill.data.rows import row_to_task
 from selfdistill.envs.code import CodeEnvironment
-from selfdistill.envs.sandbox import (
-    Ending,
-    Mode,
-    Program,
-    Result,
-    Sandbox,
-    SandboxLimits,
-)
+from selfdistill.envs.sandbox.limits import SandboxLimits
+from selfdistill.envs.sandbox.pool import Sandbox
+from selfdistill.envs.sandbox.program import Ending, Mode, Program, Result
 from selfdistill.types import Completion
 
 pytestmark = needs_isolation

@@ -13,17 +13,11 @@ from pathlib import Path
 import pytest
 
 from sandbox_parts import needs_isolation
-from selfdistill.envs.sandbox import (
-    Ending,
-    IsolationLevel,
-    Mode,
-    Program,
-    Sandbox,
-    SandboxLimits,
-    isolation_warning,
-    pool,
-    shared_sandbox,
-)
+from selfdistill.envs.sandbox import pool
+from selfdistill.envs.sandbox.limits import SandboxLimits
+from selfdistill.envs.sandbox.lockdown import IsolationLevel, isolation_warning
+from selfdistill.envs.sandbox.pool import Sandbox, shared_sandbox
+from selfdistill.envs.sandbox.program import Ending, Mode, Program
 from selfdistill.errors import SandboxError
 
 SOURCE = Path(__file__).parents[2] / "src"
@@ -45,7 +39,11 @@ def gone(pids: list[int], patience_s: float = 10.0) -> bool:
 
 def start(code: str, **variables: str) -> subprocess.Popen[str]:
     """A process of its own that uses a sandbox; it prints its workers' ids first."""
-    head = "from selfdistill.envs.sandbox import *\nif __name__ == '__main__':\n    box = Sandbox(1)\n"
+    head = (
+        "from selfdistill.envs.sandbox.limits import SandboxLimits\nfrom selfdistill.envs.sandbox.pool import Sandbox\n"
+    )
+    head += "from selfdistill.envs.sandbox.program import Mode, Program\n"
+    head += "if __name__ == '__main__':\n    box = Sandbox(1)\n"
     head += "    box.run(Program('', Mode.STDIN, ('',)))\n    print(*box.worker_pids(), flush=True)\n"
     environment = {**os.environ, "PYTHONPATH": str(SOURCE), **variables}
     command = [sys.executable, "-c", head + textwrap.indent(textwrap.dedent(code), "    ")]

@@ -10,7 +10,7 @@ from selfdistill.envs import scoring
 from selfdistill.envs.base import score_all
 from selfdistill.envs.code import CodeEnvironment, CodeOptions
 from selfdistill.envs.compare import same_value
-from selfdistill.envs.sandbox import Sandbox
+from selfdistill.envs.sandbox.pool import Sandbox
 from selfdistill.envs.scoring import cases_of, entry_of, extract_code
 from selfdistill.errors import DataError, EnvError
 from selfdistill.prompts.context import group_members

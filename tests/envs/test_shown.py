@@ -11,7 +11,7 @@ import selfdistill
 from sandbox_parts import needs_isolation
 from selfdistill.data.rows import row_to_task
 from selfdistill.envs.code import CodeEnvironment, CodeOptions
-from selfdistill.envs.sandbox import Sandbox
+from selfdistill.envs.sandbox.pool import Sandbox
 from selfdistill.envs.sandbox.wire import Opaque, decode, encode
 from selfdistill.envs.shown import show_text, show_value
 from selfdistill.types import Completion

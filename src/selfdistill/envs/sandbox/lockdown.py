@@ -83,8 +83,7 @@ def lock_down(level: IsolationLevel, directory: str, *, memory_bytes: int, outpu
     _set_limits(memory_bytes, output_bytes, cpu_s)
     if "landlock" in level:
         streams = (("/dev/fd/0", _READ_FILE), ("/dev/fd/1", _WRITE_FILE | _TRUNCATE))  # /dev/stdin and /dev/stdout
-        null = ("/dev/null", _READ_FILE | _WRITE_FILE)
-        _restrict_files([(directory, _OWN_DIRECTORY), (_library(), _READ_ONLY), null, *streams, *_zones()])
+        _restrict_files([(directory, _OWN_DIRECTORY), (_library(), _READ_ONLY), *streams, *_harmless()])
     _drop_capabilities()
     if "seccomp" in level:
         install_filter(build_filter(ARCHITECTURES[platform.machine()], os.getpid()))
@@ -138,16 +137,17 @@ def restrict_worker(level: IsolationLevel, directory: str) -> None:
     with os.scandir(_library()) as entries:
         library = [(entry.path, _READ_ONLY) for entry in entries if entry.name not in _INSTALLED]
     own = ((directory, _EVERYTHING), (os.path.dirname(directory), _REMOVE_DIR), ("/proc", _READ_ONLY | _WRITE_FILE))
-    _restrict_files([*own, ("/dev/null", _READ_FILE | _WRITE_FILE), *_zones(), *library])
+    _restrict_files([*own, *_harmless(), *library])
 
 
 def _library() -> str:
     return os.path.dirname(os.__file__)
 
 
-def _zones() -> list[tuple[str, int]]:
-    """The time zones that `zoneinfo` reads."""
-    return [(path, _READ_ONLY) for path in ("/usr/share/zoneinfo",) if os.path.isdir(path)]
+def _harmless() -> list[tuple[str, int]]:
+    """Open to all: /dev/null, and the time zones that `zoneinfo` reads."""
+    rules = (("/dev/null", _READ_FILE | _WRITE_FILE), ("/usr/share/zoneinfo", _READ_ONLY))
+    return [rule for rule in rules if os.path.exists(rule[0])]
 
 
 def _restrict_files(rules: Sequence[tuple[str, int]]) -> None:

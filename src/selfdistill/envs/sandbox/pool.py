@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import functools
 import os
-import queue
 import sys
 import threading
 import warnings
@@ -54,7 +53,7 @@ class Sandbox:
         self._lock = threading.Lock()
         self._threads: ThreadPoolExecutor | None = None
         self._all: list[Worker] = []
-        self._idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
+        self._idle: deque[Worker] = deque()
 
     def __enter__(self) -> Sandbox:
         return self
@@ -108,9 +107,7 @@ class Sandbox:
             if self._threads is None:
                 self._threads = ThreadPoolExecutor(self.workers, thread_name_prefix="sandbox")
                 self._all = [Worker(self.level) for _ in range(self.workers)]
-                self._idle = queue.SimpleQueue()
-                for worker in self._all:
-                    self._idle.put(worker)
+                self._idle = deque(self._all)  # one for every thread
             return self._threads
 
     def _run_one(self, program: Program, limits: SandboxLimits, use: Callable[[Iterator[Result]], T]) -> T:
@@ -121,14 +118,14 @@ class Sandbox:
             "value_parts": limits.value_parts, "recursion_limit": limits.recursion_limit,
         }  # fmt: skip
         idle = self._idle
-        worker = idle.get()
+        worker = idle.pop()
         try:
             with closing(worker.run(job)) as results:
                 used = use(results)
                 deque(results, maxlen=0)  # those that `use` did not read
             return used
         finally:
-            idle.put(worker)
+            idle.append(worker)
 
 
 @functools.cache

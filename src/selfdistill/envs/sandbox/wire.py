@@ -68,20 +68,15 @@ def encode(value: object, max_nodes: int = MAX_NODES) -> list[Any]:
     while waiting:
         if len(nodes) + len(waiting) > max_nodes:
             raise TooLargeError(f"more than {max_nodes} parts")
-        value = waiting.pop()
-        container = _parts(value)
-        if container is None:
-            nodes.append(_scalar(value))
-            continue
-        tag, count, parts = container
-        nodes.append([tag, count])
+        node, parts = _node(waiting.pop())
+        nodes.append(node)
         waiting += parts
     nodes.reverse()
     return nodes
 
 
-def _parts(value: object) -> tuple[str, int, list[Any]] | None:
-    """A container's tag, size and parts in order; None for anything else.
+def _node(value: object) -> tuple[Any, list[Any]]:
+    """A container's tag and size, with its parts in order; anything else without parts.
 
     Methods of the base classes are called, so that a subclass of the program's cannot lie about what it holds.
     """
@@ -89,11 +84,11 @@ def _parts(value: object) -> tuple[str, int, list[Any]] | None:
     for kind in kinds:
         if isinstance(value, kind):
             parts = list(kind.__iter__(value))
-            return kind.__name__, len(parts), parts
+            return [kind.__name__, len(parts)], parts
     if isinstance(value, dict):
         pairs = list(dict.items(value))
-        return "dict", len(pairs), [part for pair in pairs for part in pair]
-    return None
+        return ["dict", len(pairs)], [part for pair in pairs for part in pair]
+    return _scalar(value), []
 
 
 def _scalar(value: object) -> Any:

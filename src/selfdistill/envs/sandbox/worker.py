@@ -13,7 +13,6 @@ import time
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import suppress
 from itertools import islice
-from pathlib import Path
 from typing import IO, Any
 
 from selfdistill.envs.sandbox.lockdown import IsolationLevel
@@ -78,8 +77,8 @@ class Worker:
                     if self._stopped:
                         raise SandboxError("the sandbox was closed while a program ran") from None
                     # A program can end its worker only where seccomp does not forbid it to send signals.
-                    exposed = self.level in (IsolationLevel.NO_CALLS, IsolationLevel.LIMITS_ONLY)
-                    if pause_s is None and not (exposed and isinstance(error, EOFError)):
+                    exposed = "seccomp" not in self.level and isinstance(error, EOFError)
+                    if pause_s is None and not exposed:
                         raise _not_run(error) from None
                 time.sleep(pause_s or 0)
             yield Result(Ending.RAISED, error="ProcessExit: the sandbox's worker died with this program")
@@ -96,31 +95,26 @@ class Worker:
         """A fresh worker that is ready. Raises OSError, and SandboxError for one that cannot work at all."""
         self._end()
         self._folder = folder = tempfile.TemporaryDirectory(prefix="selfdistill-", ignore_cleanup_errors=True)
-        (work_directory := Path(folder.name, "work")).mkdir()
-        errors = Path(folder.name, "stderr")
-        boot = json.dumps([str(Path(__file__).parent), self.level, str(work_directory)])
-        try:
-            with errors.open("wb") as stderr:
-                self.process = process = subprocess.Popen(
-                    # Isolated like -I, which however would ignore the fixed hash seed that makes scoring repeatable.
-                    [sys.executable, "-P", "-s", "-S", "-c", _BOOT, boot],
-                    stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, cwd="/", start_new_session=True,
-                    env={"PYTHONHASHSEED": "0", "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
-                )  # fmt: skip
-        except OSError:
-            for remove, path in ((os.unlink, errors), (os.rmdir, work_directory)):
-                with suppress(OSError):
-                    remove(path)  # while not a file can be opened, a folder is removed only if it is empty
-            raise
-        try:
-            ready = self._receive(process, _START_S, 1 << 20)
-            self._memory = tuple(range(*span) for span in ready["memory"])
-        except (EOFError, MalformedError):
-            text = errors.read_text(errors="replace").strip()[-1000:] if errors.exists() else ""
-            if not text:
-                raise OSError(errno.ENOMEM, "a sandbox worker was ended before it was ready") from None
-            do = "see its last line for what it lacks"
-            raise SandboxError("a sandbox worker did not start", got=text, do=do) from None
+        work_directory = os.path.join(folder.name, "work")
+        os.mkdir(work_directory)
+        boot = json.dumps([os.path.dirname(__file__), self.level, work_directory])
+        with tempfile.TemporaryFile() as errors:
+            self.process = process = subprocess.Popen(
+                # Isolated like -I, which however would ignore the fixed hash seed that makes scoring repeatable.
+                [sys.executable, "-P", "-s", "-S", "-c", _BOOT, boot],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, cwd="/", start_new_session=True,
+                env={"PYTHONHASHSEED": "0", "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+            )  # fmt: skip
+            try:
+                ready = self._receive(process, _START_S, 1 << 20)
+            except (EOFError, MalformedError):
+                errors.seek(0)
+                text = errors.read().decode("utf-8", "replace").strip()[-1000:]
+                if not text:
+                    raise OSError(errno.ENOMEM, "a sandbox worker was ended before it was ready") from None
+                do = "see its last line for what it lacks"
+                raise SandboxError("a sandbox worker did not start", got=text, do=do) from None
+        self._memory = tuple(range(*span) for span in ready["memory"])
         return process
 
     def _results(self, job: Mapping[str, Any]) -> Iterator[Result]:
@@ -131,7 +125,7 @@ class Worker:
         try:
             write_all(_descriptor(process.stdin), frame(json.dumps(job).encode()))
         except BrokenPipeError:
-            raise EOFError("the other process is gone") from None
+            raise EOFError("the worker died") from None
         left, more = len(job["inputs"]), True
         while more:
             # JSON writes a character in up to six bytes.
@@ -154,7 +148,9 @@ class Worker:
         def read(size: int) -> bytes:
             while not self._stopped and time.monotonic() < deadline:
                 if poll.poll(500):
-                    return os.read(_descriptor(process.stdout), size)
+                    if part := os.read(_descriptor(process.stdout), size):
+                        return part
+                    raise EOFError("the worker died")
             raise EOFError("no reply")
 
         return receive(read, limit)
@@ -164,15 +160,13 @@ class Worker:
         process, self.process = self.process, None
         folder, self._folder = self._folder, None
         if process is not None:
-            process.kill()
-            process.wait()
-            for stream in (process.stdin, process.stdout):
-                if stream is not None:
-                    stream.close()
+            with process:  # which closes its pipes and waits for it
+                process.kill()
         if folder is not None:
             folder.cleanup()
-            with suppress(OSError):  # removed already, but for a process that cannot open it to look inside
-                os.rmdir(folder.name)
+            for path in (os.path.join(folder.name, "work"), folder.name):
+                with suppress(OSError):  # removed already, but for a process that cannot open it to look inside
+                    os.rmdir(path)
 
 
 def _descriptor(stream: IO[bytes] | None) -> int:
