@@ -9,28 +9,32 @@ from collections.abc import Mapping
 from typing import Any
 
 from selfdistill.errors import ConfigError, nearest
-from selfdistill.methods.antisd import AntiSD
-from selfdistill.methods.base import Credit, CreditOrDrop, Method
-from selfdistill.methods.erl import ERL
-from selfdistill.methods.grpo import GRPO
-from selfdistill.methods.nca import NCA
-from selfdistill.methods.opcd import OPCD
-from selfdistill.methods.opd import OPD
-from selfdistill.methods.opsd import OPSD
-from selfdistill.methods.pi_distill import PiDistill
-from selfdistill.methods.rlcsd import RLCSD
-from selfdistill.methods.rlrt import RLRT
-from selfdistill.methods.rlsd import RLSD
-from selfdistill.methods.rltf_fm import RLTFFM
-from selfdistill.methods.rltf_sd import RLTFSD
-from selfdistill.methods.safe import Safe
-from selfdistill.methods.sc_sdpo import SCSDPO
-from selfdistill.methods.sdft import SDFT
-from selfdistill.methods.sdpg import SDPG
-from selfdistill.methods.sdpo import SDPO, SDPOOutcome, SDPORichFeedback
-from selfdistill.methods.sft import SFT
-from selfdistill.methods.srpo import SRPO
-from selfdistill.methods.user_replies import UserReplies
+from selfdistill.methods.antisd import AntiSD as AntiSD
+from selfdistill.methods.base import Credit as Credit
+from selfdistill.methods.base import CreditOrDrop as CreditOrDrop
+from selfdistill.methods.base import Method as Method
+from selfdistill.methods.erl import ERL as ERL
+from selfdistill.methods.grpo import GRPO as GRPO
+from selfdistill.methods.nca import NCA as NCA
+from selfdistill.methods.opcd import OPCD as OPCD
+from selfdistill.methods.opd import OPD as OPD
+from selfdistill.methods.opsd import OPSD as OPSD
+from selfdistill.methods.pi_distill import PiDistill as PiDistill
+from selfdistill.methods.rlcsd import RLCSD as RLCSD
+from selfdistill.methods.rlrt import RLRT as RLRT
+from selfdistill.methods.rlsd import RLSD as RLSD
+from selfdistill.methods.rltf_fm import RLTFFM as RLTFFM
+from selfdistill.methods.rltf_sd import RLTFSD as RLTFSD
+from selfdistill.methods.safe import Safe as Safe
+from selfdistill.methods.sc_sdpo import SCSDPO as SCSDPO
+from selfdistill.methods.sdft import SDFT as SDFT
+from selfdistill.methods.sdpg import SDPG as SDPG
+from selfdistill.methods.sdpo import SDPO as SDPO
+from selfdistill.methods.sdpo import SDPOOutcome as SDPOOutcome
+from selfdistill.methods.sdpo import SDPORichFeedback as SDPORichFeedback
+from selfdistill.methods.sft import SFT as SFT
+from selfdistill.methods.srpo import SRPO as SRPO
+from selfdistill.methods.user_replies import UserReplies as UserReplies
 from selfdistill.options import Where, build
 from selfdistill.plugins import class_from_file, is_file_name, refuse_value, their_code
 
@@ -99,39 +103,3 @@ def checked_method(method: Method, name: str) -> Method:
             do="keep the gate in one of its signals, and gate=None in the others",
         )
     return method
-
-
-__all__ = [
-    "ERL",
-    "GRPO",
-    "METHODS",
-    "NCA",
-    "OPCD",
-    "OPD",
-    "OPSD",
-    "OURS",
-    "PRESETS",
-    "PUBLISHED",
-    "RLCSD",
-    "RLRT",
-    "RLSD",
-    "RLTFFM",
-    "RLTFSD",
-    "SCSDPO",
-    "SDFT",
-    "SDPG",
-    "SDPO",
-    "SFT",
-    "SRPO",
-    "AntiSD",
-    "Credit",
-    "CreditOrDrop",
-    "Method",
-    "PiDistill",
-    "SDPOOutcome",
-    "SDPORichFeedback",
-    "Safe",
-    "UserReplies",
-    "find_method",
-    "get_method",
-]

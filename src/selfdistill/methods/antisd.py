@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from dataclasses import dataclass, field
 
-from selfdistill.losses import Additive, Constant, EntropyGate, JensenShannon, LossSpec, Repel, SampledToken
-from selfdistill.methods.base import Credit, CreditOrDrop, advantages, distilled
+from selfdistill.losses import Additive, Constant, EntropyGate, JensenShannon, LossSpec, Repel
+from selfdistill.methods.base import Credit, CreditOrDrop, advantage, distilled
 from selfdistill.methods.shaped import ShapedMethod
-from selfdistill.models.teacher import Live, TeacherRule
+from selfdistill.models.teacher import Live
 from selfdistill.options import option
 from selfdistill.prompts.context import group_members
 from selfdistill.types import Context, DropReason, RolloutGroup
@@ -25,10 +23,10 @@ class AntiSD(ShapedMethod):
     whether the attempt was correct as a user's reply, since the feedback section is worded for failures.
     """
 
-    settings: ClassVar[Mapping[str, Any]] = {"optimiser": {"lr": 1e-6}, "sampling": {"max_new_tokens": 32768}}
-    source: ClassVar[str] = "arXiv 2605.11609"
-    reads: ClassVar[str] = "a group member's solution, else the demonstration; whether it was right"
-    teacher: ClassVar[TeacherRule | None] = Live()
+    settings = {"optimiser": {"lr": 1e-6}, "sampling": {"max_new_tokens": 32768}}
+    source = "arXiv 2605.11609"
+    reads = "a group member's solution, else the demonstration; whether it was right"
+    teacher = Live()
 
     success: float = option(0.5, "reward at which a rollout counts as solved", least=0, most=1)
     strength: float = option(0.5, "λ", least=0)
@@ -36,9 +34,8 @@ class AntiSD(ShapedMethod):
 
     def loss_spec(self, temperature: float) -> LossSpec:
         """One policy gradient, with the push added to its advantages."""
-        return replace(
-            ShapedMethod.loss_spec(self, temperature),
-            support=SampledToken(),
+        return self.shaped_policy_gradient(
+            temperature,
             distil_sign=Repel(),
             shaping=Additive(JensenShannon(0.5)),
             schedule=Constant(self.strength),
@@ -47,7 +44,7 @@ class AntiSD(ShapedMethod):
 
     def credit(self, group: RolloutGroup, index: int) -> CreditOrDrop:
         """Advantage and push; in a zero-advantage group the push and the reference divergence."""
-        found, flat = self.context_credit(group, index), advantages(group)[index] is None
+        found, flat = self.context_credit(group, index), advantage(group, index) is None
         return found if flat and isinstance(found, Credit) else ShapedMethod.credit(self, group, index)
 
     def context_credit(self, group: RolloutGroup, index: int) -> CreditOrDrop:

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, TypeAlias
 from selfdistill.losses import LossSpec, Reduction, equal_rewards, group_advantages
 from selfdistill.models.teacher import TeacherRule
 from selfdistill.options import check_ranges, option
+from selfdistill.prompts.context import ContextRule
 from selfdistill.prompts.stages import Attempts, Stage
 from selfdistill.types import ANSWER, Context, DropReason, Message, RolloutGroup
 
@@ -80,6 +81,11 @@ class Method(ABC):
         return (Attempts(),)
 
     @property
+    def context(self) -> ContextRule:
+        """Finds what the teacher reads: a field or a class variable of methods that leave `credit` as it is."""
+        raise NotImplementedError(f"{type(self).__name__} has neither `context` nor a `credit` of its own")
+
+    @property
     def needs_reference(self) -> bool:
         """Whether credits have a `reference`; the weights at the start are then kept."""
         return False
@@ -92,9 +98,10 @@ class Method(ABC):
     def loss_spec(self, temperature: float) -> LossSpec:
         """How log-ratio and advantage become a gradient, at the sampling temperature of the answers."""
 
-    @abstractmethod
     def credit(self, group: RolloutGroup, index: int) -> CreditOrDrop:
-        """The credit of one rollout, which has an outcome unless its stage is not scored."""
+        """The credit of one rollout, which has an outcome unless its stage is not scored: a `distil` of 1 wherever
+        `context` finds something."""
+        return distilled(self.context.context(group, index))
 
     def credits(self, group: RolloutGroup) -> list[CreditOrDrop]:
         """One entry per rollout of the group, in order. A rollout that could not be scored keeps its drop reason."""
@@ -108,24 +115,20 @@ def credits_of(credited: CreditOrDrop) -> tuple[Credit, ...]:
     return credited if isinstance(credited, tuple) else (credited,)
 
 
-def distilled(found: Context | DropReason, **scales: Any) -> CreditOrDrop:
+def distilled(found: Context | DropReason, **scales: Any) -> Credit | DropReason:
     """A credit with the context, a `distil` of 1 and other `scales`; or the reason why there is no context."""
     return Credit(found, **{"distil": 1.0, **scales}) if isinstance(found, Context) else found
 
 
-def answer_rewards(group: RolloutGroup) -> list[float]:
-    """The rewards of the group's answers to the question, of those that were scored."""
-    return [rollout.outcome.reward for _, rollout in group.at(ANSWER) if rollout.outcome is not None]
+def rewards(group: RolloutGroup, stage: str = ANSWER) -> dict[int, float]:
+    """The rewards of the scored rollouts of one stage, by place in the group."""
+    return {i: r.outcome.reward for i, r in enumerate(group.rollouts) if r.stage == stage and r.outcome is not None}
 
 
-def advantages(group: RolloutGroup, *, divide_by_std: bool = False, stage: str = ANSWER) -> list[float | None]:
-    """One advantage per rollout, relative to the scored rollouts of one stage; None for all others, and for all of a
-    zero-advantage group, whose rewards are equal up to rounding."""
-    places = group.at(stage)
-    rewards = [rollout.outcome.reward for _, rollout in places if rollout.outcome is not None]
-    if equal_rewards(rewards):
-        return [None] * len(group.rollouts)
-    found = dict(
-        zip((place for place, _ in places), group_advantages(rewards, divide_by_std=divide_by_std), strict=True)
-    )
-    return [found.get(place) for place in range(len(group.rollouts))]
+def advantage(group: RolloutGroup, index: int, *, divide_by_std: bool = False) -> float | None:
+    """The advantage of a rollout among the scored ones of its stage; None where it is not scored, or where all rewards
+    are equal up to rounding (a zero-advantage group)."""
+    scored = rewards(group, group.rollouts[index].stage)
+    if index not in scored or equal_rewards(list(scored.values())):
+        return None
+    return dict(zip(scored, group_advantages(list(scored.values()), divide_by_std=divide_by_std), strict=True))[index]

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
 
-from selfdistill.methods.base import Credit, CreditOrDrop, advantages, credits_of
+from selfdistill.methods.base import Credit, CreditOrDrop, credits_of
 from selfdistill.methods.grpo import GRPO
 from selfdistill.options import changed, option
 from selfdistill.prompts.stages import Attempts, ReflectedAttempts, Reflections, Stage
@@ -22,14 +20,14 @@ class ERL(GRPO):
     memory of reflections across tasks, and one mean is taken over the rollouts of all three streams.
     """
 
-    settings: ClassVar[Mapping[str, Any]] = {
+    settings = {
         "tasks_per_step": 64,
         "rollouts_per_task": 4,
         "optimiser": {"lr": 1e-6},
         "sampling": {"temperature": 0.7},
     }
-    source: ClassVar[str] = "arXiv 2602.13949"
-    reads: ClassVar[str] = "own feedback, in reflections"
+    source = "arXiv 2602.13949"
+    reads = "own feedback, in reflections"
 
     reference_kl: float = changed(GRPO, "reference_kl", 0.001)
     success: float = option(0.5, "reward at which an attempt counts as solved", least=0, most=1)
@@ -44,9 +42,7 @@ class ERL(GRPO):
 
     def credit(self, group: RolloutGroup, index: int) -> CreditOrDrop:
         """The reward beyond that of others of the stage; where the bare question is to be answered so, that too."""
-        rollout, scored = group.rollouts[index], _with_reflections(group)
-        among = advantages(scored, divide_by_std=self.divide_by_deviation, stage=rollout.stage)[index]
-        found = list(credits_of(self.rewarded(among)))
+        rollout, found = group.rollouts[index], list(credits_of(GRPO.credit(self, _with_reflections(group), index)))
         if rollout.stage == ReflectedAttempts.name and rollout.outcome and rollout.outcome.reward >= self.success:
             found.append(Credit(question=group.task.messages, advantage=self.internalise * rollout.outcome.reward))
         return tuple(found) or DropReason.ZERO_ADVANTAGE
@@ -54,6 +50,6 @@ class ERL(GRPO):
 
 def _with_reflections(group: RolloutGroup) -> RolloutGroup:
     """The same group, its reflections scored by the attempts that read them."""
-    outcomes = {rollout.of: rollout.outcome for _, rollout in group.at(ReflectedAttempts.name)}
+    outcomes = {rollout.of: rollout.outcome for rollout in group.rollouts if rollout.stage == ReflectedAttempts.name}
     own = (outcomes.get(i) if r.stage == Reflections.name else r.outcome for i, r in enumerate(group.rollouts))
     return replace(group, rollouts=tuple(replace(r, outcome=o) for r, o in zip(group.rollouts, own, strict=True)))

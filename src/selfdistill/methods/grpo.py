@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from math import inf
-from typing import ClassVar
 
 from selfdistill.losses import LossSpec, PolicyGradient, RatioCaps
-from selfdistill.methods.base import Credit, CreditOrDrop, Method, advantages
+from selfdistill.methods.base import Credit, CreditOrDrop, Method, advantage
 from selfdistill.options import changed, option
 from selfdistill.types import DropReason, RolloutGroup
 
@@ -24,8 +23,8 @@ class GRPO(Method):
     there is no reference by default, as in the baseline of Hübotter et al. 2026.
     """
 
-    source: ClassVar[str] = "arXiv 2402.03300; clips: 2503.14476"
-    needs_reward: ClassVar[str] = "yes"
+    source = "arXiv 2402.03300; clips: 2503.14476"
+    needs_reward = "yes"
 
     clip_low: float = option(0.2, "a ratio below 1 minus this no longer pushes", least=0, most=1)
     clip_high: float = option(0.28, "a ratio above 1 plus this no longer pushes", least=0)
@@ -48,8 +47,8 @@ class GRPO(Method):
         return LossSpec(ratio=RatioCaps(sampler_ratio=self.ratio_cap), policy=policy, temperature=temperature)
 
     def credit(self, group: RolloutGroup, index: int) -> CreditOrDrop:
-        """The reward minus the mean of the scored group members."""
-        return self.rewarded(advantages(group, divide_by_std=self.divide_by_deviation)[index])
+        """The reward minus the mean of the scored group members of the same stage."""
+        return self.rewarded(advantage(group, index, divide_by_std=self.divide_by_deviation))
 
     def rewarded(self, advantage: float | None, credit: Credit | None = None) -> CreditOrDrop:
         """The credit with this advantage and the reference divergence. In a zero-advantage group (None) the latter is

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass, field, replace
 
 from selfdistill.losses import ForwardKL, LossSpec, ReverseKL, TopK
-from selfdistill.methods.base import Credit, CreditOrDrop, Method
-from selfdistill.models.teacher import Frozen, TeacherRule
+from selfdistill.methods.base import CreditOrDrop, Method, distilled
+from selfdistill.models.teacher import Frozen
 from selfdistill.options import option
 from selfdistill.prompts.context import ContextRule, Instruction
 from selfdistill.types import DropReason, RolloutGroup
@@ -24,14 +22,10 @@ class NCA(Method):
     task), or any other context rule. The first term is that of OPCD, with all tokens beyond the top 256 as one.
     """
 
-    settings: ClassVar[Mapping[str, Any]] = {
-        "tasks_per_step": 128,
-        "rollouts_per_task": 1,
-        "optimiser": {"lr": 1e-6},
-    }
-    source: ClassVar[str] = "arXiv 2606.11627"
-    reads: ClassVar[str] = "an instruction, or any other context"
-    teacher: ClassVar[TeacherRule | None] = Frozen()
+    settings = {"tasks_per_step": 128, "rollouts_per_task": 1, "optimiser": {"lr": 1e-6}}
+    source = "arXiv 2606.11627"
+    reads = "an instruction, or any other context"
+    teacher = Frozen()
 
     context: ContextRule = field(default_factory=Instruction)
     beta: float = option(0.5, "β: weight of agreeing with oneself when the context is read again; 0: left out", least=0)
@@ -47,10 +41,7 @@ class NCA(Method):
 
     def credit(self, group: RolloutGroup, index: int) -> CreditOrDrop:
         """Two uses, or one."""
-        found = self.context.context(group, index)
-        if isinstance(found, DropReason):
-            return found
-        first = Credit(found, distil=1.0)
-        return (
-            (first, Credit(found, distil=self.beta, student_reads_context=True, spec_index=1)) if self.beta else first
-        )
+        first = distilled(self.context.context(group, index))
+        if isinstance(first, DropReason) or not self.beta:
+            return first
+        return first, replace(first, distil=self.beta, student_reads_context=True, spec_index=1)

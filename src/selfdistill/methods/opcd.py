@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
 
 from selfdistill.losses import LossSpec, ReverseKL, TopK
-from selfdistill.methods.base import CreditOrDrop, Method, distilled
-from selfdistill.models.teacher import Frozen, TeacherRule
+from selfdistill.methods.base import Method
+from selfdistill.models.teacher import Frozen
 from selfdistill.options import option
 from selfdistill.prompts.context import Instruction
-from selfdistill.types import RolloutGroup
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,15 +19,15 @@ class OPCD(Method):
     which drains them even where student and teacher agree; here all other tokens are one more outcome.
     """
 
-    settings: ClassVar[Mapping[str, Any]] = {
+    settings = {
         "tasks_per_step": 128,
         "rollouts_per_task": 1,
         "optimiser": {"lr": 1e-6},
         "sampling": {"temperature": 0.6},
     }
-    source: ClassVar[str] = "arXiv 2602.12275"
-    reads: ClassVar[str] = "an instruction, else document"
-    teacher: ClassVar[TeacherRule | None] = Frozen()
+    source = "arXiv 2602.12275"
+    reads = "an instruction, else document"
+    teacher = Frozen()
 
     top_k: int = option(256, "student tokens on which both are compared, the rest in one bucket", least=1)
     context: Instruction = field(default_factory=Instruction)
@@ -38,7 +35,3 @@ class OPCD(Method):
     def loss_spec(self, temperature: float) -> LossSpec:
         """KL(student‖teacher) on the student's likeliest tokens."""
         return LossSpec(support=TopK(self.top_k), divergence=ReverseKL(), temperature=temperature)
-
-    def credit(self, group: RolloutGroup, index: int) -> CreditOrDrop:
-        """Every answer counts 1."""
-        return distilled(self.context.context(group, index))

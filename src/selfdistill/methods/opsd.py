@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from math import inf
-from typing import Any, ClassVar
 
 from selfdistill.losses import ClippedForwardKL, LossSpec
-from selfdistill.methods.base import CreditOrDrop, Method, distilled
-from selfdistill.models.teacher import Frozen, TeacherRule
+from selfdistill.methods.base import Method
+from selfdistill.models.teacher import Frozen
 from selfdistill.options import option
 from selfdistill.prompts.context import Demonstration
-from selfdistill.types import RolloutGroup
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,21 +21,18 @@ class OPSD(Method):
     the paper's sentence of transition; the student is sampled from all tokens, without its limit to the top 20.
     """
 
-    settings: ClassVar[Mapping[str, Any]] = {
+    settings = {
         "rollouts_per_task": 1,
         "optimiser": {"lr": 5e-6},
         "sampling": {"temperature": 1.1, "max_new_tokens": 2048},
     }
-    source: ClassVar[str] = "arXiv 2601.18734"
-    reads: ClassVar[str] = "demonstration"
-    teacher: ClassVar[TeacherRule | None] = Frozen()
+    source = "arXiv 2601.18734"
+    reads = "demonstration"
+    teacher = Frozen()
+    context = Demonstration()
 
     limit: float = option(0.05, "largest share of one token in the divergence at a position", above=0, most=inf)
 
     def loss_spec(self, temperature: float) -> LossSpec:
         """Σ min(q log(q/p), limit) at every token."""
         return LossSpec(divergence=ClippedForwardKL(self.limit), temperature=temperature)
-
-    def credit(self, group: RolloutGroup, index: int) -> CreditOrDrop:
-        """Every answer to a task with a solution counts 1."""
-        return distilled(Demonstration().context(group, index))

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from math import inf
-from typing import ClassVar
 
 from selfdistill.losses import ForwardKL, LossSpec, RatioCaps, ReverseKL
-from selfdistill.methods.base import Credit, CreditOrDrop, Method, advantages
-from selfdistill.models.teacher import Live, TeacherRule
+from selfdistill.methods.base import Credit, CreditOrDrop, Method, advantage
+from selfdistill.models.teacher import Live
 from selfdistill.options import option
 from selfdistill.prompts.context import Demonstration, Document, Instruction
 from selfdistill.prompts.stages import PrivilegedRollouts, Stage
@@ -21,11 +20,11 @@ class PiDistill(Method):
     advantage:  share · (A − kl · KL(T‖sg S)) + (1 − share) · ((S/sg T) A − kl · KL(sg T‖S)).
     Each task needs a privileged text, and a reward. S/T is truncated; share 1 or 0 leaves one half out."""
 
-    source: ClassVar[str] = "arXiv 2602.04942"
-    reads: ClassVar[str] = "demonstration, document or instruction, while answering"
-    needs_reward: ClassVar[str] = "yes"
-    teacher: ClassVar[TeacherRule | None] = Live()
-    needs_sampler_logprobs: ClassVar[bool] = True
+    source = "arXiv 2602.04942"
+    reads = "demonstration, document or instruction, while answering"
+    needs_reward = "yes"
+    teacher = Live()
+    needs_sampler_logprobs = True
 
     share: float = option(0.5, "share of the informed reader's objective", least=0, most=1)
     kl: float = option(0.1, "scale of the divergences between both readers; our own choice", least=0)
@@ -51,10 +50,10 @@ class PiDistill(Method):
         found, bare = self.context.context(group, index), group.task.messages
         if not isinstance(found, Context):
             return found
-        advantage, other = advantages(group, stage=PrivilegedRollouts.name)[index] or 0.0, 1 - self.share
+        own, other = advantage(group, index) or 0.0, 1 - self.share
         uses = (
             Credit(found, distil=other * self.kl, question=bare, spec_index=1),
-            Credit(found, self.share * advantage, self.share * self.kl, question=bare, student_reads_context=True),
-            Credit(advantage=other * advantage, question=bare, correct=True, spec_index=1),
+            Credit(found, self.share * own, self.share * self.kl, question=bare, student_reads_context=True),
+            Credit(advantage=other * own, question=bare, correct=True, spec_index=1),
         )
         return tuple(use for use in uses if use.distil or use.advantage) or DropReason.ZERO_ADVANTAGE

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from dataclasses import dataclass
 
-from selfdistill.losses import Additive, Constant, Contrast, LossSpec, Reduction, ReverseKL, SampledToken, Tanh
+from selfdistill.losses import Additive, Constant, Contrast, LossSpec, Reduction, ReverseKL, Tanh
 from selfdistill.methods.base import Credit, CreditOrDrop
 from selfdistill.methods.shaped import ShapedMethod
-from selfdistill.models.teacher import Snapshot, TeacherRule
+from selfdistill.models.teacher import Snapshot
 from selfdistill.options import changed, option
 from selfdistill.prompts.context import group_members
 from selfdistill.types import Context, DropReason, RolloutGroup
@@ -24,12 +22,12 @@ class RLCSD(ShapedMethod):
     an update. Needs a reward; an answer without both kinds of group members keeps A alone.
     """
 
-    settings: ClassVar[Mapping[str, Any]] = {
+    settings = {
         "tasks_per_update": 16, "optimiser": {"lr": 1e-6, "warmup_steps": 50}, "sampling": {"max_new_tokens": 16384},
     }  # fmt: skip
-    source: ClassVar[str] = "arXiv 2606.11709"
-    reads: ClassVar[str] = "a correct group member, against wrong ones"
-    teacher: ClassVar[TeacherRule | None] = Snapshot(10)
+    source = "arXiv 2606.11709"
+    reads = "a correct group member, against wrong ones"
+    teacher = Snapshot(10)
 
     success: float = option(0.5, "reward at which a rollout counts as solved", least=0, most=1)
     wrong: int = option(4, "wrong group members to contrast with, at most", least=1)
@@ -43,9 +41,8 @@ class RLCSD(ShapedMethod):
 
     def loss_spec(self, temperature: float) -> LossSpec:
         """One policy gradient; nothing is distilled."""
-        return replace(
-            ShapedMethod.loss_spec(self, temperature),
-            support=SampledToken(),
+        return self.shaped_policy_gradient(
+            temperature,
             mixture=Contrast(normalise=False),
             shaping=Additive(ReverseKL(), Tanh(self.scale), self.threshold, keep_sign=True, two_path=self.two_path),
             schedule=Constant(self.strength),

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from dataclasses import dataclass
 
-from selfdistill.losses import Constant, LossSpec, Multiplicative, OppositeAdvantageSign, SampledToken
+from selfdistill.losses import Constant, LossSpec, Multiplicative, OppositeAdvantageSign
 from selfdistill.methods.base import CreditOrDrop, distilled
 from selfdistill.methods.shaped import ShapedMethod
-from selfdistill.models.teacher import Snapshot, TeacherRule
+from selfdistill.models.teacher import Snapshot
 from selfdistill.options import option
 from selfdistill.prompts.context import group_members, without_thinking
 from selfdistill.types import Context, DropReason, RolloutGroup
@@ -26,10 +24,10 @@ class RLRT(ShapedMethod):
     as in RLSD, of which this is the reverse.
     """
 
-    settings: ClassVar[Mapping[str, Any]] = {"optimiser": {"lr": 1e-6}}
-    source: ClassVar[str] = "arXiv 2605.10781"
-    reads: ClassVar[str] = "a group member's solution, else its own, for successes"
-    teacher: ClassVar[TeacherRule | None] = Snapshot(10)
+    settings = {"optimiser": {"lr": 1e-6}}
+    source = "arXiv 2605.10781"
+    reads = "a group member's solution, else its own, for successes"
+    teacher = Snapshot(10)
 
     success: float = option(0.5, "reward at which a rollout counts as solved", least=0, most=1)
     strength: float = option(0.5, "λ", least=0)
@@ -39,9 +37,8 @@ class RLRT(ShapedMethod):
 
     def loss_spec(self, temperature: float) -> LossSpec:
         """One policy gradient; nothing is distilled."""
-        return replace(
-            ShapedMethod.loss_spec(self, temperature),
-            support=SampledToken(),
+        return self.shaped_policy_gradient(
+            temperature,
             distil_sign=OppositeAdvantageSign(),
             shaping=Multiplicative(self.clip),
             schedule=Constant(self.strength),

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from dataclasses import dataclass
 
-from selfdistill.losses import AdvantageSign, Linear, LossSpec, Multiplicative, SampledToken
-from selfdistill.methods.base import CreditOrDrop
-from selfdistill.methods.shaped import ShapedMethod, known_solution
-from selfdistill.models.teacher import Snapshot, TeacherRule
+from selfdistill.losses import AdvantageSign, Linear, LossSpec, Multiplicative
+from selfdistill.methods.shaped import ShapedMethod
+from selfdistill.models.teacher import Snapshot
 from selfdistill.options import option
-from selfdistill.types import RolloutGroup
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,10 +20,10 @@ class RLSD(ShapedMethod):
     student every tenth step.
     """
 
-    settings: ClassVar[Mapping[str, Any]] = {"optimiser": {"lr": 1e-6}}
-    source: ClassVar[str] = "arXiv 2604.03128"
-    reads: ClassVar[str] = "the demonstration, else a group member's solution"
-    teacher: ClassVar[TeacherRule | None] = Snapshot(10)
+    settings = {"optimiser": {"lr": 1e-6}}
+    source = "arXiv 2604.03128"
+    reads = "the demonstration, else a group member's solution"
+    teacher = Snapshot(10)
 
     clip: float = option(0.2, "how far from 1 the teacher may scale a token's advantage", above=0, most=1)
     strength: float = option(0.5, "λ at the start", least=0)
@@ -35,14 +31,9 @@ class RLSD(ShapedMethod):
 
     def loss_spec(self, temperature: float) -> LossSpec:
         """One policy gradient; nothing is distilled."""
-        return replace(
-            ShapedMethod.loss_spec(self, temperature),
-            support=SampledToken(),
+        return self.shaped_policy_gradient(
+            temperature,
             distil_sign=AdvantageSign(),
             shaping=Multiplicative(self.clip),
             schedule=Linear(self.strength, 0.0, self.fades),
         )
-
-    def context_credit(self, group: RolloutGroup, index: int) -> CreditOrDrop:
-        """The demonstration, else a group member's solution."""
-        return known_solution(group, index)

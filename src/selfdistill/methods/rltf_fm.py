@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 from selfdistill.methods.base import Credit, CreditOrDrop, credits_of
 from selfdistill.methods.grpo import GRPO
@@ -22,9 +20,9 @@ class RLTFFM(GRPO):
     Needs a reward, and feedback. The paper's policy gradient spans two turns; here it is the first one's.
     """
 
-    settings: ClassVar[Mapping[str, Any]] = {"optimiser": {"lr": 2e-5}}
-    source: ClassVar[str] = "arXiv 2602.02482"
-    reads: ClassVar[str] = "own feedback, to foresee it"
+    settings = {"optimiser": {"lr": 2e-5}}
+    source = "arXiv 2602.02482"
+    reads = "own feedback, to foresee it"
 
     foresee: float = option(0.1, "scale of the cross-entropy on the feedback", least=0)
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import inf
 from statistics import fmean
-from typing import Any, ClassVar
 
 from selfdistill.losses import LossSpec, TokenMask, equal_rewards
-from selfdistill.methods.base import Credit, CreditOrDrop, advantages, answer_rewards, credits_of
+from selfdistill.methods.base import Credit, CreditOrDrop, credits_of, rewards
 from selfdistill.methods.grpo import GRPO
 from selfdistill.options import option
 from selfdistill.prompts.stages import Attempts, SecondAttempts, Stage
@@ -25,9 +23,9 @@ class RLTFSD(GRPO):
     them a tenth of it).
     """
 
-    settings: ClassVar[Mapping[str, Any]] = {"optimiser": {"lr": 2e-5}}
-    source: ClassVar[str] = "arXiv 2602.02482"
-    reads: ClassVar[str] = "own feedback, in second attempts"
+    settings = {"optimiser": {"lr": 2e-5}}
+    source = "arXiv 2602.02482"
+    reads = "own feedback, in second attempts"
 
     success: float = option(0.5, "reward at which an attempt counts as solved", least=0, most=1)
     distil: float = option(0.1, "scale of second attempts as answers to the first question", least=0)
@@ -45,11 +43,9 @@ class RLTFSD(GRPO):
 
     def credit(self, group: RolloutGroup, index: int) -> CreditOrDrop:
         """The reward beyond that of the others of the stage; a second attempt is also measured by the first ones."""
-        rollout = group.rollouts[index]
-        among = advantages(group, divide_by_std=self.divide_by_deviation, stage=rollout.stage)[index]
-        found = list(credits_of(self.rewarded(among)))
+        rollout, found = group.rollouts[index], list(credits_of(GRPO.credit(self, group, index)))
         if rollout.stage == SecondAttempts.name and rollout.outcome is not None:
-            reward, first = rollout.outcome.reward, fmean(answer_rewards(group))
+            reward, first = rollout.outcome.reward, fmean(rewards(group).values())
             if self.distil and not equal_rewards((reward, first)):
                 gain = self.distil * (reward - first)
                 found.append(Credit(advantage=gain, question=group.task.messages, spec_index=1))

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from math import inf
-from typing import ClassVar
 
 from selfdistill.losses import JensenShannon, LossSpec, Relative
-from selfdistill.methods.base import Credit, CreditOrDrop, Method, advantages, distilled
-from selfdistill.models.teacher import Frozen, TeacherRule
+from selfdistill.methods.base import Credit, CreditOrDrop, Method, advantage, distilled
+from selfdistill.models.teacher import Frozen
 from selfdistill.options import option
 from selfdistill.prompts.context import ContextRule, SolutionOrFeedback
 from selfdistill.types import Context, DropReason, RolloutGroup
@@ -30,10 +29,10 @@ class Safe(Method):
     Needs a reward that marks solved answers, and feedback or group members that are sometimes solved.
     """
 
-    source: ClassVar[str] = "arXiv 2601.20802, routed as in 2604.02288, bounded"
-    reads: ClassVar[str] = "a group member's solution, else own feedback, for failures"
-    needs_reward: ClassVar[str] = "who is solved"
-    teacher: ClassVar[TeacherRule | None] = Frozen()
+    source = "arXiv 2601.20802, routed as in 2604.02288, bounded"
+    reads = "a group member's solution, else own feedback, for failures"
+    needs_reward = "who is solved"
+    teacher = Frozen()
 
     success: float = option(
         0.5, "reward at which a rollout counts as solved, and is rewarded instead of distilled", least=0, most=1
@@ -49,10 +48,10 @@ class Safe(Method):
 
     def credit(self, group: RolloutGroup, index: int) -> CreditOrDrop:
         """One route for each rollout; a failure of which nothing is known keeps its advantage."""
-        outcome, advantage = group.rollouts[index].outcome, advantages(group)[index]
+        outcome, own = group.rollouts[index].outcome, advantage(group, index)
         found = self.context.context(group, index)
         if outcome is not None and outcome.reward < self.success and isinstance(found, Context):
             return distilled(found)
-        if advantage is None or not self.reward:
+        if own is None or not self.reward:
             return found if isinstance(found, DropReason) else DropReason.ZERO_ADVANTAGE
-        return Credit(advantage=self.reward * advantage)
+        return Credit(advantage=self.reward * own)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import sqrt
 from statistics import fmean
-from typing import ClassVar
 
 from selfdistill.losses import equal_rewards
-from selfdistill.methods.base import CreditOrDrop, answer_rewards, distilled
+from selfdistill.methods.base import CreditOrDrop, distilled, rewards
 from selfdistill.methods.sdpo import SDPOOutcome
 from selfdistill.types import DropReason, RolloutGroup
 
@@ -23,14 +22,14 @@ class SCSDPO(SDPOOutcome):
     method sees one group at a time.
     """
 
-    source: ClassVar[str] = "arXiv 2605.27765"
-    reads: ClassVar[str] = "a group member's solution"
-    needs_reward: ClassVar[str] = "yes"
+    source = "arXiv 2605.27765"
+    reads = "a group member's solution"
+    needs_reward = "yes"
 
     def credit(self, group: RolloutGroup, index: int) -> CreditOrDrop:
         """What SDPO distils, weighed by the question."""
-        rewards = answer_rewards(group)
-        if equal_rewards(rewards):
+        scored = list(rewards(group).values())
+        if equal_rewards(scored):
             return DropReason.ZERO_ADVANTAGE
-        rate = fmean(rewards)
+        rate = fmean(scored)
         return distilled(self.context.context(group, index), distil=2 * sqrt(rate * (1 - rate)))

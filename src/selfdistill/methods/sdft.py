@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
 
 from selfdistill.losses import ForwardKL, LossSpec, TokenMask
-from selfdistill.methods.base import CreditOrDrop, Method, distilled
-from selfdistill.models.teacher import Ema, TeacherRule
+from selfdistill.methods.base import Method
+from selfdistill.models.teacher import Ema
 from selfdistill.options import option
 from selfdistill.prompts.context import Demonstration, Document
-from selfdistill.types import RolloutGroup
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +22,10 @@ class SDFT(Method):
     mean over an answer.
     """
 
-    settings: ClassVar[Mapping[str, Any]] = {"rollouts_per_task": 1, "optimiser": {"lr": 2e-5}}
-    source: ClassVar[str] = "arXiv 2601.19897"
-    reads: ClassVar[str] = "demonstration, or document"
-    teacher: ClassVar[TeacherRule | None] = Ema(0.02)
+    settings = {"rollouts_per_task": 1, "optimiser": {"lr": 2e-5}}
+    source = "arXiv 2601.19897"
+    reads = "demonstration, or document"
+    teacher = Ema(0.02)
 
     context: Demonstration | Document = field(default_factory=Demonstration)
     skip_first: int = option(
@@ -40,7 +37,3 @@ class SDFT(Method):
         return LossSpec(
             divergence=ForwardKL(), token_mask=TokenMask(skip_first=self.skip_first), temperature=temperature
         )
-
-    def credit(self, group: RolloutGroup, index: int) -> CreditOrDrop:
-        """Every answer to a task that has something to read counts 1."""
-        return distilled(self.context.context(group, index))

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
 
 from selfdistill.losses import LossSpec, RatioCaps, ReverseKL, Trapezoid
 from selfdistill.methods.base import Credit, CreditOrDrop
 from selfdistill.methods.grpo import GRPO
-from selfdistill.methods.shaped import ShapedMethod, known_solution
-from selfdistill.models.teacher import Live, TeacherRule
+from selfdistill.methods.shaped import ShapedMethod
+from selfdistill.models.teacher import Live
 from selfdistill.options import changed, option
 from selfdistill.types import RolloutGroup
 
@@ -25,14 +23,10 @@ class SDPG(ShapedMethod):
     instead of (log w)²/2 on the sampled token.
     """
 
-    settings: ClassVar[Mapping[str, Any]] = {
-        "tasks_per_step": 128,
-        "optimiser": {"lr": 1e-6},
-        "sampling": {"max_new_tokens": 4096},
-    }
-    source: ClassVar[str] = "arXiv 2606.04036"
-    reads: ClassVar[str] = "the demonstration, else a group member's solution"
-    teacher: ClassVar[TeacherRule | None] = Live()
+    settings = {"tasks_per_step": 128, "optimiser": {"lr": 1e-6}, "sampling": {"max_new_tokens": 4096}}
+    source = "arXiv 2606.04036"
+    reads = "the demonstration, else a group member's solution"
+    teacher = Live()
 
     reference_kl: float = changed(GRPO, "reference_kl", 1e-3)
     peak: float = option(1e-3, "strength of the distillation at its height", least=0)
@@ -53,7 +47,3 @@ class SDPG(ShapedMethod):
         credited = ShapedMethod.credit(self, group, index)
         good = isinstance(credited, Credit) and credited.advantage > 0
         return credited if good else GRPO.credit(self, group, index)
-
-    def context_credit(self, group: RolloutGroup, index: int) -> CreditOrDrop:
-        """The demonstration, else a group member's solution."""
-        return known_solution(group, index)

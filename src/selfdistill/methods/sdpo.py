@@ -7,23 +7,13 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Any, ClassVar, Literal
 
-from selfdistill.losses import (
-    AdvantageShaping,
-    FullVocabulary,
-    LossSpec,
-    Pooled,
-    RatioCaps,
-    SampledToken,
-    Separate,
-    Support,
-    TopK,
-    divergence,
-)
-from selfdistill.methods.base import CreditOrDrop, Method, distilled
+from selfdistill.losses import FullVocabulary, LossSpec, Pooled, RatioCaps, SampledToken, Separate, TopK, divergence
+from selfdistill.methods.base import Method
 from selfdistill.models.teacher import Ema, Frozen, TeacherRule
 from selfdistill.options import changed, option
 from selfdistill.prompts.context import ContextRule, SolutionOrFeedback
-from selfdistill.types import RolloutGroup
+
+PAPER: Mapping[str, Any] = {"tasks_per_step": 32, "rollouts_per_task": 8, "sampling": {"max_new_tokens": 8192}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +27,9 @@ class SDPO(Method):
     the paper's ablation of that name compares the likeliest token at each position.
     """
 
-    source: ClassVar[str] = "arXiv 2601.20802"
-    reads: ClassVar[str] = "a group member's solution, else own feedback"
-    needs_reward: ClassVar[str] = "who is solved"
+    source = "arXiv 2601.20802"
+    reads = "a group member's solution, else own feedback"
+    needs_reward = "who is solved"
     teacher: ClassVar[TeacherRule | None] = Frozen()
 
     alpha: float = option(
@@ -61,30 +51,20 @@ class SDPO(Method):
         """
         shape, caps = divergence(self.alpha), RatioCaps(self.ratio_cap, self.ratio_cap)
         if self.level == "logit":
-            support: Support = TopK(self.top_k) if self.top_k else FullVocabulary()
+            support = TopK(self.top_k) if self.top_k else FullVocabulary()
             return LossSpec(support=support, divergence=shape, ratio=caps, temperature=temperature)
         if self.top_k:
             raise ValueError(f"level = {self.level!r} compares sampled tokens only: set top_k = 0, not {self.top_k}")
-        shaping: AdvantageShaping = Pooled(shape) if self.level == "sequence" else Separate()
+        shaping = Pooled(shape) if self.level == "sequence" else Separate()
         return LossSpec(support=SampledToken(), divergence=shape, ratio=caps, shaping=shaping, temperature=temperature)
-
-    def credit(self, group: RolloutGroup, index: int) -> CreditOrDrop:
-        """Every rollout for which the context rule finds something counts 1."""
-        return distilled(self.context.context(group, index))
 
 
 @dataclass(frozen=True, slots=True)
 class SDPORichFeedback(SDPO):
     """SDPO as published for environments with textual feedback (Table 12, rich feedback: LiveCodeBench)."""
 
-    settings: ClassVar[Mapping[str, Any]] = {
-        "tasks_per_step": 32,
-        "rollouts_per_task": 8,
-        "tasks_per_update": 1,
-        "optimiser": {"lr": 1e-6, "warmup_steps": 0},
-        "sampling": {"max_new_tokens": 8192},
-    }
-    teacher: ClassVar[TeacherRule | None] = Ema(0.01)
+    settings = {**PAPER, "tasks_per_update": 1, "optimiser": {"lr": 1e-6, "warmup_steps": 0}}
+    teacher = Ema(0.01)
 
     alpha: float = changed(SDPO, "alpha", 1.0)
     top_k: int = changed(SDPO, "top_k", 20)
@@ -95,14 +75,8 @@ class SDPORichFeedback(SDPO):
 class SDPOOutcome(SDPO):
     """SDPO as published for environments that give a score alone (Table 12, no rich feedback: science, tool use)."""
 
-    settings: ClassVar[Mapping[str, Any]] = {
-        "tasks_per_step": 32,
-        "rollouts_per_task": 8,
-        "tasks_per_update": 0,
-        "optimiser": {"lr": 1e-5, "warmup_steps": 10},
-        "sampling": {"max_new_tokens": 8192},
-    }
-    teacher: ClassVar[TeacherRule | None] = Ema(0.05)
+    settings = {**PAPER, "tasks_per_update": 0, "optimiser": {"lr": 1e-5, "warmup_steps": 10}}
+    teacher = Ema(0.05)
 
     top_k: int = changed(SDPO, "top_k", 100)
     context: ContextRule = field(default_factory=lambda: SolutionOrFeedback(feedback=False))

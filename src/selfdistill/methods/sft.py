@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 from selfdistill.losses import LossSpec, Reduction
 from selfdistill.methods.base import Credit, CreditOrDrop, Method
 from selfdistill.options import changed
-from selfdistill.prompts.stages import DemonstrationCompletions, Stage
+from selfdistill.prompts.stages import DemonstrationCompletions
 from selfdistill.types import RolloutGroup
 
 
@@ -21,16 +19,12 @@ class SFT(Method):
     plays no part. The loss is the cross-entropy in nats per token.
     """
 
-    settings: ClassVar[Mapping[str, Any]] = {"rollouts_per_task": 1}
-    source: ClassVar[str] = "arXiv 2601.19897 (its baseline)"
-    reads: ClassVar[str] = "demonstration"
+    settings = {"rollouts_per_task": 1}
+    source = "arXiv 2601.19897 (its baseline)"
+    reads = "demonstration"
+    stages = (DemonstrationCompletions(),)
 
     reduction: Reduction = changed(Method, "reduction", "token-mean")
-
-    @property
-    def stages(self) -> tuple[Stage, ...]:
-        """The demonstration alone."""
-        return (DemonstrationCompletions(),)
 
     def loss_spec(self, temperature: float) -> LossSpec:
         """The cross-entropy: a policy gradient on words that nobody sampled, with an advantage of 1."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
-from selfdistill.methods.base import Credit, CreditOrDrop, advantages, distilled
+from selfdistill.losses import LossSpec, SampledToken
+from selfdistill.methods.base import Credit, CreditOrDrop, advantage, distilled
 from selfdistill.methods.grpo import GRPO
 from selfdistill.options import changed
 from selfdistill.prompts.context import Demonstration, SolutionOrFeedback
@@ -26,17 +27,17 @@ class ShapedMethod(GRPO):
     def credit(self, group: RolloutGroup, index: int) -> CreditOrDrop:
         """Advantage and context, or the advantage alone; in a zero-advantage group at most the reference divergence."""
         found = self.context_credit(group, index)
-        advantage = advantages(group, divide_by_std=self.divide_by_deviation)[index]
-        return self.rewarded(advantage, found if isinstance(found, Credit) else None)
+        own = advantage(group, index, divide_by_std=self.divide_by_deviation)
+        return self.rewarded(own, found if isinstance(found, Credit) else None)
 
-    @abstractmethod
     def context_credit(self, group: RolloutGroup, index: int) -> CreditOrDrop:
-        """A credit with the context that the teacher reads for this rollout, or the reason why there is none."""
+        """A credit with the context that the teacher reads for this rollout, or the reason why there is none: here the
+        task's demonstration, else a group member's solution."""
+        shown = Demonstration().context(group, index)
+        return distilled(
+            SolutionOrFeedback(feedback=False).context(group, index) if isinstance(shown, DropReason) else shown
+        )
 
-
-def known_solution(group: RolloutGroup, index: int) -> CreditOrDrop:
-    """The task's demonstration, else a group member's solution."""
-    shown = Demonstration().context(group, index)
-    return distilled(
-        SolutionOrFeedback(feedback=False).context(group, index) if isinstance(shown, DropReason) else shown
-    )
+    def shaped_policy_gradient(self, temperature: float, **parts: Any) -> LossSpec:
+        """One policy gradient on the sampled tokens, its advantages shaped by these `parts`; nothing is distilled."""
+        return replace(GRPO.loss_spec(self, temperature), support=SampledToken(), **parts)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
 
 from selfdistill.losses import JensenShannon, LossSpec, RatioCaps, TokenMask, TopK
-from selfdistill.methods.base import CreditOrDrop, advantages, distilled
+from selfdistill.methods.base import CreditOrDrop, advantage, distilled
 from selfdistill.methods.grpo import GRPO
-from selfdistill.models.teacher import Ema, TeacherRule
+from selfdistill.models.teacher import Ema
 from selfdistill.options import option
 from selfdistill.prompts.context import SolutionOrFeedback
 from selfdistill.types import Context, DropReason, RolloutGroup
@@ -25,13 +23,10 @@ class SRPO(GRPO):
     mean, and advantages are not divided by their deviation.
     """
 
-    settings: ClassVar[Mapping[str, Any]] = {
-        "optimiser": {"lr": 1e-5, "warmup_steps": 10},
-        "sampling": {"max_new_tokens": 8192},
-    }
-    source: ClassVar[str] = "arXiv 2604.02288"
-    reads: ClassVar[str] = "a group member's solution, for failures"
-    teacher: ClassVar[TeacherRule | None] = Ema(0.05)
+    settings = {"optimiser": {"lr": 1e-5, "warmup_steps": 10}, "sampling": {"max_new_tokens": 8192}}
+    source = "arXiv 2604.02288"
+    reads = "a group member's solution, for failures"
+    teacher = Ema(0.05)
 
     success: float = option(0.5, "reward at which a rollout counts as solved", least=0, most=1)
     top_k: int = option(100, "student tokens on which both are compared, the rest in one bucket", least=1)
@@ -51,10 +46,10 @@ class SRPO(GRPO):
 
     def credit(self, group: RolloutGroup, index: int) -> CreditOrDrop:
         """One route for each rollout."""
-        outcome, advantage = group.rollouts[index].outcome, advantages(group)[index]
+        outcome = group.rollouts[index].outcome
         failed = outcome is not None and outcome.reward < self.success
         found = SolutionOrFeedback(self.success, feedback=False).context(group, index)
         if failed and isinstance(found, Context):
             return distilled(found, reference=self.reference_kl)
-        credited = self.rewarded(advantage)
+        credited = self.rewarded(advantage(group, index))
         return found if failed and isinstance(found, DropReason) and isinstance(credited, DropReason) else credited

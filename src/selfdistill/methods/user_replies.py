@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
-from selfdistill.losses import Additive, AdvantageShaping, Centred, LossSpec, SampledToken
-from selfdistill.methods.base import CreditOrDrop, Method, distilled
-from selfdistill.models.teacher import Live, TeacherRule
+from selfdistill.losses import Additive, Centred, LossSpec, SampledToken
+from selfdistill.methods.base import Method
+from selfdistill.models.teacher import Live
 from selfdistill.options import option
 from selfdistill.prompts.context import UserReply
 from selfdistill.prompts.stages import Attempts, LoggedCompletions, Stage
-from selfdistill.types import RolloutGroup
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,10 +23,11 @@ class UserReplies(Method):
     differently. It trains on logs at 2e-6.
     """
 
-    settings: ClassVar[Mapping[str, Any]] = {"rollouts_per_task": 1, "optimiser": {"lr": 5e-6}}
-    source: ClassVar[str] = "arXiv 2603.12273"
-    reads: ClassVar[str] = "the user's reply"
-    teacher: ClassVar[TeacherRule | None] = Live()
+    settings = {"rollouts_per_task": 1, "optimiser": {"lr": 5e-6}}
+    source = "arXiv 2603.12273"
+    reads = "the user's reply"
+    teacher = Live()
+    context = UserReply()
 
     logged: bool = option(False, "learn from answers and replies in the data; nothing is sampled")
 
@@ -40,9 +38,5 @@ class UserReplies(Method):
 
     def loss_spec(self, temperature: float) -> LossSpec:
         """The policy gradient on the sampled tokens, with the log-ratio as their advantage."""
-        shaping: AdvantageShaping = Additive() if self.logged else Centred()
+        shaping = Additive() if self.logged else Centred()
         return LossSpec(SampledToken(), shaping=shaping, temperature=1.0 if self.logged else temperature)
-
-    def credit(self, group: RolloutGroup, index: int) -> CreditOrDrop:
-        """A credit of 1 for every answer with a reply."""
-        return distilled(UserReply().context(group, index))
