@@ -29,7 +29,7 @@ from selfdistill.prompts.context import teacher_messages
 from selfdistill.runs.discovery import pass_at_k
 from selfdistill.runs.events import Note, RunStart
 from selfdistill.test_time.comparison import StrategyComparison, parse_arm, run_comparison
-from selfdistill.training.rollouts import roll_out, solved
+from selfdistill.training.samples import roll_out, solved
 from selfdistill.training.session import Session, open_session
 from selfdistill.training.side_by_side import Job, attend, places, side_by_side
 from selfdistill.types import Context, Task

@@ -17,8 +17,7 @@ from selfdistill.envs.registry import make_environment
 from selfdistill.errors import ConfigError, EnvError
 from selfdistill.methods import get_method
 from selfdistill.test_time.strategies import get_strategy
-from selfdistill.training.rollouts import roll_out
-from selfdistill.training.samples import credit_rollouts
+from selfdistill.training.samples import credit_rollouts, roll_out
 from selfdistill.types import Completion, Message, Outcome, Rollout, RolloutGroup, Task
 
 SOURCE = Path(__file__).parent.parent / "src"
@@ -148,6 +147,12 @@ def test_an_abstract_method_and_a_stage_that_fails_are_named(tmp_path: Path, tin
     )
     with pytest.raises(ConfigError, match=r"Own in .*method\.py fails in its settings[\s\S]*abstract"):
         get_method(f"{tmp_path}/method.py:Own", {})
+    (tmp_path / "neither.py").write_text(
+        HEADER
+        + "@dataclass(frozen=True)\nclass Own(Method):\n    def loss_spec(self, temperature): return LossSpec()\n"
+    )
+    with pytest.raises(ConfigError, match=r"fails in its settings[\s\S]*Own has neither `context` nor a `credit`"):
+        get_method(f"{tmp_path}/neither.py:Own", {})
     stage = make_stage(tmp_path / "method.py")
     with pytest.raises(ConfigError, match=r"Stage in .*method\.py fails in its `requests`[\s\S]*line 9"):
         roll_out(tiny_policy(), None, None, [TASK], None, rollouts=1, seed=0, label="x", stages=(stage,))  # type: ignore[arg-type]

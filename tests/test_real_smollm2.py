@@ -16,8 +16,7 @@ from selfdistill.models.sampler import SamplingOptions
 from selfdistill.models.teacher import Frozen, Teacher
 from selfdistill.prompts.render import Renderer
 from selfdistill.training.forward import teacher_pass
-from selfdistill.training.rollouts import roll_out
-from selfdistill.training.samples import credit_rollouts
+from selfdistill.training.samples import credit_rollouts, roll_out
 from selfdistill.training.update import UpdateBatch, token_weights, update_policy
 from selfdistill.types import TrainingSample
 from tools.smollm2 import cached_smollm2

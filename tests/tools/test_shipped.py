@@ -14,7 +14,8 @@ from selfdistill.models.load import load_policy
 from selfdistill.models.sampler import SamplingOptions
 from selfdistill.prompts.context import teacher_messages
 from selfdistill.prompts.render import Renderer
-from selfdistill.training.rollouts import accuracy, roll_out
+from selfdistill.training.evaluation import accuracy
+from selfdistill.training.samples import roll_out
 from selfdistill.types import Context
 from tools.sapling.recipe import RECIPES
 

@@ -78,7 +78,7 @@ def test_measuring_asks_for_no_gradient_and_keeps_no_wide_copies(config_of, monk
         seen.extend(policy.model.parameters())
         return sample(policy, *rest, **named)
 
-    monkeypatch.setattr("selfdistill.training.rollouts.sample", watched)
+    monkeypatch.setattr("selfdistill.training.samples.sample", watched)
     measure(config_of("never", dtype="bfloat16"))
     assert seen
     assert {(value.dtype, value.requires_grad) for value in seen} == {(torch.bfloat16, False)}

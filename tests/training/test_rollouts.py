@@ -17,9 +17,9 @@ from selfdistill.prompts.stages import (
     SecondAttempts,
 )
 from selfdistill.runs import wilson_interval
+from selfdistill.training.evaluation import accuracy
 from selfdistill.training.recording import step_record
-from selfdistill.training.rollouts import accuracy, roll_out
-from selfdistill.training.samples import CreditedRollout
+from selfdistill.training.samples import CreditedRollout, roll_out
 from selfdistill.training.session import Totals
 from selfdistill.types import DropReason, Message, Outcome, Rollout, RolloutGroup, Task
 

@@ -23,8 +23,8 @@ from selfdistill.losses import (
 from selfdistill.losses import divergence as shape_of
 from selfdistill.models.load import LoraOptions
 from selfdistill.models.teacher import Ema, Frozen, Live, Teacher, TrustRegion
-from selfdistill.training.forward import behaviour_pass, micro_batches, reference_pass, teacher_pass
-from selfdistill.training.update import update_policy
+from selfdistill.training.forward import behaviour_pass, reference_pass, teacher_pass
+from selfdistill.training.update import micro_batches, update_policy
 from selfdistill.types import TrainingSample
 from step_parts import (
     ANSWERS,

@@ -17,8 +17,8 @@ from selfdistill.losses import (
     denominators,
 )
 from selfdistill.models.teacher import Frozen, Teacher
-from selfdistill.training.forward import behaviour_pass, micro_batches, reference_pass
-from selfdistill.training.update import update_policy
+from selfdistill.training.forward import behaviour_pass, reference_pass
+from selfdistill.training.update import micro_batches, update_policy
 from selfdistill.types import TokenIds
 from step_parts import (
     ANSWERS,

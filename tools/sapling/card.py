@@ -25,7 +25,8 @@ from selfdistill.models.sampler import SamplingOptions
 from selfdistill.prompts.context import teacher_messages
 from selfdistill.prompts.render import Renderer
 from selfdistill.runs.stats import Estimate
-from selfdistill.training.rollouts import accuracy, roll_out
+from selfdistill.training.evaluation import accuracy
+from selfdistill.training.samples import roll_out
 from selfdistill.types import Completion, Context, Message, Rollout, Task
 from tools.sapling.posterior import identifiable
 

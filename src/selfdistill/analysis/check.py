@@ -21,7 +21,7 @@ from selfdistill.errors import DataError, SelfDistillError
 from selfdistill.files import json_object, numbered_lines
 from selfdistill.prompts.render import Renderer
 from selfdistill.runs.events import Callback, Phase
-from selfdistill.training.rollouts import SOLVED
+from selfdistill.training.samples import SOLVED
 from selfdistill.types import Completion, Outcome, Task
 
 SLICE = 32  # answers between two signs of progress

@@ -28,9 +28,9 @@ from selfdistill.runs.events import Callback, Note, Phase
 from selfdistill.runs.records import to_json
 from selfdistill.runs.stats import SignFlipTest, holm, paired_difference
 from selfdistill.runs.store import write_atomic
+from selfdistill.training.evaluation import accuracy
 from selfdistill.training.recording import check_environment, rollout_record
-from selfdistill.training.rollouts import SOLVED, accuracy, roll_out, solved
-from selfdistill.training.samples import CreditedRollout
+from selfdistill.training.samples import SOLVED, CreditedRollout, roll_out, solved
 from selfdistill.training.session import Session, open_session
 from selfdistill.types import ANSWER, Context, DropReason, Rollout, RolloutGroup, Task, TokenIds
 

@@ -28,7 +28,7 @@ from selfdistill.runs.credit import AnswerCredit
 from selfdistill.runs.events import Callback, Note, Phase, no_callback
 from selfdistill.runs.store import CHECKPOINTS, CONFIG, SEARCH
 from selfdistill.test_time.config import is_file, run_config
-from selfdistill.training.rollouts import SOLVED
+from selfdistill.training.samples import SOLVED
 from selfdistill.training.session import open_policy, open_renderer
 from selfdistill.types import ANSWER, Context, Message, Task, TokenIds
 

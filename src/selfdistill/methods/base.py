@@ -74,6 +74,8 @@ class Method(ABC):
 
     def __post_init__(self) -> None:
         check_ranges(self)
+        if type(self).credit is Method.credit:
+            _ = self.context  # refused here where there is none, before anything is sampled
 
     @property
     def stages(self) -> tuple[Stage, ...]:

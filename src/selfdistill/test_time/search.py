@@ -21,7 +21,7 @@ from selfdistill.test_time.config import SolveConfig, solve_settings
 from selfdistill.test_time.strategies.base import PASSED, Attempt, Prompt, SolveState, prompts_of
 from selfdistill.training.loop import Timer, learn, record_round
 from selfdistill.training.recording import check_environment
-from selfdistill.training.rollouts import roll_out
+from selfdistill.training.samples import roll_out
 from selfdistill.training.session import Session, Totals, saved_totals
 from selfdistill.training.stopping import StopSign
 from selfdistill.types import Outcome, Rollout, RolloutGroup, Task

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from selfdistill.config import RunConfig, resolved
 from selfdistill.data.tasks import bad_rows, usable_tasks
-from selfdistill.runs import EvalRecord, EvalSplit, RunDir
+from selfdistill.runs import Estimate, EvalRecord, EvalSplit, RunDir, clustered_share
 from selfdistill.runs.environment import describe_environment
 from selfdistill.runs.events import Callback, EvalEnd, Note, Phase, no_callback
 from selfdistill.training.recording import check_environment, rollout_record
-from selfdistill.training.rollouts import accuracy, roll_out
-from selfdistill.training.samples import CreditedRollout, credit_rollouts
+from selfdistill.training.samples import CreditedRollout, credit_rollouts, roll_out, solved
 from selfdistill.training.session import Session, Totals, open_session
 from selfdistill.types import RolloutGroup, Task, TokenIds
 
@@ -23,28 +24,44 @@ SLICE = 64  # answers between two progress events
 ATTEMPTS = 2  # at each task, whose contexts the teacher reads
 
 
+class Accuracy(NamedTuple):
+    """The share of solved answers with its 95 % interval, and how many tasks were solved more often than not."""
+
+    estimate: Estimate
+    tasks: int
+    solved: int
+
+
+def accuracy(groups: Sequence[RolloutGroup]) -> Accuracy:
+    """Over all answers, clustered by task; one that the environment could not score counts as wrong.
+
+    Groups of one task, such as those that read different contexts, are one cluster.
+    """
+    by_task: dict[str, list[bool]] = {}
+    for group in groups:
+        by_task.setdefault(group.task.id, []).extend(solved(rollout) for rollout in group.rollouts)
+    counts = [(sum(own), len(own)) for own in by_task.values() if own]
+    return Accuracy(clustered_share(counts), tasks=len(counts), solved=sum(2 * right > n for right, n in counts))
+
+
 def measure(config: RunConfig, callback: Callback = no_callback) -> list[EvalRecord]:
     """The accuracies of a model as it is, on the splits that its environment has.
 
     With `config.out`, answers and accuracies are kept there as in a run's directory. Raises what opening a run raises,
     and `EnvError` when most answers could not be scored.
     """
-    session = open_session(config, callback)
-    run = None
-    if config.out:
-        environment = describe_environment(device=str(session.policy.device), isolation=session.isolation)
-        run = RunDir.create(Path(config.out), {"settings": resolved(config), **environment})
-    records = []
-    for record, groups in measure_splits(session, Totals(), callback, STUDENT_SPLITS):
-        records.append(record)
-        callback(EvalEnd(record))
-        rollouts = [rollout for group in groups for rollout in group.rollouts]
-        answers = [rollout_record(0, CreditedRollout(r, drop=r.drop), {}, session.renderer.tokenizer) for r in rollouts]
-        if run:
-            run.append(*answers, record)
-        check_environment(answers)
-    if run:
-        run.close()
+    session, records = open_session(config, callback), list[EvalRecord]()
+    environment = describe_environment(device=str(session.policy.device), isolation=session.isolation)
+    written = {"settings": resolved(config), **environment}
+    with RunDir.create(Path(config.out), written) if config.out else nullcontext() as run:
+        for record, groups in measure_splits(session, Totals(), callback, STUDENT_SPLITS):
+            records.append(record)
+            callback(EvalEnd(record))
+            unlearned = [CreditedRollout(r, drop=r.drop) for group in groups for r in group.rollouts]
+            answers = [rollout_record(0, entry, {}, session.renderer.tokenizer) for entry in unlearned]
+            if run:
+                run.append(*answers, record)
+            check_environment(answers)
     return records
 
 
@@ -52,33 +69,23 @@ def measure_splits(
     session: Session, totals: Totals, callback: Callback, splits: Sequence[EvalSplit]
 ) -> Iterator[tuple[EvalRecord, list[RolloutGroup]]]:
     """Evaluates the splits that have tasks; "teacher" needs a session that learns. Yields records and answers."""
-    options = session.config.evaluation
+    first = session.tasks[: session.config.evaluation.tasks]
     for split in splits:
-        first = session.tasks[: options.tasks]
         if split == "teacher":
             groups = _teacher(session, first, callback)
         else:
             tasks = first if split == "train" else session.held_out.get(split, [])
             tasks = usable_tasks(tasks, session.env, callback, least=0)
-            groups = _answers(session, tasks, None, options.answers if split == "train" else 1, split, callback)
+            groups = _answers(session, tasks, None, split, callback)
         if not groups:
             continue
-        found = accuracy(groups)
         faults = [rollout.fault for group in groups for rollout in group.rollouts if rollout.fault]
         if faults:
             last = faults[0].strip().splitlines()[-1]
             callback(Note(f"measuring {split}: {len(faults)} answers count as wrong, not scored: {last}"))
-        record = EvalRecord(
-            totals.step,
-            totals.completions_sampled,
-            totals.wall_s,
-            split,
-            found.estimate,
-            found.tasks,
-            found.solved,
-            extra={"faults": len(faults)} if faults else {},
-        )
-        yield record, groups
+        extra = {"faults": len(faults)} if faults else {}
+        used = totals.step, totals.completions_sampled, totals.wall_s
+        yield EvalRecord(*used, split, *accuracy(groups), extra), groups
 
 
 def _teacher(session: Session, tasks: Sequence[Task], callback: Callback) -> list[RolloutGroup]:
@@ -111,26 +118,20 @@ def _teacher(session: Session, tasks: Sequence[Task], callback: Callback) -> lis
         for s in entry.samples[:1]
         if s.teacher_prompts and not s.live  # the student's weights would read a live one
     ]
-    if not read:
-        return []
     if config.evaluation.temperature == 0:  # equal prompts have equal answers
         read = list({(task.id, prompt): (task, prompt) for task, prompt in read}.values())
     with learner.teacher.applied(session.policy, learner.teacher.views()[0]) as reader:
         tasks, prompts = [task for task, _ in read], [prompt for _, prompt in read]
-        return _answers(replace(session, policy=reader), tasks, prompts, 1, "teacher", callback)
+        return _answers(replace(session, policy=reader), tasks, prompts, "teacher", callback)
 
 
 def _answers(
-    session: Session,
-    tasks: Sequence[Task],
-    prompts: Sequence[TokenIds] | None,
-    rollouts: int,
-    split: str,
-    callback: Callback,
+    session: Session, tasks: Sequence[Task], prompts: Sequence[TokenIds] | None, split: str, callback: Callback
 ) -> list[RolloutGroup]:
-    """Answers in slices, with a progress event before each."""
+    """Answers in slices, with a progress event before each; on tasks of the training set several to each."""
     config, groups = session.config, list[RolloutGroup]()
-    size = max(1, SLICE // rollouts)
+    count = config.evaluation.answers if split == "train" else 1
+    size = max(1, SLICE // count)
     for start in range(0, len(tasks), size):
         callback(Phase(f"measuring: {split}", start, len(tasks)))
         groups += roll_out(
@@ -139,7 +140,7 @@ def _answers(
             session.renderer,
             tasks[start : start + size],
             replace(config.sampling, temperature=config.evaluation.temperature),
-            rollouts=rollouts,
+            rollouts=count,
             seed=config.seed,
             label=f"eval-{split}-{start}",
             prompts=prompts[start : start + size] if prompts is not None else None,

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from selfdistill.losses import Head, LossSpec, TeacherStates, TokenStats, TokenWeights, fused_loss
-from selfdistill.models.policy import Policy, length_buckets
+from selfdistill.models.policy import Policy
 from selfdistill.models.teacher import Source, Teacher, View
 from selfdistill.types import TokenIds, TrainingSample
 
@@ -141,16 +141,6 @@ def teacher_states(
         return states
     total = sum(state.weight for state in teachers)
     return [state if state.against else replace(state, weight=state.weight / total) for state in states]
-
-
-def micro_batches(samples: Sequence[TrainingSample], tokens: int) -> list[list[TrainingSample]]:
-    """Samples of one loss and of similar length together, at most `tokens` tokens each."""
-    batches = []
-    for index in sorted({s.spec_index for s in samples}):
-        own = [s for s in samples if s.spec_index == index]
-        lengths = [len(s.student_prompt_ids) + len(s.completion_ids) for s in own]
-        batches += [[own[place] for place in bucket] for bucket in length_buckets(lengths, tokens)]
-    return batches
 
 
 def _portions(samples: Sequence[TrainingSample], tokens: int) -> list[list[TrainingSample]]:

@@ -37,8 +37,7 @@ from selfdistill.training.recording import (
     summarise,
     why_nothing_was_learned,
 )
-from selfdistill.training.rollouts import roll_out
-from selfdistill.training.samples import CreditedRollout, credit_rollouts, replay_sample
+from selfdistill.training.samples import CreditedRollout, credit_rollouts, replay_sample, roll_out
 from selfdistill.training.session import Learner, Session, Totals, open_session, saved_totals
 from selfdistill.training.stopping import StopSign
 from selfdistill.training.update import update_all

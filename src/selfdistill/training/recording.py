@@ -12,10 +12,9 @@ from selfdistill.losses import LOSS_TERMS
 from selfdistill.methods import Method
 from selfdistill.prompts.context import FIELDS
 from selfdistill.runs import Accuracies, EvalRecord, RolloutRecord, StepRecord, Summary
-from selfdistill.training.rollouts import solved
-from selfdistill.training.samples import CreditedRollout
+from selfdistill.training.samples import CreditedRollout, solved
 from selfdistill.training.session import Totals
-from selfdistill.training.update import UpdateReport
+from selfdistill.training.update import MEANS, UpdateReport
 from selfdistill.types import DropReason, StopReason, TokenIds
 
 WINDOW = 8  # tokens, at least, with which a token is decoded: some tokenizers drop the first space of a text
@@ -33,16 +32,15 @@ def step_record(
 ) -> StepRecord:
     """The record of a step, whose completions `totals` has counted already."""
     rollouts = [entry.rollout for entry in credited]
-    answers = [rollout for rollout in rollouts if rollout.of is None]  # no follow-ups
+    scored = [rollout for rollout in rollouts if rollout.of is None and rollout.outcome is not None]  # no follow-ups
     samples = [sample for entry in credited for sample in entry.samples]
-    cut = sum(entry.cut for entry in credited)
     return StepRecord(
         step=totals.step + 1,
         completions_sampled=totals.completions_sampled,
         tokens=totals.tokens,
         wall_s=totals.wall_s,
-        reward=_mean([rollout.outcome.reward for rollout in answers if rollout.outcome is not None]),
-        accuracy=_mean([solved(rollout) for rollout in answers if rollout.outcome is not None]),
+        reward=_mean([rollout.outcome.reward for rollout in scored if rollout.outcome]),
+        accuracy=_mean([solved(rollout) for rollout in scored]),
         loss=_mean([report.loss for report in reports]),
         grad_norm=_mean([report.grad_norm for report in reports]),
         lr=lr,
@@ -54,14 +52,11 @@ def step_record(
         contexts=dict(Counter(sample.context_kind for sample in samples)),
         seconds=dict(seconds),
         extra={
-            "divergence": _mean([report.divergence for report in reports]),
-            "entropy": _mean([report.entropy for report in reports]),
-            "clipped": _mean([report.clipped for report in reports]),
+            **{name: _mean([getattr(report, name) for report in reports]) for name in MEANS},
             "updates": len(reports),
             "skipped": sum(report.skipped for report in reports),
-            "contexts_cut": cut,
+            "contexts_cut": sum(entry.cut for entry in credited),
             "reference_only": sum(not (sample.advantage or sample.distil) for sample in samples),
-            "magnitude": _mean([report.magnitude for report in reports]),
             **{f"loss_{name}": _mean([report.terms[name] for report in reports]) for name in LOSS_TERMS},
             **numbers,
         },
@@ -166,6 +161,10 @@ def why_nothing_was_learned(dropped: Mapping[str, int], method: Method) -> dict[
 
 def summarise(config: RunConfig, totals: Totals, evaluations: Sequence[EvalRecord]) -> Summary:
     """The summary of a run; before and after are its first and its last evaluations."""
+
+    def accuracies(step: int) -> Accuracies:
+        return Accuracies(**{f"{found.split}_accuracy": found.accuracy for found in evaluations if found.step == step})
+
     return Summary(
         method=config.method.name,
         model=config.model,
@@ -175,13 +174,9 @@ def summarise(config: RunConfig, totals: Totals, evaluations: Sequence[EvalRecor
         completions_sampled=totals.completions_sampled,
         tokens=totals.tokens,
         wall_s=totals.wall_s,
-        before=_accuracies([record for record in evaluations if record.step == 0]),
-        after=_accuracies([record for record in evaluations if record.step == totals.step]),
+        before=accuracies(0),
+        after=accuracies(totals.step),
     )
-
-
-def _accuracies(records: Sequence[EvalRecord]) -> Accuracies:
-    return Accuracies(**{f"{record.split}_accuracy": record.accuracy for record in records})
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -1,15 +1,100 @@
-"""From scored rollouts to training samples: the method's credits, and the prompts that student and teacher read."""
+"""From tasks to training samples: completions sampled and scored, the method's credits, and the prompts that student
+and teacher read."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import chain, islice
+from types import MappingProxyType
 
+from selfdistill.envs.base import Environment, Fault, score_all
 from selfdistill.errors import ConfigError
-from selfdistill.methods.base import Credit, CreditOrDrop, Method
+from selfdistill.methods.base import Credit, CreditOrDrop, Method, credits_of
+from selfdistill.models.policy import Policy
+from selfdistill.models.sampler import SamplingOptions, sample
 from selfdistill.plugins import their_code
 from selfdistill.prompts.render import Renderer
-from selfdistill.types import Context, DropReason, Rollout, RolloutGroup, TrainingSample
+from selfdistill.prompts.stages import Attempts, FixedCompletion, Request, Stage
+from selfdistill.types import Completion, Context, DropReason, Rollout, RolloutGroup, Task, TokenIds, TrainingSample
+
+SOLVED = 0.5  # reward from which an answer counts as solved
+
+
+def solved(rollout: Rollout) -> bool:
+    """Whether an answer counts as solved; one that the environment could not score does not."""
+    return rollout.outcome is not None and rollout.outcome.reward >= SOLVED
+
+
+def roll_out(
+    policy: Policy,
+    env: Environment,
+    renderer: Renderer,
+    tasks: Sequence[Task],
+    options: SamplingOptions,
+    *,
+    rollouts: int,
+    seed: int,
+    label: str | Sequence[str],
+    version: int = 0,
+    stages: Sequence[Stage] = (Attempts(),),
+    prompts: Sequence[TokenIds] | None = None,
+    bad_rows: Mapping[str, str] = MappingProxyType({}),
+) -> list[RolloutGroup]:
+    """One group per task: what the stages request, in their order, sampled together and scored; by default `rollouts`
+    answers.
+
+    `label` makes uids unique, one for all or one per task; `prompts`, one per task, replace those of an answer's
+    messages. Tasks of `bad_rows`, by id with the reason, are dropped without sampling.
+    """
+    rendered = cache(renderer.prompt)  # rollouts of a group have the same prompt
+    labels = [f"{label}-{place}" for place in range(len(tasks))] if isinstance(label, str) else label
+    groups = [RolloutGroup(task, ()) for task in tasks]
+
+    def planned(place: int, number: int, stage: str, want: Request) -> Rollout:
+        """A requested rollout before anything is sampled. A fixed completion is complete; a prompt that does not fit,
+        or a task that cannot be scored, is dropped."""
+        task, done = tasks[place], Completion(f"{labels[place]}-{number}", "")
+        if isinstance(want, FixedCompletion):
+            done = replace(done, text=want.text, token_ids=renderer.answer(want.text), policy_version=version)
+            return Rollout(task, rendered(task.messages), done, want.outcome, stage=stage)
+        prompt = prompts[place] if prompts is not None else rendered(want.messages)
+        drop = DropReason.CONTEXT_TOO_LONG if len(prompt) >= renderer.context_length else None
+        bad_row = bad_rows.get(task.id, "")
+        messages = want.messages if want.messages != task.messages else ()
+        return Rollout(
+            task, prompt, done, None, DropReason.BAD_ROW if bad_row else drop, stage, messages, want.of, bad_row
+        )
+
+    for stage in stages:
+        with their_code(stage, "its `requests`"):
+            wanted = [list(stage.requests(group, rollouts)) for group in groups]
+        added = [
+            planned(place, len(group.rollouts) + number, stage.name, want)
+            for place, group in enumerate(groups)
+            for number, want in enumerate(wanted[place])
+        ]
+        open_ = [n for n, rollout in enumerate(added) if rollout.outcome is None and rollout.drop is None]
+        prompt_ids, uids = [added[n].prompt_ids for n in open_], [added[n].completion.uid for n in open_]
+        completions = sample(policy, prompt_ids, options, seed=seed, uids=uids, version=version)
+        for n, completion in zip(open_, completions, strict=True):
+            opened = renderer.opened(added[n].prompt_ids)  # thinking never closed would pass for an answer
+            added[n] = replace(added[n], completion=replace(completion, text=opened + completion.text))
+        scored = [getattr(want, "scored", True) for want in chain(*wanted)]
+        to_score = [n for n in open_ if scored[n]]
+        results = score_all(env, [(added[n].task, added[n].completion) for n in to_score], seed=seed)
+        for n, result in zip(to_score, results, strict=True):
+            if isinstance(result, Fault):
+                added[n] = replace(added[n], drop=result.drop, fault=result.text)
+            else:
+                added[n] = replace(added[n], outcome=result)
+        rest = iter(added)
+        groups = [
+            replace(group, rollouts=(*group.rollouts, *islice(rest, len(own))))
+            for group, own in zip(groups, wanted, strict=True)
+        ]
+    return groups
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +152,7 @@ def _credited(rollout: Rollout, entry: CreditOrDrop, renderer: Renderer) -> Cred
     no teacher; a divergence from the teacher needs its prompt, and so does a student that reads the context."""
     if isinstance(entry, DropReason):
         return CreditedRollout(rollout, drop=entry)
-    credits = entry if isinstance(entry, tuple) else (entry,)
-    done = rollout.completion
+    credits, done = credits_of(entry), rollout.completion
     if not done.token_ids and not any(credit.text for credit in credits):
         return CreditedRollout(rollout, drop=DropReason.EMPTY_COMPLETION)
     samples: list[TrainingSample] = []
@@ -77,8 +161,8 @@ def _credited(rollout: Rollout, entry: CreditOrDrop, renderer: Renderer) -> Cred
     for number, credit in enumerate(credits):
         answer = renderer.answer(credit.text) if credit.text else done.token_ids
         student = renderer.prompt(credit.question) if credit.question else rollout.prompt_ids
-        context = () if credit.context is None else (credit.context,)
-        written = [renderer.teacher_prompt(rollout.task.messages, c, len(answer)) for c in (*context, *credit.against)]
+        contexts = (credit.context, *credit.against) if credit.context else credit.against
+        written = [renderer.teacher_prompt(rollout.task.messages, c, len(answer)) for c in contexts]
         fitting = [found for found in written if not isinstance(found, DropReason)]
         fits = len(fitting) == len(written)  # a mixture, or a contrast, of fewer contexts would be another one
         lost += not fits
@@ -87,7 +171,8 @@ def _credited(rollout: Rollout, entry: CreditOrDrop, renderer: Renderer) -> Cred
             lost += fits
             continue
         prompts = tuple(ids for ids, *_ in fitting) if fits else ()
-        teacher, against = prompts[: len(context)], prompts[len(context) :]
+        own = len(contexts) - len(credit.against)
+        teacher, against = prompts[:own], prompts[own:]
         any_cut |= fits and any(cut for *_, cut in fitting)
         if credit.student_reads_context:
             student, teacher = teacher[0], (student,)

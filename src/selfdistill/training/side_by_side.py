@@ -22,19 +22,8 @@ import torch
 from selfdistill.config import RunConfig, from_settings, resolved
 from selfdistill.errors import ConfigError, RunError
 from selfdistill.models.precision import pick_device
-from selfdistill.runs import EvalRecord, ResumedRecord, StepRecord, Summary, fresh_path
-from selfdistill.runs.events import (
-    Callback,
-    EvalEnd,
-    Interrupted,
-    Note,
-    Phase,
-    RunEnd,
-    RunStart,
-    StepEnd,
-    named,
-    no_callback,
-)
+from selfdistill.runs import EvalRecord, ResumedRecord, StepRecord, Summary, fresh_path, no_callback
+from selfdistill.runs.events import Callback, EvalEnd, Interrupted, Note, Phase, RunEnd, RunStart, StepEnd, named
 from selfdistill.runs.records import record_from_json, value_from_json
 from selfdistill.runs.store import CONFIG, METRICS, SUMMARY
 from selfdistill.training.stopping import PARENT, handled
@@ -75,11 +64,8 @@ def compare(
 
     A failed run does not stop the others; its error is raised at the end. Ctrl-C as in `side_by_side`.
     """
-    side_by_side(
-        [_training(config) for config in configs],
-        callback,
-        at_once=places([config.device for config in configs], at_once),
-    )
+    at_once = places([config.device for config in configs], at_once)
+    side_by_side([_training(config) for config in configs], callback, at_once=at_once)
     return [Path(config.out) for config in configs]
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, islice
 from statistics import fmean
 from typing import TypeAlias
 
@@ -22,29 +22,23 @@ from torch import Tensor
 
 from selfdistill.losses import (
     LOSS_TERMS,
-    Denominators,
     FusedResult,
     LossSpec,
     LossTerm,
-    Reduction,
     ReferenceKL,
     Relative,
     TeacherStates,
     TokenStats,
-    TokenTable,
     TokenWeights,
-    denominators,
     fused_loss,
-    weigh_tokens,
 )
-from selfdistill.losses.reduction import reduction_weights, relative_size
-from selfdistill.losses.schedules import Memory
-from selfdistill.models.policy import Policy
+from selfdistill.losses.reduction import Denominators, Reduction, denominators, reduction_weights, relative_size
+from selfdistill.losses.token_weights import TokenTable, weigh_tokens
+from selfdistill.models.policy import Policy, length_buckets
 from selfdistill.training.forward import (
     ForwardPass,
     behaviour_pass,
     by_uid,
-    micro_batches,
     per_token,
     reference_pass,
     teacher_pass,
@@ -56,6 +50,7 @@ from selfdistill.types import RolloutGroup, TrainingSample
 
 MAGNITUDE = "magnitude"  # in a run's memory: the running mean of Σ p|a|
 DECAY = 0.99  # of that mean, per step
+MEANS = ("divergence", "magnitude", "entropy", "clipped")  # over the tokens that have such a number
 
 Share: TypeAlias = tuple[list[TrainingSample], Denominators]
 """The samples of one update, and the numbers of answers and tokens that share its weight of 1."""
@@ -114,9 +109,8 @@ def update_all(
             loss_specs[index] = replace(spec, clipping=spec.clipping.resolve(memory.get(MAGNITUDE)))
     shares: list[Share] = []
     rollouts, size = iter(credited), config.tasks_per_update or max(1, len(groups))
-    by_group = [[next(rollouts) for _ in group.rollouts] for group in groups]
-    for start in range(0, len(by_group), size):
-        entries = list(chain(*by_group[start : start + size]))
+    for start in range(0, len(groups), size):
+        entries = list(islice(rollouts, sum(len(group.rollouts) for group in groups[start : start + size])))
         samples = [
             s  # without its teacher where the schedule is at 0: the teacher need not read it
             if loss_specs[s.spec_index].teaches(totals.step)
@@ -159,8 +153,7 @@ def update_all(
         memory[MAGNITUDE] = DECAY * memory.get(MAGNITUDE, mean) + (1 - DECAY) * mean
     totals.memory = memory
     weighed = [s.uid for s in samples if _weighs_tokens(loss_specs[s.spec_index], s)]
-    before = {uid: tuple(stats[uid].log_ratio_N.tolist()) for uid in weighed}
-    log_ratio = {uid: row for uid, row in before.items() if not any(map(math.isnan, row))}
+    log_ratio = _known({uid: stats[uid].log_ratio_N for uid in weighed})
     return reports, numbers, log_ratio | {uid: row for report in reports for uid, row in report.log_ratio.items()}
 
 
@@ -181,7 +174,7 @@ def token_weights(
     shares: Sequence[Share],
     stats: Mapping[str, TokenStats],
     step: int,
-    memory: Memory,
+    memory: Mapping[str, float],
 ) -> tuple[dict[str, Tensor], dict[str, float], dict[str, float]]:
     """The weight of every token of a step in divergence, advantage and reference divergence: [3, T] by uid.
 
@@ -250,43 +243,42 @@ def update_policy(
     """One update of the policy, in micro-batches of `tokens` tokens that do not change the result."""
     if batch.reference is not None:  # samples carry their own scale
         loss_specs = [replace(spec, reference=ReferenceKL(1.0)) for spec in loss_specs]
-    terms, stats, log_ratio = [], [], dict[str, tuple[float, ...]]()
+    by_part, stats, log_ratio = [], [], dict[str, tuple[float, ...]]()
     for part in micro_batches(batch.samples, tokens):
         found = _backward(policy, loss_specs[part[0].spec_index], batch, part)
-        terms.append(found.terms)
+        by_part.append(found.terms)
         stats.append(found.stats)
         started_N = found.stats.logprobs_N
         if batch.old_logprobs is not None:
             started_N = torch.cat([batch.old_logprobs[s.uid] for s in part])
         rows = by_uid(part, found.stats.teacher_logprobs_N - started_N)
-        for s in part:  # of a support of the teacher's top tokens some sampled tokens have no log-ratio
-            if s.distil and not bool(rows[s.uid].isnan().any()):
-                log_ratio[s.uid] = tuple(rows[s.uid].tolist())
+        log_ratio |= _known({s.uid: rows[s.uid] for s in part if s.distil})
     limit = max_grad_norm if max_grad_norm > 0 else math.inf
     grad_norm = float(torch.nn.utils.clip_grad_norm_(list(policy.trainable().values()), limit))
-    totals = {name: float(torch.stack([own[name] for own in terms]).sum()) for name in LOSS_TERMS}
-    loss = sum(totals.values())
+    terms = {name: float(torch.stack([own[name] for own in by_part]).sum()) for name in LOSS_TERMS}
+    loss = sum(terms.values())
     skipped = not (math.isfinite(loss) and math.isfinite(grad_norm))
     if not skipped:
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return UpdateReport(
-        loss=loss,
-        terms=totals,
-        grad_norm=grad_norm,
-        skipped=skipped,
-        divergence=_mean([own.divergence_N for own in stats]),
-        magnitude=_mean([own.magnitude_N for own in stats]),
-        entropy=float(torch.cat([own.entropy_N for own in stats]).mean()),
-        clipped=float(torch.cat([own.clipped_N for own in stats]).float().mean()),
-        log_ratio=log_ratio,
-    )
+    numbers = {name: torch.cat([getattr(own, f"{name}_N") for own in stats]) * 1.0 for name in MEANS}
+    means = {name: 0.0 if row_N.isnan().all() else float(row_N.nanmean()) for name, row_N in numbers.items()}
+    return UpdateReport(loss, terms, grad_norm, skipped, **means, log_ratio=log_ratio)
 
 
-def _mean(parts: Sequence[Tensor]) -> float:
-    """Over the tokens that have such a number."""
-    values_N = torch.cat(list(parts))
-    return float(values_N.nanmean()) if not values_N.isnan().all() else 0.0
+def micro_batches(samples: Sequence[TrainingSample], tokens: int) -> list[list[TrainingSample]]:
+    """Samples of one loss and of similar length together, at most `tokens` tokens each."""
+    batches = []
+    for index in sorted({s.spec_index for s in samples}):
+        own = [s for s in samples if s.spec_index == index]
+        lengths = [len(s.student_prompt_ids) + len(s.completion_ids) for s in own]
+        batches += [[own[place] for place in bucket] for bucket in length_buckets(lengths, tokens)]
+    return batches
+
+
+def _known(rows: Mapping[str, Tensor]) -> dict[str, tuple[float, ...]]:
+    """The rows without NaN: of a support of the teacher's top tokens some sampled tokens have no log-ratio."""
+    return {uid: tuple(row_T.tolist()) for uid, row_T in rows.items() if not row_T.isnan().any()}
 
 
 def _backward(policy: Policy, loss_spec: LossSpec, batch: UpdateBatch, part: Sequence[TrainingSample]) -> FusedResult:
