@@ -16,6 +16,7 @@ from selfdistill.envs.base import score_all, tasks_of
 from selfdistill.envs.registry import make_environment
 from selfdistill.errors import ConfigError, EnvError
 from selfdistill.methods import get_method
+from selfdistill.prompts.render import Renderer
 from selfdistill.test_time.strategies import get_strategy
 from selfdistill.training.samples import credit_rollouts, roll_out
 from selfdistill.types import Completion, Message, Outcome, Rollout, RolloutGroup, Task
@@ -153,9 +154,10 @@ def test_an_abstract_method_and_a_stage_that_fails_are_named(tmp_path: Path, tin
     )
     with pytest.raises(ConfigError, match=r"fails in its settings[\s\S]*Own has neither `context` nor a `credit`"):
         get_method(f"{tmp_path}/neither.py:Own", {})
-    stage = make_stage(tmp_path / "method.py")
+    stage, policy = make_stage(tmp_path / "method.py"), tiny_policy()
+    renderer = Renderer(policy.tokenizer, policy.context_length, 100)
     with pytest.raises(ConfigError, match=r"Stage in .*method\.py fails in its `requests`[\s\S]*line 9"):
-        roll_out(tiny_policy(), None, None, [TASK], None, rollouts=1, seed=0, label="x", stages=(stage,))  # type: ignore[arg-type]
+        roll_out(policy, None, renderer, [TASK], None, rollouts=1, seed=0, label="x", stages=(stage,))  # type: ignore[arg-type]
 
 
 def make_stage(file: Path) -> object:
