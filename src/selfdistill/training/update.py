@@ -33,7 +33,8 @@ from selfdistill.losses import (
     fused_loss,
 )
 from selfdistill.losses.reduction import Denominators, Reduction, denominators, reduction_weights, relative_size
-from selfdistill.losses.token_weights import TokenTable, weigh_tokens
+from selfdistill.losses.shaping import TokenTable
+from selfdistill.losses.token_weights import weigh_tokens
 from selfdistill.models.policy import Policy, length_buckets
 from selfdistill.training.forward import (
     ForwardPass,
