@@ -14,8 +14,7 @@ import typer
 
 from selfdistill.cli import app
 from selfdistill.config import RunConfig, from_settings, load_config
-from selfdistill.data.rows import load_tasks
-from selfdistill.data.tasks import question_rows
+from selfdistill.data.load import load_tasks, question_rows
 from selfdistill.methods import METHODS, Credit
 from selfdistill.runs import EvalRecord, RolloutRecord, StepRecord
 from selfdistill.test_time.comparison import StrategyComparison, parse_arm

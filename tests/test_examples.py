@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from selfdistill import Additive, SampledToken, Tanh, load_config, load_tasks, read_run, solve, solve_config
+from selfdistill import Additive, SampledToken, Tanh, load_config, load_data, read_run, solve, solve_config
 from selfdistill.envs.code import CodeEnvironment
 from selfdistill.envs.registry import make_environment
 from selfdistill.errors import ConfigError
@@ -70,7 +70,7 @@ def test_the_world_judges_and_trains(model: str, tmp_path: Path):
 
 
 def test_the_tasks_are_solved_by_the_obvious_programs():
-    tasks = {task.id: task for task in load_tasks(EXAMPLES / "my_tasks.jsonl")}
+    tasks = {task.id: task for task in load_data(EXAMPLES / "my_tasks.jsonl")}
     answers = {
         "double": "def double(xs):\n    return [2 * x for x in xs]",
         "initials": "def initials(text: str) -> str:\n    return ''.join(word[0].upper() for word in text.split())",

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from selfdistill.config import load_config
-from selfdistill.data.rows import load_tasks
-from selfdistill.data.tasks import question_rows
+from selfdistill.data.load import load_tasks, question_rows
 from selfdistill.errors import ConfigError, DataError
 from selfdistill.files import MAX_DEPTH, decode_json, json_object, numbered_lines, read_text
 

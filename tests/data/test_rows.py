@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from selfdistill.data.rows import load_tasks, row_to_task
+from selfdistill.data.load import load_tasks
+from selfdistill.data.rows import row_to_task
 from selfdistill.errors import DataError
 
 SIMPLE = {"id": "add", "prompt": "Add.", "fn_name": "f", "tests": [{"input": [1, 2], "output": 3}]}
@@ -159,7 +160,7 @@ def test_files_that_hold_no_tasks(tmp_path):
 
 
 def test_an_id_used_twice_names_both_lines(tmp_path):
-    with pytest.raises(DataError, match=r":3: field 'id': the id 'add' was used in line 1"):
+    with pytest.raises(DataError, match=r":3: field 'id': the id 'add' was used in .*:1"):
         load_tasks(write(tmp_path / "twice.jsonl", SIMPLE, {**SIMPLE, "id": "b"}, SIMPLE))
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from selfdistill.data.load import question_rows
 from selfdistill.data.rows import row_to_task
 from selfdistill.data.tasks import (
     draw_tasks,
     fitting_tasks,
-    question_rows,
     training_tasks,
     usable_tasks,
     wanted_answers,
@@ -85,16 +85,16 @@ def test_rows_become_tasks_and_unknown_fields_go_to_the_environment(tmp_path: Pa
         {"prompt": turns, "id": 9, "demonstration": "so", "document": "known"},
     )
     first, second = question_rows(file)
-    assert first == Task("rows-1", (Message("user", "7 + 5?"),), {"answer": 12})
+    assert first == Task("rows-1", (Message("user", "7 + 5?"),), {"prompt": "7 + 5?", "answer": 12})
     assert second.id == "9"
     assert second.messages == (Message("system", "Be brief."), Message("user", "{why}?"))
-    assert (second.spec, second.demonstration, second.document) == ({}, "so", "known")
+    assert (second["id"], second.demonstration, second.document) == (9, "so", "known")
 
 
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"question": "?"}, r"field 'prompt': expected a statement[\s\S]*the fields 'question'"),
+        ({"question": "?"}, r"there is no column 'prompt'[\s\S]*columns question"),
         ([1, 2], "expected a JSON object"),
         ('{"prompt": ', "not JSON"),
         ({"prompt": 7}, "field 'prompt': expected a statement, as text or as a list of messages"),
@@ -110,7 +110,7 @@ def test_rows_become_tasks_and_unknown_fields_go_to_the_environment(tmp_path: Pa
         ({"prompt": "?", "id": [1]}, "field 'id': expected text or an integer"),
         ({"prompt": "?", "user_reply": "\ud83d no"}, r"field 'user_reply': half of a surrogate pair"),
         ({"prompt": "?", "deep": {"a": [0, {"\udc00": 1}]}}, r"field 'deep.a\[1\].\\\\udc00': half of a surrogate"),
-        ({"prompt": "another", "id": "rows-1"}, "field 'id': the id 'rows-1' was used in line 1"),
+        ({"prompt": "another", "id": "rows-1"}, "field 'id': the id 'rows-1' was used in .*:1"),
     ],
 )
 def test_a_row_that_cannot_be_used_is_named_by_file_and_line(tmp_path: Path, row: object, message: str) -> None:

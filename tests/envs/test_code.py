@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from sandbox_parts import needs_isolation
-from selfdistill.data.rows import load_tasks, row_to_task
+from selfdistill.data.load import load_tasks
+from selfdistill.data.rows import row_to_task
 from selfdistill.envs.code import CodeEnvironment, CodeOptions
 from selfdistill.envs.registry import environment_options
 from selfdistill.errors import ConfigError, DataError

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from selfdistill.data.load import AS_NAMED, RowOptions, question_task
 from selfdistill.data.row import Row, read_rows
 from selfdistill.data.rows import row_to_task
-from selfdistill.data.tasks import question_task, training_tasks
+from selfdistill.data.tasks import training_tasks
 from selfdistill.envs.base import Environment, Fault, Pair, Scored, score_all, why_unusable
 from selfdistill.envs.code import CodeEnvironment
 from selfdistill.envs.scoring import MODES, entry_of
@@ -82,15 +83,14 @@ class CheckReport:
     notes: list[str] = field(default_factory=list)
 
 
-def every_row(env: Environment, data: str) -> list[TaskRow]:
-    """All rows of a data file, else the environment's own tasks. Raises `DataError` for a file that cannot be read."""
+def every_row(env: Environment, data: str, options: RowOptions = AS_NAMED) -> list[TaskRow]:
+    """All rows of a data set, else the environment's own tasks. Raises `DataError` for a file that cannot be read."""
     if not data:
         return [TaskRow(f"task {task.id!r}", task) for task in training_tasks(env, "")]
-    path, code = Path(data), isinstance(env, CodeEnvironment)
-    rows = []
-    for line, found in read_rows(path, numbered_lines(path), row_to_task if code else question_task):
+    code, source, rows = isinstance(env, CodeEnvironment), options.open(data), []
+    for place, found in read_rows(source, options.mapped(row_to_task if code else question_task)):
         why = "" if code or isinstance(found, DataError) else why_unusable(env, found)
-        rows.append(TaskRow(f"{path}:{line}", DataError(f"{path}:{line}: {why}") if why else found))
+        rows.append(TaskRow(place, DataError(f"{place}: {why}") if why else found))
     return rows
 
 
@@ -120,7 +120,7 @@ def read_answers(path: Path) -> list[Answer]:
     """The answers of a JSONL file, `{"id": …, "answer": …}` a line; a task may have several. Raises `DataError`."""
     answers = []
     for line, text in numbered_lines(path, what="the file of answers"):
-        row = Row(path, line, "answer", json_object(text, f"{path}:{line}"))
+        row = Row(str(path), line, "answer", json_object(text, f"{path}:{line}"))
         for name in ("id", "answer"):
             if row.name_of(name) is None:
                 row.fail(name, "text", "nothing", do='write {"id": …, "answer": …}')
@@ -156,7 +156,8 @@ def _find_duplicates(tasks: Sequence[tuple[str, Task]], report: CheckReport) -> 
     """Rows with the prompt of an earlier one: the same task twice where their tests are the same too."""
     whole, prompts = dict[tuple[object, str], str](), dict[object, str]()
     for place, task in tasks:
-        key = (task.messages, json.dumps(task.spec, sort_keys=True, default=str))
+        columns = {name: value for name, value in task.spec.items() if name != "id"}
+        key = (task.messages, json.dumps(columns, sort_keys=True, default=str))
         if key in whole:
             report.problems.append(f"{place}: the same prompt and tests as {whole[key]}")
         elif task.messages in prompts:

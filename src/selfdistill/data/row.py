@@ -1,16 +1,15 @@
-"""A row of a user's JSONL file: its fields with their checks, the conversation in it, and reading a whole file."""
+"""A row of a user's data: its fields with their checks, the conversation in it, and reading all rows of a source."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NoReturn, TypeAlias, TypeVar, get_args
 
+from selfdistill.data.sources import Source
 from selfdistill.envs.sandbox.limits import MAX_SECONDS, MIN_SECONDS
 from selfdistill.envs.syntax import code_fault
 from selfdistill.errors import DataError
-from selfdistill.files import json_object
 from selfdistill.types import Message, Role, Task
 
 T = TypeVar("T")
@@ -24,7 +23,7 @@ class Row:
     """The fields of a row with its place and its shape, which every error names. Code in rows that are not `compiled`
     is not looked at."""
 
-    path: str | Path
+    path: str
     line: int
     shape: str
     fields: Mapping[str, Any]
@@ -122,29 +121,31 @@ class Row:
         return Message(role, text)
 
 
-Convert: TypeAlias = Callable[[dict[str, Any], Path, int], Task]
+Convert: TypeAlias = Callable[[dict[str, Any], str, int], Task]
 
 
-def read_rows(path: Path, lines: Sequence[tuple[int, str]], convert: Convert) -> Iterator[tuple[int, Task | DataError]]:
-    """Every row of a file with its line: its task, or why it cannot be used, an id that was used before too."""
-    seen: dict[str, int] = {}
-    for line, text in lines:
+def read_rows(source: Source, convert: Convert) -> Iterator[tuple[str, Task | DataError]]:
+    """Every row with its place: its task, or why it cannot be used, an id that was used before too."""
+    seen: dict[str, str] = {}
+    for number, raw in source.rows:
+        place = f"{source.label}:{number}"
         try:
-            task = convert(json_object(text, f"{path}:{line}"), path, line)
+            found = source.decode(raw, place)
+            task = found if isinstance(found, Task) else convert(found, source.label, number)
             if task.id in seen:
-                what = f"{path}:{line}: field 'id': the id {short(task.id)} was used in line {seen[task.id]} already"
+                what = f"{place}: field 'id': the id {short(task.id)} was used in {seen[task.id]} already"
                 raise DataError(what, do="give each row its own id")
         except DataError as error:
-            yield line, error
+            yield place, error
         else:
-            seen[task.id] = line
-            yield line, task
+            seen[task.id] = place
+            yield place, task
 
 
-def load_rows(path: Path, lines: Sequence[tuple[int, str]], convert: Convert) -> list[Task]:
-    """All tasks of a file's rows, in order. Raises `DataError` for the first row that cannot be used."""
+def load_rows(source: Source, convert: Convert) -> list[Task]:
+    """All tasks of a source, in order. Raises `DataError` for the first row that cannot be used."""
     tasks = []
-    for _, found in read_rows(path, lines, convert):
+    for _, found in read_rows(source, convert):
         if isinstance(found, DataError):
             raise found
         tasks.append(found)

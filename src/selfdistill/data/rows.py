@@ -1,4 +1,4 @@
-"""Reading a JSONL file of programming tasks, whichever of four shapes its rows have.
+"""Rows of programming tasks, in one of four shapes.
 
     shape          a row is one if it has
     LiveCodeBench  question_content, public_test_cases and/or private_test_cases (starter_code, metadata.func_name)
@@ -6,7 +6,7 @@
     HumanEval      prompt, test, entry_point (canonical_solution)
     simple         prompt, tests [{input, output}] (id, fn_name, starter_code, private_tests, solution, time_limit)
 
-Everything is checked before anything is returned: the first thing wrong is named with its file, line and field.
+The first thing wrong with a row is named with its file, line and field.
 """
 
 from __future__ import annotations
@@ -17,14 +17,12 @@ import pickle
 import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from keyword import iskeyword
-from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
-from selfdistill.data.row import Row, load_rows, short
+from selfdistill.data.row import Row, short
 from selfdistill.errors import DataError
-from selfdistill.files import BadJson, decode_json, is_whole, numbered_lines
+from selfdistill.files import BadJson, decode_json, is_whole
 from selfdistill.types import Message, Task
 
 INSTRUCTION = "Answer with one fenced block that holds the whole program:\n```python\n...\n```"
@@ -46,32 +44,16 @@ _PACKED = re.compile(r"[A-Za-z0-9+/=][A-Za-z0-9+/=\s]*")
 _DEFINES_CHECK = re.compile(r"\bdef\s+check\b|\bcheck\s*=|\bimport\b.*\bcheck\b")
 
 
-def load_tasks(path: str | Path) -> list[Task]:
-    """All tasks of a JSONL file, in order. Raises DataError for the first row that cannot be used, for an id that
-    occurs twice and for a file without rows.
-
-    The code in rows is compiled in files of up to `CHECKED_ROWS` rows; of longer ones a run looks at every row that it
-    draws.
-    """
-    path = Path(path)
-    lines = numbered_lines(path)
-    return load_rows(path, lines, partial(row_to_task, compiled=len(lines) <= CHECKED_ROWS))
-
-
-def row_to_task(fields: Mapping[str, Any], path: str | Path = "row", line: int = 1, *, compiled: bool = True) -> Task:
+def row_to_task(fields: Mapping[str, Any], path: str = "row", line: int = 1, *, compiled: bool = True) -> Task:
     """One row as a task. Raises `DataError` naming `path`, `line` and the field; with `compiled` also for code that
     does not compile, or imports what is not there."""
-    missing = {
-        shape: [names for names in required if fields.keys().isdisjoint(names.split(" or "))]
-        for shape, (required, _) in _SHAPES.items()
-    }
-    shape = min(_SHAPES, key=lambda shape: (len(missing[shape]), -len(_SHAPES[shape][0]) if missing[shape] else 0))
-    if missing[shape]:
+    shape, missing = lacking(fields)
+    if missing:
         raise DataError(
             f"{path}:{line}: the row has no shape that is known",
             got=f"fields {', '.join(sorted(fields)) or '(none)'}",
-            why=f"nearest is {shape}, which lacks {', '.join(missing[shape])}",
-            do='add those fields, or write {"id": ..., "prompt": ..., "tests": [{"input": ..., "output": ...}]}',
+            why=f"nearest is {shape}, which lacks {', '.join(missing)}",
+            do="add those fields; rows of your own need an environment that scores them: --env my_env.py:reward",
         )
     required, convert = _SHAPES[shape]
     task = convert(Row(path, line, shape, fields, compiled))
@@ -79,6 +61,21 @@ def row_to_task(fields: Mapping[str, Any], path: str | Path = "row", line: int =
         what = f"{path}:{line}: {shape} row: field {required[1]!r}: task {short(task.id)} has no tests"
         raise DataError(what, why="every answer would count as correct", do="add a test, or leave the row out")
     return task
+
+
+def is_code(fields: Mapping[str, Any]) -> bool:
+    """Whether a row has one of the shapes."""
+    return not lacking(fields)[1] and isinstance(fields.get("tests", []), list)
+
+
+def lacking(fields: Mapping[str, Any]) -> tuple[str, list[str]]:
+    """The shape that is nearest to a row's, and the fields that the row lacks for it."""
+    missing = {
+        shape: [names for names in required if fields.keys().isdisjoint(names.split(" or "))]
+        for shape, (required, _) in _SHAPES.items()
+    }
+    shape = min(_SHAPES, key=lambda shape: (len(missing[shape]), -len(_SHAPES[shape][0]) if missing[shape] else 0))
+    return shape, missing[shape]
 
 
 def _from_livecodebench(row: Row) -> Task:

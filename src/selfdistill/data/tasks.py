@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from selfdistill.data import rows
-from selfdistill.data.row import Row, load_rows
-from selfdistill.data.rows import load_tasks
+from selfdistill.data.load import AS_NAMED, RowOptions, load_tasks, question_rows
 from selfdistill.envs.base import Environment, tasks_of, why_unusable
 from selfdistill.envs.code import CodeEnvironment
 from selfdistill.errors import ConfigError, DataError, ModelError
-from selfdistill.files import numbered_lines
 from selfdistill.plugins import refuse_value
 from selfdistill.prompts.render import Renderer
 from selfdistill.prompts.stages import FixedCompletion, Stage
@@ -25,21 +22,9 @@ class NoneFits(DataError):
     """Every prompt is longer than the model reads."""
 
 
-def training_tasks(env: Environment, data: str | Sequence[Task]) -> list[Task]:
-    """The tasks given, those of a data file, else the environment's own. Raises `DataError`, `ConfigError` when there
-    are none."""
-    if not isinstance(data, str):
-        return list(data)
-    refuse_value(data, "data")
-    if data and isinstance(env, CodeEnvironment):
-        return load_tasks(Path(data))
-    if data:
-        tasks = question_rows(Path(data))
-        why = next(filter(None, (why_unusable(env, task) for task in tasks[: rows.CHECKED_ROWS])), "")
-        if why:
-            raise _none_usable(f"{data}: {why}")
-        return tasks
-    tasks = tasks_of(env, "train")
+def training_tasks(env: Environment, data: Any, options: RowOptions = AS_NAMED) -> list[Task]:
+    """The tasks of `data`, else the environment's own. Raises `DataError`, `ConfigError` when there are none."""
+    tasks = data_tasks(env, data, options) if data else tasks_of(env, "train")
     if not tasks:
         raise ConfigError(
             f"the environment {env.name!r} has no tasks of its own",
@@ -48,23 +33,18 @@ def training_tasks(env: Environment, data: str | Sequence[Task]) -> list[Task]:
     return tasks
 
 
-def question_rows(path: Path) -> list[Task]:
-    """Tasks for an environment that reads its rows itself, with the fields of `question_task`. Raises `DataError`
-    naming file, line and field."""
-    return load_rows(path, numbered_lines(path), question_task)
-
-
-def question_task(fields: Mapping[str, Any], path: Path, line: int) -> Task:
-    """One row `{"prompt": "…" or messages, "id": …, "demonstration": …, "document": …, "logged_answer": …,
-    "user_reply": …}` as a task; every other key goes to `task.spec`. Raises `DataError`."""
-    row = Row(path, line, "question", fields)
-    texts = ("demonstration", "document", "logged_answer", "user_reply")
-    return Task(
-        row.id("id", default=f"{path.stem}-{line}"),
-        row.messages("prompt"),
-        {key: value for key, value in fields.items() if key not in ("id", "prompt", *texts)},
-        **{field: row.text(field) for field in texts},
-    )
+def data_tasks(env: Environment, data: Any, options: RowOptions = AS_NAMED) -> list[Task]:
+    """The tasks of a source as in `load_data`, in the form that the environment reads. Raises `DataError`, also for a
+    row to which no answer can be scored."""
+    if isinstance(data, str):
+        refuse_value(data, "data")
+    if isinstance(env, CodeEnvironment):
+        return load_tasks(data, options)
+    tasks = question_rows(data, options)
+    why = next(filter(None, (why_unusable(env, task) for task in tasks[: rows.CHECKED_ROWS])), "")
+    if why:
+        raise _none_usable(f"{data}: {why}" if isinstance(data, str) else why)
+    return tasks
 
 
 def bad_rows(env: Environment, tasks: Sequence[Task]) -> dict[str, str]:

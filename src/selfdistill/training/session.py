@@ -12,7 +12,8 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from selfdistill.config import RunConfig
-from selfdistill.data.tasks import all_usable, check_conversations, fitting_tasks, question_rows
+from selfdistill.data.load import question_rows
+from selfdistill.data.tasks import all_usable, check_conversations, fitting_tasks
 from selfdistill.envs.base import Environment, tasks_of
 from selfdistill.errors import ConfigError, RunError
 from selfdistill.files import read_text
@@ -310,7 +311,7 @@ def _replay_tasks(config: RunConfig, env: Environment) -> list[Task]:
     """Prompts of the past: the environment's replay tasks, or those of a file."""
     assert config.replay is not None
     if config.replay.prompts != "env":
-        return question_rows(Path(config.replay.prompts))
+        return question_rows(config.replay.prompts)
     tasks = tasks_of(env, "replay")
     if not tasks:
         raise ConfigError(
