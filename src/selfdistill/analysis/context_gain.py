@@ -18,9 +18,7 @@ from typing import NamedTuple
 from selfdistill.analysis.control_contexts import SHUFFLED
 from selfdistill.config import RunConfig, resolved
 from selfdistill.data.tasks import usable_tasks
-from selfdistill.envs.base import Environment
 from selfdistill.envs.scoring import extract_code
-from selfdistill.models.sampler import SamplingOptions
 from selfdistill.prompts.context import Demonstration, Document, SolutionOrFeedback, UserReply, without_thinking
 from selfdistill.prompts.stages import PrivilegedRollouts, failures
 from selfdistill.runs import Estimate, EvalRecord, RunDir
@@ -179,7 +177,8 @@ def measure_context_gain(config: RunConfig, callback: Callback) -> ContextGainRe
         bench = _Bench(session, callback, run)
         tasks = usable_tasks(session.tasks[: config.evaluation.tasks], session.env, callback)
         questions = [_Prompt(task, session.renderer.prompt(task.messages)) for task in tasks]
-        groups = bench.sample("attempt", session.env, config.sampling, questions, config.rollouts_per_task)
+        attempts = bench.answers("attempt", questions, config.rollouts_per_task, attempts=True)
+        groups = [RolloutGroup(task, tuple(attempts[task.id])) for task in tasks]
         bare = bench.answers("bare", questions, config.evaluation.answers)
         gains = []
         for kind, contexts in KINDS.items():
@@ -213,38 +212,37 @@ class _Bench:
     callback: Callback
     run: RunDir | None
 
-    def sample(
-        self, name: str, env: Environment, options: SamplingOptions, prompts: Sequence[_Prompt], rollouts: int
-    ) -> list[RolloutGroup]:
-        """So many answers to each prompt, in order."""
-        session, groups = self.session, list[RolloutGroup]()
+    def answers(
+        self, name: str, prompts: Sequence[_Prompt], rollouts: int = 1, *, attempts: bool = False
+    ) -> dict[str, list[Rollout]]:
+        """So many answers to each prompt, by task: sampled and scored as in evaluation, or `attempts` as in training.
+        Raises `EnvError` when the environment fails on most."""
+        session, config, found = self.session, self.session.config, dict[str, list[Rollout]]()
         size = max(1, SLICE // rollouts)
         for start in range(0, len(prompts), size):
             self.callback(Phase(f"measuring: {name}", start, len(prompts)))
             part = prompts[start : start + size]
-            made = roll_out(
+            groups = roll_out(
                 session.policy,
-                env,
+                session.env if attempts else session.evaluation_env,
                 session.renderer,
                 [prompt.task for prompt in part],
-                options,
+                config.sampling if attempts else replace(config.sampling, temperature=config.evaluation.temperature),
                 rollouts=rollouts,
-                seed=session.config.seed,
+                seed=config.seed,
                 label=f"context-gain-{name}-{start}",
                 prompts=[prompt.ids for prompt in part],
             )
-            self._record(
-                [(r, prompt.context) for group, prompt in zip(made, part, strict=True) for r in group.rollouts]
-            )
-            groups += made
-        return groups
-
-    def answers(self, name: str, prompts: Sequence[_Prompt], rollouts: int = 1) -> dict[str, list[Rollout]]:
-        """Answers to these prompts by task, sampled and scored as in evaluation."""
-        config, found = self.session.config, dict[str, list[Rollout]]()
-        options = replace(config.sampling, temperature=config.evaluation.temperature)
-        for group in self.sample(name, self.session.evaluation_env, options, prompts, rollouts):
-            found.setdefault(group.task.id, []).extend(group.rollouts)
+            records = []
+            for group, prompt in zip(groups, part, strict=True):
+                found.setdefault(group.task.id, []).extend(group.rollouts)
+                for rollout in group.rollouts:
+                    known = replace(rollout, stage=PrivilegedRollouts.name) if prompt.context else rollout
+                    entry = CreditedRollout(known, context=prompt.context, drop=rollout.drop)
+                    records.append(rollout_record(0, entry, {}, session.renderer.tokenizer))
+            if self.run:
+                self.run.append(*records)
+            check_environment(records)
         return found
 
     def gain(
@@ -294,17 +292,6 @@ class _Bench:
                 if not isinstance(made, DropReason):
                     found.append(_Prompt(task, made[0], replace(context, kind=kind), made[2]))
         return found
-
-    def _record(self, answers: Sequence[tuple[Rollout, Context | None]]) -> None:
-        """Records answers, and raises `EnvError` when the environment fails on most."""
-        records = []
-        for rollout, context in answers:
-            known = replace(rollout, stage=PrivilegedRollouts.name) if context else rollout
-            entry = CreditedRollout(known, context=context, drop=rollout.drop)
-            records.append(rollout_record(0, entry, {}, self.session.renderer.tokenizer))
-        if self.run:
-            self.run.append(*records)
-        check_environment(records)
 
 
 def other_contexts(

@@ -12,7 +12,6 @@ from selfdistill.envs.verbs.env import fresh_verbs
 from selfdistill.prompts.context import FIELDS
 from selfdistill.types import Context, Task
 
-COUNT = 19  # with the real one 20: a model that ignores the content ranks the real one first 1 time in 20
 SEED = 19
 SHUFFLED = "shuffled-"  # prefix of the kind of a context from another task
 
@@ -37,7 +36,7 @@ PROSE = (
     "Copper conducts heat better than iron.",
     "The map shows the river too far to the east.",
 )
-assert len(PROSE) == COUNT
+COUNT = len(PROSE)  # with the real one 20: a model that ignores the content ranks the real one first 1 time in 20
 
 
 def control_contexts(context: Context, *, plain_words: bool) -> list[Context]:
@@ -60,19 +59,18 @@ def contexts_of_others(context: Context, known: Sequence[tuple[str, Context]], t
     One of each task: several of one task are alike, and would count one comparison several times. Contexts that came
     from another task are left out: they may be this task's own.
     """
-    texts = tuple(getattr(context, name) for name in FIELDS)
-    sections = {name for name in FIELDS if getattr(context, name)}
-    fitting = {
-        tuple(getattr(other, name) for name in FIELDS): (name_of, other)
-        for name_of, other in known
-        if name_of != task
-        and not other.kind.startswith(SHUFFLED)
-        and {name for name in FIELDS if getattr(other, name)} == sections
-    }
-    fitting.pop(texts, None)
+    texts, fitting = _texts(context), dict[tuple[str, ...], tuple[str, Context]]()
+    for name, other in known:
+        same_sections = list(map(bool, _texts(other))) == list(map(bool, texts))
+        if name != task and same_sections and _texts(other) != texts and not other.kind.startswith(SHUFFLED):
+            fitting[_texts(other)] = name, other
     others = list(fitting.values())
     random.Random(SEED).shuffle(others)
     return list(dict(others).values())[:COUNT]
+
+
+def _texts(context: Context) -> tuple[str, ...]:
+    return tuple(getattr(context, name) for name in FIELDS)
 
 
 @cache

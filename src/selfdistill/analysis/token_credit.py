@@ -67,7 +67,9 @@ def credit(
             do="shorten the answer, or take a model that reads more with --model",
         )
     prompt, _, cut = found
-    own, error_visibility = _compared(policy, renderer, query, question, prompt, control)
+    tried = [renderer.teacher_prompt(query.question, context, size) for context in control]
+    others = [found[0] for found in tried if not isinstance(found, DropReason)]
+    own, error_visibility = _compared(policy, query, question, prompt, others)
     tokens = _tokens(policy, query, question, prompt, own, top)
     return AnswerCredit(policy.name, query.question, query.context, tokens, cut, error_visibility, query.advantage)
 
@@ -108,24 +110,15 @@ def _alternatives(tokenizer: Any, log_p_V: Tensor, log_q_V: Tensor, top: int) ->
 
 
 def _compared(
-    policy: Policy,
-    renderer: Renderer,
-    query: CreditQuery,
-    question: TokenIds,
-    prompt: TokenIds,
-    control: Sequence[Context],
+    policy: Policy, query: CreditQuery, question: TokenIds, prompt: TokenIds, others: Sequence[TokenIds]
 ) -> tuple[Sequence[float | None], ErrorVisibility | None]:
     """The own log-ratio of each token, and the test of whether the model sees the error; neither without controls."""
-    size = max(len(query.answer), len(query.correct))
-    tried = [renderer.teacher_prompt(query.question, context, size) for context in control]
-    others = [found[0] for found in tried if not isinstance(found, DropReason)]
     if not others:
         return [None] * len(query.answer), None
     answers = [query.answer, *([query.correct] if query.correct else [])]
     read = [_logprobs(policy, ids, answers, query.temperature) for ids in (prompt, *others)]
     log_q_KN = torch.stack([given_N for given_N, *_ in read])
-    count = len(others)
-    beyond_KN = (log_q_KN - log_q_KN.mean(0)) * (count + 1) / count  # each less the mean of all the others
+    beyond_KN = (log_q_KN - log_q_KN.mean(0)) * len(read) / len(others)  # each less the mean of all the others
     if query.correct:
         before = _odds(_logprobs(policy, question, answers, query.temperature))
         values = [_odds(entry) - before for entry in read]

@@ -167,15 +167,16 @@ def run_comparison(
     """
     whole = _joined(comparison, out)
     at_once = places([whole.config(arm).run.device for arm in whole.arms], at_once)
-    every, fresh = list(searches(whole, out)), not (out / COMPARISON).exists()
     probe(out, 0)
     write_atomic(out / COMPARISON, json.dumps(asdict(whole), indent=1) + "\n")
     try:
-        side_by_side([search.job(out) for search in every if not search.finished], callback, at_once=at_once)
+        side_by_side(
+            [search.job(out) for search in searches(whole, out) if not search.finished], callback, at_once=at_once
+        )
     except KeyboardInterrupt as stop:
         raise Interrupted(out, None, "compare") from stop
     except RunError:
-        if fresh and not any(out.glob(f"searches/*/{CONFIG}")):  # refused before any began: a corrected one may follow
+        if not any(out.glob(f"searches/*/{CONFIG}")):  # refused before any began: a corrected one may follow
             (out / COMPARISON).unlink()
             with suppress(OSError):
                 out.rmdir()
@@ -243,12 +244,8 @@ def _joined(comparison: StrategyComparison, out: Path) -> StrategyComparison:
     same = ("tasks", "budget", "settings", "first_seed")
     different = [name for name in same if getattr(before, name) != getattr(comparison, name)]
     if different:
-        raise RunError(
-            "the folder holds a strategy comparison with other " + ", ".join(different),
-            got=out,
-            why="arms are compared on the same tasks under the same budget",
-            do="choose another --out; only arms and seeds can be added",
-        )
+        what = "the folder holds a strategy comparison with other " + ", ".join(different)
+        raise RunError(what, got=out, do="choose another --out; only arms and seeds can be added")
     own = {arm.label: arm for arm in (*before.arms, *comparison.arms)}
     if any(own[arm.label] != arm for arm in before.arms):
         raise RunError("an arm of the same label had other settings", got=out, do="give it another label")

@@ -294,10 +294,8 @@ def _restored(session: Session, path: Path, rounds: int | None, callback: Callba
     if session.learner is not None:
         return saved_totals(session.restore(path / CHECKPOINTS, callback))
     steps = read_run(path).steps[:rounds]
-    if not steps:
-        return Totals()
-    last = steps[-1]
-    return Totals(step=last.step, completions_sampled=last.completions_sampled, tokens=last.tokens, wall_s=last.wall_s)
+    last = steps[-1] if steps else Totals()
+    return Totals(last.step, last.completions_sampled, last.tokens, last.wall_s)
 
 
 def _ending(result: SolveResult) -> str:

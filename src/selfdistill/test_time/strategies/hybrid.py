@@ -12,7 +12,7 @@ from selfdistill.methods import Credit, Method
 from selfdistill.methods.base import CreditOrDrop, credits_of
 from selfdistill.options import changed, option
 from selfdistill.test_time.strategies.base import PASSED, Attempt, Prompt, SolveState, Strategy
-from selfdistill.test_time.strategies.window import distinct, with_feedback, with_text
+from selfdistill.test_time.strategies.window import with_feedback, with_text
 from selfdistill.types import Rollout, RolloutGroup
 
 MOST_ODDS = 5.0  # bounds the weight of a failure that is nearly certain to be sampled again
@@ -88,9 +88,9 @@ class Hybrid(Strategy):
         recent = with_text([past for past in state.attempts if past.round >= state.round - self.rounds])
         informed = round(self.share * count)
         if self.reads == "round":
-            prompts = [with_feedback(state, distinct(recent), self.window)] * informed
+            prompts = [with_feedback(state, recent, self.window)] * informed
         else:
-            prompts = [with_feedback(state, distinct(_at(recent, place)), self.window) for place in range(informed)]
+            prompts = [with_feedback(state, _at(recent, place), self.window) for place in range(informed)]
         return prompts + [Prompt(state.task.messages)] * (count - informed)
 
     def learner(self, method: Method) -> Method:

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 from selfdistill.options import changed, option
 from selfdistill.test_time.strategies.base import Prompt, SolveState, Strategy
-from selfdistill.test_time.strategies.window import distinct, with_attempts, with_feedback, with_text
+from selfdistill.test_time.strategies.window import with_attempts, with_feedback, with_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,4 +39,4 @@ class MultiTurn(Strategy):
     def _prompt(self, state: SolveState, drawn: random.Random | None) -> Prompt:
         if self.attempts:
             return with_attempts(state, [past for past in state.attempts if past.failed], self.window, drawn)
-        return with_feedback(state, distinct(with_text(state.attempts)), self.window, drawn)
+        return with_feedback(state, with_text(state.attempts), self.window, drawn)

@@ -19,20 +19,16 @@ def with_text(attempts: Sequence[Attempt]) -> list[Attempt]:
     return [attempt for attempt in attempts if attempt.failed and attempt.feedback.strip()]
 
 
-def distinct(attempts: Sequence[Attempt]) -> list[Attempt]:
-    """The last of the attempts with equal feedback."""
-    last = {attempt.feedback: place for place, attempt in enumerate(attempts)}
-    return [attempts[place] for place in sorted(last.values())]
-
-
 def with_feedback(
     state: SolveState, attempts: Sequence[Attempt], window: int, drawn: random.Random | None = None
 ) -> Prompt:
-    """The question with as much feedback as fits: the newest, or a random choice with `drawn`.
+    """The question with as much feedback as fits: the newest, or a random choice with `drawn`. Equal feedback is read
+    once.
 
     Where one feedback alone is too long, it is cut; where nothing of it fits, the prompt is the question.
     """
-    texts = [attempt.feedback for attempt in attempts]
+    last = {attempt.feedback: place for place, attempt in enumerate(attempts)}
+    texts = sorted(last, key=last.__getitem__)
 
     def messages(places: Sequence[int]) -> tuple[Message, ...]:
         feedback = BETWEEN.join(texts[place] for place in places)
