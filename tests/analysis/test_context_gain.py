@@ -24,9 +24,9 @@ from selfdistill.analysis.context_gain import (
 )
 from selfdistill.config import RunConfig, from_settings
 from selfdistill.errors import EnvError
-from selfdistill.runs import Estimate, read_run, share
+from selfdistill.runs import Estimate, read_run
 from selfdistill.runs.events import no_callback
-from selfdistill.runs.stats import paired_difference
+from selfdistill.runs.stats import paired_difference, share
 from selfdistill.types import Context, Task
 
 FENCED = "Sure:\n```python\ndef f(x):\n    return x\n```"

@@ -9,7 +9,9 @@ from typer.testing import CliRunner
 from selfdistill.cli import app
 from selfdistill.cli.guard import Guarded
 from selfdistill.errors import RunError
-from selfdistill.runs import EvalRecord, Interrupted, RunDir, StepRecord, share
+from selfdistill.runs import EvalRecord, RunDir, StepRecord
+from selfdistill.runs.events import Interrupted
+from selfdistill.runs.stats import share
 
 COMMANDS = ("train", "eval", "check", "solve", "methods", "envs", "demo", "compare")
 runner = CliRunner()

@@ -2,8 +2,7 @@ import json
 import subprocess
 from pathlib import Path
 
-from selfdistill.runs import describe_environment
-from selfdistill.runs.environment import git_commit, package_version
+from selfdistill.runs.environment import describe_environment, git_commit, package_version
 
 
 def test_environment_is_json_and_names_what_matters():

@@ -1,6 +1,7 @@
 from pathlib import Path
 
-from selfdistill.runs import Event, Interrupted, Phase, StepEnd, StepRecord, named
+from selfdistill.runs import Event, Phase, StepEnd, StepRecord
+from selfdistill.runs.events import Interrupted, named
 
 STEP = StepRecord(1, 8, 80, 1.0, 0.5, 0.5, 0.1, 1.0, 1e-5)
 

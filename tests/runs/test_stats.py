@@ -7,16 +7,19 @@ from statistics import fmean
 
 import pytest
 
-from selfdistill.runs import clustered_share, mean, share, wilson_interval
 from selfdistill.runs.stats import (
     COUNTED,
     Estimate,
     SignFlipTest,
     bootstrap,
+    clustered_share,
     holm,
+    mean,
     mean_of_shares,
     paired_difference,
+    share,
     t_quantile,
+    wilson_interval,
 )
 
 

@@ -6,7 +6,8 @@ import sys
 import time
 from pathlib import Path
 
-from selfdistill.runs import RunDir, StepRecord, no_callback
+from selfdistill.runs import RunDir, StepRecord
+from selfdistill.runs.events import no_callback
 from selfdistill.training.side_by_side import attend
 from selfdistill.training.stopping import StopSign
 

@@ -16,7 +16,7 @@ from selfdistill.prompts.stages import (
     Reflections,
     SecondAttempts,
 )
-from selfdistill.runs import wilson_interval
+from selfdistill.runs.stats import wilson_interval
 from selfdistill.training.evaluation import accuracy
 from selfdistill.training.recording import step_record
 from selfdistill.training.samples import CreditedRollout, roll_out

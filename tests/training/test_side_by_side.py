@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from selfdistill.errors import ConfigError, RunError
-from selfdistill.runs import Event, Interrupted, RunEnd, RunStart, StepEnd, read_run
+from selfdistill.runs import Event, RunEnd, RunStart, StepEnd, read_run
+from selfdistill.runs.events import Interrupted
 from selfdistill.training.loop import train
 from selfdistill.training.side_by_side import Job, compare, demo_configs, places, side_by_side
 

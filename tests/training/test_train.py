@@ -15,7 +15,8 @@ from selfdistill.config import NamedComponent
 from selfdistill.errors import ConfigError, DataError, EnvError, RunError, TrainingError
 from selfdistill.models.checkpoint import latest_checkpoint
 from selfdistill.models.teacher import Teacher
-from selfdistill.runs import EvalEnd, Note, Phase, RunEnd, RunStart, StepEnd, no_callback, read_run
+from selfdistill.runs import EvalEnd, Note, Phase, RunEnd, RunStart, StepEnd, read_run
+from selfdistill.runs.events import no_callback
 from selfdistill.training import loop, update
 from selfdistill.training.loop import PATIENCE, train
 from selfdistill.training.recording import TORN

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from selfdistill.errors import RunError
 from selfdistill.runs.credit import Alternative, AnswerCredit, ErrorVisibility, TokenCredit
 from selfdistill.types import Context, Message
-from selfdistill.view.credit import credit_page, numbers, percent, shown, strength, write_credit_page
+from selfdistill.view.credit import credit_page, percent, shown, strength, table_of, write_credit_page
 
 VOID = {"meta", "br", "link", "img", "input", "hr"}
 NASTY = ("<b>&\"'", " x", "\n", "", "</script>")
@@ -122,10 +123,14 @@ def test_what_is_not_there_is_not_shown() -> None:
 def test_numbers_of_a_token() -> None:
     token = TokenCredit(" +", -0.25, -3.25, (Alternative("))", 0.04, 0.9), Alternative("x", 0.0, 0.0001)), 0.5, -2.0)
     assert token.log_ratio == -3.0
-    assert numbers(token, own=True, recorded=True) == [
-        "·+", "-0.25", "-3.25", "-3.00", "+0.50", "-2.00", ")) 4.0 → 90.0",
-    ]  # fmt: skip
-    assert len(numbers(token, own=False, recorded=False)) == 5
+    header, (row,) = table_of(found(tokens=(token,)))
+    assert header[4:6] == ["own", "recorded"]
+    assert row == ["·+", "-0.25", "-3.25", "-3.00", "+0.50", "-2.00", ")) 4.0 → 90.0"]
+    header, (row, _) = table_of(found(tokens=(replace(token, own=None), replace(token, own=None, recorded=None))))
+    assert "own" not in header
+    assert row[4] == "-2.00"
+    header, (row,) = table_of(found(tokens=(replace(token, own=None, recorded=None),)))
+    assert len(header) == len(row) == 5
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,8 @@ from selfdistill.runs import (
     StepEnd,
     StepRecord,
     Summary,
-    share,
 )
+from selfdistill.runs.stats import share
 from selfdistill.view.progress import RunDisplay
 
 INFO = RunStart(Path("runs/a"), "sdpo", "sapling", "verbs", "cpu", 20, 2560)

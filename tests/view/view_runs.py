@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from selfdistill.runs import EvalRecord, EvalSplit, Run, RunDir, StepRecord, read_run, share
+from selfdistill.runs import EvalRecord, EvalSplit, Run, RunDir, StepRecord, read_run
+from selfdistill.runs.stats import share
 
 BATCH = 128
 

@@ -9,19 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from selfdistill.cli.arguments import (
-    ConfigFile,
-    Data,
-    EnvName,
-    MethodName,
-    Model,
-    Overrides,
-    Seed,
-    as_overrides,
-    optional,
-)
+from selfdistill.cli import arguments as arg
+from selfdistill.cli.arguments import as_overrides, flag, optional
 from selfdistill.cli.check import check
-from selfdistill.cli.compare import compare
+from selfdistill.cli.compare import compare, compare_finished_runs
 from selfdistill.cli.context_gain import print_context_gain
 from selfdistill.cli.credit import credit
 from selfdistill.cli.guard import Guarded
@@ -30,7 +21,6 @@ from selfdistill.cli.solve import solve
 from selfdistill.runs import read_run
 from selfdistill.runs.environment import package_version
 from selfdistill.training.stopping import PARENT
-from selfdistill.view.plots import overview
 from selfdistill.view.progress import RunDisplay
 
 if TYPE_CHECKING:
@@ -43,7 +33,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Trains language models by self-distillation: a model with feedback in its context teaches itself.",
 )
 
 app.command()(check)
@@ -82,20 +71,17 @@ def selfdistill(
 
 @app.command()
 def train(
-    overrides: Overrides = None,
-    config: ConfigFile = None,
-    model: Model = None,
-    method: MethodName = None,
-    env: EnvName = None,
-    data: Data = None,
-    steps: Annotated[int | None, optional("Training steps (generation batches). (default: 40)")] = None,
-    seed: Seed = None,
-    out: Annotated[
-        str | None,
-        optional("Run directory. (default: runs/<method>-<environment>-seed<seed>)"),
-    ] = None,
+    overrides: arg.Overrides = None,
+    config: arg.ConfigFile = None,
+    model: arg.Model = None,
+    method: arg.MethodName = None,
+    env: arg.EnvName = None,
+    data: arg.Data = None,
+    steps: arg.Steps = None,
+    seed: arg.Seed = None,
+    out: Annotated[str | None, optional("Run directory. (default: runs/<method>-<environment>-seed<seed>)")] = None,
     resume: Annotated[Path | None, optional("Run directory to resume, with its settings.")] = None,
-    list_settings: Annotated[bool, typer.Option("--list-settings", help="Print all settings and exit.")] = False,
+    list_settings: Annotated[bool, flag("--list-settings", "Print all settings and exit.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print notes and errors only.")] = False,
 ) -> None:
     """Train a model on the tasks of an environment; records and checkpoints go to a run directory.
@@ -123,26 +109,19 @@ def train(
 
 @app.command(name="eval")
 def evaluate(
-    overrides: Overrides = None,
-    config: ConfigFile = None,
-    model: Model = None,
-    env: EnvName = None,
-    data: Data = None,
-    seed: Seed = None,
+    overrides: arg.Overrides = None,
+    config: arg.ConfigFile = None,
+    model: arg.Model = None,
+    env: arg.EnvName = None,
+    data: arg.Data = None,
+    seed: arg.Seed = None,
     tasks: Annotated[int | None, optional("Most tasks of each split. (default: 200)")] = None,
     rollouts: Annotated[int | None, optional("Answers sampled per task. (default: 1; 4 with --teacher)")] = None,
     temperature: Annotated[
-        float | None,
-        optional("Sampling temperature; 0 is greedy. (default: 0; 1 with --teacher)"),
+        float | None, optional("Sampling temperature; 0 is greedy. (default: 0; 1 with --teacher)")
     ] = None,
-    out: Annotated[
-        str | None,
-        optional("Directory for records of the answers. (default: none are written)"),
-    ] = None,
-    teacher: Annotated[
-        bool,
-        typer.Option("--teacher", help="Measure the gain of accuracy with each kind of context."),
-    ] = False,
+    out: Annotated[str | None, optional("Directory for records of the answers. (default: none are written)")] = None,
+    teacher: Annotated[bool, flag("--teacher", "Measure the gain of accuracy with each kind of context.")] = False,
 ) -> None:
     """Measure a model's accuracy on the tasks of an environment."""
     from selfdistill.config import load_config
@@ -160,26 +139,16 @@ def evaluate(
 
     with RunDisplay("eval") as display:
         records = measure(settings, display)
-    print_table(
-        ("tasks", "accuracy", "95 % interval", "answers", "solved"),
-        [
-            (
-                r.split,
-                f"{r.accuracy.value:.4f}",
-                f"{r.accuracy.low:.4f} – {r.accuracy.high:.4f}",
-                str(r.accuracy.n),
-                f"{r.solved} of {r.tasks}",
-            )
-            for r in records
-        ],
-    )
+    rows = []
+    for record in records:
+        found, solved = record.accuracy, f"{record.solved} of {record.tasks}"
+        rows.append((record.split, f"{found.value:.4f}", f"{found.low:.4f} – {found.high:.4f}", str(found.n), solved))
+    print_table(("tasks", "accuracy", "95 % interval", "answers", "solved"), rows)
 
 
 @app.command()
 def methods(
-    name: Annotated[
-        str | None, typer.Argument(help="Method to describe, with its settings.", show_default=False)
-    ] = None,
+    name: Annotated[str | None, arg.argument("Method to describe, with its settings.")] = None,
 ) -> None:
     """List the training methods, or describe one with its settings."""
     from selfdistill.cli.method_table import print_method, print_methods
@@ -193,9 +162,7 @@ def methods(
 
 @app.command()
 def envs(
-    name: Annotated[
-        str | None, typer.Argument(help="Environment whose settings are listed.", show_default=False)
-    ] = None,
+    name: Annotated[str | None, arg.argument("Environment whose settings are listed.")] = None,
 ) -> None:
     """List the environments, or the settings of one."""
     from selfdistill.envs.registry import ENVIRONMENTS, environment_options
@@ -212,8 +179,7 @@ def demo(
     seed: Annotated[int, typer.Option(help="Seed of the coined verbs and of every random choice.")] = 0,
     completions: Annotated[int, typer.Option(help="Completions sampled by each method.")] = 2560,
     allow_weaker: Annotated[
-        bool,
-        typer.Option("--allow-weaker", help="Run sampled programs even if this machine cannot isolate them fully."),
+        bool, flag("--allow-weaker", "Run sampled programs even if this machine cannot isolate them fully.")
     ] = False,
 ) -> None:
     """Train the embedded model on sixteen coined verbs by SDPO and by GRPO, side by side, in minutes."""
@@ -223,7 +189,9 @@ def demo(
     configs = demo_configs(out, seed=seed, completions=completions, allow_weaker=allow_weaker)
     with RunDisplay() as display:
         paths = run_side_by_side(configs, display)
-    _show(paths, paths[0].parent / "demo.png")
+    compare_finished_runs(paths, paths[0].parent / "demo.png")
+    for path in paths:
+        typer.echo(f"run:  {path}")
 
 
 def _print_all_settings(settings: RunConfig) -> None:
@@ -235,11 +203,3 @@ def _print_all_settings(settings: RunConfig) -> None:
     print_settings(get_method(settings.method.name, settings.method.options), prefix="method.")
     if settings.env.name in ENVIRONMENTS:
         print_settings(environment_options(settings.env.name, settings.env.options), prefix="env.")
-
-
-def _show(paths: list[Path], png: Path) -> None:
-    runs = [read_run(path) for path in paths]
-    print_comparison(runs)
-    typer.echo(f"plot: {overview(runs, png)}")
-    for path in paths:
-        typer.echo(f"run:  {path}")

@@ -1,12 +1,14 @@
-"""Options that several commands share."""
+"""Options of the commands."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from selfdistill.errors import ConfigError
 
 
 def optional(text: str, *names: str) -> Any:
@@ -14,13 +16,22 @@ def optional(text: str, *names: str) -> Any:
     return typer.Option(*names, help=text, show_default=False)
 
 
+def flag(name: str, text: str) -> Any:
+    """An option that is given or not."""
+    return typer.Option(name, help=text)
+
+
+def argument(text: str, metavar: str | None = None) -> Any:
+    """What is written without the name of an option."""
+    return typer.Argument(metavar=metavar, help=text, show_default=False)
+
+
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(
-        metavar="KEY=VALUE",
-        help="Settings by dotted key, such as optimiser.lr=1e-5 teacher.kind=ema; "
-        "`selfdistill train --list-settings` lists them.",
-        show_default=False,
+    argument(
+        "Settings by dotted key, such as optimiser.lr=1e-5 teacher.kind=ema; `selfdistill train --list-settings` "
+        "lists them.",
+        "KEY=VALUE",
     ),
 ]
 ConfigFile = Annotated[Path | None, optional("TOML or JSON file of settings.", "--config", "-c")]
@@ -35,8 +46,20 @@ EnvName = Annotated[
 ]
 Data = Annotated[str | None, optional("JSONL file of tasks. (default: the environment's own tasks)")]
 Seed = Annotated[int | None, optional("Seed of every random choice. (default: 0)")]
+Steps = Annotated[int | None, optional("Training steps (generation batches). (default: 40)")]
 
 
-def as_overrides(flags: Mapping[str, object]) -> list[tuple[str, object]]:
+def as_overrides(flags: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """The options that were given, as settings."""
     return [(key, value) for key, value in flags.items() if value is not None]
+
+
+def given(options: Mapping[str, object]) -> list[str]:
+    """The names of the options that were given, as they are written."""
+    return [f"--{name.replace('_', '-')}" for name, value in options.items() if value not in (None, [])]
+
+
+def refuse(words: Sequence[str], what: str, *, why: str = "", do: str = "leave these options out") -> None:
+    """Raises `ConfigError` for options and settings that would not be read, where there are any."""
+    if words:
+        raise ConfigError(what, got=", ".join(words), why=why, do=do)

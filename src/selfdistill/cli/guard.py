@@ -8,16 +8,10 @@ import typer
 from typer.core import TyperGroup
 
 from selfdistill.errors import SelfDistillError
-from selfdistill.runs import Interrupted
+from selfdistill.runs.events import Interrupted
+from selfdistill.runs.old_names import WORDS
 
 USER_ERROR, INTERRUPTED = 2, 130
-OLD_WORDS = {
-    "--world": "--env",
-    "--way": "--arm",
-    "--go-on": "--exhaust-budget",
-    "--generations": "--completions",
-    "worlds": "envs",
-}
 
 
 class Guarded(TyperGroup):
@@ -25,10 +19,9 @@ class Guarded(TyperGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Refuses words of earlier versions, naming those of today."""
-        options = [word.split("=")[0] for word in args]
-        old = next((word for word in (*args[:1], *options) if word in OLD_WORDS), None)
-        if old is not None:
-            raise typer.BadParameter(f"{old} has another name: write {OLD_WORDS[old]}", ctx=ctx)
+        for word in (*args[:1], *(word.split("=")[0] for word in args)):
+            if word in WORDS:
+                raise typer.BadParameter(f"{word} has another name: write {WORDS[word]}", ctx=ctx)
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:

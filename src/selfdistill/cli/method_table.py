@@ -73,25 +73,22 @@ def describe(value: Any) -> str:
 
 def _chosen(value: Any, item: Field[Any]) -> str:
     current, label = getattr(value, item.name), item.name.replace("_", " ")
-    if _is_short(value) and _is_number(current):
-        return f"{current:g}"
-    if current == (item.default_factory() if item.default_factory is not MISSING else item.default):
+    number = f"{current:g}" if type(current) in (int, float) else ""
+    if number and _is_short(value):
+        return number
+    default = item.default_factory() if item.default_factory is not MISSING else item.default
+    if current == default:
         return ""
     if isinstance(current, bool):
         return label if current else f"no {label}"
-    text = describe(current) if is_dataclass(current) else f"{current:g}" if _is_number(current) else str(current)
-    required = item.default is MISSING and item.default_factory is MISSING
-    return text if required else f"{label} {text}"
+    text = number or (describe(current) if is_dataclass(current) else str(current))
+    return text if default is MISSING else f"{label} {text}"
 
 
 def _is_short(value: Any) -> bool:
     """Whether numbers need no label; those of a token mask are independent of each other."""
     nested = any(is_dataclass(getattr(value, item.name)) for item in fields(value))
     return len(fields(value)) <= 4 and not nested and not isinstance(value, TokenMask)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _words(name: str) -> str:
@@ -102,13 +99,9 @@ def _words(name: str) -> str:
 
 def _compared(loss_spec: LossSpec) -> str:
     """Divergence and support; a loss that shapes advantages by the log-ratio has no divergence."""
+    divergence = () if loss_spec.shaping.needs_log_ratio else (loss_spec.divergence,)
     mixture = () if loss_spec.mixture == Product() else (loss_spec.mixture,)
-    parts = (
-        (*mixture, loss_spec.support)
-        if loss_spec.shaping.needs_log_ratio
-        else (loss_spec.divergence, *mixture, loss_spec.support)
-    )
-    return "\n".join(map(describe, parts))
+    return "\n".join(map(describe, (*divergence, *mixture, loss_spec.support)))
 
 
 def _weights(loss_spec: LossSpec) -> str:

@@ -1,30 +1,9 @@
 """The run directory: the contract between training and everything that looks at it."""
 
-from selfdistill.runs.environment import describe_environment
-from selfdistill.runs.events import (
-    Callback,
-    EvalEnd,
-    Event,
-    Interrupted,
-    Note,
-    Phase,
-    RunEnd,
-    RunStart,
-    StepEnd,
-    named,
-    no_callback,
-)
+from selfdistill.runs.events import Callback, EvalEnd, Event, Note, Phase, RunEnd, RunStart, StepEnd, no_callback
 from selfdistill.runs.reader import Run, check_records, read_run
-from selfdistill.runs.records import (
-    Accuracies,
-    EvalRecord,
-    EvalSplit,
-    ResumedRecord,
-    RolloutRecord,
-    StepRecord,
-    Summary,
-)
-from selfdistill.runs.stats import Estimate, clustered_share, mean, share, wilson_interval
+from selfdistill.runs.records import Accuracies, EvalRecord, EvalSplit, RolloutRecord, StepRecord, Summary
+from selfdistill.runs.stats import Estimate
 from selfdistill.runs.store import RunDir, allowed_changes, fresh_path, saved_config
 
 __all__ = [
@@ -35,10 +14,8 @@ __all__ = [
     "EvalRecord",
     "EvalSplit",
     "Event",
-    "Interrupted",
     "Note",
     "Phase",
-    "ResumedRecord",
     "RolloutRecord",
     "Run",
     "RunDir",
@@ -49,14 +26,8 @@ __all__ = [
     "Summary",
     "allowed_changes",
     "check_records",
-    "clustered_share",
-    "describe_environment",
     "fresh_path",
-    "mean",
-    "named",
     "no_callback",
     "read_run",
     "saved_config",
-    "share",
-    "wilson_interval",
 ]

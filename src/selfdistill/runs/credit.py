@@ -107,22 +107,21 @@ class AnswerCredit:
     @property
     def conclusion(self) -> str:
         """The outcome of the test, as a sentence."""
-        if self.error_visibility is None:
+        test = self.error_visibility
+        if test is None:
             return "Whether the model sees what the context is about was not tested."
-        value, most = self.error_visibility.value, max(self.error_visibility.control)
-        if self.error_visibility.corrected:
-            found = f"{value:+.2f} nats for the corrected answer; unrelated contexts reach {most:+.2f}"
-        else:
-            found = f"deepest blame of its own {value:.2f} nats; unrelated contexts reach {most:.2f}"
-        if self.error_visibility.seen:
+        value = f"{test.value:+.2f} nats for the corrected answer"
+        if not test.corrected:
+            value = f"deepest blame of its own {test.value:.2f} nats"
+        most = format(max(test.control), "+.2f" if test.corrected else ".2f")
+        found = f"{value}; unrelated contexts reach {most}"
+        if test.seen:
             place = f"; the blame falls on {self.blamed[0].text!r}" if self.blamed else ""
             return f"The model sees what the context is about{place} ({found})."
-        if self.error_visibility.corrected and self.error_visibility.before > HALVED:
-            return (
-                f"Without the context this model prefers the corrected answer, by {self.error_visibility.before:.2f} "
-                f"nats: there is little left to see ({found})."
-            )
-        if self.error_visibility.corrected:
+        if test.corrected and test.before > HALVED:
+            preference = f"Without the context this model prefers the corrected answer, by {test.before:.2f} nats"
+            return f"{preference}: there is little left to see ({found})."
+        if test.corrected:
             return f"This model is too weak to see the mistake: its colours mean little ({found})."
         return (
             "Either this model is too weak to see a mistake, or there is none, or any context of this kind blames it "

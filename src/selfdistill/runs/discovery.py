@@ -13,24 +13,13 @@ A task is one value with `by(k)`, a strategy a list of them, one a task. k count
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
-from typing import Protocol
+from typing import TypeAlias
 
 from selfdistill.runs.stats import Estimate, bootstrap, clustered_share
-
-
-class Discovery(Protocol):
-    """The distribution of T for one task."""
-
-    def runs(self, k: int) -> int:
-        """The number of independent runs of k attempts behind it."""
-        ...
-
-    def by(self, k: int) -> float:
-        """P(T ≤ k)."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +61,10 @@ class Sequential:
     def by(self, k: int) -> float:
         """The share of runs; beyond the budget, that at its end."""
         return fmean(time is not None and time <= k for time in self.times)
+
+
+Discovery: TypeAlias = Independent | Sequential
+"""The distribution of T for one task: `by(k)` is P(T ≤ k), `runs(k)` the number of independent runs of k attempts."""
 
 
 def pass_at_k(samples: int, solved: int, k: int) -> float:
@@ -126,14 +119,6 @@ def ratio_of_means(slower: Sequence[Discovery], faster: Sequence[Discovery], bud
 
 def attempts_to_reach(tasks: Sequence[Discovery], level: float, budget: int) -> int | None:
     """The smallest k ≤ budget with discovery@k ≥ level; None when there is none."""
-    low, high = 0, budget
-    if _mean_by(tasks, high) < level - 1e-9:
-        return None
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if _mean_by(tasks, middle) >= level - 1e-9 else (middle, high)
-    return high
-
-
-def _mean_by(tasks: Sequence[Discovery], k: int) -> float:
-    return fmean(task.by(k) for task in tasks)
+    every = range(1, budget + 1)
+    place = bisect_left(every, level - 1e-9, key=lambda k: fmean(task.by(k) for task in tasks))
+    return every[place] if place < budget else None

@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from selfdistill.errors import RunError
-from selfdistill.runs.records import (
-    EvalRecord,
-    EvalSplit,
-    Record,
-    ResumedRecord,
-    RolloutRecord,
-    StepRecord,
-    Summary,
-    record_from_json,
-)
+from selfdistill.runs import records
+from selfdistill.runs.records import EvalRecord, EvalSplit, Record, ResumedRecord, RolloutRecord, StepRecord, Summary
 from selfdistill.runs.store import CHECKPOINTS, METRICS, ROLLOUTS, SUMMARY, read_json_file, saved_config
 
 
@@ -49,11 +41,8 @@ class Run:
         path = self.path / ROLLOUTS
         if self.steps and not path.exists():
             raise _gone(path)
-        horizon = _horizons(path)
-        for number, record in _records(path):
-            if not isinstance(record, RolloutRecord) or step not in (None, record.step):
-                continue
-            if record.step <= horizon.get(number, record.step):
+        for record in _valid(path):
+            if isinstance(record, RolloutRecord) and step in (None, record.step):
                 yield record
 
 
@@ -62,7 +51,7 @@ def read_run(path: Path) -> Run:
     config = saved_config(path)
     if not (path / METRICS).exists() and any((path / name).exists() for name in (ROLLOUTS, CHECKPOINTS, SUMMARY)):
         raise _gone(path / METRICS)
-    kept = _without_taken_back(record for _, record in _records(path / METRICS))
+    kept = list(_valid(path / METRICS))
     evals = {(record.step, record.split): record for record in kept if isinstance(record, EvalRecord)}
     return Run(
         path=path,
@@ -86,7 +75,7 @@ def check_records(path: Path, step: int, *, measured: bool) -> None:
         raise _incomplete(path / METRICS, f"the checkpoint is of step {step}, and {what} is missing")
     if measured and not any(record.step == 0 for record in run.evals_of("train")):
         raise _incomplete(path / METRICS, "there is no line of what was measured before the first step")
-    found, before = _sampled(path / ROLLOUTS), 0
+    found, before = Counter(record.step for record in run.rollouts() if record.logprobs), 0
     for record in steps:
         counted = record.completions_sampled - before
         if found[record.step] != counted:
@@ -95,26 +84,8 @@ def check_records(path: Path, step: int, *, measured: bool) -> None:
         before = record.completions_sampled
 
 
-def _sampled(path: Path) -> Counter[int]:
-    """The number of rollouts sampled in each step."""
-    if not path.exists():
-        raise _gone(path)
-    found: Counter[int] = Counter()
-    for _, record in _records(path):
-        if isinstance(record, ResumedRecord):
-            found = Counter({step: count for step, count in found.items() if step <= record.step})
-        elif isinstance(record, RolloutRecord) and record.logprobs:
-            found[record.step] += 1
-    return found
-
-
 def _gone(path: Path) -> RunError:
-    return RunError(
-        f"{path.name} is missing",
-        got=path.parent,
-        why="the run wrote it, and its other files are there",
-        do="restore it, or start a new run",
-    )
+    return _incomplete(path, f"{path.name} is missing, and other files of the run are there")
 
 
 def _incomplete(path: Path, why: str) -> RunError:
@@ -122,26 +93,12 @@ def _incomplete(path: Path, why: str) -> RunError:
     return RunError("the run's records are not complete", got=path, why=why, do=do)
 
 
-def _without_taken_back(records: Iterable[Record]) -> list[Record]:
-    kept: list[Record] = []
-    for record in records:
-        if isinstance(record, ResumedRecord):
-            kept = [earlier for earlier in kept if earlier.step <= record.step]
-        else:
-            kept.append(record)
-    return kept
-
-
-def _horizons(path: Path) -> dict[int, int]:
-    """For each line before a resume, the last step that counts."""
-    numbers: list[int] = []
-    horizon: dict[int, int] = {}
+def _valid(path: Path) -> Iterator[Record]:
+    """The records that no resume took back, in two passes."""
+    resumes = [(number, record.step) for number, record in _records(path) if isinstance(record, ResumedRecord)]
     for number, record in _records(path):
-        numbers.append(number)
-        if isinstance(record, ResumedRecord):
-            for earlier in numbers:
-                horizon[earlier] = min(horizon.get(earlier, record.step), record.step)
-    return horizon
+        if not isinstance(record, ResumedRecord) and all(number > at or record.step <= step for at, step in resumes):
+            yield record
 
 
 def _records(path: Path) -> Iterator[tuple[int, Record]]:
@@ -157,7 +114,7 @@ def _records(path: Path) -> Iterator[tuple[int, Record]]:
     with file:
         for number, line in enumerate(file, start=1):
             try:
-                record = record_from_json(line)
+                record = records.record_from_json(line)
             except ValueError as error:
                 torn = torn or (number, error)
                 continue

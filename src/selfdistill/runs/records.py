@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Annotated, Any, ClassVar, Literal, TypeAlias, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 from pydantic import ConfigDict, Field, TypeAdapter
 
@@ -23,12 +23,16 @@ from selfdistill.runs.stats import Estimate
 EvalSplit = Literal["train", "held_out", "forgetting", "teacher"]
 """The tasks of an evaluation: those of the run; held-out ones; the forgetting set; those of the run, with context."""
 
-JSON = ConfigDict(ser_json_inf_nan="strings")
-T = TypeVar("T")
+
+class Json:
+    """Base of what is written as JSON."""
+
+    __slots__ = ()
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(ser_json_inf_nan="strings")
 
 
 @dataclass(frozen=True, slots=True)
-class StepRecord:
+class StepRecord(Json):
     """One step: a generation batch, and all updates (optimiser steps) made from it. `completions_sampled`, `tokens` and
     `wall_s` (seconds) are totals since the start of the run.
 
@@ -55,7 +59,6 @@ class StepRecord:
     seconds: Mapping[str, float] = field(default_factory=dict)
     extra: Mapping[str, float] = field(default_factory=dict)
     event: Literal["step"] = "step"
-    __pydantic_config__: ClassVar[ConfigDict] = JSON
 
     @property
     def informative(self) -> int:
@@ -64,7 +67,7 @@ class StepRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class EvalRecord:
+class EvalRecord(Json):
     """One evaluation of the weights after `step` steps. `solved` of `tasks` were right more often than not."""
 
     step: int
@@ -76,11 +79,10 @@ class EvalRecord:
     solved: int = 0
     extra: Mapping[str, float] = field(default_factory=dict)
     event: Literal["eval"] = "eval"
-    __pydantic_config__: ClassVar[ConfigDict] = JSON
 
 
 @dataclass(frozen=True, slots=True)
-class RolloutRecord:
+class RolloutRecord(Json):
     """One rollout: how it was scored, and what was learned from it.
 
     `reward` is None when the environment could not score it; `fault` is then the traceback. `stage` is "answer" for an
@@ -122,11 +124,10 @@ class RolloutRecord:
     token_texts: tuple[str, ...] = ()
     details: Mapping[str, float | int | str | bool] = field(default_factory=dict)
     event: Literal["rollout"] = "rollout"
-    __pydantic_config__: ClassVar[ConfigDict] = JSON
 
 
 @dataclass(frozen=True, slots=True)
-class ResumedRecord:
+class ResumedRecord(Json):
     """The run resumed from the checkpoint of `step`: earlier lines about later steps are void.
 
     `changes` are the settings that were changed for the rest of the run.
@@ -135,7 +136,6 @@ class ResumedRecord:
     step: int
     changes: Mapping[str, Any] = field(default_factory=dict)
     event: Literal["resumed"] = "resumed"
-    __pydantic_config__: ClassVar[ConfigDict] = JSON
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +149,7 @@ class Accuracies:
 
 
 @dataclass(frozen=True, slots=True)
-class Summary:
+class Summary(Json):
     """A finished run in one value: what was run, what it cost, and what changed."""
 
     method: str
@@ -162,7 +162,6 @@ class Summary:
     wall_s: float
     before: Accuracies
     after: Accuracies
-    __pydantic_config__: ClassVar[ConfigDict] = JSON
 
 
 Record: TypeAlias = StepRecord | EvalRecord | RolloutRecord | ResumedRecord
@@ -170,26 +169,24 @@ AnyRecord: TypeAlias = Annotated[Record, Field(discriminator="event")]
 
 
 @cache
-def _adapter(kind: Any) -> TypeAdapter[Any]:
+def adapter(kind: Any) -> TypeAdapter[Any]:
+    """Reads and writes values of one kind."""
     return TypeAdapter(kind)
 
 
 def to_json(value: object, *, indent: int | None = None) -> str:
     """A record as JSON, on one line unless `indent` is given."""
     kind: Any = type(value)
-    return _adapter(kind).dump_json(value, indent=indent).decode()
+    return adapter(kind).dump_json(value, indent=indent).decode()
 
 
 def record_from_json(text: str) -> Record:
     """The record that a line holds. Fields this version does not know are ignored. Raises pydantic's ValueError."""
-    kind = _adapter(AnyRecord)
-    record: Record = kind.validate_python(renamed_record(text)) if has_old_names(text) else kind.validate_json(text)
+    record: Record = value_from_json(AnyRecord, text)
     return record
 
 
-def value_from_json(kind: type[T], text: str) -> T:
-    """A value such as `Summary` from its JSON. Raises pydantic's ValueError."""
-    hashable: Any = kind
-    adapter = _adapter(hashable)
-    value: T = adapter.validate_python(renamed_record(text)) if has_old_names(text) else adapter.validate_json(text)
-    return value
+def value_from_json(kind: Any, text: str) -> Any:
+    """A value of `kind`, such as `Summary`, from its JSON. Raises pydantic's ValueError."""
+    reads = adapter(kind)
+    return reads.validate_python(renamed_record(text)) if has_old_names(text) else reads.validate_json(text)

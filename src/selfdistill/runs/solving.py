@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
-from pydantic import ConfigDict
-
-from selfdistill.runs.records import JSON, to_json
+from selfdistill.runs.records import Json, to_json
 from selfdistill.runs.store import read_json_file, write_atomic
 
 RESULT = "result.json"
 
 
 @dataclass(frozen=True, slots=True)
-class SolveResult:
+class SolveResult(Json):
     """Attempts and rounds are counted from 1; None: not within the budget.
 
     An attempt is right when it earns a reward of 1 by the tests that training may see, and by the private ones too.
@@ -44,7 +41,6 @@ class SolveResult:
     contexts_cut: int = 0
     prompts_cut: int = 0
     left_out: int = 0
-    __pydantic_config__: ClassVar[ConfigDict] = JSON
 
     @property
     def solved(self) -> bool:
@@ -59,4 +55,5 @@ def write_result(path: Path, result: SolveResult) -> None:
 
 def read_result(path: Path) -> SolveResult | None:
     """The result in a run directory; None while there is none. Raises `RunError` when it cannot be read."""
-    return read_json_file(SolveResult, path / RESULT, "a result", "remove it, and resume")
+    found: SolveResult | None = read_json_file(SolveResult, path / RESULT, "a result", "remove it, and resume")
+    return found

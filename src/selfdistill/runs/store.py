@@ -15,39 +15,33 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any
 
 from pydantic import ValidationError
 
 from selfdistill.errors import RunError
 from selfdistill.runs.old_names import SETTINGS as OLD_SETTINGS
 from selfdistill.runs.old_names import renamed_settings
-from selfdistill.runs.records import Record, ResumedRecord, RolloutRecord, Summary, to_json, value_from_json
+from selfdistill.runs.records import Record, ResumedRecord, RolloutRecord, Summary, adapter, to_json, value_from_json
 
-T = TypeVar("T")
-
-CONFIG, METRICS, ROLLOUTS, SUMMARY, CHECKPOINTS = (
-    "config.json",
-    "metrics.jsonl",
-    "rollouts.jsonl",
-    "summary.json",
-    "checkpoints",
-)
+CONFIG, SUMMARY, CHECKPOINTS = "config.json", "summary.json", "checkpoints"
+METRICS, ROLLOUTS = "metrics.jsonl", "rollouts.jsonl"
 SEARCH = "solve"  # the table that the settings of a search have beside those of a run
 MEBIBYTE = 2**20
 
 
-class RunDir:
+class RunDir(AbstractContextManager["RunDir"]):
     """Writes one run. Use `create` or `resume`, and `close` it (or use it in a `with`) at the end."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock = _lock(path)
         try:
-            self._files = {name: _open_for_append(path / name) for name in (METRICS, ROLLOUTS)}
+            self._files = {name: open(path / name, "ab+", buffering=0) for name in (METRICS, ROLLOUTS)}  # noqa: SIM115
         except OSError as error:
             raise _unwritable(path, error) from error
 
@@ -104,9 +98,6 @@ class RunDir:
         for file in (*self._files.values(), self._lock):
             file.close()
 
-    def __enter__(self) -> RunDir:
-        return self
-
     def __exit__(self, *_: object) -> None:
         self.close()
 
@@ -116,10 +107,7 @@ def probe(path: Path, expected_bytes: int) -> None:
     trial = path / ".probe"
     try:
         path.mkdir(parents=True, exist_ok=True)
-        with trial.open("wb") as file:
-            file.write(b"\0" * 4096)
-            file.flush()
-            os.fsync(file.fileno())
+        _write_durably(trial, "\0" * 4096)
         trial.unlink()
         free = shutil.disk_usage(path).free
     except OSError as error:
@@ -136,10 +124,7 @@ def write_atomic(path: Path, text: str) -> None:
     """Writes a file that is either whole or not there. Raises `RunError`."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        _write_durably(temporary, text)
         temporary.replace(path)
         folder = os.open(path.parent, os.O_RDONLY)
         os.fsync(folder)
@@ -147,6 +132,13 @@ def write_atomic(path: Path, text: str) -> None:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise RunError(f"{path.name} cannot be written", got=error, do=_when_there_is_room(path.parent)) from error
+
+
+def _write_durably(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,8 +150,6 @@ class _Optimiser:
 class _Settings:
     """The saved settings that readers use; the others are checked on resume."""
 
-    model: str = ""
-    seed: int = 0
     method: str | dict[str, Any] = ""
     env: str | dict[str, Any] = ""
     optimiser: _Optimiser = _Optimiser()
@@ -181,18 +171,14 @@ def saved_config(path: Path) -> dict[str, Any]:
 def _config_as_written(path: Path) -> dict[str, Any]:
     file = path / CONFIG
     try:
-        text = file.read_text(encoding="utf-8")
-        value_from_json(_Config, text)
+        text = file.read_text(encoding="utf-8", errors="replace")
+        adapter(_Config).validate_json(text)
     except OSError as error:
-        raise RunError(
-            "this is not a run directory",
-            got=f"{path} ({error})",
-            do=f"name a directory that a run made: it holds {CONFIG}",
-        ) from error
-    except ValueError as error:  # pydantic's, or that of bytes that are no text
-        first = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
-        why = ": ".join([".".join(map(str, first["loc"])), str(first["msg"])]).removeprefix(": ")
-        do = "restore it, or start a new run"
+        do = f"name a directory that a run made: it holds {CONFIG}"
+        raise RunError("this is not a run directory", got=f"{path} ({error})", do=do) from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        why, do = " ".join([".".join(map(str, first["loc"])), first["msg"]]), "restore it, or start a new run"
         raise RunError(f"{CONFIG} is not what a run writes", got=file, why=why, do=do) from error
     config: dict[str, Any] = json.loads(text)
     return config
@@ -221,8 +207,8 @@ def allowed_changes(path: Path, settings: Mapping[str, Any] | None, may_change: 
     return changes
 
 
-def read_json_file(kind: type[T], file: Path, what: str, do: str) -> T | None:
-    """The value in a file of JSON, None where there is no file. Raises `RunError`."""
+def read_json_file(kind: Any, file: Path, what: str, do: str) -> Any:
+    """The value of `kind` in a file of JSON, None where there is no file. Raises `RunError`."""
     try:
         return value_from_json(kind, file.read_text(encoding="utf-8")) if file.exists() else None
     except (OSError, ValueError) as error:
@@ -236,7 +222,7 @@ def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str
         before, after = old.get(key), new.get(key)
         if isinstance(before, Mapping) and isinstance(after, Mapping):
             changes |= changed_settings(before, after, f"{prefix}{key}.")
-        elif _plain(before) != _plain(after):
+        elif before != after:
             changes[prefix + key] = after
     return changes
 
@@ -245,10 +231,6 @@ def fresh_path(parent: Path, name: str) -> Path:
     """`parent/name`, or the first of `name-2`, `name-3` … that does not exist."""
     taken = (parent / (name if n == 1 else f"{name}-{n}") for n in range(1, 10**6))
     return next(path for path in taken if not path.exists())
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
 
 
 def _when_there_is_room(path: Path) -> str:
@@ -272,23 +254,11 @@ def refuse_in_use(path: Path) -> None:
 def resuming(path: Path) -> str:
     """The command that resumes the run in `path`; empty where there is none."""
     # The runs of a search's tasks are resumed with the directory of the search, which has settings of its own.
-    searches = [folder for folder in (path.parent, path) if SEARCH in _settings(folder)]
-    if searches:
-        return f"selfdistill solve --resume {searches[0]}"
+    for folder in (path.parent, path):
+        with suppress(RunError):
+            if SEARCH in saved_config(folder)["settings"]:
+                return f"selfdistill solve --resume {folder}"
     return f"selfdistill train --resume {path}" if (path / CONFIG).exists() else ""
-
-
-def _settings(path: Path) -> Mapping[str, Any]:
-    """The settings of a run, or none."""
-    try:
-        settings: Mapping[str, Any] = saved_config(path)["settings"]
-    except RunError:
-        return {}
-    return settings
-
-
-def _open_for_append(path: Path) -> IO[bytes]:
-    return open(path, "ab+", buffering=0)
 
 
 def _lock(path: Path) -> IO[bytes]:
@@ -296,15 +266,12 @@ def _lock(path: Path) -> IO[bytes]:
     (so a sandbox worker that outlives a kill does not block the resume)."""
     try:
         file = open(path / ".lock", "ab")  # noqa: SIM115 (open as long as the run)
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        do = "wait until it ends, or stop it, then resume"
+        raise RunError("another process is writing to this run", got=path, do=do) from error
     except OSError as error:
         raise _unwritable(path, error) from error
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        file.close()
-        raise RunError(
-            "another process is writing to this run", got=path, do="wait until it ends, or stop it, then resume"
-        ) from error
     return file
 
 

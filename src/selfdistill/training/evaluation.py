@@ -10,9 +10,10 @@ from typing import NamedTuple
 
 from selfdistill.config import RunConfig, resolved
 from selfdistill.data.tasks import bad_rows, usable_tasks
-from selfdistill.runs import Estimate, EvalRecord, EvalSplit, RunDir, clustered_share
+from selfdistill.runs import Estimate, EvalRecord, EvalSplit, RunDir
 from selfdistill.runs.environment import describe_environment
 from selfdistill.runs.events import Callback, EvalEnd, Note, Phase, no_callback
+from selfdistill.runs.stats import clustered_share
 from selfdistill.training.recording import check_environment, rollout_record
 from selfdistill.training.samples import CreditedRollout, credit_rollouts, roll_out, solved
 from selfdistill.training.session import Session, Totals, open_session

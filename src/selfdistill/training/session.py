@@ -27,7 +27,8 @@ from selfdistill.plugins import seed_global
 from selfdistill.prompts.context import Instruction, teacher_messages
 from selfdistill.prompts.render import Renderer
 from selfdistill.prompts.stages import examples
-from selfdistill.runs import RunDir, describe_environment
+from selfdistill.runs import RunDir
+from selfdistill.runs.environment import describe_environment
 from selfdistill.runs.events import Callback, Note, Phase
 from selfdistill.types import Context, Message, Task
 

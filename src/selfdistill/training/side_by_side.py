@@ -22,9 +22,9 @@ import torch
 from selfdistill.config import RunConfig, from_settings, resolved
 from selfdistill.errors import ConfigError, RunError
 from selfdistill.models.precision import pick_device
-from selfdistill.runs import EvalRecord, ResumedRecord, StepRecord, Summary, fresh_path, no_callback
+from selfdistill.runs import EvalRecord, StepRecord, Summary, fresh_path, no_callback
 from selfdistill.runs.events import Callback, EvalEnd, Interrupted, Note, Phase, RunEnd, RunStart, StepEnd, named
-from selfdistill.runs.records import record_from_json, value_from_json
+from selfdistill.runs.records import ResumedRecord, record_from_json, value_from_json
 from selfdistill.runs.store import CONFIG, METRICS, SUMMARY
 from selfdistill.training.stopping import PARENT, handled
 

@@ -3,7 +3,7 @@ has all of them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from html import escape
 from pathlib import Path
 
@@ -66,6 +66,12 @@ document.addEventListener('keydown', (event) => {
 """
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+LEGEND = f"""<p class="note">
+<span class="less" style="--strength:.8">red</span>: less likely for the teacher (u below 0);
+<span class="more" style="--strength:.8">green</span>: more likely (u above 0); strongest at {FULL:g} nats. Underlined:
+probability at least halved (line) or doubled (dots). u = log q − log p, q the teacher's and p the student's
+probability. Point at a token, or walk along them with Tab and the arrow keys, for the likeliest tokens in its place;
+Escape hides them.</p>"""
 
 
 def strength(log_ratio: float) -> float:
@@ -79,6 +85,11 @@ def shown(text: str) -> str:
     before, after = len(text) - len(text.lstrip(" ")), len(text) - len(text.rstrip(" "))
     quoted = f"{'·' * before}{core}{'·' * after}" if core else "·" * len(text)
     return (quoted or PART).replace("\n", "↵").replace("\t", "⇥")
+
+
+def visible(text: str) -> str:
+    """A token as a part of the answer, in which line ends and missing letters can be seen."""
+    return (text or PART).replace("\n", "↵\n")
 
 
 def percent(probability: float) -> str:
@@ -97,29 +108,23 @@ def write_credit_page(found: AnswerCredit, path: Path) -> Path:
 
 def credit_page(found: AnswerCredit) -> str:
     """The whole page."""
-    return "\n".join(
-        [
-            "<!doctype html>",
-            '<html lang="en"><head><meta charset="utf-8"><title>Credit, token by token</title>',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
-            f"<style>{STYLE}</style></head><body><main>",
-            "<h1>Credit, token by token</h1>",
-            *_question(found),
-            "<h2>Answer, coloured by credit</h2>",
-            '<div class="answer" role="list" aria-label="The answer, token by token">' + "".join(_tokens(found)),
-            "</div>",
-            _legend(),
-            f'<p class="conclusion">{escape(found.conclusion)}',
-            f'<br><span class="note">{escape(found.error_visibility.rule)}</span></p>'
-            if found.error_visibility
-            else "</p>",
-            *_uniform(found),
-            "<h2>Numbers</h2>",
-            *_table(found),
-            f"</main><script>{SCRIPT}</script></body></html>\n",
-        ]
-    )
+    rule = f'<br><span class="note">{escape(found.error_visibility.rule)}</span>' if found.error_visibility else ""
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>Credit, token by token</title>
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="{POLICY}">
+<style>{STYLE}</style></head><body><main>
+<h1>Credit, token by token</h1>
+{"".join(_question(found))}
+<h2>Answer, coloured by credit</h2>
+<div class="answer" role="list" aria-label="The answer, token by token">{"".join(_tokens(found))}</div>
+{LEGEND}
+<p class="conclusion">{escape(found.conclusion)}{rule}</p>
+{_uniform(found)}
+<h2>Numbers</h2>
+{_table(found)}
+</main><script>{SCRIPT}</script></body></html>
+"""
 
 
 def _question(found: AnswerCredit) -> Iterator[str]:
@@ -133,82 +138,65 @@ def _question(found: AnswerCredit) -> Iterator[str]:
 
 def _tokens(found: AnswerCredit) -> Iterator[str]:
     for place, token in enumerate(found.tokens):
-        name = "less" if token.log_ratio < 0 else "more"
-        classes = f"token {name}" if strength(token.log_ratio) else "token"
-        if token.halved:
-            classes += " halved"
-        style = f' style="--strength:{0.8 * strength(token.log_ratio):.2f}"' if strength(token.log_ratio) else ""
+        classes, style = "token", ""
+        if strength(token.log_ratio):
+            classes += " less" if token.log_ratio < 0 else " more"
+            style = f' style="--strength:{0.8 * strength(token.log_ratio):.2f}"'
+        classes += " halved" if token.halved else ""
         yield (
             f'<span role="listitem" class="{classes}" tabindex="0" aria-describedby="t{place}"{style}>'
-            f'{_visible(token.text)}<span class="tip" role="tooltip" id="t{place}">{_tip(token)}</span></span>'
+            f'{_marked(token.text)}<span class="tip" role="tooltip" id="t{place}">{_tip(token)}</span></span>'
         )
 
 
-def _visible(text: str) -> str:
-    return escape(text or PART).replace("\n", '<span class="newline" aria-hidden="true">↵</span>\n')
+def _marked(text: str) -> str:
+    return escape(visible(text)).replace("↵\n", '<span class="newline" aria-hidden="true">↵</span>\n')
 
 
 def _tip(token: TokenCredit) -> str:
     own = "" if token.own is None else f", its own part {token.own:+.2f}"
-    rows = "".join(
-        f"<tr><td>{escape(shown(other.text))}</td><td>{percent(other.student)}</td><td>{percent(other.teacher)}</td></tr>"
-        for other in token.alternatives
-    )
-    return (
-        f"<b>{escape(shown(token.text))}</b> u = {token.log_ratio:+.2f}{own}"
-        f"<table><tr><th>token</th><th>student</th><th>teacher</th></tr>{rows}</table>"
-    )
+    likeliest = ((shown(other.text), percent(other.student), percent(other.teacher)) for other in token.alternatives)
+    rows = "".join(map(_row, likeliest))
+    head = _row(("token", "student", "teacher"), head=True)
+    return f"<b>{escape(shown(token.text))}</b> u = {token.log_ratio:+.2f}{own}<table>{head}{rows}</table>"
 
 
-def _legend() -> str:
-    return (
-        '<p class="note"><span class="less" style="--strength:.8">red</span>: less likely for the teacher '
-        '(u below 0); <span class="more" style="--strength:.8">green</span>: more likely (u above 0); '
-        f"strongest at {FULL:g} nats. Underlined: probability at least halved (line) or doubled (dots). "
-        "u = log q − log p, q the teacher's and p the student's probability. Point at a token, or walk along them "
-        "with Tab and the arrow keys, for the likeliest tokens in its place; Escape hides them.</p>"
-    )
+def _row(cells: Iterable[str], *, head: bool = False) -> str:
+    begin, end = ('<th scope="col">', "</th>") if head else ("<td>", "</td>")
+    return "<tr>" + "".join(f"{begin}{escape(cell)}{end}" for cell in cells) + "</tr>"
 
 
-def _uniform(found: AnswerCredit) -> Iterator[str]:
+def _uniform(found: AnswerCredit) -> str:
     """The answer in the one colour of its advantage."""
     if found.advantage is None:
-        return
+        return ""
     name, value = ("less" if found.advantage < 0 else "more"), min(abs(found.advantage), 1.0)
-    text = "".join(_visible(token.text) for token in found.tokens)
-    yield f"<h2>GRPO: every token gets the same, A = {found.advantage:+.2f}</h2>"
-    yield f'<div class="answer"><span class="{name}" style="--strength:{0.8 * value:.2f}">{text}</span></div>'
+    text = "".join(_marked(token.text) for token in found.tokens)
+    return f"""<h2>GRPO: every token gets the same, A = {found.advantage:+.2f}</h2>
+<div class="answer"><span class="{name}" style="--strength:{0.8 * value:.2f}">{text}</span></div>"""
 
 
-def _table(found: AnswerCredit) -> Iterator[str]:
-    own, recorded = has_own(found), has_recorded(found)
-    heads = ["token", "log p", "log q", "u", *(["own"] if own else []), *(["recorded"] if recorded else [])]
-    heads.append("likeliest, % student → teacher")
-    yield '<div class="scroll"><table><caption class="note">Nats. Own: the part of u that contexts about other things '
-    yield "do not cause. The whole answer: u = " + f"{found.total:+.2f}.</caption>"
-    yield "<thead><tr>" + "".join(f'<th scope="col">{head}</th>' for head in heads) + "</tr></thead><tbody>"
+def _table(found: AnswerCredit) -> str:
+    header, rows = table_of(found)
+    return f"""<div class="scroll"><table>
+<caption class="note">Nats. Own: the part of u that contexts about other things do not cause. The whole answer:
+u = {found.total:+.2f}.</caption><thead>{_row(header, head=True)}</thead>
+<tbody>{"".join(map(_row, rows))}</tbody></table></div>"""
+
+
+def table_of(found: AnswerCredit) -> tuple[list[str], list[list[str]]]:
+    """A header, and the cells of each token: text, log p, log q, u, the likeliest tokens in its place; before these its
+    own part and its recorded log-ratio, where some token has one."""
+    names = [name for name in ("own", "recorded") if any(getattr(token, name) is not None for token in found.tokens)]
+    rows = []
     for token in found.tokens:
-        yield "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in numbers(token, own, recorded)) + "</tr>"
-    yield "</tbody></table></div>"
-
-
-def has_own(found: AnswerCredit) -> bool:
-    """Whether unrelated contexts were read."""
-    return any(token.own is not None for token in found.tokens)
-
-
-def has_recorded(found: AnswerCredit) -> bool:
-    """Whether a run recorded the log-ratio of the teacher that it learned from."""
-    return any(token.recorded is not None for token in found.tokens)
-
-
-def numbers(token: TokenCredit, own: bool, recorded: bool) -> list[str]:
-    """The cells of one token: text, log p, log q, u, what else is there, and the likeliest tokens in its place."""
-    some = [token.own] * own + [token.recorded] * recorded
-    others = ", ".join(
-        f"{shown(other.text)} {100 * other.student:.1f} → {100 * other.teacher:.1f}"
-        for other in token.alternatives[:FEW]
-        if max(other.student, other.teacher) >= RARE
-    )
-    values = [f"{token.student:.2f}", f"{token.teacher:.2f}", f"{token.log_ratio:+.2f}"]
-    return [shown(token.text), *values, *("" if value is None else f"{value:+.2f}" for value in some), others]
+        measured = [getattr(token, name) for name in names]
+        likeliest = ", ".join(
+            f"{shown(other.text)} {100 * other.student:.1f} → {100 * other.teacher:.1f}"
+            for other in token.alternatives[:FEW]
+            if max(other.student, other.teacher) >= RARE
+        )
+        values = [f"{token.student:.2f}", f"{token.teacher:.2f}", f"{token.log_ratio:+.2f}"]
+        values += ["" if value is None else f"{value:+.2f}" for value in measured]
+        rows.append([shown(token.text), *values, likeliest])
+    return ["token", "log p", "log q", "u", *names, "likeliest, % student → teacher"], rows

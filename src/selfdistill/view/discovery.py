@@ -21,8 +21,8 @@ from selfdistill.runs.discovery import (
     ratio_of_means,
 )
 from selfdistill.runs.solving import SolveResult
-from selfdistill.runs.stats import Estimate
-from selfdistill.view.plots import COLOURS, STYLE, write_figure
+from selfdistill.view.plots import COLOURS, STYLE, plot_band, write_figure
+from selfdistill.view.tables import Table, with_interval
 
 POINTS = 40  # of a curve
 DASHES = ("-", "--", "-.", ":", "-", "--", "-.")
@@ -99,9 +99,7 @@ def _curve(axes: Axes, label: str, tasks: Sequence[Discovery], last: int, index:
     places = sorted({max(1, round(last ** (point / (POINTS - 1)))) for point in range(POINTS)})
     found = [discovery_at(tasks, k) for k in places]
     colour = COLOURS[index % len(COLOURS)]
-    axes.fill_between(
-        places, [e.low for e in found], [e.high for e in found], alpha=0.1, color=colour, lw=0, step="post"
-    )
+    plot_band(axes, places, found, color=colour, alpha=0.1, step="post")
     style = DASHES[index % len(DASHES)]
     axes.step(places, [e.value for e in found], where="post", label=label, color=colour, ls=style, lw=1.8)
     axes.set_xscale("log")
@@ -111,42 +109,28 @@ def _curve(axes: Axes, label: str, tasks: Sequence[Discovery], last: int, index:
 
 def means_table(arms: Sequence[ArmResults], budget: int) -> str:
     """Markdown: each arm's discovery@k, mean attempts, and their ratio to those of the last arm."""
-    best = arms[-1]
+    best, rows = arms[-1], []
     marks = sorted({max(1, budget // share) for share in (16, 4, 1)})
     head = ["arm", *(f"discovery@{k}" for k in marks), f"mean attempts (≤ {budget:,})", f"÷ {best.label}", "rounds"]
-    lines = ["| " + " | ".join(head) + " |", "|---" + "|--:" * (len(head) - 1) + "|"]
     for arm in arms:
         ratio = ratio_of_means(arm.by_attempts, best.by_attempts, budget)
         rounds = mean_attempts(arm.by_rounds, arm.rounds)
-        cells = [_share(discovery_at(arm.by_attempts, k)) for k in marks]
-        cells += [_number(mean_attempts(arm.by_attempts, budget)), "" if arm is best else _times(ratio)]
-        lines.append("| " + " | ".join([arm.label, *cells, f"{rounds.value:,.1f}"]) + " |")
-    return "\n".join(lines) + "\n"
+        cells = [with_interval(discovery_at(arm.by_attempts, k), ".2f") for k in marks]
+        cells += [with_interval(mean_attempts(arm.by_attempts, budget), ",.0f")]
+        cells += ["" if arm is best else with_interval(ratio, ".1f", "×"), f"{rounds.value:,.1f}"]
+        rows.append([arm.label, *cells])
+    return Table(head, rows).markdown()
 
 
 def levels_table(arms: Sequence[ArmResults], budget: int) -> str:
     """Markdown: attempts of each arm to reach each tenth of discovery, and their ratio to those of the last arm."""
-    best = arms[-1]
+    best, rows = arms[-1], []
     levels = [tenth / 10 for tenth in range(1, 11)]
-    head = ["arm", *(f"{level:.0%}" for level in levels)]
-    lines = ["| " + " | ".join(head) + " |", "|---" + "|--:" * len(levels) + "|"]
     for arm in arms:
         cells = []
         for level in levels:
             own, least = (attempts_to_reach(tasks, level, budget) for tasks in (arm.by_attempts, best.by_attempts))
             ratio = "" if arm is best or own is None or least is None else f" ({own / least:.1f}×)"
             cells.append("–" if own is None else f"{own:,}{ratio}")
-        lines.append("| " + " | ".join([arm.label, *cells]) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def _share(estimate: Estimate) -> str:
-    return f"{estimate.value:.2f} ({estimate.low:.2f}–{estimate.high:.2f})"
-
-
-def _number(estimate: Estimate) -> str:
-    return f"{estimate.value:,.0f} ({estimate.low:,.0f}–{estimate.high:,.0f})"
-
-
-def _times(estimate: Estimate) -> str:
-    return f"{estimate.value:.1f}× ({estimate.low:.1f}–{estimate.high:.1f})"
+        rows.append([arm.label, *cells])
+    return Table(["arm", *(f"{level:.0%}" for level in levels)], rows).markdown()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -35,19 +36,14 @@ class Group:
 
         One run: its own interval, over tasks. Several: that of their mean, over seeds.
         """
-        chosen = [record for run in self.runs if (record := pick(run.evals_of(split))) is not None]
-        if len(chosen) == 1:
-            return chosen[0].accuracy
-        if not chosen:
-            return None
-        return mean_of_shares([record.accuracy for record in chosen])
+        chosen = [record.accuracy for run in self.runs if (record := pick(run.evals_of(split))) is not None]
+        return mean_of_shares(chosen) if chosen else None
 
-    def curve(self, split: EvalSplit) -> list[tuple[int, Estimate]]:
-        """Accuracy by completions, where every run has an evaluation."""
-        steps = [{record.completions_sampled for record in run.evals_of(split)} for run in self.runs]
-        shared = sorted(set.intersection(*steps)) if steps else []
-        points = [(completions, self.at(split, _at(completions))) for completions in shared]
-        return [(completions, estimate) for completions, estimate in points if estimate is not None]
+    def curve(self, split: EvalSplit) -> dict[int, Estimate]:
+        """Accuracy by completions, where every run has an evaluation; of several the first."""
+        found = [{record.completions_sampled: record for record in run.evals_of(split)[::-1]} for run in self.runs]
+        shared = sorted(set.intersection(*map(set, found)))
+        return {completions: mean_of_shares([own[completions].accuracy for own in found]) for completions in shared}
 
 
 def first(records: Sequence[EvalRecord]) -> EvalRecord | None:
@@ -66,47 +62,41 @@ def grouped(runs: Iterable[Run]) -> list[Group]:
     Raises `RunError` for a search of `selfdistill solve`: it has no accuracies, and its budget is another one.
     """
     runs = list(runs)
-    for run in runs:
-        if SEARCH in run.config.get("settings", {}):
-            raise RunError(
-                "this is a search for solutions, and no run of training",
-                got=run.path,
-                why="a search measures no accuracy; searches are compared by how soon they solve their tasks",
-                do="selfdistill compare --arm … compares strategies; --resume resumes a strategy comparison",
-            )
-    rates: dict[str, set[float]] = {}
-    for run in runs:
-        rates.setdefault(run_label(run), set()).add(_rate(run))
-    by_label: dict[str, list[Run]] = {}
+    searches = [run.path for run in runs if SEARCH in run.config["settings"]]
+    if searches:
+        raise RunError(
+            "this is a search for solutions, and no run of training",
+            got=searches[0],
+            why="a search measures no accuracy; searches are compared by how soon they solve their tasks",
+            do="selfdistill compare --arm … compares strategies; --resume resumes a strategy comparison",
+        )
+    rates = Counter(label for label, _ in {(run_label(run), _rate(run)) for run in runs})
+    groups: dict[str, tuple[Run, ...]] = {}
     for run in runs:
         label = run_label(run)
-        several = len(rates[label]) > 1
-        by_label.setdefault(f"{label}, lr {_rate(run):g}" if several else label, []).append(run)
-    return [Group(label, tuple(members)) for label, members in by_label.items()]
+        label += f", lr {_rate(run):g}" if rates[label] > 1 else ""
+        groups[label] = (*groups.get(label, ()), run)
+    return [Group(label, members) for label, members in groups.items()]
 
 
 def run_label(run: Run) -> str:
     """The label of a run in tables and plots: its method, with replay or not."""
-    settings = run.config.get("settings", {})
+    settings = run.config["settings"]
     name = str(_name(settings.get("method", run.path.name)))
     label = name.upper() if len(name) <= 4 else name
     return f"{label} + replay" if settings.get("replay") else label
 
 
 def _rate(run: Run) -> float:
-    return float(run.config.get("settings", {}).get("optimiser", {}).get("lr", 0.0))
+    return float(run.config["settings"].get("optimiser", {}).get("lr", 0.0))
 
 
 def split_name(runs: Sequence[Run], split: EvalSplit) -> str:
     """The name of a split for these runs."""
-    envs = {str(_name(run.config.get("settings", {}).get("env", ""))) for run in runs}
+    envs = {str(_name(run.config["settings"].get("env", ""))) for run in runs}
     names = SPLIT_NAMES.get(envs.pop(), {}) if len(envs) == 1 else {}
     return names.get(split, GENERAL[split])
 
 
 def _name(entry: Any) -> Any:
     return entry.get("name", "") if isinstance(entry, Mapping) else entry
-
-
-def _at(completions: int) -> Callable[[Sequence[EvalRecord]], EvalRecord | None]:
-    return lambda records: next((record for record in records if record.completions_sampled == completions), None)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,16 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter, StrMethodFormatter
 
 from selfdistill.errors import ConfigError, RunError
-from selfdistill.runs import EvalSplit, Run
+from selfdistill.runs import Estimate, EvalSplit, Run
 from selfdistill.view.groups import Group, grouped, split_name
+from selfdistill.view.tables import span
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+LINES: list[dict[str, Any]] = [
+    {"color": colour, "marker": marker, "markersize": 4.5, "lw": 1.8}
+    for colour, marker in zip(COLOURS, MARKERS, strict=True)
+]
 STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.spines.top": False,
@@ -77,13 +83,10 @@ def write_figure(figure: Figure, caption: str, file: Path) -> Path:
 
 def learning_curves(axes: Axes, runs: Sequence[Run], split: EvalSplit = "train") -> None:
     """Accuracy on `split` by answers sampled so far; the band is the 95 % interval."""
-    for index, group in enumerate(grouped(runs)):
+    for group, line in zip(grouped(runs), cycle(LINES), strict=False):
         curve = group.curve(split)
-        x = [completions for completions, _ in curve]
-        axes.fill_between(
-            x, [e.low for _, e in curve], [e.high for _, e in curve], alpha=0.15, color=_colour(index), lw=0
-        )
-        axes.plot(x, [e.value for _, e in curve], label=_legend(group), **_line(index))
+        plot_band(axes, list(curve), list(curve.values()), color=line["color"], alpha=0.15)
+        axes.plot(list(curve), [found.value for found in curve.values()], label=_legend(group), **line)
     axes.set(title="Learning curves", xlabel="completions (answers sampled for training)", ylim=(0, 1.02))
     axes.set_ylabel(f"accuracy on {split_name(runs, split)}")
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
@@ -94,18 +97,18 @@ def learning_curves(axes: Axes, runs: Sequence[Run], split: EvalSplit = "train")
 def gain_against_forgetting(axes: Axes, runs: Sequence[Run]) -> None:
     """Accuracy on training tasks (x) against earlier skills (y), from before training (hollow) to the end."""
     lowest = 1.0
-    for index, group in enumerate(grouped(runs)):
-        gain, kept = dict(group.curve("train")), dict(group.curve("forgetting"))
+    for group, line in zip(grouped(runs), cycle(LINES), strict=False):
+        gain, kept = group.curve("train"), group.curve("forgetting")
         shared = sorted(set(gain) & set(kept))
         if not shared:
             continue
         x, y = [gain[g].value for g in shared], [kept[g].value for g in shared]
         lowest = min([lowest, *(kept[g].low for g in shared)])
-        axes.plot(x, y, label=_legend(group), **_line(index))
-        axes.plot(x[:1], y[:1], MARKERS[index % len(MARKERS)], color="white", markeredgecolor=_colour(index), zorder=3)
+        axes.plot(x, y, label=_legend(group), **line)
+        axes.plot(x[:1], y[:1], line["marker"], color="white", markeredgecolor=line["color"], zorder=3)
         final = shared[-1]
         axes.errorbar(
-            x[-1:], y[-1:], color=_colour(index), capsize=3, lw=1.2,
+            x[-1:], y[-1:], color=line["color"], capsize=3, lw=1.2,
             xerr=[[max(0.0, x[-1] - gain[final].low)], [max(0.0, gain[final].high - x[-1])]],
             yerr=[[max(0.0, y[-1] - kept[final].low)], [max(0.0, kept[final].high - y[-1])]],
         )  # fmt: skip
@@ -116,12 +119,9 @@ def gain_against_forgetting(axes: Axes, runs: Sequence[Run]) -> None:
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
 
 
-def _colour(index: int) -> str:
-    return COLOURS[index % len(COLOURS)]
-
-
-def _line(index: int) -> dict[str, Any]:
-    return {"color": _colour(index), "marker": MARKERS[index % len(MARKERS)], "markersize": 4.5, "lw": 1.8}
+def plot_band(axes: Axes, x: Sequence[int], found: Sequence[Estimate], **style: Any) -> None:
+    """The 95 % intervals of a curve."""
+    axes.fill_between(x, [each.low for each in found], [each.high for each in found], lw=0, **style)
 
 
 def _legend(group: Group) -> str:
@@ -129,14 +129,8 @@ def _legend(group: Group) -> str:
 
 
 def _caption(runs: Sequence[Run]) -> str:
-    sizes = sorted({record.accuracy.n for run in runs for record in run.evals_of("train")})
+    sizes = {record.accuracy.n for run in runs for record in run.evals_of("train")}
     several = any(len(group.runs) > 1 for group in grouped(runs))
     interval = "over seeds" if several else "over tasks, Wilson"
-    n = (
-        f"n = {sizes[0]:,}"
-        if sizes and sizes[0] == sizes[-1]
-        else f"n = {sizes[0]:,} to {sizes[-1]:,}"
-        if sizes
-        else ""
-    )
+    n = f"n = {span(sizes)}" if sizes else ""
     return f"bands and bars: 95 % intervals {interval}; {n} answers an evaluation; hollow: before training"

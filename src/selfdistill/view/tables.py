@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 from selfdistill.runs import Estimate, EvalSplit, Run
 from selfdistill.view.groups import Group, first, grouped, last, split_name
@@ -15,13 +16,13 @@ TARGETS = (0.5, 0.75, 0.95)
 class Table:
     """A table of text. `note` describes the numbers."""
 
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
     note: str = ""
 
     def markdown(self) -> str:
         """The table as Markdown, its note below it."""
-        lines = [self.header, tuple("---" if i == 0 else "---:" for i in range(len(self.header))), *self.rows]
+        lines = [self.header, ["---", *["---:"] * (len(self.header) - 1)], *self.rows]
         body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
         return f"{body}\n\n{self.note}\n" if self.note else f"{body}\n"
 
@@ -29,22 +30,20 @@ class Table:
 def comparison(runs: Sequence[Run], targets: Sequence[float] = TARGETS) -> Table:
     """Accuracy, cost and forgetting of each method."""
     groups = grouped(runs)
-    rows: list[tuple[str, ...]] = []
-
-    def add(name: str, cell: Callable[[Group], str]) -> None:
-        rows.append((name, *(cell(group) for group in groups)))
-
-    for split in ("train", "held_out", "forgetting"):
+    rows: dict[str, list[str]] = {}
+    splits: tuple[EvalSplit, ...] = ("train", "held_out", "forgetting")
+    for split in splits:
         if any(run.evals_of(split) for run in runs):
-            add(f"{split_name(runs, split)}: before", lambda group, s=split: _estimate(group.at(s, first)))  # type: ignore[misc]
-            add(f"{split_name(runs, split)}: after", lambda group, s=split: _estimate(group.at(s, last)))  # type: ignore[misc]
+            for moment, pick in (("before", first), ("after", last)):
+                rows[f"{split_name(runs, split)}: {moment}"] = [_estimate(group.at(split, pick)) for group in groups]
         if split == "train":
-            add("tasks solved", _solved)
+            rows["tasks solved"] = [_solved(group) for group in groups]
             for target in targets:
-                add(f"completions to reach {target:.2f}", lambda group, t=target: _completions_to(group, t))  # type: ignore[misc]
-    add("completions", lambda group: _range([_completions(run) for run in group.runs]))
-    add("wall time", lambda group: duration(sum(_wall_s(run) for run in group.runs) / len(group.runs)))
-    return Table(("", *(group.label for group in groups)), tuple(rows), _note(groups, runs))
+                rows[f"completions to reach {target:.2f}"] = [_completions_to(group, target) for group in groups]
+    rows["completions"] = [span([_completions(run) for run in group.runs]) for group in groups]
+    rows["wall time"] = [duration(fmean(_wall_s(run) for run in group.runs)) for group in groups]
+    header = ("", *(group.label for group in groups))
+    return Table(header, [(name, *cells) for name, cells in rows.items()], _note(groups, runs))
 
 
 def completions_to_reach(run: Run, target: float, split: EvalSplit = "train") -> int | None:
@@ -56,6 +55,11 @@ def duration(seconds: float) -> str:
     """Seconds as `m:ss`, or `h:mm:ss`."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
+
+
+def with_interval(estimate: Estimate, form: str, unit: str = "") -> str:
+    """A value with its 95 % interval, both in one format."""
+    return f"{estimate.value:{form}}{unit} ({estimate.low:{form}}–{estimate.high:{form}})"
 
 
 def _estimate(estimate: Estimate | None) -> str:
@@ -74,10 +78,11 @@ def _completions_to(group: Group, target: float) -> str:
     if not reached:
         return "not reached"
     partly = f" ({len(reached)} of {len(group.runs)} seeds)" if len(reached) < len(group.runs) else ""
-    return _range(reached) + partly
+    return span(reached) + partly
 
 
-def _range(values: Sequence[int]) -> str:
+def span(values: Collection[int]) -> str:
+    """The least and the largest number, once where they are equal."""
     low, high = min(values), max(values)
     return f"{low:,}" if low == high else f"{low:,}–{high:,}"
 
@@ -95,8 +100,7 @@ def _wall_s(run: Run) -> float:
 def _note(groups: Sequence[Group], runs: Sequence[Run]) -> str:
     seeds = max(len(group.runs) for group in groups)
     sizes = {record.accuracy.n for run in runs if (record := last(run.evals_of("train")))}
-    n = f"n = {_range(sorted(sizes))}" if sizes else "no evaluation yet"
-    interval = (
-        f"mean of {seeds} seeds, 95 % over seeds" if seeds > 1 else "one seed, 95 % by Wilson's interval over tasks"
-    )
+    n = f"n = {span(sizes)}" if sizes else "no evaluation yet"
+    one = "one seed, 95 % by Wilson's interval over tasks"
+    interval = f"mean of {seeds} seeds, 95 % over seeds" if seeds > 1 else one
     return f"Accuracy ({interval}); {n} answers an evaluation."
