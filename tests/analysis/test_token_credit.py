@@ -49,12 +49,8 @@ def test_the_evidence_is_that_of_the_kernel(policy, renderer, temperature: float
         student_ND = policy.answer_hidden([(renderer.prompt(QUESTION), answer)])
         teacher_ND = policy.answer_hidden([(renderer.prompt(teacher_messages(QUESTION, TOLD)), answer)])
     head, tokens_N = policy.head(), torch.tensor(answer)
-    spec, weights, teacher = (
-        LossSpec(temperature=temperature),
-        TokenWeights(torch.ones(len(answer))),
-        [TeacherStates(teacher_ND, head)],
-    )
-    stats = fused_loss(spec, student_ND, head, tokens_N, weights, teacher=teacher).stats
+    spec, weights = LossSpec(temperature=temperature), TokenWeights(torch.ones(len(answer)))
+    stats = fused_loss(spec, student_ND, head, tokens_N, weights, teacher=[TeacherStates(teacher_ND, head)]).stats
     assert [token.log_ratio for token in found.tokens] == pytest.approx(stats.log_ratio_N.tolist(), abs=1e-4)
     assert [token.student for token in found.tokens] == pytest.approx(stats.logprobs_N.tolist(), abs=1e-4)
     assert found.total == pytest.approx(float(stats.log_ratio_N.sum()), abs=1e-3)

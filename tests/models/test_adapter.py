@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from selfdistill.errors import ConfigError, ModelError
 from selfdistill.losses import LossSpec, TokenWeights, fused_loss
-from selfdistill.models.checkpoint import load_checkpoint, save_checkpoint
+from selfdistill.models.checkpoint import Resumable, load_checkpoint, save_checkpoint
 from selfdistill.models.load import LoraOptions, Policy, load_policy
 from selfdistill.models.sampler import SamplingOptions, sample
 from selfdistill.models.teacher import Ema, Teacher
@@ -93,8 +93,8 @@ class Run:
         self.teacher.update(self.policy)
         return result.loss.item()
 
-    def parts(self) -> dict[str, Any]:
-        return {"policy": self.policy, "optimizer": self.optimizer, "teacher": self.teacher}
+    def parts(self) -> Resumable:
+        return Resumable(self.policy, self.optimizer, self.teacher)
 
     def bits(self) -> dict[str, torch.Tensor]:
         states = self.optimizer.state_dict()["state"]
@@ -130,9 +130,9 @@ def test_an_adapter_of_any_kind_is_trained_saved_and_resumed_to_the_same_bits(ba
     before = {name: value.detach().clone() for name, value in run.policy.trainable().items()}
     run.train()
     assert all(not torch.equal(before[name], value) for name, value in run.policy.trainable().items())
-    path = save_checkpoint(tmp_path / "checkpoints", 1, **run.parts(), extra={})
+    path = save_checkpoint(tmp_path / "checkpoints", 1, run.parts(), extra={})
     resumed = Run(load_policy(directory, device="cpu"))
-    load_checkpoint(path, **resumed.parts())
+    load_checkpoint(path, resumed.parts())
     assert_same_bits(run, resumed)
     assert resumed.train() == run.train()
     assert_same_bits(run, resumed)
@@ -143,7 +143,7 @@ def test_an_adapter_of_any_kind_is_trained_saved_and_resumed_to_the_same_bits(ba
 def test_a_checkpoint_of_an_adapter_is_loaded_by_its_path_and_by_peft(bases, tmp_path, kind: str) -> None:
     run = Run(load_policy(adapter_dir(bases[True], tmp_path / "own", lora(**KINDS[kind])), device="cpu"))
     run.train()
-    path = save_checkpoint(tmp_path / "checkpoints", 1, **run.parts(), extra={})
+    path = save_checkpoint(tmp_path / "checkpoints", 1, run.parts(), extra={})
     assert not any("base_layer" in name for name in load_file(path / "adapter_model.safetensors"))
     again = load_policy(str(path), device="cpu")
     plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(bases[True]), str(path))
@@ -157,9 +157,9 @@ def test_an_embedding_is_a_target_of_a_fresh_adapter_too(bases, tmp_path) -> Non
     options = LoraOptions(rank=2, targets=("q_proj", "embed_tokens"))
     run = Run(load_policy(str(bases[True]), device="cpu", lora=options))
     run.train()
-    path = save_checkpoint(tmp_path, 1, **run.parts(), extra={})
+    path = save_checkpoint(tmp_path, 1, run.parts(), extra={})
     resumed = Run(load_policy(str(bases[True]), device="cpu", lora=options))
-    load_checkpoint(path, **resumed.parts())
+    load_checkpoint(path, resumed.parts())
     assert_same_bits(run, resumed)
     assert_the_head_is_the_models(run.policy)
 
@@ -185,7 +185,7 @@ def test_single_tokens_of_an_embedding_of_its_own_are_resumed(bases, tmp_path) -
     directory = adapter_dir(bases[False], tmp_path / "own", config)
     run, resumed = (Run(load_policy(directory, device="cpu")) for _ in range(2))
     run.train()
-    load_checkpoint(save_checkpoint(tmp_path / "kept", 1, **run.parts(), extra={}), **resumed.parts())
+    load_checkpoint(save_checkpoint(tmp_path / "kept", 1, run.parts(), extra={}), resumed.parts())
     assert_same_bits(run, resumed)
 
 

@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from selfdistill.errors import RunError
 from selfdistill.models.checkpoint import (
+    Resumable,
     check_whole,
     latest_checkpoint,
     load_checkpoint,
@@ -50,11 +51,11 @@ class Run:
             self.optimizer.zero_grad()
             self.teacher.update(self.policy)
 
-    def parts(self) -> dict:
-        return {"policy": self.policy, "optimizer": self.optimizer, "teacher": self.teacher}
+    def parts(self) -> Resumable:
+        return Resumable(self.policy, self.optimizer, self.teacher)
 
     def save(self, directory: Path, step: int, **options) -> Path:
-        return save_checkpoint(directory, step, **self.parts(), extra={"position": [step, "a"]}, **options)
+        return save_checkpoint(directory, step, self.parts(), extra={"position": [step, "a"]}, **options)
 
     def bits(self) -> list[torch.Tensor]:
         states = self.optimizer.state_dict()["state"]
@@ -78,7 +79,7 @@ def test_a_resumed_run_goes_on_to_the_same_bits(
     assert path == tmp_path / "step-000040"
     resumed = Run(policy_of(tied=tied, lora=lora))
     run.train()  # draws from all three global generators, which the resumed run gets back as they were
-    assert load_checkpoint(path, **resumed.parts()) == {"position": [40, "a"]}
+    assert load_checkpoint(path, resumed.parts()) == {"position": [40, "a"]}
     resumed.train()
     assert_same_bits(run, resumed)
 
@@ -89,7 +90,7 @@ def test_bfloat16_runs_resume_too(policy_of, tmp_path: Path) -> None:
     path = run.save(tmp_path, 1)
     resumed = Run(policy_of(dtype="bfloat16"))
     run.train()
-    load_checkpoint(path, **resumed.parts())
+    load_checkpoint(path, resumed.parts())
     resumed.train()
     assert_same_bits(run, resumed)
 
@@ -147,7 +148,7 @@ def test_the_same_step_may_be_written_again(policy, tmp_path: Path) -> None:
     assert read_about(path)["final"] is True
     assert [entry.name for entry in tmp_path.iterdir()] == ["step-000005"]
     resumed = Run(policy)
-    load_checkpoint(path, **resumed.parts())
+    load_checkpoint(path, resumed.parts())
     assert resumed.teacher.batches == 2
 
 
@@ -157,15 +158,15 @@ def test_a_run_killed_while_writing_leaves_the_last_whole_checkpoint(shelf: Path
         import os, signal, sys
         from pathlib import Path
         import torch
-        from selfdistill.models.checkpoint import save_checkpoint
+        from selfdistill.models.checkpoint import Resumable, save_checkpoint
         from selfdistill.models.load import load_policy
         from selfdistill.models.teacher import Frozen, Teacher
 
         policy = load_policy({policy.name!r}, device="cpu")
-        parts = {{"policy": policy, "optimizer": torch.optim.SGD(policy.trainable().values(), lr=0.1),
-                  "teacher": Teacher(Frozen(), policy), "extra": {{}}}}
+        optimizer = torch.optim.SGD(policy.trainable().values(), lr=0.1)
+        state = Resumable(policy, optimizer, Teacher(Frozen(), policy))
         directory = Path({str(tmp_path)!r})
-        save_checkpoint(directory, 1, **parts)
+        save_checkpoint(directory, 1, state, extra={{}})
         real, calls = os.fsync, []
         def fsync(descriptor):
             calls.append(descriptor)
@@ -173,7 +174,7 @@ def test_a_run_killed_while_writing_leaves_the_last_whole_checkpoint(shelf: Path
                 os.kill(os.getpid(), signal.SIGKILL)
             real(descriptor)
         os.fsync = fsync
-        save_checkpoint(directory, 2, **parts)
+        save_checkpoint(directory, 2, state, extra={{}})
     """
     environment = os.environ | {"PYTHONPATH": ":".join(sys.path)}
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], env=environment, check=False)
@@ -184,7 +185,7 @@ def test_a_run_killed_while_writing_leaves_the_last_whole_checkpoint(shelf: Path
     run = Run(policy)
     run.teacher = Teacher(Frozen(), policy)
     run.optimizer = torch.optim.SGD(policy.trainable().values(), lr=0.1)
-    load_checkpoint(newest, **run.parts())
+    load_checkpoint(newest, run.parts())
     run.save(tmp_path, 3)
     assert {path.name for path in tmp_path.iterdir()} == {"step-000001", "step-000003"}, "the stray directory is gone"
 
@@ -224,7 +225,7 @@ def test_a_full_disk_is_said_and_costs_nothing(policy, tmp_path: Path, monkeypat
         run.save(tmp_path, 2)
     monkeypatch.undo()
     assert [path.name for path in tmp_path.iterdir()] == ["step-000001"]
-    load_checkpoint(earlier, **Run(policy).parts())
+    load_checkpoint(earlier, Run(policy).parts())
 
 
 @pytest.mark.parametrize("limit", [1_000, 60_000, 150_000])
@@ -243,18 +244,18 @@ def test_writes_that_the_system_refuses_are_one_clear_error(policy, tmp_path: Pa
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, handler)
     assert [path.name for path in tmp_path.iterdir()] == ["step-000001"]
-    load_checkpoint(earlier, **Run(policy).parts())
+    load_checkpoint(earlier, Run(policy).parts())
 
 
 def test_a_damaged_or_foreign_checkpoint_is_refused(policy_of, policy, adapted, tmp_path: Path) -> None:
     path = Run(policy).save(tmp_path, 1)
     with pytest.raises(RunError, match="cannot be resumed"):
-        load_checkpoint(path, **Run(adapted).parts())
+        load_checkpoint(path, Run(adapted).parts())
     (path / "trainer.pt").write_bytes((path / "trainer.pt").read_bytes()[:100])
     with pytest.raises(RunError, match=r"damaged[\s\S]*trainer\.pt[\s\S]*use an earlier one"):
-        load_checkpoint(path, **Run(policy).parts())
+        load_checkpoint(path, Run(policy).parts())
     with pytest.raises(RunError, match="this is not a checkpoint"):
-        load_checkpoint(tmp_path, **Run(policy).parts())
+        load_checkpoint(tmp_path, Run(policy).parts())
 
 
 def flip(file: Path, place: int) -> None:
@@ -282,11 +283,11 @@ def test_a_flipped_byte_in_any_file_is_found_and_its_file_named(policy, adapted,
         file.write_bytes(whole)
     check_whole(path)
     (path / "notes.txt").write_text("a file of somebody else's is no damage")
-    load_checkpoint(path, **run.parts())
+    load_checkpoint(path, run.parts())
 
 
 def test_every_byte_of_the_description_counts(policy, tmp_path: Path) -> None:
-    """Also those of a checksum's own name: the description then looks like that of an earlier version."""
+    """Also those of a checksum's own name: the description then has no checksum."""
     about = Run(policy).save(tmp_path, 1) / "checkpoint.json"
     whole = about.read_bytes()
     for place in range(len(whole)):
@@ -296,22 +297,12 @@ def test_every_byte_of_the_description_counts(policy, tmp_path: Path) -> None:
         about.write_bytes(whole)
 
 
-def test_a_checkpoint_of_an_earlier_version_has_no_checksums_and_is_read(policy, tmp_path: Path) -> None:
-    run = Run(policy)
-    run.train()
-    path = run.save(tmp_path, 1)
+def test_a_description_without_checksums_is_damaged(policy, tmp_path: Path) -> None:
+    path = Run(policy).save(tmp_path, 1)
     about = json.loads((path / "checkpoint.json").read_text())
-    old = {key: about[key] for key in ("format", "step", "final", "extra")}
-    (path / "checkpoint.json").write_text(json.dumps(old, indent=1) + "\n")
-    resumed = Run(policy)
-    assert load_checkpoint(path, **resumed.parts()) == {"position": [1, "a"]}
-    assert resumed.teacher.batches == 2
-    for name in ("trainer.pt", "teacher.safetensors", "model.safetensors"):
-        data = (path / name).read_bytes()
-        (path / name).write_bytes(data[:20])
-        with pytest.raises(RunError, match="cannot be resumed from"):
-            load_checkpoint(path, **Run(policy).parts())
-        (path / name).write_bytes(data)
+    (path / "checkpoint.json").write_text(json.dumps({key: about[key] for key in ("format", "step", "final", "extra")}))
+    with pytest.raises(RunError, match=r"damaged[\s\S]*checkpoint\.json"):
+        load_checkpoint(path, Run(policy).parts())
 
 
 def test_a_resume_takes_the_newest_whole_checkpoint_and_notes_which_is_damaged(policy, tmp_path: Path) -> None:
@@ -322,7 +313,7 @@ def test_a_resume_takes_the_newest_whole_checkpoint_and_notes_which_is_damaged(p
     (tmp_path / "step-000003" / "checkpoint.json").write_text("{")
     flip(tmp_path / "step-000002" / "trainer.pt", 500)
     notes: list[str] = []
-    assert load_newest(tmp_path, notes.append, **run.parts()) == {"position": [1, "a"]}
+    assert load_newest(tmp_path, notes.append, run.parts()) == {"position": [1, "a"]}
     assert run.teacher.batches == 1
     assert ["step-000003: " in notes[0], "step-000002: " in notes[1]] == [True, True]
     assert "checkpoint.json" in notes[0]
@@ -334,19 +325,19 @@ def test_a_resume_takes_the_newest_whole_checkpoint_and_notes_which_is_damaged(p
     for step in (4, 5):
         flip(tmp_path / f"step-00000{step}" / "model.safetensors", -1)
     with pytest.raises(RunError, match=r"no checkpoint of this run[\s\S]*step-000005[\s\S]*step-000004.*model\."):
-        load_newest(tmp_path, notes.append, **run.parts())
-    assert load_newest(tmp_path / "absent", notes.append, **run.parts()) is None
+        load_newest(tmp_path, notes.append, run.parts())
+    assert load_newest(tmp_path / "absent", notes.append, run.parts()) is None
 
 
 def test_a_checkpoint_of_another_format_is_refused(policy, tmp_path: Path) -> None:
     path = Run(policy).save(tmp_path, 1)
     (path / "checkpoint.json").write_text('{"format": 99, "step": 1, "final": false, "extra": {}}')
     with pytest.raises(RunError, match="99"):
-        load_checkpoint(path, **Run(policy).parts())
+        load_checkpoint(path, Run(policy).parts())
 
 
 def test_state_that_is_not_json_leaves_nothing_behind(policy, tmp_path: Path) -> None:
     run = Run(policy)
     with pytest.raises(TypeError):
-        save_checkpoint(tmp_path, 1, **run.parts(), extra={"position": object()})
+        save_checkpoint(tmp_path, 1, run.parts(), extra={"position": object()})
     assert list(tmp_path.iterdir()) == []

@@ -122,7 +122,7 @@ def test_no_chat_template_names_the_way_out(tmp_path: Path) -> None:
 def test_a_missing_directory_an_empty_one_and_a_file_are_told_apart(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="there is no such model"):
         load_policy(str(tmp_path / "absent"), device="cpu")
-    with pytest.raises(ModelError, match=r"neither config\.json nor"):
+    with pytest.raises(ModelError, match=r"has config\.json or adapter_config\.json"):
         load_policy(str(tmp_path), device="cpu")
     (tmp_path / "notes.txt").write_text("")
     with pytest.raises(ModelError, match="there is no such model"):

@@ -7,6 +7,7 @@ resumes from its last checkpoint with the same data.
 from __future__ import annotations
 
 import json
+import pickle
 import platform
 import random
 import time
@@ -23,7 +24,6 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 import selfdistill
 from selfdistill.errors import RunError
-from selfdistill.models.checkpoint import UNREADABLE
 from selfdistill.runs.environment import git_commit
 from tools.sapling.episodes import Episode, draw_episode
 from tools.sapling.recipe import Recipe
@@ -152,7 +152,7 @@ def grow(recipe: Recipe, directory: Path, *, device: str, compile_model: bool) -
             model.load_state_dict(state["model"])
             optimisers.load_state_dict(state["optimisers"])
             first, step, tokens, seconds = state["round"], state["step"], state["tokens"], state["seconds"]
-        except UNREADABLE as error:
+        except (OSError, ValueError, LookupError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
             do = "grow the size that was begun here, or remove the file to begin again"
             raise RunError("this state cannot be resumed", got=f"{state_file} ({error})", do=do) from error
     run: Any = torch.compile(model, dynamic=False) if compile_model else model

@@ -140,8 +140,7 @@ class ContextGainReport:
 
 def failed_attempts(group: RolloutGroup) -> list[Context]:
     """The feedback on each failed attempt of a group."""
-    outcomes = [rollout.outcome for _, rollout in failures(group, SOLVED)]
-    return [Context("feedback", feedback=outcome.feedback) for outcome in outcomes if outcome is not None]
+    return [Context("feedback", feedback=messages[-1].content) for _, messages in failures(group, SOLVED)]
 
 
 def _by(rule: SolutionOrFeedback | Demonstration | Document | UserReply) -> Callable[[RolloutGroup], list[Context]]:

@@ -21,10 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 ALL_LINEAR = "all-linear"
-RESIZED = (
-    "an adapter of a resized model needs that model as its base: save it with save_pretrained, and name its directory "
-    "as base_model_name_or_path in adapter_config.json"
-)
+RESIZED = "save the resized model, and name its directory as base_model_name_or_path in adapter_config.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,17 +53,14 @@ def fresh_adapter(base: PreTrainedModel, lora: LoraOptions) -> Any:
     from peft import LoraConfig, get_peft_model
     from transformers.pytorch_utils import Conv1D
 
-    everywhere = lora.names == (ALL_LINEAR,)
     kinds = (nn.Linear, nn.Embedding, Conv1D)
     layers = [f".{name}" for name, module in base.named_modules() if isinstance(module, kinds)]
-    for name in () if everywhere else lora.names:
-        if not any(layer.endswith(f".{name}") for layer in layers):
-            known = {layer.rpartition(".")[2] for layer in layers} | {ALL_LINEAR}
+    for name in lora.names:
+        if lora.names != (ALL_LINEAR,) and not any(layer.endswith(f".{name}") for layer in layers):
+            do = nearest(name, {layer.rpartition(".")[2] for layer in layers} | {ALL_LINEAR})
             why = "a target is the name of linear or embedding layers, or the end of it"
-            raise ConfigError(
-                "the LoRA targets name no layer of this model", got=name, why=why, do=nearest(name, known)
-            )
-    targets = ALL_LINEAR if everywhere else list(lora.names)
+            raise ConfigError("the LoRA targets name no layer of this model", got=name, why=why, do=do)
+    targets = ALL_LINEAR if lora.names == (ALL_LINEAR,) else list(lora.names)
     config = LoraConfig(
         r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, lora_dropout=0.0, bias="none", task_type="CAUSAL_LM"
     )  # fmt: skip
@@ -75,10 +69,8 @@ def fresh_adapter(base: PreTrainedModel, lora: LoraOptions) -> Any:
         try:
             return get_peft_model(base, config)
         except ValueError as error:
-            why = str(error).splitlines()[0]
-            raise ConfigError(
-                "the LoRA targets cannot carry an adapter", got=", ".join(lora.names), why=why, do=f"use {ALL_LINEAR}"
-            ) from error
+            what, got, why = "the LoRA targets cannot carry an adapter", lora.targets, str(error).splitlines()[0]
+            raise ConfigError(what, got=got, why=why, do=f"use {ALL_LINEAR}") from error
 
 
 def saved_adapter(base: PreTrainedModel, directory: Path) -> Any:
@@ -131,8 +123,8 @@ def restore_adapter(model: Any, saved: Mapping[str, Tensor]) -> None:
 
     state = _state(model)
     for name, value in state.items():
-        if name not in saved or saved[name].shape != value.shape:
-            found = tuple(saved[name].shape) if name in saved else "nothing"
+        found = tuple(saved[name].shape) if name in saved else "nothing"
+        if found != tuple(value.shape):
             raise ValueError(f"{name}: {found} was saved, {tuple(value.shape)} is needed")
     set_peft_model_state_dict(model, {name: saved[name] for name in state})
 

@@ -18,15 +18,14 @@ import errno
 import hashlib
 import json
 import os
-import pickle
 import random
 import shutil
-import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -37,27 +36,23 @@ from selfdistill.models.policy import Policy
 from selfdistill.models.precision import quiet
 from selfdistill.models.teacher import Teacher
 
-FORMAT = 1
+FORMAT = 2
 ABOUT = "checkpoint.json"
 BLANK = "0" * 64  # stands for the file's own digest while that is computed
 PARTIAL = ".partial-"  # being written
 REPLACED = ".replaced-"  # an older checkpoint of the same step, being removed
-# What libraries raise for a file without checksums that is damaged, or made for another model.
-UNREADABLE = (
-    OSError, ValueError, LookupError, RuntimeError, TypeError, EOFError, SafetensorError, pickle.UnpicklingError
-)  # fmt: skip
+
+
+class Resumable(NamedTuple):
+    """What a checkpoint restores: everything that a step changes, beside the caller's own state."""
+
+    policy: Policy
+    optimizer: torch.optim.Optimizer
+    teacher: Teacher
 
 
 def save_checkpoint(
-    directory: Path,
-    step: int,
-    *,
-    policy: Policy,
-    optimizer: torch.optim.Optimizer,
-    teacher: Teacher,
-    extra: Mapping[str, Any],
-    final: bool = False,
-    keep: int = 2,
+    directory: Path, step: int, state: Resumable, *, extra: Mapping[str, Any], final: bool = False, keep: int = 2
 ) -> Path:
     """Writes `directory/step-<step>` and returns it; then removes all but the `keep` newest and any `final` one.
 
@@ -73,11 +68,11 @@ def save_checkpoint(
     partial = directory / f"{PARTIAL}{target.name}"
     try:
         partial.mkdir()
-        _write_model(partial, policy)
-        shadow = {name: value.cpu().contiguous() for name, value in teacher.state_dict().items()}
+        _write_model(partial, state.policy)
+        shadow = {name: value.cpu().contiguous() for name, value in state.teacher.state_dict().items()}
         save_file(shadow, partial / "teacher.safetensors")
         with (partial / "trainer.pt").open("wb") as file:
-            torch.save({"optimizer": optimizer.state_dict(), "rng": random_states()}, file)
+            torch.save({"optimizer": state.optimizer.state_dict(), "rng": random_states()}, file)
         _write_about(partial, {"format": FORMAT, "step": step, "final": final, "extra": dict(extra)})
         _make_durable(partial)
         _put_in_place(partial, target)
@@ -94,44 +89,34 @@ def save_checkpoint(
     return target
 
 
-def load_checkpoint(
-    path: Path, *, policy: Policy, optimizer: torch.optim.Optimizer, teacher: Teacher
-) -> dict[str, Any]:
+def load_checkpoint(path: Path, state: Resumable) -> dict[str, Any]:
     """Restores policy, optimiser, teacher and random states, bit-identical; returns `extra`.
 
     The policy must be loaded, and the optimiser and the teacher made, as they were when the run began. Raises
     `RunError` when the checkpoint is damaged or belongs to another model.
     """
-    path = Path(path)
     extra: dict[str, Any] = check_whole(path)["extra"]
     try:
-        _read_model(path, policy)
-        teacher.load_state_dict(load_file(path / "teacher.safetensors"))
+        _read_model(path, state.policy)
+        state.teacher.load_state_dict(load_file(path / "teacher.safetensors"))
         trainer = torch.load(path / "trainer.pt", map_location="cpu", weights_only=True)
-        optimizer.load_state_dict(trainer["optimizer"])
+        state.optimizer.load_state_dict(trainer["optimizer"])
         restore_random_states(trainer["rng"])
     except RunError:
         raise
-    except UNREADABLE as error:
-        why = (str(error).splitlines() or [type(error).__name__])[0]
+    except (OSError, ValueError, LookupError, RuntimeError) as error:  # of libraries, for another model's files
+        why = str(error).splitlines()[0]
         raise RunError("this checkpoint cannot be resumed from", got=path, why=why, do="use an earlier one") from error
     return extra
 
 
-def load_newest(
-    directory: Path,
-    note: Callable[[str], None],
-    *,
-    policy: Policy,
-    optimizer: torch.optim.Optimizer,
-    teacher: Teacher,
-) -> dict[str, Any] | None:
+def load_newest(directory: Path, note: Callable[[str], None], state: Resumable) -> dict[str, Any] | None:
     """`load_checkpoint` of the newest whole one; None where there is no checkpoint. `note` gets a line about each
     damaged one that was passed over. Raises `RunError` where all are damaged."""
     passed: list[str] = []
     for path in reversed(_checkpoints(directory)):
         try:
-            extra = load_checkpoint(path, policy=policy, optimizer=optimizer, teacher=teacher)
+            extra = load_checkpoint(path, state)
         except RunError as error:
             passed.append(f"{path.name}: {error.what}{f' ({error.why})' if error.why else ''}")
             continue
@@ -139,33 +124,23 @@ def load_newest(
             note(f"{line}; resumes from {path.name} instead, the newest whole checkpoint")
         return extra
     if passed:
-        raise RunError(
-            "no checkpoint of this run can be resumed from",
-            got=directory,
-            why="; ".join(passed),
-            do="restore one from a copy, or start a new run",
-        )
+        what, do = "no checkpoint of this run can be resumed from", "restore one from a copy, or start a new run"
+        raise RunError(what, got=directory, why="; ".join(passed), do=do)
     return None
 
 
 def check_whole(path: Path) -> dict[str, Any]:
-    """`checkpoint.json`. Raises `RunError` for a checkpoint of which a file is not as it was written, with its name;
-    one of an earlier version has no checksums."""
+    """`checkpoint.json`. Raises `RunError` for a checkpoint of which a file is not as it was written, with its name."""
     about = read_about(path)
-    own, files = about.get("sha256"), about.get("files")
-    if own is None and files is None:
-        return about
+    own, files = str(about.get("sha256")), about.get("files")
     try:
-        blanked = (path / ABOUT).read_bytes().replace(str(own).encode(), BLANK.encode(), 1)
+        blanked = (path / ABOUT).read_bytes().replace(own.encode(), BLANK.encode(), 1)
         if not isinstance(files, dict) or hashlib.sha256(blanked).hexdigest() != own:
-            changed = [ABOUT]
-        else:
-            there = [name for name in files if (path / name).is_file()]
-            found = _digests(path, there)
-            changed = [name for name, digest in files.items() if found.get(name) != digest]
+            files = {ABOUT: ""}  # no file has this checksum
+        found = _digests(path, [name for name in files if (path / name).is_file()])
     except OSError as error:
         raise RunError("this checkpoint cannot be read", got=path, why=str(error), do="use an earlier one") from error
-    if changed:
+    if changed := [name for name, digest in files.items() if found.get(name) != digest]:
         raise _damaged(path, f"not as it was written: {', '.join(changed)}")
     return about
 
@@ -193,32 +168,26 @@ def read_about(path: Path) -> dict[str, Any]:
 
 
 def random_states() -> dict[str, Any]:
-    """The states of the random generators of torch, CUDA, MPS, Python and (when loaded) numpy."""
-    version, words, gauss = random.getstate()
-    states: dict[str, Any] = {"torch": torch.get_rng_state(), "python": [version, list(words), gauss]}
+    """The states of the random generators of torch, CUDA, MPS, Python and numpy."""
+    words: Any = numpy.random.get_state()  # of which only an array may not be in a file
+    words = [part.tolist() if isinstance(part, numpy.ndarray) else part for part in words]
+    states = {"torch": torch.get_rng_state(), "python": random.getstate(), "numpy": words}
     if torch.cuda.is_available():
         states["cuda"] = torch.cuda.get_rng_state_all()
     if torch.backends.mps.is_available():
         states["mps"] = torch.mps.get_rng_state()
-    if "numpy" in sys.modules:
-        name, keys, *rest = sys.modules["numpy"].random.get_state()
-        states["numpy"] = [str(name), [int(key) for key in keys], *rest]
     return states
 
 
 def restore_random_states(states: Mapping[str, Any]) -> None:
     """Restores `random_states`; generators of devices that are not here are left alone."""
     torch.set_rng_state(states["torch"])
-    version, words, gauss = states["python"]
-    random.setstate((version, tuple(words), gauss))
+    random.setstate(states["python"])
+    numpy.random.set_state(tuple(states["numpy"]))
     if "cuda" in states and torch.cuda.device_count() == len(states["cuda"]):
         torch.cuda.set_rng_state_all(states["cuda"])
     if "mps" in states and torch.backends.mps.is_available():
         torch.mps.set_rng_state(states["mps"])
-    if "numpy" in states:
-        import numpy
-
-        numpy.random.set_state(tuple(states["numpy"]))
 
 
 def _write_about(directory: Path, about: Mapping[str, Any]) -> None:
@@ -291,12 +260,10 @@ def _not_written(error: BaseException, target: Path) -> RunError:
     # safetensors gives the system's error number as text; torch raises its own error over the system's.
     full = any(getattr(e, "errno", None) == errno.ENOSPC or f"os error {errno.ENOSPC})" in str(e) for e in chain)
     reason = os.strerror(errno.ENOSPC) if full else str(error).splitlines()[0]
-    return RunError(
-        "the disk is full: the checkpoint was not written" if full else "the checkpoint could not be written",
-        got=target,
-        why=f"{reason}; earlier checkpoints are untouched",
-        do="free space and resume from the last checkpoint" if full else "check the disk and resume",
-    )
+    what, do = "the checkpoint could not be written", "check the disk and resume"
+    if full:
+        what, do = "the disk is full: the checkpoint was not written", "free space and resume from the last checkpoint"
+    return RunError(what, got=target, why=f"{reason}; earlier checkpoints are untouched", do=do)
 
 
 def _damaged(path: Path, why: str) -> RunError:

@@ -79,18 +79,7 @@ def load_policy(
             value.requires_grad_(False)
         elif value.requires_grad:  # a bias, or a whole module that an adapter trains, is a copy of the base's
             value.data = value.data.float()
-    policy = Policy(
-        model=model.to(place).eval(),
-        base=base,
-        output=_output(base, name_or_dir),
-        tokenizer=tokenizer,
-        name=name_or_dir,
-        device=place,
-        dtype=precision,
-        context_length=context_length(base.config, tokenizer),
-        end_ids=end_tokens(base, tokenizer),
-        vocabulary=1 + max(tokenizer.get_vocab().values()),
-    )
+    policy = Policy(model.to(place).eval(), base, _output(base, name_or_dir), tokenizer, name_or_dir, place, precision)
     _check_head(policy)
     return policy
 
@@ -136,13 +125,10 @@ def _locate(name: str, progress: Callable[[str], None]) -> Path:
             raise ModelError("this is a run directory, not a model", got=directory, do=do)
         if any((directory / file).is_file() for file in ("config.json", "adapter_config.json")):
             return directory.resolve()
-        why = "it has neither config.json nor adapter_config.json"
-        raise ModelError(
-            "this directory is not a model directory", got=name, why=why, do="name one written by save_pretrained"
-        )
+        what, do = "a model directory has config.json or adapter_config.json", "name one written by save_pretrained"
+        raise ModelError(what, got=name, do=do)
     if directory.exists() or not HUB_NAME.fullmatch(name):
-        why = "it is not a directory, and cannot be a name on the hub"
-        raise ModelError("there is no such model", got=name, why=why, do="give a directory, owner/name or sapling")
+        raise ModelError("there is no such model", got=name, do="give a directory, owner/name or sapling")
     return _from_hub(name, progress)
 
 
@@ -150,11 +136,8 @@ def _sapling(name: str) -> Path:
     weights = Path(str(files("selfdistill"))) / "sapling" / "weights"
     if (weights / name / "config.json").is_file():
         return weights / name
-    known = sorted(path.name for path in weights.glob("sapling*")) if weights.is_dir() else []
-    why = f"the package holds: {', '.join(known) or 'none'}"
-    raise ModelError(
-        "this size of the embedded model is not in the package", got=name, why=why, do="reinstall the package"
-    )
+    known = sorted(path.name for path in weights.glob("sapling*"))
+    raise ModelError("this model is not in the package", got=name, why=f"it holds: {', '.join(known) or 'none'}")
 
 
 def in_hub_cache(name: str) -> bool:
@@ -172,12 +155,9 @@ def _from_hub(name: str, progress: Callable[[str], None]) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=MODEL_FILES, etag_timeout=HUB_TIMEOUT_S))
     except (OSError, ValueError) as error:  # the hub's own errors derive from these two
-        raise ModelError(
-            "this model is neither a directory here nor to be had from the hub",
-            got=name,
-            why=str(error).splitlines()[0],
-            do="check the name and the network (gated models: `hf auth login`), give a directory, or use sapling",
-        ) from error
+        what, why = "this model is neither a directory here nor to be had from the hub", str(error).splitlines()[0]
+        do = "check the name and the network (gated models: `hf auth login`), give a directory, or use sapling"
+        raise ModelError(what, got=name, why=why, do=do) from error
 
 
 def _tokenizer(source: Path, base: Path, name: str, chat_template: str | None) -> PreTrainedTokenizerBase:
@@ -191,12 +171,8 @@ def _tokenizer(source: Path, base: Path, name: str, chat_template: str | None) -
     if chat_template is not None:
         tokenizer.chat_template = chat_template
     if not tokenizer.chat_template:
-        raise ModelError(
-            "this model has no chat template",
-            got=name,
-            why="it writes a question and its answer as one text",
-            do="use its instruct version, or give a Jinja template with chat_template=FILE",
-        )
+        do = "use its instruct version, or give a Jinja template with chat_template=FILE"
+        raise ModelError("this model has no chat template to write a question with", got=name, do=do)
     try:
         ChatTemplate(tokenizer, thinking="template").check()
     except ModelError as error:
@@ -226,15 +202,6 @@ def _loading(name: str) -> Iterator[None]:
         raise ModelError("this model cannot be loaded", got=name, why=why, do=do) from error
 
 
-def end_tokens(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """The tokens that end a turn: those of the model and the tokenizer, and the one that the chat template writes, such
-    as `<end_of_turn>` (Gemma) or `<|im_end|>` beside a base model's `<eos>`."""
-    listed = base.generation_config.eos_token_id if base.generation_config is not None else None
-    ends = set(listed) if isinstance(listed, list) else {listed}
-    ends |= {tokenizer.eos_token_id, ChatTemplate(tokenizer).end()}
-    return frozenset(end for end in ends if isinstance(end, int))
-
-
 def _output(base: PreTrainedModel, name: str) -> nn.Linear:
     """The linear layer of the head; where an adapter trains a copy of it (`modules_to_save`), that copy."""
     output: Any = base.get_output_embeddings()  # type: ignore[no-untyped-call]
@@ -261,6 +228,5 @@ def _check_head(policy: Policy) -> None:
         allowed = (1e-4 if policy.dtype == torch.float32 else 3e-2) * max(1.0, wanted_BLV.abs().max().item())
     if not error <= allowed:
         why = f"its logits differ by up to {error:.3g} from head(hidden state)"
-        raise ModelError(
-            "the head of this architecture is not supported", got=type(policy.base).__name__, why=why, do="report it"
-        )
+        what, got = "the head of this architecture is not supported", type(policy.base).__name__
+        raise ModelError(what, got=got, why=why, do="report it")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
@@ -20,6 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from selfdistill.errors import ModelError
 from selfdistill.losses.head import Head
+from selfdistill.prompts.render import ChatTemplate
 from selfdistill.types import TokenIds
 
 if TYPE_CHECKING:
@@ -48,9 +49,19 @@ class Policy:
     name: str
     device: torch.device
     dtype: torch.dtype
-    context_length: int
-    end_ids: frozenset[int]
-    vocabulary: int
+    context_length: int = field(init=False)
+    end_ids: frozenset[int] = field(init=False)
+    vocabulary: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        generation = self.base.generation_config
+        listed = generation.eos_token_id if generation is not None else None
+        # Beside those of model and tokenizer the one that the chat template writes: <end_of_turn> of Gemma, <|im_end|>.
+        ends = {*(listed if isinstance(listed, list) else [listed]), self.tokenizer.eos_token_id}
+        ends.add(ChatTemplate(self.tokenizer).end())
+        self.end_ids = frozenset(end for end in ends if isinstance(end, int))
+        self.context_length = context_length(self.base.config, self.tokenizer)
+        self.vocabulary = 1 + max(self.tokenizer.get_vocab().values())
 
     @property
     def has_adapter(self) -> bool:
@@ -111,19 +122,12 @@ class Policy:
         """
         for prompt, completion in pairs:
             if not prompt or not completion:
-                raise ModelError(
-                    "a prompt and a completion need at least one token each",
-                    got=f"{len(prompt)} and {len(completion)} tokens",
-                    why="the first answer token is predicted from the last prompt token",
-                    do="drop rollouts with an empty completion",
-                )
+                what, got = "prompt and completion need a token each", f"{len(prompt)} and {len(completion)} tokens"
+                raise ModelError(what, got=got, do="drop rollouts with an empty completion")
             if len(prompt) + len(completion) > self.context_length:
-                raise ModelError(
-                    "prompt and completion are longer than the model can read",
-                    got=f"{len(prompt)} + {len(completion)} tokens",
-                    why=f"{self.name} reads at most {self.context_length}",
-                    do="shorten the prompt, or sample fewer tokens",
-                )
+                what, got = "the model cannot read that much", f"{len(prompt)} + {len(completion)} tokens"
+                do = "shorten the prompt, or sample fewer tokens"
+                raise ModelError(what, got=got, why=f"{self.name} reads at most {self.context_length}", do=do)
         plan = [] if torch.is_grad_enabled() or not can_share(self) else plan_sharing(pairs, max_tokens)
         states: dict[int, Tensor] = {}
         with self.autocast():

@@ -46,9 +46,7 @@ class Ema(Ranged):
     """
 
     kind: ClassVar[str] = "ema"
-    rate: float = option(
-        0.05, "share of the student that the teacher takes in once a step, after its last update", least=0, most=1
-    )
+    rate: float = option(0.05, "share of the student that the teacher takes in after each step", least=0, most=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,17 +161,13 @@ class Teacher:
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Restores a `state_dict`, bit-identical. Raises `RunError` for one of another model or rule."""
-        wanted, found = (
-            {name: tuple(value.shape) for name, value in tensors.items()} for tensors in (self.state_dict(), state)
-        )
+        own = self.state_dict()
+        wanted, found = ({name: tuple(x.shape) for name, x in tensors.items()} for tensors in (own, state))
         if wanted != found:
             differing = sorted(name for name in wanted | found if wanted.get(name) != found.get(name))
-            raise RunError(
-                "the saved teacher does not fit this model",
-                got=f"{len(found)} tensors",
-                why=f"{len(wanted)} were expected; first difference: {differing[0]}",
-                do="resume with the model, the LoRA options and the teacher that the run began with",
-            )
+            what, got = "the saved teacher does not fit this model", f"{len(found)} tensors, not {len(wanted)}"
+            why, do = f"first difference: {differing[0]}", "resume with its model, LoRA options and teacher"
+            raise RunError(what, got=got, why=why, do=do)
         self.batches = int(state["batches"])
         for name, value in self._shadow.items():
             value.copy_(state[f"shadow.{name}"])

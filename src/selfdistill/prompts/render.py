@@ -77,12 +77,9 @@ class ChatTemplate:
             do = "correct it, or name another with chat_template=FILE"
             raise ModelError("the chat template cannot be used", got=self._name, why=str(error), do=do) from error
         if ASKED.lower() not in text.lower():
-            raise ModelError(
-                "the chat template does not write the question",
-                got=f"{text[:200]!r} for a question ({self._name})",
-                why="the model would never read its task",
-                do="use the model's own template, or name another with chat_template=FILE",
-            )
+            got = f"{text[:200]!r} for a question ({self._name})"
+            do = "use the model's own template, or name another with chat_template=FILE"
+            raise ModelError("the chat template does not write the question", got=got, do=do)
         notes = []
         if self.thinking != "template":
             on = self.thinking == "on"
@@ -90,18 +87,14 @@ class ChatTemplate:
             _, opened, thought = text.rpartition(ASKED)[2].rpartition(OPEN)
             thinks = bool(opened) and CLOSE not in thought
             if on and (not text or (text == other and not thinks)):
-                raise ConfigError(
-                    "this model's chat template has no switch for thinking",
-                    got=f'thinking = "on" ({self._name})',
-                    why=f"it reads none of {', '.join(SWITCHES)}: the setting would do nothing",
-                    do="leave thinking out, or choose a model that can think aloud",
-                )
+                what, got = "this model's chat template has no switch for thinking", f'thinking = "on" ({self._name})'
+                why = f"it reads none of {', '.join(SWITCHES)}: the setting would do nothing"
+                do = "leave thinking out, or choose a model that can think aloud"
+                raise ConfigError(what, got=got, why=why, do=do)
             if thinks and not on:
-                start = f"the chat template begins every answer with {OPEN} and has no switch"
-                notes.append(f"{start}: thinking=off does nothing")
+                notes.append(f"the chat template begins every answer with {OPEN}: thinking=off does nothing")
         if self._header:
-            start = f"the chat template has no prompt for answers: {self._header!r}"
-            notes.append(f"{start} is written there, as before given ones")
+            notes.append(f"the chat template has no prompt for answers: {self._header!r} is written there")
         return notes
 
     def end(self) -> int | None:
@@ -123,12 +116,10 @@ class ChatTemplate:
                 return form, self._rendered(form)
             except Refused as error:
                 refusals.append(error)
-        raise ModelError(
-            "the chat template refuses this conversation",
-            got=f"turns of {', '.join(message.role for message in messages) or 'nobody'} ({self._name})",
-            why=str(refusals[0]) if refusals else "it writes no system turn, and no user turn follows to hold its text",
-            do="write the question as one user turn, or name another template with chat_template=FILE",
-        )
+        got = f"turns of {', '.join(message.role for message in messages) or 'nobody'} ({self._name})"
+        why = str(refusals[0]) if refusals else "it writes no system turn, and no user turn follows to hold its text"
+        do = "write the question as one user turn, or name another template with chat_template=FILE"
+        raise ModelError("the chat template refuses this conversation", got=got, why=why, do=do)
 
     @cached_property
     def _reads_system(self) -> bool:
@@ -163,9 +154,8 @@ class ChatTemplate:
             thinking = self.thinking == "on"
         switches = {} if thinking is None else dict.fromkeys(SWITCHES, thinking)
         try:
-            return str(
-                self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=prompt, **switches)
-            )
+            options = {"add_generation_prompt": prompt, **switches}
+            return str(self.tokenizer.apply_chat_template(chat, tokenize=False, **options))
         except Exception as error:
             line = f", line {error.lineno}" if hasattr(error, "lineno") else ""
             raise Refused(f"{type(error).__name__}: {error}{line}") from error
@@ -234,12 +224,8 @@ class Renderer(ChatTemplate):
         found = self.end()
         end = self.tokenizer.eos_token_id if found is None else found
         if end is None:
-            raise ModelError(
-                "this tokenizer has no token that ends a turn",
-                got=getattr(self.tokenizer, "name_or_path", ""),
-                why="the student could not learn from given answers to stop",
-                do="set eos_token in tokenizer_config.json, or use a chat template that ends turns",
-            )
+            do = "set eos_token in tokenizer_config.json, or use a chat template that ends turns"
+            raise ModelError("this tokenizer has no token that ends a turn", got=self._name, do=do)
         return (*self.encode(text), int(end))
 
     def opened(self, prompt_ids: TokenIds) -> str:

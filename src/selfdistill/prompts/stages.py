@@ -117,7 +117,7 @@ class SecondAttempts:
     name: ClassVar[str] = "second_attempt"
 
     def requests(self, group: RolloutGroup, count: int) -> list[Request]:
-        return [SampleRequest(after_feedback(group, r), place) for place, r in failures(group, self.success)]
+        return [SampleRequest(messages, place) for place, messages in failures(group, self.success)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,8 +131,7 @@ class Reflections:
     def requests(self, group: RolloutGroup, count: int) -> list[Request]:
         return [
             SampleRequest((*before, Message("user", f"{last.content}\n\n{REFLECT}")), place, scored=False)
-            for place, rollout in failures(group, self.success)
-            for *before, last in [after_feedback(group, rollout)]
+            for place, (*before, last) in failures(group, self.success)
         ]
 
 
@@ -163,17 +162,11 @@ def examples(stages: Sequence[Stage], task: Task) -> list[tuple[Message, ...]]:
     return found
 
 
-def failures(group: RolloutGroup, success: float) -> list[tuple[int, Rollout]]:
-    """First answers with a reward below `success` and with feedback, and their places."""
+def failures(group: RolloutGroup, success: float) -> list[tuple[int, tuple[Message, ...]]]:
+    """The places of first answers with a reward below `success` and with feedback; and question, attempt and feedback
+    as one conversation."""
     return [
-        (place, rollout)
-        for place, rollout in group.at(ANSWER)
-        if rollout.outcome is not None and rollout.outcome.reward < success and rollout.outcome.feedback.strip()
+        (place, (*group.task.messages, Message("assistant", r.completion.text), Message("user", outcome.feedback)))
+        for place, r in group.at(ANSWER)
+        if (outcome := r.outcome) and outcome.reward < success and outcome.feedback.strip()
     ]
-
-
-def after_feedback(group: RolloutGroup, rollout: Rollout) -> tuple[Message, ...]:
-    """The question, the attempt and its feedback as one conversation."""
-    assert rollout.outcome is not None
-    attempt = Message("assistant", rollout.completion.text)
-    return (*group.task.messages, attempt, Message("user", rollout.outcome.feedback))

@@ -19,7 +19,7 @@ from selfdistill.errors import ConfigError, RunError
 from selfdistill.files import read_text
 from selfdistill.losses import LossSpec
 from selfdistill.methods import Method
-from selfdistill.models.checkpoint import load_newest, save_checkpoint
+from selfdistill.models.checkpoint import Resumable, load_newest, save_checkpoint
 from selfdistill.models.load import load_policy, load_tokenizer
 from selfdistill.models.policy import Policy
 from selfdistill.models.teacher import Frozen, Live, Other, Teacher, TeacherRule
@@ -116,18 +116,15 @@ class Session:
     def save(self, folder: Path, step: int, totals: Mapping[str, Any], *, final: bool) -> None:
         """Writes a checkpoint of all that the next step reads; a final one is kept when newer ones come."""
         assert self.learner is not None
-        optimizer, teacher = self.learner.optimizer, self.learner.teacher
-        save_checkpoint(
-            folder, step, policy=self.policy, optimizer=optimizer, teacher=teacher, extra=totals, final=final
-        )
+        save_checkpoint(folder, step, self._resumable(self.learner), extra=totals, final=final)
 
     def restore(self, folder: Path, callback: Callback) -> dict[str, Any] | None:
         """Loads the newest complete checkpoint and returns the totals saved with it; None without a checkpoint."""
         assert self.learner is not None
-        optimizer, teacher = self.learner.optimizer, self.learner.teacher
-        return load_newest(
-            folder, lambda text: callback(Note(text)), policy=self.policy, optimizer=optimizer, teacher=teacher
-        )
+        return load_newest(folder, lambda text: callback(Note(text)), self._resumable(self.learner))
+
+    def _resumable(self, learner: Learner) -> Resumable:
+        return Resumable(self.policy, learner.optimizer, learner.teacher)
 
 
 def open_policy(config: RunConfig, callback: Callback, *, trained: bool) -> Policy:
