@@ -46,7 +46,7 @@ class Ema(Ranged):
     """
 
     kind: ClassVar[str] = "ema"
-    rate: float = option(0.05, "share of the student that the teacher takes in after each step", least=0, most=1)
+    rate: float = option(0.05, "share of the student taken in once a step, after its last update", least=0, most=1)
 
 
 @dataclass(frozen=True, slots=True)
