@@ -14,7 +14,7 @@ import pytest
 import selfdistill as sd
 from selfdistill.api import run_config
 from selfdistill.config import from_settings, read_saved, resolved
-from selfdistill.errors import ConfigError, RunError
+from selfdistill.errors import ConfigError, DataError, RunError
 from selfdistill.methods import METHODS
 from selfdistill.prompts.context import Instruction
 from selfdistill.runs.events import Interrupted
@@ -103,13 +103,45 @@ def test_settings_are_those_of_the_command_line() -> None:
         ({"method": sd.SDPO(), "settings": {"method.alpha": 1.0}}, r"method is a value(.|\n)*SDPO\(alpha=…\)"),
         ({"env": short_answers, "settings": {"env.verbs": 3}}, "env is a value"),
         ({"env": 3}, "env should be a reward function or an environment"),
-        ({"data": [1]}, "data should be"),
+        ({"settings": {"columns": {"answer": len}}}, r"columns should be names(.|\n)*load_data\(…, answer=…\)"),
     ],
 )
 def test_what_cannot_be_used_is_an_error_without_a_command_line_in_it(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message) as raised:
         run_config({}, **values)
     assert "command line" not in str(raised.value)
+
+
+def test_rows_are_read_in_the_form_of_their_environment(tmp_path: Path) -> None:
+    rows = [{"prompt": "Square it.", "test_list": ["assert g(2) == 4"]}]
+    for env, kind in ((short_answers, None), (None, "assert"), ("code", "assert"), ({"name": "code"}, "assert")):
+        (task,) = run_config({}, env=env, data=rows).values.tasks or ()
+        assert task.spec.get("kind") == kind
+    with pytest.raises(DataError, match=r"data:1: expected a row(.|\n)*\n  got  1"):
+        run_config({}, env=short_answers, data=[1])
+    with pytest.raises(DataError, match=r"data:1: the row has no shape(.|\n)*env"):
+        run_config({}, data=[{"prompt": "2 + 2?", "answer": 4}])
+    with pytest.raises(DataError, match="eval_data: no rows"):
+        run_config({}, env=short_answers, eval_data=[])
+
+
+def test_eval_data_takes_the_place_of_the_held_out_split(model: str, tmp_path: Path) -> None:
+    """Two of three tasks are not trained on; the third is noted."""
+    events: list[sd.Event] = []
+    asked = [{"question": f"What is {n} plus {n}?"} for n in (3, 7, 8)]
+    values: dict[str, Any] = {"eval_data": asked, "columns": {"prompt": "question"}, "evaluation": {"tasks": 3}}
+    run = small(model, tmp_path / "run", **values, callbacks=events.append)
+    assert [record.tasks for record in run.evals_of("held_out")] == [3, 3]
+    assert "1 of 3 held-out tasks are trained on" in " ".join(e.text for e in events if isinstance(e, sd.Note))
+    held_out = tmp_path / "held_out.jsonl"
+    held_out.write_text("".join(json.dumps(row) + "\n" for row in asked[1:]))
+    run = small(model, tmp_path / "files", **{**values, "eval_data": held_out})
+    assert [record.tasks for record in run.evals_of("held_out")] == [2, 2]
+    assert read_saved(tmp_path / "files", resolved_settings)["eval_data"] == str(held_out)
+
+
+def resolved_settings(settings: Any) -> Any:
+    return settings
 
 
 def test_callbacks_are_callables() -> None:

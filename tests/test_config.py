@@ -182,3 +182,12 @@ def test_completions_are_what_the_run_samples():
     config = load_config(None, ["steps=20", "tasks_per_step=16", "rollouts_per_task=8"])
     assert config.completions_sampled == 2560
     assert isinstance(config, RunConfig)
+
+
+def test_columns_are_a_table_of_names_and_read_back() -> None:
+    given = ["data=rows.parquet", "env=my_env.py:reward", "columns.prompt=question", "columns.image="]
+    config = load_config(None, given)
+    assert config.columns == {"prompt": "question", "image": ""}
+    assert from_settings(json.loads(json.dumps(resolved(config)))) == config
+    with pytest.raises(ConfigError, match=r"columns should be a table"):
+        load_config(None, ["columns.prompt=3"])

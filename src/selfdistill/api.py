@@ -18,7 +18,9 @@ from typing import Any, TypeAlias
 from rich.console import Console
 
 from selfdistill.config import RunConfig, Values, load_config
+from selfdistill.data.load import RowOptions, load_tasks, question_rows
 from selfdistill.envs.base import Environment, FunctionEnvironment
+from selfdistill.envs.code import CodeEnvironment
 from selfdistill.errors import ConfigError
 from selfdistill.methods import METHODS, Method, get_method
 from selfdistill.models.load import LoraOptions
@@ -38,6 +40,7 @@ def train(
     method: str | Method | None = None,
     env: Any = None,
     data: Any = None,
+    eval_data: Any = None,
     lora: int | LoraOptions | Mapping[str, Any] | None = None,
     steps: int | None = None,
     seed: int | None = None,
@@ -50,15 +53,17 @@ def train(
     """Trains a model and returns its run. None means the default of the command line, or that of the resumed run.
 
     model: directory or hub name. method: a method (`sd.SDPO()`) or its name. env: a reward function, an environment or
-    a name. data: tasks, rows, or a path. lora: rank of the adapters, or their options. callbacks: called with every
-    event. progress: show the run on standard error. settings: any other setting by its name, tables as mappings:
-    `optimiser={"lr": 1e-5}`, `sampling={"max_new_tokens": 256}`.
+    a name. data: a path, a data set of the hub, rows, or tasks (`sd.load_data`). eval_data: held-out tasks, likewise.
+    lora: rank of the adapters, or their options. callbacks: called with every event. progress: show the run on standard
+    error. settings: any other setting by its name, tables as mappings: `optimiser={"lr": 1e-5}`,
+    `columns={"prompt": "question"}`.
 
     Ctrl-C ends the run after its step, saved (`KeyboardInterrupt`); `resume=` its directory, with the same values, goes
     on. Raises what `selfdistill.errors` lists, before anything is sampled where it can.
     """
     given = {"model": model, "steps": steps, "seed": seed, "out": out if resume is None else resume}
-    config = run_config(given, method=method, env=env, data=data, lora=lora, resume=resume, settings=settings)
+    parts = {"method": method, "env": env, "data": data, "eval_data": eval_data, "lora": lora}
+    config = run_config(given, **parts, resume=resume, settings=settings)
     with reporting(config.method.name, callbacks, progress=progress) as callback:
         return read_run(loop.train(config, callback, resume=resume is not None))
 
@@ -69,6 +74,7 @@ def run_config(
     method: str | Method | None = None,
     env: Any = None,
     data: Any = None,
+    eval_data: Any = None,
     lora: int | LoraOptions | Mapping[str, Any] | None = None,
     resume: str | PathLike[str] | None = None,
     settings: Mapping[str, Any] = {},
@@ -76,6 +82,7 @@ def run_config(
     """The settings of a run from values. Raises `ConfigError`."""
     chosen: Settings = [(key, fspath(v) if isinstance(v, PathLike) else v) for key, v in given.items() if v is not None]
     values: dict[str, Any] = {}
+    columns = _columns(settings)
     _refuse_settings_of_values({"method": method, "env": env}, settings)
     if isinstance(method, Method):
         chosen.append(("method", _method_table(method)))
@@ -89,11 +96,12 @@ def run_config(
     elif env is not None:
         values["env"] = as_environment(env)
         chosen.append(("env", FROM_PYTHON + values["env"].name))
-    if isinstance(data, str | PathLike):
-        chosen.append(("data", fspath(data)))
-    elif data is not None:
-        values["tasks"] = _tasks(data)
-        chosen.append(("data", _described(values["tasks"])))
+    for key, held, source in (("data", "tasks", data), ("eval_data", "eval_tasks", eval_data)):
+        if isinstance(source, str | PathLike):
+            chosen.append((key, fspath(source)))
+        elif source is not None:
+            values[held] = _tasks(source, env, RowOptions(label=key, columns=columns))
+            chosen.append((key, _described(values[held])))
     if lora is not None:
         chosen.append(("lora", {"rank": lora} if isinstance(lora, int) else lora))
     base = saved_config(Path(resume))["settings"] if resume is not None else {}
@@ -131,11 +139,20 @@ def as_environment(value: Any) -> Environment:
     return FunctionEnvironment(value, getattr(value, "__name__", type(value).__name__))
 
 
-def _tasks(data: Iterable[Any]) -> Sequence[Task]:
-    tasks = list(data)
-    for task in tasks:
-        _expect(isinstance(task, Task), "data", "Tasks", task)
-    return tasks
+def _tasks(source: Any, env: Any, options: RowOptions) -> Sequence[Task]:
+    name = env.get("name") if isinstance(env, Mapping) else env
+    code = name is None or name == "code" or isinstance(env, CodeEnvironment)
+    return load_tasks(source, options) if code else question_rows(source, options)
+
+
+def _columns(settings: Mapping[str, Any]) -> Mapping[str, str]:
+    """The column map among the settings. Raises `ConfigError` for a function: no file could hold it."""
+    columns = {**settings.get("columns", {})}
+    for name, column in columns.items():
+        if not isinstance(column, str):
+            do = f"pass the tasks: data=sd.load_data(…, {name}=…) takes functions"
+            raise ConfigError("columns should be names of columns", got=f"columns[{name!r}] = {column!r}"[:200], do=do)
+    return columns
 
 
 def _described(tasks: Sequence[Task]) -> str:

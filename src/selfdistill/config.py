@@ -17,8 +17,9 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from selfdistill.data.tasks import training_tasks
-from selfdistill.envs.base import Environment
+from selfdistill.data.load import RowOptions
+from selfdistill.data.tasks import data_tasks, training_tasks
+from selfdistill.envs.base import Environment, tasks_of
 from selfdistill.envs.registry import make_environment
 from selfdistill.errors import ConfigError, Ranged, RunError
 from selfdistill.files import is_whole, read_text
@@ -115,6 +116,7 @@ class Values:
     method: Method | None = None
     env: Environment | None = None
     tasks: Sequence[Task] | None = None
+    eval_tasks: Sequence[Task] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +134,17 @@ class RunConfig(Ranged):
     env: NamedComponent = field(
         default=NamedComponent("verbs"), metadata=about("environment that scores answers; see `selfdistill envs`")
     )
-    data: str = option("", "JSONL file of tasks; empty: the environment's own")
+    data: str = option(
+        "", "tasks: a JSONL, JSON or Parquet file, or a data set of the hub; empty: the environment's own"
+    )
+    data_name: str = option("", "configuration of a data set of the hub")
+    data_split: str = option("train", "split of a data set of the hub")
+    columns: Mapping[str, str] = field(
+        default_factory=dict,
+        metadata=about('columns of the data by their use, such as columns.prompt="question"; see docs/data.md'),
+    )
+    eval_data: str = option("", "held-out tasks, as in data; empty: the environment's own")
+    eval_split: str = option("test", "split of a data set of the hub that is eval_data")
     out: str = option("", "run directory; empty: runs/<method>-<environment>-seed<seed>")
     seed: int = option(0, "seed of every random choice", least=0, most=SEED)
     device: str = option("auto", "cuda, mps, cpu, or auto")
@@ -177,9 +189,18 @@ class RunConfig(Ranged):
         """The environment of the run. Raises `ConfigError`."""
         return self.values.env or make_environment(self.env.name, self.env.options, seed=self.seed)
 
-    def tasks_of(self, env: Environment) -> list[Task]:
-        """The tasks of the run: the values, those of `data`, or the environment's own. Raises `DataError`."""
-        return training_tasks(env, self.data if self.values.tasks is None else self.values.tasks)
+    def tasks_of(self, env: Environment, split: str = "train") -> list[Task]:
+        """The tasks of a split: the values, those of `data` or `eval_data`, or the environment's own. Raises
+        `DataError`."""
+        if split == "train":
+            return training_tasks(env, self.values.tasks or self.data, self.row_options(self.data_split))
+        if split == "held_out" and self.eval_data:
+            return data_tasks(env, self.values.eval_tasks or self.eval_data, self.row_options(self.eval_split))
+        return tasks_of(env, split)
+
+    def row_options(self, split: str = "train") -> RowOptions:
+        """How the rows of the run's data sets are read."""
+        return RowOptions(self.data_name, split, columns=self.columns)
 
 
 def load_config(

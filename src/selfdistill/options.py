@@ -114,15 +114,15 @@ class Setting:
 
 
 def settings_of(value: Any, prefix: str = "") -> Iterator[Setting]:
-    """Every setting of a dataclass, in order, at any depth. A table of free keys is left out: the component that takes
-    it lists them."""
+    """Every setting of a dataclass, in order, at any depth. A table of free keys without a text is left out: the
+    component that takes it lists them."""
     cls: Any = type(value)
     hints = _hints(cls)
     for item in _fields(cls):
         current, key = getattr(value, item.name), f"{prefix}{item.name}"
         if is_dataclass(current) and not isinstance(current, type):
             yield from settings_of(current, f"{key}.")
-        elif not isinstance(current, Mapping):
+        elif not isinstance(current, Mapping) or "text" in item.metadata:
             numeric = type(current) in (int, float)
             takes = expected(hints[item.name]) + (item.metadata.get("range", Range()).words if numeric else "")
             yield Setting(key, plain(current), takes, item.metadata.get("text", ""))
@@ -139,7 +139,7 @@ def expected(kind: Any) -> str:
         return "one of " + ", ".join(map(str, get_args(kind)))
     if isinstance(kind, type) and issubclass(kind, Enum):
         return "one of " + ", ".join(str(member.value) for member in kind)
-    if is_dataclass(kind):
+    if is_dataclass(kind) or get_origin(kind) is Mapping:
         return "a table"
     if get_origin(kind) is tuple:
         return "a list"

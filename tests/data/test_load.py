@@ -205,7 +205,8 @@ def test_a_hub_name_is_loaded_with_its_configuration_and_split(monkeypatch: pyte
     fake = FakeDatasets()
     monkeypatch.setattr(sources, "import_module", lambda name: fake)
     tasks = sd.load_data("openai/gsm8k", name="main", prompt="question", answer=final)
-    assert ([task.id for task in tasks], fake.loaded) == (["gsm8k-1", "gsm8k-2"], [("openai/gsm8k", "main", "train")])
+    assert [task.id for task in tasks] == ["gsm8k:train-1", "gsm8k:train-2"]
+    assert fake.loaded == [("openai/gsm8k", "main", "train")]
     with pytest.raises(DataError, match=r"(?s)cannot be loaded.*openai/gsm8k, name '', split 'tset'.*one of \['train'"):
         sd.load_data("openai/gsm8k", split="tset")
 

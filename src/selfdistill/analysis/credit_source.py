@@ -13,7 +13,6 @@ from selfdistill.analysis.control_contexts import contexts_of_others, control_co
 from selfdistill.analysis.token_credit import CreditQuery, credit
 from selfdistill.config import RunConfig, read_saved
 from selfdistill.data.tasks import training_tasks
-from selfdistill.envs.base import tasks_of
 from selfdistill.envs.verbs.lexicon import all_words, dictionary_entry
 from selfdistill.envs.verbs.operations import OPERATIONS
 from selfdistill.envs.verbs.programs import VerbProgram
@@ -246,7 +245,7 @@ def _task(run: Run, config: RunConfig, record: RolloutRecord, callback: Callback
     try:
         env = config.make_env()
         tasks = [task for data in dict.fromkeys([config.data, *files]) for task in training_tasks(env, data)]
-        tasks += [task for split in ("held_out", "forgetting") for task in tasks_of(env, split)]
+        tasks += [task for split in ("held_out", "forgetting") for task in config.tasks_of(env, split)]
     except SelfDistillError as error:
         callback(Note(f"the recorded prompt is read as one message: its environment is not available, {error.what}"))
         return plain

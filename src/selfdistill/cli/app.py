@@ -77,6 +77,7 @@ def train(
     method: arg.MethodName = None,
     env: arg.EnvName = None,
     data: arg.Data = None,
+    eval_data: arg.EvalData = None,
     steps: arg.Steps = None,
     seed: arg.Seed = None,
     out: Annotated[str | None, optional("Run directory. (default: runs/<method>-<environment>-seed<seed>)")] = None,
@@ -90,7 +91,8 @@ def train(
     """
     from selfdistill.config import from_settings, load_config, read_saved, resolved
 
-    flags = {"model": model, "method": method, "env": env, "data": data, "steps": steps, "seed": seed, "out": out}
+    flags: dict[str, object] = {"model": model, "method": method, "env": env, "data": data, "eval_data": eval_data}
+    flags |= {"steps": steps, "seed": seed, "out": out}
     flags |= {"out": str(resume)} if resume else {}
     saved = resolved(read_saved(resume, from_settings)) if resume else None
     settings = load_config(config, [*as_overrides(flags), *(overrides or ())], saved)
@@ -114,6 +116,7 @@ def evaluate(
     model: arg.Model = None,
     env: arg.EnvName = None,
     data: arg.Data = None,
+    eval_data: arg.EvalData = None,
     seed: arg.Seed = None,
     tasks: Annotated[int | None, optional("Most tasks of each split. (default: 200)")] = None,
     rollouts: Annotated[int | None, optional("Answers sampled per task. (default: 1; 4 with --teacher)")] = None,
@@ -126,8 +129,9 @@ def evaluate(
     """Measure a model's accuracy on the tasks of an environment."""
     from selfdistill.config import load_config
 
-    flags: dict[str, object] = {"model": model, "env": env, "data": data, "seed": seed, "out": out}
-    flags |= {"evaluation.tasks": tasks, "evaluation.rollouts": rollouts, "evaluation.temperature": temperature}
+    flags: dict[str, object] = {"model": model, "env": env, "data": data, "eval_data": eval_data}
+    flags |= {"seed": seed, "out": out, "evaluation.tasks": tasks}
+    flags |= {"evaluation.rollouts": rollouts, "evaluation.temperature": temperature}
     given = [*as_overrides(flags), *(overrides or ())]
     if teacher:
         from selfdistill.analysis.context_gain import ANSWERS

@@ -44,7 +44,11 @@ EnvName = Annotated[
     str | None,
     optional("Environment that scores answers; see `selfdistill envs`. (default: verbs; code with --data)"),
 ]
-Data = Annotated[str | None, optional("JSONL file of tasks. (default: the environment's own tasks)")]
+Data = Annotated[
+    str | None,
+    optional("Tasks: a JSONL, JSON or Parquet file, or a data set of the hub. (default: the environment's own tasks)"),
+]
+EvalData = Annotated[str | None, optional("Held-out tasks, as --data. (default: those of the environment)")]
 Seed = Annotated[int | None, optional("Seed of every random choice. (default: 0)")]
 Steps = Annotated[int | None, optional("Training steps (generation batches). (default: 40)")]
 

@@ -57,7 +57,7 @@ def check(
     given = read_answers(answers) if answers is not None else None
     environment = settings.make_env()
     with _progress() as progress:
-        rows = every_row(environment, settings.data)
+        rows = every_row(environment, settings.data, settings.row_options(settings.data_split))
         if given is not None:
             well = _score(environment, rows, given, progress)
         else:

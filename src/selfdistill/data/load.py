@@ -34,12 +34,13 @@ class RowOptions:
     name: str = ""
     split: str = "train"
     limit: int | None = None
+    label: str = "row"  # of rows in memory, for errors and ids
     columns: Mapping[str, Column] = field(default_factory=dict)
 
     def open(self, source: Any) -> Source:
         """The rows of a source. Raises `DataError`."""
         without = [name for name, column in self.columns.items() if not column]
-        return open_source(source, name=self.name, split=self.split, limit=self.limit, without=without)
+        return open_source(source, self.label, self.name, self.split, limit=self.limit, without=without)
 
     def mapped(self, convert: Convert) -> Convert:
         """`convert`, for rows that have these names. Raises `ConfigError`."""
@@ -74,7 +75,7 @@ def load_data(
     """
     given = {"prompt": None if prompt == "prompt" else prompt, "answer": answer, "id": id}
     mapped = {**{key: column for key, column in given.items() if column is not None}, **columns}
-    options = RowOptions(name or "", split, limit, mapped)
+    options = RowOptions(name or "", split, limit, columns=mapped)
     opened = options.open(source)
     number, raw = opened.rows[0]
     first = opened.decode(raw, f"{opened.label}:{number}")

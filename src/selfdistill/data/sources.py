@@ -1,7 +1,4 @@
-"""The rows of a data set, whatever holds it: a file, a folder, the hub, or values of a Python program.
-
-open_source("rows.parquet")        open_source("openai/gsm8k", name="main", split="train")        open_source(rows)
-"""
+"""The rows of a data set, whatever holds it: a file, a folder, the hub, or values of a Python program."""
 
 from __future__ import annotations
 
@@ -37,23 +34,23 @@ class Source(NamedTuple):
 
 
 def open_source(
-    source: Any, *, name: str = "", split: str = "train", limit: int | None = None, without: Iterable[str] = ()
+    source: Any, label: str, name: str, split: str, *, limit: int | None = None, without: Iterable[str] = ()
 ) -> Source:
     """The rows of a path (JSONL, JSON, Parquet, a folder of such), of a hub name, of a `datasets.Dataset`, or of any
-    iterable of rows or tasks, which is read once. Columns `without` are not looked at.
+    iterable of rows or tasks, which is read once and named `label` in errors. Columns `without` are not looked at.
 
     Raises `DataError`: nothing can be read, no rows, or no end of them.
     """
     if limit is not None and limit < 1:
         raise DataError("limit should be the number of rows to read", got=limit)
-    label, decode = "row", partial(python_row, without=frozenset(without))
+    decode = partial(python_row, without=frozenset(without))
     if isinstance(source, str | PathLike):
         label = fspath(source)
         path = Path(label)
         if path.suffix == _PARQUET:
             source = list(islice(_parquet_rows(label), limit))
         elif path.suffix not in _TEXT and (path.is_dir() or (_HUB_NAME.fullmatch(label) and not path.exists())):
-            source = _hub_rows(label, name, split)
+            source, label = _hub_rows(label, name, split), f"{label}:{split}"
         elif path.suffix == ".json" and read_text(path, what=_FILE, do=_CHECK).lstrip().startswith("["):
             source = json_value(read_text(path), label, list)
         else:

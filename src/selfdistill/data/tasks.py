@@ -94,6 +94,14 @@ def _none_usable(why: str) -> DataError:
     return DataError("no answer to a task can be scored", got=why, do="correct the row, or leave it out")
 
 
+def note_shared(tasks: Sequence[Task], held_out: Sequence[Task], callback: Callback) -> None:
+    """A note counts the held-out tasks that have the prompt of a training task."""
+    prompts = {task.messages for task in tasks}
+    shared = sum(task.messages in prompts for task in held_out)
+    if shared:
+        callback(Note(f"{shared} of {len(held_out)} held-out tasks are trained on: they have the same prompts"))
+
+
 def check_conversations(
     renderer: Renderer, tasks: Sequence[Task], conversations: Callable[[Task], Sequence[tuple[Message, ...]]]
 ) -> None:

@@ -99,7 +99,7 @@ def solve_config(
 
 def is_file(name: str) -> bool:
     """Whether this names a file of tasks rather than the id of one."""
-    return name.endswith((".jsonl", ".json"))
+    return name.endswith((".jsonl", ".json", ".parquet"))
 
 
 def solve_settings(config: SolveConfig) -> dict[str, Any]:

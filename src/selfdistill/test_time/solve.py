@@ -120,7 +120,7 @@ def _chosen(config: SolveConfig, session: Session, callback: Callback) -> list[T
         if not is_file(name) and name not in every:
             do = f"{nearest(name, every)}; a file of tasks ends with .jsonl"
             raise DataError("there is no such task", got=name, do=do)
-        found = training_tasks(session.env, name) if is_file(name) else [every[name]]
+        found = training_tasks(session.env, name, config.run.row_options()) if is_file(name) else [every[name]]
         chosen += [task for task in found if task not in chosen]
     twice = [name for name, count in Counter(task.id for task in chosen).items() if count > 1]
     if twice:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from selfdistill.config import RunConfig
 from selfdistill.data.load import question_rows
-from selfdistill.data.tasks import all_usable, check_conversations, fitting_tasks
+from selfdistill.data.tasks import all_usable, check_conversations, fitting_tasks, note_shared
 from selfdistill.envs.base import Environment, tasks_of
 from selfdistill.errors import ConfigError, RunError
 from selfdistill.files import read_text
@@ -197,8 +197,9 @@ def open_session(config: RunConfig, callback: Callback, *, learns: bool = False)
     held_out = {
         split: fitting_tasks(found[:limit], renderer, longest, callback)
         for split in ("held_out", "forgetting")
-        if (found := tasks_of(env, split))
+        if (found := config.tasks_of(env, split))
     }
+    note_shared(tasks, held_out.get("held_out", ()), callback)
     session = Session(config, env, policy, renderer, tasks, held_out, all_usable=usable)
     if method is not None and rule is not None:
         session.learner = _open_learner(session, method, rule, callback)
