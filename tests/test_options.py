@@ -6,8 +6,8 @@ from typing import ClassVar, Literal, Protocol
 
 import pytest
 
-from selfdistill.errors import ConfigError
-from selfdistill.options import Where, build, changed, check_ranges, option, override, plain, settings_of, tag
+from selfdistill.errors import ConfigError, Ranged
+from selfdistill.options import Where, build, changed, option, override, plain, settings_of, tag
 
 
 class Mode(StrEnum):
@@ -136,20 +136,17 @@ class Choice:
 
 
 @dataclass(frozen=True, slots=True)
-class Ranged:
+class Shares(Ranged):
     share: float = option(0.5, "one side's share", least=0, most=1)
     scale: float = option(2.0, "how much", least=0)
 
-    def __post_init__(self) -> None:
-        check_ranges(self)
-
 
 @dataclass(frozen=True, slots=True)
-class Stronger(Ranged):
-    scale: float = changed(Ranged, "scale", 8.0)
+class Stronger(Shares):
+    scale: float = changed(Shares, "scale", 8.0)
 
 
-@pytest.mark.parametrize("kind", [Ranged, Stronger])
+@pytest.mark.parametrize("kind", [Shares, Stronger])
 @pytest.mark.parametrize(
     ("settings", "range_"),
     [
@@ -181,4 +178,4 @@ def test_settings_are_listed_with_what_they_take_and_mean():
     assert listed["teacher.rate"].value == 0.05
     assert listed["teacher.rate"].expected == "a number"
     assert listed["extra"].expected == 'a table or "none"'
-    assert [setting.expected for setting in settings_of(Ranged())] == ["a number from 0 to 1", "a number, 0 or more"]
+    assert [setting.expected for setting in settings_of(Shares())] == ["a number from 0 to 1", "a number, 0 or more"]

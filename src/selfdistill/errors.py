@@ -12,8 +12,8 @@
 
 To add one: derive from `SelfDistillError` and from the standard type it refines, and draw it above.
 
-The range of a number is declared with the field of the dataclass that holds it, by `option`; `check_ranges` raises
-`ConfigError` for a value outside.
+The range of a number is declared with the field of the dataclass that holds it, by `option`; a dataclass that derives
+from `Ranged` raises `ConfigError` for a value outside.
 """
 
 from __future__ import annotations
@@ -133,14 +133,6 @@ def option(default: Any, text: str, **bounds: float | None) -> Any:
     return field(default=default, metadata=about(text, **bounds))
 
 
-def check_ranges(value: Any) -> None:
-    """Raises `ConfigError` for a number of a dataclass that is outside its range, for NaN, and for one that is not
-    finite, or beyond any sense, where no range allows it."""
-    for item in fields(value):
-        if item.init:
-            check_range(item, getattr(value, item.name))
-
-
 def check_range(item: Field[Any], value: Any, key: str = "", shown: str = "") -> None:
     """The check of one field, by its dotted `key` and the value as `shown`; of a tuple each number is checked."""
     bounds, default = item.metadata.get("range", Range()), item.default
@@ -163,10 +155,12 @@ def check_choice(what: str, value: object, choices: Iterable[str]) -> None:
         raise ConfigError(f"unknown {what}", got=repr(value), do=f"one of {', '.join(known)}")
 
 
+@dataclass(frozen=True, slots=True)
 class Ranged:
-    """Base of a dataclass whose numbers are checked when it is made."""
-
-    __slots__ = ()
+    """Base of a dataclass whose numbers are checked when it is made: `ConfigError` for one outside its range, for NaN,
+    and for one that is not finite, or beyond any sense, where no range allows it."""
 
     def __post_init__(self) -> None:
-        check_ranges(self)
+        for item in fields(self):
+            if item.init:
+                check_range(item, getattr(self, item.name))

@@ -26,7 +26,6 @@ from pydantic import TypeAdapter, ValidationError
 from selfdistill.errors import BEYOND as BEYOND
 from selfdistill.errors import ConfigError, Range, check_range, nearest
 from selfdistill.errors import about as about
-from selfdistill.errors import check_ranges as check_ranges
 from selfdistill.errors import option as option
 
 T = TypeVar("T")

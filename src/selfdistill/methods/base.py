@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeAlias
 
+from selfdistill.errors import Ranged
 from selfdistill.losses import LossSpec, Reduction, equal_rewards, group_advantages
 from selfdistill.models.teacher import TeacherRule
-from selfdistill.options import check_ranges, option
+from selfdistill.options import option
 from selfdistill.prompts.context import ContextRule
 from selfdistill.prompts.stages import Attempts, Stage
 from selfdistill.types import ANSWER, Context, DropReason, Message, RolloutGroup
@@ -52,7 +53,7 @@ CreditOrDrop: TypeAlias = Credit | DropReason | tuple[Credit, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Method(ABC):
+class Method(Ranged, ABC):
     """A frozen dataclass; its fields are its settings, with the vetted values as defaults. A number outside the range
     of its `option` raises `ConfigError`.
 
@@ -73,7 +74,7 @@ class Method(ABC):
     count_dropped: bool = option(False, "whether rollouts that take no part dilute the mean")
 
     def __post_init__(self) -> None:
-        check_ranges(self)
+        Ranged.__post_init__(self)
         if type(self).credit is Method.credit:
             _ = self.context  # refused here where there is none, before anything is sampled
 

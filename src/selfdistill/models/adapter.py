@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from selfdistill.errors import ConfigError, ModelError, check_ranges, nearest, option
+from selfdistill.errors import ConfigError, ModelError, Ranged, nearest, option
 from selfdistill.options import SEED
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ RESIZED = "save the resized model, and name its directory as base_model_name_or_
 
 
 @dataclass(frozen=True, slots=True)
-class LoraOptions:
+class LoraOptions(Ranged):
     """LoRA: two thin factors beside each weight are trained instead of the weight. One starts at zero, so a fresh
     adapter changes nothing. Raises `ConfigError`. Source: Hu et al. 2021 (arXiv 2106.09685)."""
 
@@ -37,7 +37,7 @@ class LoraOptions:
     seed: int = option(0, "draws the factor that does not start at zero", least=0, most=SEED)
 
     def __post_init__(self) -> None:
-        check_ranges(self)
+        Ranged.__post_init__(self)
         if not self.names or not all(self.names):
             raise ConfigError("the LoRA targets must name layers", got=repr(self.targets), do=f"try {ALL_LINEAR}")
 

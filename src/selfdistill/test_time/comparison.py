@@ -24,9 +24,9 @@ from pydantic import TypeAdapter
 
 from selfdistill.config import parse_override
 from selfdistill.data.tasks import NoneFits
-from selfdistill.errors import ConfigError, DataError, RunError, nearest
+from selfdistill.errors import ConfigError, DataError, Ranged, RunError, nearest
 from selfdistill.models.precision import pick_device
-from selfdistill.options import check_ranges, option
+from selfdistill.options import option
 from selfdistill.runs.events import Callback, Interrupted, Note
 from selfdistill.runs.solving import SolveResult, read_result
 from selfdistill.runs.store import CONFIG, probe, read_json_file, write_atomic
@@ -77,7 +77,7 @@ class Arm:
 
 
 @dataclass(frozen=True, slots=True)
-class StrategyComparison:
+class StrategyComparison(Ranged):
     """Arms × seeds × tasks. `tasks` are ids; `settings` are those of all arms. Raises `ConfigError`."""
 
     arms: tuple[Arm, ...]
@@ -88,7 +88,7 @@ class StrategyComparison:
     settings: Settings = ()
 
     def __post_init__(self) -> None:
-        check_ranges(self)
+        Ranged.__post_init__(self)
         twice = sorted(label for label, count in Counter(arm.label for arm in self.arms).items() if count > 1)
         if twice:
             raise ConfigError("two arms have one label", got=", ".join(twice), do='write "LABEL: STRATEGY KEY=VALUE"')
