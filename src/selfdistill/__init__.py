@@ -23,6 +23,7 @@ from selfdistill.types import (
 )
 
 if TYPE_CHECKING:
+    import selfdistill.testing as testing  # noqa: F401 (`sd.testing`, a module)
     from selfdistill.api import train
     from selfdistill.config import RunConfig, load_config
     from selfdistill.data.load import load_data
@@ -117,6 +118,8 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split
 
 
 def __getattr__(name: str) -> object:
+    if name == "testing":
+        return import_module(f"{__name__}.testing")
     if name not in _HOME_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)

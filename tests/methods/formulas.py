@@ -35,3 +35,8 @@ def entropy(q: Row) -> float:
 def close(found: Tensor, expected: Tensor) -> None:
     """To 1e-6."""
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+
+
+def towards(token: str, probabilities: Row) -> Tensor:
+    """∂ log p(token)/∂logits = 1[token] − p."""
+    return torch.eye(3).double()["ab.".index(token)] - row(probabilities)

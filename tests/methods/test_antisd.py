@@ -3,14 +3,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from formulas import ROOT, close, entropy, toward_mean
-from toy import TOKENS, Toy, towards
+from formulas import ROOT, close, entropy, toward_mean, towards
 
 from core_parts import QUESTION, group
 from selfdistill.losses import Additive, Constant, EntropyGate, JensenShannon, Repel, SampledToken
 from selfdistill.methods import AntiSD
 from selfdistill.methods.base import Credit
 from selfdistill.models.teacher import Live
+from selfdistill.testing import TOKENS, three_token_policy
 from selfdistill.types import Context, DropReason
 
 P, GOOD, BAD = [0.5, 0.3, 0.2], [0.2, 0.7, 0.1], [0.4, 0.2, 0.4]
@@ -49,20 +49,22 @@ def test_the_gradient_goes_up_the_divergence_while_the_teacher_hesitates_enough(
 ) -> None:
     """The lower median of the teacher's entropies is that of GOOD; once the first batches had 1/0.9 of it, nothing is
     added."""
-    toy = Toy({"bare": [P], "This is correct": [GOOD], "This is incorrect": [BAD]})
-    said = [toy.said("b", 1.0), toy.said("a", 1.0), toy.said("a"), toy.said(".")]
-    learned = toy.learn(AntiSD(), toy.group(*said), memory=memory(True, reference))
+    toy = three_token_policy({"question": [P], "This is correct": [GOOD], "This is incorrect": [BAD]})
+    said = [toy.answer("b", 1.0), toy.answer("a", 1.0), toy.answer("a"), toy.answer(".")]
+    learned = toy.update(AntiSD(), toy.group(*said), memory=memory(True, reference))
     advantages = [
         credited * ROOT - strength * float(toward_mean(P, told)[TOKENS.index(token)])
         for token, credited, told in (("b", 1, GOOD), ("a", 1, GOOD), ("a", -1, BAD), (".", -1, BAD))
     ]
     expected = -sum(a * towards(token, P) for a, token in zip(advantages, "baa.", strict=True)) / 4
-    close(learned.gradients["bare"][0], expected)
+    close(learned.gradients["question"][0], expected)
     assert learned.memory["gate_open"] == float(strength > 0)
 
 
 def test_while_warming_up_it_is_grpo() -> None:
-    toy = Toy({"bare": [P], "This is": [GOOD]})
-    learned = toy.learn(AntiSD(), toy.group(toy.said("b", 1.0), toy.said("a", 1.0), toy.said("a"), toy.said(".")))
-    close(learned.gradients["bare"][0], -ROOT * (towards("b", P) - towards(".", P)) / 4)
+    toy = three_token_policy({"question": [P], "This is": [GOOD]})
+    learned = toy.update(
+        AntiSD(), toy.group(toy.answer("b", 1.0), toy.answer("a", 1.0), toy.answer("a"), toy.answer("."))
+    )
+    close(learned.gradients["question"][0], -ROOT * (towards("b", P) - towards(".", P)) / 4)
     assert learned.memory["gate_seen"] == 1

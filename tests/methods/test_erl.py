@@ -3,13 +3,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from toy import QUESTION, Toy, towards
+from formulas import towards
 
 from core_parts import group, rollout
 from selfdistill.config import load_config
 from selfdistill.methods import ERL
 from selfdistill.methods.base import Credit
 from selfdistill.prompts.stages import Attempts, ReflectedAttempts, Reflections
+from selfdistill.testing import QUESTION, three_token_policy
 from selfdistill.types import DropReason, Message, Outcome, Rollout, RolloutGroup
 
 REFLECTED = (Message("system", "reflected"), *QUESTION.messages)
@@ -61,12 +62,12 @@ def test_what_took_a_reflection_moves_the_bare_question_and_its_own_prompt() -> 
     """Three rollouts share the step: a lone failure, held to the start (where the student still is), a solved second
     attempt, a failed one."""
     bare, reflected = [[0.5, 0.3, 0.2]], [[0.2, 0.6, 0.2]]
-    toy = Toy({"bare": bare, "reflected": reflected})
+    toy = three_token_policy({"question": bare, "reflected": reflected})
     attempts = [
-        toy.said(letter, reward, stage=ReflectedAttempts.name, messages=REFLECTED, of=0)
+        toy.answer(letter, reward, stage=ReflectedAttempts.name, messages=REFLECTED, of=0)
         for letter, reward in (("b", 1.0), ("a", 0.0))
     ]
-    found = toy.learn(ERL(), toy.group(toy.said("a"), *attempts)).gradients
+    found = toy.update(ERL(), toy.group(toy.answer("a"), *attempts)).gradients
     own = 0.5 * towards("b", reflected[0]) - 0.5 * towards("a", reflected[0])
     torch.testing.assert_close(found["reflected"][0], -own / 3, atol=1e-6, rtol=0)
-    torch.testing.assert_close(found["bare"][0], -towards("b", bare[0]) / 3, atol=1e-6, rtol=0)
+    torch.testing.assert_close(found["question"][0], -towards("b", bare[0]) / 3, atol=1e-6, rtol=0)

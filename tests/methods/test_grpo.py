@@ -1,14 +1,14 @@
 from __future__ import annotations
 
 import pytest
-from formulas import close, moved, row
-from toy import Toy, towards
+from formulas import close, moved, row, towards
 
 from core_parts import group
 from selfdistill.errors import ConfigError
 from selfdistill.losses import PolicyGradient, RatioCaps
 from selfdistill.methods import GRPO, METHODS, get_method
 from selfdistill.methods.base import Credit, credits_of
+from selfdistill.testing import three_token_policy
 from selfdistill.types import DropReason
 
 
@@ -64,15 +64,15 @@ def test_with_a_reference_every_judged_answer_of_a_zero_advantage_group_is_held_
 def test_a_zero_advantage_group_trains_on_the_reference_divergence_alone() -> None:
     """Two groups of two share the step: one is rewarded and held, the other, whose rewards are equal, held alone."""
     p, start = [0.5, 0.3, 0.2], [0.3, 0.3, 0.4]
-    toy = Toy({"bare": [p]}, start={"bare": [start]})
-    told = toy.group(toy.said("a", 1.0), toy.said("b", 0.0))
-    flat = toy.group(toy.said("a", 0.0), toy.said("b", 0.0), name="s")
-    found = toy.learn(GRPO(reference_kl=0.1), told, flat).gradients["bare"][0]
+    toy = three_token_policy({"question": [p]}, start={"question": [start]})
+    told = toy.group(toy.answer("a", 1.0), toy.answer("b", 0.0))
+    flat = toy.group(toy.answer("a", 0.0), toy.answer("b", 0.0), name="s")
+    found = toy.update(GRPO(reference_kl=0.1), told, flat).gradients["question"][0]
     held = moved(p, (row(start) / row(p)).log())
     close(found, (-0.5 * towards("a", p) + 0.5 * towards("b", p) + 4 * 0.1 * held) / 4)
-    alone = toy.learn(GRPO(reference_kl=0.1), flat)
-    close(alone.gradients["bare"][0], 0.1 * held)
-    assert [entry.drop for entry in alone.prepared] == [None, None]
+    alone = toy.update(GRPO(reference_kl=0.1), flat)
+    close(alone.gradients["question"][0], 0.1 * held)
+    assert [entry.drop for entry in alone.credited] == [None, None]
 
 
 def test_an_unknown_option_names_the_nearest() -> None:

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import pytest
 from formulas import close, moved, row
-from toy import Toy
 
 from core_parts import group
 from selfdistill.losses import ForwardKL, FullVocabulary, ReverseKL, TopK
@@ -10,6 +9,7 @@ from selfdistill.methods import NCA
 from selfdistill.methods.base import Credit
 from selfdistill.models.teacher import Frozen
 from selfdistill.prompts.context import Instruction, SolutionOrFeedback
+from selfdistill.testing import three_token_policy
 from selfdistill.types import Context, DropReason
 
 P, TOLD, START = [0.5, 0.3, 0.2], [0.2, 0.7, 0.1], [0.3, 0.3, 0.4]
@@ -37,8 +37,8 @@ def test_every_answer_is_used_twice() -> None:
 def test_the_gradient_learns_the_context_and_draws_what_is_said_with_it_back(beta: float) -> None:
     """Two uses of one token, which add up. Without the context: toward the teacher, which is as it was at the
     start. With it: KL(p‖p_c) has the gradient p_c − p, and p is that of now."""
-    toy = Toy({"bare": [P], "told": [TOLD]}, start={"bare": [START], "told": [START]})
-    method = NCA(context=Instruction("told"), beta=beta)
-    learned = toy.learn(method, toy.group(toy.said("b")))
-    close(learned.gradients["bare"][0], moved(P, (row(START) / row(P)).log()))
-    close(learned.gradients["told"][0], beta * (row(TOLD) - row(P)))
+    toy = three_token_policy({"question": [P], "hint": [TOLD]}, start={"question": [START], "hint": [START]})
+    method = NCA(context=Instruction("hint"), beta=beta)
+    learned = toy.update(method, toy.group(toy.answer("b")))
+    close(learned.gradients["question"][0], moved(P, (row(START) / row(P)).log()))
+    close(learned.gradients["hint"][0], beta * (row(TOLD) - row(P)))

@@ -5,7 +5,6 @@ from math import log, nan
 
 import pytest
 import torch
-from toy import QUESTION, Learned, Toy
 
 from core_parts import group, rollout
 from selfdistill.errors import ConfigError
@@ -15,10 +14,11 @@ from selfdistill.methods.base import Credit
 from selfdistill.models.teacher import Live
 from selfdistill.prompts.context import Demonstration, Instruction
 from selfdistill.prompts.stages import PrivilegedRollouts
+from selfdistill.testing import QUESTION, Update, three_token_policy
 from selfdistill.types import Context, DropReason, Message, RolloutGroup
 
-TASK = replace(QUESTION, demonstration="told")
-TOLD = Context("demonstration", demonstration="told")
+TASK = replace(QUESTION, demonstration="hint")
+TOLD = Context("demonstration", demonstration="hint")
 S, T = [0.5, 0.3, 0.2], [0.2, 0.7, 0.1]
 
 
@@ -70,15 +70,15 @@ def test_a_share_that_would_train_one_reader_against_itself_is_refused(share: fl
         get_method("pi_distill", {"share": share})
 
 
-def learned(method: PiDistill) -> Learned:
+def learned(method: PiDistill) -> Update:
     """Two answers, "b" with reward 1 and "a" with 0: A = ±1/2. Both were sampled by the informed reader."""
-    toy = Toy({"bare": [S], "told": [T]}, task=TASK)
-    read = (Message("user", "bare, told"),)
+    toy = three_token_policy({"question": [S], "hint": [T]}, task=TASK)
+    read = (Message("user", "question, hint"),)
     said = [
-        toy.said(letter, reward, stage=PrivilegedRollouts.name, messages=read, logprobs=(log(T["ab".index(letter)]),))
+        toy.answer(letter, reward, stage=PrivilegedRollouts.name, messages=read, logprobs=(log(T["ab".index(letter)]),))
         for letter, reward in (("b", 1.0), ("a", 0.0))
     ]
-    return toy.learn(method, toy.group(*said))
+    return toy.update(method, toy.group(*said))
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
@@ -94,5 +94,5 @@ def test_the_gradient_is_that_of_the_joint_objective(share: float) -> None:
         objective = objective + (share * own + (1 - share) * other) / 2
     (-objective).backward()
     found = learned(method).gradients
-    torch.testing.assert_close(found["bare"][0], z_s.grad, atol=1e-6, rtol=0)
-    torch.testing.assert_close(found["told"][0], z_t.grad, atol=1e-6, rtol=0)
+    torch.testing.assert_close(found["question"][0], z_s.grad, atol=1e-6, rtol=0)
+    torch.testing.assert_close(found["hint"][0], z_t.grad, atol=1e-6, rtol=0)

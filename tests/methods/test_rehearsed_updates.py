@@ -4,64 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
 from formulas import moved, row
-from torch import Tensor
-from toy import MANY, Caught, Toy, ToyPolicy
 
-from selfdistill.config import from_settings
 from selfdistill.methods import get_method
-from selfdistill.models.teacher import Frozen, Live, Teacher
-from selfdistill.training.samples import credit_rollouts
-from selfdistill.training.session import Learner, Totals
-from selfdistill.training.update import update_all
-from selfdistill.types import DropReason, RolloutGroup, TrainingSample
+from selfdistill.testing import three_token_policy
+from selfdistill.types import DropReason, Message, RolloutGroup, TrainingSample
 
 P, START = [0.5, 0.3, 0.2], [0.3, 0.3, 0.4]
 HELD = moved(P, (row(START) / row(P)).log())  # ∂KL(p‖p_start)/∂logits
 
 
-class EveryStep(Caught):
-    """Keeps the gradients of every update."""
-
-    def __init__(self, policy: ToyPolicy) -> None:
-        super().__init__(policy)
-        self.updates: list[dict[str, Tensor]] = []
-
-    def step(self, closure: None = None) -> None:
-        super().step()
-        self.updates.append(dict(self.gradients))
-
-
 def updates(sizes: Sequence[int], prompts: int, *, dropped: Sequence[int] = (), **settings: object) -> list[dict]:
     """Gradients by table of all updates of a step, one for each group of this size; whole groups may be dropped. The
     prompts that are replayed have tables of their own."""
-    names = ["bare", *(f"old{number}" for number in range(prompts))]
-    policy = ToyPolicy({name: [START] for name in names})
-    reference_policy = Teacher(Frozen(), policy)
-    policy.become({name: [P] for name in names})
-    toy = Toy({name: [P] for name in names})
+    names = ["question", *(f"old{number}" for number in range(prompts))]
+    toy = three_token_policy({name: [P] for name in names}, start={name: [START] for name in names})
     groups = [
-        toy.group(*(toy.said("ab"[place % 2], float(place % 2)) for place in range(size)), name=f"g{number}-")
+        toy.group(*(toy.answer("ab"[place % 2], float(place % 2)) for place in range(size)), name=f"g{number}-")
         for number, size in enumerate(sizes)
     ]
     for number in dropped:
         lost = [replace(r, outcome=None, drop=DropReason.ENV_RAISED) for r in groups[number].rollouts]
         groups[number] = RolloutGroup(groups[number].task, tuple(lost))
     replayed = [
-        TrainingSample(f"old{number}", (number + 1,), (), (0,), (-0.69,), reference=0.5) for number in range(prompts)
+        TrainingSample(name, toy.renderer.prompt([Message("user", name)]), (), (0,), (-0.69,), reference=0.5)
+        for name in names[1:]
     ]
-    optimizer = EveryStep(policy)
-    config = from_settings({"tasks_per_update": 1, "micro_batch_tokens": MANY, "optimiser": {"max_grad_norm": 0}})
-    method = get_method("grpo", settings)
-    learner = Learner(method, method.loss_specs(1.0), Teacher(Live(), policy), reference_policy, optimizer, [])
-    session = SimpleNamespace(config=config, policy=policy, learner=learner)
-    prepared = credit_rollouts(method, groups, toy.renderer)
-    update_all(session, groups, prepared, replayed, Totals())
-    return optimizer.updates
+    stay = [{"question": [P]}] * len(groups)
+    return toy.update(get_method("grpo", settings), *groups, later=stay, replayed=replayed).all_gradients
 
 
 @pytest.mark.parametrize("reduction", ["sequence-mean", "token-mean"])

@@ -2,13 +2,13 @@ from __future__ import annotations
 
 from math import log, tanh
 
-from formulas import ROOT, close
-from toy import Toy, towards
+from formulas import ROOT, close, towards
 
 from core_parts import group
 from selfdistill.losses import Additive, Constant, Contrast, SampledToken, Tanh
 from selfdistill.methods import RLCSD
 from selfdistill.models.teacher import Snapshot
+from selfdistill.testing import three_token_policy
 from selfdistill.types import Context, DropReason
 
 P, RIGHT, WRONG, WORSE = [0.5, 0.3, 0.2], [0.505, 0.3, 0.195], [0.6, 0.3, 0.1], [0.4, 0.3, 0.3]
@@ -50,29 +50,29 @@ def test_the_gradient_adds_the_bounded_contrast_on_two_paths() -> None:
     """Tokens "b", "a" of the solved answers are contrasted with both wrong ones, whose mean is (.5, .3, .2): "b" has no
     log-ratio, "a" log 1.01. The wrong "a" is contrasted with the other wrong answer alone, "." likewise: their tanh is
     1 to nine digits. Three of four tokens are changed, so each of these weighs 1/3 and "b" 1."""
-    toy = Toy({"bare": [P], "right": [RIGHT], "wrong": [WRONG], "worse": [WORSE]})
+    toy = three_token_policy({"question": [P], "right": [RIGHT], "wrong": [WRONG], "worse": [WORSE]})
     right, texts = "right", ("wrong", "worse")
-    said = [toy.said("b", 1.0, text=right), toy.said("a", 1.0, text=right)]
-    said += [toy.said(token, text=text) for token, text in zip("a.", texts, strict=True)]
-    found = toy.learn(RLCSD(), toy.group(*said)).gradients["bare"][0]
+    said = [toy.answer("b", 1.0, text=right), toy.answer("a", 1.0, text=right)]
+    said += [toy.answer(token, text=text) for token, text in zip("a.", texts, strict=True)]
+    found = toy.update(RLCSD(), toy.group(*said)).gradients["question"][0]
     turned = (0.5 - ROOT) * (towards("a", P) + towards(".", P))
     changed = (ROOT + 0.5 * tanh(log(1.01) / 0.02)) * towards("a", P) + turned
     close(found, -(ROOT * towards("b", P) + changed / 3))
 
 
 def test_a_group_that_agrees_does_not_dilute_the_two_means() -> None:
-    toy = Toy({"bare": [P], "right": [RIGHT], "wrong": [WRONG], "worse": [WORSE]})
-    said = [toy.said("b", 1.0, text="right"), toy.said("a", 1.0, text="right")]
-    said += [toy.said("a", text="wrong"), toy.said(".", text="worse")]
-    flat = toy.group(toy.said("b", 1.0), toy.said("b", 1.0), name="flat")
-    alone, beside = toy.learn(RLCSD(), toy.group(*said)), toy.learn(RLCSD(), toy.group(*said), flat)
-    close(beside.gradients["bare"][0], alone.gradients["bare"][0])
+    toy = three_token_policy({"question": [P], "right": [RIGHT], "wrong": [WRONG], "worse": [WORSE]})
+    said = [toy.answer("b", 1.0, text="right"), toy.answer("a", 1.0, text="right")]
+    said += [toy.answer("a", text="wrong"), toy.answer(".", text="worse")]
+    flat = toy.group(toy.answer("b", 1.0), toy.answer("b", 1.0), name="flat")
+    alone, beside = toy.update(RLCSD(), toy.group(*said)), toy.update(RLCSD(), toy.group(*said), flat)
+    close(beside.gradients["question"][0], alone.gradients["question"][0])
 
 
 def test_a_push_may_not_turn_a_verdict_around() -> None:
     """λ = 2: −√3/2 + 2 would reward a failure; it is cut to 0."""
-    toy = Toy({"bare": [P], "right": [RIGHT], "wrong": [WRONG], "worse": [WORSE]})
-    said = [toy.said("b", 1.0, text="right"), toy.said("b", 1.0, text="right")]
-    said += [toy.said("a", text="wrong"), toy.said(".", text="worse")]
-    found = toy.learn(RLCSD(strength=2.0), toy.group(*said)).gradients["bare"][0]
+    toy = three_token_policy({"question": [P], "right": [RIGHT], "wrong": [WRONG], "worse": [WORSE]})
+    said = [toy.answer("b", 1.0, text="right"), toy.answer("b", 1.0, text="right")]
+    said += [toy.answer("a", text="wrong"), toy.answer(".", text="worse")]
+    found = toy.update(RLCSD(strength=2.0), toy.group(*said)).gradients["question"][0]
     close(found, -ROOT * towards("b", P))

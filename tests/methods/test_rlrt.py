@@ -1,14 +1,14 @@
 from __future__ import annotations
 
 import pytest
-from formulas import ROOT, close
-from toy import Toy, towards
+from formulas import ROOT, close, towards
 
 from core_parts import group
 from selfdistill.losses import Constant, Multiplicative, OppositeAdvantageSign, SampledToken
 from selfdistill.methods import RLRT
 from selfdistill.methods.base import Credit
 from selfdistill.models.teacher import Snapshot
+from selfdistill.testing import three_token_policy
 from selfdistill.types import Context, DropReason
 
 P, Q = [0.5, 0.3, 0.2], [0.45, 0.40, 0.15]
@@ -35,8 +35,8 @@ def test_a_lone_success_is_its_own_demonstration() -> None:
 
 def test_the_gradient_rewards_what_the_teacher_would_not_have_said() -> None:
     """Where A > 0, "b" is worth p/q = 3/4 and "a" 10/9, half of each; failures are left alone."""
-    toy = Toy({"bare": [P], "right": [Q]})
-    said = [toy.said("b", 1.0, text="right"), toy.said("a", 1.0, text="right"), toy.said("a"), toy.said(".")]
-    found = toy.learn(RLRT(), toy.group(*said)).gradients["bare"][0]
+    toy = three_token_policy({"question": [P], "right": [Q]})
+    said = [toy.answer("b", 1.0, text="right"), toy.answer("a", 1.0, text="right"), toy.answer("a"), toy.answer(".")]
+    found = toy.update(RLRT(), toy.group(*said)).gradients["question"][0]
     parts = zip("baa.", (0.5 + 0.5 * 3 / 4, 0.5 + 0.5 * 10 / 9, -1, -1), strict=True)
     close(found, -sum(ROOT * factor * towards(token, P) for token, factor in parts) / 4)

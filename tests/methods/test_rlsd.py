@@ -1,14 +1,14 @@
 from __future__ import annotations
 
 import pytest
-from formulas import ROOT, close
-from toy import Toy, towards
+from formulas import ROOT, close, towards
 
 from core_parts import group
 from selfdistill.losses import AdvantageSign, Linear, Multiplicative, SampledToken
 from selfdistill.methods import RLSD
 from selfdistill.methods.base import Credit
 from selfdistill.models.teacher import Snapshot
+from selfdistill.testing import three_token_policy
 from selfdistill.types import Context, DropReason
 
 P, Q = [0.5, 0.3, 0.2], [0.45, 0.40, 0.15]
@@ -33,9 +33,9 @@ def test_every_answer_keeps_its_advantage_and_is_read_where_something_is_known()
 @pytest.mark.parametrize(("step", "strength"), [(0, 0.5), (25, 0.25), (60, 0.0)])
 def test_the_gradient_scales_every_verdict_by_the_evidence(step: int, strength: float) -> None:
     """With A > 0, "b" is worth q/p = 4/3, clipped to 1.2, and "a" 0.9; with A < 0, p/q: "a" 10/9 and "." 4/3."""
-    toy = Toy({"bare": [P], "right": [Q]})
-    said = [toy.said("b", 1.0, text="right"), toy.said("a", 1.0, text="right"), toy.said("a"), toy.said(".")]
-    found = toy.learn(RLSD(), toy.group(*said), step=step).gradients["bare"][0]
+    toy = three_token_policy({"question": [P], "right": [Q]})
+    said = [toy.answer("b", 1.0, text="right"), toy.answer("a", 1.0, text="right"), toy.answer("a"), toy.answer(".")]
+    found = toy.update(RLSD(), toy.group(*said), step=step).gradients["question"][0]
     factors = [1 - strength + strength * ratio for ratio in (1.2, 0.9, 10 / 9, 1.2)]
     signs = zip("baa.", (1, 1, -1, -1), factors, strict=True)
     close(found, -sum(ROOT * sign * factor * towards(token, P) for token, sign, factor in signs) / 4)

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import torch
-from toy import Toy, towards
+from formulas import towards
 
 from core_parts import group
 from selfdistill.config import load_config
@@ -9,6 +9,7 @@ from selfdistill.methods import RLTFFM
 from selfdistill.methods.base import Credit
 from selfdistill.methods.rltf_fm import CRITIQUE
 from selfdistill.prompts.stages import Attempts
+from selfdistill.testing import three_token_policy
 from selfdistill.types import DropReason, Message
 
 
@@ -36,9 +37,9 @@ def test_without_a_difference_in_reward_there_is_the_feedback_and_without_either
 def test_the_gradient_is_grpo_and_the_cross_entropy_of_the_feedback() -> None:
     """Two answers share the step; the feedback, "ab" and the end of turn, weighs a third of its answer's share each."""
     bare, critique = [[0.5, 0.3, 0.2]], [[0.2, 0.6, 0.2], [0.3, 0.3, 0.4], [0.1, 0.2, 0.7]]
-    toy = Toy({"bare": bare, "critique": critique})
-    found = toy.learn(RLTFFM(), toy.group(toy.said("a", 0.0, "ab"), toy.said("b", 1.0))).gradients
+    toy = three_token_policy({"question": bare, "critique": critique})
+    found = toy.update(RLTFFM(), toy.group(toy.answer("a", 0.0, "ab"), toy.answer("b", 1.0))).gradients
     credited = 0.5 * towards("b", bare[0]) - 0.5 * towards("a", bare[0])
-    torch.testing.assert_close(found["bare"][0], -credited / 2, atol=1e-6, rtol=0)
+    torch.testing.assert_close(found["question"][0], -credited / 2, atol=1e-6, rtol=0)
     wanted = torch.stack([towards(token, row) for token, row in zip("ab.", critique, strict=True)])
     torch.testing.assert_close(found["critique"], -0.1 * wanted / 3 / 2, atol=1e-6, rtol=0)

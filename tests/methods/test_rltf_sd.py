@@ -3,7 +3,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from toy import QUESTION, Toy, towards
+from formulas import towards
 
 from core_parts import group, rollout
 from selfdistill.config import load_config
@@ -11,6 +11,7 @@ from selfdistill.losses import TokenMask
 from selfdistill.methods import GRPO, RLTFSD
 from selfdistill.methods.base import Credit
 from selfdistill.prompts.stages import Attempts, SecondAttempts
+from selfdistill.testing import QUESTION, three_token_policy
 from selfdistill.types import DropReason, Message, Outcome, Rollout, RolloutGroup
 
 AGAIN = (*QUESTION.messages, Message("assistant", "a"), Message("user", "wrong"))
@@ -56,19 +57,19 @@ def test_a_second_attempts_words_move_the_first_question_but_for_the_unlikely_on
     """First attempts "a" with reward 0 and "b" with 1; the second one, "b.a", with 1: gain 0.1 · (1 − 1/2). Its second
     token has probability 0.005 under the first question, log 0.005 = −5.3 < −5. Three answers share the step."""
     bare = [[0.5, 0.3, 0.2], [0.6, 0.395, 0.005], [0.3, 0.3, 0.4]]
-    toy = Toy({"bare": bare, "wrong": [[0.2, 0.6, 0.2]] * 3})
-    tries = (toy.said("a", 0.0, "wrong"), toy.said("b", 1.0))
-    again = toy.said("b.a", 1.0, stage=SecondAttempts.name, messages=AGAIN, of=0)
-    found = toy.learn(RLTFSD(), toy.group(*tries, again)).gradients
+    toy = three_token_policy({"question": bare, "wrong": [[0.2, 0.6, 0.2]] * 3})
+    tries = (toy.answer("a", 0.0, "wrong"), toy.answer("b", 1.0))
+    again = toy.answer("b.a", 1.0, stage=SecondAttempts.name, messages=AGAIN, of=0)
+    found = toy.update(RLTFSD(), toy.group(*tries, again)).gradients
     credited = 0.5 * towards("b", bare[0]) - 0.5 * towards("a", bare[0])
     rows = [credited + 0.05 / 3 * towards("b", bare[0]), torch.zeros(3).double(), 0.05 / 3 * towards("a", bare[2])]
-    torch.testing.assert_close(found["bare"], -torch.stack(rows) / 3, atol=1e-6, rtol=0)
+    torch.testing.assert_close(found["question"], -torch.stack(rows) / 3, atol=1e-6, rtol=0)
     assert not found["wrong"].any(), "a lone second attempt says nothing under its own prompt"
 
 
 def test_there_is_no_ratio_to_the_prompt_it_was_said_under() -> None:
     bare = [[0.5, 0.3, 0.2]]
-    toy = Toy({"bare": bare, "wrong": [[0.2, 0.6, 0.2]]})
-    again = toy.said("b", 1.0, stage=SecondAttempts.name, messages=AGAIN, of=0, logprobs=(-3.0,))
-    found = toy.learn(RLTFSD(distil=1.0), toy.group(toy.said("a", 0.0, "wrong"), again)).gradients["bare"]
+    toy = three_token_policy({"question": bare, "wrong": [[0.2, 0.6, 0.2]]})
+    again = toy.answer("b", 1.0, stage=SecondAttempts.name, messages=AGAIN, of=0, logprobs=(-3.0,))
+    found = toy.update(RLTFSD(distil=1.0), toy.group(toy.answer("a", 0.0, "wrong"), again)).gradients["question"]
     torch.testing.assert_close(found[0], -towards("b", bare[0]) / 2, atol=1e-6, rtol=0)

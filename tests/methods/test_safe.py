@@ -1,14 +1,14 @@
 from __future__ import annotations
 
 import pytest
-from formulas import close, moved, toward_mean
-from toy import Toy, towards
+from formulas import close, moved, toward_mean, towards
 
 from core_parts import group
 from selfdistill.losses import FullVocabulary, JensenShannon, Relative
 from selfdistill.methods import Safe
 from selfdistill.methods.base import Credit
 from selfdistill.models.teacher import Frozen
+from selfdistill.testing import three_token_policy
 from selfdistill.types import Context, DropReason
 
 P, Q = [0.5, 0.3, 0.2], [0.2, 0.7, 0.1]
@@ -55,9 +55,9 @@ def test_the_gradient_rewards_the_success_and_corrects_the_failure_within_bounds
     usual: float, limit: float | None
 ) -> None:
     """A push is ½ log m/p, here −.18, .25 and −.14: ten times a running mean of .015 cuts the first two at ±.15."""
-    toy = Toy({"bare": [P], "right": [Q]})
-    group = toy.group(toy.said("b", 1.0, text="right"), toy.said("a"))
-    found = toy.learn(Safe(), group, memory={"magnitude": usual}).gradients["bare"][0]
+    toy = three_token_policy({"question": [P], "right": [Q]})
+    group = toy.group(toy.answer("b", 1.0, text="right"), toy.answer("a"))
+    found = toy.update(Safe(), group, memory={"magnitude": usual}).gradients["question"][0]
     push = toward_mean(P, Q)
     push = push if limit is None else push.clamp(-limit, limit)
     close(found, moved(P, push) / 2 - 0.1 * towards("b", P) / 2 / 2)

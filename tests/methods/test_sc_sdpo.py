@@ -4,13 +4,13 @@ from math import sqrt
 
 import pytest
 from formulas import close, moved, toward_mean
-from toy import Toy
 
 from core_parts import group
 from selfdistill.losses import JensenShannon, TopK
 from selfdistill.methods import SCSDPO, SDPOOutcome
 from selfdistill.methods.base import Credit
 from selfdistill.models.teacher import Ema
+from selfdistill.testing import three_token_policy
 from selfdistill.types import Context, DropReason
 
 P, Q = [0.5, 0.3, 0.2], [0.2, 0.7, 0.1]
@@ -38,7 +38,7 @@ def test_a_group_that_agrees_weighs_nothing_even_with_feedback(reward: float) ->
 
 def test_the_gradient_is_that_of_sdpo_times_the_weight() -> None:
     """One of four solved: 2 √(3/16); three answers are distilled and the dropped one dilutes the mean."""
-    toy = Toy({"bare": [P], "right": [Q]})
-    said = [toy.said("b", 1.0, text="right"), toy.said("a"), toy.said("."), toy.said("a")]
-    found = toy.learn(SCSDPO(), toy.group(*said)).gradients["bare"][0]
+    toy = three_token_policy({"question": [P], "right": [Q]})
+    said = [toy.answer("b", 1.0, text="right"), toy.answer("a"), toy.answer("."), toy.answer("a")]
+    found = toy.update(SCSDPO(), toy.group(*said)).gradients["question"][0]
     close(found, sqrt(3) / 2 * 3 / 4 * moved(P, toward_mean(P, Q)))

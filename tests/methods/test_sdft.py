@@ -3,7 +3,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from toy import QUESTION, Toy
 
 from core_parts import group, rollout
 from selfdistill.config import load_config
@@ -12,6 +11,7 @@ from selfdistill.methods import SDFT, get_method
 from selfdistill.methods.base import Credit
 from selfdistill.models.teacher import Ema
 from selfdistill.prompts.context import Demonstration, Document
+from selfdistill.testing import QUESTION, three_token_policy
 from selfdistill.types import Context, DropReason, RolloutGroup
 
 BARE = [[0.5, 0.3, 0.2], [0.1, 0.2, 0.7], [0.3, 0.3, 0.4], [0.6, 0.3, 0.1], [0.2, 0.2, 0.6]]
@@ -42,13 +42,13 @@ def test_every_answer_to_a_task_with_a_demonstration_counts_one_whatever_its_rew
 
 def test_the_student_moves_to_the_teacher_after_the_first_three_tokens() -> None:
     """KL(q‖p): p − q, and every token weighs a fifth, the three that are left out too."""
-    toy = Toy({"bare": BARE, "told": TOLD}, task=replace(QUESTION, demonstration="told"))
-    found = toy.learn(SDFT(), toy.group(toy.said("abab."))).gradients["bare"]
+    toy = three_token_policy({"question": BARE, "hint": TOLD}, task=replace(QUESTION, demonstration="hint"))
+    found = toy.update(SDFT(), toy.group(toy.answer("abab."))).gradients["question"]
     wanted = (torch.tensor(BARE) - torch.tensor(TOLD)).double() / 5
     wanted[:3] = 0
     torch.testing.assert_close(found, wanted, atol=1e-6, rtol=0)
 
 
 def test_a_short_answer_teaches_nothing() -> None:
-    toy = Toy({"bare": BARE, "told": TOLD}, task=replace(QUESTION, demonstration="told"))
-    assert not toy.learn(SDFT(), toy.group(toy.said("ab."))).gradients["bare"].any()
+    toy = three_token_policy({"question": BARE, "hint": TOLD}, task=replace(QUESTION, demonstration="hint"))
+    assert not toy.update(SDFT(), toy.group(toy.answer("ab."))).gradients["question"].any()

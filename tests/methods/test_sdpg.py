@@ -3,14 +3,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from formulas import ROOT, close, moved, row
-from toy import Toy, towards
+from formulas import ROOT, close, moved, row, towards
 
 from core_parts import QUESTION, group
 from selfdistill.losses import FullVocabulary, ReverseKL, Separate, Trapezoid
 from selfdistill.methods import SDPG
 from selfdistill.methods.base import Credit
 from selfdistill.models.teacher import Live
+from selfdistill.testing import three_token_policy
 from selfdistill.types import Context, DropReason
 
 P, Q, START = [0.5, 0.3, 0.2], [0.2, 0.7, 0.1], [0.3, 0.3, 0.4]
@@ -48,9 +48,9 @@ def test_the_demonstration_comes_first() -> None:
 @pytest.mark.parametrize(("step", "strength"), [(0, 0.0), (25, 5e-4), (50, 1e-3), (225, 5e-4), (400, 0.0)])
 def test_the_gradient_is_grpo_with_a_pull_that_rises_and_falls(step: int, strength: float) -> None:
     """Four answers of one token, each worth a quarter; the pull is made 100 times stronger, to be seen."""
-    toy = Toy({"bare": [P], "right": [Q]}, start={"bare": [START]})
-    said = [toy.said("b", 1.0, text="right"), toy.said("a", 1.0, text="right"), toy.said("a"), toy.said(".")]
-    found = toy.learn(SDPG(peak=0.1), toy.group(*said), step=step).gradients["bare"][0]
+    toy = three_token_policy({"question": [P], "right": [Q]}, start={"question": [START]})
+    said = [toy.answer("b", 1.0, text="right"), toy.answer("a", 1.0, text="right"), toy.answer("a"), toy.answer(".")]
+    found = toy.update(SDPG(peak=0.1), toy.group(*said), step=step).gradients["question"][0]
     up = towards("b", P) + towards("a", P) - towards("a", P) - towards(".", P)
     pull = 2 * 100 * strength * moved(P, (row(Q) / row(P)).log())
     close(found, (-ROOT * up + pull + 4 * 1e-3 * moved(P, (row(START) / row(P)).log())) / 4)

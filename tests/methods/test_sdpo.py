@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from toy import Toy
 
 from core_parts import group
 from selfdistill.config import load_config
@@ -12,6 +11,7 @@ from selfdistill.methods import SDPO, SDPOOutcome, SDPORichFeedback, get_method
 from selfdistill.methods.base import Credit
 from selfdistill.models.teacher import Ema, Frozen
 from selfdistill.prompts.context import SolutionOrFeedback
+from selfdistill.testing import three_token_policy
 from selfdistill.types import Context, DropReason
 
 
@@ -88,11 +88,11 @@ def test_settings_of_the_context_rule_can_be_changed() -> None:
 
 def test_credit_may_be_that_of_the_sampled_tokens_or_of_the_whole_answer() -> None:
     """p = (.5, .3, .2) and q = (.2, .7, .1) at both positions, the answer is b a: log-ratio log 7/3 and log 2/5."""
-    toy = Toy({"bare": [[0.5, 0.3, 0.2]] * 2, "told": [[0.2, 0.7, 0.1]] * 2})
-    group, p = toy.group(toy.said("ba", 0.0, feedback="told")), torch.tensor([0.5, 0.3, 0.2]).double()
+    toy = three_token_policy({"question": [[0.5, 0.3, 0.2]] * 2, "hint": [[0.2, 0.7, 0.1]] * 2})
+    group, p = toy.group(toy.answer("ba", 0.0, feedback="hint")), torch.tensor([0.5, 0.3, 0.2]).double()
     log_ratio = torch.tensor([7 / 3, 2 / 5]).double().log()
     for level, advantages in (("token", log_ratio), ("sequence", log_ratio.mean().repeat(2))):
-        found = toy.learn(SDPO(alpha=1.0, level=level), group).gradients["bare"]
+        found = toy.update(SDPO(alpha=1.0, level=level), group).gradients["question"]
         said = torch.tensor([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]]).double()
         torch.testing.assert_close(found, -advantages[:, None] * (said - p) / 2, rtol=1e-6, atol=1e-8)
 

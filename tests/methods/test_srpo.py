@@ -1,14 +1,14 @@
 from __future__ import annotations
 
 import torch
-from formulas import close, entropy, moved, row, toward_mean
-from toy import Toy, towards
+from formulas import close, entropy, moved, row, toward_mean, towards
 
 from core_parts import group
 from selfdistill.losses import JensenShannon, RatioCaps, TokenMask, TopK
 from selfdistill.methods import SRPO
 from selfdistill.methods.base import Credit
 from selfdistill.models.teacher import Ema
+from selfdistill.testing import three_token_policy
 from selfdistill.types import Context, DropReason
 
 P, Q = [[0.5, 0.3, 0.2], [0.1, 0.2, 0.7]], [[0.2, 0.7, 0.1], [0.3, 0.3, 0.4]]
@@ -41,8 +41,8 @@ def test_a_group_without_any_success_has_its_advantages_at_most() -> None:
 
 def test_the_gradient_is_a_policy_gradient_and_a_divergence_weighed_by_the_teachers_entropy() -> None:
     """r0 = "b" has A = ½, r1 = "ab" is distilled; each weighs a half, and each token of r1 a quarter."""
-    toy = Toy({"bare": P, "right": Q})
-    found = toy.learn(SRPO(), toy.group(toy.said("b", 1.0, text="right"), toy.said("ab"))).gradients["bare"]
+    toy = three_token_policy({"question": P, "right": Q})
+    found = toy.update(SRPO(), toy.group(toy.answer("b", 1.0, text="right"), toy.answer("ab"))).gradients["question"]
     sure = torch.exp(-row([entropy(q) for q in Q]))
     distilled = [w * moved(p, toward_mean(p, q)) / 4 for w, p, q in zip(sure / sure.mean(), P, Q, strict=True)]
     close(found, torch.stack([distilled[0] - towards("b", P[0]) / 2 / 2, distilled[1]]))

@@ -4,7 +4,7 @@ from dataclasses import replace
 from math import log
 
 import torch
-from toy import Toy, towards
+from formulas import towards
 
 from core_parts import group, rollout
 from selfdistill.config import load_config
@@ -13,6 +13,7 @@ from selfdistill.methods import UserReplies
 from selfdistill.methods.base import Credit
 from selfdistill.models.teacher import Live
 from selfdistill.prompts.stages import Attempts, LoggedCompletions
+from selfdistill.testing import three_token_policy
 from selfdistill.types import Context, DropReason, Outcome, RolloutGroup
 
 BARE, TOLD = [[0.5, 0.3, 0.2], [0.1, 0.2, 0.7]], [[0.2, 0.6, 0.2], [0.5, 0.4, 0.1]]
@@ -45,28 +46,29 @@ def test_an_answer_that_was_replied_to_counts_one_and_its_reward_nothing() -> No
 
 
 def test_the_advantage_of_a_fresh_answers_token_is_its_evidence_beyond_the_answers_mean() -> None:
-    toy = Toy({"bare": BARE, "told": TOLD})
-    found = toy.learn(UserReplies(), toy.group(toy.said("b.", reply="told")))
+    toy = three_token_policy({"question": BARE, "hint": TOLD})
+    found = toy.update(UserReplies(), toy.group(toy.answer("b.", reply="hint")))
     half = (E_0 - E_1) / 2  # e − mean is +half on the first token and −half on the second
     wanted = -torch.stack([half * towards("b", BARE[0]), -half * towards(".", BARE[1])]) / 2
-    torch.testing.assert_close(found.gradients["bare"], wanted, atol=1e-6, rtol=0)
-    assert not found.gradients["told"].any()
+    torch.testing.assert_close(found.gradients["question"], wanted, atol=1e-6, rtol=0)
+    assert not found.gradients["hint"].any()
 
 
 def test_the_advantage_of_a_logged_answers_token_is_its_evidence() -> None:
-    toy = Toy({"bare": BARE, "told": TOLD})
-    logged = toy.said("b.", reply="told", stage=LoggedCompletions.name)
-    found = toy.learn(UserReplies(logged=True), toy.group(logged))
+    toy = three_token_policy({"question": BARE, "hint": TOLD})
+    logged = toy.answer("b.", reply="hint", stage=LoggedCompletions.name)
+    found = toy.update(UserReplies(logged=True), toy.group(logged))
     wanted = -torch.stack([E_0 * towards("b", BARE[0]), E_1 * towards(".", BARE[1])]) / 2
-    torch.testing.assert_close(found.gradients["bare"], wanted, atol=1e-6, rtol=0)
+    torch.testing.assert_close(found.gradients["question"], wanted, atol=1e-6, rtol=0)
 
 
 def test_a_fresh_answers_token_that_has_moved_beyond_the_clip_pushes_no_further() -> None:
     """The first token was said at 0.2 and is at 0.3 now: 1.5 > 1.28. The second has not moved."""
     before = [[0.5, 0.2, 0.3], BARE[1]]
-    toy = Toy({"bare": BARE, "told": TOLD})
-    said = toy.said("b.", reply="told", logprobs=(log(0.2), log(0.7)))
-    found = toy.learn(UserReplies(), toy.group(said), before={"bare": before}).gradients["bare"]
+    toy = three_token_policy({"question": before, "hint": TOLD})
+    said = toy.answer("b.", reply="hint", logprobs=(log(0.2), log(0.7)))
+    both = toy.group(said), toy.group(said, name="s")
+    found = toy.update(UserReplies(), *both, later=[{"question": BARE}]).gradients["question"]
     half = (log(0.6 / 0.2) - E_1) / 2  # log-ratio is that of when the batch was sampled
     torch.testing.assert_close(found[1], half * towards(".", BARE[1]) / 2, atol=1e-6, rtol=0)
     assert not found[0].any()

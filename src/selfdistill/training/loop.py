@@ -221,7 +221,7 @@ def learn(
     lr = options.lr * min(1.0, (step + 1) / max(1, options.warmup_steps))  # of all updates of the step
     for group in learner.optimizer.param_groups:
         group["lr"] = lr
-    reports, numbers, log_ratio = update_all(session, groups, credited, replayed, totals)
+    reports, numbers, log_ratio = update_all(session.policy, learner, config, groups, credited, replayed, totals)
     skipped = sum(report.skipped for report in reports)
     if skipped:
         callback(Note(f"step {step + 1}: {skipped} of {len(reports)} updates skipped: loss or gradient not finite"))

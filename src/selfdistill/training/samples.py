@@ -3,11 +3,12 @@ and teacher read."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import chain, islice
 from types import MappingProxyType
+from typing import TypeAlias
 
 from selfdistill.envs.base import Environment, Fault, score_all
 from selfdistill.errors import ConfigError
@@ -19,6 +20,7 @@ from selfdistill.prompts.render import Renderer
 from selfdistill.prompts.stages import Attempts, FixedCompletion, Request, Stage
 from selfdistill.types import Completion, Context, DropReason, Rollout, RolloutGroup, Task, TokenIds, TrainingSample
 
+Sampler: TypeAlias = Callable[..., list[Completion]]
 SOLVED = 0.5  # reward from which an answer counts as solved
 
 
@@ -41,12 +43,14 @@ def roll_out(
     stages: Sequence[Stage] = (Attempts(),),
     prompts: Sequence[TokenIds] | None = None,
     bad_rows: Mapping[str, str] = MappingProxyType({}),
+    sampler: Sampler | None = None,
 ) -> list[RolloutGroup]:
     """One group per task: what the stages request, in their order, sampled together and scored; by default `rollouts`
     answers.
 
     `label` makes uids unique, one for all or one per task; `prompts`, one per task, replace those of an answer's
-    messages. Tasks of `bad_rows`, by id with the reason, are dropped without sampling.
+    messages. Tasks of `bad_rows`, by id with the reason, are dropped without sampling. `sampler` takes the place of
+    `models.sampler.sample`, with the same parameters.
     """
     rendered = cache(renderer.prompt)  # rollouts of a group have the same prompt
     labels = [f"{label}-{place}" for place in range(len(tasks))] if isinstance(label, str) else label
@@ -77,7 +81,7 @@ def roll_out(
         ]
         open_ = [n for n, rollout in enumerate(added) if rollout.outcome is None and rollout.drop is None]
         prompt_ids, uids = [added[n].prompt_ids for n in open_], [added[n].completion.uid for n in open_]
-        completions = sample(policy, prompt_ids, options, seed=seed, uids=uids, version=version)
+        completions = (sampler or sample)(policy, prompt_ids, options, seed=seed, uids=uids, version=version)
         for n, completion in zip(open_, completions, strict=True):
             opened = renderer.opened(added[n].prompt_ids)  # thinking never closed would pass for an answer
             added[n] = replace(added[n], completion=replace(completion, text=opened + completion.text))

@@ -20,6 +20,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from selfdistill.config import RunConfig
 from selfdistill.losses import (
     LOSS_TERMS,
     FusedResult,
@@ -46,7 +47,7 @@ from selfdistill.training.forward import (
     teacher_states,
 )
 from selfdistill.training.samples import CreditedRollout
-from selfdistill.training.session import Session, Totals
+from selfdistill.training.session import Learner, Totals
 from selfdistill.types import RolloutGroup, TrainingSample
 
 MAGNITUDE = "magnitude"  # in a run's memory: the running mean of Σ p|a|
@@ -90,7 +91,9 @@ class UpdateReport:
 
 
 def update_all(
-    session: Session,
+    policy: Policy,
+    learner: Learner,
+    config: RunConfig,
     groups: Sequence[RolloutGroup],
     credited: Sequence[CreditedRollout],
     replayed: Sequence[TrainingSample],
@@ -101,8 +104,6 @@ def update_all(
     Returns their reports, numbers about the token weights, and log-ratios [T] by uid. `totals.memory` is brought up to
     date.
     """
-    config, learner, policy = session.config, session.learner, session.policy
-    assert learner is not None
     method, tokens, memory = learner.method, config.micro_batch_tokens, totals.memory
     loss_specs = list(learner.loss_specs)
     for index, spec in enumerate(loss_specs):
