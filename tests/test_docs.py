@@ -147,6 +147,6 @@ def test_words_that_a_method_names_exist(name: str):
 
 
 def test_every_key_of_a_row_is_documented():
-    rows = (ROOT / "docs" / "environments.md").read_text()
+    rows = (ROOT / "docs" / "data.md").read_text()
     keys = {field.name for field in fields(Task)} - {"messages", "spec"}
     assert not [key for key in keys if f"`{key}`" not in rows]

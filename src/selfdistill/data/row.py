@@ -91,7 +91,7 @@ class Row:
             self.fail(name, expected, short(value), do='write "…", or [{"role": "user", "content": "…"}]')
         turns = tuple(self._message(f"{name}[{place}]", turn) for place, turn in enumerate(value))
         if turns[-1].role != "user":
-            do = "leave that turn out; an answer that is known goes into a field of its own (docs/environments.md)"
+            do = "leave that turn out; an answer that is known goes into a field of its own (docs/data.md)"
             why = "the model answers the user; a turn that was begun for it is not continued"
             expected = "a conversation that ends with a user turn"
             self.fail(f"{name}[{len(turns) - 1}].role", expected, repr(turns[-1].role), why=why, do=do)
