@@ -102,7 +102,7 @@ def test_settings_are_those_of_the_command_line() -> None:
         ({"method": sd.SDPO}, "method should be a method(.|\n)*write method=SDPO()"),
         ({"method": sd.SDPO(), "settings": {"method.alpha": 1.0}}, r"method is a value(.|\n)*SDPO\(alpha=…\)"),
         ({"env": short_answers, "settings": {"env.verbs": 3}}, "env is a value"),
-        ({"env": 3}, "env should be a reward function or an environment"),
+        ({"env": 3}, "env is no environment"),
         ({"settings": {"columns": {"answer": len}}}, r"columns should be names(.|\n)*load_data\(…, answer=…\)"),
     ],
 )

@@ -62,7 +62,10 @@ def test_the_world_judges_and_trains(model: str, tmp_path: Path):
     task = env.tasks("train")[2]
     assert task.messages[0].content == "What is 13 plus 13?"
     assert env.score(task, Completion("a", "It is 26.\n")) == Outcome(1.0)
-    assert "number: 26" in env.score(task, Completion("b", "26 or so")).feedback
+    assert env.score(task, Completion("b", "26 or so")) == Outcome(
+        0.0, "The answer ends with so, which is not the sum."
+    )
+    assert env.score(task, Completion("c", " ")) == Outcome(0.0, "The answer is empty.")
     run = trained(model, tmp_path / "run", f"env={name}")
     assert [step.samples for step in run.steps] == [4, 4]
     assert run.steps[0].contexts == {"feedback": 4}

@@ -9,7 +9,8 @@ import numpy
 import torch
 
 from core_parts import QUESTION
-from selfdistill.envs.base import FunctionEnvironment, Scored, score_all
+from selfdistill.envs.base import Scored, score_all
+from selfdistill.envs.rewards import FunctionEnvironment
 from selfdistill.plugins import seed_global
 from selfdistill.types import Completion, Outcome, Task
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from selfdistill.api import train
     from selfdistill.config import RunConfig, load_config
     from selfdistill.data.load import load_data
+    from selfdistill.envs.rewards import RewardFunctions
     from selfdistill.losses import Additive, LossSpec, SampledToken, Tanh, divergence, fused_loss
     from selfdistill.methods import GRPO, SDPO, Credit, Method
     from selfdistill.models.load import LoraOptions, load_policy
@@ -65,6 +66,7 @@ __all__ = [
     "Phase",
     "Policy",
     "Prompt",
+    "RewardFunctions",
     "Rollout",
     "RolloutGroup",
     "Run",
@@ -113,6 +115,7 @@ _HOMES = {
     "runs": "Callback EvalEnd Event Note Phase Run RunEnd RunStart StepEnd read_run",
     "losses": "Additive SampledToken LossSpec Tanh divergence fused_loss",
     "data.load": "load_data",
+    "envs.rewards": "RewardFunctions",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 

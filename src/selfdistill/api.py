@@ -19,8 +19,8 @@ from rich.console import Console
 
 from selfdistill.config import RunConfig, Values, load_config
 from selfdistill.data.load import RowOptions, load_tasks, question_rows
-from selfdistill.envs.base import Environment, FunctionEnvironment
 from selfdistill.envs.code import CodeEnvironment
+from selfdistill.envs.rewards import as_environment
 from selfdistill.errors import ConfigError
 from selfdistill.methods import METHODS, Method, get_method
 from selfdistill.models.load import LoraOptions
@@ -128,15 +128,6 @@ def reporting(label: str, callbacks: Callback | Iterable[Callback], *, progress:
     with RunDisplay(label, Console(stderr=True)) as display:
         every.insert(0, display)
         yield report
-
-
-def as_environment(value: Any) -> Environment:
-    """An environment, or a reward function as one. Raises `ConfigError`."""
-    if hasattr(value, "score") and not isinstance(value, type):
-        env: Environment = value
-        return env
-    _expect(callable(value) and not isinstance(value, type), "env", "a reward function or an environment", value)
-    return FunctionEnvironment(value, getattr(value, "__name__", type(value).__name__))
 
 
 def _tasks(source: Any, env: Any, options: RowOptions) -> Sequence[Task]:

@@ -22,8 +22,8 @@ from typing import Any, ClassVar, TypeAlias, cast
 import torch
 from torch import Tensor, nn
 
-from selfdistill.api import as_environment
 from selfdistill.config import from_settings
+from selfdistill.envs.rewards import as_environment
 from selfdistill.errors import ConfigError
 from selfdistill.losses import Head
 from selfdistill.methods import Method

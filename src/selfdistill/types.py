@@ -68,8 +68,8 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The score of a completion: `reward` in [0, 1], `feedback` that a teacher may read (empty: none), `details` for
-    the records, and `reply`, the user's next message."""
+    """The score of a completion: a finite `reward`, `feedback` that a teacher may read (empty: none), `details` for the
+    records, and `reply`, the user's next message."""
 
     reward: float
     feedback: str = ""
@@ -85,7 +85,8 @@ class DropReason(StrEnum):
     BAD_ROW = "bad_row"  # no answer to the row can be scored; nothing was sampled
     SCORING_FAILED = "scoring_failed"  # scoring this answer ended in an error: no reward can be given
     PROGRAM_LOST = "program_lost"  # the machine ended the answer's process each time: no reward can be given
-    BAD_OUTCOME = "bad_outcome"  # the environment returned NaN, a reward outside [0, 1] or the wrong type
+    BAD_OUTCOME = "bad_outcome"  # the environment returned NaN, the wrong type or a list of the wrong length
+    NOT_APPLICABLE = "not_applicable"  # every reward function returned None for this answer
     EMPTY_COMPLETION = "empty_completion"  # nothing was sampled
     ONLY_SUCCESS = "only_success"  # the only success of its group: never its own demonstration
     NO_CONTEXT = "no_context"  # no context was found

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from selfdistill.analysis.check import CheckReport, Score, check_rows, every_row, read_answers, score_answers
-from selfdistill.envs.base import Environment, FunctionEnvironment
+from selfdistill.envs.base import Environment
 from selfdistill.envs.code import CodeEnvironment, CodeOptions
+from selfdistill.envs.rewards import FunctionEnvironment
 from selfdistill.errors import DataError
 from selfdistill.prompts.render import Renderer
 from selfdistill.runs.events import no_callback
@@ -122,10 +123,10 @@ def test_prompts_are_measured_as_the_model_reads_them(tmp_path: Path) -> None:
     assert found.problems == [f"{path}:2: the prompt has {sizes[1]:,} tokens; a run skips those over {sizes[0]:,}"]
 
 
-def shout(task: Task, done) -> Outcome:
-    if done.text == "crash":
+def shout(task: Task, done: str) -> Outcome:
+    if done == "crash":
         raise KeyError("boom")
-    return Outcome(float(done.text == task.spec["answer"]), "Say it louder.")
+    return Outcome(float(done == task.spec["answer"]), "Say it louder.")
 
 
 def test_questions_are_checked_with_the_users_own_function(tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ from selfdistill.data.tasks import (
     usable_tasks,
     wanted_answers,
 )
-from selfdistill.envs.base import FunctionEnvironment
 from selfdistill.envs.code import CodeEnvironment
+from selfdistill.envs.rewards import FunctionEnvironment
 from selfdistill.envs.verbs.env import VerbsEnvironment
 from selfdistill.errors import ConfigError, DataError
 from selfdistill.prompts.render import Renderer

@@ -15,7 +15,7 @@ from selfdistill.types import Completion, Outcome
 HEADER = "from selfdistill import Completion, Message, Outcome, Task\n"
 FUNCTION = HEADER + (
     "def env(task, completion):\n"
-    "    return Outcome(float(completion.text == task.spec['answer']), feedback='no')\n"
+    "    return Outcome(float(completion == task['answer']), feedback='no')\n"
     "def tasks():\n"
     "    return [Task('t', (Message('user', '7 + 5?'),), {'answer': '12'})]\n"
 )

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from core_parts import QUESTION, group
-from selfdistill.envs.base import FunctionEnvironment
+from selfdistill.envs.rewards import FunctionEnvironment
 from selfdistill.models.sampler import SamplingOptions
 from selfdistill.prompts.context import without_thinking
 from selfdistill.prompts.render import Renderer
@@ -21,7 +21,7 @@ from selfdistill.training.evaluation import accuracy
 from selfdistill.training.recording import step_record
 from selfdistill.training.samples import CreditedRollout, roll_out
 from selfdistill.training.session import Totals
-from selfdistill.types import DropReason, Message, Outcome, Rollout, RolloutGroup, Task
+from selfdistill.types import Completion, DropReason, Message, Outcome, Rollout, RolloutGroup, Task
 
 TASKS = [Task(f"t{number}", (Message("user", text),)) for number, text in enumerate(("Say yes.", "What is seven?"))]
 SHORT = SamplingOptions(max_new_tokens=6)
@@ -66,7 +66,7 @@ def test_roll_out_samples_every_task_so_many_times_and_names_each_answer(tiny_po
     renderer = Renderer(policy.tokenizer, policy.context_length, 100)
     asked: list[tuple[str, str]] = []
 
-    def env(task: Task, done) -> Outcome:
+    def env(task: Task, done: Completion) -> Outcome:
         asked.append((task.id, done.uid))
         if done.uid == "x-1-0":
             raise ValueError("unlucky")
@@ -96,7 +96,7 @@ def test_an_answer_holds_the_tag_of_thinking_that_its_prompt_opened(tiny_policy,
     )
     renderer = Renderer(policy.tokenizer, policy.context_length, 100, thinking="template")
     assert renderer.prompt(TASKS[0].messages)
-    env = FunctionEnvironment(lambda task, done: Outcome(float(done.text.startswith("<think>\n"))), "w")
+    env = FunctionEnvironment(lambda task, text: Outcome(float(text.startswith("<think>\n"))), "w")
     for rollout in rollouts_of(roll_out(policy, env, renderer, TASKS, SHORT, rollouts=2, seed=1, label="x")):
         assert rollout.outcome is not None
         assert rollout.outcome.reward == ("think" in end and "</" not in end)
@@ -132,7 +132,7 @@ def test_stages_follow_one_another_and_each_rollout_says_what_it_was_asked(tiny_
     renderer = Renderer(policy.tokenizer, policy.context_length, 100)
     asked: list[str] = []
 
-    def env(task: Task, done) -> Outcome:
+    def env(task: Task, done: Completion) -> Outcome:
         asked.append(done.uid)
         return Outcome(float(done.uid == "x-0-0"), "" if done.uid == "x-0-0" else "no")
 
@@ -189,7 +189,7 @@ def test_a_prompt_without_room_for_an_answer_is_dropped_and_the_rest_goes_on(tin
     renderer = Renderer(policy.tokenizer, policy.context_length, 100)
     judged: list[str] = []
 
-    def env(task: Task, done) -> Outcome:
+    def env(task: Task, done: Completion) -> Outcome:
         judged.append(done.uid)
         return Outcome(0.0, "no " * (policy.context_length if task.id == "t0" else 1))
 

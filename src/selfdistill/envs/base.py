@@ -1,18 +1,16 @@
 """What an environment is, and scoring with one that a user wrote: its failures cost rollouts, never the run.
 
-    def env(task: Task, completion: Completion) -> Outcome:             # a function is an environment
-        right = completion.text.strip() == task.spec["answer"]
-        return Outcome(reward=float(right), feedback="" if right else f"The answer is not {completion.text}.")
+An environment has a `name` and `score(task, completion)`, which returns a reward: a finite number, (number, feedback)
+or an `Outcome`. (`rewards.py` makes one of a function.) It may also have
 
-An object with `name` and `score` is one too. It may also have
-
-    score_batch(pairs) -> list[Outcome]    scores many answers at once; a `Fault` in the list drops its answer alone
+    score_batch(pairs) -> list             scores many answers at once; a `Fault` in the list drops its answer alone
     tasks(split) -> list[Task]             "train", "held_out" (never trained on), "forgetting" (known before),
                                            "replay" (prompts for replay against forgetting)
     for_evaluation() -> Environment        the same environment, scoring by what training never shows
     unusable(task) -> str                  why no answer to a task can be scored, or ""; it is then not sampled from
     isolation: str                         how untrusted programs are isolated
-    time_limit_s: float                    seconds that one call of `score` may take, instead of 30
+    time_limit_s: float                    seconds that one call of `score` may take, instead of 30, and `score_batch`
+                                           for every eight answers (without it: any time)
 """
 
 from __future__ import annotations
@@ -56,28 +54,6 @@ class Environment(Protocol):
         ...
 
 
-class FunctionEnvironment:
-    """A plain function as an environment, with tasks of its own if it has any."""
-
-    def __init__(
-        self,
-        function: Callable[[Task, Completion], Outcome],
-        name: str,
-        tasks: Callable[[], Sequence[Task]] | Sequence[Task] = (),
-    ) -> None:
-        self.name, self._function, self._tasks = name, function, tasks
-
-    def score(self, task: Task, completion: Completion) -> Outcome:
-        """Calls the function."""
-        return self._function(task, completion)
-
-    def tasks(self, split: str) -> list[Task]:
-        """The tasks to train on; there are no others."""
-        if split != "train":
-            return []
-        return list(self._tasks() if callable(self._tasks) else self._tasks)
-
-
 @dataclass(frozen=True, slots=True)
 class Fault:
     """An answer without an outcome: why the rollout is dropped, and the traceback or what was returned."""
@@ -90,17 +66,14 @@ Scored: TypeAlias = Outcome | Fault
 T = TypeVar("T")
 
 
-def guarded(
-    call: Callable[[], T],
-    drop: DropReason = DropReason.SCORING_FAILED,
-    caught: tuple[type[BaseException], ...] = (Exception, SystemExit),
-) -> T | Fault:
-    """The result of a call, or a `Fault` with the traceback of an error in it. Our own errors pass through."""
+def guarded(call: Callable[[], T], drop: DropReason = DropReason.SCORING_FAILED) -> T | Fault:
+    """The result of a call, or a `Fault` with the traceback of an error in it. Our own errors and interrupts pass
+    through."""
     try:
         return call()
     except SelfDistillError:
         raise
-    except caught:
+    except (Exception, SystemExit):  # noqa: BLE001 (code of the user's, or an answer that may hold anything)
         text = traceback.format_exc()[-_TRACEBACK_CHARACTERS:]
         return Fault(drop, text.encode("utf-8", "backslashreplace").decode("utf-8"))
 
@@ -156,24 +129,26 @@ def why_unusable(env: Environment, task: Task) -> str:
 def score_all(env: Environment, pairs: Sequence[Pair], *, seed: int = 0) -> list[Scored]:
     """One entry per pair, in order. Whatever an environment's own code raises or returns becomes a `Fault`.
 
-    `score_batch` is called once, with the global random generators seeded by `seed` and the first completion's uid.
+    `score_batch` is called once, with the global random generators seeded by `seed` and the first completion's uid, and
+    where `env.time_limit_s` is set, given that time for every `PARALLEL` pairs.
     Calls of `score` run one at a time while they are quick, each with the generators seeded by `seed` and its own
     completion's uid, so that what an environment draws from them repeats. Once one takes longer than `QUICK_S`, or all
     of them than `QUICK_TOTAL_S`, calls run `PARALLEL` at a time, and the order of their draws is open. Each may take
     `env.time_limit_s` seconds (without it: `TIME_LIMIT_S`). Once more than half have failed, or `HANGING` in a row did
     not return, the rest is not tried. Our own errors (no sandbox, a task without tests) pass through.
     """
-    score_batch = getattr(env, "score_batch", None)
-    if score_batch is None:
+    if not hasattr(env, "score_batch"):
         return _score_each(env, pairs, seed)
     seed_global(seed, *(completion.uid for _, completion in pairs[:1]))
-    outcomes: Any = guarded(partial(score_batch, pairs), DropReason.ENV_RAISED)
-    if isinstance(outcomes, Fault):
-        return [outcomes] * len(pairs)
-    if not isinstance(outcomes, list) or len(outcomes) != len(pairs):
-        text = f"score_batch returned {outcomes!r:.200} for {len(pairs)} pairs"
-        return [Fault(DropReason.BAD_OUTCOME, text)] * len(pairs)
-    return [_checked(outcome) for outcome in outcomes]
+    call: Callable[[], list[Scored] | Fault] = partial(
+        guarded, partial(_score_batch, env, pairs), DropReason.ENV_RAISED
+    )
+    if hasattr(env, "time_limit_s"):
+        limit_s = time_limit_of(env) * math.ceil(len(pairs) / PARALLEL)
+        (scored,) = _within([_started(call)], limit_s, f"no outcomes of {len(pairs)} answers")
+    else:
+        scored = call()
+    return [scored] * len(pairs) if isinstance(scored, Fault) else scored
 
 
 def time_limit_of(env: Environment) -> float:
@@ -198,44 +173,67 @@ def _score_each(env: Environment, pairs: Sequence[Pair], seed: int) -> list[Scor
             hopeless = Fault(DropReason.ENV_RAISED, "not tried: more than half had failed")
         if hopeless is not None:
             return scored + [hopeless] * (len(pairs) - start)
-        part = pairs[start : start + PARALLEL]
-        calls: list[Future[Scored]] = []
-        for pair in part:
+        calls: list[Future[Any]] = []
+        for pair in pairs[start : start + PARALLEL]:
             if quick_s > 0:
                 seed_global(seed, pair[1].uid)
             began = time.monotonic()
-            calls.append(Future())
-            # The thread may outlive us: Python cannot stop a call that hangs.
-            threading.Thread(target=_score_one, args=(env, pair, calls[-1]), daemon=True).start()
+            calls.append(_started(partial(guarded, partial(_score_one, env, *pair), DropReason.ENV_RAISED)))
             if quick_s > 0:
                 wait(calls[-1:], min(QUICK_S, quick_s))
                 quick_s = quick_s - (time.monotonic() - began) if calls[-1].done() else 0.0
-        wait(calls, limit_s)
-        late_now = Fault(DropReason.ENV_TIMEOUT, f"no outcome after {limit_s:g} s")
-        scored += [call.result() if call.done() else late_now for call in calls]
+        scored += _within(calls, limit_s, "no outcome")
     return scored
 
 
-def _score_one(env: Environment, pair: Pair, call: Future[Scored]) -> None:
-    try:
-        call.set_result(_checked(guarded(partial(env.score, *pair), DropReason.ENV_RAISED, (BaseException,))))
-    except SelfDistillError as error:
-        call.set_exception(error)
+def _score_one(env: Environment, task: Task, completion: Completion) -> Scored:
+    return checked(env.score(task, completion))
 
 
-def _checked(outcome: Any) -> Scored:
-    """The outcome with its reward as a float, or what is wrong with it; a fault as it is."""
-    if isinstance(outcome, Fault):
-        return outcome
-    if not isinstance(outcome, Outcome):
-        return Fault(DropReason.BAD_OUTCOME, f"expected an Outcome, got {type(outcome).__name__}: {outcome!r:.200}")
+def _score_batch(env: Any, pairs: Sequence[Pair]) -> list[Scored]:
+    outcomes = env.score_batch(pairs)
+    if not isinstance(outcomes, list) or len(outcomes) != len(pairs):
+        text = f"score_batch returned {outcomes!r:.200} for {len(pairs)} pairs; expected a list of one outcome each"
+        return [Fault(DropReason.BAD_OUTCOME, text)] * len(pairs)
+    return [checked(outcome) for outcome in outcomes]
+
+
+def _started(call: Callable[[], T]) -> Future[T]:
+    """A call in a thread that may outlive us: Python cannot stop a call that hangs."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(call())
+        except BaseException as error:  # noqa: BLE001 (raised again where the result is read)
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future
+
+
+def _within(calls: Sequence[Future[T]], limit_s: float, late: str) -> list[T | Fault]:
+    """The results of calls; a `Fault` for one that has not come back in time. Raises what a call raised."""
+    wait(calls, limit_s)
+    fault = Fault(DropReason.ENV_TIMEOUT, f"{late} after {limit_s:g} s")
+    return [call.result() if call.done() else fault for call in calls]
+
+
+def checked(returned: Any) -> Scored:
+    """A reward in any of its shapes as an outcome with a float, or what is wrong with it; a fault as it is."""
+    if isinstance(returned, Fault):
+        return returned
+    outcome = returned
+    if not isinstance(returned, Outcome):
+        number, feedback = returned if isinstance(returned, tuple) and len(returned) == 2 else (returned, "")
+        outcome = Outcome(number.tolist() if hasattr(number, "tolist") else number, feedback)  # of numpy or torch
     reward: Any = outcome.reward
     details: Any = outcome.details
     wrong = ""
-    if not isinstance(reward, Real) or not math.isfinite(reward):
+    if not isinstance(reward, Real):
+        wrong = f"expected a number, (number, feedback) or an Outcome, got {type(returned).__name__}: {returned!r:.200}"
+    elif not math.isfinite(_as_float(reward)):
         wrong = f"the reward is not a finite number: {reward!r:.200}"
-    elif not 0 <= float(reward) <= 1:
-        wrong = f"the reward is outside [0, 1]: {reward!r}"
     elif not _is_text(outcome.feedback):
         wrong = f"the feedback is not text: {outcome.feedback!r:.200}"
     elif not _is_text(outcome.reply):
@@ -245,6 +243,13 @@ def _checked(outcome: Any) -> Scored:
     ):
         wrong = f"the details are not names with numbers or words: {details!r:.200}"
     return Fault(DropReason.BAD_OUTCOME, wrong) if wrong else replace(outcome, reward=float(reward))
+
+
+def _as_float(number: Real) -> float:
+    try:
+        return float(number)
+    except OverflowError:
+        return math.inf
 
 
 def _is_text(value: Any) -> bool:

@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from selfdistill.envs.base import Environment, FunctionEnvironment
+from selfdistill.envs.base import Environment
 from selfdistill.envs.code import CodeEnvironment
+from selfdistill.envs.rewards import as_environment
 from selfdistill.envs.scoring import CodeOptions
 from selfdistill.envs.verbs.env import VerbsEnvironment, VerbsOptions
 from selfdistill.errors import ConfigError, nearest
@@ -45,7 +46,7 @@ def environment_options(name: str, options: Mapping[str, Any]) -> Any:
 
 
 def make_environment(name: str, options: Mapping[str, Any], *, seed: int) -> Environment:
-    """An environment by name, or `FILE.py:NAME` for a function or object of the user's. Raises `ConfigError`."""
+    """An environment by name, or `FILE.py:NAME` for what `as_environment` takes. Raises `ConfigError`."""
     refuse_value(name, "env")
     if not is_file_name(name):
         checked = environment_options(name, options)
@@ -53,20 +54,4 @@ def make_environment(name: str, options: Mapping[str, Any], *, seed: int) -> Env
     if options:
         raise ConfigError("an environment from a file has no settings", got=dict(options), do="set them in the file")
     env, module = load_from_file(name, default="env")
-    if isinstance(env, type):
-        try:
-            env = env()
-        except (Exception, SystemExit) as error:
-            do = "let it be made without arguments, or name an object"
-            raise ConfigError(f"{name} cannot be made", got=f"{type(error).__name__}: {error}", do=do) from error
-    if not hasattr(env, "score"):
-        if not callable(env):
-            do = "a function (task, completion) -> Outcome"
-            raise ConfigError(f"{name} is no environment", got=type(env).__name__, do=do)
-        return FunctionEnvironment(env, short_name(name), getattr(module, "tasks", ()))
-    if not isinstance(getattr(env, "name", None), str):
-        try:
-            env.name = short_name(name)
-        except AttributeError as error:
-            raise ConfigError("an environment needs a name", got=repr(env)[:80], do='give it name = "…"') from error
-    return env  # type: ignore[no-any-return]
+    return as_environment(env, name=short_name(name), tasks=getattr(module, "tasks", ()))

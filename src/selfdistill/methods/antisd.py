@@ -28,7 +28,7 @@ class AntiSD(ShapedMethod):
     reads = "a group member's solution, else the demonstration; whether it was right"
     teacher = Live()
 
-    success: float = option(0.5, "reward at which a rollout counts as solved", least=0, most=1)
+    success: float = option(0.5, "reward at which a rollout counts as solved")
     strength: float = option(0.5, "λ", least=0)
     gate: EntropyGate = field(default_factory=EntropyGate)
 

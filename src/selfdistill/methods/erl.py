@@ -30,7 +30,7 @@ class ERL(GRPO):
     reads = "own feedback, in reflections"
 
     reference_kl: float = changed(GRPO, "reference_kl", 0.001)
-    success: float = option(0.5, "reward at which an attempt counts as solved", least=0, most=1)
+    success: float = option(0.5, "reward at which an attempt counts as solved")
     internalise: float = option(
         1.0, "scale of a solved second attempt's reward, as an answer to the bare question", least=0
     )

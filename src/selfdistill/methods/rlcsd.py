@@ -29,7 +29,7 @@ class RLCSD(ShapedMethod):
     reads = "a correct group member, against wrong ones"
     teacher = Snapshot(10)
 
-    success: float = option(0.5, "reward at which a rollout counts as solved", least=0, most=1)
+    success: float = option(0.5, "reward at which a rollout counts as solved")
     wrong: int = option(4, "wrong group members to contrast with, at most", least=1)
     strength: float = option(0.5, "λ", least=0)
     scale: float = option(0.02, "τ: log-ratio of this size is worth tanh(1) of λ", above=0)

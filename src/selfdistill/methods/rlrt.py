@@ -29,7 +29,7 @@ class RLRT(ShapedMethod):
     reads = "a group member's solution, else its own, for successes"
     teacher = Snapshot(10)
 
-    success: float = option(0.5, "reward at which a rollout counts as solved", least=0, most=1)
+    success: float = option(0.5, "reward at which a rollout counts as solved")
     strength: float = option(0.5, "λ", least=0)
     clip: float = option(
         0.5, "how far from 1 an advantage may be scaled: 1.0 for base models, 0.2 for thinking ones", above=0, most=1

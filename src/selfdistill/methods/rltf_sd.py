@@ -27,7 +27,7 @@ class RLTFSD(GRPO):
     source = "arXiv 2602.02482"
     reads = "own feedback, in second attempts"
 
-    success: float = option(0.5, "reward at which an attempt counts as solved", least=0, most=1)
+    success: float = option(0.5, "reward at which an attempt counts as solved")
     distil: float = option(0.1, "scale of second attempts as answers to the first question", least=0)
     min_logprob: float = option(-5.0, "tokens less likely than this, there, count nothing", least=-inf, most=0)
 

@@ -34,9 +34,7 @@ class Safe(Method):
     needs_reward = "who is solved"
     teacher = Frozen()
 
-    success: float = option(
-        0.5, "reward at which a rollout counts as solved, and is rewarded instead of distilled", least=0, most=1
-    )
+    success: float = option(0.5, "reward at which a rollout counts as solved, and is rewarded instead of distilled")
     context: ContextRule = field(default_factory=SolutionOrFeedback)
     reward: float = option(0.1, "scale of the advantages; 0: successes take no part", least=0)
     bound: float = option(10.0, "a push is cut at this multiple of the running mean; 0: never", least=0, most=inf)

@@ -28,7 +28,7 @@ class SRPO(GRPO):
     reads = "a group member's solution, for failures"
     teacher = Ema(0.05)
 
-    success: float = option(0.5, "reward at which a rollout counts as solved", least=0, most=1)
+    success: float = option(0.5, "reward at which a rollout counts as solved")
     top_k: int = option(100, "student tokens on which both are compared, the rest in one bucket", least=1)
     confidence: float = option(
         1.0, "β: how much less a token weighs where the teacher is unsure; 0: all the same", least=0

@@ -101,7 +101,7 @@ class SolutionOrFeedback:
     """
 
     kind: ClassVar[str] = "solution_or_feedback"
-    success: float = option(0.5, "reward at which a rollout counts as solved", least=0, most=1)
+    success: float = option(0.5, "reward at which a rollout counts as solved")
     feedback: bool = option(True, "whether feedback may be read at all")
     together: bool = option(
         False, "read the feedback beside a group member's solution too, instead of one or the other"

@@ -144,6 +144,7 @@ def why_nothing_was_learned(dropped: Mapping[str, int], method: Method) -> dict[
             "the prompt of the teacher or the student does not fit",
             "raise context.max_teacher_tokens, shorten the prompts, or take a model with a longer context",
         ),
+        DropReason.NOT_APPLICABLE: ("no reward function applies to these answers", "return a number instead of None"),
         DropReason.BAD_ROW: ("no answer to these rows can be scored", "see `selfdistill check --data FILE`"),
         DropReason.EMPTY_COMPLETION: (
             "the model ended its turn without a token", "check the model's chat template, or take another model"
