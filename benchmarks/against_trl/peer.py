@@ -265,7 +265,7 @@ def learn_case(case: Case) -> dict[str, Any]:
     """Coined verbs until enough is learned or the time is up, scored by the same sandbox as ours."""
     from selfdistill.envs.base import required
     from selfdistill.envs.verbs.env import VerbsEnvironment
-    from selfdistill.prompts.context import CLOSING, SECTIONS
+    from selfdistill.prompts.context import Templates
     from selfdistill.types import Completion
 
     settings, curve = case["settings"], Curve(case["limit_s"], case["goal"])
@@ -289,8 +289,8 @@ def learn_case(case: Case) -> dict[str, Any]:
             "max_steps": settings["steps"],
             "use_successful_as_teacher": False,
             "include_environment_feedback": True,
-            "reprompt_template": "{prompt}{feedback}\n\n" + CLOSING,
-            "feedback_template": f"\n\n{SECTIONS['document']}\n\n{{feedback_raw}}",
+            "reprompt_template": Templates().message.replace("{question}\n\n{context}", "{prompt}{feedback}"),
+            "feedback_template": "\n\n" + Templates().document.replace("{document}", "{feedback_raw}"),
         }
         told = [task.document for task in tasks.values()]
         data = Dataset.from_dict({"prompt": asked, "name": list(tasks), "privileged_context": told})

@@ -28,6 +28,7 @@ from selfdistill.models.load import LoraOptions
 from selfdistill.models.sampler import SamplingOptions
 from selfdistill.models.teacher import TeacherRule
 from selfdistill.options import SEED, Where, about, build, option, plain
+from selfdistill.prompts.context import Templates
 from selfdistill.prompts.render import Thinking
 from selfdistill.runs import saved_config
 from selfdistill.runs.old_names import SETTINGS
@@ -103,10 +104,11 @@ class ReplayOptions(Ranged):
 
 @dataclass(frozen=True, slots=True)
 class ContextOptions(Ranged):
-    """Lengths of prompts."""
+    """Lengths of prompts, and the wording of the teacher's."""
 
     max_teacher_tokens: int = option(10240, "longest teacher prompt; the context in it is cut to fit", least=1)
     max_prompt_tokens: int = option(2048, "longest prompt; tasks with longer ones are skipped", least=1)
+    templates: Templates = field(default_factory=Templates)
 
 
 @dataclass(frozen=True, slots=True)

@@ -144,6 +144,7 @@ class Context:
     demonstration: str = ""
     document: str = ""
     reply: str = ""
+    attempt: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,17 +5,27 @@ import time
 import pytest
 
 from core_parts import group, rollout
+from selfdistill.errors import ConfigError
 from selfdistill.prompts.context import (
-    CLOSING,
-    SECTIONS,
     Demonstration,
     Document,
     SolutionOrFeedback,
+    Templates,
     teacher_messages,
     without_thinking,
 )
 from selfdistill.types import Context, DropReason, Message, RolloutGroup, Task
 
+# The wording of the paper's appendix B and of the data that the sapling grew on: a change here changes every result.
+CLOSING = "Correctly solve the original question."
+SECTIONS = {
+    "document": "What is known about it:",
+    "demonstration": "This is an example of an answer to the question:",
+    "solution": "Correct solution:",
+    "attempt": "Your earlier attempt:",
+    "feedback": "The following is feedback from your unsuccessful earlier attempt:",
+    "reply": "The user will answer an earlier attempt with:",
+}
 SOLVED, FAILED = 1.0, 0.0
 LONE, NONE = DropReason.ONLY_SUCCESS, DropReason.NO_CONTEXT
 
@@ -170,6 +180,59 @@ def test_sections_stand_in_a_fixed_order_and_only_where_there_is_a_text() -> Non
     (message,) = teacher_messages((Message("user", "Q"),), context)
     wanted = ["Q", SECTIONS["document"], "D", SECTIONS["solution"], "S", SECTIONS["feedback"], "F", CLOSING]
     assert message.content.split("\n\n") == wanted
+    every = Context("every", **{name: name.upper() for name in SECTIONS})
+    (message,) = teacher_messages((Message("user", "Q"),), every)
+    wanted = [part for name, heading in SECTIONS.items() for part in (heading, name.upper())]
+    assert message.content.split("\n\n") == ["Q", *wanted, CLOSING]
+
+
+def test_another_wording_is_written_and_the_rest_stays() -> None:
+    words = Templates("{context}\n{question} Go.", feedback="Heard: {feedback}!", instruction="Rule: {instruction}")
+    context = Context("all", instruction="Be brief.", solution="S", feedback="{question}")
+    system, message = teacher_messages((Message("system", "Hi."), Message("user", "Q")), context, words)
+    assert system.content == "Rule: Be brief.\n\nHi."
+    assert message.content == "Correct solution:\n\nS\n\nHeard: {question}!\nQ Go."
+    braces = Templates(feedback="{feedback} {{x}}")
+    (message,) = teacher_messages((Message("user", "Q"),), Context("feedback", feedback="F"), braces)
+    assert "F {x}" in message.content
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "what", "do"),
+    [
+        ("feedback", "Feedback: {feedbck}", "feedback has an unknown placeholder {feedbck}", "it needs {feedback};"),
+        ("feedback", "{feedback} {question}", "feedback has an unknown placeholder {question}", "it needs {feedback};"),
+        ("feedback", "{feedback.real}", "feedback has an unknown placeholder {feedback.real}", "it needs {feedback};"),
+        ("solution", "No section", "solution lacks the placeholder {solution}", "it needs {solution};"),
+        ("message", "{context} Go.", "message lacks the placeholder {question}", "it needs {context} and {question};"),
+        ("reply", "{reply} {", "reply is no template", "write {{ or }} for a brace"),
+        ("reply", "{reply:d}", "reply is no template", "it needs {reply}"),
+        ("reply", "{}", "reply has an unknown placeholder {}", "it needs {reply}"),
+    ],
+)
+def test_a_template_with_a_wrong_placeholder_is_refused_with_the_known_ones(name, text, what, do) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Templates(**{name: text})
+    assert caught.value.what == what
+    assert do in caught.value.do
+    assert repr(text) == caught.value.got
+
+
+def test_the_attempt_itself_is_read_where_that_is_chosen() -> None:
+    answers = [("<think>hm</think>one", FAILED, "wrong"), ("two", SOLVED, ""), ("<think>hm</think>", FAILED, "wrong")]
+    task = rollout(0).task
+    rollouts = [rollout(n, reward, feedback, text=text) for n, (text, reward, feedback) in enumerate(answers)]
+    members = RolloutGroup(task, tuple(rollouts))
+    with_attempt = SolutionOrFeedback(attempt=True)
+    assert with_attempt.context(members, 0) == Context("solution+attempt", solution="two", attempt="one")
+    assert SolutionOrFeedback().context(members, 0) == Context("solution", solution="two")
+    assert with_attempt.context(members, 1) is LONE
+    assert with_attempt.context(members, 2) == Context("solution", solution="two")  # nothing but thinking
+    both = SolutionOrFeedback(together=True, attempt=True).context(members, 0)
+    assert both == Context("solution+feedback+attempt", solution="two", feedback="wrong", attempt="one")
+    failed = RolloutGroup(task, members.rollouts[:1])
+    assert with_attempt.context(failed, 0) == Context("feedback+attempt", feedback="wrong", attempt="one")
+    assert SolutionOrFeedback(feedback=False, attempt=True).context(failed, 0) is NONE  # an attempt alone is no context
 
 
 @pytest.mark.parametrize("text", ["{prompt}", "{0} {{}} {x!r}", "%s %(a)d", "\\1 $1", "{% if x %}{{ x }}{% endif %}"])

@@ -3,12 +3,14 @@ from __future__ import annotations
 import pytest
 
 from selfdistill.errors import ModelError
-from selfdistill.prompts.context import CLOSING, SECTIONS, teacher_messages
+from selfdistill.prompts.context import teacher_messages
 from selfdistill.prompts.render import CUT, Renderer
 from selfdistill.types import Context, DropReason, Message
 from tiny_models import tiny_tokenizer
 
 QUESTION = (Message("system", "Be brief."), Message("user", "What is seven plus five?"))
+CLOSING = "Correctly solve the original question."
+FEEDBACK = "The following is feedback from your unsuccessful earlier attempt:"
 HEADER = "<|im_start|>assistant\n"
 LONG = "sorts the list, then drops the first number. " * 40
 
@@ -57,6 +59,13 @@ def test_without_context_teacher_and_student_read_the_same_ids(tokenizer) -> Non
     assert both.teacher_prompt(QUESTION, Context("none"), answer=5) == (both.prompt(QUESTION), Context("none"), False)
 
 
+def test_the_default_wording_is_the_same_to_the_token(tokenizer) -> None:
+    text = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nWhat is seven plus five?"
+    text += f"\n\n{FEEDBACK}\n\nNo.\n\n{CLOSING}"
+    wanted = tuple(tokenizer.encode(f"{text}<|im_end|>\n{HEADER}", add_special_tokens=False))
+    assert renderer(tokenizer).teacher_prompt(QUESTION, Context("feedback", feedback="No."), answer=5)[0] == wanted
+
+
 def test_what_fits_is_not_cut(tokenizer) -> None:
     context = Context("solution", solution="The answer is twelve. " * 3)
     wanted = renderer(tokenizer).prompt(teacher_messages(QUESTION, context))
@@ -71,7 +80,7 @@ def test_an_over_long_demonstration_loses_its_end_and_the_frame_nothing(tokenize
     context = Context("solution", solution=LONG)
     ids, _, cut = renderer(tokenizer, longest).teacher_prompt(QUESTION, context, answer=5)
     text = tokenizer.decode(ids)
-    before, after = f"What is seven plus five?\n\n{SECTIONS['solution']}\n\n", f"{CUT}\n\n{CLOSING}<|im_end|>\n{HEADER}"
+    before, after = "What is seven plus five?\n\nCorrect solution:\n\n", f"{CUT}\n\n{CLOSING}<|im_end|>\n{HEADER}"
     assert cut
     assert longest - 12 <= len(ids) <= longest  # no more is cut than needed, but for a few tokens
     assert before in text
@@ -91,7 +100,7 @@ def test_the_answer_takes_its_room_from_the_context(tokenizer) -> None:
 def test_the_longest_field_is_cut_and_the_others_stay(tokenizer) -> None:
     context = Context("solution+feedback", solution=LONG, feedback="Say yes or no.")
     ids, *_ = renderer(tokenizer, 180).teacher_prompt(QUESTION, context, answer=5)
-    assert f"{SECTIONS['feedback']}\n\nSay yes or no.\n\n{CLOSING}" in tokenizer.decode(ids)
+    assert f"{FEEDBACK}\n\nSay yes or no.\n\n{CLOSING}" in tokenizer.decode(ids)
 
 
 @pytest.mark.parametrize("longest", [10, 60, 81])

@@ -49,11 +49,11 @@ def test_a_logged_answer_comes_with_what_the_user_said_to_it() -> None:
 
 
 def test_privileged_rollouts_read_the_rules_context_and_are_none_without_it() -> None:
-    told = teacher_messages(QUESTION.messages, Context("demonstration", demonstration="twelve"))
-    assert PrivilegedRollouts(Demonstration()).requests(knowing(demonstration="twelve"), 2) == [SampleRequest(told)] * 2
+    told = SampleRequest(QUESTION.messages, context=Context("demonstration", demonstration="twelve"))
+    assert PrivilegedRollouts(Demonstration()).requests(knowing(demonstration="twelve"), 2) == [told] * 2
     assert PrivilegedRollouts(Demonstration()).requests(EMPTY, 2) == []
     [ask] = PrivilegedRollouts(Instruction("Be brief.")).requests(EMPTY, 1)
-    assert ask == SampleRequest((Message("system", "Be brief."), *QUESTION.messages))
+    assert ask == SampleRequest(QUESTION.messages, context=Context("instruction", instruction="Be brief."))
 
 
 def test_failures_with_feedback_try_again_in_one_conversation() -> None:
@@ -88,8 +88,8 @@ def test_a_reflection_is_the_system_message_of_the_next_attempt_about_its_own_pl
     ]
     found = ReflectedAttempts().requests(RolloutGroup(QUESTION, (*TRIED.rollouts, *noted)), 8)
     assert found == [
-        SampleRequest((Message("system", "Add, then say."), *QUESTION.messages), 4),
-        SampleRequest((Message("system", "Count."), *QUESTION.messages), 5),
+        SampleRequest(QUESTION.messages, 4, context=Context("reflection", instruction="Add, then say.")),
+        SampleRequest(QUESTION.messages, 5, context=Context("reflection", instruction="Count.")),
     ]
 
 
@@ -97,4 +97,5 @@ def test_a_reflection_joins_a_system_message_that_is_there() -> None:
     task = Task("t", (Message("system", "Be brief."), Message("user", "?")))
     noted = replace(rollout(0, text="Count.", task=task), stage=Reflections.name, outcome=None)
     [ask] = ReflectedAttempts().requests(RolloutGroup(task, (noted,)), 8)
-    assert ask.messages == (Message("system", "Count.\n\nBe brief."), Message("user", "?"))
+    written = teacher_messages(ask.messages, ask.context)
+    assert written == (Message("system", "Count.\n\nBe brief."), Message("user", "?"))

@@ -13,6 +13,7 @@ from core_parts import rollout
 from selfdistill.config import RunConfig
 from selfdistill.errors import ConfigError
 from selfdistill.methods import SDPO
+from selfdistill.prompts.context import Templates
 from selfdistill.prompts.render import CUT, Renderer
 from selfdistill.test_time.config import SolveConfig, solve_config
 from selfdistill.test_time.solve import solve
@@ -83,6 +84,13 @@ def test_a_window_holds_as_much_as_fits_and_counts_the_rest(renderer: Renderer, 
     assert not prompt.cut
     assert (kept == list(range(20 - len(kept), 20))) == (strategy.keep == "newest"), "the oldest go first"
     assert whole.index(f"number {kept[0]} is") < whole.index(f"number {kept[-1]} is")
+
+
+def test_feedback_is_read_in_the_wording_of_the_run(renderer: Renderer) -> None:
+    worded = replace(renderer, templates=Templates("{question} {context}", feedback="Then: {feedback}"))
+    assert texts(MultiTurn(), worded, failures("Wrong.")) == [f"{QUESTION} Then: Wrong."]
+    [cut] = texts(MultiTurn(), worded, failures("wrong " * 300))
+    assert cut.startswith(f"{QUESTION} Then: wrong wrong")
 
 
 def test_a_window_may_be_smaller_than_the_model(renderer: Renderer) -> None:

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from selfdistill.envs.scoring import TestRecord, TestStatus, feedback_text, missing_block_text
 from selfdistill.envs.verbs.lexicon import NOUN, all_words
 from selfdistill.envs.verbs.operations import OPERATIONS, VARIABLE
-from selfdistill.prompts.context import CLOSING, SECTIONS
+from selfdistill.prompts.context import Templates
 
 PAD, END, SYSTEM, USER, ASSISTANT = SPECIAL = ("<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>")
 BPE_VOCABULARY = 900
@@ -67,8 +67,9 @@ def _units() -> Iterator[str]:
         yield from (f"def f({name}):\n", f"    return {name}\n", f"Write f({name}) to")
     yield from (f" the {noun}." for noun in NOUN.values())
     yield from ("```python\n", "```", "[]", "['", "']", ", then", ", please.")
-    yield from (f"\n\n{heading}\n\n" for heading in SECTIONS.values())
-    yield f"\n\n{CLOSING}"
+    sections = ("document", "demonstration", "solution", "feedback", "reply")
+    yield from ("\n\n" + getattr(Templates(), name).removesuffix(f"{{{name}}}") for name in sections)
+    yield Templates().message.partition("{context}")[2]
     yield from _feedback_frames()
     yield from (str(number) for number in range(-99, 1000))
     yield from (f", {number}" for number in range(-49, 150))

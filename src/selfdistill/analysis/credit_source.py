@@ -106,7 +106,7 @@ def credit_of_rollout(
     context = context or _context(record)
     config = read_saved(path, run_config)
     policy = open_policy(_with_weights(config, path, model, callback), callback, trained=False)
-    renderer = replace(_renderer(policy), thinking=config.thinking)
+    renderer = replace(_renderer(policy), thinking=config.thinking, templates=config.context.templates)
     task = _task(run, config, record, callback)
     answer = _answer(policy, renderer, record, callback)
     as_sampled = answer == record.token_ids

@@ -44,6 +44,7 @@ def credit(
     answer: Annotated[str | None, _text("Answer whose tokens are scored. (default: the example's)")] = None,
     feedback: Annotated[str | None, _text("Feedback in the teacher's context. (default: Don't include n.)")] = None,
     solution: Annotated[str | None, _text("Correct solution in the teacher's context.")] = None,
+    attempt: Annotated[str | None, _text("The attempt itself, in the teacher's context.")] = None,
     demonstration: Annotated[str | None, _text("Demonstration in the teacher's context.")] = None,
     document: Annotated[str | None, _text("Document in the teacher's context.")] = None,
     reply: Annotated[str | None, _text("User's reply to an earlier attempt, in the teacher's context.")] = None,
@@ -74,7 +75,8 @@ def credit(
 
     Without a text it shows an example: an answer that counts to n, and the feedback "Don't include n.".
     """
-    sections = dict(zip(FIELDS, (instruction, document, demonstration, solution, feedback, reply), strict=True))
+    given = (instruction, document, demonstration, solution, attempt, feedback, reply)
+    sections = dict(zip(FIELDS, given, strict=True))
     known = {name: text for name, text in sections.items() if text is not None}
     context = Context("+".join(known), **known) if known else None
     if advantage is not None and not abs(advantage) < BEYOND:

@@ -9,41 +9,75 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from string import Formatter
 from typing import ClassVar, TypeAlias
 
-from selfdistill.errors import option
+from selfdistill.errors import ConfigError, option
 from selfdistill.types import ANSWER, Context, DropReason, Message, RolloutGroup
 
-CLOSING = "Correctly solve the original question."
-
-SECTIONS = {
-    "document": "What is known about it:",
-    "demonstration": "This is an example of an answer to the question:",
-    "solution": "Correct solution:",
-    "feedback": "The following is feedback from your unsuccessful earlier attempt:",
-    "reply": "The user will answer an earlier attempt with:",
-}
-
-FIELDS = ("instruction", *SECTIONS)
+FIELDS = ("instruction", "document", "demonstration", "solution", "attempt", "feedback", "reply")
+"""The texts of a `Context`, in the order in which they are written."""
 
 
-def teacher_messages(question: Sequence[Message], context: Context) -> tuple[Message, ...]:
+@dataclass(frozen=True, slots=True)
+class Templates:
+    """The wording of a teacher's prompt: `message` is its last message, the others are the parts of the context.
+
+    Raises `ConfigError` for a template that lacks one of its placeholders or has another. A brace is written twice.
+    """
+
+    message: str = option(
+        "{question}\n\n{context}\n\nCorrectly solve the original question.", "last message, around the sections"
+    )
+    instruction: str = option("{instruction}", "system message, before the text of one that is there")
+    document: str = option("What is known about it:\n\n{document}", "section of a document")
+    demonstration: str = option(
+        "This is an example of an answer to the question:\n\n{demonstration}", "section of a demonstration"
+    )
+    solution: str = option("Correct solution:\n\n{solution}", "section of a group member's solution")
+    attempt: str = option("Your earlier attempt:\n\n{attempt}", "section of the attempt itself")
+    feedback: str = option(
+        "The following is feedback from your unsuccessful earlier attempt:\n\n{feedback}", "section of feedback"
+    )
+    reply: str = option("The user will answer an earlier attempt with:\n\n{reply}", "section of a user's reply")
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            text, known = getattr(self, item.name), {item.name}
+            if item.name == "message":
+                known = {"question", "context"}
+            do = f"it needs {' and '.join(f'{{{name}}}' for name in sorted(known))}; write {{{{ or }}}} for a brace"
+            try:
+                found = {name for _, name, *_ in Formatter().parse(text) if name is not None}
+                if found == known:
+                    text.format(**dict.fromkeys(known, ""))
+            except ValueError as error:
+                raise ConfigError(f"{item.name} is no template", got=repr(text), why=str(error), do=do) from error
+            if wrong := [*sorted(found - known), *sorted(known - found)]:
+                what = "lacks the" if wrong[0] in known else "has an unknown"
+                raise ConfigError(f"{item.name} {what} placeholder {{{wrong[0]}}}", got=repr(text), do=do)
+
+
+def teacher_messages(
+    question: Sequence[Message], context: Context, templates: Templates = Templates()
+) -> tuple[Message, ...]:
     """The question with the context's texts as sections of its last message; a section without a text is left out.
 
-    An instruction becomes the system message, before a text that is there: templates refuse two. A context without any
-    text gives the question itself.
+    An instruction becomes the system message, before a text that is there: chat templates refuse two. A context without
+    any text gives the question itself.
     """
-    if context.instruction:
+    texts = {name: text for name in FIELDS if (text := getattr(context, name))}
+    sections = {name: getattr(templates, name).format(**{name: text}) for name, text in texts.items()}
+    if instruction := sections.pop("instruction", ""):
         system = question[0].role == "system"
-        text = f"{context.instruction}\n\n{question[0].content}" if system else context.instruction
+        text = f"{instruction}\n\n{question[0].content}" if system else instruction
         question = (Message("system", text), *question[system:])
-    texts = [(heading, getattr(context, name)) for name, heading in SECTIONS.items()]
-    parts = [f"\n\n{heading}\n\n{text}" for heading, text in texts if text]
-    if not parts:
+    if not sections:
         return tuple(question)
     *earlier, last = question
-    return (*earlier, Message(last.role, "".join([last.content, *parts, f"\n\n{CLOSING}"])))
+    text = templates.message.format(question=last.content, context="\n\n".join(sections.values()))
+    return (*earlier, Message(last.role, text))
 
 
 def group_members(group: RolloutGroup, index: int, *, solved: bool, success: float = 0.5) -> list[str]:
@@ -96,8 +130,8 @@ def _is_text(text: str, place: int, opens: bool, fenced: bool) -> bool:
 class SolutionOrFeedback:
     """SDPO's rule: another rollout of the group that succeeded, else the rollout's own feedback.
 
-    All failures of a group read the same solution, its first. A rollout never reads itself: the only success of a group
-    has no context.
+    All failures of a group read the same solution, its first. A rollout never reads itself as a solution: the only
+    success of a group has no context.
     """
 
     kind: ClassVar[str] = "solution_or_feedback"
@@ -106,18 +140,22 @@ class SolutionOrFeedback:
     together: bool = option(
         False, "read the feedback beside a group member's solution too, instead of one or the other"
     )
+    attempt: bool = option(False, "read the attempt itself too, without its thinking: keeps the student closer to it")
 
     def context(self, group: RolloutGroup, index: int) -> Context | DropReason:
-        own = group.rollouts[index].outcome
+        rollout = group.rollouts[index]
+        own = rollout.outcome
         assert own is not None, "a rollout without an outcome was dropped before"
         solution = next(iter(group_members(group, index, solved=True, success=self.success)), "")
-        feedback = own.feedback if self.feedback and own.feedback.strip() else ""
-        if solution:
-            both = feedback if self.together else ""
-            return Context("solution+feedback" if both else "solution", solution=solution, feedback=both)
-        if own.reward >= self.success:
+        if not solution and own.reward >= self.success:
             return DropReason.ONLY_SUCCESS
-        return Context("feedback", feedback=feedback) if feedback else DropReason.NO_CONTEXT
+        texts = {"solution": solution} if solution else {}
+        if self.feedback and own.feedback.strip() and (self.together or not solution):
+            texts["feedback"] = own.feedback
+        attempt = without_thinking(rollout.completion.text) if texts and self.attempt else ""
+        if attempt.strip():
+            texts["attempt"] = attempt
+        return Context("+".join(texts), **texts) if texts else DropReason.NO_CONTEXT
 
 
 @dataclass(frozen=True, slots=True)

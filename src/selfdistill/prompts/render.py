@@ -17,7 +17,7 @@ from itertools import groupby
 from typing import Any, Literal
 
 from selfdistill.errors import ConfigError, ModelError
-from selfdistill.prompts.context import FIELDS, teacher_messages
+from selfdistill.prompts.context import FIELDS, Templates, teacher_messages
 from selfdistill.types import Context, DropReason, Message, Role, TokenIds
 
 Thinking = Literal["off", "on", "template"]
@@ -196,10 +196,15 @@ class ChatTemplate:
 @dataclass(frozen=True)
 class Renderer(ChatTemplate):
     """Writes the prompts of a run. `max_teacher_tokens` bounds a teacher's prompt, which together with the answer must
-    also fit `context_length`."""
+    also fit `context_length`; `templates` are its wording."""
 
     context_length: int
     max_teacher_tokens: int
+    templates: Templates = field(default=Templates(), kw_only=True)
+
+    def messages(self, question: Sequence[Message], context: Context) -> tuple[Message, ...]:
+        """The question with the context in it."""
+        return teacher_messages(question, context, self.templates)
 
     def teacher_prompt(
         self, question: Sequence[Message], context: Context, answer: int, limit: int | None = None
@@ -211,7 +216,7 @@ class Renderer(ChatTemplate):
         """
         limit = min(self.max_teacher_tokens if limit is None else limit, self.context_length - answer)
         tries = 0
-        while len(ids := self.prompt(teacher_messages(question, context))) > limit:
+        while len(ids := self.prompt(self.messages(question, context))) > limit:
             # Text cut between tokens may need other tokens when it is read again: every try takes one more.
             shorter = self._shorter(context, len(ids) - limit + tries)
             if shorter is None:

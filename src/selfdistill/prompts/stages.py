@@ -14,17 +14,19 @@ from typing import ClassVar, Protocol, TypeAlias
 from selfdistill.prompts.context import ContextRule, teacher_messages, without_thinking
 from selfdistill.types import ANSWER, Completion, Context, Message, Outcome, Rollout, RolloutGroup, Task
 
+NO_CONTEXT = Context("none")
 REFLECT = "Say in one or two sentences how to answer the original question better next time."
 
 
 @dataclass(frozen=True, slots=True)
 class SampleRequest:
-    """One completion to sample after these messages. `of` is the place of the rollout that it follows up on. Without
-    `scored` the environment does not score it."""
+    """One completion to sample after these messages with the `context`, if any, in them. `of` is the place of the
+    rollout that it follows up on. Without `scored` the environment does not score it."""
 
     messages: tuple[Message, ...]
     of: int | None = None
     scored: bool = True
+    context: Context = NO_CONTEXT
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +107,7 @@ class PrivilegedRollouts:
         context = self.rule.context(group, 0)
         if not isinstance(context, Context):
             return []
-        return [SampleRequest(teacher_messages(group.task.messages, context))] * count
+        return [SampleRequest(group.task.messages, context=context)] * count
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +146,7 @@ class ReflectedAttempts:
 
     def requests(self, group: RolloutGroup, count: int) -> list[Request]:
         return [
-            SampleRequest(teacher_messages(group.task.messages, Context("reflection", instruction=text)), place)
+            SampleRequest(group.task.messages, place, context=Context("reflection", instruction=text))
             for place, rollout in enumerate(group.rollouts)
             if rollout.stage == Reflections.name and (text := without_thinking(rollout.completion.text)).strip()
         ]
@@ -156,7 +158,7 @@ def examples(stages: Sequence[Stage], task: Task) -> list[tuple[Message, ...]]:
     completion, failed = Completion("example", "An answer."), Outcome(0.0, "That is wrong.", reply="No.")
     for stage in stages:
         requests = [request for request in stage.requests(group, 1) if isinstance(request, SampleRequest)]
-        found += [request.messages for request in requests]
+        found += [teacher_messages(request.messages, request.context) for request in requests]
         answers = [Rollout(task, (), completion, failed, stage=stage.name, of=request.of) for request in requests]
         group = RolloutGroup(task, (*group.rollouts, *answers))
     return found

@@ -63,10 +63,11 @@ def roll_out(
         if isinstance(want, FixedCompletion):
             done = replace(done, text=want.text, token_ids=renderer.answer(want.text), policy_version=version)
             return Rollout(task, rendered(task.messages), done, want.outcome, stage=stage)
-        prompt = prompts[place] if prompts is not None else rendered(want.messages)
+        messages = renderer.messages(want.messages, want.context)
+        prompt = prompts[place] if prompts is not None else rendered(messages)
         drop = DropReason.CONTEXT_TOO_LONG if len(prompt) >= renderer.context_length else None
         bad_row = bad_rows.get(task.id, "")
-        messages = want.messages if want.messages != task.messages else ()
+        messages = messages if messages != task.messages else ()
         return Rollout(
             task, prompt, done, None, DropReason.BAD_ROW if bad_row else drop, stage, messages, want.of, bad_row
         )

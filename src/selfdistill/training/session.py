@@ -161,7 +161,8 @@ def open_renderer(config: RunConfig, callback: Callback) -> Renderer:
 
 def _renderer(tokenizer: Any, length: int, config: RunConfig, callback: Callback) -> Renderer:
     """The renderer of a run, its template checked. Raises `ModelError`."""
-    renderer = Renderer(tokenizer, length, config.context.max_teacher_tokens, thinking=config.thinking)
+    context, thinking = config.context, config.thinking
+    renderer = Renderer(tokenizer, length, context.max_teacher_tokens, thinking=thinking, templates=context.templates)
     for note in renderer.check():
         callback(Note(note))
     return renderer

@@ -6,7 +6,7 @@ import random
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 
-from selfdistill.prompts.context import teacher_messages, without_thinking
+from selfdistill.prompts.context import without_thinking
 from selfdistill.test_time.strategies.base import Attempt, Prompt, SolveState
 from selfdistill.types import Context, DropReason, Message
 
@@ -32,7 +32,7 @@ def with_feedback(
 
     def messages(places: Sequence[int]) -> tuple[Message, ...]:
         feedback = BETWEEN.join(texts[place] for place in places)
-        return teacher_messages(state.task.messages, Context("feedback", feedback=feedback))
+        return state.renderer.messages(state.task.messages, Context("feedback", feedback=feedback))
 
     prompt, order = _fitting(state, len(texts), messages, window, drawn)
     if prompt.left_out < len(texts) or not texts:
@@ -41,7 +41,7 @@ def with_feedback(
     found = state.renderer.teacher_prompt(state.task.messages, alone, answer=0, limit=state.room(window))
     if isinstance(found, DropReason):
         return Prompt(state.task.messages, left_out=len(texts))
-    return Prompt(teacher_messages(state.task.messages, found[1]), left_out=len(texts) - 1, cut=True)
+    return Prompt(state.renderer.messages(state.task.messages, found[1]), left_out=len(texts) - 1, cut=True)
 
 
 def with_attempts(
