@@ -90,3 +90,12 @@ def test_a_run_measures_the_held_out_rows_and_resumes(folder: Path) -> None:
     assert {rollout.fault for rollout in run.rollouts()} == {""}
     assert invoked("train", "--resume", "run", "steps=2", "--quiet").exit_code == 0
     assert [record.step for record in read_run(Path("run")).steps] == [1, 2]
+
+
+def test_a_search_reads_the_mapped_columns(folder: Path) -> None:
+    model = str(tiny_policy_dir(folder / "model"))
+    command = ["solve", "--model", model, "--data", "rows.jsonl", "--env", "my_env.py:reward", "--task", "rows-2"]
+    settings = ["sampling.max_new_tokens=4", "device=cpu", "strategy.batch=2"]
+    result = invoked(*command, "--strategy", "best-of-k", "--budget", "2", "--out", "found", *COLUMNS, *settings)
+    assert result.exit_code in (0, 1), result.output
+    assert (folder / "found" / "000-rows-2" / "result.json").exists()

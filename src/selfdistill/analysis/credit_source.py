@@ -244,8 +244,8 @@ def _task(run: Run, config: RunConfig, record: RolloutRecord, callback: Callback
     files = filter(is_file, run.config["settings"].get(SEARCH, {}).get("tasks", ()))
     try:
         env = config.make_env()
-        tasks = [task for data in dict.fromkeys([config.data, *files]) for task in training_tasks(env, data)]
-        tasks += [task for split in ("held_out", "forgetting") for task in config.tasks_of(env, split)]
+        tasks = [task for split in ("train", "held_out", "forgetting") for task in config.tasks_of(env, split)]
+        tasks += [task for data in files for task in training_tasks(env, data, config.row_options())]
     except SelfDistillError as error:
         callback(Note(f"the recorded prompt is read as one message: its environment is not available, {error.what}"))
         return plain

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from traceback import extract_tb
@@ -17,7 +18,7 @@ from selfdistill.data import rows
 from selfdistill.data.row import Convert, Row, load_rows
 from selfdistill.data.rows import row_to_task
 from selfdistill.data.sources import Source, as_json, open_source
-from selfdistill.errors import DataError, nearest
+from selfdistill.errors import DataError
 from selfdistill.plugins import is_file_name, load_from_file
 from selfdistill.types import Task
 
@@ -145,9 +146,7 @@ def _value(fields: Mapping[str, Any], column: str, name: str, place: str) -> Any
 
 
 def _missing(column: str, fields: Mapping[str, Any], name: str, place: str) -> DataError:
-    return DataError(
-        f"{place}: there is no column {column!r}",
-        got=f"columns {', '.join(fields) or '(none)'}"[:300],
-        why=nearest(column, fields) if fields else "",
-        do=f'name the column: {name}="…", or columns.{name}=… on the command line',
-    )
+    close = next((f"did you mean {other!r}? " for other in get_close_matches(column, fields, n=1)), "")
+    do = f'{close}Name the column: {name}="…", or columns.{name}=… on the command line'
+    got = f"columns {', '.join(fields) or '(none)'}"[:300]
+    return DataError(f"{place}: there is no column {column!r}", got=got, do=do)

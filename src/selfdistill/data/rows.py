@@ -53,7 +53,7 @@ def row_to_task(fields: Mapping[str, Any], path: str = "row", line: int = 1, *, 
             f"{path}:{line}: the row has no shape that is known",
             got=f"fields {', '.join(sorted(fields)) or '(none)'}",
             why=f"nearest is {shape}, which lacks {', '.join(missing)}",
-            do="add those fields; rows of your own need an environment that scores them: --env my_env.py:reward",
+            do="add those fields; or name an environment that scores rows of your own: env=…, --env my_env.py:reward",
         )
     required, convert = _SHAPES[shape]
     task = convert(Row(path, line, shape, fields, compiled))

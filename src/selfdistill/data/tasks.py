@@ -26,10 +26,8 @@ def training_tasks(env: Environment, data: Any, options: RowOptions = AS_NAMED) 
     """The tasks of `data`, else the environment's own. Raises `DataError`, `ConfigError` when there are none."""
     tasks = data_tasks(env, data, options) if data else tasks_of(env, "train")
     if not tasks:
-        raise ConfigError(
-            f"the environment {env.name!r} has no tasks of its own",
-            do="name a file of tasks with --data my_tasks.jsonl",
-        )
+        do = "name a file of tasks: data=…, or --data my_tasks.jsonl on the command line"
+        raise ConfigError(f"the environment {env.name!r} has no tasks of its own", do=do)
     return tasks
 
 

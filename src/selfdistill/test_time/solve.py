@@ -114,7 +114,7 @@ def _chosen(config: SolveConfig, session: Session, callback: Callback) -> list[T
     """The named tasks, or all tasks of the run. Raises `DataError` for an unknown id."""
     if not config.tasks:
         return usable_tasks(session.tasks, session.env, callback)
-    every = {task.id: task for task in training_tasks(session.env, config.run.data)}
+    every = {task.id: task for task in config.run.tasks_of(session.env)}
     chosen: list[Task] = []
     for name in config.tasks:
         if not is_file(name) and name not in every:
