@@ -10,6 +10,7 @@ import pytest
 from selfdistill.analysis.check import CheckReport, Score, check_rows, every_row, read_answers, score_answers
 from selfdistill.envs.base import Environment
 from selfdistill.envs.code import CodeEnvironment, CodeOptions
+from selfdistill.envs.registry import make_environment
 from selfdistill.envs.rewards import FunctionEnvironment
 from selfdistill.errors import DataError
 from selfdistill.prompts.render import Renderer
@@ -209,3 +210,32 @@ def test_answers_that_are_none_are_refused_with_their_line(tmp_path: Path, row: 
     with pytest.raises(DataError, match=message) as caught:
         read_answers(Path(path))
     assert str(caught.value).startswith(f"{path}:2: ")
+
+
+def test_reference_answers_of_rows_are_scored_by_each_environment(tmp_path: Path) -> None:
+    """The environment writes the row's answer in its own form; a `demonstration` of the row takes its place."""
+    calls = [{"Action": "[Optional]find", "Action_Input": {"x": {"y": 1}}}]
+    answers = {"choice": "B", "tools-text": json.dumps(calls), "maths": "9 eggs\n#### 9", "text": "Paris"}
+    for name, answer in answers.items():
+        env = make_environment(name, {"equivalence": False} if name == "maths" else {}, seed=0)
+        row = {"prompt": "Question?", "answer": answer}
+        own = {"prompt": "Another?", "answer": answer, "demonstration": "I do not know."}
+        path = write(tmp_path / f"{name}.jsonl", row, own, {"prompt": "A third?", "anser": answer})
+        found = checked(path, env)
+        assert (found.rows, found.usable, found.references, found.passed) == (3, 2, 2, 1)
+        (unusable, failing) = found.problems
+        assert unusable.startswith(f"{path}:3: task '{name}-3' has no column 'answer'")
+        assert "did you mean 'anser'?" in unusable
+        assert failing.startswith(f"{path}:2: the reference solution fails: ")
+        assert found.examples[0].feedback
+        assert answer not in found.examples[0].feedback.replace("'", "")
+
+
+def test_two_references_of_toolalpaca_fail_the_published_scorer() -> None:
+    path = Path(__file__).parents[3] / "shared" / "data" / "tooluse" / "test.jsonl"
+    if not path.exists():
+        pytest.skip("the rows of ToolAlpaca are not here")
+    passed = {}
+    for scorer in ("corrected", "published"):
+        passed[scorer] = checked(str(path), make_environment("tools-text", {"scorer": scorer}, seed=0)).passed
+    assert passed == {"corrected": 68, "published": 66}

@@ -6,7 +6,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from selfdistill.data.load import AS_NAMED, RowOptions, question_task
 from selfdistill.data.row import Row, read_rows
 from selfdistill.data.rows import row_to_task
 from selfdistill.data.tasks import training_tasks
-from selfdistill.envs.base import Environment, Fault, Pair, Scored, score_all, why_unusable
+from selfdistill.envs.base import Environment, Fault, Pair, Scored, prepared, score_all, why_unusable
 from selfdistill.envs.code import CodeEnvironment
 from selfdistill.envs.scoring import MODES, entry_of
 from selfdistill.errors import DataError, SelfDistillError
@@ -89,8 +89,10 @@ def every_row(env: Environment, data: str, options: RowOptions = AS_NAMED) -> li
         return [TaskRow(f"task {task.id!r}", task) for task in training_tasks(env, "")]
     code, source, rows = isinstance(env, CodeEnvironment), options.open(data), []
     for place, found in read_rows(source, options.mapped(row_to_task if code else question_task)):
-        why = "" if code or isinstance(found, DataError) else why_unusable(env, found)
-        rows.append(TaskRow(place, DataError(f"{place}: {why}") if why else found))
+        if isinstance(found, Task) and not code:
+            why = why_unusable(env, found)
+            found = DataError(f"{place}: {why}") if why else prepared(env, found)
+        rows.append(TaskRow(place, found))
     return rows
 
 
@@ -187,13 +189,16 @@ def _measure_prompts(
 def _score_references(
     env: Environment, tasks: Sequence[tuple[str, Task]], report: CheckReport, callback: Callback
 ) -> None:
-    """Reference solutions that do not get the reward, by all tests of their row."""
+    """Reference solutions that do not get the reward, by all tests of their row: of the row, else of the
+    environment."""
     env = env.with_split("all") if isinstance(env, CodeEnvironment) else env
-    own = [(place, task) for place, task in tasks if task.demonstration.strip()]
+    known: Callable[[Task], str] = getattr(env, "reference", lambda task: "")
+    own = [(place, task, task.demonstration.strip() or known(task)) for place, task in tasks]
+    own = [entry for entry in own if entry[2]]
     report.references = len(own)
-    pairs = [(task, Completion(f"{task.id}-reference", task.demonstration)) for _, task in own]
+    pairs = [(task, Completion(f"{task.id}-reference", text)) for _, task, text in own]
     scores = _scored(env, pairs, "scoring reference solutions", callback)
-    for (place, _), pair, scored in zip(own, pairs, scores, strict=True):
+    for (place, *_), pair, scored in zip(own, pairs, scores, strict=True):
         if isinstance(scored, Outcome) and _failure(scored) == "timeout":  # beside others it had half a processor
             (scored,) = score_all(env, [pair])
         if isinstance(scored, Fault):

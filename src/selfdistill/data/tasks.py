@@ -8,7 +8,7 @@ from typing import Any
 
 from selfdistill.data import rows
 from selfdistill.data.load import AS_NAMED, RowOptions, load_tasks, question_rows
-from selfdistill.envs.base import Environment, tasks_of, why_unusable
+from selfdistill.envs.base import Environment, prepared, tasks_of, why_unusable
 from selfdistill.envs.code import CodeEnvironment
 from selfdistill.errors import ConfigError, DataError, ModelError
 from selfdistill.plugins import refuse_value
@@ -42,7 +42,7 @@ def data_tasks(env: Environment, data: Any, options: RowOptions = AS_NAMED) -> l
     why = next(filter(None, (why_unusable(env, task) for task in tasks[: rows.CHECKED_ROWS])), "")
     if why:
         raise _none_usable(f"{data}: {why}" if isinstance(data, str) else why)
-    return tasks
+    return [prepared(env, task) for task in tasks]
 
 
 def bad_rows(env: Environment, tasks: Sequence[Task]) -> dict[str, str]:

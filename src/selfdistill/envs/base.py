@@ -7,6 +7,8 @@ or an `Outcome`. (`rewards.py` makes one of a function.) It may also have
     tasks(split) -> list[Task]             "train", "held_out" (never trained on), "forgetting" (known before),
                                            "replay" (prompts for replay against forgetting)
     for_evaluation() -> Environment        the same environment, scoring by what training never shows
+    prepare(task) -> Task                  the task of a row, with the form of an answer in its prompt
+    reference(task) -> str                 a right answer, for `selfdistill check`; "" where none is known
     unusable(task) -> str                  why no answer to a task can be scored, or ""; it is then not sampled from
     isolation: str                         how untrusted programs are isolated
     time_limit_s: float                    seconds that one call of `score` may take, instead of 30, and `score_batch`
@@ -113,6 +115,14 @@ def tasks_of(env: Environment, split: str) -> list[Task]:
 
 def _is_message(turn: Any) -> bool:
     return isinstance(turn, Message) and turn.role in get_args(Role) and _is_text(turn.content)
+
+
+def prepared(env: Environment, task: Task) -> Task:
+    """The task of a row as the model reads it. Raises `EnvError`."""
+    prepare: Callable[[Task], Task] | None = getattr(env, "prepare", None)
+    if prepare is None:
+        return task
+    return required(guarded(partial(prepare, task)), f"the environment {env.name!r} cannot prepare task {task.id!r}")
 
 
 def why_unusable(env: Environment, task: Task) -> str:

@@ -7,9 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from selfdistill.envs.base import Environment
+from selfdistill.envs.choice import ChoiceEnvironment, ChoiceOptions
 from selfdistill.envs.code import CodeEnvironment
+from selfdistill.envs.maths import MathsEnvironment, MathsOptions
 from selfdistill.envs.rewards import as_environment
 from selfdistill.envs.scoring import CodeOptions
+from selfdistill.envs.text import TextEnvironment, TextOptions
+from selfdistill.envs.tools_text import ToolsTextEnvironment, ToolsTextOptions
 from selfdistill.envs.verbs.env import VerbsEnvironment, VerbsOptions
 from selfdistill.errors import ConfigError, nearest
 from selfdistill.options import Where, build
@@ -33,6 +37,10 @@ class Entry:
 ENVIRONMENTS: Mapping[str, Entry] = {
     "verbs": Entry(VerbsEnvironment, VerbsOptions, lambda options, seed: VerbsEnvironment(options, seed=seed)),
     "code": Entry(CodeEnvironment, CodeOptions, lambda options, seed: CodeEnvironment(options)),
+    "choice": Entry(ChoiceEnvironment, ChoiceOptions, lambda options, seed: ChoiceEnvironment(options)),
+    "maths": Entry(MathsEnvironment, MathsOptions, lambda options, seed: MathsEnvironment(options)),
+    "tools-text": Entry(ToolsTextEnvironment, ToolsTextOptions, lambda options, seed: ToolsTextEnvironment(options)),
+    "text": Entry(TextEnvironment, TextOptions, lambda options, seed: TextEnvironment(options)),
 }
 
 
