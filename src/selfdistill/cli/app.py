@@ -172,7 +172,7 @@ def envs(
     from selfdistill.envs.registry import ENVIRONMENTS, environment_options
 
     if name is None:
-        print_listing({key: entry.summary for key, entry in ENVIRONMENTS.items()})
+        print_listing({key: entry.env.__doc__ or "" for key, entry in ENVIRONMENTS.items()})
     else:
         print_settings(environment_options(name, {}), prefix="env.")
 

@@ -127,13 +127,8 @@ def prepared(env: Environment, task: Task) -> Task:
 
 def why_unusable(env: Environment, task: Task) -> str:
     """Why no answer to this task can be scored, as far as the environment knows; empty where one can."""
-    check = getattr(env, "unusable", None)
-    if check is None:
-        return ""
-    try:
-        return str(check(task) or "")
-    except (Exception, SystemExit):  # noqa: BLE001 (code of the user's; the traceback is kept)
-        return traceback.format_exc()
+    why = guarded(lambda: env.unusable(task)) if hasattr(env, "unusable") else ""
+    return why.text if isinstance(why, Fault) else str(why or "")
 
 
 def score_all(env: Environment, pairs: Sequence[Pair], *, seed: int = 0) -> list[Scored]:

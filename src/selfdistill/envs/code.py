@@ -13,7 +13,6 @@ from selfdistill.envs.sandbox.lockdown import isolation_warning
 from selfdistill.envs.sandbox.pool import Sandbox, shared_sandbox
 from selfdistill.envs.sandbox.program import Result
 from selfdistill.envs.scoring import (
-    MODES,
     CodeOptions,
     TestRecord,
     TestSplit,
@@ -22,8 +21,8 @@ from selfdistill.envs.scoring import (
     program_for,
     program_text,
     record_of,
+    why_unusable,
 )
-from selfdistill.envs.syntax import spec_fault
 from selfdistill.errors import ProgramLostError
 from selfdistill.types import Completion, DropReason, Outcome, Task
 
@@ -57,15 +56,8 @@ class ProgramEnvironment:
         return self.with_split("private")
 
     def unusable(self, task: Task) -> str:
-        """Why no program can pass: tests of an unknown kind, none at all, or code that does not run in the sandbox."""
-        if task.spec.get("kind") not in MODES:
-            return f"task {task.id!r} has an unknown kind of tests: {task.spec.get('kind')!r:.80}"
-        if not task.spec.get("public") and not task.spec.get("private"):
-            return f"task {task.id!r} has no tests"
-        fault = spec_fault(task.spec)
-        if fault is None:
-            return ""
-        return f"task {task.id!r}: {fault.part}[{fault.index}]: expected {fault.expected}, got {fault.got}; {fault.why}"
+        """Why no program can pass the tests of a task."""
+        return why_unusable(task)
 
     def score(self, task: Task, completion: Completion) -> Outcome:
         """One answer. Raises `EnvError` where it cannot be scored, and as `score_batch` does."""

@@ -28,11 +28,6 @@ class Entry:
     options: type
     make: Callable[[Any, int], Environment]
 
-    @property
-    def summary(self) -> str:
-        """The first paragraph of the class's docstring, as one line."""
-        return (self.env.__doc__ or "").split("\n\n")[0].replace("\n    ", " ").strip()
-
 
 ENVIRONMENTS: Mapping[str, Entry] = {
     "verbs": Entry(VerbsEnvironment, VerbsOptions, lambda options, seed: VerbsEnvironment(options, seed=seed)),

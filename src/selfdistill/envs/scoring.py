@@ -36,6 +36,7 @@ from selfdistill.envs.compare import same_output, same_value
 from selfdistill.envs.sandbox.limits import MAX_SECONDS, MIN_SECONDS, SandboxLimits
 from selfdistill.envs.sandbox.program import Ending, Mode, Program, Result
 from selfdistill.envs.shown import show_text, show_value
+from selfdistill.envs.syntax import spec_fault
 from selfdistill.errors import DataError
 from selfdistill.options import option
 from selfdistill.prompts.context import without_thinking
@@ -63,12 +64,26 @@ class CodeOptions(SandboxLimits):
 
 
 def cases_of(task: Task, split: TestSplit) -> list[Any]:
-    """The tests of `split`, or of the other one when it is empty. Raises `DataError` when there are none at all."""
+    """The tests of `split`, or of the other one when it is empty."""
     public, private = list(task.spec.get("public", ())), list(task.spec.get("private", ()))
-    tests = {"public": public or private, "private": private or public, "all": public + private}[split]
-    if not tests:
-        raise DataError(f"task {task.id!r} has no tests", why="every answer would count as correct")
-    return tests
+    return {"public": public or private, "private": private or public, "all": public + private}[split]
+
+
+def why_unusable(task: Task) -> str:
+    """Why no program can pass: tests of an unknown kind, none at all, a time limit that is none, or code that does not
+    run in the sandbox. Empty where one can."""
+    spec, seconds = task.spec, task.spec.get("time_limit", MAX_SECONDS)
+    if spec.get("kind") not in MODES:
+        return f"task {task.id!r} has an unknown kind of tests: {spec.get('kind')!r:.80}"
+    if not cases_of(task, "all"):
+        return f"task {task.id!r} has no tests: every answer would count as correct"
+    if type(seconds) not in (int, float) or not MIN_SECONDS <= seconds <= MAX_SECONDS:
+        limits = f"a number of seconds from {MIN_SECONDS:g} to {MAX_SECONDS:g}"
+        return f"task {task.id!r}: time_limit must be {limits}, got {seconds!r:.80}"
+    fault = spec_fault(spec)
+    if fault is None:
+        return ""
+    return f"task {task.id!r}: {fault.part}[{fault.index}]: expected {fault.expected}, got {fault.got}; {fault.why}"
 
 
 def program_text(task: Task, completion: Completion) -> str | None:
@@ -143,10 +158,11 @@ def _called_names(test: str) -> frozenset[str]:
 
 
 def program_for(task: Task, code: str, options: CodeOptions) -> tuple[Program, SandboxLimits]:
-    """What the sandbox runs, and its limits. Inputs only: expected values stay outside, but for some assertions."""
-    spec, seconds = task.spec, task.spec.get("time_limit")
-    if spec.get("kind") not in MODES:
-        raise DataError(f"task {task.id!r} has an unknown kind of tests", got=spec.get("kind"), do=f"use {list(MODES)}")
+    """What the sandbox runs, and its limits. Inputs only: expected values stay outside, but for some assertions. Raises
+    `DataError` for a task that cannot be used."""
+    if why := why_unusable(task):
+        raise DataError(why)
+    spec = task.spec
     inputs: list[Any] = []
     for test in cases_of(task, options.split):
         assertion = read_assertion(test) if spec["kind"] == "assert" else None
@@ -156,12 +172,7 @@ def program_for(task: Task, code: str, options: CodeOptions) -> tuple[Program, S
             inputs.append(test if spec["kind"] == "assert" else test["input"])
     names = [spec.get(name) or "" for name in ("fn_name", "prelude", "setup")]
     program = Program(code, MODES[spec["kind"]], tuple(inputs), *names)
-    if seconds is None:
-        return program, options
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not MIN_SECONDS <= seconds <= MAX_SECONDS:
-        what = f"task {task.id!r}: time_limit must be a number of seconds from {MIN_SECONDS:g} to {MAX_SECONDS:g}"
-        raise DataError(what, got=repr(seconds)[:80])
-    return program, replace(options, time_limit_s=float(seconds))
+    return program, replace(options, time_limit_s=float(spec.get("time_limit", options.time_limit_s)))
 
 
 def record_of(kind: str, test: Any, result: Result) -> TestRecord:
