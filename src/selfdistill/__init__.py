@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from selfdistill.test_time.config import solve_config
     from selfdistill.test_time.solve import solve
     from selfdistill.test_time.strategies.base import Prompt, SolveState, Strategy
+    from selfdistill.training.callbacks import TensorBoardCallback, TrackioCallback, WandbCallback
     from selfdistill.training.evaluation import measure
     from selfdistill.training.side_by_side import compare
 
@@ -83,6 +84,9 @@ __all__ = [
     "Strategy",
     "Tanh",
     "Task",
+    "TensorBoardCallback",
+    "TrackioCallback",
+    "WandbCallback",
     "compare",
     "divergence",
     "fused_loss",
@@ -103,6 +107,7 @@ _HOMES = {
     "config": "RunConfig load_config",
     "prompts.context": "Demonstration Document SolutionOrFeedback",
     "training.side_by_side": "compare",
+    "training.callbacks": "TensorBoardCallback TrackioCallback WandbCallback",
     "training.evaluation": "measure",
     "test_time.solve": "solve",
     "test_time.config": "solve_config",

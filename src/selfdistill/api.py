@@ -8,6 +8,7 @@ settings, paths, names. Functions, objects and tasks in memory are passed again 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from hashlib import sha256
@@ -26,8 +27,9 @@ from selfdistill.methods import METHODS, Method, get_method
 from selfdistill.models.load import LoraOptions
 from selfdistill.options import plain
 from selfdistill.plugins import FROM_PYTHON
-from selfdistill.runs import Callback, Event, Run, read_run, saved_config
+from selfdistill.runs import Callback, Note, Run, read_run, saved_config
 from selfdistill.training import loop
+from selfdistill.training.callbacks import all_of
 from selfdistill.types import Task
 from selfdistill.view.progress import RunDisplay
 
@@ -117,16 +119,14 @@ def reporting(label: str, callbacks: Callback | Iterable[Callback], *, progress:
     every = [callbacks] if callable(callbacks) else list(callbacks)
     for callback in every:
         _expect(callable(callback), "callbacks", "callables that take an event", callback)
-
-    def report(event: Event) -> None:
-        for callback in every:
-            callback(event)
-
     if not progress:
-        yield report
+        with all_of(every, warnings.warn) as report:
+            yield report
         return
-    with RunDisplay(label, Console(stderr=True)) as display:
-        every.insert(0, display)
+    with (
+        RunDisplay(label, Console(stderr=True)) as display,
+        all_of([display, *every], lambda text: display(Note(text))) as report,
+    ):
         yield report
 
 

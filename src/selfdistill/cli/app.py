@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,7 +19,7 @@ from selfdistill.cli.credit import credit
 from selfdistill.cli.guard import Guarded
 from selfdistill.cli.output import print_comparison, print_listing, print_notes, print_settings, print_table
 from selfdistill.cli.solve import solve
-from selfdistill.runs import read_run
+from selfdistill.runs import Callback, Note, read_run
 from selfdistill.runs.environment import package_version
 from selfdistill.training.stopping import PARENT
 from selfdistill.view.progress import RunDisplay
@@ -83,6 +84,7 @@ def train(
     out: Annotated[str | None, optional("Run directory. (default: runs/<method>-<environment>-seed<seed>)")] = None,
     resume: Annotated[Path | None, optional("Run directory to resume, with its settings.")] = None,
     list_settings: Annotated[bool, flag("--list-settings", "Print all settings and exit.")] = False,
+    track: arg.Track = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print notes and errors only.")] = False,
 ) -> None:
     """Train a model on the tasks of an environment; records and checkpoints go to a run directory.
@@ -99,14 +101,15 @@ def train(
     if list_settings:
         _print_all_settings(settings)
         return
+    from selfdistill.training.callbacks import all_of, tracker
     from selfdistill.training.loop import train as run_training
 
-    if quiet:
-        run_training(settings, print_notes, resume=resume is not None)
-        return
-    with RunDisplay(settings.method.name) as display:
-        path = run_training(settings, display, resume=resume is not None)
-    print_comparison([read_run(path)])
+    trackers = [tracker(name) for name in track or ()]
+    shown: AbstractContextManager[Callback] = nullcontext(print_notes) if quiet else RunDisplay(settings.method.name)
+    with shown as display, all_of([display, *trackers], lambda text: display(Note(text))) as callback:
+        path = run_training(settings, callback, resume=resume is not None)
+    if not quiet:
+        print_comparison([read_run(path)])
 
 
 @app.command(name="eval")

@@ -50,6 +50,7 @@ Data = Annotated[
 ]
 EvalData = Annotated[str | None, optional("Held-out tasks, as --data. (default: those of the environment)")]
 Seed = Annotated[int | None, optional("Seed of every random choice. (default: 0)")]
+Track = Annotated[list[str] | None, optional("Log to wandb, trackio or tensorboard as well; repeatable.")]
 Steps = Annotated[int | None, optional("Training steps (generation batches). (default: 40)")]
 
 

@@ -6,7 +6,8 @@
 
     train(config, print_rewards)
 
-A callback runs inside the loop and should return at once; what it raises ends the run.
+A callback runs inside the loop and should return at once. One that raises is called no more, and the run goes on
+(`training/callbacks.py`).
 """
 
 from __future__ import annotations
