@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import is_dataclass
 from hashlib import sha256
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -70,6 +71,15 @@ def class_from_file(name: str, base: type[Any]) -> type[Any]:
         do = f"name a frozen dataclass that derives from `selfdistill.{base.__name__}`"
         raise ConfigError(what, got=found, do=do)
     return found
+
+
+def import_extra(module: str, extra: str, use: str) -> Any:
+    """A module that an extra of this package installs. Raises `ConfigError`, which names the extra and its `use`."""
+    try:
+        return import_module(module)
+    except ImportError as error:
+        what = f"{use} needs the package {module.partition('.')[0]}, which is not installed"
+        raise ConfigError(what, got=error, do=f"pip install 'selfdistill[{extra}]'") from error
 
 
 @contextmanager

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from selfdistill import plugins
 from selfdistill.cli import app
-from selfdistill.data import sources
 from selfdistill.runs import read_run
 from tiny_models import tiny_policy_dir
 
@@ -62,7 +62,7 @@ def test_a_data_set_of_the_hub_is_named_with_its_configuration_and_split(monkeyp
         return ROWS
 
     fake = SimpleNamespace(load_dataset=load_dataset, exceptions=SimpleNamespace(DatasetsError=RuntimeError))
-    monkeypatch.setattr(sources, "import_module", lambda name: fake)
+    monkeypatch.setattr(plugins, "import_module", lambda name: fake)
     hub = ["--data", "someone/sums", "data_name=main", "data_split=train[:4]"]
     result = invoked("check", *hub, "--env", "my_env.py:reward", *COLUMNS)
     assert (result.exit_code, loaded) == (0, [("someone/sums", "main", "train[:4]")]), result.output

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 
 import selfdistill as sd
+from selfdistill import plugins
 from selfdistill.data import sources
-from selfdistill.errors import DataError
+from selfdistill.errors import ConfigError, DataError
 from selfdistill.types import Message, Task
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -203,7 +204,7 @@ class FakeDatasets:
 
 def test_a_hub_name_is_loaded_with_its_configuration_and_split(monkeypatch: pytest.MonkeyPatch) -> None:
     fake = FakeDatasets()
-    monkeypatch.setattr(sources, "import_module", lambda name: fake)
+    monkeypatch.setattr(plugins, "import_module", lambda name: fake)
     tasks = sd.load_data("openai/gsm8k", name="main", prompt="question", answer=final)
     assert [task.id for task in tasks] == ["gsm8k:train-1", "gsm8k:train-2"]
     assert fake.loaded == [("openai/gsm8k", "main", "train")]
@@ -223,8 +224,8 @@ def test_a_missing_extra_is_named(source: str, package: str, monkeypatch: pytest
     def missing(name: str) -> None:
         raise ModuleNotFoundError(f"No module named {name!r}")
 
-    monkeypatch.setattr(sources, "import_module", missing)
-    with pytest.raises(DataError, match=rf"(?s){source} needs the package {package}.*install 'selfdistill.datasets"):
+    monkeypatch.setattr(plugins, "import_module", missing)
+    with pytest.raises(ConfigError, match=rf"(?s){source} needs the package {package}.*install 'selfdistill.datasets"):
         sd.load_data(source)
 
 

@@ -7,7 +7,6 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from decimal import Decimal
 from functools import partial
-from importlib import import_module
 from itertools import islice
 from os import PathLike, fspath
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any, NamedTuple
 
 from selfdistill.errors import DataError, nearest
 from selfdistill.files import BadJson, decode_json, is_whole, json_object, json_value, numbered_lines, read_text
+from selfdistill.plugins import import_extra
 from selfdistill.types import Task
 
 MAX_ROWS = 1_000_000  # of a source that does not know its length, such as a generator
@@ -39,7 +39,7 @@ def open_source(
     """The rows of a path (JSONL, JSON, Parquet, a folder of such), of a hub name, of a `datasets.Dataset`, or of any
     iterable of rows or tasks, which is read once and named `label` in errors. Columns `without` are not looked at.
 
-    Raises `DataError`: nothing can be read, no rows, or no end of them.
+    Raises `DataError`: nothing can be read, no rows, or no end of them; `ConfigError` for an extra that is missing.
     """
     if limit is not None and limit < 1:
         raise DataError("limit should be the number of rows to read", got=limit)
@@ -109,7 +109,7 @@ def _plain(value: Any) -> Any:
 
 
 def _parquet_rows(path: str) -> Iterator[Mapping[str, Any]]:
-    parquet = _extra("pyarrow.parquet", path)
+    parquet = import_extra("pyarrow.parquet", "datasets", f"reading {path}")
     try:
         with parquet.ParquetFile(path) as file:
             for batch in file.iter_batches():
@@ -120,7 +120,7 @@ def _parquet_rows(path: str) -> Iterator[Mapping[str, Any]]:
 
 def _hub_rows(path: str, name: str, split: str) -> Any:
     """A data set of the hub, or of a folder. Raises `DataError`."""
-    datasets = _extra("datasets", path)
+    datasets = import_extra("datasets", "datasets", f"reading {path}")
     saved = any((Path(path) / file).exists() for file in ("state.json", "dataset_dict.json"))
     try:
         return datasets.load_from_disk(path) if saved else datasets.load_dataset(path, name or None, split=split)
@@ -129,15 +129,4 @@ def _hub_rows(path: str, name: str, split: str) -> Any:
             "the data set cannot be loaded",
             got=f"{path}, name {name!r}, split {split!r}: {error}"[:500],
             do="check the name of the file or of the data set on the hub, its configuration and its split",
-        ) from error
-
-
-def _extra(module: str, path: str) -> Any:
-    try:
-        return import_module(module)
-    except ImportError as error:
-        raise DataError(
-            f"reading {path} needs the package {module.partition('.')[0]}, which is not installed",
-            got=error,
-            do="pip install 'selfdistill[datasets]'",
         ) from error
