@@ -32,7 +32,8 @@ from selfdistill.models.sampler import SamplingOptions
 from selfdistill.models.teacher import Frozen, Live, Other, Teacher, TeacherRule
 from selfdistill.prompts.render import Renderer
 from selfdistill.prompts.stages import Attempts, Stage
-from selfdistill.training.samples import CreditedRollout, Sampler, credit_rollouts, roll_out
+from selfdistill.training.conversations import Sampler
+from selfdistill.training.samples import CreditedRollout, credit_rollouts, roll_out
 from selfdistill.training.session import Learner, Totals
 from selfdistill.training.update import UpdateReport, update_all
 from selfdistill.types import (
@@ -73,6 +74,7 @@ def scripted_sampler(texts: Iterable[str]) -> Sampler:
         seed: int,
         uids: Sequence[str],
         version: int,
+        **_: object,
     ) -> list[Completion]:
         given = list(islice(rest, len(prompts)))
         if len(given) < len(prompts):

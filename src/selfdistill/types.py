@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeAlias
 from selfdistill.errors import nearest
 
 TokenIds: TypeAlias = tuple[int, ...]
-Role = Literal["system", "user", "assistant"]
+Role = Literal["system", "user", "assistant", "tool"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +77,29 @@ class Outcome:
     reply: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What an environment answers to a turn that does not end a conversation: the messages that the model reads next,
+    such as a tool's result. They are read and never learned."""
+
+    messages: tuple[Message, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One turn of a conversation, token by token.
+
+    `read` are the ids that the model read since its turn before: the observation as the template writes it. Where
+    `fresh` they are a whole prompt, of the first turn and of one before which the template wrote the history anew.
+    `completion` was sampled. `observation` holds the messages that followed it, empty after the last turn.
+    """
+
+    read: TokenIds
+    completion: Completion
+    observation: tuple[Message, ...] = ()
+    fresh: bool = False
+
+
 class DropReason(StrEnum):
     """Why a rollout takes no part in an update. Every dropped rollout is counted under one of these."""
 
@@ -103,7 +126,8 @@ class Rollout:
     `fault` the traceback.
 
     `stage` is "answer", or the name of a later stage of the method, whose prompt is `messages` (empty: those of the
-    task) about the rollout at place `of` in the group.
+    task) about the rollout at place `of` in the group. `turns` are those of a conversation of several; `prompt_ids` is
+    then the prompt of the first one, and `completion` has the text of the last one and the sampled tokens of all.
     """
 
     task: Task
@@ -115,6 +139,7 @@ class Rollout:
     messages: tuple[Message, ...] = ()
     of: int | None = None
     fault: str = ""
+    turns: tuple[Turn, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +186,9 @@ class TrainingSample:
     the teacher, `advantage` the policy gradient on the tokens, `reference` the divergence from the weights at the
     start, which read what the student reads. `spec_index` is the place of its loss in the method's. `sampled_logprobs`
     are empty for tokens that were not sampled from this prompt. Tokens in `spans` (start, stop) count; None: all.
+
+    `observed` are the ids that both read between the sampled ones, each with the place in `completion_ids` before which
+    it stands. `answer_tokens` counts the sampled tokens of the whole answer that the sample is a part of; 0: its own.
     """
 
     uid: str
@@ -176,3 +204,14 @@ class TrainingSample:
     spec_index: int = 0
     spans: tuple[tuple[int, int], ...] | None = None
     context_kind: str = "none"
+    observed: tuple[tuple[int, TokenIds], ...] = ()
+    answer_tokens: int = 0
+
+    def continuation(self) -> tuple[TokenIds, tuple[int, ...]]:
+        """All ids after the prompt, sampled and observed, and the places of the sampled ones among them."""
+        ids, places, start = list[int](), list[int](), 0
+        for place, observed in (*self.observed, (len(self.completion_ids), ())):
+            places += range(len(ids), len(ids) + place - start)
+            ids += [*self.completion_ids[start:place], *observed]
+            start = place
+        return tuple(ids), tuple(places)

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 from selfdistill.errors import ConfigError, ModelError
 from selfdistill.losses.head import Head
 from selfdistill.models import sampler
+from selfdistill.models.kept_states import KeptStates
 from selfdistill.models.kv_cache import PreallocatedCache
 from selfdistill.models.load import LoraOptions, Policy, load_policy
 from selfdistill.models.sampler import SamplingOptions, inverse_draw, nucleus, sample
@@ -329,3 +330,46 @@ def test_top_p_logprobs_are_those_of_the_nucleus(policy) -> None:
 def test_options_check_their_ranges(options: dict[str, float]) -> None:
     with pytest.raises(ConfigError):
         SamplingOptions(**{"max_new_tokens": 4} | options)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_conversation_is_continued_from_what_was_read_of_it(policy_of, family: str, monkeypatch) -> None:
+    """Three turns: the same tokens as without states, log-probabilities of a whole reading, fewer tokens read."""
+    policy = policy_of(family)
+    prompts, whole, read = prompts_of(policy), prompts_of(policy), list[int]()
+    kept = KeptStates(room=10_000)
+    counted = Policy.backbone
+
+    def count(self, ids_BL, *rest):
+        read.append(ids_BL.shape[1])
+        return counted(self, ids_BL, *rest)
+
+    monkeypatch.setattr(Policy, "backbone", count)
+    options, names = SamplingOptions(max_new_tokens=6), list("abcde")
+    for turn in range(3):
+        uids = [f"{name}{turn}" for name in names]
+        read.clear()
+        found = sample(policy, prompts, options, seed=0, uids=uids, version=0, kept=kept, threads=names)
+        longest = max(read)
+        again = sample(policy, whole, options, seed=0, uids=uids, version=0)
+        assert [done.token_ids for done in found] == [done.token_ids for done in again]
+        for prompt, done in zip(prompts, found, strict=True):
+            assert done.logprobs == pytest.approx(trainer_logprobs(policy, prompt, done), abs=3e-5)
+        if turn and not family.startswith("gemma"):  # layers with a sliding window are read again
+            assert longest <= 6, "only the last token and the observation are read"
+        prompts = [(*prompt, *done.token_ids, *prompt[:4]) for prompt, done in zip(prompts, found, strict=True)]
+        whole = list(prompts)
+
+
+def test_states_of_conversations_are_bounded_and_belong_to_their_ids(policy) -> None:
+    kept = KeptStates(room=50)
+    prompts = prompts_of(policy)
+    options = SamplingOptions(max_new_tokens=4)
+    sample(policy, prompts, options, seed=0, uids=list("abcde"), version=0, kept=kept, threads=list("abcde"))
+    lengths = [len(state.ids) for state in kept.states.values()]
+    assert 0 < len(lengths) < 5
+    assert kept.room == 50 - sum(lengths)
+    name, state = next(iter(kept.states.items()))
+    assert kept.take(name, (*state.ids[:-1], 1, 2, 3)) is None, "another history"
+    assert kept.room == 50 - sum(lengths[1:])
+    assert kept.take(name, state.ids) is None

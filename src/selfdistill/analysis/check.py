@@ -15,7 +15,7 @@ from selfdistill.data.load import AS_NAMED, RowOptions, question_task
 from selfdistill.data.row import Row, read_rows
 from selfdistill.data.rows import row_to_task
 from selfdistill.data.tasks import training_tasks
-from selfdistill.envs.base import Environment, Fault, Pair, Scored, prepared, score_all, why_unusable
+from selfdistill.envs.base import Fault, Pair, Scored, ScoringEnvironment, prepared, score_all, why_unusable
 from selfdistill.envs.code import CodeEnvironment
 from selfdistill.envs.scoring import MODES, entry_of
 from selfdistill.errors import DataError, SelfDistillError
@@ -83,7 +83,7 @@ class CheckReport:
     notes: list[str] = field(default_factory=list)
 
 
-def every_row(env: Environment, data: str, options: RowOptions = AS_NAMED) -> list[TaskRow]:
+def every_row(env: ScoringEnvironment, data: str, options: RowOptions = AS_NAMED) -> list[TaskRow]:
     """All rows of a data set, else the environment's own tasks. Raises `DataError` for a file that cannot be read."""
     if not data:
         return [TaskRow(f"task {task.id!r}", task) for task in training_tasks(env, "")]
@@ -97,7 +97,7 @@ def every_row(env: Environment, data: str, options: RowOptions = AS_NAMED) -> li
 
 
 def check_rows(
-    env: Environment,
+    env: ScoringEnvironment,
     rows: Sequence[TaskRow],
     callback: Callback,
     *,
@@ -131,7 +131,7 @@ def read_answers(path: Path) -> list[Answer]:
 
 
 def score_answers(
-    env: Environment, rows: Sequence[TaskRow], answers: Sequence[Answer], callback: Callback
+    env: ScoringEnvironment, rows: Sequence[TaskRow], answers: Sequence[Answer], callback: Callback
 ) -> Iterator[Score]:
     """One score an answer, in order. Raises `SandboxError`."""
     tasks = {row.found.id: row.found for row in rows if isinstance(row.found, Task)}
@@ -187,7 +187,7 @@ def _measure_prompts(
 
 
 def _score_references(
-    env: Environment, tasks: Sequence[tuple[str, Task]], report: CheckReport, callback: Callback
+    env: ScoringEnvironment, tasks: Sequence[tuple[str, Task]], report: CheckReport, callback: Callback
 ) -> None:
     """Reference solutions that do not get the reward, by all tests of their row: of the row, else of the
     environment."""
@@ -213,7 +213,7 @@ def _score_references(
 
 
 def _score_wrong_answers(
-    env: Environment, tasks: Sequence[tuple[str, Task]], report: CheckReport, callback: Callback
+    env: ScoringEnvironment, tasks: Sequence[tuple[str, Task]], report: CheckReport, callback: Callback
 ) -> None:
     """Rows that an empty answer passes, or a program that does nothing: where a function is called, one that returns
     None. Some of the feedback on them becomes the examples."""
@@ -235,7 +235,7 @@ def _score_wrong_answers(
             report.examples.append(Example(task.id, text, scored.feedback))
 
 
-def _scored(env: Environment, pairs: Sequence[Pair], what: str, callback: Callback) -> Iterator[Scored]:
+def _scored(env: ScoringEnvironment, pairs: Sequence[Pair], what: str, callback: Callback) -> Iterator[Scored]:
     for start in range(0, len(pairs), SLICE):
         callback(Phase(what, start, len(pairs)))
         yield from score_all(env, pairs[start : start + SLICE])

@@ -18,7 +18,7 @@ from selfdistill.runs import Callback, Event, Note, Phase
 
 if TYPE_CHECKING:
     from selfdistill.analysis.check import Answer, CheckReport, TaskRow
-    from selfdistill.envs.base import Environment
+    from selfdistill.envs.base import ScoringEnvironment
 
 PROBLEMS, UNUSABLE = 1, 2  # exit codes
 PLAIN_S = 2.0  # seconds between two lines where there is no terminal
@@ -50,12 +50,13 @@ def check(
     """
     from selfdistill.analysis.check import check_rows, every_row, read_answers
     from selfdistill.config import RunConfig, load_config
+    from selfdistill.envs.turns import single_turn
     from selfdistill.training.session import open_renderer
 
     flags = {"model": model, "env": env, "data": data, "seed": seed}
     settings = load_config(config, [*as_overrides(flags), *(overrides or ())])
     given = read_answers(answers) if answers is not None else None
-    environment = settings.make_env()
+    environment = single_turn(settings.make_env(), "check")
     with _progress() as progress:
         rows = every_row(environment, settings.data, settings.row_options(settings.data_split))
         if given is not None:
@@ -72,7 +73,7 @@ def check(
         raise typer.Exit(UNUSABLE if all(isinstance(row.found, DataError) for row in rows) else PROBLEMS)
 
 
-def _score(env: Environment, rows: Sequence[TaskRow], answers: Sequence[Answer], progress: Callback) -> bool:
+def _score(env: ScoringEnvironment, rows: Sequence[TaskRow], answers: Sequence[Answer], progress: Callback) -> bool:
     """Prints a line of JSON for each answer; returns whether every row can be used and every answer has a reward."""
     from selfdistill.analysis.check import score_answers
 

@@ -11,6 +11,7 @@ or an `Outcome`. (`rewards.py` makes one of a function.) It may also have
     reference(task) -> str                 a right answer, for `selfdistill check`; "" where none is known
     unusable(task) -> str                  why no answer to a task can be scored, or ""; it is then not sampled from
     isolation: str                         how untrusted programs are isolated
+    start(task), step(state, completion)   instead of `score`: conversations (`ConversationEnvironment`)
     time_limit_s: float                    seconds that one call of `score` may take, instead of 30, and `score_batch`
                                            for every eight answers (without it: any time)
 """
@@ -28,12 +29,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 from numbers import Real
 from operator import itemgetter
-from typing import Any, Protocol, TypeAlias, TypeVar, get_args
+from typing import Any, Protocol, TypeAlias, TypeVar, get_args, runtime_checkable
 
 from selfdistill.errors import EnvError, SelfDistillError
 from selfdistill.files import is_whole
 from selfdistill.plugins import seed_global
-from selfdistill.types import Completion, DropReason, Message, Outcome, Role, Task
+from selfdistill.types import Completion, DropReason, Message, Observation, Outcome, Role, Task
 
 PARALLEL = 8  # calls of an environment's function at a time
 TIME_LIMIT_S = 30.0  # of one such call
@@ -46,7 +47,7 @@ _TRACEBACK_CHARACTERS = 10_000
 Pair: TypeAlias = tuple[Task, Completion]
 
 
-class Environment(Protocol):
+class ScoringEnvironment(Protocol):
     """Scores answers; the module's docstring lists what else it may offer."""
 
     name: str
@@ -54,6 +55,24 @@ class Environment(Protocol):
     def score(self, task: Task, completion: Completion) -> Outcome:
         """The reward of one answer, and feedback on it."""
         ...
+
+
+@runtime_checkable
+class ConversationEnvironment(Protocol):
+    """An environment of several turns. The state is its own: one for each conversation, which `step` may change."""
+
+    name: str
+
+    def start(self, task: Task) -> Any:
+        """The state of a conversation about a task."""
+        ...
+
+    def step(self, state: Any, completion: Completion) -> Observation | Outcome:
+        """What follows a turn: messages that the model reads next, or the outcome of the conversation."""
+        ...
+
+
+Environment: TypeAlias = ScoringEnvironment | ConversationEnvironment
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +119,7 @@ def tasks_of(env: Environment, split: str) -> list[Task]:
             what = f"the environment {env.name!r} has tasks of another type"
             raise EnvError(what, got=repr(task)[:200], do="give Tasks")
         turns: Any = task.messages
-        if not isinstance(turns, tuple) or not turns or not all(map(_is_message, turns)):
+        if not isinstance(turns, tuple) or not turns or not all(map(is_message, turns)):
             raise EnvError(
                 f"the environment {env.name!r} has a task whose messages are no conversation",
                 got=repr(turns)[:200],
@@ -113,7 +132,7 @@ def tasks_of(env: Environment, split: str) -> list[Task]:
     return tasks
 
 
-def _is_message(turn: Any) -> bool:
+def is_message(turn: Any) -> bool:
     return isinstance(turn, Message) and turn.role in get_args(Role) and _is_text(turn.content)
 
 
@@ -131,7 +150,7 @@ def why_unusable(env: Environment, task: Task) -> str:
     return why.text if isinstance(why, Fault) else str(why or "")
 
 
-def score_all(env: Environment, pairs: Sequence[Pair], *, seed: int = 0) -> list[Scored]:
+def score_all(env: ScoringEnvironment, pairs: Sequence[Pair], *, seed: int = 0) -> list[Scored]:
     """One entry per pair, in order. Whatever an environment's own code raises or returns becomes a `Fault`.
 
     `score_batch` is called once, with the global random generators seeded by `seed` and the first completion's uid, and
@@ -166,7 +185,7 @@ def time_limit_of(env: Environment) -> float:
     return seconds
 
 
-def _score_each(env: Environment, pairs: Sequence[Pair], seed: int) -> list[Scored]:
+def _score_each(env: ScoringEnvironment, pairs: Sequence[Pair], seed: int) -> list[Scored]:
     limit_s, quick_s = time_limit_of(env), QUICK_TOTAL_S  # seconds left for calls that are made one at a time
     scored: list[Scored] = []
     for start in range(0, len(pairs), PARALLEL):
@@ -191,7 +210,7 @@ def _score_each(env: Environment, pairs: Sequence[Pair], seed: int) -> list[Scor
     return scored
 
 
-def _score_one(env: Environment, task: Task, completion: Completion) -> Scored:
+def _score_one(env: ScoringEnvironment, task: Task, completion: Completion) -> Scored:
     return checked(env.score(task, completion))
 
 

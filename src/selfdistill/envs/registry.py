@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from selfdistill.envs.base import Environment
+from selfdistill.envs.base import Environment, ScoringEnvironment
 from selfdistill.envs.choice import ChoiceEnvironment, ChoiceOptions
 from selfdistill.envs.code import CodeEnvironment
 from selfdistill.envs.maths import MathsEnvironment, MathsOptions
@@ -14,6 +14,7 @@ from selfdistill.envs.rewards import as_environment
 from selfdistill.envs.scoring import CodeOptions
 from selfdistill.envs.text import TextEnvironment, TextOptions
 from selfdistill.envs.tools_text import ToolsTextEnvironment, ToolsTextOptions
+from selfdistill.envs.turns import RepeatedAttempts
 from selfdistill.envs.verbs.env import VerbsEnvironment, VerbsOptions
 from selfdistill.errors import ConfigError, nearest
 from selfdistill.options import Where, build
@@ -26,7 +27,7 @@ class Entry:
 
     env: type
     options: type
-    make: Callable[[Any, int], Environment]
+    make: Callable[[Any, int], ScoringEnvironment]
 
 
 ENVIRONMENTS: Mapping[str, Entry] = {
@@ -53,7 +54,8 @@ def make_environment(name: str, options: Mapping[str, Any], *, seed: int) -> Env
     refuse_value(name, "env")
     if not is_file_name(name):
         checked = environment_options(name, options)
-        return ENVIRONMENTS[name].make(checked, seed)
+        env, turns = ENVIRONMENTS[name].make(checked, seed), getattr(checked, "turns", 1)
+        return RepeatedAttempts(env, turns) if turns > 1 else env
     if options:
         raise ConfigError("an environment from a file has no settings", got=dict(options), do="set them in the file")
     env, module = load_from_file(name, default="env")

@@ -15,7 +15,16 @@ from inspect import Parameter, Signature, iscoroutinefunction, signature
 from types import SimpleNamespace
 from typing import Any, TypeAlias
 
-from selfdistill.envs.base import TIME_LIMIT_S, Environment, Fault, Pair, Scored, checked, required
+from selfdistill.envs.base import (
+    TIME_LIMIT_S,
+    ConversationEnvironment,
+    Environment,
+    Fault,
+    Pair,
+    Scored,
+    checked,
+    required,
+)
 from selfdistill.errors import ConfigError, nearest
 from selfdistill.types import Completion, DropReason, Outcome, Task
 
@@ -37,7 +46,7 @@ def as_environment(value: Any, *, name: str = "", tasks: OwnTasks = ()) -> Envir
         except (Exception, SystemExit) as error:
             what, do = f"{value.__name__} cannot be made", "let it be made without arguments, or give an object"
             raise ConfigError(what, got=f"{type(error).__name__}: {error}", do=do) from error
-    if hasattr(value, "score"):
+    if hasattr(value, "score") or isinstance(value, ConversationEnvironment):
         if not isinstance(getattr(value, "name", None), str):
             try:
                 value.name = name or name_of(value)

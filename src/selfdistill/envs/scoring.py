@@ -60,6 +60,7 @@ class CodeOptions(SandboxLimits):
     split: TestSplit = option("public", "tests that decide: public, private, all; an empty one gives way")
     cases: int = option(2, "wrong answers shown in the feedback", least=1, most=1000)
     random_cases: bool = option(False, "draw those for each completion, instead of the shortest")
+    turns: int = option(1, "attempts in one conversation, each after the feedback on the one before", least=1, most=100)
     allow_weaker: bool = option(False, "run programs also where this machine cannot isolate them fully")
 
 

@@ -77,8 +77,11 @@ def relative_size(over: Denominators, updates: Sequence[Denominators], how: Redu
     return sizes[0] * len(updates) / sum(sizes[1:])
 
 
-def reduction_weights(lengths: Sequence[int], how: Reduction, over: Denominators) -> Tensor:
-    """weights_N of the answers of one micro-batch, concatenated (float32). `over` comes from the whole step.
+def reduction_weights(
+    lengths: Sequence[int], how: Reduction, over: Denominators, wholes: Sequence[int] | None = None
+) -> Tensor:
+    """weights_N of the answers of one micro-batch, concatenated (float32). `over` comes from the whole step; `wholes`
+    are the lengths of the answers that these are parts of, by default their own.
 
     Raises `ConfigError` for an unknown reduction or an answer without tokens.
     """
@@ -86,5 +89,5 @@ def reduction_weights(lengths: Sequence[int], how: Reduction, over: Denominators
     if any(length <= 0 for length in lengths):
         raise ConfigError("an answer without tokens has no mean", got=list(lengths), do="drop empty completions before")
     total = {"sequence-mean": over.answers, "token-mean": over.tokens, "sum": 1}[how]
-    each = [1 / (total * (length if how == "sequence-mean" else 1)) for length in lengths]
+    each = [1 / (total * (length if how == "sequence-mean" else 1)) for length in wholes or lengths]
     return torch.tensor(each, dtype=torch.float32).repeat_interleave(torch.tensor(lengths, dtype=torch.long))

@@ -32,7 +32,8 @@ class Credit:
     correct: weigh tokens that were sampled from another prompt by the (truncated) ratio of the two probabilities;
     otherwise they have none. student_reads_context: the student reads the context, and its own current weights, as the
     teacher, read the question alone. spans: the tokens (start, stop) that count; others weigh 0 in every term, and
-    still count in the mean over an answer.
+    still count in the mean over an answer. turn: the one turn of a conversation that learns, whose context the teacher
+    reads in the message before it; None: all turns, and the context stands in the question.
     """
 
     context: Context | None = None
@@ -46,6 +47,7 @@ class Credit:
     correct: bool = False
     student_reads_context: bool = False
     spans: tuple[tuple[int, int], ...] | None = None
+    turn: int | None = None
 
 
 CreditOrDrop: TypeAlias = Credit | DropReason | tuple[Credit, ...]
@@ -60,7 +62,8 @@ class Method(Ranged, ABC):
     settings: what the method sets of the rest of a run (rates, batch sizes), unless the user does. source: its paper.
     reads, needs_reward: the contexts and the reward that it needs, in words, for `selfdistill methods`. teacher: whose
     weights read the contexts unless the run sets a rule; None: no teacher. needs_sampler_logprobs: whether it has
-    credits with `correct`; answers must then be sampled from the whole distribution.
+    credits with `correct`; answers must then be sampled from the whole distribution. takes_turns: whether it learns
+    from conversations of several turns.
     """
 
     settings: ClassVar[Mapping[str, Any]] = {}
@@ -69,6 +72,7 @@ class Method(Ranged, ABC):
     needs_reward: ClassVar[str] = "no"
     teacher: ClassVar[TeacherRule | None] = None
     needs_sampler_logprobs: ClassVar[bool] = False
+    takes_turns: ClassVar[bool] = False
 
     reduction: Reduction = option("sequence-mean", "every answer weighs the same, or every token")
     count_dropped: bool = option(False, "whether rollouts that take no part dilute the mean")
@@ -104,7 +108,7 @@ class Method(Ranged, ABC):
     def credit(self, group: RolloutGroup, index: int) -> CreditOrDrop:
         """The credit of one rollout, which has an outcome unless its stage is not scored: a `distil` of 1 wherever
         `context` finds something."""
-        return distilled(self.context.context(group, index))
+        return distilled_turns(self.context, group, index)
 
     def credits(self, group: RolloutGroup) -> list[CreditOrDrop]:
         """One entry per rollout of the group, in order. A rollout that could not be scored keeps its drop reason."""
@@ -121,6 +125,16 @@ def credits_of(credited: CreditOrDrop) -> tuple[Credit, ...]:
 def distilled(found: Context | DropReason, **scales: Any) -> Credit | DropReason:
     """A credit with the context, a `distil` of 1 and other `scales`; or the reason why there is no context."""
     return Credit(found, **{"distil": 1.0, **scales}) if isinstance(found, Context) else found
+
+
+def distilled_turns(rule: ContextRule, group: RolloutGroup, index: int, **scales: Any) -> CreditOrDrop:
+    """A credit as `distilled` makes it; of a conversation one for each turn for which the rule finds a context of its
+    own, where it looks at turns."""
+    by_turn = getattr(rule, "turn_contexts", None)
+    if by_turn is None or not group.rollouts[index].turns:
+        return distilled(rule.context(group, index), **scales)
+    found = by_turn(group.rollouts[index])
+    return tuple(Credit(c, **{"distil": 1.0, **scales}, turn=k) for k, c in found) or DropReason.NO_CONTEXT
 
 
 def rewards(group: RolloutGroup, stage: str = ANSWER) -> dict[int, float]:

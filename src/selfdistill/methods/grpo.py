@@ -24,6 +24,7 @@ class GRPO(Method):
     """
 
     source = "arXiv 2402.03300; clips: 2503.14476"
+    takes_turns = True
     needs_reward = "yes"
 
     clip_low: float = option(0.2, "a ratio below 1 minus this no longer pushes", least=0, most=1)

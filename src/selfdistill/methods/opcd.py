@@ -26,6 +26,7 @@ class OPCD(Method):
         "sampling": {"temperature": 0.6},
     }
     source = "arXiv 2602.12275"
+    takes_turns = True
     reads = "an instruction, else document"
     teacher = Frozen()
 

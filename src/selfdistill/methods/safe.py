@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from math import inf
 
 from selfdistill.losses import JensenShannon, LossSpec, Relative
-from selfdistill.methods.base import Credit, CreditOrDrop, Method, advantage, distilled
+from selfdistill.methods.base import Credit, CreditOrDrop, Method, advantage, distilled_turns
 from selfdistill.models.teacher import Frozen
 from selfdistill.options import option
 from selfdistill.prompts.context import ContextRule, SolutionOrFeedback
-from selfdistill.types import Context, DropReason, RolloutGroup
+from selfdistill.types import DropReason, RolloutGroup
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,7 @@ class Safe(Method):
     """
 
     source = "arXiv 2601.20802, routed as in 2604.02288, bounded"
+    takes_turns = True
     reads = "a group member's solution, else own feedback, for failures"
     needs_reward = "who is solved"
     teacher = Frozen()
@@ -47,9 +48,9 @@ class Safe(Method):
     def credit(self, group: RolloutGroup, index: int) -> CreditOrDrop:
         """One route for each rollout; a failure of which nothing is known keeps its advantage."""
         outcome, own = group.rollouts[index].outcome, advantage(group, index)
-        found = self.context.context(group, index)
-        if outcome is not None and outcome.reward < self.success and isinstance(found, Context):
-            return distilled(found)
+        found = distilled_turns(self.context, group, index)
+        if outcome is not None and outcome.reward < self.success and not isinstance(found, DropReason):
+            return found
         if own is None or not self.reward:
             return found if isinstance(found, DropReason) else DropReason.ZERO_ADVANTAGE
         return Credit(advantage=self.reward * own)

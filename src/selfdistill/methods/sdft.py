@@ -24,6 +24,7 @@ class SDFT(Method):
 
     settings = {"rollouts_per_task": 1, "optimiser": {"lr": 2e-5}}
     source = "arXiv 2601.19897"
+    takes_turns = True
     reads = "demonstration, or document"
     teacher = Ema(0.02)
 

@@ -28,6 +28,7 @@ class SDPO(Method):
     """
 
     source = "arXiv 2601.20802"
+    takes_turns = True
     reads = "a group member's solution, else own feedback"
     needs_reward = "who is solved"
     teacher: ClassVar[TeacherRule | None] = Frozen()

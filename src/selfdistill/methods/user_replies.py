@@ -25,6 +25,7 @@ class UserReplies(Method):
 
     settings = {"rollouts_per_task": 1, "optimiser": {"lr": 5e-6}}
     source = "arXiv 2603.12273"
+    takes_turns = True
     reads = "the user's reply"
     teacher = Live()
     context = UserReply()

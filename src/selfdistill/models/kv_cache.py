@@ -1,16 +1,21 @@
-"""A key-value cache that is written in place: transformers' own copies all it holds at every new token.
+"""A key-value cache that is written in place: transformers' own copies all it holds at every new token. What it holds
+of a conversation can be kept for its next turn.
 
 Imports transformers, so import it where a model is already loaded.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DynamicLayer
+
+from selfdistill.models.kept_states import ReadState
 
 SPARE = 4  # tokens of room, at least, that a new buffer gets beside what it holds; a quarter of that where it is more
 
@@ -62,3 +67,33 @@ class PreallocatedCache(DynamicCache):
         for place, layer in enumerate(self.layers):
             if type(layer) is DynamicLayer:  # not its subclasses, which keep more
                 self.layers[place] = PreallocatedLayer()  # type: ignore[no-untyped-call]
+
+    def row(self, row: int, mask_BL: Tensor | None) -> list[tuple[Tensor, Tensor]] | None:
+        """Keys and values [H, L, D] of one row in every layer, without its padding; None where a layer keeps others."""
+        layers = [layer for layer in self.layers if isinstance(layer, PreallocatedLayer)]
+        if len(layers) < len(self.layers):
+            return None
+        places_L = torch.arange(layers[0].keys.shape[2]) if mask_BL is None else mask_BL[row].nonzero().squeeze(1)
+        return [(layer.keys[row][:, places_L], layer.values[row][:, places_L]) for layer in layers]
+
+
+def restored(config: PreTrainedConfig, states: Sequence[ReadState | None]) -> tuple[PreallocatedCache, Tensor]:
+    """A cache with one row for each state, padded on the left (None: padding alone), and mask_BL of its columns."""
+    cache = PreallocatedCache(config)
+    lengths = [len(state.ids) if state else 0 for state in states]
+    some = next(state for state in states if state)
+    for place, like in enumerate(some.layers):
+        keys, values = (
+            torch.stack(
+                [
+                    F.pad(state.layers[place][part], (0, 0, max(lengths) - length, 0))
+                    if state
+                    else like[part].new_zeros(like[part].shape[0], max(lengths), like[part].shape[2])
+                    for state, length in zip(states, lengths, strict=True)
+                ]
+            )
+            for part in (0, 1)
+        )
+        cache.update(keys, values, place)
+    columns_L = torch.arange(max(lengths), 0, -1, device=some.layers[0][0].device)
+    return cache, (columns_L <= torch.tensor(lengths, device=columns_L.device)[:, None]).long()

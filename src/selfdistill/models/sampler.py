@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from selfdistill.errors import ModelError, Ranged, option
 from selfdistill.losses.head import Head, widened
+from selfdistill.models.kept_states import KeptStates, ReadState
 from selfdistill.models.policy import Policy, length_buckets, padded
 from selfdistill.types import Completion, StopReason, TokenIds
 
@@ -40,6 +41,10 @@ class SamplingOptions(Ranged):
     top_p: float = option(
         1.0, "draw from the smallest set of likeliest tokens that holds this probability", above=0, most=1
     )
+    turns: int = option(16, "turns of a conversation, at most", least=1, most=10_000)
+    conversation_tokens: int = option(
+        1_000_000, "tokens of a conversation, sampled and observed, from which on no turn begins", least=1
+    )
     batch_tokens: int = option(
         65_536, "rows of a batch times their longest length; bounds memory, changes no result", least=1
     )
@@ -59,6 +64,8 @@ def sample(
     seed: int,
     uids: Sequence[str],
     version: int,
+    kept: KeptStates | None = None,
+    threads: Sequence[str] = (),
 ) -> list[Completion]:
     """One completion per prompt, in order; repeat a prompt to get several. `uids` name them, `version` the weights.
 
@@ -66,6 +73,9 @@ def sample(
     completion that reaches `max_new_tokens`, or the model's context, without an end token has `StopReason.LENGTH`.
     `logprobs` are in nats under the temperature and the tokens it was drawn from, at temperature 0 those of temperature
     1. The global random state is neither read nor moved.
+
+    `kept` holds what the model has read of conversations, by their names in `threads`, one per prompt: a prompt that
+    extends it is read from there on.
 
     Raises `ModelError` for an empty prompt, or one that leaves no room in the context for a single token.
     """
@@ -87,7 +97,8 @@ def sample(
         noise_RT = torch.stack([_noise(seed, uids[index], options) for index in bucket])
         # One context around all steps: autocast keeps its bfloat16 copies of the weights until the outermost ends.
         with policy.autocast():
-            rows = _sampled(policy, head, [prompts[index] for index in bucket], options, noise_RT)
+            names = [threads[index] for index in bucket] if kept else []
+            rows = _sampled(policy, head, [prompts[index] for index in bucket], options, noise_RT, kept, names)
         for index, (token_ids, logprobs) in zip(bucket, rows, strict=True):
             stop = StopReason.END if token_ids[-1] in policy.end_ids else StopReason.LENGTH
             text = policy.tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
@@ -106,14 +117,20 @@ def _noise(seed: int, uid: str, options: SamplingOptions) -> Tensor:
 
 
 def _sampled(
-    policy: Policy, head: Head, prompts: Sequence[TokenIds], options: SamplingOptions, noise_RT: Tensor
+    policy: Policy,
+    head: Head,
+    prompts: Sequence[TokenIds],
+    options: SamplingOptions,
+    noise_RT: Tensor,
+    kept: KeptStates | None,
+    names: Sequence[str],
 ) -> list[tuple[list[int], list[float]]]:
     """Token ids and log-probabilities of each row.
 
     Rows with the same tokens so far, prompt and completion, are one branch, which the model reads once. Prompts end at
     the same column (left-padded); a row leaves the batch with its last token.
     """
-    from selfdistill.models.kv_cache import PreallocatedCache
+    from selfdistill.models.kv_cache import PreallocatedCache, restored
 
     device, rows, steps, vocabulary = policy.device, len(prompts), options.max_new_tokens, head.vocabulary
     noise_RT = noise_RT.to("cpu" if device.type == "mps" else device)  # MPS has no float64
@@ -123,22 +140,36 @@ def _sampled(
     logprobs_RT = torch.zeros(rows, steps, device=device)
     length_R = torch.zeros(rows, dtype=torch.long, device=device)
     live_R = torch.arange(rows, device=device)  # rows of the results still being written
-    places = {prompt: place for place, prompt in enumerate(dict.fromkeys(prompts))}
-    branch_R = torch.tensor([places[prompt] for prompt in prompts], device=device)
-    cache = PreallocatedCache(policy.base.config)
-    ids_BL, mask_BL = padded(policy, list(places), "left")
+    read = [kept.take(name, prompt) for name, prompt in zip(names, prompts, strict=True)] if kept else []
+    if any(read):
+        branch_R = torch.arange(rows, device=device)
+        cache, held_BL = restored(policy.base.config, read)
+        ends_of = [prompt[len(state.ids) if state else 0 :] for state, prompt in zip(read, prompts, strict=True)]
+        ids_BL, mask_BL = padded(policy, ends_of, "left")
+        mask_BL = torch.cat([held_BL, torch.ones_like(ids_BL) if mask_BL is None else mask_BL], dim=1)
+    else:
+        places = {prompt: place for place, prompt in enumerate(dict.fromkeys(prompts))}
+        branch_R = torch.tensor([places[prompt] for prompt in prompts], device=device)
+        cache = PreallocatedCache(policy.base.config)
+        ids_BL, mask_BL = padded(policy, list(places), "left")
     for step in range(steps):
         hidden_BD = policy.backbone(ids_BL, cache, mask_BL)[:, -1]
         noise_R1 = noise_RT[live_R.to(noise_RT.device), step : step + 1]
         tokens_R, logprobs_R = _draw(head, hidden_BD, branch_R, noise_R1, options)
         tokens_RT[live_R, step], logprobs_RT[live_R, step], length_R[live_R] = tokens_R, logprobs_R, step + 1
         stops_R = torch.isin(tokens_R, ends) | (room_R[live_R] <= step + 1)
-        kept = (~stops_R).nonzero().squeeze(1)
-        if not len(kept) or step + 1 == steps:
+        last_R = stops_R | (step + 1 == steps)
+        if kept:
+            for place in last_R.nonzero().squeeze(1).tolist():
+                row, layers = int(live_R[place]), cache.row(int(branch_R[place]), mask_BL)
+                if layers is not None:
+                    kept.put(names[row], ReadState(prompts[row] + tuple(tokens_RT[row, :step].tolist()), layers))
+        going = (~last_R).nonzero().squeeze(1)
+        if not len(going):
             break
-        live_R = live_R[kept]
+        live_R = live_R[going]
         # Each branch is followed once for every different token that its rows drew; one without rows is dropped.
-        pairs_B, branch_R = torch.unique(branch_R[kept] * vocabulary + tokens_R[kept], return_inverse=True)
+        pairs_B, branch_R = torch.unique(branch_R[going] * vocabulary + tokens_R[going], return_inverse=True)
         parents_B, ids_BL = pairs_B // vocabulary, (pairs_B % vocabulary)[:, None]
         if not torch.equal(parents_B, torch.arange(len(hidden_BD), device=device)):
             cache.reorder_cache(parents_B)

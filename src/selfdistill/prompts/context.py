@@ -14,7 +14,7 @@ from string import Formatter
 from typing import ClassVar, TypeAlias
 
 from selfdistill.errors import ConfigError, option
-from selfdistill.types import ANSWER, Context, DropReason, Message, RolloutGroup
+from selfdistill.types import ANSWER, Context, DropReason, Message, Rollout, RolloutGroup
 
 FIELDS = ("instruction", "document", "demonstration", "solution", "attempt", "feedback", "reply")
 """The texts of a `Context`, in the order in which they are written."""
@@ -191,6 +191,35 @@ class UserReply:
         text = outcome.reply if outcome is not None else ""
         return Context("reply", reply=text) if text.strip() else DropReason.NO_CONTEXT
 
+    def turn_contexts(self, rollout: Rollout) -> list[tuple[int, Context]]:
+        """For each turn that the user replied to the place of the turn, and the reply."""
+        last = rollout.outcome.reply if rollout.outcome else ""
+        return [(n, Context("reply", reply=text)) for n, text in _after_turns(rollout, last, "user")]
+
+
+@dataclass(frozen=True, slots=True)
+class NextObservation:
+    """Hindsight in conversations: each turn's teacher reads what the environment answered to it (a tool's error, the
+    feedback on an attempt), after the last turn the feedback of the outcome."""
+
+    kind: ClassVar[str] = "observation"
+
+    def context(self, group: RolloutGroup, index: int) -> Context | DropReason:
+        outcome = group.rollouts[index].outcome
+        text = outcome.feedback if outcome is not None else ""
+        return Context("observation", feedback=text) if text.strip() else DropReason.NO_CONTEXT
+
+    def turn_contexts(self, rollout: Rollout) -> list[tuple[int, Context]]:
+        """For each turn with an observation or feedback the place of the turn, and the text."""
+        last = rollout.outcome.feedback if rollout.outcome else ""
+        return [(n, Context("observation", feedback=text)) for n, text in _after_turns(rollout, last, "user", "tool")]
+
+
+def _after_turns(rollout: Rollout, last: str, *roles: str) -> list[tuple[int, str]]:
+    """The texts of these roles that followed the turns, by turn; after the last turn `last`."""
+    texts = ["\n\n".join(m.content for m in turn.observation if m.role in roles) for turn in rollout.turns[:-1]]
+    return [(number, text) for number, text in enumerate([*texts, last]) if text.strip()]
+
 
 @dataclass(frozen=True, slots=True)
 class Instruction:
@@ -215,5 +244,7 @@ class EmptyContext:
         return Context("bare")
 
 
-ContextRule: TypeAlias = SolutionOrFeedback | Demonstration | Document | UserReply | Instruction | EmptyContext
+ContextRule: TypeAlias = (
+    SolutionOrFeedback | Demonstration | Document | UserReply | NextObservation | Instruction | EmptyContext
+)
 """`context(group, index)` gives the context of one rollout, or the reason why it has none. Settings name the `kind`."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -18,13 +18,13 @@ from typing import Any, Literal
 
 from selfdistill.errors import ConfigError, ModelError
 from selfdistill.prompts.context import FIELDS, Templates, teacher_messages
-from selfdistill.types import Context, DropReason, Message, Role, TokenIds
+from selfdistill.types import Completion, Context, DropReason, Message, Role, StopReason, TokenIds
 
 Thinking = Literal["off", "on", "template"]
 SWITCHES = ("enable_thinking", "thinking")  # what templates call it
 OPEN, CLOSE = "<think>", "</think>"
 # Words that no template writes by itself.
-ASKED, ANSWERED = "QUESTION-7", "ANSWER-7"
+ASKED, ANSWERED, THOUGHT = "QUESTION-7", "ANSWER-7", "THOUGHT-7"
 QUESTION, ANSWER = Message("user", ASKED), Message("assistant", ANSWERED)
 BETWEEN = "\n\n"  # two contents that are written as one
 CUT = " …"
@@ -49,17 +49,41 @@ class ChatTemplate:
     def prompt(self, messages: Sequence[Message]) -> TokenIds:
         """The ids of a conversation and of the header of the assistant's turn. Raises `ModelError` where the template
         refuses the conversation in every form."""
+        text, mark = self._written(messages)
+        return self._encoded(text, mark)
+
+    def extension(
+        self, messages: Sequence[Message], answer: Completion, observation: Sequence[Message]
+    ) -> TokenIds | None:
+        """The ids that the template writes behind the sampled ones of an answer to `messages`: the end of its turn
+        where it was not sampled, the observation, and the header of the next turn. None where it writes what stood
+        before the answer, or the answer's thinking, in another way once the conversation goes on: the next prompt does
+        not extend this one then."""
+        thought = f"{OPEN}\n{THOUGHT}\n{CLOSE}\n\n" if CLOSE in answer.text else ""
+        after, mark = self._written([*messages, Message("assistant", thought + ANSWERED), *observation])
+        before, _ = self._written(messages, mark)
+        written, found, rest = after.removeprefix(before).partition(ANSWERED)
+        extends = after.startswith(before) and found and (THOUGHT in written if thought else not written.strip())
+        if not extends:
+            return None
+        ids = self._encoded(rest, mark)
+        return ids[answer.stop is StopReason.END and ids[:1] == answer.token_ids[-1:] :]
+
+    def _written(self, messages: Sequence[Message], mark: str = "") -> tuple[str, str]:
+        """The text of a conversation and of the header of the assistant's turn, in the first form that the template
+        takes; and the letter that marks control tokens in contents, the one given or, where any content holds such a
+        token, one of its own."""
         turns, text = tuple(messages), ""
         if self._reads_system or all(turn.role != "system" for turn in turns):
             with suppress(Refused):
                 text = self._rendered(turns)
         if not text:
             turns, text = self._reshaped(turns)
-        if not any(token in turn.content for turn in turns for token in self._controls[turn.role]):
-            return tuple(self.tokenizer(text + self._header, add_special_tokens=False)["input_ids"])
-        mark = _unused(turn.content for turn in turns)
+        if not mark and not any(token in turn.content for turn in turns for token in self._controls[turn.role]):
+            return text + self._header, ""
+        mark = mark or _unused(turn.content for turn in turns)
         marked = [replace(turn, content=_marked(turn.content, self._controls[turn.role], mark)) for turn in turns]
-        return self._encoded(self._rendered(marked) + self._header, mark)
+        return self._rendered(marked) + self._header, mark
 
     def encode(self, text: str) -> TokenIds:
         """The ids of given words of the assistant, without an end of turn."""
@@ -105,11 +129,12 @@ class ChatTemplate:
 
     def _reshaped(self, messages: tuple[Message, ...]) -> tuple[tuple[Message, ...], str]:
         """The conversation in the first form that the template takes, and its text: as it stands, neighbours of one
-        role joined, system turns in the user's, and both."""
+        role joined, system turns in the user's, both, and results of tools as turns of the user."""
         system = any(message.role == "system" for message in messages)
         forms = [messages, joined(messages)] if self._reads_system or not system else []
         within = folded(messages) if system else None
         forms += [within, joined(within)] if within is not None else []
+        forms += [joined(as_users(form)) for form in forms] if any(m.role == "tool" for m in messages) else []
         refusals: list[Refused] = []
         for form in dict.fromkeys(forms):
             try:
@@ -173,14 +198,17 @@ class ChatTemplate:
         special |= set(self.tokenizer.all_special_tokens) - {""}
         template = str(self.tokenizer.chat_template)
         tags = {token.content for token in added if _TAG.fullmatch(token.content) and token.content in template}
-        return {"system": special | tags, "user": special | tags, "assistant": special}
+        return {"system": special | tags, "user": special | tags, "tool": special | tags, "assistant": special}
 
     @cached_property
     def _copies(self) -> dict[str, Any]:
         return {}
 
     def _encoded(self, text: str, mark: str) -> TokenIds:
-        """The ids of a text with marked contents: marked control tokens are text, others are tokens."""
+        """The ids of a text with marked contents: marked control tokens are text, others are tokens. Without a mark
+        nothing is marked."""
+        if not mark:
+            return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
         controls = self._controls["user"]
         if mark not in self._copies:
             self._copies[mark] = _renamed(self.tokenizer, {token: mark + token for token in controls})
@@ -210,13 +238,17 @@ class Renderer(ChatTemplate):
         self, question: Sequence[Message], context: Context, answer: int, limit: int | None = None
     ) -> tuple[TokenIds, Context, bool] | DropReason:
         """The teacher's prompt before an answer of `answer` tokens, of at most `limit` tokens: its ids, the context as
-        it is written, and whether a field was cut. By default the limit is that of the run.
+        it is written, and whether a field was cut. By default the limit is that of the run."""
+        return self.fitted(lambda c: self.prompt(self.messages(question, c)), context, answer, limit)
 
-        The longest field is shortened until all fits: question, closing instruction and the assistant's header stay.
-        """
+    def fitted(
+        self, write: Callable[[Context], TokenIds], context: Context, answer: int, limit: int | None = None
+    ) -> tuple[TokenIds, Context, bool] | DropReason:
+        """What `write` makes of the context, as `teacher_prompt`: the longest field is shortened until all fits, and
+        question, closing instruction and the assistant's header stay."""
         limit = min(self.max_teacher_tokens if limit is None else limit, self.context_length - answer)
         tries = 0
-        while len(ids := self.prompt(self.messages(question, context))) > limit:
+        while len(ids := write(context)) > limit:
             # Text cut between tokens may need other tokens when it is read again: every try takes one more.
             shorter = self._shorter(context, len(ids) - limit + tries)
             if shorter is None:
@@ -263,6 +295,11 @@ def folded(messages: Sequence[Message]) -> tuple[Message, ...] | None:
         else:
             turns.append(message)
     return None if waiting else tuple(turns)
+
+
+def as_users(messages: Sequence[Message]) -> tuple[Message, ...]:
+    """Results of tools as turns of the user."""
+    return tuple(replace(message, role="user") if message.role == "tool" else message for message in messages)
 
 
 def joined(messages: Sequence[Message]) -> tuple[Message, ...]:

@@ -82,6 +82,19 @@ class EvalRecord(Json):
 
 
 @dataclass(frozen=True, slots=True)
+class TurnRecord:
+    """One turn of a conversation: `read`, the ids that the model read since its turn before (a whole prompt where
+    `fresh`), the text and the number of tokens that it sampled, and the messages that followed, as role and content."""
+
+    read: tuple[int, ...]
+    completion: str
+    tokens: int
+    stop: str
+    fresh: bool = False
+    observation: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class RolloutRecord(Json):
     """One rollout: how it was scored, and what was learned from it.
 
@@ -95,7 +108,8 @@ class RolloutRecord(Json):
     `log_ratio_at` names the student's weights, those at the start of the step (empty in older runs: those just before
     its update). `policy_version` counts the steps that the sampling weights had been trained for. `right` is whether an
     answer that passed the public tests also passed the private ones (False: its `reward` is 0 for that); None: they
-    were not run.
+    were not run. Of a conversation of several `turns`, `completion` is the text of the last one, and all that is by
+    token is about the sampled tokens of all turns; `log_ratio` is 0 in turns that were not distilled.
     """
 
     step: int
@@ -122,6 +136,7 @@ class RolloutRecord(Json):
     prompt_ids: tuple[int, ...] = ()
     teacher_prompt_ids: tuple[int, ...] = ()
     token_texts: tuple[str, ...] = ()
+    turns: tuple[TurnRecord, ...] = ()
     details: Mapping[str, float | int | str | bool] = field(default_factory=dict)
     event: Literal["rollout"] = "rollout"
 

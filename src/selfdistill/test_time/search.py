@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from selfdistill.envs.base import score_all
+from selfdistill.envs.turns import single_turn
 from selfdistill.plugins import seed_global
 from selfdistill.prompts.stages import Prompted
 from selfdistill.runs import Accuracies, RolloutRecord, RunDir, StepRecord, Summary, check_records, read_run
@@ -262,7 +263,7 @@ def _round(searches: Sequence[Search]) -> list[RolloutRecord]:
 def _solved(session: Session, groups: Sequence[RolloutGroup]) -> dict[str, bool]:
     """By uid, of the attempts that passed the public tests: whether they pass the private tests too."""
     passed = [r for group in groups for r in group.rollouts if r.outcome is not None and r.outcome.reward >= PASSED]
-    env = session.evaluation_env
+    env = single_turn(session.evaluation_env, "solve")
     if env is session.env or not passed:
         return {rollout.completion.uid: True for rollout in passed}
     outcomes = score_all(env, [(r.task, r.completion) for r in passed], seed=session.config.seed)

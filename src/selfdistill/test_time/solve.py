@@ -17,6 +17,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from selfdistill.data.tasks import check_conversations, fitting_tasks, training_tasks, usable_tasks
+from selfdistill.envs.turns import single_turn
 from selfdistill.errors import ConfigError, DataError, nearest
 from selfdistill.plugins import short_name
 from selfdistill.prompts.stages import Attempts
@@ -95,6 +96,7 @@ def _open(config: SolveConfig, callback: Callback) -> Session:
     """The session of a search, with a learner where the strategy learns. Raises `ConfigError` for a method with stages
     of its own, `ModelError` where the chat template refuses the strategy's conversations."""
     session = open_session(config.run, callback, learns=bool(config.strategy.learns))
+    session.env = single_turn(session.env, "solve")
     if session.learner is not None:
         if session.learner.method.stages != (Attempts(),):
             raise ConfigError(

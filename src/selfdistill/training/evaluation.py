@@ -6,10 +6,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import NamedTuple
 
 from selfdistill.config import RunConfig, resolved
 from selfdistill.data.tasks import bad_rows, usable_tasks
+from selfdistill.envs.base import ConversationEnvironment
 from selfdistill.runs import Estimate, EvalRecord, EvalSplit, RunDir
 from selfdistill.runs.environment import describe_environment
 from selfdistill.runs.events import Callback, EvalEnd, Note, Phase, no_callback
@@ -17,7 +19,7 @@ from selfdistill.runs.stats import clustered_share
 from selfdistill.training.recording import check_environment, rollout_record
 from selfdistill.training.samples import CreditedRollout, credit_rollouts, roll_out, solved
 from selfdistill.training.session import Session, Totals, open_session
-from selfdistill.types import RolloutGroup, Task, TokenIds
+from selfdistill.types import Rollout, RolloutGroup, Task, TokenIds
 
 STUDENT_SPLITS: tuple[EvalSplit, ...] = ("train", "held_out", "forgetting")
 EVERY_SPLIT: tuple[EvalSplit, ...] = (*STUDENT_SPLITS, "teacher")
@@ -84,9 +86,18 @@ def measure_splits(
         if faults:
             last = faults[0].strip().splitlines()[-1]
             callback(Note(f"measuring {split}: {len(faults)} answers count as wrong, not scored: {last}"))
-        extra = {"faults": len(faults)} if faults else {}
+        extra = {"faults": float(len(faults))} if faults else {}
+        if isinstance(session.env, ConversationEnvironment):
+            extra |= _by_turns([rollout for group in groups for rollout in group.rollouts])
         used = totals.step, totals.completions_sampled, totals.wall_s
         yield EvalRecord(*used, split, *accuracy(groups), extra), groups
+
+
+def _by_turns(rollouts: Sequence[Rollout]) -> dict[str, float]:
+    """Of conversations: the share that was solved in the first turn, and the mean number of turns."""
+    lengths = [len(rollout.turns) or 1 for rollout in rollouts]
+    first = [solved(rollout) and length == 1 for rollout, length in zip(rollouts, lengths, strict=True)]
+    return {"first_turn": fmean(first), "turns": fmean(lengths)}
 
 
 def _teacher(session: Session, tasks: Sequence[Task], callback: Callback) -> list[RolloutGroup]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -50,9 +51,9 @@ def teacher_pass(policy: Policy, teacher: Teacher, samples: Sequence[TrainingSam
         for slot in range(max((len(own) for own in prompts.values()), default=0)):
             for live, views in ((False, teacher.views()), (True, (STUDENT,))):
                 chosen = [s for s in samples if s.live == live and len(prompts[s.uid]) > slot]
-                pairs = {s.uid: (prompts[s.uid][slot], s.completion_ids) for s in chosen}
-                for view in views if pairs else ():
-                    passes.append(_forward(policy, teacher, view, pairs, tokens, heads, against))
+                read = [prompts[s.uid][slot] for s in chosen]
+                for view in views if chosen else ():
+                    passes.append(_forward(policy, teacher, view, read, chosen, tokens, heads, against))
     return passes
 
 
@@ -60,26 +61,28 @@ def reference_pass(
     policy: Policy, reference_policy: Teacher | None, samples: Sequence[TrainingSample], tokens: int
 ) -> ForwardPass | None:
     """The student's prompts, read by the weights at the start; None when no sample has a reference divergence."""
-    pairs = {s.uid: (s.student_prompt_ids, s.completion_ids) for s in samples if s.reference}
-    if not pairs:
+    samples = [s for s in samples if s.reference]
+    if not samples:
         return None
     assert reference_policy is not None, "a method whose credits have a reference divergence declares needs_reference"
-    return _forward(policy, reference_policy, reference_policy.views()[0], pairs, tokens, {})
+    read, view = [s.student_prompt_ids for s in samples], reference_policy.views()[0]
+    return _forward(policy, reference_policy, view, read, samples, tokens, {})
 
 
 def _forward(
     policy: Policy,
     teacher: Teacher,
     view: View,
-    pairs: Mapping[str, tuple[TokenIds, TokenIds]],
+    prompts: Sequence[TokenIds],
+    samples: Sequence[TrainingSample],
     tokens: int,
     heads: dict[Source, Head],
     against: bool = False,
 ) -> ForwardPass:
-    """One pass over (prompt, answer) by uid. `heads` holds the heads of earlier passes by source; of a trained head the
-    weights are copied, since the update is about to move them."""
+    """One pass over the samples behind these prompts. `heads` holds the heads of earlier passes by source; of a trained
+    head the weights are copied, since the update is about to move them."""
     with teacher.applied(policy, view) as reader:
-        hidden_ND, head = reader.answer_hidden(list(pairs.values()), tokens), reader.head().detached()
+        hidden_ND, head = sampled_hidden(reader, prompts, samples, tokens), reader.head().detached()
     if view.source not in heads:
         trained = {value.data_ptr() for value in policy.trainable().values()}
         weight_VD, bias_V = head.weight_VD, head.bias_V
@@ -88,8 +91,21 @@ def _forward(
             weight_VD=weight_VD.clone() if weight_VD.data_ptr() in trained else weight_VD,
             bias_V=bias_V.clone() if bias_V is not None and bias_V.data_ptr() in trained else bias_V,
         )
-    rows = torch.split(hidden_ND, [len(answer) for _, answer in pairs.values()])
-    return ForwardPass(dict(zip(pairs, rows, strict=True)), heads[view.source], view.weight, against)
+    return ForwardPass(by_uid(samples, hidden_ND, dim=0), heads[view.source], view.weight, against)
+
+
+def sampled_hidden(
+    policy: Policy, prompts: Sequence[TokenIds], samples: Sequence[TrainingSample], tokens: int | None = None
+) -> Tensor:
+    """hidden_ND of the positions that predict the sampled tokens of each sample, read behind these prompts in batches
+    of at most `tokens` tokens."""
+    read = [sample.continuation() for sample in samples]
+    pairs = [(prompt, ids) for prompt, (ids, _) in zip(prompts, read, strict=True)]
+    hidden_ND = policy.answer_hidden(pairs, tokens)
+    if not any(sample.observed for sample in samples):
+        return hidden_ND
+    starts = accumulate((len(ids) for ids, _ in read), initial=0)
+    return hidden_ND[[start + place for start, (_, places) in zip(starts, read, strict=False) for place in places]]
 
 
 @torch.no_grad()
@@ -105,7 +121,7 @@ def behaviour_pass(
     found: dict[str, TokenStats] = {}
     for part in _portions(samples, tokens):
         loss_spec = loss_specs[part[0].spec_index]
-        hidden_ND = policy.answer_hidden([(s.student_prompt_ids, s.completion_ids) for s in part], tokens)
+        hidden_ND = sampled_hidden(policy, [s.student_prompt_ids for s in part], part, tokens)
         reads_teacher = loss_spec.needs_log_ratio
         stats = fused_loss(
             loss_spec,
@@ -171,7 +187,7 @@ def per_token(samples: Sequence[TrainingSample], values: Sequence[float], like: 
     return torch.tensor(repeated, device=like.device)
 
 
-def by_uid(samples: Sequence[TrainingSample], values_N: Tensor) -> dict[str, Tensor]:
-    """The part of each sample, of numbers whose last dimension is N."""
-    rows = torch.split(values_N, [len(s.completion_ids) for s in samples], dim=-1)
+def by_uid(samples: Sequence[TrainingSample], values_N: Tensor, dim: int = -1) -> dict[str, Tensor]:
+    """The part of each sample, of numbers whose dimension `dim` is N."""
+    rows = torch.split(values_N, [len(s.completion_ids) for s in samples], dim=dim)
     return {s.uid: row for s, row in zip(samples, rows, strict=True)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from selfdistill.config import RunConfig
@@ -12,10 +13,11 @@ from selfdistill.losses import LOSS_TERMS
 from selfdistill.methods import Method
 from selfdistill.prompts.context import FIELDS
 from selfdistill.runs import Accuracies, EvalRecord, RolloutRecord, StepRecord, Summary
+from selfdistill.runs.records import TurnRecord
 from selfdistill.training.samples import CreditedRollout, solved
 from selfdistill.training.session import Totals
 from selfdistill.training.update import MEANS, UpdateReport
-from selfdistill.types import DropReason, StopReason, TokenIds
+from selfdistill.types import DropReason, StopReason, TokenIds, Turn
 
 WINDOW = 8  # tokens, at least, with which a token is decoded: some tokenizers drop the first space of a text
 TORN = "\N{REPLACEMENT CHARACTER}"
@@ -71,6 +73,7 @@ def rollout_record(
     first = entry.samples[0] if entry.samples else None
     done, outcome = rollout.completion, rollout.outcome
     sections = {name: getattr(context, name) for name in FIELDS if context and getattr(context, name)}
+    ratios = _log_ratio(entry, log_ratio)
     return RolloutRecord(
         step=step,
         uid=done.uid,
@@ -90,13 +93,32 @@ def rollout_record(
         policy_version=done.policy_version,
         token_ids=done.token_ids,
         logprobs=done.logprobs,
-        log_ratio=log_ratio.get(done.uid, ()),
-        log_ratio_at="step_start" if done.uid in log_ratio else "",
+        log_ratio=ratios,
+        log_ratio_at="step_start" if ratios else "",
         prompt_ids=first.student_prompt_ids if first else rollout.prompt_ids,
         teacher_prompt_ids=first.teacher_prompts[0] if first and first.teacher_prompts else (),
         token_texts=token_texts(tokenizer, done.token_ids),
+        turns=tuple(map(_turn_record, rollout.turns)),
         details=outcome.details if outcome else {},
     )
+
+
+def _log_ratio(entry: CreditedRollout, log_ratio: Mapping[str, tuple[float, ...]]) -> tuple[float, ...]:
+    """log q − log p of every sampled token of a rollout; empty where it was not distilled."""
+    uid, turns = entry.rollout.completion.uid, entry.rollout.turns
+    if not turns:
+        return log_ratio.get(uid, ())
+    by_turn = any(f"{uid}@{number}" in log_ratio for number in range(len(turns)))
+    parts = {f"{uid}@{number}": len(turn.completion.token_ids) for number, turn in enumerate(turns)}
+    if not by_turn:
+        parts = {sample.uid: len(sample.completion_ids) for sample in entry.samples}
+    found = [log_ratio.get(name, (0.0,) * length) for name, length in parts.items()]
+    return tuple(chain(*found)) if parts.keys() & log_ratio.keys() else ()
+
+
+def _turn_record(turn: Turn) -> TurnRecord:
+    done, observation = turn.completion, tuple((message.role, message.content) for message in turn.observation)
+    return TurnRecord(turn.read, done.text, len(done.token_ids), str(done.stop), turn.fresh, observation)
 
 
 def token_texts(tokenizer: Any, ids: TokenIds) -> tuple[str, ...]:

@@ -5,12 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from itertools import chain, islice
 from types import MappingProxyType
-from typing import TypeAlias
 
-from selfdistill.envs.base import Environment, Fault, score_all
+from selfdistill.envs.base import ConversationEnvironment, Environment, ScoringEnvironment, score_all
 from selfdistill.errors import ConfigError
 from selfdistill.methods.base import Credit, CreditOrDrop, Method, credits_of
 from selfdistill.models.policy import Policy
@@ -18,9 +17,19 @@ from selfdistill.models.sampler import SamplingOptions, sample
 from selfdistill.plugins import their_code
 from selfdistill.prompts.render import Renderer
 from selfdistill.prompts.stages import Attempts, FixedCompletion, Request, Stage
-from selfdistill.types import Completion, Context, DropReason, Rollout, RolloutGroup, Task, TokenIds, TrainingSample
+from selfdistill.training.conversations import Sampler, converse, history_of, with_result
+from selfdistill.types import (
+    Completion,
+    Context,
+    DropReason,
+    Message,
+    Rollout,
+    RolloutGroup,
+    Task,
+    TokenIds,
+    TrainingSample,
+)
 
-Sampler: TypeAlias = Callable[..., list[Completion]]
 SOLVED = 0.5  # reward from which an answer counts as solved
 
 
@@ -55,6 +64,7 @@ def roll_out(
     rendered = cache(renderer.prompt)  # rollouts of a group have the same prompt
     labels = [f"{label}-{place}" for place in range(len(tasks))] if isinstance(label, str) else label
     groups = [RolloutGroup(task, ()) for task in tasks]
+    draw = partial(sampler or sample, policy, options=options, seed=seed, version=version)
 
     def planned(place: int, number: int, stage: str, want: Request) -> Rollout:
         """A requested rollout before anything is sampled. A fixed completion is complete; a prompt that does not fit,
@@ -81,25 +91,44 @@ def roll_out(
             for number, want in enumerate(wanted[place])
         ]
         open_ = [n for n, rollout in enumerate(added) if rollout.outcome is None and rollout.drop is None]
-        prompt_ids, uids = [added[n].prompt_ids for n in open_], [added[n].completion.uid for n in open_]
-        completions = (sampler or sample)(policy, prompt_ids, options, seed=seed, uids=uids, version=version)
-        for n, completion in zip(open_, completions, strict=True):
-            opened = renderer.opened(added[n].prompt_ids)  # thinking never closed would pass for an answer
-            added[n] = replace(added[n], completion=replace(completion, text=opened + completion.text))
-        scored = [getattr(want, "scored", True) for want in chain(*wanted)]
-        to_score = [n for n in open_ if scored[n]]
-        results = score_all(env, [(added[n].task, added[n].completion) for n in to_score], seed=seed)
-        for n, result in zip(to_score, results, strict=True):
-            if isinstance(result, Fault):
-                added[n] = replace(added[n], drop=result.drop, fault=result.text)
-            else:
-                added[n] = replace(added[n], outcome=result)
+        todo = [added[n] for n in open_]
+        if isinstance(env, ConversationEnvironment):
+            made = converse(draw, env, renderer, options, todo, seed=seed)
+        else:
+            scored = [getattr(want, "scored", True) for want in chain(*wanted)]
+            made = _answered(draw, env, renderer, todo, [scored[n] for n in open_], seed=seed)
+        for n, rollout in zip(open_, made, strict=True):
+            added[n] = rollout
         rest = iter(added)
         groups = [
             replace(group, rollouts=(*group.rollouts, *islice(rest, len(own))))
             for group, own in zip(groups, wanted, strict=True)
         ]
     return groups
+
+
+def _answered(
+    draw: Sampler,
+    env: ScoringEnvironment,
+    renderer: Renderer,
+    planned: Sequence[Rollout],
+    scored: Sequence[bool],
+    *,
+    seed: int,
+) -> list[Rollout]:
+    """The planned rollouts with their completions, and outcomes where these are `scored`."""
+    prompts, uids = [rollout.prompt_ids for rollout in planned], [rollout.completion.uid for rollout in planned]
+    completions = draw(prompts, uids=uids)
+    done = [
+        # Thinking that was opened by the prompt and never closed would pass for an answer.
+        replace(rollout, completion=replace(found, text=renderer.opened(rollout.prompt_ids) + found.text))
+        for rollout, found in zip(planned, completions, strict=True)
+    ]
+    to_score = [place for place, wanted in enumerate(scored) if wanted]
+    results = score_all(env, [(done[place].task, done[place].completion) for place in to_score], seed=seed)
+    for place, result in zip(to_score, results, strict=True):
+        done[place] = with_result(done[place], result)
+    return done
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +181,72 @@ def replay_sample(rollout: Rollout, weight: float) -> TrainingSample:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Sampled tokens behind one prompt: a whole answer, a segment of a conversation, or a turn of it. `write` gives the
+    teacher's prompt with a context, `observed` is that of a training sample."""
+
+    prompt: TokenIds
+    ids: TokenIds
+    logprobs: tuple[float, ...]
+    write: Callable[[Context], TokenIds]
+    observed: tuple[tuple[int, TokenIds], ...] = ()
+
+
+def _parts(rollout: Rollout, turn: int | None, renderer: Renderer) -> list[_Part]:
+    """One turn of a rollout, or all that was sampled: an answer, or the segments of a conversation, between which the
+    template wrote the history anew.
+
+    The teacher reads a context of the whole in the question, and that of a turn in the last message before it. All
+    other ids are those that the student read.
+    """
+    question, turns = rollout.task.messages, rollout.turns
+    if turn is not None and turns:
+        return [_turn(rollout, turn, renderer)]
+
+    def in_question(history: tuple[Message, ...]) -> Callable[[Context], TokenIds]:
+        return lambda context: renderer.prompt((*renderer.messages(question, context), *history))
+
+    done = rollout.completion
+    if not turns:
+        return [_Part(rollout.prompt_ids, done.token_ids, done.logprobs, in_question(()))]
+    found: list[_Part] = []
+    starts = [number for number, each in enumerate(turns) if each.fresh]
+    for start, stop in zip(starts, (*starts[1:], len(turns)), strict=True):
+        ids, logprobs, observed = TokenIds(), tuple[float, ...](), list[tuple[int, TokenIds]]()
+        for each in turns[start:stop]:
+            observed += [] if each.fresh else [(len(ids), each.read)]
+            ids, logprobs = ids + each.completion.token_ids, logprobs + each.completion.logprobs
+        found.append(_Part(turns[start].read, ids, logprobs, in_question(history_of(rollout, start)), tuple(observed)))
+    return found
+
+
+def _turn(rollout: Rollout, number: int, renderer: Renderer) -> _Part:
+    """One turn of a conversation, whose prompt is all that was read before it."""
+    turns, own, before = rollout.turns, rollout.turns[number], TokenIds()
+    question = rollout.messages or rollout.task.messages
+    if own.fresh:
+        messages = (*question, *history_of(rollout, number))
+
+        def write(context: Context) -> TokenIds:
+            return renderer.prompt(renderer.messages(messages, context))
+    else:
+        start = max(n for n in range(number) if turns[n].fresh)
+        before = sum((each.read + each.completion.token_ids for each in turns[start:number]), TokenIds())
+        messages, last = (*question, *history_of(rollout, number - 1)), turns[number - 1]
+
+        def write(context: Context) -> TokenIds:
+            added = renderer.extension(messages, last.completion, renderer.messages(last.observation, context))
+            assert added is not None, "the student's prompt extends the one before"
+            return before + added
+
+    return _Part(before + own.read, own.completion.token_ids, own.completion.logprobs, write)
+
+
+def _suffix(credit: int, part: int) -> str:
+    return (f"+{credit}" if credit else "") + (f"/{part}" if part else "")
+
+
 def _credited(rollout: Rollout, entry: CreditOrDrop, renderer: Renderer) -> CreditedRollout:
     """The samples of one rollout: one for each credit that fits. The policy gradient and the reference divergence need
     no teacher; a divergence from the teacher needs its prompt, and so does a student that reads the context."""
@@ -163,16 +258,25 @@ def _credited(rollout: Rollout, entry: CreditOrDrop, renderer: Renderer) -> Cred
     samples: list[TrainingSample] = []
     read: list[Context | None] = []  # by the teacher, for each sample
     any_cut, lost = False, 0
-    for number, credit in enumerate(credits):
-        answer = renderer.answer(credit.text) if credit.text else done.token_ids
-        student = renderer.prompt(credit.question) if credit.question else rollout.prompt_ids
+    learned = {credit.turn for credit in credits}  # of a conversation: None for all turns
+    lengths = [len(turn.completion.token_ids) for turn in rollout.turns]
+    tokens = sum(length for number, length in enumerate(lengths) if learned & {number, None})
+    parts = [
+        (done.uid + (f"@{credit.turn}" if credit.turn is not None else _suffix(number, place)), credit, part)
+        for number, credit in enumerate(credits)
+        for place, part in enumerate(_parts(rollout, credit.turn, renderer))
+    ]
+    for uid, credit, part in parts:
+        answer = renderer.answer(credit.text) if credit.text else part.ids
+        student = renderer.prompt(credit.question) if credit.question else part.prompt
+        length = len(answer) + sum(len(ids) for _, ids in part.observed)
         contexts = (credit.context, *credit.against) if credit.context else credit.against
-        written = [renderer.teacher_prompt(rollout.task.messages, c, len(answer)) for c in contexts]
+        written = [renderer.fitted(part.write, context, length) for context in contexts]
         fitting = [found for found in written if not isinstance(found, DropReason)]
         fits = len(fitting) == len(written)  # a mixture, or a contrast, of fewer contexts would be another one
         lost += not fits
         alone = bool(credit.advantage or credit.reference) and not credit.student_reads_context
-        if len(student) + len(answer) > renderer.context_length or not (fits or alone):
+        if len(student) + length > renderer.context_length or not (fits or alone):
             lost += fits
             continue
         prompts = tuple(ids for ids, *_ in fitting) if fits else ()
@@ -181,15 +285,15 @@ def _credited(rollout: Rollout, entry: CreditOrDrop, renderer: Renderer) -> Cred
         any_cut |= fits and any(cut for *_, cut in fitting)
         if credit.student_reads_context:
             student, teacher = teacher[0], (student,)
-        sampled_here = not credit.text and student == rollout.prompt_ids
+        sampled_here = not credit.text and student == part.prompt
         read.append(credit.context if fits else None)
         samples.append(
             TrainingSample(
-                uid=f"{done.uid}+{number}" if number else done.uid,
+                uid=uid,
                 student_prompt_ids=student,
                 teacher_prompts=teacher,
                 completion_ids=answer,
-                sampled_logprobs=done.logprobs if sampled_here or credit.correct else (),
+                sampled_logprobs=part.logprobs if sampled_here or credit.correct else (),
                 against_prompts=against,
                 live=credit.student_reads_context,
                 advantage=credit.advantage,
@@ -198,6 +302,8 @@ def _credited(rollout: Rollout, entry: CreditOrDrop, renderer: Renderer) -> Cred
                 spec_index=credit.spec_index,
                 spans=credit.spans,
                 context_kind=read[-1].kind if read[-1] else "none",
+                observed=part.observed,
+                answer_tokens=tokens,
             )
         )
     if not samples and credits:

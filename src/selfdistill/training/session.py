@@ -14,11 +14,11 @@ from torch import Tensor
 from selfdistill.config import RunConfig
 from selfdistill.data.load import question_rows
 from selfdistill.data.tasks import all_usable, check_conversations, fitting_tasks, note_shared
-from selfdistill.envs.base import Environment, tasks_of
+from selfdistill.envs.base import ConversationEnvironment, Environment, tasks_of
 from selfdistill.errors import ConfigError, RunError
 from selfdistill.files import read_text
 from selfdistill.losses import LossSpec
-from selfdistill.methods import Method
+from selfdistill.methods import METHODS, Method
 from selfdistill.models.checkpoint import Resumable, load_newest, save_checkpoint
 from selfdistill.models.load import load_policy, load_tokenizer
 from selfdistill.models.policy import Policy
@@ -26,12 +26,13 @@ from selfdistill.models.teacher import Frozen, Live, Other, Teacher, TeacherRule
 from selfdistill.plugins import seed_global
 from selfdistill.prompts.context import Instruction, teacher_messages
 from selfdistill.prompts.render import Renderer
-from selfdistill.prompts.stages import examples
+from selfdistill.prompts.stages import Attempts, examples
 from selfdistill.runs import RunDir
 from selfdistill.runs.environment import describe_environment
 from selfdistill.runs.events import Callback, Note, Phase
-from selfdistill.types import Context, Message, Task
+from selfdistill.types import Completion, Context, Message, Task
 
+EXAMPLE_TURN = ([Message("user", "A question.")], Completion("", "An answer."), [Message("user", "A reply.")])
 NO_ISOLATION = "none: this environment runs no programs"
 
 
@@ -181,6 +182,8 @@ def open_session(config: RunConfig, callback: Callback, *, learns: bool = False)
         _check_sampling(config, method)
         seed_global(config.seed)
     env = config.make_env()
+    if method is not None:
+        _check_turns(config, method, env)
     callback(Phase("reading the tasks"))
     tasks = config.tasks_of(env)
     usable = all_usable(env, tasks, config.data if config.values.tasks is None else "")
@@ -190,6 +193,8 @@ def open_session(config: RunConfig, callback: Callback, *, learns: bool = False)
             Note("the sapling understands the coined-verb environment alone; for other tasks name a model with --model")
         )
     renderer = _renderer(policy.tokenizer, policy.context_length, config, callback)
+    if isinstance(env, ConversationEnvironment) and renderer.extension(*EXAMPLE_TURN) is None:
+        callback(Note("the chat template writes earlier turns anew: each turn is a prompt of its own (a segment)"))
     longest = config.context.max_prompt_tokens
     tasks = fitting_tasks(tasks, renderer, longest, callback)
     limit, rollouts = config.evaluation.tasks, config.evaluation.rollouts
@@ -263,6 +268,22 @@ def _check_sampling(config: RunConfig, method: Method) -> None:
             why="those of a truncated or greedy choice are not the model's, and the ratio would be left out",
             do="sample with top_p=1 and a temperature above 0",
         )
+
+
+def _check_turns(config: RunConfig, method: Method, env: Environment) -> None:
+    """Raises `ConfigError` where a method does not learn from the conversations of an environment."""
+    if isinstance(env, ConversationEnvironment) and not _learns_turns(method):
+        learning = ", ".join(sorted(name for name, kind in METHODS.items() if _learns_turns(kind())))
+        raise ConfigError(
+            f"the method {config.method.name!r} does not learn from conversations of several turns",
+            got=f"the environment {env.name!r}",
+            why="it does not say what every turn reads, or samples more than attempts",
+            do=f"choose one of {learning}, or an environment of one turn",
+        )
+
+
+def _learns_turns(method: Method) -> bool:
+    return method.takes_turns and method.stages == (Attempts(),)
 
 
 def _teacher_rule(config: RunConfig, method: Method) -> TeacherRule:

@@ -43,6 +43,7 @@ from selfdistill.training.forward import (
     by_uid,
     per_token,
     reference_pass,
+    sampled_hidden,
     teacher_pass,
     teacher_states,
 )
@@ -120,7 +121,7 @@ def update_all(
             for entry in entries
             for s in entry.samples
         ]
-        used = [len(entry.samples[0].completion_ids) for entry in entries if entry.samples]
+        used = [whole_length(entry.samples[0]) for entry in entries if entry.samples]
         dropped = [len(entry.rollout.completion.token_ids) for entry in entries if not entry.samples]
         if samples:
             shares.append((samples, denominators(used, dropped, count_dropped=method.count_dropped)))
@@ -195,13 +196,18 @@ def token_weights(
     weights: dict[str, Tensor] = {}
     for own, divisor in shares:
         lengths = [len(s.completion_ids) for s in own]
-        shares_N = reduction_weights(lengths, reduction, divisor) * counted(own)
+        shares_N = reduction_weights(lengths, reduction, divisor, [whole_length(s) for s in own]) * counted(own)
         for s, share_T in zip(own, torch.split(shares_N, lengths), strict=True):
             credit_3T = torch.tensor([[s.distil], [s.advantage], [s.reference]]).float().repeat(1, len(share_T))
             if s.uid in weighed:
                 credit_3T[:2] = weighed[s.uid]
             weights[s.uid] = share_T * credit_3T
     return weights, dict(memory), numbers
+
+
+def whole_length(sample: TrainingSample) -> int:
+    """Sampled tokens of the answer that the sample is, or is a part of."""
+    return sample.answer_tokens or len(sample.completion_ids)
 
 
 def _weighs_tokens(spec: LossSpec, sample: TrainingSample) -> bool:
@@ -273,7 +279,7 @@ def micro_batches(samples: Sequence[TrainingSample], tokens: int) -> list[list[T
     batches = []
     for index in sorted({s.spec_index for s in samples}):
         own = [s for s in samples if s.spec_index == index]
-        lengths = [len(s.student_prompt_ids) + len(s.completion_ids) for s in own]
+        lengths = [len(s.student_prompt_ids) + len(s.continuation()[0]) for s in own]
         batches += [[own[place] for place in bucket] for bucket in length_buckets(lengths, tokens)]
     return batches
 
@@ -286,7 +292,7 @@ def _known(rows: Mapping[str, Tensor]) -> dict[str, tuple[float, ...]]:
 def _backward(policy: Policy, loss_spec: LossSpec, batch: UpdateBatch, part: Sequence[TrainingSample]) -> FusedResult:
     """Adds the gradient of one micro-batch. Log-probabilities are NaN for tokens that were not sampled from their
     prompt: there is no policy to correct for."""
-    hidden_ND = policy.answer_hidden([(s.student_prompt_ids, s.completion_ids) for s in part])
+    hidden_ND = sampled_hidden(policy, [s.student_prompt_ids for s in part], part)
     device = hidden_ND.device
     old_N = sampled_N = reference = None
     if batch.old_logprobs is not None:

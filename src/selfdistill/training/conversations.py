@@ -1,0 +1,122 @@
+"""Conversations: turns are sampled together, the environment answers, and what it answers is read before the next."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias
+
+from selfdistill.envs.base import ConversationEnvironment, Fault, Scored, guarded
+from selfdistill.envs.turns import finish, step_all
+from selfdistill.models.kept_states import KeptStates
+from selfdistill.models.sampler import SamplingOptions
+from selfdistill.prompts.render import Renderer
+from selfdistill.types import Completion, DropReason, Message, Observation, Rollout, StopReason, TokenIds, Turn
+
+Sampler: TypeAlias = Callable[..., list[Completion]]
+"""Completions of prompts, named by `uids`; as `models.sampler.sample` without its first parameter and its options."""
+
+
+@dataclass(slots=True)
+class _Conversation:
+    """A rollout whose turns are being sampled. `ids` are those of the next prompt, of which `read` were added last."""
+
+    rollout: Rollout
+    messages: tuple[Message, ...]
+    state: Any
+    ids: TokenIds
+    read: TokenIds
+    fresh: bool = True
+    turns: list[Turn] = field(default_factory=list)
+
+
+def converse(
+    draw: Sampler,
+    env: ConversationEnvironment,
+    renderer: Renderer,
+    options: SamplingOptions,
+    planned: Sequence[Rollout],
+    *,
+    seed: int,
+) -> list[Rollout]:
+    """The planned rollouts with their turns and outcomes, in order. An error of the environment drops its conversation
+    alone.
+
+    A conversation ends with an outcome; where it has `options.turns` turns or `options.conversation_tokens` tokens; and
+    where the observation leaves no room in the context, as one that the length cut off (`StopReason.LENGTH`).
+    """
+    kept, ended = KeptStates(options.batch_tokens), dict[str, Rollout]()
+    open_: list[_Conversation] = []
+    for rollout in planned:
+        state = guarded(lambda task=rollout.task: env.start(task), DropReason.ENV_RAISED)  # type: ignore[misc]
+        if isinstance(state, Fault):
+            ended[rollout.completion.uid] = with_result(rollout, state)
+        else:
+            messages = rollout.messages or rollout.task.messages
+            open_.append(_Conversation(rollout, messages, state, rollout.prompt_ids, rollout.prompt_ids))
+    for number in range(options.turns):
+        uids = [f"{talk.rollout.completion.uid}{f'.{number}' if number else ''}" for talk in open_]
+        names = [talk.rollout.completion.uid for talk in open_]
+        prompts = [talk.ids for talk in open_]
+        found = draw(prompts, uids=uids, kept=kept, threads=names)
+        done = [
+            replace(completion, text=renderer.opened(talk.read) + completion.text)
+            for talk, completion in zip(open_, found, strict=True)
+        ]
+        states = {uid: talk.state for uid, talk in zip(uids, open_, strict=True)}
+        pairs = [(talk.rollout.task, completion) for talk, completion in zip(open_, done, strict=True)]
+        going: list[_Conversation] = []
+        for talk, completion, result in zip(open_, done, step_all(env, pairs, states, seed=seed), strict=True):
+            observed = result.messages if isinstance(result, Observation) else ()
+            talk.turns.append(Turn(talk.read, completion, observed, talk.fresh))
+            if isinstance(result, Observation):
+                if number + 1 < options.turns and _reads(talk, result, renderer, options):
+                    going.append(talk)
+                    continue
+                result = finish(env, talk.state, result)
+            ended[talk.rollout.completion.uid] = _ended(talk, result)
+        open_ = going
+        if not open_:
+            break
+    return [ended[rollout.completion.uid] for rollout in planned]
+
+
+def _reads(talk: _Conversation, observation: Observation, renderer: Renderer, options: SamplingOptions) -> bool:
+    """Adds the observation to the next prompt; False where there is no room for it or for another turn."""
+    last = talk.turns[-1].completion
+    added = renderer.extension(talk.messages, last, observation.messages)
+    talk.messages = (*talk.messages, Message("assistant", last.text), *observation.messages)
+    talk.fresh = added is None
+    if added is None:
+        talk.ids = talk.read = renderer.prompt(talk.messages)
+    else:
+        talk.read = added
+        talk.ids = (*talk.ids, *last.token_ids, *added)
+    if len(talk.ids) >= renderer.context_length:
+        talk.turns[-1] = replace(talk.turns[-1], completion=replace(last, stop=StopReason.LENGTH))
+        return False
+    return len(talk.ids) - len(talk.rollout.prompt_ids) < options.conversation_tokens
+
+
+def _ended(talk: _Conversation, result: Scored) -> Rollout:
+    sampled, rollout = [turn.completion for turn in talk.turns], talk.rollout
+    whole = replace(
+        sampled[-1],
+        uid=rollout.completion.uid,
+        token_ids=tuple(token for completion in sampled for token in completion.token_ids),
+        logprobs=tuple(logprob for completion in sampled for logprob in completion.logprobs),
+    )
+    return with_result(replace(rollout, completion=whole, turns=tuple(talk.turns) if len(sampled) > 1 else ()), result)
+
+
+def with_result(rollout: Rollout, result: Scored) -> Rollout:
+    """The rollout with its outcome, or dropped for a fault."""
+    if isinstance(result, Fault):
+        return replace(rollout, drop=result.drop, fault=result.text)
+    return replace(rollout, outcome=result)
+
+
+def history_of(rollout: Rollout, number: int) -> tuple[Message, ...]:
+    """What was written after the question of a conversation and before its turn `number`."""
+    turns = rollout.turns[:number]
+    return tuple(m for turn in turns for m in (Message("assistant", turn.completion.text), *turn.observation))
