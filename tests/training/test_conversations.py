@@ -139,13 +139,13 @@ def test_faults_cost_their_conversation_alone(policy: Policy, renderer: Renderer
         time.sleep(5)
         return Outcome(1.0)
 
-    failing = {"1-0-0.1": lambda: 1 / 0, "1-0-1": lambda: 3, "1-0-2.2": hang}
+    failing = {"1-0-0.1": lambda: 1 / 0, "1-0-1": lambda: "3", "1-0-2.2": hang}
     found = talks(policy, renderer, Talk(failing=failing)).rollouts
     reasons = [DropReason.ENV_RAISED, DropReason.BAD_OUTCOME, DropReason.ENV_TIMEOUT, None]
     assert [rollout.drop for rollout in found] == reasons
     assert [len(rollout.turns) for rollout in found] == [2, 0, 3, 3]
     assert "ZeroDivisionError" in found[0].fault
-    assert "3" in found[1].fault
+    assert "'3'" in found[1].fault
 
 
 def test_budgets_end_a_conversation_with_what_the_environment_observed_last(policy: Policy, renderer: Renderer) -> None:
