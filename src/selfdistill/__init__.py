@@ -15,6 +15,7 @@ from selfdistill.types import (
     Context,
     DropReason,
     Message,
+    Observation,
     Outcome,
     Rollout,
     RolloutGroup,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from selfdistill.config import RunConfig, load_config
     from selfdistill.data.load import load_data
     from selfdistill.envs.rewards import RewardFunctions
+    from selfdistill.envs.turns import RepeatedAttempts
     from selfdistill.losses import Additive, LossSpec, SampledToken, Tanh, divergence, fused_loss
     from selfdistill.methods import GRPO, SDPO, Credit, Method
     from selfdistill.models.load import LoraOptions, load_policy
@@ -63,10 +65,12 @@ __all__ = [
     "Message",
     "Method",
     "Note",
+    "Observation",
     "Outcome",
     "Phase",
     "Policy",
     "Prompt",
+    "RepeatedAttempts",
     "RewardFunctions",
     "Rollout",
     "RolloutGroup",
@@ -121,6 +125,7 @@ _HOMES = {
     "losses": "Additive SampledToken LossSpec Tanh divergence fused_loss",
     "data.load": "load_data",
     "envs.rewards": "RewardFunctions",
+    "envs.turns": "RepeatedAttempts",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 
