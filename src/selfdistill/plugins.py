@@ -78,7 +78,7 @@ def import_extra(module: str, extra: str, use: str) -> Any:
     try:
         return import_module(module)
     except ImportError as error:
-        what = f"{use} needs the package {module.partition('.')[0]}, which is not installed"
+        what = f"{use} needs the package {(error.name or module).partition('.')[0]}, which is not installed"
         raise ConfigError(what, got=error, do=f"pip install 'selfdistill[{extra}]'") from error
 
 

@@ -222,7 +222,7 @@ def test_a_file_of_the_name_comes_before_the_hub(tmp_path: Path, monkeypatch: py
 @pytest.mark.parametrize(("source", "package"), [("openai/gsm8k", "datasets"), ("rows.parquet", "pyarrow")])
 def test_a_missing_extra_is_named(source: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> None:
-        raise ModuleNotFoundError(f"No module named {name!r}")
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
     monkeypatch.setattr(plugins, "import_module", missing)
     with pytest.raises(ConfigError, match=rf"(?s){source} needs the package {package}.*install 'selfdistill.datasets"):

@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import copy_context
 from dataclasses import asdict
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 from selfdistill.errors import ConfigError, nearest
+from selfdistill.plugins import import_extra
 from selfdistill.runs import Callback, EvalEnd, EvalRecord, Event, RunEnd, RunStart, StepEnd, StepRecord, saved_config
 from selfdistill.runs.store import write_atomic
 
@@ -55,11 +55,7 @@ class Tracker:
     """Base of the trackers: one `begin` a run, and the values of each step."""
 
     def __init__(self, module: str, extra: str) -> None:
-        try:
-            self.package: Any = import_module(module)
-        except ImportError as error:
-            do = f"pip install 'selfdistill[{extra}]'"
-            raise ConfigError(f"{extra} is not installed", got=error, do=do) from error
+        self.package = import_extra(module, extra, f"the tracker {extra}")
         self.runs: dict[str, Any] = {}
 
     def __call__(self, event: Event) -> None:
