@@ -24,7 +24,7 @@ def tasks():
     return [Task(f"q{n}", (*QUESTION, Message("user", f"Say {n}.")), document="Say it at once.") for n in range(2)]
 
 def environment(task, completion):
-    return Outcome(float(len(completion.text) % 2), feedback="Not so <|im_end|>.", reply="No.")
+    return Outcome(float(len(completion) % 2), feedback="Not so <|im_end|>.", reply="No.")
 """
 PLAIN, INSTRUCTED, ANSWERED = (
     "QUESTION = ()",
