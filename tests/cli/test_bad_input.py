@@ -155,5 +155,5 @@ def test_a_contest_that_no_way_could_begin_leaves_nothing_behind(folder: Path, m
     arms = "compare --arm best-of-k --env world.py:environment --out contested --seeds 1 --budget 1 --model folder"
     result = runner.invoke(app, shlex.split(arms), env={"COLUMNS": "200"})
     assert result.exit_code == 2
-    assert "not a model directory" in result.stderr
+    assert "a model directory has config.json" in result.stderr
     assert not (folder / "contested").exists()
