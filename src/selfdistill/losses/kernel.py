@@ -28,7 +28,7 @@ from torch import Tensor
 from selfdistill.losses.divergences import GradientNumerator, ReverseKL
 from selfdistill.losses.head import Head, HeadGradients, accumulation_dtype, widened
 from selfdistill.losses.policy_gradient import importance_weight, probability_ratio
-from selfdistill.losses.spec import LOSS_TERMS, Inputs, LossSpec, LossTerm, TokenStats, TokenWeights, check_inputs
+from selfdistill.losses.spec import LOSS_TERMS, KernelCall, LossSpec, LossTerm, TokenStats, TokenWeights, check_call
 from selfdistill.losses.support import BucketedDistribution
 from selfdistill.losses.teacher_mixture import TeacherStates
 
@@ -80,39 +80,37 @@ def fused_loss(
     own_reference = None if reference is None else passes.pop()
     dtype = accumulation_dtype(torch.promote_types(hidden_ND.dtype, own.weight_VD.dtype))
     blank_N = torch.full((len(hidden_ND),), torch.nan, dtype=dtype, device=hidden_ND.device)
-    inputs = Inputs(
+    stats = {f.name: blank_N.clone() for f in fields(TokenStats)} | {"clipped_N": blank_N > 0}
+    call = KernelCall(
         loss_spec, hidden_ND.detach(), own, tokens_N, weights, passes, own_reference,
         old_logprobs_N=blank_N if old_logprobs_N is None else old_logprobs_N,
         sampler_logprobs_N=blank_N if sampler_logprobs_N is None else sampler_logprobs_N,
         given_N=torch.zeros_like(blank_N) if given_N is None else given_N,
+        stats=TokenStats(**stats),
+        terms={name: blank_N.new_zeros(()) for name in LOSS_TERMS},
     )  # fmt: skip
-    check_inputs(inputs)
+    check_call(call)
     gradients, on_cpu = HeadGradients(hidden_ND, head), hidden_ND.device.type == "cpu"
     rows = chunk or max(_FEWEST_ROWS, (_ENTRIES_CPU if on_cpu else _ENTRIES) // own.vocabulary)
     with torch.no_grad(), torch.autocast(hidden_ND.device.type, enabled=False):
-        stats = {f.name: blank_N.clone() for f in fields(TokenStats)} | {"clipped_N": blank_N > 0}
-        losses = {name: blank_N.new_zeros(()) for name in LOSS_TERMS}
-        sums = FusedResult(blank_N.new_zeros(()), TokenStats(**stats), losses)
         # Fresh memory comes from the operating system page by page; an accelerator keeps it.
         size = min(len(hidden_ND), rows)
         rooms = [torch.empty(size, own.vocabulary, dtype=dtype) for _ in range(2 if on_cpu else 0)]
-        for part, terms in _plan(inputs, rows):
-            _work(inputs, part, terms, rooms, gradients, sums)
-        loss = torch.stack(list(losses.values())).sum()
-    return replace(sums, loss=gradients.attach(loss))
+        for part, terms in _plan(call, rows):
+            _work(call, part, terms, rooms, gradients)
+        loss = torch.stack(list(call.terms.values())).sum()
+    return FusedResult(gradients.attach(loss), call.stats, call.terms)
 
 
-def _plan(inputs: Inputs, size: int) -> list[tuple[slice, Terms]]:
+def _plan(call: KernelCall, size: int) -> list[tuple[slice, Terms]]:
     """The positions of each chunk, and the terms that have weight there; one chunk when there are no positions."""
-    weights, positions = inputs.weights, len(inputs.hidden_ND)
-    terms: dict[Callable[[Chunk, Tensor], None], Tensor | None] = {
+    weights, positions = call.weights, len(call.hidden_ND)
+    terms = {
         distil: weights.distil_N,
-        reference_kl: weights.reference_N if inputs.loss_spec.reference.coefficient > 0 else None,
+        reference_kl: weights.reference_N if call.loss_spec.reference.coefficient > 0 else None,
         policy_gradient: weights.advantage_N,
     }
-    chunks: list[tuple[slice, Terms]] = [
-        (slice(start, min(start + size, positions)), {}) for start in range(0, max(positions, 1), size)
-    ]
+    chunks = [(slice(start, min(start + size, positions)), Terms()) for start in range(0, max(positions, 1), size)]
     for term, weight_N in terms.items():
         if weight_N is not None and positions:
             active = torch.stack([part.any() for part in torch.split(weight_N != 0, size)]).tolist()  # one transfer
@@ -121,23 +119,16 @@ def _plan(inputs: Inputs, size: int) -> list[tuple[slice, Terms]]:
     return chunks
 
 
-def _work(
-    inputs: Inputs,
-    rows: slice,
-    terms: Terms,
-    rooms: Sequence[Tensor],
-    gradients: HeadGradients,
-    sums: FusedResult,
-) -> None:
+def _work(call: KernelCall, rows: slice, terms: Terms, rooms: Sequence[Tensor], gradients: HeadGradients) -> None:
     """Adds all terms of one chunk. `rooms` [≥ C, V] are for the logits of student and teacher."""
-    spec, head, hidden_CD = inputs.loss_spec, inputs.head, inputs.hidden_ND[rows]
+    spec, head, hidden_CD = call.loss_spec, call.head, call.hidden_ND[rows]
     room_CV, teacher_room_CV = [room[: len(hidden_CD)] for room in rooms] or (None, None)
     student_CV, teacher_CV, reference_CV = head.logits(hidden_CD, room_CV), None, None
     if distil in terms:
-        passes = [each.at(rows) for each in inputs.teacher]
+        passes = [each.at(rows) for each in call.teacher]
         teacher_CV = spec.mixture.logits(passes, student_CV, spec.temperature, teacher_room_CV)
-    if reference_kl in terms and inputs.reference is not None:
-        reference_CV = inputs.reference.head.logits(inputs.reference.hidden_ND[rows])
+    if reference_kl in terms and call.reference is not None:
+        reference_CV = call.reference.head.logits(call.reference.hidden_ND[rows])
     needs_gradient = bool(terms) and gradients.needed
     count = len(hidden_CD)
     size = max(1, _ENTRIES_CACHED // head.vocabulary) if hidden_CD.device.type == "cpu" else max(1, count)
@@ -146,7 +137,7 @@ def _work(
         at = slice(rows.start + block.start, rows.start + block.stop)
         logits_CV = student_CV[block]
         others = (None if x is None else x[block] for x in (teacher_CV, reference_CV))
-        chunk = Chunk(inputs, at, sums, logits_CV, *others)
+        chunk = Chunk(call, at, logits_CV, *others)
         for term, weight_N in terms.items():
             term(chunk, weight_N[at].to(chunk.logprobs_C))
         if needs_gradient:
@@ -161,22 +152,15 @@ def _work(
 
 
 class Chunk:
-    """Some positions: the numbers that all terms read, the `sums` over all positions that they add to, and their
-    `numerators` with weights [C, 1]."""
+    """Some positions of a call: the numbers that all terms read, and their `numerators` with weights [C, 1]."""
 
     def __init__(
-        self,
-        inputs: Inputs,
-        rows: slice,
-        sums: FusedResult,
-        student_CV: Tensor,
-        teacher_CV: Tensor | None,
-        reference_CV: Tensor | None,
+        self, call: KernelCall, rows: slice, student_CV: Tensor, teacher_CV: Tensor | None, reference_CV: Tensor | None
     ) -> None:
         """From the logits of these positions; those of the teacher are at the temperature already. A ratio whose other
         side is unknown compares a number with itself and is exactly 1."""
-        spec, stats = inputs.loss_spec, sums.stats
-        self.inputs, self.rows, self.sums, self.tokens_C = inputs, rows, sums, inputs.tokens_N[rows]
+        spec, stats = call.loss_spec, call.stats
+        self.call, self.rows, self.tokens_C = call, rows, call.tokens_N[rows]
         self.numerators: list[tuple[GradientNumerator, Tensor]] = []
         if spec.temperature != 1.0:
             student_CV = student_CV / spec.temperature
@@ -188,9 +172,9 @@ class Chunk:
         self.reference = None if reference_CV is None else BucketedDistribution.of(reference_CV / spec.temperature)
 
         self.logprobs_C = logprobs_C = self.student.logprobs(self.tokens_C)
-        old_C = inputs.old_logprobs_N[rows].to(logprobs_C)
+        old_C = call.old_logprobs_N[rows].to(logprobs_C)
         self.old_logprobs_C = old_C = torch.where(old_C.isnan(), logprobs_C, old_C)
-        sampler_C = inputs.sampler_logprobs_N[rows].to(logprobs_C)
+        sampler_C = call.sampler_logprobs_N[rows].to(logprobs_C)
         sampler_C = torch.where(sampler_C.isnan(), old_C, sampler_C)
         sampler_ratio_C, cap = probability_ratio(old_C, sampler_C), spec.ratio.sampler_ratio
         self.sampler_weight_C = importance_weight(old_C, sampler_C, cap)
@@ -201,12 +185,12 @@ class Chunk:
 
     def add(self, name: LossTerm, value_C: Tensor, weight_C: Tensor) -> None:
         """Adds to the loss; a position without weight adds nothing, whatever its value."""
-        self.sums.terms[name].add_(torch.where(weight_C != 0, weight_C * value_C, 0.0).sum())
+        self.call.terms[name].add_(torch.where(weight_C != 0, weight_C * value_C, 0.0).sum())
 
 
 def distil(chunk: Chunk, distil_C: Tensor) -> None:
     """distil · r1 · r2 · D(p, q): the divergence from the teacher. Clipping acts on the numerator alone."""
-    spec, stats, rows = chunk.inputs.loss_spec, chunk.sums.stats, chunk.rows
+    spec, stats, rows = chunk.call.loss_spec, chunk.call.stats, chunk.rows
     assert chunk.teacher is not None
     compared = spec.support.compare(chunk.student, chunk.teacher, chunk.tokens_C, spec.divergence, spec.clipping)
     cap, distilled_C = spec.ratio.policy_ratio, distil_C != 0
@@ -223,24 +207,24 @@ def distil(chunk: Chunk, distil_C: Tensor) -> None:
 def policy_gradient(chunk: Chunk, advantage_C: Tensor) -> None:
     """r2 · PG(advantage): F = −∂loss/∂log p(y) on the sampled token, 0 elsewhere. For a token that was not sampled the
     ratio is 1 by definition, and the value with this gradient is the cross-entropy −advantage · log p(y)."""
-    given_C = chunk.inputs.given_N[chunk.rows].to(advantage_C)
-    policy = chunk.inputs.loss_spec.policy
+    given_C = chunk.call.given_N[chunk.rows].to(advantage_C)
+    policy = chunk.call.loss_spec.policy
     loss_C, slope_C, clipped_C = policy.term(chunk.logprobs_C, chunk.old_logprobs_C, advantage_C)
     chunk.add("surrogate", loss_C, chunk.sampler_weight_C * (1 - given_C))
     chunk.add("cross_entropy", -chunk.logprobs_C, advantage_C * given_C)
     numerator = GradientNumerator(-slope_C[:, None], chunk.tokens_C[:, None])
     chunk.numerators.append((numerator, chunk.sampler_weight_C[:, None]))
-    chunk.sums.stats.clipped_N[chunk.rows] |= clipped_C
+    chunk.call.stats.clipped_N[chunk.rows] |= clipped_C
 
 
 def reference_kl(chunk: Chunk, reference_C: Tensor) -> None:
     """coefficient · reference · KL(p‖p_ref), on the sampled positions as they are: no importance weight."""
     assert chunk.reference is not None
-    weight_C = chunk.inputs.loss_spec.reference.coefficient * reference_C
+    weight_C = chunk.call.loss_spec.reference.coefficient * reference_C
     value_C, numerator_CV = ReverseKL().evaluate(chunk.student.log_p(), chunk.reference.log_p())
     chunk.add("reference_kl", value_C, weight_C)
     chunk.numerators.append((GradientNumerator(numerator_CV), weight_C[:, None]))
-    chunk.sums.stats.reference_N[chunk.rows] = torch.where(weight_C != 0, value_C, torch.nan)
+    chunk.call.stats.reference_N[chunk.rows] = torch.where(weight_C != 0, value_C, torch.nan)
 
 
 Terms: TypeAlias = dict[Callable[[Chunk, Tensor], None], Tensor]

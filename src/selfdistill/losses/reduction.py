@@ -13,12 +13,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from selfdistill.errors import ConfigError, check_choice
+from selfdistill.errors import ConfigError
 
 REWARD_TOLERANCE = 1e-6
 """Rewards this close to each other are equal, relative to the larger one where that is above 1. The sum of a thousand
@@ -85,9 +85,10 @@ def reduction_weights(
 
     Raises `ConfigError` for an unknown reduction or an answer without tokens.
     """
-    check_choice("reduction", how, get_args(Reduction))
     if any(length <= 0 for length in lengths):
         raise ConfigError("an answer without tokens has no mean", got=list(lengths), do="drop empty completions before")
-    total = {"sequence-mean": over.answers, "token-mean": over.tokens, "sum": 1}[how]
-    each = [1 / (total * (length if how == "sequence-mean" else 1)) for length in wholes or lengths]
+    totals = {"sequence-mean": over.answers, "token-mean": over.tokens, "sum": 1}
+    if how not in totals:
+        raise ConfigError("unknown reduction", got=repr(how), do=f"one of {', '.join(totals)}")
+    each = [1 / (totals[how] * (length if how == "sequence-mean" else 1)) for length in wholes or lengths]
     return torch.tensor(each, dtype=torch.float32).repeat_interleave(torch.tensor(lengths, dtype=torch.long))

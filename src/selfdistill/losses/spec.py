@@ -1,5 +1,5 @@
-"""The parts of a loss: `LossSpec` holds one choice for each, `Inputs` the tensors of one call of the kernel, which
-`check` inspects.
+"""The parts of a loss: `LossSpec` holds one choice for each, `KernelCall` the tensors of one call of the kernel, which
+`check_call` inspects.
 
 Legend: N answer positions, D hidden size; p student, q teacher, y sampled.
 """
@@ -135,8 +135,9 @@ class TokenStats:
 
 
 @dataclass(frozen=True, slots=True)
-class Inputs:
-    """The arguments of `fused_loss`, cut off from the graph; log-probabilities that are not given are NaN."""
+class KernelCall:
+    """The arguments of `fused_loss`, cut off from the graph, log-probabilities that are not given NaN; and the numbers
+    that it fills in."""
 
     loss_spec: LossSpec
     hidden_ND: Tensor
@@ -148,20 +149,22 @@ class Inputs:
     old_logprobs_N: Tensor
     sampler_logprobs_N: Tensor
     given_N: Tensor
+    stats: TokenStats
+    terms: dict[LossTerm, Tensor]
 
 
-def check_inputs(inputs: Inputs) -> None:
+def check_call(call: KernelCall) -> None:
     """Raises `ConfigError` when shapes disagree, a term lacks an input, or a teacher cannot be formed."""
-    spec, weights, size = inputs.loss_spec, inputs.weights, (len(inputs.hidden_ND), inputs.head.vocabulary)
+    spec, weights, size = call.loss_spec, call.weights, (len(call.hidden_ND), call.head.vocabulary)
     per_token = {f.name: getattr(weights, f.name) for f in fields(TokenWeights)}
-    per_token |= {f.name: getattr(inputs, f.name) for f in fields(Inputs) if f.name.endswith("_N")}
-    per_token |= {f"teacher[{index}].present_N": each.present_N for index, each in enumerate(inputs.teacher)}
+    per_token |= {f.name: getattr(call, f.name) for f in fields(KernelCall) if f.name.endswith("_N")}
+    per_token |= {f"teacher[{index}].present_N": each.present_N for index, each in enumerate(call.teacher)}
     wrong = {name: tuple(x.shape) for name, x in per_token.items() if x is not None and x.shape != size[:1]}
     if wrong:
         what, do = f"one number per position is needed: shape {size[:1]}", "concatenate them as the hidden states are"
         raise ConfigError(what, got=wrong, do=do)
-    reference = [] if inputs.reference is None else [inputs.reference]
-    for each in (*inputs.teacher, *reference):
+    reference = [] if call.reference is None else [call.reference]
+    for each in (*call.teacher, *reference):
         if (len(each.hidden_ND), each.head.vocabulary) != size:
             got, why = (f"{n} positions of {v} tokens" for n, v in ((len(each.hidden_ND), each.head.vocabulary), size))
             what = "a teacher's pass must have the student's positions and vocabulary"
@@ -169,7 +172,7 @@ def check_inputs(inputs: Inputs) -> None:
     if any(each.against or each.present_N is not None for each in reference):
         got = "a reference with `against` or `present_N`"
         raise ConfigError("the reference must cover every position", got=got, do="pass TeacherStates(hidden_ND, head)")
-    wanted, against = ([each for each in inputs.teacher if each.against == side] for side in (False, True))
+    wanted, against = ([each for each in call.teacher if each.against == side] for side in (False, True))
     _check_weights(wanted, against)
     distils = weights.distil_N is not None and bool((weights.distil_N != 0).any())
     has_reference = spec.reference.coefficient > 0

@@ -20,16 +20,14 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 def pick_device(name: str) -> torch.device:
     """`auto`: the first of CUDA, MPS and CPU that is available. Raises `ConfigError` for a device that is not."""
     cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    available = {"cuda": cuda, "mps": int(torch.backends.mps.is_available()), "cpu": 1}
+    counts = {"cuda": cuda, "mps": int(torch.backends.mps.is_available()), "cpu": 1}
+    here = [kind for kind, count in counts.items() if count]
     if name == "auto":
-        return torch.device(next(kind for kind, count in available.items() if count))
-    kind = name.split(":")[0]
-    if kind not in available:
-        raise ConfigError("this is not a device a model can run on", got=name, do=nearest(kind, [*available, "auto"]))
-    index = name.removeprefix(kind).removeprefix(":") or "0"
-    if not index.isdigit() or int(index) >= available[kind]:
-        here = ", ".join(kind for kind, count in available.items() if count)
-        raise ConfigError("this machine does not have that device", got=name, why=f"it has {here}", do="use auto")
+        return torch.device(here[0])
+    if name not in (*here, *(f"{kind}:{number}" for kind in here for number in range(counts[kind]))):
+        kind = name.split(":")[0]
+        do = "use auto" if kind in counts else nearest(kind, [*counts, "auto"])
+        raise ConfigError("this machine does not have that device", got=name, why=f"it has {', '.join(here)}", do=do)
     return torch.device(name)
 
 
