@@ -26,7 +26,6 @@ from selfdistill.losses import (
     TopK,
     divergence,
     fused_loss,
-    token_logprobs,
 )
 
 Outcomes = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -356,12 +355,14 @@ def test_a_negative_reference_coefficient_is_refused() -> None:
 
 def test_logprobs_and_entropy_are_those_of_the_update() -> None:
     case = textbook.problem(bias=True, softcap=3.0)
-    logprobs, entropy = token_logprobs(case.hidden_ND, case.head, case.tokens_N, temperature=0.7, chunk=4)
+    spec, ones = LossSpec(temperature=0.7), torch.ones(6).double()
+    stats = run(case, spec, [], weights=TokenWeights(), chunk=4).stats
+    logprobs, entropy = stats.logprobs_N, stats.entropy_N
     p = textbook.probabilities(case.hidden_ND, case.head, 0.7)
     torch.testing.assert_close(logprobs, p.log().gather(-1, case.tokens_N[:, None])[:, 0].detach())
     torch.testing.assert_close(entropy, -(p * p.log()).sum(-1).detach())
     assert not logprobs.requires_grad
-    update = fused_loss(LossSpec(temperature=0.7), case.hidden_ND, case.head, case.tokens_N, TokenWeights(), chunk=4)
+    update = run(case, spec, weights=TokenWeights(ones, ones), chunk=4)
     assert torch.equal(update.stats.logprobs_N, logprobs)
 
 

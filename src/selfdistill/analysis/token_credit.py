@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from selfdistill.errors import DataError
-from selfdistill.losses import token_logprobs
+from selfdistill.losses import LossSpec, TokenWeights, fused_loss
 from selfdistill.losses.teacher_mixture import log_probs
 from selfdistill.models.policy import Policy
 from selfdistill.prompts.render import Renderer
@@ -132,8 +132,8 @@ def _logprobs(policy: Policy, prompt: TokenIds, answers: Sequence[TokenIds], tem
     """logprobs_N of each answer after one prompt."""
     hidden_ND = policy.answer_hidden([(prompt, answer) for answer in answers])
     tokens_N = torch.tensor([token for answer in answers for token in answer], device=hidden_ND.device)
-    logprobs_N, _ = token_logprobs(hidden_ND, policy.head().detached(), tokens_N, temperature)
-    return list(torch.split(logprobs_N.double().cpu(), [len(answer) for answer in answers]))
+    found = fused_loss(LossSpec(temperature=temperature), hidden_ND, policy.head(), tokens_N, TokenWeights())
+    return list(torch.split(found.stats.logprobs_N.double().cpu(), [len(answer) for answer in answers]))
 
 
 def _odds(read: Sequence[Tensor]) -> float:

@@ -9,7 +9,7 @@
 from selfdistill.losses.clipping import Clip, Clipping, Relative, Tanh
 from selfdistill.losses.divergences import ClippedForwardKL, Divergence, ForwardKL, JensenShannon, ReverseKL, divergence
 from selfdistill.losses.head import Head
-from selfdistill.losses.kernel import FusedResult, fused_loss, token_logprobs
+from selfdistill.losses.kernel import FusedResult, fused_loss
 from selfdistill.losses.policy_gradient import PolicyGradient, RatioCaps, ReferenceKL
 from selfdistill.losses.reduction import Denominators, Reduction, denominators, equal_rewards, group_advantages
 from selfdistill.losses.schedules import Constant, EntropyGate, Linear, Trapezoid
@@ -82,6 +82,5 @@ __all__ = [
     "equal_rewards",
     "fused_loss",
     "group_advantages",
-    "token_logprobs",
     "weigh_tokens",
 ]

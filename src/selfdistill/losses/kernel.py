@@ -229,12 +229,3 @@ def reference_kl(chunk: Chunk, reference_C: Tensor) -> None:
 
 Terms: TypeAlias = dict[Callable[[Chunk, Tensor], None], Tensor]
 """Functions of this file, each with its weights of all positions [N]."""
-
-
-@torch.no_grad()
-def token_logprobs(
-    hidden_ND: Tensor, head: Head, tokens_N: Tensor, temperature: float = 1.0, chunk: int | None = None
-) -> tuple[Tensor, Tensor]:
-    """(log π(y) [N], entropy [N]) in nats at this temperature: what an update calls the old log-probabilities."""
-    stats = fused_loss(LossSpec(temperature=temperature), hidden_ND, head, tokens_N, TokenWeights(), chunk=chunk).stats
-    return stats.logprobs_N, stats.entropy_N

@@ -125,7 +125,7 @@ class Contrast(TeacherMixture):
         if not any(each.covered().any() for each in against):
             return alone_CV
         contrasted_C = torch.stack([each.covered() for each in against]).any(0)
-        difference_CV = log_wanted_CV.sub(log_probs(_mean_logits(against, temperature), 1.0)).mul_(self.strength)
+        difference_CV = log_wanted_CV.sub(_mean_log_probs(against, temperature)).mul_(self.strength)
         anchor_CV = alone_CV
         if self.anchor == "student":
             anchor_CV = student_CV if temperature == 1.0 else student_CV / temperature
@@ -138,18 +138,14 @@ def log_probs(logits_NV: Tensor, temperature: float) -> Tensor:
     return BucketedDistribution.of(logits_NV if temperature == 1.0 else logits_NV / temperature).log_p()
 
 
-def _mean_logits(passes: Passes, temperature: float) -> Tensor:
-    """log Σ_j w_j softmax(z_j / temperature) of the passes that cover each position, plus the first one's normaliser.
-    Formed in logs, where small probabilities keep their digits; equal passes give that pass's logits exactly."""
+def _mean_log_probs(passes: Passes, temperature: float) -> Tensor:
+    """log Σ_j w_j softmax(z_j / temperature) of the passes that cover each position. Formed in logs, where small
+    probabilities keep their digits; equal passes give that pass exactly."""
     steps = _steps(passes)
-    mean_CV = next(steps)[0].div_(temperature)
-    first_C1 = mean_CV.logsumexp(-1, keepdim=True)
+    mean_CV = log_probs(next(steps)[0], temperature)
     for logits_CV, share in steps:
-        other_CV = logits_CV.div_(temperature)
+        other_CV = log_probs(logits_CV, temperature)
         share_C1 = torch.as_tensor(share, dtype=mean_CV.dtype, device=mean_CV.device)
-        own_C1 = other_CV.logsumexp(-1, keepdim=True)
-        first_C1 = torch.where(share_C1 == 1, own_C1, first_C1)  # no earlier pass covers this position
-        other_CV = other_CV - (own_C1 - first_C1)
         both_CV = torch.logaddexp(mean_CV + torch.log1p(-share_C1), other_CV + share_C1.log())
         mean_CV = torch.where(mean_CV == other_CV, mean_CV, both_CV)
     return mean_CV
