@@ -145,7 +145,11 @@ def test_a_row_needs_calls_as_its_answer() -> None:
     ]
     for answer in [*bad, [{"Action": 1, "Action_Input": {}}], [{"Action": "a", "Action_Input": "{"}], None]:
         assert "expected a list of" in env.unusable(row(answer)), answer
-    assert env.unusable(row(gold(("a", {})))) == ""
+    for answer in (gold(("a", {})), [{"Action": "a", "Action_Input": " "}]):
+        assert env.unusable(row(answer)) == ""
+        assert reward(env, answer, "Action: a") == 1
+    broken = [{"Action": "a", "Action_Input": "{"}]
+    assert reward(environment("tools-text", scorer="published"), broken, "Action: a") == 1
 
 
 def test_every_row_of_toolalpaca_can_be_solved_but_for_two_by_the_published_scorer() -> None:

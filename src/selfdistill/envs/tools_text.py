@@ -70,9 +70,23 @@ class ToolsTextEnvironment(RowsEnvironment[tuple[Call, ...]]):
             calls = decode_json(value) if isinstance(value, str) else value
             if not isinstance(calls, list) or not calls:
                 refuse_answer(task, expected, value)
-            return tuple(_gold_call(call) for call in calls)
+            return tuple(self._gold_call(call) for call in calls)
         except (BadJson, TypeError, KeyError):
             refuse_answer(task, expected, value)
+
+    def _gold_call(self, call: Any) -> Call:
+        """One call of a row; a blank input has no arguments. Raises `BadJson`, `KeyError`, `TypeError`."""
+        name, arguments = call["Action"], call["Action_Input"]
+        if isinstance(arguments, str):
+            try:
+                arguments = decode_json(arguments) if arguments.strip() else {}
+            except BadJson:
+                if not self.published:
+                    raise
+                arguments = {}
+        if not isinstance(name, str) or not name.removeprefix(OPTIONAL) or not isinstance(arguments, dict):
+            raise TypeError("an action is a name and an object")
+        return Call(name, arguments)
 
     def written(self, gold: tuple[Call, ...]) -> str:
         """All calls, optional ones too."""
@@ -165,15 +179,6 @@ def _take(names: Counter[str], name: str) -> bool:
     there = names[name] > 0
     names[name] -= there
     return there
-
-
-def _gold_call(call: Any) -> Call:
-    """One call of a row. Raises `BadJson`, `KeyError`, `TypeError`."""
-    name, arguments = call["Action"], call["Action_Input"]
-    arguments = decode_json(arguments) if isinstance(arguments, str) else arguments
-    if not isinstance(name, str) or not name.removeprefix(OPTIONAL) or not isinstance(arguments, dict):
-        raise TypeError("an action is a name and an object")
-    return Call(name, arguments)
 
 
 def _published(gold: tuple[Call, ...], text: str) -> Mark:
