@@ -90,7 +90,7 @@ FEEDBACK: list[tuple[dict[str, Any], Any, str, str]] = [
     ({"compare": "json"}, {"a": 1}, "{a", "The answer is no JSON that can be used: not JSON, Expecting property name "
      "enclosed in double quotes, column 2."),
     ({"compare": "json"}, {"a": 1, "b": 2, "c": 3}, '{"a": 9, "d": 2, "c": 3}',
-     "The JSON is readable, these keys are wrong. Wrong value: a. Not expected: d. Missing: 1."),
+     "The JSON is readable, these keys are wrong. Wrong value: a. Not needed: d. Missing: 1."),
     ({"compare": "json"}, [1], "[2]", "The JSON is readable, its value is wrong."),
     ({"compare": "number", "feedback": "No, not {answer}. {reason}"}, "5", "7", "No, not 7. The number 7 is wrong."),
     ({"feedback": ""}, "5", "7", ""),

@@ -5,16 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from selfdistill.envs.rows import (
-    Mark,
-    RowsEnvironment,
-    ScorerOptions,
-    answer_of,
-    answer_text,
-    clipped,
-    missing,
-    refuse_answer,
-)
+from selfdistill.envs.rows import Mark, RowsEnvironment, ScorerOptions, clipped
 from selfdistill.errors import option
 from selfdistill.types import Task
 
@@ -51,16 +42,13 @@ class ChoiceEnvironment(RowsEnvironment[str]):
     one gives no feedback, and its metric `incorrect_format` is 1 where the format is right.
     """
 
-    name = "choice"
-
-    def __init__(self, options: ChoiceOptions | None = None) -> None:
-        super().__init__(options or ChoiceOptions())
+    name, defaults = "choice", ChoiceOptions()
 
     def gold(self, task: Task) -> str:
         """The letter. Raises `DataError`."""
         expected = "one capital letter"
-        letter = answer_text(task, answer_of(task), expected)
-        return letter if _LETTER.fullmatch(letter) else refuse_answer(task, expected, letter)
+        letter = self.text(task, self.answer(task), expected)
+        return letter if _LETTER.fullmatch(letter) else self.refuse(task, expected, letter)
 
     def written(self, gold: str) -> str:
         """The letter in its tag."""
@@ -80,7 +68,7 @@ class ChoiceEnvironment(RowsEnvironment[str]):
             return Mark("wrong", f"{answer} is not the right answer.", answer, bad_format=not tagged)
         form = "Put the letter of your choice alone, as a capital, between <answer> and </answer>."
         if not tagged:
-            return missing(f"No complete <answer> tag was found. {form}", cut, answer)
-        return missing(
+            return Mark.missing(f"No complete <answer> tag was found. {form}", cut, answer)
+        return Mark.missing(
             f"The <answer> tag holds {clipped(repr(answer))}, not one capital letter alone. {form}", False, answer
         )

@@ -13,16 +13,7 @@ from importlib import import_module
 from importlib.util import find_spec
 
 from selfdistill.envs.limited import LimitedCall
-from selfdistill.envs.rows import (
-    Mark,
-    RowsEnvironment,
-    ScorerOptions,
-    answer_of,
-    answer_text,
-    clipped,
-    missing,
-    refuse_answer,
-)
+from selfdistill.envs.rows import Mark, RowsEnvironment, ScorerOptions, clipped
 from selfdistill.envs.text import whole_number
 from selfdistill.errors import ConfigError, option
 from selfdistill.types import Task
@@ -63,26 +54,26 @@ class MathsEnvironment(RowsEnvironment[str]):
     silent about a wrong answer in a box.
     """
 
-    name = "maths"
+    name, defaults = "maths", MathsOptions()
+    options: MathsOptions
 
     def __init__(self, options: MathsOptions | None = None) -> None:
-        options = options or MathsOptions()
         super().__init__(options)
-        if options.equivalence and find_spec("math_verify") is None:
+        if self.options.equivalence and find_spec("math_verify") is None:
             raise ConfigError(
                 "the environment maths needs the package math-verify, which is not installed",
                 do="pip install 'selfdistill[maths]', or compare numbers and texts alone: env.equivalence=false",
             )
-        compare = LimitedCall(f"{__name__}:equivalent", options.limit_s)
-        self._equivalent = lru_cache(CACHED)(compare) if options.equivalence else None  # a policy repeats itself
+        compare = LimitedCall(f"{__name__}:equivalent", self.options.limit_s)
+        self._equivalent = lru_cache(CACHED)(compare) if self.options.equivalence else None  # a policy repeats itself
 
     def gold(self, task: Task) -> str:
         """The final answer. Raises `DataError`."""
-        whole = answer_text(task, answer_of(task))
+        whole = self.text(task, self.answer(task))
         final = whole.rpartition("####")[2].strip()
         boxed = last_boxed(final)
         final = final if boxed is None else boxed
-        return final or refuse_answer(task, "a final answer", whole)
+        return final or self.refuse(task, "a final answer", whole)
 
     def written(self, gold: str) -> str:
         """The answer in a box."""
@@ -94,7 +85,7 @@ class MathsEnvironment(RowsEnvironment[str]):
             return self._published(gold, text[-PUBLISHED_CHARACTERS:], cut)
         answer = (last_boxed(text) or "").strip()
         if not answer:
-            return missing(f"No complete \\boxed{{…}} was found. {_FORM}", cut)
+            return Mark.missing(f"No complete \\boxed{{…}} was found. {_FORM}", cut)
         number, expected = plain_number(answer), plain_number(gold)
         same = answer == gold or (number is not None and number == expected)
         compared = same or self._equal(self.written(gold), self.written(answer))
@@ -104,12 +95,9 @@ class MathsEnvironment(RowsEnvironment[str]):
 
     def _published(self, gold: str, end: str, cut: bool) -> Mark:
         answer = last_boxed(end[max(0, end.rfind(r"\boxed{")) :], _PUBLISHED_BRACES) or ""
-        right = bool(answer) and (answer == gold or bool(self._equal(gold, answer)))
-        feedback = "" if answer else _PUBLISHED_FORMAT
-        return Mark(
-            "none" if right else "wrong" if answer else "missing", _PUBLISHED_CUT if cut else feedback, answer,
-            bad_format=not answer,
-        )  # fmt: skip
+        failure = "missing" if not answer else "none" if answer == gold or self._equal(gold, answer) else "wrong"
+        feedback = _PUBLISHED_CUT if cut else "" if answer else _PUBLISHED_FORMAT
+        return Mark(failure, feedback, answer, bad_format=not answer)
 
     def _equal(self, gold: str, answer: str) -> bool | None:
         """What math-verify says; None where it takes too long."""

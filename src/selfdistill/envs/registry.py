@@ -11,9 +11,10 @@ from selfdistill.envs.choice import ChoiceEnvironment, ChoiceOptions
 from selfdistill.envs.code import CodeEnvironment
 from selfdistill.envs.maths import MathsEnvironment, MathsOptions
 from selfdistill.envs.rewards import as_environment
+from selfdistill.envs.rows import ScorerOptions
 from selfdistill.envs.scoring import CodeOptions
 from selfdistill.envs.text import TextEnvironment, TextOptions
-from selfdistill.envs.tools_text import ToolsTextEnvironment, ToolsTextOptions
+from selfdistill.envs.tools_text import ToolsTextEnvironment
 from selfdistill.envs.turns import RepeatedAttempts
 from selfdistill.envs.verbs.env import VerbsEnvironment, VerbsOptions
 from selfdistill.errors import ConfigError, nearest
@@ -35,7 +36,7 @@ ENVIRONMENTS: Mapping[str, Entry] = {
     "code": Entry(CodeEnvironment, CodeOptions, lambda options, seed: CodeEnvironment(options)),
     "choice": Entry(ChoiceEnvironment, ChoiceOptions, lambda options, seed: ChoiceEnvironment(options)),
     "maths": Entry(MathsEnvironment, MathsOptions, lambda options, seed: MathsEnvironment(options)),
-    "tools-text": Entry(ToolsTextEnvironment, ToolsTextOptions, lambda options, seed: ToolsTextEnvironment(options)),
+    "tools-text": Entry(ToolsTextEnvironment, ScorerOptions, lambda options, seed: ToolsTextEnvironment(options)),
     "text": Entry(TextEnvironment, TextOptions, lambda options, seed: TextEnvironment(options)),
 }
 

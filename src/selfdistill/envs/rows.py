@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Generic, Literal, NoReturn, TypeVar
+from typing import Any, ClassVar, Generic, Literal, NoReturn, TypeVar
 
 from selfdistill.envs.base import Pair, Scored, guarded
 from selfdistill.envs.compare import same_value
@@ -57,15 +57,21 @@ class Mark:
     answer: str = ""
     bad_format: bool = False
 
+    @classmethod
+    def missing(cls, feedback: str, cut: bool, answer: str = "") -> Mark:
+        """The mark of a text from which no answer could be read, and why."""
+        return cls("missing", CUT_OFF if cut else feedback, answer, bad_format=True)
+
 
 class RowsEnvironment(ABC, Generic[G]):
     """Scores answers to rows by their column `answer`."""
 
     name = "rows"
+    defaults: ClassVar[RowsOptions] = RowsOptions()
 
-    def __init__(self, options: RowsOptions) -> None:
-        self.options = options
-        self.published = isinstance(options, ScorerOptions) and options.scorer == "published"
+    def __init__(self, options: RowsOptions | None = None) -> None:
+        self.options = options or self.defaults
+        self.published = getattr(self.options, "scorer", "corrected") == "published"
 
     @abstractmethod
     def gold(self, task: Task) -> G:
@@ -116,48 +122,40 @@ class RowsEnvironment(ABC, Generic[G]):
             reply="" if right else task.user_reply,
         )
 
+    def answer(self, task: Task) -> Any:
+        """The column `answer` of a row. Raises `DataError` naming the nearest column."""
+        if "answer" not in task.spec:
+            raise DataError(
+                f"task {task.id!r} has no column 'answer'",
+                got=f"columns {', '.join(task.spec) or '(none)'}"[:300],
+                why=nearest("answer", task.spec) if task.spec else "",
+                do='name the column of the expected answer: answer="…", or columns.answer=… on the command line',
+            )
+        return task.spec["answer"]
+
+    def text(self, task: Task, value: Any, expected: str = "text or a number") -> str:
+        """An expected answer as text without white space around it. Raises `DataError` for a blank one."""
+        if isinstance(value, bool) or not isinstance(value, str | int | float) or not str(value).strip():
+            self.refuse(task, expected, value)
+        return str(value).strip()
+
+    def refuse(self, task: Task, expected: str, got: object) -> NoReturn:
+        """Raises `DataError` for an expected answer that cannot be used."""
+        what = f"task {task.id!r}: column 'answer': expected {expected}"
+        raise DataError(what, got=clipped(repr(got)), why="every answer would fail")
+
     def score_batch(self, pairs: Sequence[Pair]) -> list[Scored]:
         """One outcome a pair, in order; a `Fault` for an answer that cannot be scored."""
         return [guarded(partial(self.score, *pair)) for pair in pairs]
 
 
-def missing(feedback: str, cut: bool, answer: str = "") -> Mark:
-    """The mark of a text from which no answer could be read, and why."""
-    return Mark("missing", CUT_OFF if cut else feedback, answer, bad_format=True)
-
-
-def answer_of(task: Task) -> Any:
-    """The column `answer` of a row. Raises `DataError` naming the nearest column."""
-    if "answer" not in task.spec:
-        raise DataError(
-            f"task {task.id!r} has no column 'answer'",
-            got=f"columns {', '.join(task.spec) or '(none)'}"[:300],
-            why=nearest("answer", task.spec) if task.spec else "",
-            do='name the column of the expected answer: answer="…", or columns.answer=… on the command line',
-        )
-    return task.spec["answer"]
-
-
-def refuse_answer(task: Task, expected: str, got: object) -> NoReturn:
-    """Raises `DataError` for an expected answer that cannot be used."""
-    raise DataError(
-        f"task {task.id!r}: column 'answer': expected {expected}",
-        got=clipped(repr(got)),
-        why="every answer would fail",
-    )
-
-
-def answer_text(task: Task, value: Any, expected: str = "text or a number") -> str:
-    """An expected answer as text without white space around it. Raises `DataError` for a blank one."""
-    if isinstance(value, bool) or not isinstance(value, str | int | float) or not str(value).strip():
-        refuse_answer(task, expected, value)
-    return str(value).strip()
-
-
-def differing(got: Mapping[str, Any], expected: Mapping[str, Any]) -> tuple[list[str], list[str], list[str]]:
-    """The keys with another value, those that should not be there, and those that are missing."""
+def differing(got: Mapping[str, Any], expected: Mapping[str, Any], *, named: bool) -> str:
+    """Which keys have another value, should not be there, or are missing; those are `named`, or only counted."""
     wrong = [key for key in got if key in expected and not same_value(got[key], expected[key])]
-    return wrong, [key for key in got if key not in expected], [key for key in expected if key not in got]
+    spare, lacking = ([key for key in one if key not in other] for one, other in ((got, expected), (expected, got)))
+    missing = ", ".join(lacking) if named else str(len(lacking) or "")
+    parts = {"Wrong value": ", ".join(wrong), "Not needed": ", ".join(spare), "Missing": missing}
+    return " ".join(f"{title}: {text}." for title, text in parts.items() if text)
 
 
 def clipped(text: str, limit: int = MAX_SHOWN) -> str:

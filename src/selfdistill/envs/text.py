@@ -12,17 +12,7 @@ from typing import Any, Literal
 
 from selfdistill.envs.compare import same_value
 from selfdistill.envs.limited import LimitedCall
-from selfdistill.envs.rows import (
-    Mark,
-    RowsEnvironment,
-    RowsOptions,
-    answer_of,
-    answer_text,
-    clipped,
-    differing,
-    missing,
-    refuse_answer,
-)
+from selfdistill.envs.rows import Mark, RowsEnvironment, RowsOptions, clipped, differing
 from selfdistill.envs.scoring import fenced_blocks
 from selfdistill.errors import ConfigError, nearest, option
 from selfdistill.files import BadJson, decode_json
@@ -68,29 +58,29 @@ class TextEnvironment(RowsEnvironment[Any]):
     limit of its own, since one of the data may take for ever.
     """
 
-    name = "text"
+    name, defaults = "text", TextOptions()
     options: TextOptions
 
     def __init__(self, options: TextOptions | None = None) -> None:
-        super().__init__(options or TextOptions())
+        super().__init__(options)
         self._found = LimitedCall("selfdistill.envs.limited:found", REGEX_S)
 
     def gold(self, task: Task) -> Any:
         """The expected answers; of json, the expected value. Raises `DataError`."""
-        value, compare = answer_of(task), self.options.compare
+        value, compare = self.answer(task), self.options.compare
         if compare == "json":
             try:
                 return decode_json(value) if isinstance(value, str) else value
             except BadJson as error:
-                refuse_answer(task, f"JSON ({error.what}: {error.got})", value)
-        answers = [answer_text(task, one) for one in (value if isinstance(value, list) else [value])]
+                self.refuse(task, f"JSON ({error.what}: {error.got})", value)
+        answers = [self.text(task, one) for one in (value if isinstance(value, list) else [value])]
         if not answers or (compare == "number" and None in map(last_number, answers)):
-            refuse_answer(task, "a number" if answers else "an answer", value)
+            self.refuse(task, "a number" if answers else "an answer", value)
         for answer in answers if compare == "regex" else ():
             try:
                 re.compile(answer)
             except (re.error, RecursionError, OverflowError) as error:
-                refuse_answer(task, f"a regular expression ({error})", value)
+                self.refuse(task, f"a regular expression ({error})", value)
         return answers
 
     def written(self, gold: Any) -> str:
@@ -107,14 +97,12 @@ class TextEnvironment(RowsEnvironment[Any]):
         _, marker, answer = text.rpartition(self.options.after) if self.options.after else ("", "", text)
         answer = answer.strip()
         if self.options.after and not marker:
-            found = missing(f"Write the answer behind {self.options.after!r}, which was not found.", cut, answer)
+            found = Mark.missing(f"Write the answer behind {self.options.after!r}, which was not found.", cut, answer)
         elif not answer:
-            found = missing("The answer is empty.", cut)
+            found = Mark.missing("The answer is empty.", cut)
         else:
-            compare = {"json": _json, "number": self._number, "regex": self._regex}.get(
-                self.options.compare, self._text
-            )
-            found = compare(gold, answer, cut)
+            ways = {"json": _json, "number": self._number, "regex": self._regex}
+            found = ways.get(self.options.compare, self._text)(gold, answer, cut)
         fields = {"reason": found.feedback, "answer": clipped(found.answer)}
         feedback = "" if found.failure == "none" else _FIELD.sub(lambda name: fields[name[1]], self.options.feedback)
         return replace(found, feedback=feedback)
@@ -142,7 +130,7 @@ class TextEnvironment(RowsEnvironment[Any]):
     def _number(self, gold: list[str], answer: str, cut: bool) -> Mark:
         found = last_number(answer)
         if found is None:
-            return missing("No number was found in the answer.", cut, answer)
+            return Mark.missing("No number was found in the answer.", cut, answer)
         known = [number for number in map(last_number, gold) if number is not None]
         right = any(abs(found[0] - value) <= abs(value) * Fraction(self.options.tolerance) for value, _ in known)
         return _compared(right, f"The number {found[1]} is wrong.", found[1])
@@ -153,17 +141,12 @@ def _json(gold: Any, answer: str, cut: bool) -> Mark:
     try:
         found = decode_json(text)
     except BadJson as error:
-        return missing(f"The answer is no JSON that can be used: {error.what}, {error.got}.", cut, text)
+        return Mark.missing(f"The answer is no JSON that can be used: {error.what}, {error.got}.", cut, text)
     if same_value(found, gold):
         return Mark("none", answer=text)
     if not isinstance(found, dict) or not isinstance(gold, dict):
         return Mark("wrong", "The JSON is readable, its value is wrong.", text)
-    wrong, spare, lacking = differing(found, gold)
-    parts = [
-        f"{title}: {', '.join(keys)}." for title, keys in (("Wrong value", wrong), ("Not expected", spare)) if keys
-    ]
-    parts += [f"Missing: {len(lacking)}."] if lacking else []
-    return Mark("wrong", " ".join(["The JSON is readable, these keys are wrong.", *parts]), text)
+    return Mark("wrong", f"The JSON is readable, these keys are wrong. {differing(found, gold, named=False)}", text)
 
 
 def _compared(right: bool, feedback: str, answer: str) -> Mark:

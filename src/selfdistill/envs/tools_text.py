@@ -14,11 +14,10 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from selfdistill.envs.compare import same_value
-from selfdistill.envs.rows import Mark, RowsEnvironment, ScorerOptions, answer_of, differing, missing, refuse_answer
+from selfdistill.envs.rows import Mark, RowsEnvironment, ScorerOptions, differing
 from selfdistill.files import BadJson, decode_json
 from selfdistill.types import Task
 
@@ -44,11 +43,6 @@ class Call(NamedTuple):
         return self.name.removeprefix(OPTIONAL)
 
 
-@dataclass(frozen=True, slots=True)
-class ToolsTextOptions(ScorerOptions):
-    """Options of `tools-text`. Raises `ConfigError`."""
-
-
 class ToolsTextEnvironment(RowsEnvironment[tuple[Call, ...]]):
     """Calls of tools as text: the same names, each as often as in the row's `answer`, and the same merged arguments.
 
@@ -58,21 +52,18 @@ class ToolsTextEnvironment(RowsEnvironment[tuple[Call, ...]]):
     expected calls.
     """
 
-    name = "tools-text"
-
-    def __init__(self, options: ToolsTextOptions | None = None) -> None:
-        super().__init__(options or ToolsTextOptions())
+    name, defaults = "tools-text", ScorerOptions()
 
     def gold(self, task: Task) -> tuple[Call, ...]:
         """The expected calls. Raises `DataError`."""
-        value, expected = answer_of(task), 'a list of {"Action": …, "Action_Input": …}, or its JSON'
+        value, expected = self.answer(task), 'a list of {"Action": …, "Action_Input": …}, or its JSON'
         try:
             calls = decode_json(value) if isinstance(value, str) else value
             if not isinstance(calls, list) or not calls:
-                refuse_answer(task, expected, value)
+                self.refuse(task, expected, value)
             return tuple(self._gold_call(call) for call in calls)
         except (BadJson, TypeError, KeyError):
-            refuse_answer(task, expected, value)
+            self.refuse(task, expected, value)
 
     def _gold_call(self, call: Any) -> Call:
         """One call of a row; a blank input has no arguments. Raises `BadJson`, `KeyError`, `TypeError`."""
@@ -103,26 +94,26 @@ class ToolsTextEnvironment(RowsEnvironment[tuple[Call, ...]]):
         calls = read_calls(text)
         shown = "; ".join(f"{call.name} {json.dumps(call.arguments)}" for call in calls)
         if not calls:
-            return missing(f"No action was found. {_FORM}", cut)
+            return Mark.missing(f"No action was found. {_FORM}", cut)
         fault = next((f"{call.name}: {call.fault}" for call in calls if call.fault), "")
         if fault:
-            return missing(f"The input of an action cannot be read. {fault}. {_FORM}", cut, shown)
-        names = Counter(call.tool for call in calls)
-        required = Counter(call.name for call in gold if not call.name.startswith(OPTIONAL))
-        spare = names - required
-        used = [call for call in gold if not call.name.startswith(OPTIONAL) or _take(spare, call.tool)]
-        lacking = (required - names).total()
+            return Mark.missing(f"The input of an action cannot be read. {fault}. {_FORM}", cut, shown)
+        names, used = Counter(call.tool for call in calls), [call for call in gold if call.name == call.tool]
+        required = Counter(call.tool for call in used)
+        lacking, spare = (required - names).total(), names - required
+        for call in gold:
+            if call.name != call.tool and spare[call.tool] > 0:
+                spare[call.tool] -= 1
+                used.append(call)
         if lacking or spare.total():
-            parts = [f"Not right: {', '.join(spare.elements())}."] if spare.total() else []
-            parts += [f"Missing: {lacking}."] if lacking else []
-            return Mark("wrong", " ".join(["The actions are not those that are needed.", *parts]), shown)
+            wrong = f" Not right: {', '.join(spare.elements())}." if spare.total() else ""
+            few = f" Missing: {lacking}." if lacking else ""
+            return Mark("wrong", f"The actions are not those that are needed.{wrong}{few}", shown)
         got, expected = merged(calls), merged(used)
         if same_value(got, expected) or _same_calls(calls, used):
             return Mark("none", answer=shown)
-        titles = ("Wrong value", "Not needed", "Missing")
-        kinds = zip(titles, differing(got, expected), strict=True)
-        parts = [f"{title}: {', '.join(keys)}." for title, keys in kinds if keys]
-        return Mark("wrong", " ".join(["The actions are right, their arguments are not.", *parts]), shown)
+        which = differing(got, expected, named=True)
+        return Mark("wrong", f"The actions are right, their arguments are not. {which}", shown)
 
 
 def read_calls(text: str) -> list[Call]:
@@ -172,13 +163,6 @@ def _same_calls(calls: Sequence[Call], expected: Sequence[Call]) -> bool:
             return False
         del rest[place]
     return not rest
-
-
-def _take(names: Counter[str], name: str) -> bool:
-    """Takes one of a name away, if there is one."""
-    there = names[name] > 0
-    names[name] -= there
-    return there
 
 
 def _published(gold: tuple[Call, ...], text: str) -> Mark:
