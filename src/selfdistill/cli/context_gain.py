@@ -25,13 +25,8 @@ def print_context_gain(settings: RunConfig) -> None:
         found = measure_context_gain(settings, display)
     typer.echo(f"without any context: {found.bare} on {found.bare.n} answers")
     print_table(HEADER, [gain_row(gain) for gain in found.gains])
-    for gain in found.gains:
-        if gain.against:
-            typer.echo(f"{gain.kind}: {gain.against}")
-    typer.echo(found.decision)
-    if found.caveat:
-        typer.echo(found.caveat)
-    typer.echo(RULE)
+    against = [f"{gain.kind}: {gain.against}" for gain in found.gains if gain.against]
+    typer.echo("\n".join(filter(None, [*against, found.decision, found.caveat, RULE])))
 
 
 def gain_row(gain: ContextGain) -> tuple[str, ...]:

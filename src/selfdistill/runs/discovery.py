@@ -30,10 +30,6 @@ class Independent:
     solved: int
     per: int = 1
 
-    def __post_init__(self) -> None:
-        assert 0 <= self.solved <= self.samples, f"{self.solved} of {self.samples}"
-        assert self.per >= 1
-
     def runs(self, k: int) -> int:
         """Disjoint sets of k samples (or rounds); at least one."""
         return max(1, self.samples // max(1, k * self.per))
@@ -49,10 +45,6 @@ class Sequential:
 
     times: tuple[int | None, ...]
     budget: int
-
-    def __post_init__(self) -> None:
-        assert self.times
-        assert all(time is None or 1 <= time <= self.budget for time in self.times), f"{self.times} in {self.budget}"
 
     def runs(self, k: int) -> int:
         """Seeds, whatever k is."""

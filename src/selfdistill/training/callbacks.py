@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import copy_context
 from dataclasses import asdict
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -54,8 +55,8 @@ def all_of(callbacks: Iterable[Callback], report: Callable[[str], None]) -> Iter
 class Tracker:
     """Base of the trackers: one `begin` a run, and the values of each step."""
 
-    def __init__(self, module: str, extra: str) -> None:
-        self.package = import_extra(module, extra, f"the tracker {extra}")
+    def __init__(self, package: str) -> None:
+        self.package = import_extra(package, package, f"the tracker {package}")
         self.runs: dict[str, Any] = {}
 
     def __call__(self, event: Event) -> None:
@@ -107,7 +108,7 @@ class WandbCallback(Tracker):
     and the project is that of WANDB_PROJECT or "selfdistill". The id in W&B is kept in the run directory."""
 
     def __init__(self, project: str | None = None, name: str | None = None, **init: Any) -> None:
-        super().__init__("wandb", "wandb")
+        super().__init__("wandb")
         project = project or os.environ.get("WANDB_PROJECT", PROJECT)
         self.init = {"project": project, "resume": "allow", "reinit": "create_new", **init}
         self.name = name
@@ -131,7 +132,7 @@ class TrackioCallback(Tracker):
     """Logs to trackio. `init` are arguments of `trackio.init`; by default a run has the name of its directory."""
 
     def __init__(self, project: str = PROJECT, name: str | None = None, **init: Any) -> None:
-        super().__init__("trackio", "trackio")
+        super().__init__("trackio")
         self.init, self.name = {"project": project, **init}, name
 
     def begin(self, start: RunStart, settings: Mapping[str, Any]) -> Any:
@@ -150,13 +151,13 @@ class TensorBoardCallback(Tracker):
     """Logs to TensorBoard, by default into `tensorboard/` in the run directory; several runs get a folder each."""
 
     def __init__(self, log_dir: str | Path | None = None) -> None:
-        super().__init__("torch.utils.tensorboard", "tensorboard")
+        super().__init__("tensorboard")
         self.log_dir = log_dir
 
     def begin(self, start: RunStart, settings: Mapping[str, Any]) -> Any:
         """Opens the log; steps that a resume takes back are purged."""
         folder = start.path / "tensorboard" if self.log_dir is None else Path(self.log_dir) / start.run
-        writer = self.package.SummaryWriter(str(folder), purge_step=start.first_step + 1)
+        writer = import_module("torch.utils.tensorboard").SummaryWriter(str(folder), purge_step=start.first_step + 1)
         writer.add_text("settings", f"```json\n{json.dumps(settings, indent=1)}\n```", start.first_step)
         return writer
 
