@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import date
 from decimal import Decimal
 from itertools import count
@@ -63,6 +64,9 @@ def test_a_prompt_of_messages_an_id_and_keys_within_columns() -> None:
 def test_tasks_pass_through_and_rows_of_programming_tasks_are_recognised() -> None:
     own = Task("own", (Message("user", "?"),), {"answer": 1})
     assert sd.load_data([own]) == [own]
+    for messages in ("?", [Message("user", "?")], ()):
+        with pytest.raises(DataError, match="messages of the task 'own' are no conversation"):
+            sd.load_data([replace(own, messages=messages)])  # type: ignore[arg-type]
     code = {"task_id": 7, "prompt": "Square it.", "test_list": ["assert g(2) == 4"]}
     assert sd.load_data([code])[0].spec["kind"] == "assert"
     (plain,) = sd.load_data([code], answer="test_list")

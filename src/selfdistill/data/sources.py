@@ -12,6 +12,7 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from selfdistill.envs.base import check_conversation
 from selfdistill.errors import DataError, nearest
 from selfdistill.files import BadJson, decode_json, is_whole, json_object, json_value, numbered_lines, read_text
 from selfdistill.plugins import import_extra
@@ -74,6 +75,7 @@ def python_row(row: Any, place: str, *, without: frozenset[str] = frozenset()) -
     """The columns of a row as JSON values: numbers and arrays of numpy, dates and tuples are converted. Raises
     `DataError` naming the column that JSON cannot hold."""
     if isinstance(row, Task):
+        check_conversation(row)
         return row
     if not isinstance(row, Mapping) or not all(isinstance(column, str) for column in row):
         do = "for a table of pandas write table.to_dict('records')"

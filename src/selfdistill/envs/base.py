@@ -31,7 +31,7 @@ from numbers import Real
 from operator import itemgetter
 from typing import Any, Protocol, TypeAlias, TypeVar, get_args, runtime_checkable
 
-from selfdistill.errors import EnvError, SelfDistillError
+from selfdistill.errors import DataError, EnvError, SelfDistillError
 from selfdistill.files import is_whole
 from selfdistill.plugins import seed_global
 from selfdistill.types import Completion, DropReason, Message, Observation, Outcome, Role, Task
@@ -107,7 +107,8 @@ def required(found: T | Fault, what: str = "an answer could not be scored") -> T
 
 
 def tasks_of(env: Environment, split: str) -> list[Task]:
-    """The environment's own tasks of a split; none when it has none. Raises `EnvError` for tasks that are none."""
+    """The environment's own tasks of a split; none when it has none. Raises `EnvError`, `DataError` for tasks
+    that are none."""
     own = getattr(env, "tasks", None)
     if own is None:
         return []
@@ -118,18 +119,20 @@ def tasks_of(env: Environment, split: str) -> list[Task]:
         if not isinstance(task, Task):
             what = f"the environment {env.name!r} has tasks of another type"
             raise EnvError(what, got=repr(task)[:200], do="give Tasks")
-        turns: Any = task.messages
-        if not isinstance(turns, tuple) or not turns or not all(map(is_message, turns)):
-            raise EnvError(
-                f"the environment {env.name!r} has a task whose messages are no conversation",
-                got=repr(turns)[:200],
-                why=f"it is {task.id!r}",
-                do='give a tuple of Messages with text, such as (Message("user", "…"),)',
-            )
+        check_conversation(task)
     name, times = max(Counter(task.id for task in tasks).items(), key=itemgetter(1), default=("", 0))
     if times > 1:
         raise EnvError(f"the environment {env.name!r} has two tasks with one id", got=name, do="give each its own")
     return tasks
+
+
+def check_conversation(task: Task) -> None:
+    """Raises `DataError` for a task whose messages are no tuple of messages."""
+    turns: Any = task.messages
+    if not isinstance(turns, tuple) or not turns or not all(map(is_message, turns)):
+        what = f"the messages of the task {task.id!r} are no conversation"
+        do = 'give a tuple of Messages with text, such as (Message("user", "…"),)'
+        raise DataError(what, got=repr(turns)[:200], do=do)
 
 
 def is_message(turn: Any) -> bool:
