@@ -73,23 +73,11 @@ class Trapezoid(Schedule):
         return self.peak * max(0.0, min(rise, fall, 1.0))
 
 
-class Gate(Ranged, ABC):
-    """Reads one number off each generation batch and decides whether λ passes or is 0."""
-
-    __slots__ = ()
-
-    @abstractmethod
-    def reading(self, teacher_entropy_N: Tensor) -> float | None:
-        """The number, from the teacher's entropy at the distilled tokens; None when there are none."""
-
-    @abstractmethod
-    def decide(self, reading: float | None, memory: Mapping[str, float]) -> tuple[bool, Memory]:
-        """Whether the gate is open for this batch, and the memory for the next."""
-
-
 @dataclass(frozen=True, slots=True)
-class EntropyGate(Gate):
+class EntropyGate(Ranged):
     """A Schmitt trigger on the median entropy of the teacher: the teacher's part stops when the entropy collapses.
+
+    It reads one number off each generation batch and decides whether λ passes or is 0.
 
     The first `warmup` readings are averaged into a reference H, with the gate closed. After them it is open; it closes
     when a reading falls below `off` · H and opens again at H, not before, so that it does not flicker. A batch without
@@ -100,11 +88,13 @@ class EntropyGate(Gate):
     warmup: int = option(5, "batches over which the reference entropy is measured", least=1)
 
     def reading(self, teacher_entropy_N: Tensor) -> float | None:
-        """The median, of an even number the lower one."""
+        """The median of the teacher's entropy at the distilled tokens, of an even number the lower one; None where
+        there are none."""
         return float(teacher_entropy_N.median()) if len(teacher_entropy_N) else None
 
     def decide(self, reading: float | None, memory: Mapping[str, float]) -> tuple[bool, Memory]:
-        """Closed while warming up, then by the two thresholds."""
+        """Whether the gate is open for this batch (closed while warming up, then by the two thresholds), and the memory
+        for the next."""
         seen, reference, is_open = (memory.get(name, 0.0) for name in ("gate_seen", "gate_reference", "gate_open"))
         if reading is None:
             return bool(is_open), dict(memory)

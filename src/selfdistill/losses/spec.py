@@ -19,7 +19,7 @@ from selfdistill.losses.clipping import Clipping
 from selfdistill.losses.divergences import Divergence, JensenShannon
 from selfdistill.losses.head import Head
 from selfdistill.losses.policy_gradient import PolicyGradient, RatioCaps, ReferenceKL
-from selfdistill.losses.schedules import Constant, Gate, Schedule
+from selfdistill.losses.schedules import Constant, EntropyGate, Schedule
 from selfdistill.losses.shaping import AdvantageShaping, Attract, DistillationSign, Separate
 from selfdistill.losses.support import FullVocabulary, SampledToken, Support
 from selfdistill.losses.teacher_mixture import Product, TeacherMixture, TeacherStates
@@ -72,7 +72,7 @@ class LossSpec(Ranged):
     token_mask: TokenMask = field(default_factory=TokenMask)
     shaping: AdvantageShaping = field(default_factory=Separate)
     schedule: Schedule = field(default_factory=Constant)
-    gate: Gate | None = None
+    gate: EntropyGate | None = None
 
     def __post_init__(self) -> None:
         Ranged.__post_init__(self)
@@ -176,14 +176,10 @@ def check_call(call: KernelCall) -> None:
     _check_weights(wanted, against)
     distils = weights.distil_N is not None and bool((weights.distil_N != 0).any())
     has_reference = spec.reference.coefficient > 0
-    missing = {
-        "teacher": distils and not wanted,
-        "reference": has_reference and not reference,
-        "weights.reference_N": has_reference and weights.reference_N is None,
-    }
-    if any(missing.values()):
-        got = ", ".join(f"no {name}" for name, is_missing in missing.items() if is_missing)
-        raise ConfigError("a term has weight but lacks an input", got=got, do="pass it, or set the weight to 0")
+    lacking = {"teacher": distils and not wanted, "reference": has_reference and not reference}
+    lacking["weights.reference_N"] = has_reference and weights.reference_N is None
+    if missing := ", ".join(f"no {name}" for name, lacks in lacking.items() if lacks):
+        raise ConfigError("a term has weight but lacks an input", got=missing, do="pass it, or set the weight to 0")
     if against and not spec.mixture.reads_against:
         what, do = "only a contrast reads passes against the answer", "use Contrast(), or leave them out"
         raise ConfigError(what, got=spec.mixture, do=do)

@@ -45,6 +45,7 @@ class ChatTemplate:
 
     tokenizer: Any
     thinking: Thinking = field(default="off", kw_only=True)
+    _copies: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def prompt(self, messages: Sequence[Message]) -> TokenIds:
         """The ids of a conversation and of the header of the assistant's turn. Raises `ModelError` where the template
@@ -199,10 +200,6 @@ class ChatTemplate:
         template = str(self.tokenizer.chat_template)
         tags = {token.content for token in added if _TAG.fullmatch(token.content) and token.content in template}
         return {"system": special | tags, "user": special | tags, "tool": special | tags, "assistant": special}
-
-    @cached_property
-    def _copies(self) -> dict[str, Any]:
-        return {}
 
     def _encoded(self, text: str, mark: str) -> TokenIds:
         """The ids of a text with marked contents: marked control tokens are text, others are tokens. Without a mark
