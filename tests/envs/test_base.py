@@ -158,6 +158,8 @@ def test_any_number_will_do_as_a_reward_and_becomes_a_float(reward: Any) -> None
 def test_details_of_numbers_and_words_are_kept() -> None:
     outcome = Outcome(0.5, "no", {"passed": 1, "share": 0.5, "why": "slow", "late": True})
     assert scored_by(lambda task, done: outcome, ["x"]) == [outcome]
+    written = Outcome(0.5, "", {"mean": "nan", "most": "inf"})  # a record is JSON, which has neither
+    assert scored_by(lambda task, done: Outcome(0.5, "", {"mean": math.nan, "most": math.inf}), ["x"]) == [written]
 
 
 def test_errors_of_ours_pass_through() -> None:

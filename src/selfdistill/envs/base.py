@@ -250,7 +250,7 @@ def checked(returned: Any) -> Scored:
     """A reward in any of its shapes as an outcome with a float, or what is wrong with it; a fault as it is."""
     if isinstance(returned, Fault):
         return returned
-    outcome = returned
+    outcome: Outcome = returned
     if not isinstance(returned, Outcome):
         number, feedback = returned if isinstance(returned, tuple) and len(returned) == 2 else (returned, "")
         outcome = Outcome(number.tolist() if hasattr(number, "tolist") else number, feedback)  # of numpy or torch
@@ -269,7 +269,12 @@ def checked(returned: Any) -> Scored:
         _is_text(key) and (type(value) in (bool, int, float) or _is_text(value)) for key, value in details.items()
     ):
         wrong = f"the details are not names with numbers or words: {details!r:.200}"
-    return Fault(DropReason.BAD_OUTCOME, wrong) if wrong else replace(outcome, reward=float(reward))
+    if wrong:
+        return Fault(DropReason.BAD_OUTCOME, wrong)
+    writable = {  # JSON has no NaN and no infinity
+        key: value if type(value) is not float or math.isfinite(value) else str(value) for key, value in details.items()
+    }
+    return replace(outcome, reward=float(reward), details=writable)
 
 
 def _as_float(number: Real) -> float:
