@@ -1,12 +1,14 @@
 """The examples run as their own docstrings say, on a tiny random model, and are as short as they promise."""
 
 import ast
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+import selfdistill as sd
 from selfdistill import Additive, SampledToken, Tanh, load_config, load_data, read_run, solve, solve_config
 from selfdistill.envs.code import CodeEnvironment
 from selfdistill.envs.registry import make_environment
@@ -70,6 +72,20 @@ def test_the_world_judges_and_trains(model: str, tmp_path: Path):
     assert [step.samples for step in run.steps] == [4, 4]
     assert run.steps[0].contexts == {"feedback": 4}
     assert run.steps[0].grad_norm > 0
+
+
+def test_the_ten_lines_train_the_embedded_model_and_their_feedback_keeps_the_answer(tmp_path: Path):
+    example = runpy.run_path(str(EXAMPLES / "ten_lines.py"))
+    reward, rows = example["reward"], example["ROWS"]
+    small = {"tasks_per_step": 3, "rollouts_per_task": 4, "progress": False}
+    run = sd.train(env=reward, data=rows, steps=1, out=tmp_path / "run", **small)
+    assert run.steps[0].samples > 0
+    assert run.steps[0].grad_norm > 0
+    for task in sd.load_data(rows):
+        line = task["line"]
+        assert reward(task, f"def f(x):\n    x = {line}\n    return x") == (1.0, "")
+        score, feedback = reward(task, "def f(x):\n    return x")
+        assert (score, task["case"] in feedback, line in feedback) == (0.0, True, False)
 
 
 def test_the_tasks_are_solved_by_the_obvious_programs():
