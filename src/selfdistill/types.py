@@ -149,10 +149,6 @@ class RolloutGroup:
     task: Task
     rollouts: tuple[Rollout, ...]
 
-    def at(self, stage: str) -> list[tuple[int, Rollout]]:
-        """The rollouts of one stage that were scored, with their places."""
-        return [(i, r) for i, r in enumerate(self.rollouts) if r.stage == stage and r.outcome is not None]
-
 
 @dataclass(frozen=True, slots=True)
 class Context:

@@ -147,7 +147,8 @@ def _by(rule: SolutionOrFeedback | Demonstration | Document | UserReply) -> Call
     """The distinct contexts of a rule for the answers of a group."""
 
     def contexts(group: RolloutGroup) -> list[Context]:
-        found = [rule.context(group, place) for place, _ in group.at(ANSWER)]
+        scored = [place for place, r in enumerate(group.rollouts) if r.stage == ANSWER and r.outcome is not None]
+        found = [rule.context(group, place) for place in scored]
         return list(dict.fromkeys(context for context in found if isinstance(context, Context)))
 
     return contexts

@@ -84,8 +84,9 @@ def group_members(group: RolloutGroup, index: int, *, solved: bool, success: flo
     """The answers of the other rollouts of a group that succeeded (or failed), without their thinking."""
     texts = [
         without_thinking(rollout.completion.text)
-        for place, rollout in group.at(ANSWER)
-        if place != index and rollout.outcome is not None and (rollout.outcome.reward >= success) == solved
+        for place, rollout in enumerate(group.rollouts)
+        if place != index and rollout.stage == ANSWER
+        if rollout.outcome is not None and (rollout.outcome.reward >= success) == solved
     ]
     return [text for text in texts if text.strip()]
 

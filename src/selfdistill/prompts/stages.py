@@ -169,6 +169,6 @@ def failures(group: RolloutGroup, success: float) -> list[tuple[int, tuple[Messa
     as one conversation."""
     return [
         (place, (*group.task.messages, Message("assistant", r.completion.text), Message("user", outcome.feedback)))
-        for place, r in group.at(ANSWER)
-        if (outcome := r.outcome) and outcome.reward < success and outcome.feedback.strip()
+        for place, r in enumerate(group.rollouts)
+        if r.stage == ANSWER and (outcome := r.outcome) and outcome.reward < success and outcome.feedback.strip()
     ]

@@ -159,7 +159,7 @@ def why_nothing_was_learned(dropped: Mapping[str, int], method: Method) -> dict[
     error. `dropped` counts rollouts by reason; it is empty where the method found nothing to train on in the data."""
     reason = max(dropped, key=dropped.__getitem__, default="")
     reward_helps = "take easier tasks, or raise rollouts_per_task"
-    known = {
+    known: Mapping[str, tuple[str, str]] = {
         DropReason.ZERO_ADVANTAGE: ("all rewards of a group are equal: no advantages", reward_helps),
         DropReason.ONLY_SUCCESS: ("a group has one success, and no other rollout's solution to show it", reward_helps),
         DropReason.CONTEXT_TOO_LONG: (
@@ -178,7 +178,7 @@ def why_nothing_was_learned(dropped: Mapping[str, int], method: Method) -> dict[
         "give it in the rows of the data (demonstration, document, logged_answer, user_reply) or in what the "
         f"environment returns (feedback, reply){needs_success}",
     )
-    why, do = known.get(DropReason(reason), missing) if reason in set(DropReason) else missing
+    why, do = known.get(reason, missing)
     return {"why": why, "do": do}
 
 
