@@ -125,9 +125,6 @@ def _records(path: Path) -> Iterator[tuple[int, Record]]:
 
 
 def _damaged(path: Path, number: int, error: ValueError) -> RunError:
-    return RunError(
-        "a line of the run's records cannot be read",
-        got=f"{path}, line {number}: {str(error).splitlines()[0]}",
-        why="lines are written whole and never changed, so something else wrote to this file",
-        do="restore the file, or remove that line",
-    )
+    got, do = f"{path}, line {number}: {str(error).splitlines()[0]}", "restore the file, or remove that line"
+    why = "lines are written whole and never changed, so something else wrote to this file"
+    return RunError("a line of the run's records cannot be read", got=got, why=why, do=do)

@@ -113,11 +113,9 @@ def probe(path: Path, expected_bytes: int) -> None:
     except OSError as error:
         raise _unwritable(path, error) from error
     if free < expected_bytes:
-        raise RunError(
-            "the disk is too full for this run",
-            got=f"{free / MEBIBYTE:,.0f} MiB free at {path}, about {expected_bytes / MEBIBYTE:,.0f} MiB needed",
-            do="make room, choose another --out, or save fewer checkpoints (checkpoint_every)",
-        )
+        got = f"{free / MEBIBYTE:,.0f} MiB free at {path}, about {expected_bytes / MEBIBYTE:,.0f} MiB needed"
+        do = "make room, choose another --out, or save fewer checkpoints (checkpoint_every)"
+        raise RunError("the disk is too full for this run", got=got, do=do)
 
 
 def write_atomic(path: Path, text: str) -> None:
@@ -189,21 +187,13 @@ def allowed_changes(path: Path, settings: Mapping[str, Any] | None, may_change: 
     `RunError` for a change outside `may_change`, and for a directory without a run."""
     saved = _config_as_written(path)["settings"]
     if OLD_SETTINGS.keys() & saved.keys():
-        raise RunError(
-            "a run of an earlier version is read, but not resumed",
-            got=path / CONFIG,
-            why="settings and records have other names since",
-            do="start a new run",
-        )
+        why, do = "settings and records have other names since", "start a new run"
+        raise RunError("a run of an earlier version is read, but not resumed", got=path / CONFIG, why=why, do=do)
     changes = changed_settings(saved, saved if settings is None else settings)
     refused = sorted(set(changes) - set(may_change))
     if refused:
-        raise RunError(
-            "a resumed run cannot change its settings",
-            got=", ".join(refused),
-            why="its records would mix two experiments",
-            do=f"leave them as in {path / CONFIG}, or start a new run",
-        )
+        why, do = "its records would mix two experiments", f"leave them as in {path / CONFIG}, or start a new run"
+        raise RunError("a resumed run cannot change its settings", got=", ".join(refused), why=why, do=do)
     return changes
 
 
@@ -242,13 +232,9 @@ def _when_there_is_room(path: Path) -> str:
 def refuse_in_use(path: Path) -> None:
     """Raises `RunError` for a file, and for a directory that is not empty."""
     if path.exists() and (not path.is_dir() or any(not entry.name.startswith(".") for entry in path.iterdir())):
-        command = resuming(path)
-        raise RunError(
-            "the directory is already in use",
-            got=path,
-            why="nothing overwrites another run's records",
-            do="choose another with --out" + (f", or resume its run: {command}" if command else ""),
-        )
+        command, why = resuming(path), "nothing overwrites another run's records"
+        do = "choose another with --out" + (f", or resume its run: {command}" if command else "")
+        raise RunError("the directory is already in use", got=path, why=why, do=do)
 
 
 def resuming(path: Path) -> str:
