@@ -245,6 +245,8 @@ def test_parquet_files_and_data_sets_hold_the_same_tasks(tmp_path: Path) -> None
     for source in (data, splits, path, str(tmp_path / "saved"), tmp_path / "folder", data.to_iterable_dataset()):
         tasks = sd.load_data(source, prompt="question", answer=final)
         assert [(task["answer"], task["tags"], task["level"]) for task in tasks] == [("2", ["a"], 1), ("4", ["a"], 1)]
+    pictures = data.add_column("image", ["none.png"] * 2).cast_column("image", datasets.Image())
+    assert "image" not in sd.load_data(pictures, prompt="question", image=None)[0].spec, "nor decoded"
     path.write_bytes(b"PAR1 no more")
     with pytest.raises(DataError, match=r"(?s)cannot be read.*sums.parquet"):
         sd.load_data(path)

@@ -60,6 +60,8 @@ def open_source(
         if split not in source:
             raise DataError("the data set has no such split", got=split, do=nearest(split, map(str, source)))
         source = source[split]
+    if hasattr(source, "remove_columns"):  # of the package datasets: it decodes the images of every column left
+        source = source.remove_columns([column for column in without if column in (source.column_names or ())])
     if isinstance(source, str | bytes) or not isinstance(source, Iterable):
         raise DataError("data should be a path, a hub name or rows", got=repr(source)[:200])
     unbounded = limit is None and not isinstance(source, Sized)
