@@ -26,7 +26,9 @@ from selfdistill.models.checkpoint import (
     latest_checkpoint,
     load_checkpoint,
     load_newest,
+    random_states,
     read_about,
+    restore_random_states,
     save_checkpoint,
 )
 from selfdistill.models.load import LoraOptions, Policy, load_policy
@@ -295,6 +297,14 @@ def test_every_byte_of_the_description_counts(policy, tmp_path: Path) -> None:
         with pytest.raises(RunError, match=r"checkpoint\.json"):
             check_whole(about.parent)
         about.write_bytes(whole)
+
+
+def test_random_states_of_an_earlier_checkpoint_are_lists() -> None:
+    states = random_states()
+    version, words, gauss = states["python"]
+    wanted = random.random()
+    restore_random_states({**states, "python": [version, list(words), gauss]})
+    assert random.random() == wanted
 
 
 def test_a_description_without_checksums_is_damaged(policy, tmp_path: Path) -> None:

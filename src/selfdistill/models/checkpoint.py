@@ -36,7 +36,7 @@ from selfdistill.models.policy import Policy
 from selfdistill.models.precision import quiet
 from selfdistill.models.teacher import Teacher
 
-FORMAT = 2
+FORMAT = 1
 ABOUT = "checkpoint.json"
 BLANK = "0" * 64  # stands for the file's own digest while that is computed
 PARTIAL = ".partial-"  # being written
@@ -182,7 +182,8 @@ def random_states() -> dict[str, Any]:
 def restore_random_states(states: Mapping[str, Any]) -> None:
     """Restores `random_states`; generators of devices that are not here are left alone."""
     torch.set_rng_state(states["torch"])
-    random.setstate(states["python"])
+    version, words, gauss = states["python"]
+    random.setstate((version, tuple(words), gauss))  # earlier checkpoints hold lists
     numpy.random.set_state(tuple(states["numpy"]))
     if "cuda" in states and torch.cuda.device_count() == len(states["cuda"]):
         torch.cuda.set_rng_state_all(states["cuda"])
@@ -238,11 +239,12 @@ def _make_durable(directory: Path) -> None:
 
 
 def _put_in_place(partial: Path, target: Path) -> None:
+    replaced = target.with_name(f"{REPLACED}{target.name}")
     if target.exists():
-        target.rename(target.with_name(f"{REPLACED}{target.name}"))
+        target.rename(replaced)
     partial.rename(target)
     _sync(target.parent)
-    shutil.rmtree(target.with_name(f"{REPLACED}{target.name}"), ignore_errors=True)
+    shutil.rmtree(replaced, ignore_errors=True)
 
 
 def _sync(path: Path) -> None:
