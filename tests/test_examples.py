@@ -53,6 +53,7 @@ def code_lines(file: Path) -> int:
 
 
 def test_they_are_short():
+    assert code_lines(EXAMPLES / "ten_lines.py") <= 12
     assert code_lines(EXAMPLES / "my_env.py") <= 15
     assert code_lines(EXAMPLES / "my_method.py") <= 25
     assert code_lines(EXAMPLES / "my_strategy.py") <= 12
