@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import selfdistill as sd
-from selfdistill import Additive, SampledToken, Tanh, load_config, load_data, read_run, solve, solve_config
+from selfdistill import Additive, SampledToken, Tanh, load_config, load_data, read_run
 from selfdistill.envs.code import CodeEnvironment
 from selfdistill.envs.registry import make_environment
 from selfdistill.errors import ConfigError
@@ -17,8 +17,8 @@ from selfdistill.methods import find_method, get_method
 from selfdistill.plugins import load_from_file, short_name
 from selfdistill.runs import Run
 from selfdistill.runs.events import RunStart
-from selfdistill.test_time.config import config_from, solve_settings
-from selfdistill.test_time.solve import default_path
+from selfdistill.test_time.config import config_from, solve_config, solve_settings
+from selfdistill.test_time.solve import default_path, solve
 from selfdistill.training.loop import train
 from selfdistill.types import Completion, DropReason, Outcome, Rollout, RolloutGroup, Task
 from tiny_models import tiny_policy_dir

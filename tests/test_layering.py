@@ -24,7 +24,7 @@ LAYERS = (
     ("analysis",),
     ("view",),
     ("cli", "api"),
-    ("testing",),
+    ("testing", "experiments"),
 )
 # Only these may import inside a function, each for its reason.
 LATE_IMPORTS = {

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from selfdistill.data.load import load_data
     from selfdistill.envs.rewards import RewardFunctions
     from selfdistill.envs.turns import RepeatedAttempts
+    from selfdistill.experiments import compare, evaluate, solve
     from selfdistill.losses import Additive, LossSpec, SampledToken, Tanh, divergence, fused_loss
     from selfdistill.methods import GRPO, SDPO, Credit, Method
     from selfdistill.models.load import LoraOptions, load_policy
@@ -38,12 +39,8 @@ if TYPE_CHECKING:
     from selfdistill.models.teacher import Ema, Frozen
     from selfdistill.prompts.context import Demonstration, Document, SolutionOrFeedback
     from selfdistill.runs import Callback, EvalEnd, Event, Note, Phase, Run, RunEnd, RunStart, StepEnd, read_run
-    from selfdistill.test_time.config import solve_config
-    from selfdistill.test_time.solve import solve
     from selfdistill.test_time.strategies.base import Prompt, SolveState, Strategy
     from selfdistill.training.callbacks import TensorBoardCallback, TrackioCallback, WandbCallback
-    from selfdistill.training.evaluation import measure
-    from selfdistill.training.side_by_side import compare
 
 __all__ = [
     "GRPO",
@@ -93,15 +90,14 @@ __all__ = [
     "WandbCallback",
     "compare",
     "divergence",
+    "evaluate",
     "fused_loss",
     "load_config",
     "load_data",
     "load_policy",
-    "measure",
     "read_run",
     "sample",
     "solve",
-    "solve_config",
     "train",
 ]
 
@@ -110,11 +106,8 @@ _HOMES = {
     "api": "train",
     "config": "RunConfig load_config",
     "prompts.context": "Demonstration Document SolutionOrFeedback",
-    "training.side_by_side": "compare",
+    "experiments": "compare evaluate solve",
     "training.callbacks": "TensorBoardCallback TrackioCallback WandbCallback",
-    "training.evaluation": "measure",
-    "test_time.solve": "solve",
-    "test_time.config": "solve_config",
     "test_time.strategies.base": "Prompt SolveState Strategy",
     "methods": "GRPO SDPO Credit Method",
     "models.load": "LoraOptions load_policy",

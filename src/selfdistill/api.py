@@ -82,10 +82,27 @@ def run_config(
     settings: Mapping[str, Any] = {},
 ) -> RunConfig:
     """The settings of a run from values. Raises `ConfigError`."""
+    chosen, values = settings_of(
+        given, method=method, env=env, data=data, eval_data=eval_data, lora=lora, settings=settings
+    )
+    return configured(chosen, values, saved_config(Path(resume))["settings"] if resume is not None else {})
+
+
+def settings_of(
+    given: Mapping[str, Any],
+    *,
+    method: str | Method | None = None,
+    env: Any = None,
+    data: Any = None,
+    eval_data: Any = None,
+    lora: int | LoraOptions | Mapping[str, Any] | None = None,
+    settings: Mapping[str, Any] = {},
+) -> tuple[Settings, Values]:
+    """Values as settings, and those that no file can hold. Raises `ConfigError`."""
     chosen: Settings = [(key, fspath(v) if isinstance(v, PathLike) else v) for key, v in given.items() if v is not None]
     values: dict[str, Any] = {}
     columns = _columns(settings)
-    _refuse_settings_of_values({"method": method, "env": env}, settings)
+    refuse_settings_of({"method": method, "env": env}, settings)
     if isinstance(method, Method):
         chosen.append(("method", _method_table(method)))
         if chosen[-1][1]["name"].startswith(FROM_PYTHON):
@@ -106,11 +123,14 @@ def run_config(
             chosen.append((key, _described(values[held])))
     if lora is not None:
         chosen.append(("lora", {"rank": lora} if isinstance(lora, int) else lora))
-    base = saved_config(Path(resume))["settings"] if resume is not None else {}
-    for key, value in chosen:
-        if isinstance(value, Mapping) and "name" in value:  # a value is whole: it takes nothing from the saved table
-            base.pop(key, None)
-    return load_config(None, [*chosen, *settings.items()], base, Values(**values), place="")
+    return [*chosen, *settings.items()], Values(**values)
+
+
+def configured(chosen: Settings, values: Values, base: Mapping[str, Any]) -> RunConfig:
+    """The settings over those of `base`, such as a saved run."""
+    whole = [key for key, value in chosen if isinstance(value, Mapping) and "name" in value]  # takes no saved options
+    base = {key: value for key, value in base.items() if key not in whole}
+    return load_config(None, chosen, base, values, place="")
 
 
 @contextmanager
@@ -167,7 +187,7 @@ def _method_table(method: Method) -> dict[str, Any]:
     return {"name": FROM_PYTHON + type(method).__name__, **settings}
 
 
-def _refuse_settings_of_values(parts: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+def refuse_settings_of(parts: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
     """Raises `ConfigError` for settings of a part that is a value and has its settings itself."""
     for part, value in parts.items():
         extra = [key for key in settings if key == part or key.startswith(f"{part}.")]

@@ -31,7 +31,7 @@ def refuse_value(name: str, part: str) -> None:
             f"the {part} of this run was a value of a Python program",
             got=name,
             why="no file holds it, so the command line cannot make it again",
-            do=f"use Python, and pass the same value: sd.train(resume=…, {part}=…)",
+            do=f"resume it in Python with the same value: sd.train or sd.solve(resume=…, {part}=…)",
         )
 
 

@@ -59,7 +59,7 @@ def solve(
     the private tests. Settings of the strategy are written strategy.KEY=VALUE.
     """
     from selfdistill.config import load_config, parse_override, read_saved, resolved
-    from selfdistill.test_time.config import LEARNING, config_from, solve_config
+    from selfdistill.test_time.config import config_from, refuse_unread, solve_config
     from selfdistill.test_time.search import MAY_CHANGE
     from selfdistill.test_time.solve import default_path
     from selfdistill.test_time.solve import solve as search
@@ -83,11 +83,7 @@ def solve(
     else:
         name = SelfDistill.name if strategy is None else strategy
         chosen = solve_config(name, settings, file=config, tasks=task or (), limits=dict(as_overrides(limits)))
-    if not chosen.strategy.learns:
-        unread = [key for key, _ in settings if key.partition(".")[0] in LEARNING]
-        what = f"{chosen.strategy.name} does not train, and this setting would have no effect"
-        do = "leave it out, or choose a strategy that trains, such as hybrid"
-        arg.refuse([*unread, *["--keep"] * keep], what, do=do)
+    refuse_unread(chosen, [*(key for key, _ in settings), *["--keep"] * keep])
     chosen = replace(chosen, keep=keep or chosen.keep)
     if list_settings:
         print_settings(chosen.strategy, prefix="strategy.")

@@ -175,7 +175,7 @@ class Search:
         counts: dict[str, Any] = {name: int(sum(step.extra.get(name, 0) for step in steps)) for name in COUNTS}
         result = SolveResult(
             task=self.task.id,
-            strategy=config.strategy.name,
+            strategy=config.name,
             budget=config.limits.budget,
             unit=config.limits.unit,
             attempts=len(attempts),

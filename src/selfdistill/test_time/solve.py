@@ -83,7 +83,7 @@ def solve(
 def default_path(config: SolveConfig) -> Path:
     """A directory under `runs` that is not used yet."""
     run = config.run
-    names = f"{short_name(config.strategy.name)}-{short_name(run.env.name)}"
+    names = f"{short_name(config.name)}-{short_name(run.env.name)}"
     return fresh_path(Path("runs"), f"solve-{names}-seed{run.seed}")
 
 

@@ -47,8 +47,10 @@ def accuracy(groups: Sequence[RolloutGroup]) -> Accuracy:
     return Accuracy(clustered_share(counts), tasks=len(counts), solved=sum(2 * right > n for right, n in counts))
 
 
-def measure(config: RunConfig, callback: Callback = no_callback) -> list[EvalRecord]:
-    """The accuracies of a model as it is, on the splits that its environment has.
+def measure(
+    config: RunConfig, callback: Callback = no_callback, splits: Sequence[EvalSplit] = STUDENT_SPLITS
+) -> list[EvalRecord]:
+    """The accuracies of a model as it is, on those of the splits that its environment has.
 
     With `config.out`, answers and accuracies are kept there as in a run's directory. Raises what opening a run raises,
     and `EnvError` when most answers could not be scored.
@@ -57,7 +59,7 @@ def measure(config: RunConfig, callback: Callback = no_callback) -> list[EvalRec
     environment = describe_environment(device=str(session.policy.device), isolation=session.isolation)
     written = {"settings": resolved(config), **environment}
     with RunDir.create(Path(config.out), written) if config.out else nullcontext() as run:
-        for record, groups in measure_splits(session, Totals(), callback, STUDENT_SPLITS):
+        for record, groups in measure_splits(session, Totals(), callback, splits):
             records.append(record)
             callback(EvalEnd(record))
             unlearned = [CreditedRollout(r, drop=r.drop) for group in groups for r in group.rollouts]

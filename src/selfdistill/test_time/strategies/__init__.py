@@ -7,7 +7,7 @@ from typing import Any
 
 from selfdistill.errors import ConfigError, nearest
 from selfdistill.options import Where, build
-from selfdistill.plugins import class_from_file, is_file_name, their_code
+from selfdistill.plugins import FROM_PYTHON, class_from_file, is_file_name, refuse_value, their_code
 from selfdistill.test_time.strategies.bare import BestOfK, Grpo, SelfDistill
 from selfdistill.test_time.strategies.base import Strategy
 from selfdistill.test_time.strategies.hybrid import Hybrid
@@ -26,7 +26,15 @@ def get_strategy(name: str, options: Mapping[str, Any]) -> Strategy:
         kind = type(found.__name__, (found,), {"__slots__": (), "__doc__": found.__doc__, "name": name})
         with their_code(kind, "its settings"):
             return build(kind, options, Where("strategy"))
+    refuse_value(name, "strategy")
     if name not in STRATEGIES:
         do = f"{nearest(name, STRATEGIES)}; or a file of your own: --strategy my_strategy.py:MyStrategy"
         raise ConfigError("unknown strategy", got=name, do=do)
     return build(STRATEGIES[name], options, Where("strategy"))
+
+
+def written_name(strategy: Strategy) -> str:
+    """The name under which `get_strategy` finds the class of a strategy, else one that stands for a value of a Python
+    program."""
+    known = is_file_name(strategy.name) or STRATEGIES.get(strategy.name) is type(strategy)
+    return strategy.name if known else FROM_PYTHON + type(strategy).__name__

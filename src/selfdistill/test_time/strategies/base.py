@@ -85,7 +85,7 @@ class Strategy(Ranged, ABC):
     independent: whether its attempts are independent of each other.
     """
 
-    name: ClassVar[str]
+    name: ClassVar[str] = ""
     learns: ClassVar[str] = ""
     method_settings: ClassVar[Mapping[str, Any]] = {}
     idle: ClassVar[str] = ""
@@ -107,7 +107,7 @@ def prompts_of(strategy: Strategy, state: SolveState, count: int) -> list[Prompt
     something else."""
     with their_code(strategy, "its `prompts`"):
         found = strategy.prompts(state, count)
-    what, do = f"the strategy {strategy.name!r} should give ", "fix its `prompts`"
+    what, do = f"the strategy {strategy.name or type(strategy).__name__!r} should give ", "fix its `prompts`"
     if not isinstance(found, list | tuple) or len(found) != count:
         got = len(found) if isinstance(found, list | tuple) else repr(found)[:200]
         why = "a search counts every attempt, and makes as many as its budget has"
@@ -124,7 +124,7 @@ def learner_of(strategy: Strategy, method: Method) -> Method:
     with their_code(strategy, "its `learner`"):
         found = strategy.learner(method)
     if not isinstance(found, Method):
-        what = f"the strategy {strategy.name!r} gives no method to learn with"
+        what = f"the strategy {strategy.name or type(strategy).__name__!r} gives no method to learn with"
         raise ConfigError(what, got=repr(found)[:200], do="return a Method from its `learner`")
     return found
 
