@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from selfdistill.config import RunConfig, load_config
     from selfdistill.data.load import load_data
     from selfdistill.envs.rewards import RewardFunctions
+    from selfdistill.envs.tools import Tools
     from selfdistill.envs.turns import RepeatedAttempts
     from selfdistill.experiments import compare, evaluate, solve
     from selfdistill.losses import Additive, LossSpec, SampledToken, Tanh, divergence, fused_loss
@@ -86,6 +87,7 @@ __all__ = [
     "Tanh",
     "Task",
     "TensorBoardCallback",
+    "Tools",
     "TrackioCallback",
     "WandbCallback",
     "compare",
@@ -118,6 +120,7 @@ _HOMES = {
     "losses": "Additive SampledToken LossSpec Tanh divergence fused_loss",
     "data.load": "load_data",
     "envs.rewards": "RewardFunctions",
+    "envs.tools": "Tools",
     "envs.turns": "RepeatedAttempts",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}

@@ -11,6 +11,7 @@ or an `Outcome`. (`rewards.py` makes one of a function.) It may also have
     reference(task) -> str                 a right answer, for `selfdistill check`; "" where none is known
     unusable(task) -> str                  why no answer to a task can be scored, or ""; it is then not sampled from
     isolation: str                         how untrusted programs are isolated
+    tools: Sequence[Mapping]               schemas of the functions that the model may call, for the chat template
     start(task), step(state, completion)   instead of `score`: conversations (`ConversationEnvironment`)
     time_limit_s: float                    seconds that one call of `score` may take, instead of 30, and `score_batch`
                                            for every eight answers (without it: any time)

@@ -26,6 +26,11 @@ OPEN, CLOSE = "<think>", "</think>"
 # Words that no template writes by itself.
 ASKED, ANSWERED, THOUGHT = "QUESTION-7", "ANSWER-7", "THOUGHT-7"
 QUESTION, ANSWER = Message("user", ASKED), Message("assistant", ANSWERED)
+# For templates that write no tools.
+CALLING = (
+    "You may call these functions before you answer:\n{tools}\n\nTo call one, write this and nothing else:\n"
+    '```json\n{{"name": "the function", "arguments": {{"its parameter": "a value"}}}}\n```'
+)
 BETWEEN = "\n\n"  # two contents that are written as one
 CUT = " …"
 _TAG_TOKENS = 16  # more than the tag and the white space after it take
@@ -41,10 +46,12 @@ class Refused(Exception):
 @dataclass(frozen=True)
 class ChatTemplate:
     """The chat template of a tokenizer. `thinking` switches the thinking of models that can do without, or leaves it to
-    the template."""
+    the template. `tools` are the schemas of the functions that the model may call; where the template writes none, they
+    stand in a system turn."""
 
     tokenizer: Any
     thinking: Thinking = field(default="off", kw_only=True)
+    tools: Sequence[Mapping[str, Any]] = field(default=(), kw_only=True)
     _copies: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def prompt(self, messages: Sequence[Message]) -> TokenIds:
@@ -75,6 +82,11 @@ class ChatTemplate:
         takes; and the letter that marks control tokens in contents, the one given or, where any content holds such a
         token, one of its own."""
         turns, text = tuple(messages), ""
+        if self.tools and not self._writes_tools:
+            system = turns[0].role == "system"
+            listed = "\n".join(json.dumps(tool["function"]) for tool in self.tools)
+            about = CALLING.format(tools=listed) + (f"\n\n{turns[0].content}" if system else "")
+            turns = (Message("system", about), *turns[system:])
         if self._reads_system or all(turn.role != "system" for turn in turns):
             with suppress(Refused):
                 text = self._rendered(turns)
@@ -118,6 +130,8 @@ class ChatTemplate:
                 raise ConfigError(what, got=got, why=why, do=do)
             if thinks and not on:
                 notes.append(f"the chat template begins every answer with {OPEN}: thinking=off does nothing")
+        if self.tools and not self._writes_tools:
+            notes.append("the chat template writes no tools: they stand in a system turn, and calls are fenced JSON")
         if self._header:
             notes.append(f"the chat template has no prompt for answers: {self._header!r} is written there")
         return notes
@@ -154,6 +168,11 @@ class ChatTemplate:
         return not text or ANSWERED.lower() in text.lower()
 
     @cached_property
+    def _writes_tools(self) -> bool:
+        """Whether the template writes the schemas of tools."""
+        return str(self.tools[0]["function"]["name"]) in self._tried([QUESTION])
+
+    @cached_property
     def _header(self) -> str:
         """The header of an assistant's turn, where the template ignores `add_generation_prompt`; else empty."""
         before, whole = self._tried([QUESTION], prompt=False), self._tried([QUESTION, ANSWER], prompt=False)
@@ -180,7 +199,7 @@ class ChatTemplate:
             thinking = self.thinking == "on"
         switches = {} if thinking is None else dict.fromkeys(SWITCHES, thinking)
         try:
-            options = {"add_generation_prompt": prompt, **switches}
+            options = {"add_generation_prompt": prompt, **switches, **({"tools": self.tools} if self.tools else {})}
             return str(self.tokenizer.apply_chat_template(chat, tokenize=False, **options))
         except Exception as error:
             line = f", line {error.lineno}" if hasattr(error, "lineno") else ""

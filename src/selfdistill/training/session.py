@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -160,10 +160,12 @@ def open_renderer(config: RunConfig, callback: Callback) -> Renderer:
     return _renderer(tokenizer, length, config, callback)
 
 
-def _renderer(tokenizer: Any, length: int, config: RunConfig, callback: Callback) -> Renderer:
+def _renderer(
+    tokenizer: Any, length: int, config: RunConfig, callback: Callback, tools: Sequence[Mapping[str, Any]] = ()
+) -> Renderer:
     """The renderer of a run, its template checked. Raises `ModelError`."""
-    context, thinking = config.context, config.thinking
-    renderer = Renderer(tokenizer, length, context.max_teacher_tokens, thinking=thinking, templates=context.templates)
+    longest, templates = config.context.max_teacher_tokens, config.context.templates
+    renderer = Renderer(tokenizer, length, longest, thinking=config.thinking, templates=templates, tools=tools)
     for note in renderer.check():
         callback(Note(note))
     return renderer
@@ -192,7 +194,8 @@ def open_session(config: RunConfig, callback: Callback, *, learns: bool = False)
         callback(
             Note("the sapling understands the coined-verb environment alone; for other tasks name a model with --model")
         )
-    renderer = _renderer(policy.tokenizer, policy.context_length, config, callback)
+    tools = getattr(env, "tools", ())
+    renderer = _renderer(policy.tokenizer, policy.context_length, config, callback, tools)
     if isinstance(env, ConversationEnvironment) and renderer.extension(*EXAMPLE_TURN) is None:
         callback(Note("the chat template writes earlier turns anew: each turn is a prompt of its own (a segment)"))
     longest = config.context.max_prompt_tokens
