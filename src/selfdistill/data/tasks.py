@@ -89,7 +89,8 @@ def usable_tasks(tasks: Sequence[Task], env: Environment, callback: Callback, *,
 
 
 def _none_usable(why: str) -> DataError:
-    return DataError("no answer to a task can be scored", got=why, do="correct the row, or leave it out")
+    do = "correct the row, leave it out, or name its columns (docs/data.md)"
+    return DataError("no answer to a task can be scored", got=why, do=do)
 
 
 def note_shared(tasks: Sequence[Task], held_out: Sequence[Task], callback: Callback) -> None:
