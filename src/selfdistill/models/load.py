@@ -71,7 +71,8 @@ def load_policy(
         if adapter:
             model = saved_adapter(base, source)
     if lora is not None:
-        model = fresh_adapter(base, lora)
+        with quiet():
+            model = fresh_adapter(base, lora)
         if not name_or_dir.startswith("sapling") and not Path(name_or_dir).expanduser().is_dir():
             model.peft_config["default"].base_model_name_or_path = name_or_dir  # valid on other machines too
     for value in model.parameters():

@@ -7,6 +7,7 @@ parameters that are not trained (the base under a LoRA adapter, a teacher that i
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -43,13 +44,16 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps transformers' progress bars off the terminal while it loads or saves a model."""
+    """Keeps transformers' progress bars off the terminal while it loads or saves a model, and its warning about a
+    property that peft reads."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")
+            yield
     finally:
         if shown:
             logging.enable_progress_bar()  # type: ignore[no-untyped-call]
