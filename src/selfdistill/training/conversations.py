@@ -74,6 +74,7 @@ def converse(
                     going.append(talk)
                     continue
                 result = finish(env, talk.state, result)
+            kept.take(talk.rollout.completion.uid, ())  # makes room for those that go on
             ended[talk.rollout.completion.uid] = _ended(talk, result)
         open_ = going
         if not open_:
