@@ -5,6 +5,7 @@ import json
 import re
 import shlex
 import tomllib
+from collections.abc import Callable
 from dataclasses import fields
 from itertools import pairwise
 from pathlib import Path
@@ -46,7 +47,8 @@ def every_block(tag: str) -> list[object]:
 
 @pytest.mark.parametrize("text", every_block("python"))
 def test_python_blocks_run(text: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    """As modules: what stands under `if __name__ == "__main__"` is compiled only. A tiny model learns for a step."""
+    """As modules: what stands under `if __name__ == "__main__"` is compiled only. A tiny model takes the place of
+    others, and learns for a step."""
 
     def train_tiny(model: str, **given: object) -> sd.Run:
         tiny = str(tiny_policy_dir(tmp_path))
@@ -55,8 +57,14 @@ def test_python_blocks_run(text: str, monkeypatch: pytest.MonkeyPatch, tmp_path:
         assert [step.samples for step in run.steps] == [4]
         return run
 
+    def on_tiny(function: Callable[..., object], **small: object) -> Callable[..., object]:
+        small |= {"device": "cpu", "progress": False, "sampling": {"max_new_tokens": 8}}
+        return lambda model, **given: function(str(tiny_policy_dir(tmp_path)), **given, **small)
+
     train = sd.train
     monkeypatch.setattr(sd, "train", train_tiny)
+    monkeypatch.setattr(sd, "evaluate", on_tiny(sd.evaluate))
+    monkeypatch.setattr(sd, "solve", on_tiny(sd.solve, out=tmp_path / "search"))
     monkeypatch.chdir(ROOT)
     exec(compile(text, "block", "exec"), {"__name__": "block"})
 
