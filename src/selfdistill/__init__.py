@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from selfdistill.api import train
     from selfdistill.config import RunConfig, load_config
     from selfdistill.data.load import load_data
+    from selfdistill.envs.gymnasium import from_gymnasium
+    from selfdistill.envs.judge import Judge
     from selfdistill.envs.rewards import RewardFunctions
     from selfdistill.envs.tools import Tools
     from selfdistill.envs.turns import RepeatedAttempts
@@ -58,6 +60,7 @@ __all__ = [
     "EvalEnd",
     "Event",
     "Frozen",
+    "Judge",
     "LoraOptions",
     "LossSpec",
     "Message",
@@ -93,6 +96,7 @@ __all__ = [
     "compare",
     "divergence",
     "evaluate",
+    "from_gymnasium",
     "fused_loss",
     "load_config",
     "load_data",
@@ -119,6 +123,8 @@ _HOMES = {
     "runs": "Callback EvalEnd Event Note Phase Run RunEnd RunStart StepEnd read_run",
     "losses": "Additive SampledToken LossSpec Tanh divergence fused_loss",
     "data.load": "load_data",
+    "envs.gymnasium": "from_gymnasium",
+    "envs.judge": "Judge",
     "envs.rewards": "RewardFunctions",
     "envs.tools": "Tools",
     "envs.turns": "RepeatedAttempts",

@@ -9,6 +9,7 @@ from typing import Any
 from selfdistill.envs.base import Environment, ScoringEnvironment
 from selfdistill.envs.choice import ChoiceEnvironment, ChoiceOptions
 from selfdistill.envs.code import CodeEnvironment
+from selfdistill.envs.judge import Judge, JudgeOptions
 from selfdistill.envs.maths import MathsEnvironment, MathsOptions
 from selfdistill.envs.rewards import as_environment
 from selfdistill.envs.rows import ScorerOptions
@@ -18,7 +19,7 @@ from selfdistill.envs.tools_text import ToolsTextEnvironment
 from selfdistill.envs.turns import RepeatedAttempts
 from selfdistill.envs.verbs.env import VerbsEnvironment, VerbsOptions
 from selfdistill.errors import ConfigError, nearest
-from selfdistill.options import Where, build
+from selfdistill.options import Where, build, plain
 from selfdistill.plugins import is_file_name, load_from_file, refuse_value, short_name
 
 
@@ -38,6 +39,7 @@ ENVIRONMENTS: Mapping[str, Entry] = {
     "maths": Entry(MathsEnvironment, MathsOptions, lambda options, seed: MathsEnvironment(options)),
     "tools-text": Entry(ToolsTextEnvironment, ScorerOptions, lambda options, seed: ToolsTextEnvironment(options)),
     "text": Entry(TextEnvironment, TextOptions, lambda options, seed: TextEnvironment(options)),
+    "judge": Entry(Judge, JudgeOptions, lambda options, seed: Judge(**plain(options))),
 }
 
 
