@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import selfdistill.testing as testing  # noqa: F401 (`sd.testing`, a module)
     from selfdistill.api import train
     from selfdistill.config import RunConfig, load_config
+    from selfdistill.data.chats import load_chats
     from selfdistill.data.load import load_data
     from selfdistill.envs.gymnasium import from_gymnasium
     from selfdistill.envs.judge import Judge
@@ -98,6 +99,7 @@ __all__ = [
     "evaluate",
     "from_gymnasium",
     "fused_loss",
+    "load_chats",
     "load_config",
     "load_data",
     "load_policy",
@@ -122,6 +124,7 @@ _HOMES = {
     "models.teacher": "Ema Frozen",
     "runs": "Callback EvalEnd Event Note Phase Run RunEnd RunStart StepEnd read_run",
     "losses": "Additive SampledToken LossSpec Tanh divergence fused_loss",
+    "data.chats": "load_chats",
     "data.load": "load_data",
     "envs.gymnasium": "from_gymnasium",
     "envs.judge": "Judge",

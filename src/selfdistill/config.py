@@ -237,8 +237,7 @@ def from_settings(
     needs = _merged(method.settings, FOR_MODEL.get(str(settings.get("model", _default("model"))), {}))
     tree = _merged(needs, settings)
     if tree.get("data") and not _is_named(tree.get("env", {})):
-        # The default environment of a data file.
-        tree["env"] = {**tree.get("env", {}), "name": "code"}
+        tree["env"] = {**tree.get("env", {}), "name": method.data_env}
     for name in NAMED:
         if name in tree:
             tree[name] = _named(name, tree[name])

@@ -11,11 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from selfdistill.data.chats import ChatRows
 from selfdistill.data.load import AS_NAMED, RowOptions, question_task
-from selfdistill.data.row import Row, read_rows
+from selfdistill.data.row import Convert, Row, read_rows
 from selfdistill.data.rows import row_to_task
 from selfdistill.data.tasks import training_tasks
 from selfdistill.envs.base import Fault, Pair, Scored, ScoringEnvironment, prepared, score_all, why_unusable
+from selfdistill.envs.chats import ChatsEnvironment
 from selfdistill.envs.code import CodeEnvironment
 from selfdistill.envs.scoring import MODES, entry_of
 from selfdistill.errors import DataError, SelfDistillError
@@ -88,7 +90,10 @@ def every_row(env: ScoringEnvironment, data: str, options: RowOptions = AS_NAMED
     if not data:
         return [TaskRow(f"task {task.id!r}", task) for task in training_tasks(env, "")]
     code, source, rows = isinstance(env, CodeEnvironment), options.open(data), []
-    for place, found in read_rows(source, options.mapped(row_to_task if code else question_task)):
+    convert: Convert = row_to_task if code else question_task
+    if isinstance(env, ChatsEnvironment):
+        convert = ChatRows(env.options)
+    for place, found in read_rows(source, options.mapped(convert)):
         if isinstance(found, Task) and not code:
             why = why_unusable(env, found)
             found = DataError(f"{place}: {why}") if why else prepared(env, found)

@@ -116,11 +116,11 @@ def _compared(
     if not others:
         return [None] * len(query.answer), None
     answers = [query.answer, *([query.correct] if query.correct else [])]
-    read = [_logprobs(policy, ids, answers, query.temperature) for ids in (prompt, *others)]
+    read = [answer_logprobs(policy, ids, answers, query.temperature) for ids in (prompt, *others)]
     log_q_KN = torch.stack([given_N for given_N, *_ in read])
     beyond_KN = (log_q_KN - log_q_KN.mean(0)) * len(read) / len(others)  # each less the mean of all the others
     if query.correct:
-        before = _odds(_logprobs(policy, question, answers, query.temperature))
+        before = _odds(answer_logprobs(policy, question, answers, query.temperature))
         values = [_odds(entry) - before for entry in read]
     else:
         before, values = 0.0, (-beyond_KN.min(1).values).tolist()
@@ -128,7 +128,7 @@ def _compared(
 
 
 @torch.no_grad()
-def _logprobs(policy: Policy, prompt: TokenIds, answers: Sequence[TokenIds], temperature: float) -> list[Tensor]:
+def answer_logprobs(policy: Policy, prompt: TokenIds, answers: Sequence[TokenIds], temperature: float) -> list[Tensor]:
     """logprobs_N of each answer after one prompt."""
     hidden_ND = policy.answer_hidden([(prompt, answer) for answer in answers])
     tokens_N = torch.tensor([token for answer in answers for token in answer], device=hidden_ND.device)

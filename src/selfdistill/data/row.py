@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn, TypeAlias, TypeVar, get_args
+from typing import Any, NoReturn, TypeAlias, TypeVar
 
 from selfdistill.data.sources import Source
 from selfdistill.envs.sandbox.limits import MAX_SECONDS, MIN_SECONDS
@@ -14,8 +14,9 @@ from selfdistill.types import Message, Role, Task
 
 T = TypeVar("T")
 
+_ROLES: tuple[Role, ...] = ("system", "user", "assistant")
 # What a template may show beside role and content; without it the conversation would be another one.
-_CARRIED = ("tool_calls", "tool_call_id", "function_call", "images", "image", "audio", "videos")
+CARRIED = ("tool_calls", "tool_call_id", "function_call", "images", "image", "audio", "videos")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,14 +101,20 @@ class Row:
     def _message(self, field: str, turn: Any) -> Message:
         if not isinstance(turn, dict) or not {"role", "content"} <= turn.keys():
             self.fail(field, "a message {role, content}", short(turn))
-        role, content, roles = turn["role"], turn["content"], get_args(Role)
-        if role not in roles:
+        role, content = turn["role"], turn["content"]
+        if role not in _ROLES:
             do = 'write "system" for it' if role == "developer" else ""
-            self.fail(f"{field}.role", f"one of {', '.join(roles)}", short(role), do=do)
-        carried = next((key for key in _CARRIED if turn.get(key)), None)
+            self.fail(f"{field}.role", f"one of {', '.join(_ROLES)}", short(role), do=do)
+        carried = next((key for key in CARRIED if turn.get(key)), None)
         if carried is not None:
             self.fail(f"{field}.{carried}", "a message of text alone", short(turn[carried]))
-        field += ".content"
+        text = self.content(f"{field}.content", content)
+        if not text.strip() and role != "system":  # an empty one takes the place of a template's own
+            self.fail(f"{field}.content", "text", "blank text")
+        return Message(role, text)
+
+    def content(self, field: str, content: Any) -> str:
+        """The text of a message: text, or parts of text, which are joined."""
         parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
         if not isinstance(parts, list):
             self.fail(field, "text, or a list of parts of text", short(content))
@@ -115,31 +122,31 @@ class Row:
             if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
                 do = "images and other media are not read"
                 self.fail(f"{field}[{place}]", 'a part {"type": "text", "text": …}', short(part), do=do)
-        text = "".join(part["text"] for part in parts)
-        if not text.strip() and role != "system":  # an empty one takes the place of a template's own
-            self.fail(field, "text", "blank text")
-        return Message(role, text)
+        return "".join(part["text"] for part in parts)
 
 
-Convert: TypeAlias = Callable[[dict[str, Any], str, int], Task]
+Convert: TypeAlias = Callable[[dict[str, Any], str, int], Task | Sequence[Task]]
 
 
 def read_rows(source: Source, convert: Convert) -> Iterator[tuple[str, Task | DataError]]:
-    """Every row with its place: its task, or why it cannot be used, an id that was used before too."""
+    """Every row with its place: its task or tasks, or why it cannot be used, an id that was used before too."""
     seen: dict[str, str] = {}
     for number, raw in source.rows:
         place = f"{source.label}:{number}"
         try:
             found = source.decode(raw, place)
-            task = found if isinstance(found, Task) else convert(found, source.label, number)
-            if task.id in seen:
-                what = f"{place}: field 'id': the id {short(task.id)} was used in {seen[task.id]} already"
-                raise DataError(what, do="give each row its own id")
+            made = found if isinstance(found, Task) else convert(found, source.label, number)
+            tasks = [made] if isinstance(made, Task) else made
+            for task in tasks:
+                if task.id in seen:
+                    what = f"{place}: field 'id': the id {short(task.id)} was used in {seen[task.id]} already"
+                    raise DataError(what, do="give each row its own id")
         except DataError as error:
             yield place, error
         else:
-            seen[task.id] = place
-            yield place, task
+            for task in tasks:
+                seen[task.id] = place
+                yield place, task
 
 
 def load_rows(source: Source, convert: Convert) -> list[Task]:

@@ -7,8 +7,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from selfdistill.data import rows
+from selfdistill.data.chats import ChatTasks, chat_tasks
 from selfdistill.data.load import AS_NAMED, RowOptions, load_tasks, question_rows
 from selfdistill.envs.base import Environment, prepared, tasks_of, why_unusable
+from selfdistill.envs.chats import ChatsEnvironment
 from selfdistill.envs.code import CodeEnvironment
 from selfdistill.errors import ConfigError, DataError, ModelError
 from selfdistill.plugins import refuse_value
@@ -38,6 +40,8 @@ def data_tasks(env: Environment, data: Any, options: RowOptions = AS_NAMED) -> l
         refuse_value(data, "data")
     if isinstance(env, CodeEnvironment):
         return load_tasks(data, options)
+    if isinstance(env, ChatsEnvironment):
+        return chat_tasks(data, options, env.options)
     tasks = question_rows(data, options)
     why = next(filter(None, (why_unusable(env, task) for task in tasks[: rows.CHECKED_ROWS])), "")
     if why:
@@ -99,6 +103,12 @@ def note_shared(tasks: Sequence[Task], held_out: Sequence[Task], callback: Callb
     shared = sum(task.messages in prompts for task in held_out)
     if shared:
         callback(Note(f"{shared} of {len(held_out)} held-out tasks are trained on: they have the same prompts"))
+
+
+def note_left_out(tasks: Sequence[Task], callback: Callback) -> None:
+    """A note counts the answers of a log that became no tasks."""
+    if isinstance(tasks, ChatTasks) and tasks.left_out:
+        callback(Note(tasks.summary))
 
 
 def check_conversations(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from selfdistill.envs.base import Environment, ScoringEnvironment
+from selfdistill.envs.chats import ChatOptions, ChatsEnvironment
 from selfdistill.envs.choice import ChoiceEnvironment, ChoiceOptions
 from selfdistill.envs.code import CodeEnvironment
 from selfdistill.envs.judge import Judge, JudgeOptions
@@ -40,6 +41,7 @@ ENVIRONMENTS: Mapping[str, Entry] = {
     "tools-text": Entry(ToolsTextEnvironment, ScorerOptions, lambda options, seed: ToolsTextEnvironment(options)),
     "text": Entry(TextEnvironment, TextOptions, lambda options, seed: TextEnvironment(options)),
     "judge": Entry(Judge, JudgeOptions, lambda options, seed: Judge(**plain(options))),
+    "chats": Entry(ChatsEnvironment, ChatOptions, lambda options, seed: ChatsEnvironment(options)),
 }
 
 

@@ -63,7 +63,7 @@ class Method(Ranged, ABC):
     reads, needs_reward: the contexts and the reward that it needs, in words, for `selfdistill methods`. teacher: whose
     weights read the contexts unless the run sets a rule; None: no teacher. needs_sampler_logprobs: whether it has
     credits with `correct`; answers must then be sampled from the whole distribution. takes_turns: whether it learns
-    from conversations of several turns.
+    from conversations of several turns. data_env: the environment of a data set, unless the user names one.
     """
 
     settings: ClassVar[Mapping[str, Any]] = {}
@@ -73,6 +73,7 @@ class Method(Ranged, ABC):
     teacher: ClassVar[TeacherRule | None] = None
     needs_sampler_logprobs: ClassVar[bool] = False
     takes_turns: ClassVar[bool] = False
+    data_env: ClassVar[str] = "code"
 
     reduction: Reduction = option("sequence-mean", "every answer weighs the same, or every token")
     count_dropped: bool = option(False, "whether rollouts that take no part dilute the mean")

@@ -27,6 +27,7 @@ class UserReplies(Method):
     source = "arXiv 2603.12273"
     takes_turns = True
     reads = "the user's reply"
+    data_env = "chats"
     teacher = Live()
     context = UserReply()
 

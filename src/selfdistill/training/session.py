@@ -13,7 +13,7 @@ from torch import Tensor
 
 from selfdistill.config import RunConfig
 from selfdistill.data.load import question_rows
-from selfdistill.data.tasks import all_usable, check_conversations, fitting_tasks, note_shared
+from selfdistill.data.tasks import all_usable, check_conversations, fitting_tasks, note_left_out, note_shared
 from selfdistill.envs.base import ConversationEnvironment, Environment, tasks_of
 from selfdistill.errors import ConfigError, RunError
 from selfdistill.files import read_text
@@ -188,6 +188,7 @@ def open_session(config: RunConfig, callback: Callback, *, learns: bool = False)
         _check_turns(config, method, env)
     callback(Phase("reading the tasks"))
     tasks = config.tasks_of(env)
+    note_left_out(tasks, callback)
     usable = all_usable(env, tasks, config.data if config.values.tasks is None else "")
     policy = open_policy(config, callback, trained=learns)
     if config.model.startswith("sapling") and config.env.name != "verbs":
