@@ -9,8 +9,8 @@ settings, paths, names. Functions, objects and tasks in memory are passed again 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from hashlib import sha256
 from os import PathLike, fspath
 from pathlib import Path
@@ -71,37 +71,21 @@ def train(
 
 
 def run_config(
-    given: Mapping[str, Any],
-    *,
-    method: str | Method | None = None,
-    env: Any = None,
-    data: Any = None,
-    eval_data: Any = None,
-    lora: int | LoraOptions | Mapping[str, Any] | None = None,
-    resume: str | PathLike[str] | None = None,
-    settings: Mapping[str, Any] = {},
+    given: Mapping[str, Any], *, resume: Any = None, settings: Mapping[str, Any] = {}, **parts: Any
 ) -> RunConfig:
-    """The settings of a run from values. Raises `ConfigError`."""
-    chosen, values = settings_of(
-        given, method=method, env=env, data=data, eval_data=eval_data, lora=lora, settings=settings
-    )
+    """The settings of a run from values, its `parts` as in `train`. Raises `ConfigError`."""
+    chosen, values = settings_of(given, parts, settings)
     return configured(chosen, values, saved_config(Path(resume))["settings"] if resume is not None else {})
 
 
 def settings_of(
-    given: Mapping[str, Any],
-    *,
-    method: str | Method | None = None,
-    env: Any = None,
-    data: Any = None,
-    eval_data: Any = None,
-    lora: int | LoraOptions | Mapping[str, Any] | None = None,
-    settings: Mapping[str, Any] = {},
+    given: Mapping[str, Any], parts: Mapping[str, Any], settings: Mapping[str, Any]
 ) -> tuple[Settings, Values]:
     """Values as settings, and those that no file can hold. Raises `ConfigError`."""
     chosen: Settings = [(key, fspath(v) if isinstance(v, PathLike) else v) for key, v in given.items() if v is not None]
     values: dict[str, Any] = {}
     columns = _columns(settings)
+    method, env, lora = (parts.get(part) for part in ("method", "env", "lora"))
     refuse_settings_of({"method": method, "env": env}, settings)
     if isinstance(method, Method):
         chosen.append(("method", _method_table(method)))
@@ -115,7 +99,8 @@ def settings_of(
     elif env is not None:
         values["env"] = as_environment(env)
         chosen.append(("env", FROM_PYTHON + values["env"].name))
-    for key, held, source in (("data", "tasks", data), ("eval_data", "eval_tasks", eval_data)):
+    for key, held in (("data", "tasks"), ("eval_data", "eval_tasks")):
+        source = parts.get(key)
         if isinstance(source, str | PathLike):
             chosen.append((key, fspath(source)))
         elif source is not None:
@@ -139,15 +124,12 @@ def reporting(label: str, callbacks: Callback | Iterable[Callback], *, progress:
     every = [callbacks] if callable(callbacks) else list(callbacks)
     for callback in every:
         _expect(callable(callback), "callbacks", "callables that take an event", callback)
-    if not progress:
-        with all_of(every, warnings.warn) as report:
-            yield report
-        return
-    with (
-        RunDisplay(label, Console(stderr=True)) as display,
-        all_of([display, *every], lambda text: display(Note(text))) as report,
-    ):
-        yield report
+    with ExitStack() as stack:
+        warn: Callable[[str], None] = warnings.warn
+        if progress:
+            display = stack.enter_context(RunDisplay(label, Console(stderr=True)))
+            every, warn = [display, *every], lambda text: display(Note(text))
+        yield stack.enter_context(all_of(every, warn))
 
 
 def _tasks(source: Any, env: Any, options: RowOptions) -> Sequence[Task]:

@@ -97,9 +97,7 @@ class ReplayOptions(Ranged):
 
     prompts: str = option("env", 'JSONL file of prompts, or "environment": the environment\'s own replay tasks')
     per_step: int = option(64, "prompts answered per step, divided among its updates", least=1, most=100_000)
-    weight: float = option(
-        0.5, "weight of a replayed answer relative to a trained one, in an update of mean size", above=0
-    )
+    weight: float = option(0.5, "weight of an answer relative to a trained one, in an update of mean size", above=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,15 +128,9 @@ class RunConfig(Ranged):
     """
 
     model: str = option("sapling", 'directory or hub name of a causal LM; "sapling" is embedded')
-    method: NamedComponent = field(
-        default=NamedComponent("sdpo"), metadata=about("training method; see `selfdistill methods`")
-    )
-    env: NamedComponent = field(
-        default=NamedComponent("verbs"), metadata=about("environment that scores answers; see `selfdistill envs`")
-    )
-    data: str = option(
-        "", "tasks: a JSONL, JSON or Parquet file, or a data set of the hub; empty: the environment's own"
-    )
+    method: NamedComponent = option(NamedComponent("sdpo"), "training method; see `selfdistill methods`")
+    env: NamedComponent = option(NamedComponent("verbs"), "environment that scores answers; see `selfdistill envs`")
+    data: str = option("", "tasks: a JSONL, JSON or Parquet file, or a hub data set; empty: the environment's own")
     data_name: str = option("", "configuration of a data set of the hub")
     data_split: str = option("train", "split of a data set of the hub")
     columns: Mapping[str, str] = field(
@@ -152,30 +144,20 @@ class RunConfig(Ranged):
     device: str = option("auto", "cuda, mps, cpu, or auto")
     dtype: str = option("auto", "bfloat16, float32, or auto")
     chat_template: str = option("", "Jinja file, for a model that comes without a chat template")
-    thinking: Thinking = option(
-        "off", "whether a model with a thinking mode uses it; template: its chat template's default"
-    )
+    thinking: Thinking = option("off", "whether a model that can think does; template: its chat template's default")
     steps: int = option(40, "steps to train for, each a generation batch and the updates made from it", least=1)
     tasks_per_step: int = option(32, "tasks drawn for the generation batch of each step", least=1, most=100_000)
     rollouts_per_task: int = option(8, "answers sampled for each task", least=1, most=100_000)
-    tasks_per_update: int = option(
-        0, "tasks of one update (optimiser step); 0: one update a step, from all of its tasks (on-policy)", least=0
-    )
+    tasks_per_update: int = option(0, "tasks of one update (optimiser step); 0: all of the step's (on-policy)", least=0)
     micro_batch_tokens: int = option(16384, "tokens per forward pass; bounds memory without changing results", least=1)
     checkpoint_every: int = option(10, "steps between checkpoints; 0: only at the end", least=0)
-    lora: LoraOptions | None = field(
-        default=None, metadata=about("adapters to train instead of all weights; none: all weights")
-    )
-    teacher: TeacherRule | None = field(
-        default=None, metadata=about("weights of the teacher; none: the method's default")
-    )
+    lora: LoraOptions | None = option(None, "adapters to train instead of all weights; none: all weights")
+    teacher: TeacherRule | None = option(None, "weights of the teacher; none: the method's default")
     optimiser: OptimiserOptions = field(default_factory=OptimiserOptions)
     sampling: SamplingOptions = field(default_factory=lambda: SamplingOptions(max_new_tokens=2048))
     context: ContextOptions = field(default_factory=ContextOptions)
     evaluation: EvaluationOptions = field(default_factory=EvaluationOptions)
-    replay: ReplayOptions | None = field(
-        default=None, metadata=about("replay of prompts against forgetting; none: no replay")
-    )
+    replay: ReplayOptions | None = option(None, "replay of prompts against forgetting; none: no replay")
     values: Values = field(default=Values(), metadata={"live": True})
 
     @property
@@ -236,8 +218,9 @@ def from_settings(
     method = type(values.method) if values.method else find_method(name)
     needs = _merged(method.settings, FOR_MODEL.get(str(settings.get("model", _default("model"))), {}))
     tree = _merged(needs, settings)
-    if tree.get("data") and not _is_named(tree.get("env", {})):
-        tree["env"] = {**tree.get("env", {}), "name": method.data_env}
+    env = tree.get("env", {})
+    if tree.get("data") and isinstance(env, Mapping) and "name" not in env:
+        tree["env"] = {**env, "name": method.data_env}
     for name in NAMED:
         if name in tree:
             tree[name] = _named(name, tree[name])
@@ -266,11 +249,8 @@ def read_saved(path: Path, read: Callable[[Mapping[str, Any]], T]) -> T:
 def _refuse_old_names(settings: Mapping[str, Any], sources: Mapping[str, str]) -> None:
     for old in SETTINGS.keys() & settings.keys():
         where = next((source for key, source in sources.items() if key.split(".")[0] == old), "")
-        raise ConfigError(
-            f"the setting {old!r} has another name",
-            got=f"{old}  ({where})" if where else old,
-            do=f"write {SETTINGS[old]} in place of {old}",
-        )
+        got, do = f"{old}  ({where})" if where else old, f"write {SETTINGS[old]} in place of {old}"
+        raise ConfigError(f"the setting {old!r} has another name", got=got, do=do)
 
 
 def resolved(config: RunConfig) -> dict[str, Any]:
@@ -288,9 +268,8 @@ def parse_override(text: str) -> tuple[str, Any]:
         raise ConfigError("an override is no UTF-8", got=ascii(text)[:200], do="give it in UTF-8")
     key, equals, value = text.partition("=")
     if not equals or not re.fullmatch(r"[A-Za-z_][\w-]*(\.[A-Za-z_][\w-]*)*", key.strip()):
-        raise ConfigError(
-            "an override has the form key=value", got=text, do="write for example optimiser.lr=1e-5, without spaces"
-        )
+        do = "write for example optimiser.lr=1e-5, without spaces"
+        raise ConfigError("an override has the form key=value", got=text, do=do)
     try:
         return key.strip(), tomllib.loads(f"value = {value}")["value"]
     except (ValueError, RecursionError):  # such as words without quotes
@@ -344,15 +323,11 @@ def _merged(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
     """`high` over `low`, table by table. A table that names another kind or entry replaces the one below it."""
     merged = deepcopy(dict(low))
     for key, value in high.items():
-        below = merged.get(key)
-        other = isinstance(value, Mapping) and isinstance(below, Mapping) and _renamed(below, value)
-        mixes = isinstance(value, Mapping) and isinstance(below, Mapping) and not other
-        merged[key] = _merged(below, value) if mixes else deepcopy(value)  # type: ignore[arg-type]
+        below: Any = merged.get(key)
+        tables = isinstance(value, Mapping) and isinstance(below, Mapping)
+        same = tables and all(value[name] == below.get(name) for name in ("name", "kind") if name in value)
+        merged[key] = _merged(below, value) if same else deepcopy(value)
     return merged
-
-
-def _renamed(below: Mapping[str, Any], value: Mapping[str, Any]) -> bool:
-    return any(name in value and value[name] != below.get(name) for name in ("name", "kind"))
 
 
 def _named(key: str, value: Any) -> dict[str, Any]:
@@ -364,10 +339,6 @@ def _named(key: str, value: Any) -> dict[str, Any]:
     if not isinstance(name, str):
         raise ConfigError(f"{key}.name should be text", got=f"{key}.name = {name!r}", do=f"see `selfdistill {key}s`")
     return {"name": name, "options": {k: v for k, v in value.items() if k != "name"}}
-
-
-def _is_named(value: Any) -> bool:
-    return not isinstance(value, Mapping) or "name" in value
 
 
 def _default(key: str) -> Any:

@@ -81,6 +81,14 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(choices)}"
 
 
+def missing_column(column: str, columns: Iterable[str], name: str, place: str) -> DataError:
+    """The error of a row that lacks the column which is to be its `name`."""
+    known = list(columns)
+    close = next((f"did you mean {other!r}? " for other in get_close_matches(column, known, n=1)), "")
+    got, do = f"columns {', '.join(known) or '(none)'}"[:300], f'{name}="…", or columns.{name}=… on the command line'
+    return DataError(f"{place}: there is no column {column!r}", got=got, do=f"{close}Name the column: {do}")
+
+
 @dataclass(frozen=True, slots=True)
 class Range:
     """The numbers that a field takes, between two bounds. They are finite unless a bound is infinite."""

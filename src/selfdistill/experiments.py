@@ -113,7 +113,7 @@ def evaluate(
         raise ConfigError("this split cannot be measured", got=f"split = {split!r}", do=do)
     given: dict[str, Any] = {"model": model, "seed": seed, "out": out, "evaluation.tasks": tasks}
     given |= {"evaluation.rollouts": rollouts, "evaluation.temperature": temperature}
-    chosen = settings_of(given, env=env, data=data, eval_data=eval_data, settings=settings)
+    chosen = settings_of(given, {"env": env, "data": data, "eval_data": eval_data}, settings)
     config = configured(*chosen, ANSWERS if teacher else {})
     with reporting("eval", callbacks, progress=progress) as callback:
         if teacher:
@@ -162,7 +162,7 @@ def solve(
     budgets = {"attempts": attempts, "tokens": tokens, "seconds": seconds}
     limits = _limits(budgets) | ({} if exhaust_budget is None else {"exhaust_budget": exhaust_budget})
     given = {"model": model, "seed": seed}
-    pairs, values = settings_of(given, method=method, env=env, data=rows, lora=lora, settings=rest)
+    pairs, values = settings_of(given, {"method": method, "env": env, "data": rows, "lora": lora}, rest)
     if resume is None:
         chosen = chosen or SelfDistill()
         config = solve_config(chosen, pairs, tasks=names, limits=limits, keep=keep, values=values, place="")

@@ -30,15 +30,11 @@ from selfdistill.errors import option as option
 
 T = TypeVar("T")
 
+_adapter, _hints = cache(TypeAdapter), cache(get_type_hints)
+
 SEED = 2**63 - 1  # the largest that every generator of random numbers takes
 
-EXPECTED = {
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-    str: "text",
-    NoneType: '"none"',
-}
+EXPECTED = {bool: "true or false", int: "a whole number", float: "a number", str: "text", NoneType: '"none"'}
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,9 +205,8 @@ def _choose(choices: tuple[type, ...], raw: Mapping[str, Any], where: Where, cur
     elif len(choices) == 1:
         chosen = choices[0]
     else:
-        raise ConfigError(
-            "kind is missing", got=where.shown(dict(raw)), do=f"set {where.key}.kind: {', '.join(by_tag)}"
-        )
+        do = f"set {where.key}.kind: {', '.join(by_tag)}"
+        raise ConfigError("kind is missing", got=where.shown(dict(raw)), do=do)
     return override(current, raw, where) if type(current) is chosen else build(chosen, raw, where)
 
 
@@ -219,16 +214,9 @@ def _leaf(kind: Any, raw: Any, where: Where) -> Any:
     try:  # strict, from JSON: no "1" for 1, but lists for tuples and names for enums
         return _adapter(kind).validate_json(json.dumps(raw, default=str), strict=True)
     except ValidationError as error:
-        raise ConfigError(
-            f"{where.key or 'the value'} should be {expected(kind)}",
-            got=where.shown(raw),
-            do="" if expected(kind) != "another value" else error.errors()[0]["msg"],
-        ) from error
-
-
-@cache
-def _adapter(kind: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)
+        what = f"{where.key or 'the value'} should be {expected(kind)}"
+        do = "" if expected(kind) != "another value" else error.errors()[0]["msg"]
+        raise ConfigError(what, got=where.shown(raw), do=do) from error
 
 
 def _dataclasses(kind: Any) -> tuple[type, ...]:
@@ -238,11 +226,6 @@ def _dataclasses(kind: Any) -> tuple[type, ...]:
 
 def _fields(kind: type) -> tuple[Field[Any], ...]:
     return tuple(item for item in fields(cast(Any, kind)) if item.init and not item.metadata.get("live"))
-
-
-@cache
-def _hints(kind: Any) -> Mapping[str, Any]:
-    return get_type_hints(kind)
 
 
 def _default(item: Field[Any]) -> Any:

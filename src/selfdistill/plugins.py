@@ -27,12 +27,9 @@ FROM_PYTHON = "python:"  # begins the name of a value that a program passed, and
 def refuse_value(name: str, part: str) -> None:
     """Raises `ConfigError` where a name stands for a value that a Python program passed."""
     if name.startswith(FROM_PYTHON):
-        raise ConfigError(
-            f"the {part} of this run was a value of a Python program",
-            got=name,
-            why="no file holds it, so the command line cannot make it again",
-            do=f"resume it in Python with the same value: sd.train or sd.solve(resume=…, {part}=…)",
-        )
+        what, why = f"the {part} of this run was a value of a Python program", "the command line cannot make it again"
+        do = f"resume it in Python with the same value: sd.train or sd.solve(resume=…, {part}=…)"
+        raise ConfigError(what, got=name, why=why, do=do)
 
 
 def is_file_name(name: str) -> bool:

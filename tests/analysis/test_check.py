@@ -224,7 +224,7 @@ def test_reference_answers_of_rows_are_scored_by_each_environment(tmp_path: Path
         found = checked(path, env)
         assert (found.rows, found.usable, found.references, found.passed) == (3, 2, 2, 1)
         (unusable, failing) = found.problems
-        assert unusable.startswith(f"{path}:3: task '{name}-3' has no column 'answer'")
+        assert unusable.startswith(f"{path}:3: task '{name}-3': there is no column 'answer'")
         assert "did you mean 'anser'?" in unusable
         assert failing.startswith(f"{path}:2: the reference solution fails: ")
         assert found.examples[0].feedback

@@ -6,6 +6,7 @@ import torch
 from selfdistill.errors import ConfigError, RunError
 from selfdistill.models.load import Policy
 from selfdistill.models.teacher import Ema, Frozen, Live, Snapshot, Teacher, TrustRegion, View
+from selfdistill.options import tag
 
 PAIRS = [((5, 6), (7, 8)), ((9, 10, 11), (12,))]
 SHADOW, STUDENT = View(1.0, "shadow"), View(1.0, "student")
@@ -235,6 +236,6 @@ def test_rules_check_their_ranges(rule, options) -> None:
 
 
 def test_each_rule_has_its_name() -> None:
-    assert [rule.kind for rule in (Frozen, Ema, Snapshot, TrustRegion, Live)] == [
+    assert [tag(rule) for rule in (Frozen, Ema, Snapshot, TrustRegion, Live)] == [
         "frozen", "ema", "snapshot", "trust_region", "live",
     ]  # fmt: skip

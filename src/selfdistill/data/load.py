@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from traceback import extract_tb
@@ -18,7 +17,7 @@ from selfdistill.data import rows
 from selfdistill.data.row import Convert, Row, load_rows
 from selfdistill.data.rows import row_to_task
 from selfdistill.data.sources import Source, as_json, open_source
-from selfdistill.errors import DataError
+from selfdistill.errors import DataError, missing_column
 from selfdistill.plugins import is_file_name, load_from_file
 from selfdistill.types import Task
 
@@ -110,7 +109,7 @@ def question_task(fields: Mapping[str, Any], path: str, line: int) -> Task:
         fields = {**fields, "answer": scored["ground_truth"]}
     row = Row(path, line, "question", fields)
     if "prompt" not in fields:
-        raise _missing("prompt", fields, "prompt", f"{path}:{line}")
+        raise missing_column("prompt", fields, "prompt", f"{path}:{line}")
     return Task(
         row.id("id", default=f"{Path(path).stem}-{line}"),
         row.messages("prompt"),
@@ -140,13 +139,6 @@ def _value(fields: Mapping[str, Any], column: str, name: str, place: str) -> Any
     value: Any = fields
     for key in [column] if column in fields else column.split("."):
         if not isinstance(value, Mapping) or key not in value:
-            raise _missing(column, fields, name, place)
+            raise missing_column(column, fields, name, place)
         value = value[key]
     return value
-
-
-def _missing(column: str, fields: Mapping[str, Any], name: str, place: str) -> DataError:
-    close = next((f"did you mean {other!r}? " for other in get_close_matches(column, fields, n=1)), "")
-    do = f'{close}Name the column: {name}="…", or columns.{name}=… on the command line'
-    got = f"columns {', '.join(fields) or '(none)'}"[:300]
-    return DataError(f"{place}: there is no column {column!r}", got=got, do=do)

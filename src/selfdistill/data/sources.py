@@ -129,8 +129,6 @@ def _hub_rows(path: str, name: str, split: str) -> Any:
     try:
         return datasets.load_from_disk(path) if saved else datasets.load_dataset(path, name or None, split=split)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise DataError(
-            "the data set cannot be loaded",
-            got=f"{path}, name {name!r}, split {split!r}: {error}"[:500],
-            do="check the name of the file or of the data set on the hub, its configuration and its split",
-        ) from error
+        got = f"{path}, name {name!r}, split {split!r}: {error}"[:500]
+        do = "check the name of the file or of the data set on the hub, its configuration and its split"
+        raise DataError("the data set cannot be loaded", got=got, do=do) from error

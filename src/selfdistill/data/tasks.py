@@ -68,12 +68,9 @@ def fitting_tasks(tasks: Sequence[Task], renderer: Renderer, longest: int, callb
     limit = min(longest, renderer.context_length - 1)
     fitting = [task for task in tasks if len(written(renderer, task, task.messages)) <= limit]
     if not fitting:
-        raise NoneFits(
-            "no question fits the model",
-            got=f"{len(tasks)} tasks, all longer than {limit} tokens",
-            why=f"the model reads {renderer.context_length} tokens, context.max_prompt_tokens is {longest}",
-            do="shorten the questions, or take a model that reads more",
-        )
+        got, do = f"{len(tasks)} tasks, all longer than {limit} tokens", "shorten them, or take a model that reads more"
+        why = f"the model reads {renderer.context_length} tokens, context.max_prompt_tokens is {longest}"
+        raise NoneFits("no question fits the model", got=got, why=why, do=do)
     if len(fitting) < len(tasks):
         callback(Note(f"{len(tasks) - len(fitting)} of {len(tasks)} tasks are skipped: longer than {limit} tokens"))
     return fitting

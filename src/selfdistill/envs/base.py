@@ -55,7 +55,6 @@ class ScoringEnvironment(Protocol):
 
     def score(self, task: Task, completion: Completion) -> Outcome:
         """The reward of one answer, and feedback on it."""
-        ...
 
 
 @runtime_checkable
@@ -66,11 +65,9 @@ class ConversationEnvironment(Protocol):
 
     def start(self, task: Task) -> Any:
         """The state of a conversation about a task."""
-        ...
 
     def step(self, state: Any, completion: Completion) -> Observation | Outcome:
         """What follows a turn: messages that the model reads next, or the outcome of the conversation."""
-        ...
 
 
 Environment: TypeAlias = ScoringEnvironment | ConversationEnvironment

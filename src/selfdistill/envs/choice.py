@@ -62,13 +62,9 @@ class ChoiceEnvironment(RowsEnvironment[str]):
             inverted = _PUBLISHED_FORMAT.search(text, max(0, text.rfind("<answer>"))) is not None
             return Mark("none" if right else "wrong", answer=answer, bad_format=inverted)
         tagged = "<answer>" in text and "</answer>" in text[text.rindex("<answer>") :]
-        if right:
-            return Mark("none", answer=answer, bad_format=not tagged)
-        if _LETTER.fullmatch(answer):
-            return Mark("wrong", f"{answer} is not the right answer.", answer, bad_format=not tagged)
+        if right or _LETTER.fullmatch(answer):
+            return Mark.compared(right, f"{answer} is not the right answer.", answer, bad_format=not tagged)
         form = "Put the letter of your choice alone, as a capital, between <answer> and </answer>."
-        if not tagged:
-            return Mark.missing(f"No complete <answer> tag was found. {form}", cut, answer)
-        return Mark.missing(
-            f"The <answer> tag holds {clipped(repr(answer))}, not one capital letter alone. {form}", False, answer
-        )
+        found = f"The <answer> tag holds {clipped(repr(answer))}, not one capital letter alone."
+        why = found if tagged else "No complete <answer> tag was found."
+        return Mark.missing(f"{why} {form}", cut and not tagged, answer)

@@ -41,9 +41,7 @@ class MathsOptions(ScorerOptions):
         "text behind the question: the form of an answer",
     )
     equivalence: bool = option(True, "compare by math-verify what is not equal as text or as a number")
-    limit_s: float = option(
-        5.0, "seconds for one comparison by math-verify, then the answer is wrong", least=0.1, most=600
-    )
+    limit_s: float = option(5.0, "seconds for one comparison by math-verify, then it is wrong", least=0.1, most=600)
 
 
 class MathsEnvironment(RowsEnvironment[str]):
@@ -60,10 +58,9 @@ class MathsEnvironment(RowsEnvironment[str]):
     def __init__(self, options: MathsOptions | None = None) -> None:
         super().__init__(options)
         if self.options.equivalence and find_spec("math_verify") is None:
-            raise ConfigError(
-                "the environment maths needs the package math-verify, which is not installed",
-                do="pip install 'selfdistill[maths]', or compare numbers and texts alone: env.equivalence=false",
-            )
+            what = "the environment maths needs the package math-verify, which is not installed"
+            do = "pip install 'selfdistill[maths]', or compare numbers and texts alone: env.equivalence=false"
+            raise ConfigError(what, do=do)
         compare = LimitedCall(f"{__name__}:equivalent", self.options.limit_s)
         self._equivalent = lru_cache(CACHED)(compare) if self.options.equivalence else None  # a policy repeats itself
 
@@ -91,7 +88,7 @@ class MathsEnvironment(RowsEnvironment[str]):
         compared = same or self._equal(self.written(gold), self.written(answer))
         if compared is None:
             return Mark("timeout", f"The boxed answer takes too long to compare. {_FORM}", answer)
-        return Mark("none" if compared else "wrong", "" if compared else f"{clipped(answer)} is wrong.", answer)
+        return Mark.compared(compared, f"{clipped(answer)} is wrong.", answer)
 
     def _published(self, gold: str, end: str, cut: bool) -> Mark:
         answer = last_boxed(end[max(0, end.rfind(r"\boxed{")) :], _PUBLISHED_BRACES) or ""

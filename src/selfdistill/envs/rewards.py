@@ -28,6 +28,7 @@ from selfdistill.envs.base import (
 from selfdistill.errors import ConfigError, nearest
 from selfdistill.types import Completion, DropReason, Outcome, Task
 
+Function: TypeAlias = Callable[..., Any]
 OwnTasks: TypeAlias = Callable[[], Sequence[Task]] | Sequence[Task]
 
 MARKS = ("completions", "completion_ids")  # a function with one of these parameters is one of a batch
@@ -51,9 +52,8 @@ def as_environment(value: Any, *, name: str = "", tasks: OwnTasks = ()) -> Envir
             try:
                 value.name = name or name_of(value)
             except AttributeError as error:
-                raise ConfigError(
-                    "an environment needs a name", got=repr(value)[:80], do='give it name = "…"'
-                ) from error
+                got, do = repr(value)[:80], 'give it name = "…"'
+                raise ConfigError("an environment needs a name", got=got, do=do) from error
         env: Environment = value
         return env
     if isinstance(value, list | tuple):
@@ -72,12 +72,12 @@ def name_of(value: Any) -> str:
     return str(getattr(value, "__name__", type(value).__name__)).strip("<>")
 
 
-def is_of_batch(function: Callable[..., Any]) -> bool:
+def is_of_batch(function: Function) -> bool:
     """Whether a function takes a whole batch. Raises `ConfigError` for one that cannot be a reward function."""
     return not _signature(function).parameters.keys().isdisjoint(MARKS)
 
 
-def _signature(function: Callable[..., Any]) -> Signature:
+def _signature(function: Function) -> Signature:
     what = f"{name_of(function)!r} cannot be a reward function"
     if iscoroutinefunction(function) or iscoroutinefunction(getattr(function, "__call__", None)):  # noqa: B004
         raise ConfigError(what, got="async def", do="give a plain function, which may call asyncio.run")
@@ -132,12 +132,7 @@ class RewardFunctions(_WithTasks):
     time_limit_s = TIME_LIMIT_S
 
     def __init__(
-        self,
-        functions: Sequence[Callable[..., Any]],
-        weights: Sequence[float] = (),
-        *,
-        name: str = "",
-        tasks: OwnTasks = (),
+        self, functions: Sequence[Function], weights: Sequence[float] = (), *, name: str = "", tasks: OwnTasks = ()
     ) -> None:
         super().__init__(tasks)
         names = [name_of(function) for function in functions]
@@ -203,7 +198,7 @@ def _detail(value: Any) -> float | int | str | bool:
     return value if type(value) in (bool, int, float) else str(value)
 
 
-def _keywords(function: Callable[..., Any], pairs: Sequence[Pair], logged: dict[str, Sequence[Any]]) -> dict[str, Any]:
+def _keywords(function: Function, pairs: Sequence[Pair], logged: dict[str, Sequence[Any]]) -> dict[str, Any]:
     """What a function is called with; what it logs goes into `logged`, by name one value a pair."""
     parameters = _signature(function).parameters
     annotation = str(parameters["completions"].annotation) if "completions" in parameters else ""

@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Generic, Literal, NoReturn, TypeVar
 
 from selfdistill.envs.base import Pair, Scored, guarded
 from selfdistill.envs.compare import same_value
-from selfdistill.errors import DataError, Ranged, nearest, option
+from selfdistill.errors import DataError, Ranged, missing_column, option
 from selfdistill.prompts.context import without_thinking
 from selfdistill.types import Completion, Message, Outcome, StopReason, Task
 
@@ -61,6 +61,11 @@ class Mark:
     def missing(cls, feedback: str, cut: bool, answer: str = "") -> Mark:
         """The mark of a text from which no answer could be read, and why."""
         return cls("missing", CUT_OFF if cut else feedback, answer, bad_format=True)
+
+    @classmethod
+    def compared(cls, right: bool, feedback: str, answer: str, *, bad_format: bool = False) -> Mark:
+        """The mark of an answer that could be read, with the feedback on a wrong one."""
+        return cls("none" if right else "wrong", "" if right else feedback, answer, bad_format)
 
 
 class RowsEnvironment(ABC, Generic[G]):
@@ -125,12 +130,7 @@ class RowsEnvironment(ABC, Generic[G]):
     def answer(self, task: Task) -> Any:
         """The column `answer` of a row. Raises `DataError` naming the nearest column."""
         if "answer" not in task.spec:
-            raise DataError(
-                f"task {task.id!r} has no column 'answer'",
-                got=f"columns {', '.join(task.spec) or '(none)'}"[:300],
-                why=nearest("answer", task.spec) if task.spec else "",
-                do='name the column of the expected answer: answer="…", or columns.answer=… on the command line',
-            )
+            raise missing_column("answer", task.spec, "answer", f"task {task.id!r}")
         return task.spec["answer"]
 
     def text(self, task: Task, value: Any, expected: str = "text or a number") -> str:

@@ -111,12 +111,11 @@ class TextEnvironment(RowsEnvironment[Any]):
         known = [self._folded(text) for text in gold]
         if self.options.compare == "contains":
             right = any(text in self._folded(answer) for text in known)
-            return _compared(right, "The answer does not hold the text that is expected.", answer)
-        if self._folded(answer) in known:
-            return Mark("none", answer=answer)
+            return Mark.compared(right, "The answer does not hold the text that is expected.", answer)
         loose = ["".join(text.split()).casefold() for text in (answer, *gold)]
         nearly = "The answer is right but for white space, or upper and lower case."
-        return Mark("wrong", nearly if loose[0] in loose[1:] else "The answer is not the one expected.", answer)
+        feedback = nearly if loose[0] in loose[1:] else "The answer is not the one expected."
+        return Mark.compared(self._folded(answer) in known, feedback, answer)
 
     def _folded(self, text: str) -> str:
         return text.casefold() if self.options.ignore_case else text
@@ -125,7 +124,7 @@ class TextEnvironment(RowsEnvironment[Any]):
         found = [self._found(pattern, answer, "i" if self.options.ignore_case else "") for pattern in gold]
         if None in found and True not in found:
             return Mark("timeout", "The answer takes too long to compare. Answer more briefly.", answer)
-        return _compared(True in found, "The answer does not have the form that is expected.", answer)
+        return Mark.compared(True in found, "The answer does not have the form that is expected.", answer)
 
     def _number(self, gold: list[str], answer: str, cut: bool) -> Mark:
         found = last_number(answer)
@@ -133,7 +132,7 @@ class TextEnvironment(RowsEnvironment[Any]):
             return Mark.missing("No number was found in the answer.", cut, answer)
         known = [number for number in map(last_number, gold) if number is not None]
         right = any(abs(found[0] - value) <= abs(value) * Fraction(self.options.tolerance) for value, _ in known)
-        return _compared(right, f"The number {found[1]} is wrong.", found[1])
+        return Mark.compared(right, f"The number {found[1]} is wrong.", found[1])
 
 
 def _json(gold: Any, answer: str, cut: bool) -> Mark:
@@ -147,10 +146,6 @@ def _json(gold: Any, answer: str, cut: bool) -> Mark:
     if not isinstance(found, dict) or not isinstance(gold, dict):
         return Mark("wrong", "The JSON is readable, its value is wrong.", text)
     return Mark("wrong", f"The JSON is readable, these keys are wrong. {differing(found, gold, named=False)}", text)
-
-
-def _compared(right: bool, feedback: str, answer: str) -> Mark:
-    return Mark("none" if right else "wrong", "" if right else feedback, answer)
 
 
 def last_number(text: str) -> tuple[Fraction, str] | None:

@@ -96,10 +96,6 @@ def checked_method(method: Method, name: str) -> Method:
     except ValueError as error:
         raise ConfigError(f"the settings of method {name!r} do not work together", got=error) from error
     if len(gates) > 1:
-        raise ConfigError(
-            f"method {name!r} has more than one signal with a gate",
-            got=gates,
-            why="a run remembers what one gate has read; two would overwrite each other",
-            do="keep the gate in one of its signals, and gate=None in the others",
-        )
+        what, do = f"method {name!r} has more than one signal with a gate", "give the others gate=None"
+        raise ConfigError(what, got=gates, why="a run remembers what one gate has read", do=do)
     return method

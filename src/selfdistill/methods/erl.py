@@ -31,9 +31,7 @@ class ERL(GRPO):
 
     reference_kl: float = changed(GRPO, "reference_kl", 0.001)
     success: float = option(0.5, "reward at which an attempt counts as solved")
-    internalise: float = option(
-        1.0, "scale of a solved second attempt's reward, as an answer to the bare question", least=0
-    )
+    internalise: float = option(1.0, "scale of a solved second attempt's reward, under the bare question", least=0)
 
     @property
     def stages(self) -> tuple[Stage, ...]:

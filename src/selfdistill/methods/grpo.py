@@ -29,9 +29,7 @@ class GRPO(Method):
 
     clip_low: float = option(0.2, "a ratio below 1 minus this no longer pushes", least=0, most=1)
     clip_high: float = option(0.28, "a ratio above 1 plus this no longer pushes", least=0)
-    dual_clip: float = option(
-        3.0, "bound of the loss where the advantage is negative, in advantages", above=1, most=inf
-    )
+    dual_clip: float = option(3.0, "bound of the loss of a negative advantage, in advantages", above=1, most=inf)
     divide_by_deviation: bool = option(False, "divide advantages by the standard deviation of the group")
     reference_kl: float = option(0.0, "scale of the divergence from the weights at the start; 0: none", least=0)
     ratio_cap: float = option(2.0, "upper bound of the weight between trainer and sampler", above=0, most=inf)

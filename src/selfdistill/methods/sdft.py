@@ -29,9 +29,7 @@ class SDFT(Method):
     teacher = Ema(0.02)
 
     context: Demonstration | Document = field(default_factory=Demonstration)
-    skip_first: int = option(
-        3, "first tokens of an answer that are left out: there a teacher refers to the demonstration", least=0
-    )
+    skip_first: int = option(3, "first answer tokens left out: there a teacher refers to the demonstration", least=0)
 
     def loss_spec(self, temperature: float) -> LossSpec:
         """KL(teacher‖student) at every token but the first ones."""

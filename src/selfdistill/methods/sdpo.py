@@ -36,9 +36,7 @@ class SDPO(Method):
     alpha: float = option(
         0.5, "0: KL(teacher‖student); 1: KL(student‖teacher); between: Jensen-Shannon, smaller", least=0, most=1
     )
-    top_k: int = option(
-        0, "student tokens on which both are compared, the rest in one bucket; 0: the full vocabulary", least=0
-    )
+    top_k: int = option(0, "student tokens on which both are compared, the rest in one bucket; 0: all tokens", least=0)
     context: ContextRule = field(default_factory=SolutionOrFeedback)
     ratio_cap: float = option(2.0, "upper bound of the importance weights", above=0, most=inf)
     level: Literal["logit", "token", "sequence"] = option(

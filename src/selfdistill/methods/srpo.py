@@ -30,9 +30,7 @@ class SRPO(GRPO):
 
     success: float = option(0.5, "reward at which a rollout counts as solved")
     top_k: int = option(100, "student tokens on which both are compared, the rest in one bucket", least=1)
-    confidence: float = option(
-        1.0, "β: how much less a token weighs where the teacher is unsure; 0: all the same", least=0
-    )
+    confidence: float = option(1.0, "β: less weight for tokens where the teacher is unsure; 0: all the same", least=0)
 
     def loss_spec(self, temperature: float) -> LossSpec:
         """Both terms; a rollout carries one of them."""

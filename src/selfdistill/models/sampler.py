@@ -34,20 +34,12 @@ BLOCK = 512  # tokens whose probabilities are summed before one is drawn
 class SamplingOptions(Ranged):
     """How completions are sampled. Raises `ConfigError`."""
 
-    max_new_tokens: int = option(
-        MISSING, "tokens of an answer, at most; longer ones are cut off", least=1, most=1_000_000
-    )
+    max_new_tokens: int = option(MISSING, "most tokens of an answer; a longer one is cut", least=1, most=1_000_000)
     temperature: float = option(1.0, "logits are divided by it; 0 takes the most likely token", least=0)
-    top_p: float = option(
-        1.0, "draw from the smallest set of likeliest tokens that holds this probability", above=0, most=1
-    )
+    top_p: float = option(1.0, "draw from the likeliest tokens that together hold this probability", above=0, most=1)
     turns: int = option(16, "turns of a conversation, at most", least=1, most=10_000)
-    conversation_tokens: int = option(
-        1_000_000, "tokens of a conversation, sampled and observed, from which on no turn begins", least=1
-    )
-    batch_tokens: int = option(
-        65_536, "rows of a batch times their longest length; bounds memory, changes no result", least=1
-    )
+    conversation_tokens: int = option(1_000_000, "tokens, observed ones too, from which on no turn begins", least=1)
+    batch_tokens: int = option(65_536, "rows of a batch times the longest; bounds memory, changes no result", least=1)
 
     @property
     def whole(self) -> bool:

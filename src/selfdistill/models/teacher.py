@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import ClassVar, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -33,8 +33,6 @@ class View:
 class Frozen:
     """The teacher is the student at the start of the run."""
 
-    kind: ClassVar[str] = "frozen"
-
 
 @dataclass(frozen=True, slots=True)
 class Ema(Ranged):
@@ -45,7 +43,6 @@ class Ema(Ranged):
     Raises `ConfigError`.
     """
 
-    kind: ClassVar[str] = "ema"
     rate: float = option(0.05, "share of the student taken in once a step, after its last update", least=0, most=1)
 
 
@@ -54,7 +51,6 @@ class Snapshot(Ranged):
     """The teacher becomes a copy of the student after every `every`-th step; steps without updates do not count.
     Raises `ConfigError`."""
 
-    kind: ClassVar[str] = "snapshot"
     every: int = option(10, "steps (generation batches, not updates) between copies of the student", least=1)
 
 
@@ -67,7 +63,6 @@ class TrustRegion(Ranged):
     Source: Hübotter et al. 2026 (arXiv 2601.20802), app. A.2.
     """
 
-    kind: ClassVar[str] = "trust_region"
     rate: float = option(0.05, "exponent of the student in the product with its start", least=0, most=1)
 
 
@@ -75,15 +70,12 @@ class TrustRegion(Ranged):
 class Live:
     """The teacher is the student itself, with its weights at the start of the step, reading the context."""
 
-    kind: ClassVar[str] = "live"
-
 
 @dataclass(frozen=True, slots=True)
 class Other:
     """The teacher is another model with the same tokenizer: on-policy distillation from a stronger one.
     Source: Agarwal et al., arXiv 2306.13649."""
 
-    kind: ClassVar[str] = "other"
     model: str = option("", "directory or hub name of the teacher's model")
 
 

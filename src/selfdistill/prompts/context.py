@@ -14,7 +14,7 @@ from string import Formatter
 from typing import ClassVar, TypeAlias
 
 from selfdistill.errors import ConfigError, option
-from selfdistill.types import ANSWER, Context, DropReason, Message, Rollout, RolloutGroup
+from selfdistill.types import ANSWER, Context, DropReason, Message, Role, Rollout, RolloutGroup
 
 FIELDS = ("instruction", "document", "demonstration", "solution", "attempt", "feedback", "reply")
 """The texts of a `Context`, in the order in which they are written."""
@@ -135,12 +135,9 @@ class SolutionOrFeedback:
     success of a group has no context.
     """
 
-    kind: ClassVar[str] = "solution_or_feedback"
     success: float = option(0.5, "reward at which a rollout counts as solved")
     feedback: bool = option(True, "whether feedback may be read at all")
-    together: bool = option(
-        False, "read the feedback beside a group member's solution too, instead of one or the other"
-    )
+    together: bool = option(False, "read the feedback beside a group member's solution too, not one or the other")
     attempt: bool = option(False, "read the attempt itself too, without its thinking: keeps the student closer to it")
 
     def context(self, group: RolloutGroup, index: int) -> Context | DropReason:
@@ -163,70 +160,63 @@ class SolutionOrFeedback:
 class Demonstration:
     """The task's demonstration (SDFT, arXiv 2601.19897)."""
 
-    kind: ClassVar[str] = "demonstration"
-
     def context(self, group: RolloutGroup, index: int) -> Context | DropReason:
-        text = group.task.demonstration
-        return Context("demonstration", demonstration=text) if text.strip() else DropReason.NO_CONTEXT
+        return one_text("demonstration", "demonstration", group.task.demonstration)
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
     """The task's document (SDFT's knowledge setting, arXiv 2601.19897)."""
 
-    kind: ClassVar[str] = "document"
-
     def context(self, group: RolloutGroup, index: int) -> Context | DropReason:
-        text = group.task.document
-        return Context("document", document=text) if text.strip() else DropReason.NO_CONTEXT
+        return one_text("document", "document", group.task.document)
 
 
 @dataclass(frozen=True, slots=True)
-class UserReply:
-    """The user's reply to the rollout: hindsight, without a reward (arXiv 2603.12273)."""
+class Hindsight:
+    """Base of the rules for what followed an answer: the text `section` of the outcome, and in conversations, for each
+    turn but the last, the messages of these `roles` behind it."""
 
-    kind: ClassVar[str] = "reply"
+    kind: ClassVar[str]
+    section: ClassVar[str]
+    roles: ClassVar[tuple[Role, ...]] = ("user",)
 
     def context(self, group: RolloutGroup, index: int) -> Context | DropReason:
-        outcome = group.rollouts[index].outcome
-        text = outcome.reply if outcome is not None else ""
-        return Context("reply", reply=text) if text.strip() else DropReason.NO_CONTEXT
+        return one_text(self.kind, self.section, getattr(group.rollouts[index].outcome, self.section, ""))
 
     def turn_contexts(self, rollout: Rollout) -> list[tuple[int, Context]]:
-        """For each turn that the user replied to the place of the turn, and the reply."""
-        last = rollout.outcome.reply if rollout.outcome else ""
-        return [(n, Context("reply", reply=text)) for n, text in _after_turns(rollout, last, "user")]
+        """For each turn that something followed the place of the turn, and the text."""
+        seen = [[m.content for m in turn.observation if m.role in self.roles] for turn in rollout.turns[:-1]]
+        texts = [*map("\n\n".join, seen), getattr(rollout.outcome, self.section, "")]
+        found = [one_text(self.kind, self.section, text) for text in texts]
+        return [(place, context) for place, context in enumerate(found) if isinstance(context, Context)]
 
 
 @dataclass(frozen=True, slots=True)
-class NextObservation:
+class UserReply(Hindsight):
+    """The user's reply to the rollout: hindsight, without a reward (arXiv 2603.12273)."""
+
+    kind = section = "reply"
+
+
+@dataclass(frozen=True, slots=True)
+class NextObservation(Hindsight):
     """Hindsight in conversations: each turn's teacher reads what the environment answered to it (a tool's error, the
     feedback on an attempt), after the last turn the feedback of the outcome."""
 
-    kind: ClassVar[str] = "observation"
-
-    def context(self, group: RolloutGroup, index: int) -> Context | DropReason:
-        outcome = group.rollouts[index].outcome
-        text = outcome.feedback if outcome is not None else ""
-        return Context("observation", feedback=text) if text.strip() else DropReason.NO_CONTEXT
-
-    def turn_contexts(self, rollout: Rollout) -> list[tuple[int, Context]]:
-        """For each turn with an observation or feedback the place of the turn, and the text."""
-        last = rollout.outcome.feedback if rollout.outcome else ""
-        return [(n, Context("observation", feedback=text)) for n, text in _after_turns(rollout, last, "user", "tool")]
+    kind, section = "observation", "feedback"
+    roles = ("user", "tool")
 
 
-def _after_turns(rollout: Rollout, last: str, *roles: str) -> list[tuple[int, str]]:
-    """The texts of these roles that followed the turns, by turn; after the last turn `last`."""
-    texts = ["\n\n".join(m.content for m in turn.observation if m.role in roles) for turn in rollout.turns[:-1]]
-    return [(number, text) for number, text in enumerate([*texts, last]) if text.strip()]
+def one_text(kind: str, section: str, text: str) -> Context | DropReason:
+    """A context of one section; none where the text is blank."""
+    return Context(kind, **{section: text}) if text.strip() else DropReason.NO_CONTEXT
 
 
 @dataclass(frozen=True, slots=True)
 class Instruction:
     """A system prompt to be internalised, the same in the whole run or the task's document (OPCD, arXiv 2602.12275)."""
 
-    kind: ClassVar[str] = "instruction"
     text: str = option("", "what the teacher reads as its system message; empty: the document of each task")
 
     def context(self, group: RolloutGroup, index: int) -> Context | DropReason:

@@ -47,7 +47,6 @@ class Stage(Protocol):
 
     def requests(self, group: RolloutGroup, count: int) -> Sequence[Request]:
         """What to add to a group; `count` is the rollouts per task of this run."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
