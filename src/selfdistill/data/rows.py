@@ -49,12 +49,10 @@ def row_to_task(fields: Mapping[str, Any], path: str = "row", line: int = 1, *, 
     does not compile, or imports what is not there."""
     shape, missing = lacking(fields)
     if missing:
-        raise DataError(
-            f"{path}:{line}: the row has no shape that is known",
-            got=f"fields {', '.join(sorted(fields)) or '(none)'}",
-            why=f"nearest is {shape}, which lacks {', '.join(missing)}",
-            do="add those fields; or name an environment that scores rows of your own: env=…, --env my_env.py:reward",
-        )
+        got = f"fields {', '.join(sorted(fields)) or '(none)'}"
+        why = f"nearest is {shape}, which lacks {', '.join(missing)}"
+        do = "add those fields; or name an environment that scores rows of your own: env=…, --env my_env.py:reward"
+        raise DataError(f"{path}:{line}: the row has no shape that is known", got=got, why=why, do=do)
     required, convert = _SHAPES[shape]
     task = convert(Row(path, line, shape, fields, compiled))
     if not task.spec["public"] and not task.spec["private"]:

@@ -186,12 +186,10 @@ class RewardFunctions(_WithTasks):
             if isinstance(outcome, Fault):
                 return Fault(outcome.drop, f"the reward function {name!r}: {outcome.text}")
         outcomes: dict[str, Any] = found
-        return Outcome(
-            sum(self._weights[name] * outcome.reward for name, outcome in outcomes.items()),
-            "\n".join(outcome.feedback for outcome in outcomes.values() if outcome.feedback),
-            {key: _detail(values[place]) for key, values in logged.items() if place < len(values)}
-            | {name: outcome.reward for name, outcome in outcomes.items()},
-        )
+        details = {key: _detail(values[place]) for key, values in logged.items() if place < len(values)}
+        rewarded = {name: outcome.reward for name, outcome in outcomes.items()}
+        feedback = "\n".join(outcome.feedback for outcome in outcomes.values() if outcome.feedback)
+        return Outcome(sum(self._weights[name] * rewarded[name] for name in rewarded), feedback, details | rewarded)
 
 
 def _detail(value: Any) -> float | int | str | bool:

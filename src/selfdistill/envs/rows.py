@@ -120,12 +120,9 @@ class RowsEnvironment(ABC, Generic[G]):
         if self.options.reveal_answer and not right:
             feedback = f"{feedback}\nA right answer:\n{self.written(gold)}".lstrip()
         failure = "truncated" if mark.failure == "missing" and cut else mark.failure
-        return Outcome(
-            reward=float(right),
-            feedback=clipped(feedback, MAX_FEEDBACK),
-            details={"failure": failure, "incorrect_format": mark.bad_format, "answer": clipped(mark.answer)},
-            reply="" if right else task.user_reply,
-        )
+        answer = clipped(mark.answer)
+        details: dict[str, Any] = {"failure": failure, "incorrect_format": mark.bad_format, "answer": answer}
+        return Outcome(float(right), clipped(feedback, MAX_FEEDBACK), details, "" if right else task.user_reply)
 
     def answer(self, task: Task) -> Any:
         """The column `answer` of a row. Raises `DataError` naming the nearest column."""

@@ -224,12 +224,8 @@ def outcome_of(
         failure = str(next((status for status in order if status in statuses), "none"))
         pick = random.Random(completion.uid) if options.random_cases else None
         feedback = feedback_text(records, cases=options.cases, pick=pick)
-    return Outcome(
-        reward=float(passed == total),
-        feedback=feedback,
-        details={"tests_passed": passed / total, "tests": total, "failure": failure},
-        reply="" if passed == total else task.user_reply,
-    )
+    details: dict[str, Any] = {"tests_passed": passed / total, "tests": total, "failure": failure}
+    return Outcome(float(passed == total), feedback, details, "" if passed == total else task.user_reply)
 
 
 class TestStatus(StrEnum):

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from inspect import Parameter, getdoc, signature
 from typing import Any, get_type_hints
 
@@ -176,7 +176,7 @@ class Tools:
         if isinstance(found, Fault):
             return found
         details = {**found.details, "calls": len(state.calls), "failed_calls": state.faults}
-        return Outcome(found.reward, found.feedback, details, found.reply)
+        return replace(found, details=details)
 
     def _result(self, state: ToolState, call: Call) -> str:
         state.calls.append(call)

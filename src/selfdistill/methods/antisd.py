@@ -34,13 +34,8 @@ class AntiSD(ShapedMethod):
 
     def loss_spec(self, temperature: float) -> LossSpec:
         """One policy gradient, with the push added to its advantages."""
-        return self.shaped_policy_gradient(
-            temperature,
-            distil_sign=Repel(),
-            shaping=Additive(JensenShannon(0.5)),
-            schedule=Constant(self.strength),
-            gate=self.gate,
-        )
+        shaping, schedule = Additive(JensenShannon(0.5)), Constant(self.strength)
+        return self.shaped_loss(temperature, distil_sign=Repel(), shaping=shaping, schedule=schedule, gate=self.gate)
 
     def credit(self, group: RolloutGroup, index: int) -> CreditOrDrop:
         """Advantage and push; in a zero-advantage group the push and the reference divergence."""

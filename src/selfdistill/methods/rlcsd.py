@@ -41,12 +41,9 @@ class RLCSD(ShapedMethod):
 
     def loss_spec(self, temperature: float) -> LossSpec:
         """One policy gradient; nothing is distilled."""
-        return self.shaped_policy_gradient(
-            temperature,
-            mixture=Contrast(normalise=False),
-            shaping=Additive(ReverseKL(), Tanh(self.scale), self.threshold, keep_sign=True, two_path=self.two_path),
-            schedule=Constant(self.strength),
-        )
+        shaping = Additive(ReverseKL(), Tanh(self.scale), self.threshold, keep_sign=True, two_path=self.two_path)
+        mixture, schedule = Contrast(normalise=False), Constant(self.strength)
+        return self.shaped_loss(temperature, mixture=mixture, shaping=shaping, schedule=schedule)
 
     def context_credit(self, group: RolloutGroup, index: int) -> CreditOrDrop:
         """The first correct group member, against the wrong ones; both or neither."""

@@ -37,12 +37,8 @@ class RLRT(ShapedMethod):
 
     def loss_spec(self, temperature: float) -> LossSpec:
         """One policy gradient; nothing is distilled."""
-        return self.shaped_policy_gradient(
-            temperature,
-            distil_sign=OppositeAdvantageSign(),
-            shaping=Multiplicative(self.clip),
-            schedule=Constant(self.strength),
-        )
+        sign, shaping = OppositeAdvantageSign(), Multiplicative(self.clip)
+        return self.shaped_loss(temperature, distil_sign=sign, shaping=shaping, schedule=Constant(self.strength))
 
     def context_credit(self, group: RolloutGroup, index: int) -> CreditOrDrop:
         """A solution, for solved answers."""

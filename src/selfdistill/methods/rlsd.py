@@ -31,9 +31,5 @@ class RLSD(ShapedMethod):
 
     def loss_spec(self, temperature: float) -> LossSpec:
         """One policy gradient; nothing is distilled."""
-        return self.shaped_policy_gradient(
-            temperature,
-            distil_sign=AdvantageSign(),
-            shaping=Multiplicative(self.clip),
-            schedule=Linear(self.strength, 0.0, self.fades),
-        )
+        shaping, schedule = Multiplicative(self.clip), Linear(self.strength, 0.0, self.fades)
+        return self.shaped_loss(temperature, distil_sign=AdvantageSign(), shaping=shaping, schedule=schedule)

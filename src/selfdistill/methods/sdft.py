@@ -33,6 +33,5 @@ class SDFT(Method):
 
     def loss_spec(self, temperature: float) -> LossSpec:
         """KL(teacher‖student) at every token but the first ones."""
-        return LossSpec(
-            divergence=ForwardKL(), token_mask=TokenMask(skip_first=self.skip_first), temperature=temperature
-        )
+        mask = TokenMask(skip_first=self.skip_first)
+        return LossSpec(divergence=ForwardKL(), token_mask=mask, temperature=temperature)

@@ -35,12 +35,9 @@ class SDPG(ShapedMethod):
 
     def loss_spec(self, temperature: float) -> LossSpec:
         """Two terms, the distillation on a schedule."""
-        return replace(
-            GRPO.loss_spec(self, temperature),
-            divergence=ReverseKL(),
-            ratio=RatioCaps(self.ratio_cap, self.ratio_cap),
-            schedule=Trapezoid(self.peak, self.warmup, 0, self.decay),
-        )
+        whole, ratio = GRPO.loss_spec(self, temperature), RatioCaps(self.ratio_cap, self.ratio_cap)
+        schedule = Trapezoid(self.peak, self.warmup, 0, self.decay)
+        return replace(whole, divergence=ReverseKL(), ratio=ratio, schedule=schedule)
 
     def credit(self, group: RolloutGroup, index: int) -> CreditOrDrop:
         """Answers that are no better than their group members are not distilled."""

@@ -38,6 +38,6 @@ class ShapedMethod(GRPO):
             SolutionOrFeedback(feedback=False).context(group, index) if isinstance(shown, DropReason) else shown
         )
 
-    def shaped_policy_gradient(self, temperature: float, **parts: Any) -> LossSpec:
+    def shaped_loss(self, temperature: float, **parts: Any) -> LossSpec:
         """One policy gradient on the sampled tokens, its advantages shaped by these `parts`; nothing is distilled."""
         return replace(GRPO.loss_spec(self, temperature), support=SampledToken(), **parts)

@@ -34,13 +34,9 @@ class SRPO(GRPO):
 
     def loss_spec(self, temperature: float) -> LossSpec:
         """Both terms; a rollout carries one of them."""
-        return replace(
-            GRPO.loss_spec(self, temperature),
-            support=TopK(self.top_k),
-            divergence=JensenShannon(0.5),
-            ratio=RatioCaps(self.ratio_cap, self.ratio_cap),
-            token_mask=TokenMask(teacher_confidence=self.confidence),
-        )
+        whole, ratio = GRPO.loss_spec(self, temperature), RatioCaps(self.ratio_cap, self.ratio_cap)
+        support, mask = TopK(self.top_k), TokenMask(teacher_confidence=self.confidence)
+        return replace(whole, support=support, divergence=JensenShannon(0.5), ratio=ratio, token_mask=mask)
 
     def credit(self, group: RolloutGroup, index: int) -> CreditOrDrop:
         """One route for each rollout."""

@@ -82,18 +82,11 @@ def restored(config: PreTrainedConfig, states: Sequence[ReadState | None]) -> tu
     cache = PreallocatedCache(config)
     lengths = [len(state.ids) if state else 0 for state in states]
     some = next(state for state in states if state)
-    for place, like in enumerate(some.layers):
-        keys, values = (
-            torch.stack(
-                [
-                    F.pad(state.layers[place][part], (0, 0, max(lengths) - length, 0))
-                    if state
-                    else like[part].new_zeros(like[part].shape[0], max(lengths), like[part].shape[2])
-                    for state, length in zip(states, lengths, strict=True)
-                ]
-            )
-            for part in (0, 1)
-        )
+    for place, (keys, values) in enumerate(some.layers):
+        nothing = keys[:, :0], values[:, :0]
+        rows = [state.layers[place] if state else nothing for state in states]
+        parts = [[F.pad(part, (0, 0, max(lengths) - part.shape[1], 0)) for part in row] for row in rows]
+        keys, values = (torch.stack(column) for column in zip(*parts, strict=True))
         cache.update(keys, values, place)
     columns_L = torch.arange(max(lengths), 0, -1, device=some.layers[0][0].device)
     return cache, (columns_L <= torch.tensor(lengths, device=columns_L.device)[:, None]).long()
