@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,14 @@ def no_number(completions, **kwargs):
     return [float("nan")] * len(completions)
 
 
+def in_two_lines(task, completion):
+    raise ValueError("2 lines,\n    of which this is one")
+
+
+def of_messages(completions, **kwargs):
+    return [float(len(set(completion[0]["content"]))) for completion in completions]
+
+
 def another_column(task, completion):
     return float(completion == task["anwser"])
 
@@ -82,6 +91,8 @@ def another_column(task, completion):
         (text_as_reward, r"expected a number, \(number, feedback\) or an Outcome, got str: 'good'"),
         (one_too_few, "'one_too_few' returned .* expected a list of 8 rewards, one for each completion"),
         (no_number, "'no_number': the reward is not a finite number: nan"),
+        (in_two_lines, rf"ValueError: 2 lines, of which this is one, in {re.escape(__file__)}, line \d+\n"),
+        (of_messages, r"TypeError: string indices .*\(completions are texts, as the prompts in the data are"),
         (another_column, "has no column 'anwser': did you mean 'answer'"),
     ],
 )
@@ -90,7 +101,7 @@ def test_a_function_that_scores_nothing_ends_the_run_and_says_why(
 ) -> None:
     with pytest.raises(EnvError, match=rf"failed on more than half(.|\n)*8 of 8 rollouts, first: .*{message}"):
         trained(model, tmp_path / "run", env, evaluation={"tasks": 1})
-    assert all(rollout.fault for rollout in sd.read_run(tmp_path / "run").rollouts())
+    assert all(rollout.fault for rollout in sd.read_run(str(tmp_path / "run")).rollouts())
 
 
 def test_a_column_that_the_data_lack_ends_the_run_before_it_starts(model: str, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ or an `Outcome`. (`rewards.py` makes one of a function.) It may also have
 from __future__ import annotations
 
 import math
+import re
 import threading
 import time
 import traceback
@@ -30,6 +31,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from numbers import Real
 from operator import itemgetter
+from pathlib import Path
 from typing import Any, Protocol, TypeAlias, TypeVar, get_args, runtime_checkable
 
 from selfdistill.errors import DataError, EnvError, SelfDistillError
@@ -44,6 +46,7 @@ HANGING = 2 * PARALLEL  # calls in a row that ran out of time, after which no mo
 QUICK_S = 0.1  # calls within this time are made one at a time
 QUICK_TOTAL_S = 5.0  # and all of a batch together within this
 _TRACEBACK_CHARACTERS = 10_000
+_PACKAGE = Path(__file__).parent.parent
 
 Pair: TypeAlias = tuple[Task, Completion]
 
@@ -100,8 +103,16 @@ def guarded(call: Callable[[], T], drop: DropReason = DropReason.SCORING_FAILED)
 def required(found: T | Fault, what: str = "an answer could not be scored") -> T:
     """What was found. Raises `EnvError` for a fault."""
     if isinstance(found, Fault):
-        raise EnvError(what, got=found.text.strip().rsplit("\n", 1)[-1], why=found.text.strip())
+        raise EnvError(what, got=in_short(found.text), why=found.text.strip())
     return found
+
+
+def in_short(fault: str) -> str:
+    """A fault on one line: of a traceback the error, and the first line outside this package that led to it."""
+    *_, error = re.split(r'^  File ".*\n(?:    .*\n)*', fault.strip(), flags=re.MULTILINE)
+    frames = re.findall(r'^  File "(.+)", line (\d+), in ', fault, re.MULTILINE)
+    places = [f", in {file}, line {line}" for file, line in frames if not Path(file).is_relative_to(_PACKAGE)]
+    return " ".join(error.split()) + "".join(places[:1])
 
 
 def tasks_of(env: Environment, split: str) -> list[Task]:

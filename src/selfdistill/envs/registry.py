@@ -49,7 +49,7 @@ def environment_options(name: str, options: Mapping[str, Any]) -> Any:
     """The options of an environment, checked. Raises `ConfigError`: unknown environment or option, with the nearest
     name."""
     if name not in ENVIRONMENTS:
-        do = f"{nearest(name, ENVIRONMENTS)}; or a file of your own: --env my_env.py:env"
+        do = f"{nearest(name, ENVIRONMENTS)} (a file of your own: --env my_env.py:env)"
         raise ConfigError("unknown environment", got=name, do=do)
     return build(ENVIRONMENTS[name].options, options, Where("env"))
 

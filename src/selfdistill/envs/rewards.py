@@ -167,7 +167,16 @@ class RewardFunctions(_WithTasks):
         logged = dict[str, Sequence[Any]]()
         columns = []
         for name, function in self._functions.items():
-            returned = function(**_keywords(function, pairs, logged))
+            keywords = _keywords(function, pairs, logged)
+            try:
+                returned = function(**keywords)
+            except (AttributeError, TypeError) as error:  # such as of a function that expects the other form
+                texts = all(isinstance(done, str) for done in keywords.get("completions", ()))
+                form = "texts" if texts else "lists of messages"
+                error.add_note(
+                    f"(completions are {form}, as the prompts in the data are, or as the parameter is annotated)"
+                )
+                raise
             rewards = list(returned) if isinstance(returned, Iterable) else []
             if len(rewards) != len(pairs):
                 expected = f"expected a list of {len(pairs)} rewards, one for each completion"

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from selfdistill.config import RunConfig, resolved
 from selfdistill.data.tasks import bad_rows, usable_tasks
-from selfdistill.envs.base import ConversationEnvironment
+from selfdistill.envs.base import ConversationEnvironment, in_short
 from selfdistill.runs import Estimate, EvalRecord, EvalSplit, RunDir
 from selfdistill.runs.environment import describe_environment
 from selfdistill.runs.events import Callback, EvalEnd, Note, Phase, no_callback
@@ -86,8 +86,8 @@ def measure_splits(
             continue
         faults = [rollout.fault for group in groups for rollout in group.rollouts if rollout.fault]
         if faults:
-            last = faults[0].strip().splitlines()[-1]
-            callback(Note(f"measuring {split}: {len(faults)} answers count as wrong, not scored: {last}"))
+            first_fault = in_short(faults[0])
+            callback(Note(f"measuring {split}: {len(faults)} answers count as wrong, not scored: {first_fault}"))
         extra = {"faults": float(len(faults))} if faults else {}
         if isinstance(session.env, ConversationEnvironment):
             extra |= _by_turns([rollout for group in groups for rollout in group.rollouts])

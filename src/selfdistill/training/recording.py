@@ -8,6 +8,7 @@ from itertools import chain
 from typing import Any
 
 from selfdistill.config import RunConfig
+from selfdistill.envs.base import in_short
 from selfdistill.errors import EnvError
 from selfdistill.losses import LOSS_TERMS
 from selfdistill.methods import Method
@@ -145,12 +146,12 @@ def check_environment(rollouts: Sequence[RolloutRecord], *, least: int = 0) -> N
     kinds = (DropReason.ENV_RAISED, DropReason.ENV_TIMEOUT, DropReason.BAD_OUTCOME)
     failed = [record for record in rollouts if record.drop in kinds]
     if 2 * len(failed) > max(len(rollouts), least):
-        last_line = failed[0].fault.strip().splitlines()[-1] if failed[0].fault else failed[0].drop
+        first = in_short(failed[0].fault) or failed[0].drop
         raise EnvError(
             "the environment failed on more than half of a batch",
-            got=f"{len(failed)} of {len(rollouts)} rollouts, first: {last_line}",
+            got=f"{len(failed)} of {len(rollouts)} rollouts, first: {first}",
             why="what is left would not be a fair sample",
-            do="fix the environment's function; tracebacks are in rollouts.jsonl, under `fault` (eval: with --out)",
+            do="correct the reward function or environment; tracebacks are in rollouts.jsonl of the run, under `fault`",
         )
 
 
