@@ -77,7 +77,8 @@ class RunError(SelfDistillError, OSError):
 def nearest(name: str, known: Iterable[str]) -> str:
     """A sentence that names the closest known spelling, or lists all of them."""
     choices = sorted(known)
-    close = get_close_matches(name, choices, n=1, cutoff=0.5)
+    close = get_close_matches(name, choices, cutoff=0.5)
+    close.sort(key=lambda found: sorted(found) != sorted(name))  # two letters that changed places
     return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(choices)}"
 
 

@@ -77,7 +77,7 @@ def test_options_are_checked_and_the_nearest_is_named() -> None:
         get_method("sdpo", {"topk": 20})
     with pytest.raises(ConfigError, match=r"method\.alpha should be a number"):
         get_method("sdpo", {"alpha": "half"})
-    with pytest.raises(ConfigError, match="did you mean 'sdpo'"):
+    with pytest.raises(ConfigError, match=r"did you mean 'sdpo'\? \(a file of your own: --method [a-z_]+\.py:\w+\)$"):
         get_method("sdop", {})
 
 

@@ -75,7 +75,7 @@ def find_method(name: str) -> type[Method]:
         return class_from_file(name, Method)
     refuse_value(name, "method")
     if name not in METHODS:
-        do = f"{nearest(name, METHODS)}; or a file of your own: --method my_method.py:MyMethod"
+        do = f"{nearest(name, METHODS)} (a file of your own: --method my_method.py:MyMethod)"
         raise ConfigError("unknown method", got=name, do=do)
     return METHODS[name]
 

@@ -28,7 +28,7 @@ def get_strategy(name: str, options: Mapping[str, Any]) -> Strategy:
             return build(kind, options, Where("strategy"))
     refuse_value(name, "strategy")
     if name not in STRATEGIES:
-        do = f"{nearest(name, STRATEGIES)}; or a file of your own: --strategy my_strategy.py:MyStrategy"
+        do = f"{nearest(name, STRATEGIES)} (a file of your own: --strategy my_strategy.py:MyStrategy)"
         raise ConfigError("unknown strategy", got=name, do=do)
     return build(STRATEGIES[name], options, Where("strategy"))
 
