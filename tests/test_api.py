@@ -54,10 +54,11 @@ def small(model: str, out: Path, **values: Any) -> sd.Run:
     return sd.train(model, **{"env": short_answers, "data": TASKS, "out": out, **SMALL, **values})
 
 
-def test_a_function_and_tasks_train_a_model(model: str, tmp_path: Path) -> None:
+def test_a_function_and_tasks_train_a_model(model: str, tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
     events: list[sd.Event] = []
     run = small(model, tmp_path / "run", method=sd.SDPO(), callbacks=[events.append], lora=4)
     assert [record.step for record in run.steps] == [1, 2]
+    assert not [caught for caught in recwarn if "is_gradient_checkpointing" in str(caught.message)]
     assert run.summary is not None
     assert (run.summary.method, run.summary.env) == ("sdpo", "python:short_answers")
     assert run.model_dir.name == "step-000002"
@@ -103,12 +104,13 @@ def test_settings_are_those_of_the_command_line() -> None:
         ({"method": sd.SDPO(), "settings": {"method.alpha": 1.0}}, r"method is a value(.|\n)*SDPO\(alpha=…\)"),
         ({"env": short_answers, "settings": {"env.verbs": 3}}, "env is a value"),
         ({"env": 3}, "env is no environment"),
+        ({"given": {"model": object()}}, "model should be a directory or a hub name"),
         ({"settings": {"columns": {"answer": len}}}, r"columns should be names(.|\n)*load_data\(…, answer=…\)"),
     ],
 )
 def test_what_cannot_be_used_is_an_error_without_a_command_line_in_it(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message) as raised:
-        run_config({}, **values)
+        run_config(**{"given": {}, **values})
     assert "command line" not in str(raised.value)
 
 
@@ -169,11 +171,13 @@ def test_a_run_of_values_is_resumed_with_the_same_values_and_no_others(model: st
         sd.train(resume=out, method=Mine(), progress=False)
     with pytest.raises(ConfigError, match="the data of this run was a value"):
         sd.train(resume=out, method=Mine(), env=short_answers, progress=False)
-    with pytest.raises(RunError, match=r"cannot change its settings(.|\n)*data"):
+    with pytest.raises(ConfigError, match="what is resumed stays in its directory"):
+        sd.train(resume=out, out=tmp_path / "other", progress=False)
+    with pytest.raises(RunError, match=r"cannot change its settings(.|\n)*data = 'python:3 tasks"):
         sd.train(resume=out, method=Mine(), env=short_answers, data=TASKS[:3], progress=False)
     with pytest.raises(RunError, match=r"cannot change its settings(.|\n)*method"):
         sd.train(resume=out, method=Mine(context=Instruction("?")), env=short_answers, data=TASKS, progress=False)
-    resumed = sd.train(resume=out, method=Mine(), env=short_answers, data=TASKS, progress=False)
+    resumed = sd.train(resume=out, method=Mine(), env=short_answers, data=TASKS, out=str(out), progress=False)
     assert [replace(step, wall_s=0, seconds={}) for step in resumed.steps] == [
         replace(step, wall_s=0, seconds={}) for step in whole.steps
     ]

@@ -63,6 +63,7 @@ def train(
     Ctrl-C ends the run after its step, saved (`KeyboardInterrupt`); `resume=` its directory, with the same values, goes
     on. Raises what `selfdistill.errors` lists, before anything is sampled where it can.
     """
+    refuse_two_places(out, resume)
     given = {"model": model, "steps": steps, "seed": seed, "out": out if resume is None else resume}
     parts = {"method": method, "env": env, "data": data, "eval_data": eval_data, "lora": lora}
     config = run_config(given, **parts, resume=resume, settings=settings)
@@ -82,6 +83,8 @@ def settings_of(
     given: Mapping[str, Any], parts: Mapping[str, Any], settings: Mapping[str, Any]
 ) -> tuple[Settings, Values]:
     """Values as settings, and those that no file can hold. Raises `ConfigError`."""
+    model = given.get("model")
+    _expect(model is None or isinstance(model, str | PathLike), "model", "a directory or a hub name", model)
     chosen: Settings = [(key, fspath(v) if isinstance(v, PathLike) else v) for key, v in given.items() if v is not None]
     values: dict[str, Any] = {}
     columns = _columns(settings)
@@ -167,6 +170,13 @@ def _method_table(method: Method) -> dict[str, Any]:
         if get_method(name, changed) == method:
             return {"name": name, **changed}
     return {"name": FROM_PYTHON + type(method).__name__, **settings}
+
+
+def refuse_two_places(out: str | PathLike[str] | None, resume: str | PathLike[str] | None) -> None:
+    """Raises `ConfigError` for an `out` that is not the directory to resume."""
+    if out is not None and resume is not None and Path(out).resolve() != Path(resume).resolve():
+        got = f"out = {fspath(out)!r}, resume = {fspath(resume)!r}"
+        raise ConfigError("what is resumed stays in its directory", got=got, do="leave out= away")
 
 
 def refuse_settings_of(parts: Mapping[str, Any], settings: Mapping[str, Any]) -> None:

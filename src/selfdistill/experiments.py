@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from selfdistill.analysis.context_gain import ANSWERS, ContextGainReport, measure_context_gain
-from selfdistill.api import configured, refuse_settings_of, reporting, run_config, settings_of
+from selfdistill.api import configured, refuse_settings_of, refuse_two_places, reporting, run_config, settings_of
 from selfdistill.config import RunConfig
 from selfdistill.errors import ConfigError, nearest
 from selfdistill.methods import Method
@@ -157,6 +157,7 @@ def solve(
     Ctrl-C ends the search after its round, saved (`KeyboardInterrupt`); `resume=` its directory, with the same values,
     resumes it.
     """
+    refuse_two_places(out, resume)
     names, rows = _tasks(task, data)
     chosen, rest = _strategy(strategy, settings)
     budgets = {"attempts": attempts, "tokens": tokens, "seconds": seconds}

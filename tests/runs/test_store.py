@@ -103,7 +103,7 @@ def test_summary_is_read_back(tmp_path: Path):
 
 def test_a_used_directory_is_refused_and_left_alone(tmp_path: Path):
     (tmp_path / "letter.txt").write_text("mine")
-    with pytest.raises(RunError, match=r"choose another with --out$"):
+    with pytest.raises(RunError, match=r"choose another with out \(--out\)$"):
         RunDir.create(tmp_path, CONFIG)
     assert [entry.name for entry in tmp_path.iterdir()] == ["letter.txt"]
 

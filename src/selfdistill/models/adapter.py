@@ -6,7 +6,9 @@ whole modules that train beside them (`modules_to_save`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,7 +69,8 @@ def fresh_adapter(base: PreTrainedModel, lora: LoraOptions) -> Any:
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(lora.seed)
         try:
-            return get_peft_model(base, config)
+            with _without_old_names():
+                return get_peft_model(base, config)
         except ValueError as error:
             what, got, why = "the LoRA targets cannot carry an adapter", lora.targets, str(error).splitlines()[0]
             raise ConfigError(what, got=got, why=why, do=f"use {ALL_LINEAR}") from error
@@ -86,7 +89,8 @@ def saved_adapter(base: PreTrainedModel, directory: Path) -> Any:
         why = "it adds virtual tokens to the prompt, which neither the sampler nor the losses read"
         raise ModelError("this kind of adapter is not supported", got=config.peft_type, why=why, do="use LoRA")
     try:
-        model = PeftModel.from_pretrained(base, str(directory), is_trainable=True)
+        with _without_old_names():
+            model = PeftModel.from_pretrained(base, str(directory), is_trainable=True)
         found = load_peft_weights(str(directory), device="cpu")
     except (RuntimeError, ValueError, KeyError) as error:
         why = " ".join(line.strip() for line in str(error).splitlines()[:2])
@@ -127,6 +131,14 @@ def restore_adapter(model: Any, saved: Mapping[str, Tensor]) -> None:
         if found != tuple(value.shape):
             raise ValueError(f"{name}: {found} was saved, {tuple(value.shape)} is needed")
     set_peft_model_state_dict(model, {name: saved[name] for name in state})
+
+
+@contextmanager
+def _without_old_names() -> Iterator[None]:
+    """No warning that peft reads an attribute of transformers by its old name: nobody here can change that."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+        yield
 
 
 def _state(model: Any) -> dict[str, Tensor]:

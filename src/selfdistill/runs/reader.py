@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +47,9 @@ class Run:
                 yield record
 
 
-def read_run(path: Path) -> Run:
+def read_run(path: str | PathLike[str]) -> Run:
     """Reads a run directory. Raises `RunError` naming the file and the line of what cannot be read."""
+    path = Path(path)
     config = saved_config(path)
     if not (path / METRICS).exists() and any((path / name).exists() for name in (ROLLOUTS, CHECKPOINTS, SUMMARY)):
         raise _gone(path / METRICS)

@@ -193,7 +193,8 @@ def allowed_changes(path: Path, settings: Mapping[str, Any] | None, may_change: 
     refused = sorted(set(changes) - set(may_change))
     if refused:
         why, do = "its records would mix two experiments", f"leave them as in {path / CONFIG}, or start a new run"
-        raise RunError("a resumed run cannot change its settings", got=", ".join(refused), why=why, do=do)
+        got = ", ".join(f"{key} = {changes[key]!r}"[:80] for key in refused)
+        raise RunError("a resumed run cannot change its settings", got=got, why=why, do=do)
     return changes
 
 
@@ -233,7 +234,8 @@ def refuse_in_use(path: Path) -> None:
     """Raises `RunError` for a file, and for a directory that is not empty."""
     if path.exists() and (not path.is_dir() or any(not entry.name.startswith(".") for entry in path.iterdir())):
         command, why = resuming(path), "nothing overwrites another run's records"
-        do = "choose another with --out" + (f", or resume its run: {command}" if command else "")
+        resumed = f", or pass it as resume=…, or resume its run: {command}" if command else ""
+        do = f"choose another with out (--out){resumed}"
         raise RunError("the directory is already in use", got=path, why=why, do=do)
 
 
@@ -280,4 +282,6 @@ def _end_torn_line(file: IO[bytes]) -> None:
 
 
 def _unwritable(path: Path, error: OSError) -> RunError:
-    return RunError("the run directory cannot be written to", got=f"{path} ({error})", do="choose another with --out")
+    return RunError(
+        "the run directory cannot be written to", got=f"{path} ({error})", do="choose another with out (--out)"
+    )
