@@ -99,6 +99,11 @@ class Turn:
     observation: tuple[Message, ...] = ()
     fresh: bool = False
 
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """What the turn adds to the conversation."""
+        return (Message("assistant", self.completion.text), *self.observation)
+
 
 class DropReason(StrEnum):
     """Why a rollout takes no part in an update. Every dropped rollout is counted under one of these."""
@@ -140,6 +145,11 @@ class Rollout:
     of: int | None = None
     fault: str = ""
     turns: tuple[Turn, ...] = ()
+
+    @property
+    def all_turns(self) -> tuple[Turn, ...]:
+        """The turns; an answer is one."""
+        return self.turns or (Turn(self.prompt_ids, self.completion, fresh=True),)
 
 
 @dataclass(frozen=True, slots=True)

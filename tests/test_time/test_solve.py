@@ -170,7 +170,7 @@ def test_a_search_that_was_killed_goes_on_to_the_same_bits(
     config = search_of(strategy, "hints", 24, tasks=["q0", "q2"], settings={"strategy.batch": 4}, keep=True)
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     solve(config, out=whole)
-    owner, name = (search, "roll_out") if moment == "sampling" else (search.RunDir, "append")
+    owner, name = (search, "session_groups") if moment == "sampling" else (search.RunDir, "append")
     real, calls = getattr(owner, name), [0]
 
     def dying(*arguments: Any, **options: Any) -> Any:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import pytest
 
+from selfdistill.models import sampler
 from selfdistill.runs import read_run
-from selfdistill.training import loop
+from selfdistill.training import loop, samples
 from selfdistill.training.loop import train
 
 
 def test_a_step_that_makes_no_update_samples_no_prompts(config_of, monkeypatch) -> None:
-    labels: list[str] = []
-    real = loop.roll_out
-    monkeypatch.setattr(loop, "roll_out", lambda *a, **k: labels.append(k["label"]) or real(*a, **k))
+    uids: list[str] = []
+    real = sampler.sample
+    for module in (loop, samples):  # replay, and all else
+        monkeypatch.setattr(module, "sample", lambda *a, **k: uids.extend(k["uids"]) or real(*a, **k))
     config = config_of("NeverSplits", method="grpo", replay={"per_step": 2}, steps=1)
     [step] = read_run(train(config)).steps
-    assert labels == ["1"]
+    assert {uid.partition("-")[0] for uid in uids} == {"1", "eval"}
     assert (step.samples, step.extra["updates"], step.extra["replayed"]) == (0, 0, 0)
 
 

@@ -17,7 +17,7 @@ from selfdistill.models.checkpoint import latest_checkpoint
 from selfdistill.models.teacher import Teacher
 from selfdistill.runs import EvalEnd, Note, Phase, RunEnd, RunStart, StepEnd, read_run
 from selfdistill.runs.events import no_callback
-from selfdistill.training import loop, update
+from selfdistill.training import forward, loop, update
 from selfdistill.training.loop import PATIENCE, train
 from selfdistill.training.recording import TORN
 from selfdistill.training.session import open_renderer
@@ -110,17 +110,17 @@ def test_several_updates_share_one_reading_and_the_teacher_moves_once_after_the_
     """Real parts, with a note taken at every call."""
     calls: list[str] = []
 
-    def noted(name: str) -> None:
-        real = getattr(update, name)
+    def noted(owner: object, name: str) -> None:
+        real = getattr(owner, name)
 
         def call(*arguments, **options):
             calls.append(name)
             return real(*arguments, **options)
 
-        monkeypatch.setattr(update, name, call)
+        monkeypatch.setattr(owner, name, call)
 
-    for name in ("teacher_pass", "behaviour_pass", "update_policy"):
-        noted(name)
+    for owner, name in ((forward, "teacher_pass"), (forward, "behaviour_pass"), (update, "update_policy")):
+        noted(owner, name)
     moves = Teacher.update
     monkeypatch.setattr(Teacher, "update", lambda self, policy: (calls.append("teacher moves"), moves(self, policy))[1])
     config = config_of(teacher={"kind": "ema", "rate": 0.5}, steps=1, tasks_per_step=4, tasks_per_update=1)
@@ -149,14 +149,14 @@ def test_a_teacher_that_has_no_say_at_a_step_is_not_read(config_of, tmp_path) ->
 
 def test_distillation_on_a_schedule_is_not_read_where_it_weighs_nothing(config_of, monkeypatch) -> None:
     """SDPG begins at 0; answers that are to be distilled keep their credit in the records."""
-    real, passes = update.teacher_pass, list[int]()
+    real, passes = forward.teacher_pass, list[int]()
 
     def counted(*arguments):
         found = real(*arguments)
         passes.append(len(found))
         return found
 
-    monkeypatch.setattr(update, "teacher_pass", counted)
+    monkeypatch.setattr(forward, "teacher_pass", counted)
     run = read_run(train(config_of(method={"name": "sdpg", "warmup": 2, "peak": 1.0}, steps=2)))
     assert passes == [0, 1]
     distilled = [rollout for rollout in run.rollouts() if rollout.distil]

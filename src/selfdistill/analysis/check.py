@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from selfdistill.data.chats import ChatRows
 from selfdistill.data.load import AS_NAMED, RowOptions, question_task
@@ -30,6 +30,8 @@ from selfdistill.types import Completion, Outcome, Task
 SLICE = 32  # answers between two signs of progress
 EXAMPLES = 2  # of feedback
 UNKNOWN_ID = "unknown_id"
+Placed: TypeAlias = Sequence[tuple[str, Task]]
+"""Tasks behind their places in the file."""
 
 
 class TaskRow(NamedTuple):
@@ -159,7 +161,7 @@ def _failure(outcome: Outcome) -> str:
     return str(outcome.details.get("failure", "none" if outcome.reward >= SOLVED else "wrong"))
 
 
-def _find_duplicates(tasks: Sequence[tuple[str, Task]], report: CheckReport) -> None:
+def _find_duplicates(tasks: Placed, report: CheckReport) -> None:
     """Rows with the prompt of an earlier one: the same task twice where their tests are the same too."""
     whole, prompts = dict[tuple[object, str], str](), dict[object, str]()
     for place, task in tasks:
@@ -173,9 +175,7 @@ def _find_duplicates(tasks: Sequence[tuple[str, Task]], report: CheckReport) -> 
         prompts.setdefault(task.messages, place)
 
 
-def _measure_prompts(
-    tasks: Sequence[tuple[str, Task]], renderer: Renderer, limit: int, report: CheckReport, callback: Callback
-) -> None:
+def _measure_prompts(tasks: Placed, renderer: Renderer, limit: int, report: CheckReport, callback: Callback) -> None:
     """Prompts beyond the limit, which a run skips."""
     report.longest = 0
     for number, (place, task) in enumerate(tasks):
@@ -191,15 +191,12 @@ def _measure_prompts(
             report.problems.append(f"{place}: the prompt has {tokens:,} tokens; a run skips those over {limit:,}")
 
 
-def _score_references(
-    env: ScoringEnvironment, tasks: Sequence[tuple[str, Task]], report: CheckReport, callback: Callback
-) -> None:
+def _score_references(env: ScoringEnvironment, tasks: Placed, report: CheckReport, callback: Callback) -> None:
     """Reference solutions that do not get the reward, by all tests of their row: of the row, else of the
     environment."""
     env = env.with_split("all") if isinstance(env, CodeEnvironment) else env
     known: Callable[[Task], str] = getattr(env, "reference", lambda task: "")
-    own = [(place, task, task.demonstration.strip() or known(task)) for place, task in tasks]
-    own = [entry for entry in own if entry[2]]
+    own = [(place, task, text) for place, task in tasks if (text := task.demonstration.strip() or known(task))]
     report.references = len(own)
     pairs = [(task, Completion(f"{task.id}-reference", text)) for _, task, text in own]
     scores = _scored(env, pairs, "scoring reference solutions", callback)
@@ -217,9 +214,7 @@ def _score_references(
         report.notes.append(f"{len(tasks) - len(own)} of {len(tasks)} rows have no reference solution")
 
 
-def _score_wrong_answers(
-    env: ScoringEnvironment, tasks: Sequence[tuple[str, Task]], report: CheckReport, callback: Callback
-) -> None:
+def _score_wrong_answers(env: ScoringEnvironment, tasks: Placed, report: CheckReport, callback: Callback) -> None:
     """Rows that an empty answer passes, or a program that does nothing: where a function is called, one that returns
     None. Some of the feedback on them becomes the examples."""
     tried = [(place, task, "") for place, task in tasks]

@@ -28,7 +28,7 @@ from selfdistill.runs.stats import SignFlipTest, holm, paired_difference
 from selfdistill.runs.store import write_atomic
 from selfdistill.training.evaluation import accuracy
 from selfdistill.training.recording import check_environment, rollout_record
-from selfdistill.training.samples import SOLVED, CreditedRollout, roll_out, solved
+from selfdistill.training.samples import SOLVED, CreditedRollout, session_groups, solved
 from selfdistill.training.session import Session, open_session
 from selfdistill.types import ANSWER, Context, DropReason, Rollout, RolloutGroup, Task, TokenIds
 
@@ -217,19 +217,16 @@ class _Bench:
     ) -> dict[str, list[Rollout]]:
         """So many answers to each prompt, by task: sampled and scored as in evaluation, or `attempts` as in training.
         Raises `EnvError` when the environment fails on most."""
-        session, config, found = self.session, self.session.config, dict[str, list[Rollout]]()
+        session, found = self.session, dict[str, list[Rollout]]()
         size = max(1, SLICE // rollouts)
         for start in range(0, len(prompts), size):
             self.callback(Phase(f"measuring: {name}", start, len(prompts)))
             part = prompts[start : start + size]
-            groups = roll_out(
-                session.policy,
-                session.env if attempts else session.evaluation_env,
-                session.renderer,
+            groups = session_groups(
+                session,
                 [prompt.task for prompt in part],
-                config.sampling if attempts else replace(config.sampling, temperature=config.evaluation.temperature),
+                evaluates=not attempts,
                 rollouts=rollouts,
-                seed=config.seed,
                 label=f"context-gain-{name}-{start}",
                 prompts=[prompt.ids for prompt in part],
             )

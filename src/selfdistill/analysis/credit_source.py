@@ -151,22 +151,21 @@ def _renderer(policy: Policy) -> Renderer:
 
 def _reader(model: str | None, texts: Sequence[str], callback: Callback) -> Policy:
     """The named model, else the sapling where it knows every word, else SmolLM2 where the hub's cache holds it."""
-    if model is not None:
-        return load_policy(model, trained=False, progress=lambda text: callback(Note(text)))
-    policy = load_policy("sapling", trained=False)
-    foreign = foreign_words(policy.tokenizer, texts)
-    if not foreign:
-        return policy
-    few = ", ".join(foreign[:6])
-    if not in_hub_cache(SMOLLM2):
-        raise ModelError(
-            "the sapling cannot read this text, and no other model is at hand",
-            got=f"words it never met: {few}",
-            why="it was pretrained on the language of coined verbs only",
-            do=f"name a model: --model DIR or owner/name; {SMOLLM2} is a small one (270 MB)",
-        )
-    callback(Note(f"{SMOLLM2} reads it: the sapling never met {few}"))
-    return load_policy(SMOLLM2, trained=False, progress=lambda text: callback(Note(text)))
+    if model is None:
+        policy = load_policy("sapling", trained=False)
+        foreign = foreign_words(policy.tokenizer, texts)
+        if not foreign:
+            return policy
+        few = ", ".join(foreign[:6])
+        if not in_hub_cache(SMOLLM2):
+            raise ModelError(
+                "the sapling cannot read this text, and no other model is at hand",
+                got=f"words it never met: {few}",
+                why="it was pretrained on the language of coined verbs only",
+                do=f"name a model: --model DIR or owner/name; {SMOLLM2} is a small one (270 MB)",
+            )
+        callback(Note(f"{SMOLLM2} reads it: the sapling never met {few}"))
+    return load_policy(model or SMOLLM2, trained=False, progress=lambda text: callback(Note(text)))
 
 
 def foreign_words(tokenizer: Any, texts: Iterable[str]) -> list[str]:

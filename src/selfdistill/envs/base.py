@@ -37,7 +37,7 @@ from typing import Any, Protocol, TypeAlias, TypeVar, get_args, runtime_checkabl
 from selfdistill.errors import DataError, EnvError, SelfDistillError
 from selfdistill.files import is_whole
 from selfdistill.plugins import seed_global
-from selfdistill.types import Completion, DropReason, Message, Observation, Outcome, Role, Task
+from selfdistill.types import Completion, DropReason, Message, Observation, Outcome, Role, Rollout, Task
 
 PARALLEL = 8  # calls of an environment's function at a time
 TIME_LIMIT_S = 30.0  # of one such call
@@ -86,6 +86,13 @@ class Fault:
 
 Scored: TypeAlias = Outcome | Fault
 T = TypeVar("T")
+
+
+def with_result(rollout: Rollout, result: Scored) -> Rollout:
+    """The rollout with its outcome, or dropped for a fault."""
+    if isinstance(result, Fault):
+        return replace(rollout, drop=result.drop, fault=result.text)
+    return replace(rollout, outcome=result)
 
 
 def guarded(call: Callable[[], T], drop: DropReason = DropReason.SCORING_FAILED) -> T | Fault:

@@ -85,11 +85,11 @@ class ProgramEnvironment:
         jobs = [program_for(task, code, self.scoring) for (_, code), task in programs.items()]
         found = dict(zip(programs, self.sandbox.run_each(jobs, records), strict=True))
 
-        def outcome(task: Task, completion: Completion, code: str | Fault | None) -> Scored:
+        scored: list[Scored] = []
+        for (task, completion), code in zip(pairs, codes, strict=True):
             ran = found[task.id, code] if isinstance(code, str) else code
-            return ran if isinstance(ran, Fault) else outcome_of(task, completion, ran, self.scoring)
-
-        return [outcome(*pair, code) for pair, code in zip(pairs, codes, strict=True)]
+            scored.append(ran if isinstance(ran, Fault) else outcome_of(task, completion, ran, self.scoring))
+        return scored
 
 
 class CodeEnvironment(ProgramEnvironment):

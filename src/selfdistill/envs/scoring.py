@@ -173,7 +173,7 @@ def program_for(task: Task, code: str, options: CodeOptions) -> tuple[Program, S
             inputs.append(test if spec["kind"] == "assert" else test["input"])
     names = [spec.get(name) or "" for name in ("fn_name", "prelude", "setup")]
     program = Program(code, MODES[spec["kind"]], tuple(inputs), *names)
-    return program, replace(options, time_limit_s=float(spec.get("time_limit", options.time_limit_s)))
+    return program, replace(options, time_limit_s=float(spec["time_limit"])) if "time_limit" in spec else options
 
 
 def record_of(kind: str, test: Any, result: Result) -> TestRecord:

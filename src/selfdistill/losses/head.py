@@ -21,16 +21,11 @@ from selfdistill.errors import ConfigError
 LOWEST_LOGIT = -1e30  # stands for "impossible": finite, so that 0 · log 0 is 0 and not NaN
 
 
-def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """float64 for float64, float32 for everything smaller."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
 def matmul(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
     """`left @ right`, summed and returned in float32 (float64 when either side is); in `out` if that is its format."""
     if left.is_cuda and left.dtype == right.dtype == torch.bfloat16:
         return torch.mm(left, right, out_dtype=torch.float32)
-    wide = accumulation_dtype(torch.promote_types(left.dtype, right.dtype))
+    wide = torch.promote_types(torch.promote_types(left.dtype, right.dtype), torch.float32)
     return torch.mm(left.to(wide), right.to(wide), out=out if out is not None and out.dtype == wide else None)
 
 
@@ -47,11 +42,8 @@ class Head:
     def __post_init__(self) -> None:
         weight, bias = tuple(self.weight_VD.shape), None if self.bias_V is None else tuple(self.bias_V.shape)
         if len(weight) != 2 or bias not in (None, weight[:1]):
-            what, do = (
-                "a head needs weight_VD of shape [V, D] and bias_V of shape [V]",
-                "pass those of lm_head as they are",
-            )
-            raise ConfigError(what, got=(weight, bias), do=do)
+            what = "a head needs weight_VD of shape [V, D] and bias_V of shape [V]"
+            raise ConfigError(what, got=(weight, bias), do="pass those of lm_head as they are")
         if self.softcap is not None and not self.softcap > 0:
             raise ConfigError("softcap must be positive", got=self.softcap, do="pass None for no soft-cap")
 
@@ -88,7 +80,7 @@ def widened(heads: Sequence[Head]) -> list[Head]:
         weight_VD = head.weight_VD.detach()
         if weight_VD.data_ptr() not in converted:
             exact = weight_VD.is_cuda and weight_VD.dtype == torch.bfloat16
-            wide_VD = weight_VD if exact else weight_VD.to(accumulation_dtype(weight_VD.dtype))
+            wide_VD = weight_VD if exact else weight_VD.to(torch.promote_types(weight_VD.dtype, torch.float32))
             converted[weight_VD.data_ptr()] = wide_VD
     return [replace(head.detached(), weight_VD=converted[head.weight_VD.data_ptr()]) for head in heads]
 
@@ -99,7 +91,7 @@ class HeadGradients:
 
     def __init__(self, hidden_ND: Tensor, head: Head) -> None:
         self.inputs = (hidden_ND, head.weight_VD, head.bias_V)
-        wide = accumulation_dtype(torch.promote_types(hidden_ND.dtype, head.weight_VD.dtype))
+        wide = torch.promote_types(torch.promote_types(hidden_ND.dtype, head.weight_VD.dtype), torch.float32)
         self.hidden_ND, self.weight_VD, self.bias_V = (
             torch.zeros_like(x, dtype=dtype) if x is not None and x.requires_grad and torch.is_grad_enabled() else None
             for x, dtype in zip(self.inputs, (hidden_ND.dtype, wide, wide), strict=True)

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from selfdistill.losses.divergences import GradientNumerator, ReverseKL
-from selfdistill.losses.head import Head, HeadGradients, accumulation_dtype, widened
+from selfdistill.losses.head import Head, HeadGradients, widened
 from selfdistill.losses.policy_gradient import importance_weight, probability_ratio
 from selfdistill.losses.spec import LOSS_TERMS, KernelCall, LossSpec, LossTerm, TokenStats, TokenWeights, check_call
 from selfdistill.losses.support import BucketedDistribution
@@ -78,7 +78,7 @@ def fused_loss(
     own, *heads = widened([head, *(each.head for each in passes)])
     passes = [replace(each, hidden_ND=each.hidden_ND.detach(), head=h) for each, h in zip(passes, heads, strict=True)]
     own_reference = None if reference is None else passes.pop()
-    dtype = accumulation_dtype(torch.promote_types(hidden_ND.dtype, own.weight_VD.dtype))
+    dtype = torch.promote_types(torch.promote_types(hidden_ND.dtype, own.weight_VD.dtype), torch.float32)
     blank_N = torch.full((len(hidden_ND),), torch.nan, dtype=dtype, device=hidden_ND.device)
     stats = {f.name: blank_N.clone() for f in fields(TokenStats)} | {"clipped_N": blank_N > 0}
     call = KernelCall(

@@ -54,11 +54,8 @@ class TokenTable:
         tokens, answers = shapes["answer_N"], shapes["advantage_R"]
         wrong = [name for name, shape in shapes.items() if shape != (answers if name.endswith("R") else tokens)]
         if wrong or len(tokens) != 1 or len(answers) != 1:
-            what, do = (
-                "a table has one number per token, or one per answer",
-                f"columns of {tokens} tokens and {answers} answers",
-            )
-            raise ConfigError(what, got=shapes, do=f"give {do}")
+            what, do = "a table has one number per token, or one per answer", f"{tokens} tokens and {answers} answers"
+            raise ConfigError(what, got=shapes, do=f"give columns of {do}")
         if self.counted_N.dtype != torch.bool:
             do = "compare: counted_N = weights_N > 0"
             raise ConfigError("counted_N must be boolean, a mask", got=self.counted_N.dtype, do=do)

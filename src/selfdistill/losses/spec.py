@@ -173,7 +173,15 @@ def check_call(call: KernelCall) -> None:
         got = "a reference with `against` or `present_N`"
         raise ConfigError("the reference must cover every position", got=got, do="pass TeacherStates(hidden_ND, head)")
     wanted, against = ([each for each in call.teacher if each.against == side] for side in (False, True))
-    _check_weights(wanted, against)
+    shared = any(each.present_N is not None for each in wanted)  # weights are normalised position by position
+    if wanted and not shared and abs(sum(each.weight for each in wanted) - 1.0) > 1e-6:
+        what, why = "the weights of the teacher's passes must sum to 1", "another sum would act as a hidden temperature"
+        do = "use (1 - rate, rate) for a trust region; with present_N they are normalised"
+        raise ConfigError(what, got=[each.weight for each in wanted], why=why, do=do)
+    normalised = [each.weight for each in (*against, *(wanted if shared else ()))]
+    if not all(weight > 0 for weight in normalised):
+        what, do = "weights that are normalised must be positive", "leave out passes that weigh nothing"
+        raise ConfigError(what, got=normalised, do=do)
     distils = weights.distil_N is not None and bool((weights.distil_N != 0).any())
     has_reference = spec.reference.coefficient > 0
     lacking = {"teacher": distils and not wanted, "reference": has_reference and not reference}
@@ -188,17 +196,3 @@ def check_call(call: KernelCall) -> None:
         if absent := int(absent_N.sum()):
             what, got = "a position has distillation weight but no teacher", f"{absent} of {size[0]} positions"
             raise ConfigError(what, got=got, do="set distil_N to 0 there")
-
-
-def _check_weights(wanted: Sequence[TeacherStates], against: Sequence[TeacherStates]) -> None:
-    """Weights sum to 1, or are positive where they are normalised position by position."""
-    shared = any(each.present_N is not None for each in wanted)
-    total = sum(each.weight for each in wanted)
-    if wanted and not shared and abs(total - 1.0) > 1e-6:
-        got, why = [each.weight for each in wanted], "another sum would act as a hidden temperature"
-        do = "use (1 - rate, rate) for a trust region; with present_N they are normalised"
-        raise ConfigError("the weights of the teacher's passes must sum to 1", got=got, why=why, do=do)
-    normalised = [each.weight for each in (*against, *(wanted if shared else ()))]
-    if not all(weight > 0 for weight in normalised):
-        what, do = "weights that are normalised must be positive", "leave out passes that weigh nothing"
-        raise ConfigError(what, got=normalised, do=do)

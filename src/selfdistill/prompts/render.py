@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import groupby
 from typing import Any, Literal
 
@@ -250,12 +250,16 @@ class Renderer(ChatTemplate):
         """The question with the context in it."""
         return teacher_messages(question, context, self.templates)
 
+    def written(self, question: Sequence[Message], after: Sequence[Message], context: Context) -> TokenIds:
+        """The prompt of a question with the context in it, and of what was written after it."""
+        return self.prompt((*self.messages(question, context), *after))
+
     def teacher_prompt(
         self, question: Sequence[Message], context: Context, answer: int, limit: int | None = None
     ) -> tuple[TokenIds, Context, bool] | DropReason:
         """The teacher's prompt before an answer of `answer` tokens, of at most `limit` tokens: its ids, the context as
         it is written, and whether a field was cut. By default the limit is that of the run."""
-        return self.fitted(lambda c: self.prompt(self.messages(question, c)), context, answer, limit)
+        return self.fitted(partial(self.written, question, ()), context, answer, limit)
 
     def fitted(
         self, write: Callable[[Context], TokenIds], context: Context, answer: int, limit: int | None = None

@@ -1,10 +1,10 @@
 """The run directory: the contract between training and everything that looks at it."""
 
 from selfdistill.runs.events import Callback, EvalEnd, Event, Note, Phase, RunEnd, RunStart, StepEnd, no_callback
-from selfdistill.runs.reader import Run, check_records, read_run
+from selfdistill.runs.reader import Run, read_run
 from selfdistill.runs.records import Accuracies, EvalRecord, EvalSplit, RolloutRecord, StepRecord, Summary
 from selfdistill.runs.stats import Estimate
-from selfdistill.runs.store import RunDir, allowed_changes, fresh_path, saved_config
+from selfdistill.runs.store import RunDir, fresh_path, saved_config
 
 __all__ = [
     "Accuracies",
@@ -24,8 +24,6 @@ __all__ = [
     "StepEnd",
     "StepRecord",
     "Summary",
-    "allowed_changes",
-    "check_records",
     "fresh_path",
     "no_callback",
     "read_run",

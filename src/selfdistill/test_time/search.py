@@ -14,15 +14,16 @@ from selfdistill.envs.base import score_all
 from selfdistill.envs.turns import single_turn
 from selfdistill.plugins import seed_global
 from selfdistill.prompts.stages import Prompted
-from selfdistill.runs import Accuracies, RolloutRecord, RunDir, StepRecord, Summary, check_records, read_run
+from selfdistill.runs import Accuracies, RolloutRecord, RunDir, StepRecord, Summary, read_run
 from selfdistill.runs.events import Callback, Interrupted, Note, Phase, RunEnd, StepEnd
+from selfdistill.runs.reader import check_records
 from selfdistill.runs.solving import SolveResult, write_result
 from selfdistill.runs.store import CHECKPOINTS, CONFIG
 from selfdistill.test_time.config import SolveConfig, solve_settings
 from selfdistill.test_time.strategies.base import PASSED, Attempt, Prompt, SolveState, prompts_of
 from selfdistill.training.loop import Timer, learn, record_round
 from selfdistill.training.recording import check_environment
-from selfdistill.training.samples import roll_out
+from selfdistill.training.samples import session_groups
 from selfdistill.training.session import Session, Totals, saved_totals
 from selfdistill.training.stopping import StopSign
 from selfdistill.types import Outcome, Rollout, RolloutGroup, Task
@@ -238,16 +239,12 @@ def _unfinished(searches: Sequence[Search]) -> list[Search]:
 
 def _round(searches: Sequence[Search]) -> list[RolloutRecord]:
     """The records of one round of each search. The time of the round is divided evenly."""
-    began, session, run = time.monotonic(), searches[0].session, searches[0].config.run
+    began, session = time.monotonic(), searches[0].session
     prompts = {search.task.id: search.prompts() for search in searches}
-    groups = roll_out(
-        session.policy,
-        session.env,
-        session.renderer,
+    groups = session_groups(
+        session,
         [search.task for search in searches],
-        run.sampling,
         rollouts=0,  # as many as there are prompts
-        seed=run.seed,
         label=[f"{search.totals.step + 1}-{search.task.id}" for search in searches],
         version=searches[0].totals.step if session.learner is not None else 0,
         stages=(Prompted({task: [prompt.messages for prompt in own] for task, own in prompts.items()}),),

@@ -21,10 +21,10 @@ from selfdistill.envs.turns import single_turn
 from selfdistill.errors import ConfigError, DataError, nearest
 from selfdistill.plugins import short_name
 from selfdistill.prompts.stages import Attempts
-from selfdistill.runs import allowed_changes, fresh_path
+from selfdistill.runs import fresh_path
 from selfdistill.runs.events import Callback, Interrupted, named, no_callback
 from selfdistill.runs.solving import SolveResult, read_result
-from selfdistill.runs.store import CONFIG, probe, refuse_in_use, write_atomic
+from selfdistill.runs.store import CONFIG, allowed_changes, probe, refuse_in_use, write_atomic
 from selfdistill.test_time.config import SolveConfig, is_file, solve_settings
 from selfdistill.test_time.search import MAY_CHANGE, Search, rounds_made, until_done
 from selfdistill.test_time.strategies.base import learner_of

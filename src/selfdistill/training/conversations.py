@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
-from selfdistill.envs.base import ConversationEnvironment, Fault, Scored, guarded
+from selfdistill.envs.base import ConversationEnvironment, Fault, Scored, guarded, with_result
 from selfdistill.envs.turns import finish, step_all
 from selfdistill.models.kept_states import KeptStates
 from selfdistill.models.sampler import SamplingOptions
@@ -55,18 +55,16 @@ def converse(
             messages = rollout.messages or rollout.task.messages
             open_.append(_Conversation(rollout, messages, state, rollout.prompt_ids, rollout.prompt_ids))
     for number in range(options.turns):
-        uids = [f"{talk.rollout.completion.uid}{f'.{number}' if number else ''}" for talk in open_]
         names = [talk.rollout.completion.uid for talk in open_]
-        prompts = [talk.ids for talk in open_]
-        found = draw(prompts, uids=uids, kept=kept, threads=names)
-        done = [
-            replace(completion, text=renderer.opened(talk.read) + completion.text)
+        uids = [f"{name}.{number}" if number else name for name in names]
+        found = draw([talk.ids for talk in open_], uids=uids, kept=kept, threads=names)
+        pairs = [
+            (talk.rollout.task, replace(completion, text=renderer.opened(talk.read) + completion.text))
             for talk, completion in zip(open_, found, strict=True)
         ]
         states = {uid: talk.state for uid, talk in zip(uids, open_, strict=True)}
-        pairs = [(talk.rollout.task, completion) for talk, completion in zip(open_, done, strict=True)]
         going: list[_Conversation] = []
-        for talk, completion, result in zip(open_, done, step_all(env, pairs, states, seed=seed), strict=True):
+        for talk, (_, completion), result in zip(open_, pairs, step_all(env, pairs, states, seed=seed), strict=True):
             observed = result.messages if isinstance(result, Observation) else ()
             talk.turns.append(Turn(talk.read, completion, observed, talk.fresh))
             if isinstance(result, Observation):
@@ -86,7 +84,7 @@ def _reads(talk: _Conversation, observation: Observation, renderer: Renderer, op
     """Adds the observation to the next prompt; False where there is no room for it or for another turn."""
     last = talk.turns[-1].completion
     added = renderer.extension(talk.messages, last, observation.messages)
-    talk.messages = (*talk.messages, Message("assistant", last.text), *observation.messages)
+    talk.messages = (*talk.messages, *talk.turns[-1].messages)
     talk.fresh = added is None
     if added is None:
         talk.ids = talk.read = renderer.prompt(talk.messages)
@@ -108,16 +106,3 @@ def _ended(talk: _Conversation, result: Scored) -> Rollout:
         logprobs=tuple(logprob for completion in sampled for logprob in completion.logprobs),
     )
     return with_result(replace(rollout, completion=whole, turns=tuple(talk.turns) if len(sampled) > 1 else ()), result)
-
-
-def with_result(rollout: Rollout, result: Scored) -> Rollout:
-    """The rollout with its outcome, or dropped for a fault."""
-    if isinstance(result, Fault):
-        return replace(rollout, drop=result.drop, fault=result.text)
-    return replace(rollout, outcome=result)
-
-
-def history_of(rollout: Rollout, number: int) -> tuple[Message, ...]:
-    """What was written after the question of a conversation and before its turn `number`."""
-    turns = rollout.turns[:number]
-    return tuple(m for turn in turns for m in (Message("assistant", turn.completion.text), *turn.observation))

@@ -12,12 +12,11 @@ from typing import NamedTuple
 from selfdistill.config import RunConfig, resolved
 from selfdistill.data.tasks import bad_rows, usable_tasks
 from selfdistill.envs.base import ConversationEnvironment, in_short
-from selfdistill.runs import Estimate, EvalRecord, EvalSplit, RunDir
-from selfdistill.runs.environment import describe_environment
+from selfdistill.runs import Estimate, EvalRecord, EvalSplit
 from selfdistill.runs.events import Callback, EvalEnd, Note, Phase, no_callback
 from selfdistill.runs.stats import clustered_share
 from selfdistill.training.recording import check_environment, rollout_record
-from selfdistill.training.samples import CreditedRollout, credit_rollouts, roll_out, solved
+from selfdistill.training.samples import CreditedRollout, credit_rollouts, session_groups, solved
 from selfdistill.training.session import Session, Totals, open_session
 from selfdistill.types import Rollout, RolloutGroup, Task, TokenIds
 
@@ -56,9 +55,7 @@ def measure(
     and `EnvError` when most answers could not be scored.
     """
     session, records = open_session(config, callback), list[EvalRecord]()
-    environment = describe_environment(device=str(session.policy.device), isolation=session.isolation)
-    written = {"settings": resolved(config), **environment}
-    with RunDir.create(Path(config.out), written) if config.out else nullcontext() as run:
+    with session.new_run(Path(config.out), resolved(config)) if config.out else nullcontext() as run:
         for record, groups in measure_splits(session, Totals(), callback, splits):
             records.append(record)
             callback(EvalEnd(record))
@@ -113,14 +110,10 @@ def _teacher(session: Session, tasks: Sequence[Task], callback: Callback) -> lis
     if learner.method.teacher is None:
         return []
     callback(Phase("measuring: teacher"))
-    attempts = roll_out(
-        session.policy,
-        session.env,
-        session.renderer,
+    attempts = session_groups(
+        session,
         tasks,
-        config.sampling,
         rollouts=ATTEMPTS,
-        seed=config.seed,
         label="eval-attempt",
         stages=learner.method.stages,
         bad_rows={} if session.all_usable else bad_rows(session.env, tasks),
@@ -143,20 +136,11 @@ def _answers(
     session: Session, tasks: Sequence[Task], prompts: Sequence[TokenIds] | None, split: str, callback: Callback
 ) -> list[RolloutGroup]:
     """Answers in slices, with a progress event before each; on tasks of the training set several to each."""
-    config, groups = session.config, list[RolloutGroup]()
-    count = config.evaluation.answers if split == "train" else 1
+    count, groups = session.config.evaluation.answers if split == "train" else 1, list[RolloutGroup]()
     size = max(1, SLICE // count)
     for start in range(0, len(tasks), size):
         callback(Phase(f"measuring: {split}", start, len(tasks)))
-        groups += roll_out(
-            session.policy,
-            session.evaluation_env,
-            session.renderer,
-            tasks[start : start + size],
-            replace(config.sampling, temperature=config.evaluation.temperature),
-            rollouts=count,
-            seed=config.seed,
-            label=f"eval-{split}-{start}",
-            prompts=prompts[start : start + size] if prompts is not None else None,
-        )
+        part = slice(start, start + size)
+        read, label = None if prompts is None else prompts[part], f"eval-{split}-{start}"
+        groups += session_groups(session, tasks[part], evaluates=True, rollouts=count, label=label, prompts=read)
     return groups

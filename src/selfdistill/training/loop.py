@@ -11,39 +11,29 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeAlias
 
 from selfdistill.config import ReplayOptions, RunConfig, resolved
 from selfdistill.data.tasks import bad_rows, draw_tasks, wanted_answers
-from selfdistill.envs.base import Pair
 from selfdistill.errors import TrainingError
+from selfdistill.models.sampler import sample
 from selfdistill.plugins import seed_global, short_name
-from selfdistill.runs import (
-    EvalSplit,
-    RolloutRecord,
-    RunDir,
-    StepRecord,
-    allowed_changes,
-    check_records,
-    fresh_path,
-    read_run,
-)
+from selfdistill.runs import EvalSplit, RolloutRecord, RunDir, StepRecord, fresh_path, read_run
 from selfdistill.runs.events import Callback, EvalEnd, Interrupted, Note, Phase, RunEnd, RunStart, StepEnd, no_callback
-from selfdistill.runs.store import CHECKPOINTS
+from selfdistill.runs.reader import check_records
+from selfdistill.runs.store import CHECKPOINTS, allowed_changes
+from selfdistill.training import recording
 from selfdistill.training.evaluation import EVERY_SPLIT, STUDENT_SPLITS, measure_splits
-from selfdistill.training.recording import (
-    check_environment,
-    rollout_record,
-    step_record,
-    summarise,
-    why_nothing_was_learned,
-)
-from selfdistill.training.samples import CreditedRollout, credit_rollouts, replay_sample, roll_out
+from selfdistill.training.recording import rollout_record, step_record
+from selfdistill.training.samples import CreditedRollout, credit_rollouts, replay_sample, session_groups
 from selfdistill.training.session import Learner, Session, Totals, open_session, saved_totals
 from selfdistill.training.stopping import StopSign
 from selfdistill.training.update import update_all
-from selfdistill.types import Completion, Outcome, RolloutGroup, Task, TrainingSample
+from selfdistill.types import Rollout, RolloutGroup, TrainingSample
 
 PATIENCE = 10  # steps in a row without a training sample, after which a run ends
+Records: TypeAlias = tuple[StepRecord, list[RolloutRecord]]
+"""Of a step and of its rollouts."""
 MAY_CHANGE = ("steps", "out", "checkpoint_every", "evaluation.every", "micro_batch_tokens")
 
 
@@ -52,13 +42,17 @@ def train(config: RunConfig, callback: Callback = no_callback, *, resume: bool =
 
     Raises what `selfdistill.errors` lists; `Interrupted` after Ctrl-C, when the step is finished and saved.
     """
-    out = Path(config.out) if config.out else fresh_path(Path("runs"), _run_name(config))
+    name = f"{short_name(config.method.name)}-{short_name(config.env.name)}-seed{config.seed}"
+    out = Path(config.out) if config.out else fresh_path(Path("runs"), name)
     config = replace(config, out=str(out))
+    settings = resolved(config)
     if resume:
-        allowed_changes(out, resolved(config), MAY_CHANGE)  # before another model may be loaded
+        allowed_changes(out, settings, MAY_CHANGE)  # before another model may be loaded
     session = open_session(config, callback, learns=True)
     totals = saved_totals(session.restore(out / CHECKPOINTS, callback) if resume else None)
-    with _open_run(out, config, session, totals, resume=resume) as run:
+    if resume:
+        check_records(out, totals.step, measured=True)
+    with RunDir.resume(out, totals.step, settings, MAY_CHANGE) if resume else session.new_run(out, settings) as run:
         callback(_info(out, session, totals))
         return _Training(session, run, callback, totals, StopSign(callback)).run_all()
 
@@ -94,7 +88,7 @@ class _Training:
         if not any(record.step == self.totals.step for record in read_run(self.run.path).evals):
             self._evaluate(EVERY_SPLIT)  # a resume that ends where the run had stopped
         self._save(final=True)
-        summary = summarise(self.session.config, self.totals, read_run(self.run.path).evals)
+        summary = recording.summarise(self.session.config, self.totals, read_run(self.run.path).evals)
         self.run.finish(summary)
         self.callback(RunEnd(summary))
         return self.run.path
@@ -105,7 +99,7 @@ class _Training:
         self.run.append(*rollouts, record)
         totals.step, totals.wall_s = record.step, record.wall_s
         self.callback(StepEnd(record))
-        check_environment(rollouts)
+        recording.check_environment(rollouts)
         self._check_signal(record)
         if self.done or (config.evaluation.every and totals.step % config.evaluation.every == 0):
             self._evaluate(EVERY_SPLIT if self.done else STUDENT_SPLITS)
@@ -143,20 +137,8 @@ class _Training:
             raise TrainingError(
                 f"{PATIENCE} steps in a row produced no training samples, from the first one on",
                 got=f"{reasons}; mean reward {record.reward:.2f}",
-                **why_nothing_was_learned(record.dropped, self.learner.method),
+                **recording.why_nothing_was_learned(record.dropped, self.learner.method),
             )
-
-
-def _run_name(config: RunConfig) -> str:
-    return f"{short_name(config.method.name)}-{short_name(config.env.name)}-seed{config.seed}"
-
-
-def _open_run(out: Path, config: RunConfig, session: Session, totals: Totals, *, resume: bool) -> RunDir:
-    settings = resolved(config)
-    if resume:
-        check_records(out, totals.step, measured=True)
-        return RunDir.resume(out, totals.step, settings, MAY_CHANGE)
-    return session.new_run(out, settings)
 
 
 def _info(out: Path, session: Session, totals: Totals) -> RunStart:
@@ -178,9 +160,7 @@ def _info(out: Path, session: Session, totals: Totals) -> RunStart:
     )
 
 
-def one_step(
-    session: Session, totals: Totals, callback: Callback, began: float
-) -> tuple[StepRecord, list[RolloutRecord]]:
+def one_step(session: Session, totals: Totals, callback: Callback, began: float) -> Records:
     """Samples and scores a generation batch, and learns from it; `totals` counts what it used."""
     config, learner = session.config, session.learner
     assert learner is not None
@@ -188,14 +168,10 @@ def one_step(
     seed_global(config.seed, "batch", totals.step)
     callback(Phase("sampling and scoring"))
     tasks = draw_tasks(session.tasks, config.tasks_per_step, totals.step, config.seed)
-    groups = roll_out(
-        session.policy,
-        session.env,
-        session.renderer,
+    groups = session_groups(
+        session,
         tasks,
-        config.sampling,
         rollouts=config.rollouts_per_task,
-        seed=config.seed,
         label=str(totals.step + 1),
         version=totals.step,
         stages=learner.method.stages,
@@ -206,8 +182,8 @@ def one_step(
 
 def learn(
     session: Session, groups: Sequence[RolloutGroup], totals: Totals, callback: Callback, began: float, timer: Timer
-) -> tuple[StepRecord, list[RolloutRecord]]:
-    """Updates the weights from a scored generation batch. Returns the records of the step and of its rollouts."""
+) -> Records:
+    """Updates the weights from a scored generation batch."""
     config, learner, step = session.config, session.learner, totals.step
     assert learner is not None
     seed_global(config.seed, "step", step)
@@ -228,7 +204,7 @@ def learn(
     if skipped < len(reports):  # without an update the teacher does not move either
         learner.teacher.update(session.policy)
     timer.lap("update")
-    _count(totals, groups, began)
+    totals.wall_s = time.monotonic() - began
     totals.tokens += sum(len(sample.completion_ids) for sample in replayed)
     numbers = {**numbers, "contexts_lost": sum(entry.lost for entry in credited), "replayed": len(replayed)}
     record = step_record(totals, credited, reports, lr, timer.seconds, numbers, log_ratio)
@@ -237,53 +213,25 @@ def learn(
 
 def record_round(
     session: Session, groups: Sequence[RolloutGroup], totals: Totals, began: float, timer: Timer
-) -> tuple[StepRecord, list[RolloutRecord]]:
+) -> Records:
     """The records of a generation batch from which nothing is to be learned."""
     timer.lap("rollout")
     credited = [CreditedRollout(rollout, drop=rollout.drop) for group in groups for rollout in group.rollouts]
-    _count(totals, groups, began)
+    totals.wall_s = time.monotonic() - began
     record = step_record(totals, credited, [], 0.0, timer.seconds, {}, {})
     return record, [rollout_record(totals.step + 1, entry, {}, session.renderer.tokenizer) for entry in credited]
-
-
-def _count(totals: Totals, groups: Sequence[RolloutGroup], began: float) -> None:
-    done = [rollout.completion for group in groups for rollout in group.rollouts if rollout.completion.logprobs]
-    totals.completions_sampled += len(done)
-    totals.tokens += sum(len(completion.token_ids) for completion in done)
-    totals.wall_s = time.monotonic() - began
 
 
 def _replay(session: Session, step: int, options: ReplayOptions) -> list[TrainingSample]:
     """The student's own answers to prompts of the replay set."""
     config = session.config
     assert session.learner is not None
-    groups = roll_out(
-        session.policy,
-        NotScored(),
-        session.renderer,
-        draw_tasks(session.learner.replay, options.per_step, step, config.seed),
-        config.sampling,
-        rollouts=1,
-        seed=config.seed,
-        label=f"rehearsal-{step + 1}",
-        version=step,
-    )
-    rollouts = [rollout for group in groups for rollout in group.rollouts if rollout.completion.token_ids]
-    return [replay_sample(rollout, options.weight) for rollout in rollouts]
-
-
-class NotScored:
-    """An environment for answers that need no reward."""
-
-    name = "not scored"
-
-    def score(self, task: Task, completion: Completion) -> Outcome:
-        """A reward of 0."""
-        return Outcome(0.0)
-
-    def score_batch(self, pairs: Sequence[Pair]) -> list[Outcome]:
-        """A reward of 0 for each, without a thread."""
-        return [Outcome(0.0) for _ in pairs]
+    tasks = draw_tasks(session.learner.replay, options.per_step, step, config.seed)
+    prompts = [session.renderer.prompt(task.messages) for task in tasks]
+    uids = [f"rehearsal-{step + 1}-{place}-0" for place in range(len(tasks))]
+    found = sample(session.policy, prompts, config.sampling, seed=config.seed, uids=uids, version=step)
+    rollouts = [Rollout(*entry) for entry in zip(tasks, prompts, found, strict=True)]
+    return [replay_sample(rollout, options.weight) for rollout in rollouts if rollout.completion.token_ids]
 
 
 @dataclass

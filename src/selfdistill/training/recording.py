@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -33,8 +34,11 @@ def step_record(
     numbers: Mapping[str, float],
     log_ratio: Mapping[str, tuple[float, ...]],
 ) -> StepRecord:
-    """The record of a step, whose completions `totals` has counted already."""
+    """The record of a step, whose completions are added to `totals`."""
     rollouts = [entry.rollout for entry in credited]
+    sampled = [rollout.completion for rollout in rollouts if rollout.completion.logprobs]
+    totals.completions_sampled += len(sampled)
+    totals.tokens += sum(len(completion.token_ids) for completion in sampled)
     scored = [rollout for rollout in rollouts if rollout.of is None and rollout.outcome is not None]  # no follow-ups
     samples = [sample for entry in credited for sample in entry.samples]
     return StepRecord(
@@ -74,7 +78,7 @@ def rollout_record(
     first = entry.samples[0] if entry.samples else None
     done, outcome = rollout.completion, rollout.outcome
     sections = {name: getattr(context, name) for name in FIELDS if context and getattr(context, name)}
-    ratios = _log_ratio(entry, log_ratio)
+    ratios = _log_ratio(entry, log_ratio) if rollout.turns else log_ratio.get(done.uid, ())
     return RolloutRecord(
         step=step,
         uid=done.uid,
@@ -105,10 +109,8 @@ def rollout_record(
 
 
 def _log_ratio(entry: CreditedRollout, log_ratio: Mapping[str, tuple[float, ...]]) -> tuple[float, ...]:
-    """log q − log p of every sampled token of a rollout; empty where it was not distilled."""
+    """log q − log p of every sampled token of a conversation; empty where it was not distilled."""
     uid, turns = entry.rollout.completion.uid, entry.rollout.turns
-    if not turns:
-        return log_ratio.get(uid, ())
     by_turn = any(f"{uid}@{number}" in log_ratio for number in range(len(turns)))
     parts = {f"{uid}@{number}": len(turn.completion.token_ids) for number, turn in enumerate(turns)}
     if not by_turn:
@@ -125,16 +127,12 @@ def _turn_record(turn: Turn) -> TurnRecord:
 def token_texts(tokenizer: Any, ids: TokenIds) -> tuple[str, ...]:
     """The text of each token as part of the whole: "" for the first parts of a letter of several tokens. Together they
     are the text of the ids, but for bytes that are no letter."""
-
-    def decoded(start: int, stop: int) -> str:
-        return str(tokenizer.decode(list(ids[start:stop]), clean_up_tokenization_spaces=False)).rstrip(TORN)
-
-    texts, before, start = [], "", 0
+    decode, texts, before, start = partial(tokenizer.decode, clean_up_tokenization_spaces=False), list[str](), "", 0
     for place in range(len(ids)):
         if place - start > 2 * WINDOW:  # the window moves at times, not at every token: one decode a token, not two
             start = place - WINDOW
-            before = decoded(start, place)
-        after = decoded(start, place + 1)
+            before = decode(list(ids[start:place])).rstrip(TORN)
+        after = decode(list(ids[start : place + 1])).rstrip(TORN)
         texts.append(after[len(before) :])
         before = after
     return tuple(texts)

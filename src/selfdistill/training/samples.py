@@ -6,10 +6,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from itertools import chain, islice
+from itertools import accumulate, chain, islice, pairwise
 from types import MappingProxyType
+from typing import Any
 
-from selfdistill.envs.base import ConversationEnvironment, Environment, ScoringEnvironment, score_all
+from selfdistill.envs.base import ConversationEnvironment, Environment, score_all, with_result
 from selfdistill.errors import ConfigError
 from selfdistill.methods.base import Credit, CreditOrDrop, Method, credits_of
 from selfdistill.models.policy import Policy
@@ -17,18 +18,9 @@ from selfdistill.models.sampler import SamplingOptions, sample
 from selfdistill.plugins import their_code
 from selfdistill.prompts.render import Renderer
 from selfdistill.prompts.stages import Attempts, FixedCompletion, Request, Stage
-from selfdistill.training.conversations import Sampler, converse, history_of, with_result
-from selfdistill.types import (
-    Completion,
-    Context,
-    DropReason,
-    Message,
-    Rollout,
-    RolloutGroup,
-    Task,
-    TokenIds,
-    TrainingSample,
-)
+from selfdistill.training.conversations import Sampler, converse
+from selfdistill.training.session import Session
+from selfdistill.types import Completion, Context, DropReason, Rollout, RolloutGroup, Task, TokenIds, TrainingSample
 
 SOLVED = 0.5  # reward from which an answer counts as solved
 
@@ -95,8 +87,17 @@ def roll_out(
         if isinstance(env, ConversationEnvironment):
             made = converse(draw, env, renderer, options, todo, seed=seed)
         else:
+            found = draw([rollout.prompt_ids for rollout in todo], uids=[rollout.completion.uid for rollout in todo])
+            made = [
+                # Thinking that was opened by the prompt and never closed would pass for an answer.
+                replace(rollout, completion=replace(done, text=renderer.opened(rollout.prompt_ids) + done.text))
+                for rollout, done in zip(todo, found, strict=True)
+            ]
             scored = [getattr(want, "scored", True) for want in chain(*wanted)]
-            made = _answered(draw, env, renderer, todo, [scored[n] for n in open_], seed=seed)
+            to_score = [place for place, n in enumerate(open_) if scored[n]]
+            results = score_all(env, [(made[place].task, made[place].completion) for place in to_score], seed=seed)
+            for place, result in zip(to_score, results, strict=True):
+                made[place] = with_result(made[place], result)
         for n, rollout in zip(open_, made, strict=True):
             added[n] = rollout
         rest = iter(added)
@@ -107,28 +108,13 @@ def roll_out(
     return groups
 
 
-def _answered(
-    draw: Sampler,
-    env: ScoringEnvironment,
-    renderer: Renderer,
-    planned: Sequence[Rollout],
-    scored: Sequence[bool],
-    *,
-    seed: int,
-) -> list[Rollout]:
-    """The planned rollouts with their completions, and outcomes where these are `scored`."""
-    prompts, uids = [rollout.prompt_ids for rollout in planned], [rollout.completion.uid for rollout in planned]
-    completions = draw(prompts, uids=uids)
-    done = [
-        # Thinking that was opened by the prompt and never closed would pass for an answer.
-        replace(rollout, completion=replace(found, text=renderer.opened(rollout.prompt_ids) + found.text))
-        for rollout, found in zip(planned, completions, strict=True)
-    ]
-    to_score = [place for place, wanted in enumerate(scored) if wanted]
-    results = score_all(env, [(done[place].task, done[place].completion) for place in to_score], seed=seed)
-    for place, result in zip(to_score, results, strict=True):
-        done[place] = with_result(done[place], result)
-    return done
+def session_groups(
+    session: Session, tasks: Sequence[Task], *, evaluates: bool = False, **options: Any
+) -> list[RolloutGroup]:
+    """`roll_out` with what a session holds: as in training, or as in evaluation. `options` are its other arguments."""
+    config, env = session.config, session.evaluation_env if evaluates else session.env
+    sampling = replace(config.sampling, temperature=config.evaluation.temperature) if evaluates else config.sampling
+    return roll_out(session.policy, env, session.renderer, tasks, sampling, seed=config.seed, **options)
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,51 +186,39 @@ def _parts(rollout: Rollout, turn: int | None, renderer: Renderer) -> list[_Part
     The teacher reads a context of the whole in the question, and that of a turn in the last message before it. All
     other ids are those that the student read.
     """
-    question, turns = rollout.task.messages, rollout.turns
-    if turn is not None and turns:
+    if turn is not None and rollout.turns:
         return [_turn(rollout, turn, renderer)]
-
-    def in_question(history: tuple[Message, ...]) -> Callable[[Context], TokenIds]:
-        return lambda context: renderer.prompt((*renderer.messages(question, context), *history))
-
-    done = rollout.completion
-    if not turns:
-        return [_Part(rollout.prompt_ids, done.token_ids, done.logprobs, in_question(()))]
-    found: list[_Part] = []
-    starts = [number for number, each in enumerate(turns) if each.fresh]
-    for start, stop in zip(starts, (*starts[1:], len(turns)), strict=True):
-        ids, logprobs, observed = TokenIds(), tuple[float, ...](), list[tuple[int, TokenIds]]()
-        for each in turns[start:stop]:
-            observed += [] if each.fresh else [(len(ids), each.read)]
-            ids, logprobs = ids + each.completion.token_ids, logprobs + each.completion.logprobs
-        found.append(_Part(turns[start].read, ids, logprobs, in_question(history_of(rollout, start)), tuple(observed)))
-    return found
+    turns, parts = rollout.all_turns, list[_Part]()
+    for start, stop in pairwise([*(number for number, each in enumerate(turns) if each.fresh), len(turns)]):
+        before = tuple(chain(*(each.messages for each in turns[:start])))
+        prompt, *observed = (each.read for each in turns[start:stop])
+        sampled = [each.completion for each in turns[start:stop]]
+        ids, logprobs = (
+            tuple(chain(*rows)) for rows in zip(*((c.token_ids, c.logprobs) for c in sampled), strict=True)
+        )
+        ends = accumulate(len(completion.token_ids) for completion in sampled)
+        write = partial(renderer.written, rollout.task.messages, before)
+        parts.append(_Part(prompt, ids, logprobs, write, tuple(zip(ends, observed, strict=False))))
+    return parts
 
 
 def _turn(rollout: Rollout, number: int, renderer: Renderer) -> _Part:
     """One turn of a conversation, whose prompt is all that was read before it."""
     turns, own, before = rollout.turns, rollout.turns[number], TokenIds()
-    question = rollout.messages or rollout.task.messages
-    if own.fresh:
-        messages = (*question, *history_of(rollout, number))
-
-        def write(context: Context) -> TokenIds:
-            return renderer.prompt(renderer.messages(messages, context))
-    else:
+    messages = (*(rollout.messages or rollout.task.messages), *chain(*(each.messages for each in turns[:number])))
+    write: Callable[[Context], TokenIds] = partial(renderer.written, messages, ())
+    if not own.fresh:
         start = max(n for n in range(number) if turns[n].fresh)
         before = sum((each.read + each.completion.token_ids for each in turns[start:number]), TokenIds())
-        messages, last = (*question, *history_of(rollout, number - 1)), turns[number - 1]
+        last = turns[number - 1]
+        earlier = messages[: -len(last.messages)]
 
         def write(context: Context) -> TokenIds:
-            added = renderer.extension(messages, last.completion, renderer.messages(last.observation, context))
+            added = renderer.extension(earlier, last.completion, renderer.messages(last.observation, context))
             assert added is not None, "the student's prompt extends the one before"
             return before + added
 
     return _Part(before + own.read, own.completion.token_ids, own.completion.logprobs, write)
-
-
-def _suffix(credit: int, part: int) -> str:
-    return (f"+{credit}" if credit else "") + (f"/{part}" if part else "")
 
 
 def _credited(rollout: Rollout, entry: CreditOrDrop, renderer: Renderer) -> CreditedRollout:
@@ -262,11 +236,12 @@ def _credited(rollout: Rollout, entry: CreditOrDrop, renderer: Renderer) -> Cred
     lengths = [len(turn.completion.token_ids) for turn in rollout.turns]
     tokens = sum(length for number, length in enumerate(lengths) if learned & {number, None})
     parts = [
-        (done.uid + (f"@{credit.turn}" if credit.turn is not None else _suffix(number, place)), credit, part)
+        (number, credit, place, part)
         for number, credit in enumerate(credits)
         for place, part in enumerate(_parts(rollout, credit.turn, renderer))
     ]
-    for uid, credit, part in parts:
+    for number, credit, place, part in parts:
+        suffix = f"+{number}" * bool(number) + f"/{place}" * bool(place)
         answer = renderer.answer(credit.text) if credit.text else part.ids
         student = renderer.prompt(credit.question) if credit.question else part.prompt
         length = len(answer) + sum(len(ids) for _, ids in part.observed)
@@ -289,7 +264,7 @@ def _credited(rollout: Rollout, entry: CreditOrDrop, renderer: Renderer) -> Cred
         read.append(credit.context if fits else None)
         samples.append(
             TrainingSample(
-                uid=uid,
+                uid=done.uid + (suffix if credit.turn is None else f"@{credit.turn}"),
                 student_prompt_ids=student,
                 teacher_prompts=teacher,
                 completion_ids=answer,

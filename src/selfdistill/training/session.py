@@ -224,43 +224,33 @@ def _open_learner(session: Session, method: Method, rule: TeacherRule, callback:
         found = _replay_tasks(config, session.env)
         replay = fitting_tasks(found, renderer, config.context.max_prompt_tokens, callback)
     check_conversations(renderer, session.tasks, lambda task: _conversations(method, task))
-    reference_policy = _reference_policy(config, method, teacher, policy)
-    return Learner(method, _loss_specs(method, config), teacher, reference_policy, _optimizer(config, policy), replay)
-
-
-def _loss_specs(method: Method, config: RunConfig) -> tuple[LossSpec, ...]:
-    return method.loss_specs(config.sampling.temperature or 1.0)
+    return _new_learner(config, policy, method, teacher, replay)
 
 
 @torch.no_grad()
 def restarted(session: Session, weights: Mapping[str, Tensor]) -> Session:
     """The session with these weights, and a new teacher and a new optimiser."""
-    config, policy, learner = session.config, session.policy, session.learner
+    policy, learner = session.policy, session.learner
     assert learner is not None
     for name, value in policy.trainable().items():
         value.copy_(weights[name])
     teacher = Teacher(learner.teacher.rule, policy, other=learner.teacher.other)
-    reference_policy = _reference_policy(config, learner.method, teacher, policy)
-    optimizer = _optimizer(config, policy)
-    learner = replace(learner, teacher=teacher, reference_policy=reference_policy, optimizer=optimizer)
-    return replace(session, learner=learner)
+    return replace(session, learner=_new_learner(session.config, policy, learner.method, teacher, learner.replay))
 
 
-def _reference_policy(config: RunConfig, method: Method, teacher: Teacher, policy: Policy) -> Teacher | None:
-    """The weights at the start, where somebody reads them; a frozen teacher is they."""
-    if not (config.replay or method.needs_reference):
-        return None
-    return teacher if isinstance(teacher.rule, Frozen) else Teacher(Frozen(), policy)
+def _new_learner(config: RunConfig, policy: Policy, method: Method, teacher: Teacher, replay: list[Task]) -> Learner:
+    """A learner at the start of training, whose reference policy has the weights as they are."""
+    reference_policy = None
+    if config.replay or method.needs_reference:
+        reference_policy = teacher if isinstance(teacher.rule, Frozen) else Teacher(Frozen(), policy)
+    options, weights = config.optimiser, list(policy.trainable().values())
+    betas, decay = (options.beta1, options.beta2), options.weight_decay
+    optimizer = torch.optim.AdamW(weights, lr=options.lr, betas=betas, weight_decay=decay)
+    return Learner(method, _loss_specs(method, config), teacher, reference_policy, optimizer, replay)
 
 
-def _optimizer(config: RunConfig, policy: Policy) -> torch.optim.Optimizer:
-    options = config.optimiser
-    return torch.optim.AdamW(
-        list(policy.trainable().values()),
-        lr=options.lr,
-        betas=(options.beta1, options.beta2),
-        weight_decay=options.weight_decay,
-    )
+def _loss_specs(method: Method, config: RunConfig) -> tuple[LossSpec, ...]:
+    return method.loss_specs(config.sampling.temperature or 1.0)
 
 
 def _check_sampling(config: RunConfig, method: Method) -> None:

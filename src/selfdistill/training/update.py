@@ -21,32 +21,14 @@ import torch
 from torch import Tensor
 
 from selfdistill.config import RunConfig
-from selfdistill.losses import (
-    LOSS_TERMS,
-    FusedResult,
-    LossSpec,
-    LossTerm,
-    ReferenceKL,
-    Relative,
-    TeacherStates,
-    TokenStats,
-    TokenWeights,
-    fused_loss,
-)
+from selfdistill.losses import FusedResult, ReferenceKL, Relative, TeacherStates, fused_loss
 from selfdistill.losses.reduction import Denominators, Reduction, denominators, reduction_weights, relative_size
 from selfdistill.losses.shaping import TokenTable
+from selfdistill.losses.spec import LOSS_TERMS, LossSpec, LossTerm, TokenStats, TokenWeights
 from selfdistill.losses.token_weights import weigh_tokens
 from selfdistill.models.policy import Policy, length_buckets
-from selfdistill.training.forward import (
-    ForwardPass,
-    behaviour_pass,
-    by_uid,
-    per_token,
-    reference_pass,
-    sampled_hidden,
-    teacher_pass,
-    teacher_states,
-)
+from selfdistill.training import forward
+from selfdistill.training.forward import ForwardPass, by_uid, per_token
 from selfdistill.training.samples import CreditedRollout
 from selfdistill.training.session import Learner, Totals
 from selfdistill.types import RolloutGroup, TrainingSample
@@ -129,12 +111,12 @@ def update_all(
         return [], {}, {}
     samples = [s for own, _ in shares for s in own]
     everything = [*samples, *replayed]
-    teacher = teacher_pass(policy, learner.teacher, samples, tokens)
-    reference = reference_pass(policy, learner.reference_policy, everything, tokens)
+    teacher = forward.teacher_pass(policy, learner.teacher, samples, tokens)
+    reference = forward.reference_pass(policy, learner.reference_policy, everything, tokens)
     several = len(shares) > 1
     stats: dict[str, TokenStats] = {}
     if several or any(spec.needs_table for spec in loss_specs):
-        stats = behaviour_pass(policy, loss_specs, everything, teacher, tokens)
+        stats = forward.behaviour_pass(policy, loss_specs, everything, teacher, tokens)
     if replayed:
         shares = _with_replay(shares, replayed, method.reduction)
     weights, memory, numbers = token_weights(loss_specs, method.reduction, shares, stats, totals.step, memory)
@@ -292,7 +274,7 @@ def _known(rows: Mapping[str, Tensor]) -> dict[str, tuple[float, ...]]:
 def _backward(policy: Policy, loss_spec: LossSpec, batch: UpdateBatch, part: Sequence[TrainingSample]) -> FusedResult:
     """Adds the gradient of one micro-batch. Log-probabilities are NaN for tokens that were not sampled from their
     prompt: there is no policy to correct for."""
-    hidden_ND = sampled_hidden(policy, [s.student_prompt_ids for s in part], part)
+    hidden_ND = forward.sampled_hidden(policy, [s.student_prompt_ids for s in part], part)
     device = hidden_ND.device
     old_N = sampled_N = reference = None
     if batch.old_logprobs is not None:
@@ -310,7 +292,7 @@ def _backward(policy: Policy, loss_spec: LossSpec, batch: UpdateBatch, part: Seq
         policy.head(),
         torch.tensor([token for s in part for token in s.completion_ids], device=device),
         TokenWeights(*torch.cat([batch.weights[s.uid] for s in part], dim=1).to(device)),
-        teacher=teacher_states(batch.teacher, part, hidden_ND),
+        teacher=forward.teacher_states(batch.teacher, part, hidden_ND),
         reference=reference,
         old_logprobs_N=old_N,
         sampler_logprobs_N=sampled_N,

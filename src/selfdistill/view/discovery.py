@@ -11,15 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter, StrMethodFormatter
 
-from selfdistill.runs.discovery import (
-    Discovery,
-    Independent,
-    Sequential,
-    attempts_to_reach,
-    discovery_at,
-    mean_attempts,
-    ratio_of_means,
-)
+from selfdistill.runs import discovery
+from selfdistill.runs.discovery import Discovery, Independent, Sequential
 from selfdistill.runs.solving import SolveResult
 from selfdistill.view.plots import COLOURS, STYLE, plot_band, write_figure
 from selfdistill.view.tables import Table, with_interval
@@ -97,7 +90,7 @@ def discovery_figure(arms: Sequence[ArmResults], budget: int, title: str, file: 
 
 def _curve(axes: Axes, label: str, tasks: Sequence[Discovery], last: int, index: int) -> None:
     places = sorted({max(1, round(last ** (point / (POINTS - 1)))) for point in range(POINTS)})
-    found = [discovery_at(tasks, k) for k in places]
+    found = [discovery.discovery_at(tasks, k) for k in places]
     colour = COLOURS[index % len(COLOURS)]
     plot_band(axes, places, found, color=colour, alpha=0.1, step="post")
     style = DASHES[index % len(DASHES)]
@@ -113,10 +106,10 @@ def means_table(arms: Sequence[ArmResults], budget: int) -> str:
     marks = sorted({max(1, budget // share) for share in (16, 4, 1)})
     head = ["arm", *(f"discovery@{k}" for k in marks), f"mean attempts (≤ {budget:,})", f"÷ {best.label}", "rounds"]
     for arm in arms:
-        ratio = ratio_of_means(arm.by_attempts, best.by_attempts, budget)
-        rounds = mean_attempts(arm.by_rounds, arm.rounds)
-        cells = [with_interval(discovery_at(arm.by_attempts, k), ".2f") for k in marks]
-        cells += [with_interval(mean_attempts(arm.by_attempts, budget), ",.0f")]
+        ratio = discovery.ratio_of_means(arm.by_attempts, best.by_attempts, budget)
+        rounds = discovery.mean_attempts(arm.by_rounds, arm.rounds)
+        cells = [with_interval(discovery.discovery_at(arm.by_attempts, k), ".2f") for k in marks]
+        cells += [with_interval(discovery.mean_attempts(arm.by_attempts, budget), ",.0f")]
         cells += ["" if arm is best else with_interval(ratio, ".1f", "×"), f"{rounds.value:,.1f}"]
         rows.append([arm.label, *cells])
     return Table(head, rows).markdown()
@@ -129,7 +122,9 @@ def levels_table(arms: Sequence[ArmResults], budget: int) -> str:
     for arm in arms:
         cells = []
         for level in levels:
-            own, least = (attempts_to_reach(tasks, level, budget) for tasks in (arm.by_attempts, best.by_attempts))
+            own, least = (
+                discovery.attempts_to_reach(tasks, level, budget) for tasks in (arm.by_attempts, best.by_attempts)
+            )
             ratio = "" if arm is best or own is None or least is None else f" ({own / least:.1f}×)"
             cells.append("–" if own is None else f"{own:,}{ratio}")
         rows.append([arm.label, *cells])
