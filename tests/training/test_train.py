@@ -204,7 +204,7 @@ def test_a_world_that_fails_on_some_answers_loses_those_and_the_run_goes_on(conf
     assert "loop_envs.py" in raised.fault
     assert raised.fault.strip().endswith('KeyError: "the environment\'s own mistake"')
     assert "not a finite number: nan" in nan.fault
-    assert "expected an Outcome, got str" in wrong.fault
+    assert "or an Outcome, got str" in wrong.fault
     assert "no outcome after 0.2 s" in slow.fault
     assert all(rollout.reward is None for rollout in rollouts[:4])
 
