@@ -96,6 +96,10 @@ def test_summary_is_read_back(tmp_path: Path):
     summary = Summary("sdpo", "toy", "verbs", 0, 3, 24, 240, 4.5, Accuracies(), accuracies)
     with RunDir.create(tmp_path / "run", CONFIG) as run:
         run.finish(summary)
+    assert str(summary).splitlines() == [
+        "sdpo on verbs, toy: 3 steps, 24 completions, 4 s",
+        f"  train accuracy: – → {accuracies.train_accuracy}",
+    ]
     assert read_run(tmp_path / "run").summary == summary
     written = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert written["after"]["train_accuracy"] == {"value": 0.5, "n": 10, "low": 0.2, "high": 0.8}

@@ -11,7 +11,7 @@ JSON has no other way to say them.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cache
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
@@ -177,6 +177,14 @@ class Summary(Json):
     wall_s: float
     before: Accuracies
     after: Accuracies
+
+    def __str__(self) -> str:
+        """A line on the run, and one for each accuracy before and after it."""
+        names = [item.name for item in fields(Accuracies)]
+        pairs = [(name, getattr(self.before, name), getattr(self.after, name)) for name in names]
+        cost = f"{self.steps} steps, {self.completions_sampled:,} completions, {self.wall_s:.0f} s"
+        changes = [f"  {name.replace('_', ' ')}: {old or '–'} → {new or '–'}" for name, old, new in pairs if old or new]
+        return "\n".join([f"{self.method} on {self.env}, {self.model}: {cost}", *changes])
 
 
 Record: TypeAlias = StepRecord | EvalRecord | RolloutRecord | ResumedRecord
