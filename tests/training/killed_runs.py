@@ -24,7 +24,7 @@ from selfdistill.models import checkpoint, policy
 from selfdistill.models.load import load_policy
 from selfdistill.runs import store
 from selfdistill.training import loop as train
-from selfdistill.training import update
+from selfdistill.training import recording, update
 
 
 def die() -> None:
@@ -81,7 +81,7 @@ MOMENTS: dict[str, Callable[[], None]] = {
     "before the rename": nth_call(checkpoint, "_put_in_place", 2),
     "right after the rename": nth_call(checkpoint, "_put_in_place", 2, after=True),
     "while old checkpoints are removed": nth_call(checkpoint.shutil, "rmtree", 3),
-    "after the last checkpoint": nth_call(train, "summarise", 1),
+    "after the last checkpoint": nth_call(recording, "summarise", 1),
 }
 RANDOM = {f"at a random moment ({number})": number for number in range(4)}
 
