@@ -148,6 +148,22 @@ def test_faults_cost_their_conversation_alone(policy: Policy, renderer: Renderer
     assert "'3'" in found[1].fault
 
 
+def test_a_conversation_that_cannot_begin_is_dropped_alone(policy: Policy, renderer: Renderer) -> None:
+    class Slow(Talk):
+        begun = 0
+
+        def start(self, task: Task) -> list[str]:
+            self.begun += 1
+            if self.begun == 1:
+                raise RuntimeError("no connection")
+            if self.begun == 2:
+                time.sleep(5)
+            return []
+
+    found = talks(policy, renderer, Slow()).rollouts
+    assert sorted(str(rollout.drop) for rollout in found) == ["None", "None", "env_raised", "env_timeout"]
+
+
 def test_budgets_end_a_conversation_with_what_the_environment_observed_last(policy: Policy, renderer: Renderer) -> None:
     (two, *_) = talks(policy, renderer, Talk(), replace(OPTIONS, turns=2)).rollouts
     assert len(two.turns) == 2

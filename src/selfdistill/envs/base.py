@@ -188,7 +188,7 @@ def score_all(env: ScoringEnvironment, pairs: Sequence[Pair], *, seed: int = 0) 
     )
     if hasattr(env, "time_limit_s"):
         limit_s = time_limit_of(env) * math.ceil(len(pairs) / PARALLEL)
-        (scored,) = _within([_started(call)], limit_s, f"no outcomes of {len(pairs)} answers")
+        (scored,) = within([started(call)], limit_s, f"no outcomes of {len(pairs)} answers")
     else:
         scored = call()
     return [scored] * len(pairs) if isinstance(scored, Fault) else scored
@@ -221,11 +221,11 @@ def _score_each(env: ScoringEnvironment, pairs: Sequence[Pair], seed: int) -> li
             if quick_s > 0:
                 seed_global(seed, pair[1].uid)
             began = time.monotonic()
-            calls.append(_started(partial(guarded, partial(_score_one, env, *pair), DropReason.ENV_RAISED)))
+            calls.append(started(partial(guarded, partial(_score_one, env, *pair), DropReason.ENV_RAISED)))
             if quick_s > 0:
                 wait(calls[-1:], min(QUICK_S, quick_s))
                 quick_s = quick_s - (time.monotonic() - began) if calls[-1].done() else 0.0
-        scored += _within(calls, limit_s, "no outcome")
+        scored += within(calls, limit_s, "no outcome")
     return scored
 
 
@@ -241,7 +241,7 @@ def _score_batch(env: Any, pairs: Sequence[Pair]) -> list[Scored]:
     return [checked(outcome) for outcome in outcomes]
 
 
-def _started(call: Callable[[], T]) -> Future[T]:
+def started(call: Callable[[], T]) -> Future[T]:
     """A call in a thread that may outlive us: Python cannot stop a call that hangs."""
     future: Future[T] = Future()
 
@@ -255,7 +255,7 @@ def _started(call: Callable[[], T]) -> Future[T]:
     return future
 
 
-def _within(calls: Sequence[Future[T]], limit_s: float, late: str) -> list[T | Fault]:
+def within(calls: Sequence[Future[T]], limit_s: float, late: str) -> list[T | Fault]:
     """The results of calls; a `Fault` for one that has not come back in time. Raises what a call raised."""
     wait(calls, limit_s)
     fault = Fault(DropReason.ENV_TIMEOUT, f"{late} after {limit_s:g} s")

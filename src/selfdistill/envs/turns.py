@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, TypeAlias
 
 from selfdistill.envs.base import (
+    PARALLEL,
     ConversationEnvironment,
     Environment,
     Fault,
@@ -18,7 +19,9 @@ from selfdistill.envs.base import (
     guarded,
     is_message,
     score_all,
+    started,
     time_limit_of,
+    within,
 )
 from selfdistill.errors import ConfigError
 from selfdistill.types import Completion, DropReason, Message, Observation, Outcome, Task
@@ -57,6 +60,18 @@ class _Steps:
             return Fault(DropReason.BAD_OUTCOME, f"expected turns of user or tool, got {found!r:.200}")
         self.observed[completion.uid] = found
         return Outcome(0.0)
+
+
+def start_all(env: ConversationEnvironment, tasks: Sequence[Task]) -> list[Any]:
+    """The state of a conversation about each task, or the `Fault` of one that raised or did not come back in time."""
+    states: list[Any] = []
+    for first in range(0, len(tasks), PARALLEL):
+        calls = [
+            started(partial(guarded, partial(env.start, task), DropReason.ENV_RAISED))
+            for task in tasks[first : first + PARALLEL]
+        ]
+        states += within(calls, time_limit_of(env), "no state")
+    return states
 
 
 def step_all(

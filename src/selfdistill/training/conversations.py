@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
-from selfdistill.envs.base import ConversationEnvironment, Fault, Scored, guarded, with_result
-from selfdistill.envs.turns import finish, step_all
+from selfdistill.envs.base import ConversationEnvironment, Fault, Scored, with_result
+from selfdistill.envs.turns import finish, start_all, step_all
 from selfdistill.models.kept_states import KeptStates
 from selfdistill.models.sampler import SamplingOptions
 from selfdistill.prompts.render import Renderer
-from selfdistill.types import Completion, DropReason, Message, Observation, Rollout, StopReason, TokenIds, Turn
+from selfdistill.types import Completion, Message, Observation, Rollout, StopReason, TokenIds, Turn
 
 Sampler: TypeAlias = Callable[..., list[Completion]]
 """Completions of prompts, named by `uids`; as `models.sampler.sample` without its first parameter and its options."""
@@ -47,8 +47,7 @@ def converse(
     """
     kept, ended = KeptStates(options.batch_tokens), dict[str, Rollout]()
     open_: list[_Conversation] = []
-    for rollout in planned:
-        state = guarded(lambda task=rollout.task: env.start(task), DropReason.ENV_RAISED)  # type: ignore[misc]
+    for rollout, state in zip(planned, start_all(env, [rollout.task for rollout in planned]), strict=True):
         if isinstance(state, Fault):
             ended[rollout.completion.uid] = with_result(rollout, state)
         else:
