@@ -99,11 +99,12 @@ def sampled_hidden(
 ) -> Tensor:
     """hidden_ND of the positions that predict the sampled tokens of each sample, read behind these prompts in batches
     of at most `tokens` tokens."""
+    if not any(sample.observed for sample in samples):
+        pairs = [(prompt, sample.completion_ids) for prompt, sample in zip(prompts, samples, strict=True)]
+        return policy.answer_hidden(pairs, tokens)
     read = [sample.continuation() for sample in samples]
     pairs = [(prompt, ids) for prompt, (ids, _) in zip(prompts, read, strict=True)]
     hidden_ND = policy.answer_hidden(pairs, tokens)
-    if not any(sample.observed for sample in samples):
-        return hidden_ND
     starts = accumulate((len(ids) for ids, _ in read), initial=0)
     return hidden_ND[[start + place for start, (_, places) in zip(starts, read, strict=False) for place in places]]
 

@@ -261,7 +261,8 @@ def micro_batches(samples: Sequence[TrainingSample], tokens: int) -> list[list[T
     batches = []
     for index in sorted({s.spec_index for s in samples}):
         own = [s for s in samples if s.spec_index == index]
-        lengths = [len(s.student_prompt_ids) + len(s.continuation()[0]) for s in own]
+        read = [len(s.completion_ids) + sum(len(ids) for _, ids in s.observed) for s in own]
+        lengths = [len(s.student_prompt_ids) + length for s, length in zip(own, read, strict=True)]
         batches += [[own[place] for place in bucket] for bucket in length_buckets(lengths, tokens)]
     return batches
 
