@@ -10,20 +10,7 @@ import pytest
 from selfdistill.analysis.reply_signal import reply_signal
 from selfdistill.analysis.token_credit import CreditQuery, credit
 from selfdistill.envs.verbs.env import fresh_verbs
-from selfdistill.models.load import load_policy
-from selfdistill.models.policy import Policy
-from selfdistill.prompts.render import Renderer
 from selfdistill.types import Context, Task
-
-
-@pytest.fixture(scope="module")
-def policy() -> Policy:
-    return load_policy("sapling", device="cpu")
-
-
-@pytest.fixture(scope="module")
-def renderer(policy: Policy) -> Renderer:
-    return Renderer(policy.tokenizer, policy.context_length, policy.context_length)
 
 
 @pytest.fixture(scope="module")

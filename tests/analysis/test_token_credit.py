@@ -12,7 +12,6 @@ from selfdistill.analysis.token_credit import CreditQuery, credit
 from selfdistill.envs.verbs.lexicon import verb_question
 from selfdistill.errors import DataError
 from selfdistill.losses import LossSpec, TeacherStates, TokenWeights, fused_loss
-from selfdistill.models.load import Policy, load_policy
 from selfdistill.prompts.context import teacher_messages
 from selfdistill.prompts.render import Renderer
 from selfdistill.runs.credit import ErrorVisibility
@@ -23,16 +22,6 @@ QUESTION = (verb_question("gukar", "list"),)
 REVERSED = "```python\ndef f(xs):\n    xs = xs[::-1]\n    return xs\n```"
 SORTED = "```python\ndef f(xs):\n    xs = sorted(xs)\n    return xs\n```"
 TOLD = Context("document", document="To gukar a list means to sort the items.")
-
-
-@pytest.fixture(scope="module")
-def policy() -> Policy:
-    return load_policy("sapling", device="cpu")
-
-
-@pytest.fixture(scope="module")
-def renderer(policy: Policy) -> Renderer:
-    return Renderer(policy.tokenizer, policy.context_length, policy.context_length)
 
 
 def asked(renderer: Renderer, answer: str = REVERSED, correct: str = "", **more) -> CreditQuery:

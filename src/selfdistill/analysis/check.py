@@ -16,7 +16,7 @@ from selfdistill.data.load import AS_NAMED, RowOptions, question_task
 from selfdistill.data.row import Convert, Row, read_rows
 from selfdistill.data.rows import row_to_task
 from selfdistill.data.tasks import training_tasks
-from selfdistill.envs.base import Fault, Pair, Scored, ScoringEnvironment, prepared, score_all, why_unusable
+from selfdistill.envs.base import SOLVED, Fault, Pair, Scored, ScoringEnvironment, prepared, score_all, why_unusable
 from selfdistill.envs.chats import ChatsEnvironment
 from selfdistill.envs.code import CodeEnvironment
 from selfdistill.envs.scoring import MODES, entry_of
@@ -24,7 +24,6 @@ from selfdistill.errors import DataError, SelfDistillError
 from selfdistill.files import json_object, numbered_lines
 from selfdistill.prompts.render import Renderer
 from selfdistill.runs.events import Callback, Phase
-from selfdistill.training.samples import SOLVED
 from selfdistill.types import Completion, Outcome, Task
 
 SLICE = 32  # answers between two signs of progress

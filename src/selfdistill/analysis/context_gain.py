@@ -18,6 +18,7 @@ from typing import NamedTuple
 from selfdistill.analysis.control_contexts import SHUFFLED
 from selfdistill.config import RunConfig, resolved
 from selfdistill.data.tasks import usable_tasks
+from selfdistill.envs.base import SOLVED
 from selfdistill.envs.scoring import extract_code
 from selfdistill.prompts.context import Demonstration, Document, SolutionOrFeedback, UserReply, without_thinking
 from selfdistill.prompts.stages import PrivilegedRollouts, failures
@@ -28,7 +29,7 @@ from selfdistill.runs.stats import SignFlipTest, holm, paired_difference
 from selfdistill.runs.store import write_atomic
 from selfdistill.training.evaluation import accuracy
 from selfdistill.training.recording import check_environment, rollout_record
-from selfdistill.training.samples import SOLVED, CreditedRollout, session_groups, solved
+from selfdistill.training.samples import CreditedRollout, session_groups, solved
 from selfdistill.training.session import Session, open_session
 from selfdistill.types import ANSWER, Context, DropReason, Rollout, RolloutGroup, Task, TokenIds
 

@@ -13,6 +13,7 @@ from selfdistill.analysis.control_contexts import contexts_of_others, control_co
 from selfdistill.analysis.token_credit import CreditQuery, credit
 from selfdistill.config import RunConfig, read_saved
 from selfdistill.data.tasks import training_tasks
+from selfdistill.envs.base import SOLVED
 from selfdistill.envs.verbs.lexicon import all_words, dictionary_entry
 from selfdistill.envs.verbs.operations import OPERATIONS
 from selfdistill.envs.verbs.programs import VerbProgram
@@ -27,7 +28,6 @@ from selfdistill.runs.credit import AnswerCredit
 from selfdistill.runs.events import Callback, Note, Phase, no_callback
 from selfdistill.runs.store import CHECKPOINTS, CONFIG, SEARCH
 from selfdistill.test_time.config import is_file, run_config
-from selfdistill.training.samples import SOLVED
 from selfdistill.training.session import open_policy, open_renderer
 from selfdistill.types import ANSWER, Context, Message, Task, TokenIds
 

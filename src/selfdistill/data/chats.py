@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -164,12 +164,7 @@ class ChatRows:
 
 def _until(holds: Iterable[bool]) -> int:
     """How many are true before the first that is not."""
-    count = 0
-    for one in holds:
-        if not one:
-            break
-        count += 1
-    return count
+    return sum(takewhile(bool, holds))
 
 
 def _turn(row: Row, place: str, turn: Any) -> Turn:

@@ -39,6 +39,7 @@ from selfdistill.files import is_whole
 from selfdistill.plugins import seed_global
 from selfdistill.types import Completion, DropReason, Message, Observation, Outcome, Role, Rollout, Task
 
+SOLVED = 0.5  # reward from which an answer counts as solved
 PARALLEL = 8  # calls of an environment's function at a time
 TIME_LIMIT_S = 30.0  # of one such call
 MAX_TIME_LIMIT_S = 86_400.0

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 from selfdistill.envs.base import (
     PARALLEL,
+    SOLVED,
     ConversationEnvironment,
     Environment,
     Fault,
@@ -26,7 +27,6 @@ from selfdistill.envs.base import (
 from selfdistill.errors import ConfigError
 from selfdistill.types import Completion, DropReason, Message, Observation, Outcome, Task
 
-SOLVED = 0.5  # reward from which no other attempt is made
 NO_FEEDBACK = "That was not right."
 
 Step: TypeAlias = Observation | Scored

@@ -17,7 +17,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from selfdistill.data.tasks import check_conversations, fitting_tasks, training_tasks, usable_tasks
-from selfdistill.envs.turns import single_turn
+from selfdistill.envs.turns import NO_FEEDBACK, single_turn
 from selfdistill.errors import ConfigError, DataError, nearest
 from selfdistill.plugins import short_name
 from selfdistill.prompts.stages import Attempts
@@ -29,7 +29,6 @@ from selfdistill.test_time.config import SolveConfig, is_file, solve_settings
 from selfdistill.test_time.search import MAY_CHANGE, Search, rounds_made, until_done
 from selfdistill.test_time.strategies.base import learner_of
 from selfdistill.test_time.strategies.multi_turn import MultiTurn
-from selfdistill.test_time.strategies.window import NO_FEEDBACK
 from selfdistill.training.session import Session, open_session, restarted
 from selfdistill.training.stopping import StopSign
 from selfdistill.types import Message, Task

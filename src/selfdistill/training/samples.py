@@ -10,7 +10,7 @@ from itertools import accumulate, chain, islice, pairwise
 from types import MappingProxyType
 from typing import Any
 
-from selfdistill.envs.base import ConversationEnvironment, Environment, score_all, with_result
+from selfdistill.envs.base import SOLVED, ConversationEnvironment, Environment, score_all, with_result
 from selfdistill.errors import ConfigError
 from selfdistill.methods.base import Credit, CreditOrDrop, Method, credits_of
 from selfdistill.models.policy import Policy
@@ -21,8 +21,6 @@ from selfdistill.prompts.stages import Attempts, FixedCompletion, Request, Stage
 from selfdistill.training.conversations import Sampler, converse
 from selfdistill.training.session import Session
 from selfdistill.types import Completion, Context, DropReason, Rollout, RolloutGroup, Task, TokenIds, TrainingSample
-
-SOLVED = 0.5  # reward from which an answer counts as solved
 
 
 def solved(rollout: Rollout) -> bool:

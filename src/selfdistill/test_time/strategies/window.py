@@ -6,12 +6,12 @@ import random
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 
+from selfdistill.envs.turns import NO_FEEDBACK
 from selfdistill.prompts.context import without_thinking
 from selfdistill.test_time.strategies.base import Attempt, Prompt, SolveState
 from selfdistill.types import Context, DropReason, Message
 
 BETWEEN = "\n"  # joins the feedback on two attempts
-NO_FEEDBACK = "That was not right."
 
 
 def with_text(attempts: Sequence[Attempt]) -> list[Attempt]:
