@@ -237,7 +237,7 @@ class ThreeTokenPolicy:
         name: str = "r",
     ) -> RolloutGroup:
         """One group, its answers scripted and scored by an environment or a reward function. With stages of its own a
-        method adds to the first `count` answers; the script goes on with those."""
+        method adds to the first `count` answers; the rest of the script is for those."""
         options, sampler = SamplingOptions(max_new_tokens=MANY), scripted_sampler(answers)
         [group] = roll_out(
             cast(Policy, self), as_environment(env), self.renderer, [self.task], options,

@@ -31,7 +31,7 @@ _DECODER = json.JSONDecoder()
 
 
 class Call(NamedTuple):
-    """One call of a tool. `fault` says what is wrong with its input."""
+    """One call of a tool. `fault` names the mistake in its input."""
 
     name: str
     arguments: dict[str, Any]

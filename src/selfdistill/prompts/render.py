@@ -65,8 +65,8 @@ class ChatTemplate:
     ) -> TokenIds | None:
         """The ids that the template writes behind the sampled ones of an answer to `messages`: the end of its turn
         where it was not sampled, the observation, and the header of the next turn. None where it writes what stood
-        before the answer, or the answer's thinking, in another way once the conversation goes on: the next prompt does
-        not extend this one then."""
+        before the answer, or the answer's thinking, in another way once the conversation continues: the next prompt
+        does not extend this one then."""
         thought = f"{OPEN}\n{THOUGHT}\n{CLOSE}\n\n" if CLOSE in answer.text else ""
         after, mark = self._written([*messages, Message("assistant", thought + ANSWERED), *observation])
         before, _ = self._written(messages, mark)

@@ -6,7 +6,7 @@
 
     train(config, print_rewards)
 
-A callback runs inside the loop and should return at once. One that raises is called no more, and the run goes on
+A callback runs inside the loop and should return at once. One that raises is called no more, and the run continues
 (`training/callbacks.py`).
 """
 
