@@ -3,11 +3,20 @@ from pathlib import Path
 
 import pytest
 
-from selfdistill.config import NamedComponent, RunConfig, from_settings, load_config, parse_override, resolved
-from selfdistill.errors import ConfigError
+from selfdistill.config import (
+    NamedComponent,
+    RunConfig,
+    completed,
+    from_settings,
+    load_config,
+    parse_override,
+    resolved,
+)
+from selfdistill.errors import ConfigError, RunError
 from selfdistill.models.load import LoraOptions
 from selfdistill.models.teacher import Ema, Frozen, Other
 from selfdistill.options import settings_of
+from selfdistill.runs.store import allowed_changes
 from selfdistill.test_time.config import solve_config
 
 
@@ -191,3 +200,28 @@ def test_columns_are_a_table_of_names_and_read_back() -> None:
     assert from_settings(json.loads(json.dumps(resolved(config)))) == config
     with pytest.raises(ConfigError, match=r"columns should be a table"):
         load_config(None, ["columns.prompt=3"])
+
+
+def test_a_run_older_than_a_setting_had_its_default(tmp_path: Path) -> None:
+    config = load_config(None, ["env=code", "lora.rank=4", "teacher.kind=ema", "teacher.rate=0.2"])
+    saved = resolved(config)
+    del saved["tasks_per_update"], saved["lora"]["alpha"], saved["teacher"]["rate"], saved["context"]["templates"]
+    (tmp_path / "config.json").write_text(json.dumps({"settings": saved}))
+
+    def changes(*overrides: str) -> dict[str, object]:
+        new = resolved(load_config(None, overrides, saved))
+        kind = type(config.make_method())
+        return allowed_changes(tmp_path, new, {"steps"}, lambda settings: completed(settings, kind))
+
+    assert changes() == {}
+    assert changes("steps=7", "env.turns=1", "method.alpha=0.5", "teacher.rate=0.05", "lora.alpha=32") == {"steps": 7}
+    for override in (
+        "tasks_per_update=2",
+        "teacher.rate=0.1",
+        "env.turns=2",
+        "lora.alpha=3",
+        "method.context.attempt=true",
+    ):
+        key = override.partition("=")[0]
+        with pytest.raises(RunError, match=rf"cannot change its settings\n  got  {key} = "):
+            changes(override)

@@ -20,14 +20,14 @@ from typing import Any, TypeVar
 from selfdistill.data.load import RowOptions
 from selfdistill.data.tasks import data_tasks, training_tasks
 from selfdistill.envs.base import Environment, tasks_of
-from selfdistill.envs.registry import make_environment
+from selfdistill.envs.registry import ENVIRONMENTS, make_environment
 from selfdistill.errors import ConfigError, Ranged, RunError
 from selfdistill.files import is_whole, read_text
 from selfdistill.methods import Method, find_method, get_method
 from selfdistill.models.load import LoraOptions
 from selfdistill.models.sampler import SamplingOptions
 from selfdistill.models.teacher import TeacherRule
-from selfdistill.options import SEED, Where, about, build, option, plain
+from selfdistill.options import SEED, Where, about, build, option, plain, with_defaults
 from selfdistill.prompts.context import Templates
 from selfdistill.prompts.render import Thinking
 from selfdistill.runs import saved_config
@@ -260,6 +260,17 @@ def resolved(config: RunConfig) -> dict[str, Any]:
         named = settings[name]
         settings[name] = {"name": named["name"], **named["options"]}
     return settings
+
+
+def completed(settings: Mapping[str, Any], method: type[Method]) -> dict[str, Any]:
+    """Settings as JSON values with the defaults of those that they lack, also those of this `method` and of the
+    environment."""
+    full, named = with_defaults(RunConfig, settings), {key: _named(key, settings.get(key, {})) for key in NAMED}
+    entry = ENVIRONMENTS.get(named["env"]["name"])
+    for key, kind in (("method", method), ("env", entry.options if entry else None)):
+        options = named[key]["options"]
+        full[key] = {"name": named[key]["name"], **(with_defaults(kind, options) if kind else options)}
+    return full
 
 
 def parse_override(text: str) -> tuple[str, Any]:

@@ -98,6 +98,21 @@ def tag(kind: type) -> str:
     return own if isinstance(own, str) else re.sub(r"(?<!^)(?=[A-Z])", "_", kind.__name__).lower()
 
 
+def with_defaults(kind: type, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a `kind`, as `plain` gives them, with the defaults of the fields that they lack, at any depth."""
+    hints, full = _hints(cast(Any, kind)), dict(settings)
+    for item in _fields(kind):
+        default, value = _default(item), settings.get(item.name)
+        if item.name not in settings and default is not MISSING:
+            full[item.name] = plain(default, hints[item.name])
+        elif isinstance(value, Mapping):
+            own = (type(default),) if is_dataclass(default) else ()  # of a field annotated with a protocol
+            choices = _dataclasses(hints[item.name]) or own
+            chosen = next((each for each in choices if value.get("kind", tag(choices[0])) == tag(each)), None)
+            full[item.name] = with_defaults(chosen, value) if chosen else value
+    return full
+
+
 @dataclass(frozen=True, slots=True)
 class Setting:
     """One thing a user can set: its dotted key, its value as JSON, what it expects, and what it means."""

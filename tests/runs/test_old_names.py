@@ -63,7 +63,7 @@ def test_a_run_of_an_earlier_version_is_read_under_todays_names(old_run: Path) -
 
 def test_a_run_of_an_earlier_version_is_not_resumed(old_run: Path) -> None:
     with pytest.raises(RunError, match="earlier version is read, but not resumed"):
-        allowed_changes(old_run, None, ())
+        allowed_changes(old_run, {}, ())
 
 
 @pytest.mark.parametrize("old", SETTINGS)

@@ -24,7 +24,7 @@ from selfdistill.runs import (
     saved_config,
 )
 from selfdistill.runs.records import record_from_json, to_json
-from selfdistill.runs.store import probe, write_atomic
+from selfdistill.runs.store import allowed_changes, probe, write_atomic
 from selfdistill.test_time.config import solve_config, solve_settings
 
 CONFIG = {"settings": {"seed": 3, "steps": 10, "optimiser": {"lr": 1e-5}}}
@@ -249,9 +249,9 @@ def test_a_resume_with_other_settings_is_refused_by_name(tmp_path: Path):
     path = a_run(tmp_path / "run")
     other = {"seed": 3, "steps": 20, "optimiser": {"lr": 1e-4}}
     with pytest.raises(RunError, match=r"optimiser\.lr"):
-        RunDir.resume(path, 3, other, may_change={"steps"})
+        allowed_changes(path, other, {"steps"})
     longer = {"seed": 3, "steps": 20, "optimiser": {"lr": 1e-5}}
-    RunDir.resume(path, 3, longer, may_change={"steps"}).close()
+    RunDir.resume(path, 3, allowed_changes(path, longer, {"steps"})).close()
     assert '"changes":{"steps":20}' in (path / "metrics.jsonl").read_text()
 
 

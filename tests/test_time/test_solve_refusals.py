@@ -74,6 +74,9 @@ def test_a_directory_in_use_is_not_overwritten_and_a_resume_keeps_its_settings(s
         solve(search_of("best-of-k", "hints", 8), out=tmp_path)
     with pytest.raises(RunError, match=r"cannot change its settings[\s\S]*solve.budget"):
         solve(search_of("best-of-k", "hints", 9), out=tmp_path, resume=True)
+    older = json.loads((tmp_path / "config.json").read_text())
+    del older["settings"]["solve"]["exhaust_budget"], older["settings"]["sampling"]["top_p"]
+    (tmp_path / "config.json").write_text(json.dumps(older))  # of a version without these settings
     (again,) = solve(search_of("best-of-k", "hints", 8), out=tmp_path, resume=True)
     assert isinstance(again, SolveResult)
     assert again.attempts == 8

@@ -15,7 +15,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,19 +55,16 @@ class RunDir(AbstractContextManager["RunDir"]):
         return cls(path)
 
     @classmethod
-    def resume(
-        cls, path: Path, step: int, settings: Mapping[str, Any] | None = None, may_change: Collection[str] = ()
-    ) -> RunDir:
-        """Opens a run to resume after `step`; `settings` may differ from the saved ones in the keys `may_change`
-        only."""
-        changes = allowed_changes(path, settings, may_change)
+    def resume(cls, path: Path, step: int, changes: Mapping[str, Any] = {}) -> RunDir:
+        """Opens a run to resume after `step`, with the `changes` to its settings that `allowed_changes` found."""
+        saved_config(path)
         probe(path, 0)
         run = cls(path)
         # metrics.jsonl first: were it still to count steps whose rollouts are taken back, a kill would lose those
         for name in (METRICS, ROLLOUTS):
             file = run._files[name]
             _end_torn_line(file)
-            _write(file, to_json(ResumedRecord(step, changes)) + "\n", path)
+            _write(file, to_json(ResumedRecord(step, dict(changes))) + "\n", path)
         return run
 
     @property
@@ -182,14 +179,20 @@ def _config_as_written(path: Path) -> dict[str, Any]:
     return config
 
 
-def allowed_changes(path: Path, settings: Mapping[str, Any] | None, may_change: Collection[str]) -> dict[str, Any]:
-    """The dotted keys of `settings` that differ from those of a run (None: none do), with their values. Raises
-    `RunError` for a change outside `may_change`, and for a directory without a run."""
+def allowed_changes(
+    path: Path,
+    settings: Mapping[str, Any],
+    may_change: Collection[str],
+    completed: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict,
+) -> dict[str, Any]:
+    """The dotted keys of `settings` that differ from those of a run, with their values. `completed` adds the defaults
+    of keys that settings lack: a run that is older than a setting had its default. Raises `RunError` for a change
+    outside `may_change`, and for a directory without a run."""
     saved = _config_as_written(path)["settings"]
     if OLD_SETTINGS.keys() & saved.keys():
         why, do = "settings and records have other names since", "start a new run"
         raise RunError("a run of an earlier version is read, but not resumed", got=path / CONFIG, why=why, do=do)
-    changes = changed_settings(saved, saved if settings is None else settings)
+    changes = changed_settings(completed(saved), completed(settings))
     refused = sorted(set(changes) - set(may_change))
     if refused:
         why, do = "its records would mix two experiments", f"leave them as in {path / CONFIG}, or start a new run"

@@ -7,9 +7,18 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from selfdistill.config import COMMAND_LINE, RunConfig, Values, from_settings, load_config, parse_override, resolved
+from selfdistill.config import (
+    COMMAND_LINE,
+    RunConfig,
+    Values,
+    completed,
+    from_settings,
+    load_config,
+    parse_override,
+    resolved,
+)
 from selfdistill.errors import ConfigError, Ranged, check_range
-from selfdistill.options import Where, build, option, plain
+from selfdistill.options import Where, build, option, plain, with_defaults
 from selfdistill.runs.events import RunStart
 from selfdistill.runs.store import SEARCH
 from selfdistill.test_time.strategies import get_strategy, written_name
@@ -117,6 +126,14 @@ def solve_settings(config: SolveConfig) -> dict[str, Any]:
         **resolved(config.run),
         SEARCH: {"strategy": strategy, **plain(config.limits), "tasks": list(config.tasks), "keep": config.keep},
     }
+
+
+def completed_settings(config: SolveConfig, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a search with the defaults of those that they lack, also those of the method and the strategy of
+    `config`."""
+    own = {"keep": False, **with_defaults(Limits, settings[SEARCH])}
+    own["strategy"] = with_defaults(type(config.strategy), own["strategy"])
+    return {**completed(settings, type(config.run.make_method())), SEARCH: own}
 
 
 def config_from(

@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,8 @@ from selfdistill.runs import Accuracies, RolloutRecord, RunDir, StepRecord, Summ
 from selfdistill.runs.events import Callback, Interrupted, Note, Phase, RunEnd, StepEnd
 from selfdistill.runs.reader import check_records
 from selfdistill.runs.solving import SolveResult, write_result
-from selfdistill.runs.store import CHECKPOINTS, CONFIG
-from selfdistill.test_time.config import SolveConfig, solve_settings
+from selfdistill.runs.store import CHECKPOINTS, CONFIG, allowed_changes
+from selfdistill.test_time.config import SolveConfig, completed_settings, solve_settings
 from selfdistill.test_time.strategies.base import PASSED, Attempt, Prompt, SolveState, prompts_of
 from selfdistill.training.loop import Timer, learn, record_round
 from selfdistill.training.recording import check_environment
@@ -31,6 +32,11 @@ from selfdistill.types import Outcome, Rollout, RolloutGroup, Task
 WINDOW = 16  # attempts, at least, on more than half of which an environment must fail before a search stops
 MAY_CHANGE = ("checkpoint_every", "micro_batch_tokens", "solve.keep")
 COUNTS = ("contexts_cut", "prompts_cut", "left_out")  # of a result, summed over steps
+
+
+def found_changes(config: SolveConfig, path: Path) -> dict[str, Any]:
+    """The settings in which a search that resumes in `path` differs. Raises `RunError` for those that may not."""
+    return allowed_changes(path, solve_settings(config), MAY_CHANGE, partial(completed_settings, config))
 
 
 @dataclass
@@ -64,7 +70,7 @@ class Search:
         if (path / CONFIG).exists():
             totals = _restored(session, path, rounds, callback)
             check_records(path, totals.step, measured=False)
-            run = RunDir.resume(path, totals.step, settings, MAY_CHANGE)
+            run = RunDir.resume(path, totals.step, found_changes(config, path))
         else:
             totals, run = Totals(), session.new_run(path, settings)
         search = cls(config, session, task, run, callback, stop, totals)

@@ -24,9 +24,9 @@ from selfdistill.prompts.stages import Attempts
 from selfdistill.runs import fresh_path
 from selfdistill.runs.events import Callback, Interrupted, named, no_callback
 from selfdistill.runs.solving import SolveResult, read_result
-from selfdistill.runs.store import CONFIG, allowed_changes, probe, refuse_in_use, write_atomic
+from selfdistill.runs.store import CONFIG, probe, refuse_in_use, write_atomic
 from selfdistill.test_time.config import SolveConfig, is_file, solve_settings
-from selfdistill.test_time.search import MAY_CHANGE, Search, rounds_made, until_done
+from selfdistill.test_time.search import Search, found_changes, rounds_made, until_done
 from selfdistill.test_time.strategies.base import learner_of
 from selfdistill.test_time.strategies.multi_turn import MultiTurn
 from selfdistill.training.session import Session, open_session, restarted
@@ -48,7 +48,7 @@ def solve(
     out = out or default_path(config)
     settings = solve_settings(config)
     if resume:
-        allowed_changes(out, settings, MAY_CHANGE)
+        found_changes(config, out)
     elif out.exists():
         probe(out, 0)
         refuse_in_use(out)

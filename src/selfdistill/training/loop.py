@@ -10,10 +10,11 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
-from selfdistill.config import ReplayOptions, RunConfig, resolved
+from selfdistill.config import ReplayOptions, RunConfig, completed, resolved
 from selfdistill.data.tasks import bad_rows, draw_tasks, wanted_answers
 from selfdistill.errors import TrainingError
 from selfdistill.models.sampler import sample
@@ -46,13 +47,14 @@ def train(config: RunConfig, callback: Callback = no_callback, *, resume: bool =
     out = Path(config.out) if config.out else fresh_path(Path("runs"), name)
     config = replace(config, out=str(out))
     settings = resolved(config)
-    if resume:
-        allowed_changes(out, settings, MAY_CHANGE)  # before another model may be loaded
+    changes: dict[str, Any] = {}
+    if resume:  # before another model may be loaded
+        changes = allowed_changes(out, settings, MAY_CHANGE, partial(completed, method=type(config.make_method())))
     session = open_session(config, callback, learns=True)
     totals = saved_totals(session.restore(out / CHECKPOINTS, callback) if resume else None)
     if resume:
         check_records(out, totals.step, measured=True)
-    with RunDir.resume(out, totals.step, settings, MAY_CHANGE) if resume else session.new_run(out, settings) as run:
+    with RunDir.resume(out, totals.step, changes) if resume else session.new_run(out, settings) as run:
         callback(_info(out, session, totals))
         return _Training(session, run, callback, totals, StopSign(callback)).run_all()
 
