@@ -22,6 +22,7 @@ from selfdistill.config import RunConfig, Values, load_config
 from selfdistill.data.load import RowOptions, load_tasks, question_rows
 from selfdistill.envs.code import CodeEnvironment
 from selfdistill.envs.rewards import as_environment
+from selfdistill.envs.turns import AroundScoring
 from selfdistill.errors import ConfigError
 from selfdistill.methods import METHODS, Method, get_method
 from selfdistill.models.load import LoraOptions
@@ -137,7 +138,8 @@ def reporting(label: str, callbacks: Callback | Iterable[Callback], *, progress:
 
 def _tasks(source: Any, env: Any, options: RowOptions) -> Sequence[Task]:
     name = env.get("name") if isinstance(env, Mapping) else env
-    code = name is None or name == "code" or isinstance(env, CodeEnvironment)
+    scorer = env.env if isinstance(env, AroundScoring) else env
+    code = name is None or name == "code" or isinstance(scorer, CodeEnvironment)
     return load_tasks(source, options) if code else question_rows(source, options)
 
 

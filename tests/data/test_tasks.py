@@ -10,6 +10,7 @@ import pytest
 from selfdistill.data.load import question_rows
 from selfdistill.data.rows import row_to_task
 from selfdistill.data.tasks import (
+    data_tasks,
     draw_tasks,
     fitting_tasks,
     training_tasks,
@@ -18,6 +19,8 @@ from selfdistill.data.tasks import (
 )
 from selfdistill.envs.code import CodeEnvironment
 from selfdistill.envs.rewards import FunctionEnvironment
+from selfdistill.envs.tools import Tools, run_tests
+from selfdistill.envs.turns import RepeatedAttempts
 from selfdistill.envs.verbs.env import VerbsEnvironment
 from selfdistill.errors import ConfigError, DataError
 from selfdistill.prompts.render import Renderer
@@ -176,3 +179,15 @@ def test_questions_that_an_environment_of_programs_cannot_score_are_refused(tmp_
     file = write(tmp_path / "rows.jsonl", {"prompt": "7 + 5?", "answer": 12})
     with pytest.raises(DataError, match=r"rows.jsonl: task 'rows-1' has an unknown kind of tests"):
         training_tasks(VerbsEnvironment(), str(file))
+
+
+@pytest.mark.parametrize("around", [lambda env: RepeatedAttempts(env, 3), lambda env: Tools([run_tests], env)])
+def test_conversations_about_programs_read_the_rows_of_programs(tmp_path: Path, around) -> None:
+    row = {"task_id": 2, "text": "Add two numbers.", "test_list": ["assert add(1, 2) == 3"]}
+    rows = str(write(tmp_path / "mbpp.jsonl", row))
+    env = around(CodeEnvironment())
+    assert data_tasks(env, rows) == data_tasks(env.env, rows)
+    assert isinstance(env.for_evaluation().for_evaluation(), type(env))
+    assert env.isolation == env.env.isolation
+    with pytest.raises(DataError, match="no answer to a task can be scored"):
+        usable_tasks([TASKS[0]], env, lambda _: None)

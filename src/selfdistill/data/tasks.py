@@ -12,6 +12,7 @@ from selfdistill.data.load import AS_NAMED, RowOptions, load_tasks, question_row
 from selfdistill.envs.base import Environment, prepared, tasks_of, why_unusable
 from selfdistill.envs.chats import ChatsEnvironment
 from selfdistill.envs.code import CodeEnvironment
+from selfdistill.envs.turns import AroundScoring
 from selfdistill.errors import ConfigError, DataError, ModelError
 from selfdistill.plugins import refuse_value
 from selfdistill.prompts.render import Renderer
@@ -38,7 +39,8 @@ def data_tasks(env: Environment, data: Any, options: RowOptions = AS_NAMED) -> l
     row to which no answer can be scored."""
     if isinstance(data, str):
         refuse_value(data, "data")
-    if isinstance(env, CodeEnvironment):
+    scorer = env.env if isinstance(env, AroundScoring) else env
+    if isinstance(scorer, CodeEnvironment):
         return load_tasks(data, options)
     if isinstance(env, ChatsEnvironment):
         return chat_tasks(data, options, env.options)

@@ -15,20 +15,21 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 from inspect import Parameter, getdoc, signature
 from typing import Any, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, create_model
 
-from selfdistill.envs.base import Fault, ScoringEnvironment, checked, tasks_of
+from selfdistill.envs.base import Fault, checked
 from selfdistill.envs.code import CodeEnvironment
 from selfdistill.envs.rewards import as_environment, name_of
 from selfdistill.envs.sandbox.limits import SandboxLimits
 from selfdistill.envs.sandbox.pool import shared_sandbox
 from selfdistill.envs.sandbox.program import Ending, Mode, Program
 from selfdistill.envs.scoring import fenced_blocks
-from selfdistill.envs.turns import single_turn
+from selfdistill.envs.turns import AroundScoring, single_turn
 from selfdistill.errors import ConfigError, nearest
 from selfdistill.prompts.context import without_thinking
 from selfdistill.types import Completion, Message, Observation, Outcome, Task
@@ -143,7 +144,7 @@ class ToolState:
     faults: int = 0
 
 
-class Tools:
+class Tools(AroundScoring):
     """An environment in which the model may call functions before it answers.
 
     A turn with calls is followed by a message of role `tool` for each; a turn without one is the answer, which `score`
@@ -151,17 +152,19 @@ class Tools:
     """
 
     def __init__(self, functions: Sequence[Callable[..., Any]], score: Any, *, name: str = "tools") -> None:
+        super().__init__(single_turn(as_environment(score), "tools"))
         tools = [Tool(function) for function in functions]
         self.name, self._by_name = name, {tool.name: tool for tool in tools}
         if not tools or len(self._by_name) < len(tools):
             got = ", ".join(tool.name for tool in tools) or "none"
             raise ConfigError("an environment of tools needs functions of different names", got=got)
         self.tools = tuple(tool.schema for tool in tools)
-        self._score: ScoringEnvironment = single_turn(as_environment(score), "tools")
 
-    def tasks(self, split: str) -> list[Task]:
-        """Those of the environment that scores."""
-        return tasks_of(self._score, split)
+    def for_evaluation(self) -> Tools:
+        """The same tools; answers are scored by what training never shows."""
+        other, private = copy(self), getattr(self.env, "for_evaluation", None)
+        other.env = private() if private is not None else self.env
+        return other
 
     def start(self, task: Task) -> ToolState:
         """A conversation without calls."""
@@ -172,7 +175,7 @@ class Tools:
         calls = parse_calls(completion.text)
         if calls:
             return Observation(tuple(Message("tool", self._result(state, call)) for call in calls))
-        found = checked(self._score.score(state.task, completion))
+        found = checked(self.env.score(state.task, completion))
         if isinstance(found, Fault):
             return found
         details = {**found.details, "calls": len(state.calls), "failed_calls": state.faults}

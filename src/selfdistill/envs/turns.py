@@ -104,21 +104,28 @@ class Attempted:
     left: int
 
 
-class RepeatedAttempts:
-    """An environment of up to `turns` attempts at a task, each after the feedback on the one before.
+class AroundScoring:
+    """Base of environments of conversations that another environment, `env`, scores: whatever they lack is that one's,
+    such as its tasks, the form of its rows and its isolation."""
 
-    `decides` scores the last attempt of a conversation, where another environment does (private tests in evaluations).
-    All else is that of the environment: its name, tasks and isolation.
-    """
-
-    def __init__(self, env: ScoringEnvironment, turns: int, decides: ScoringEnvironment | None = None) -> None:
-        self.env, self.turns, self.decides = env, turns, decides
-        self.name = env.name
+    def __init__(self, env: ScoringEnvironment) -> None:
+        self.env = env
 
     def __getattr__(self, name: str) -> Any:
         if name in ("score", "score_batch", "env"):  # conversations are not scored, and `env` is not there yet
             raise AttributeError(name)
         return getattr(self.env, name)
+
+
+class RepeatedAttempts(AroundScoring):
+    """An environment of up to `turns` attempts at a task, each after the feedback on the one before.
+
+    `decides` scores the last attempt of a conversation, where another environment does (private tests in evaluations).
+    """
+
+    def __init__(self, env: ScoringEnvironment, turns: int, decides: ScoringEnvironment | None = None) -> None:
+        super().__init__(env)
+        self.turns, self.decides, self.name = turns, decides, env.name
 
     def for_evaluation(self) -> RepeatedAttempts:
         """The same conversations, in which what training never shows decides about the last attempt."""
