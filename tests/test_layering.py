@@ -15,6 +15,7 @@ LAYERS = (
     ("options", "plugins", "files"),
     ("losses", "runs"),
     ("prompts",),
+    ("protocol",),
     ("models", "envs"),
     ("data",),
     ("methods",),
