@@ -5,6 +5,7 @@ import pytest
 
 from selfdistill.config import (
     NamedComponent,
+    OptimiserOptions,
     RunConfig,
     completed,
     from_settings,
@@ -225,3 +226,15 @@ def test_a_run_older_than_a_setting_had_its_default(tmp_path: Path) -> None:
         key = override.partition("=")[0]
         with pytest.raises(RunError, match=rf"cannot change its settings\n  got  {key} = "):
             changes(override)
+
+
+def test_the_rate_rises_and_then_falls_towards_zero_at_the_end() -> None:
+    """Steps 0 … 5, a warm-up of 2: the last step still learns. In a run of two steps the rate only rises."""
+    rates = {
+        schedule: [OptimiserOptions(lr=1.0, warmup_steps=2, schedule=schedule).rate(step, 6) for step in range(6)]
+        for schedule in ("constant", "linear", "cosine")
+    }
+    assert rates["constant"] == [0.5, 1, 1, 1, 1, 1]
+    assert rates["linear"] == [0.5, 1, 1, 0.75, 0.5, 0.25]
+    assert rates["cosine"] == pytest.approx([0.5, 1, 1, (2 + 2**0.5) / 4, 0.5, (2 - 2**0.5) / 4])
+    assert [OptimiserOptions(lr=1.0, warmup_steps=4, schedule="linear").rate(step, 2) for step in (0, 1)] == [0.25, 0.5]

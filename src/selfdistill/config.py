@@ -9,13 +9,14 @@ Later sources win: defaults, what the method needs, what the model needs (`FOR_M
 from __future__ import annotations
 
 import json
+import math
 import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from selfdistill.data.load import RowOptions
 from selfdistill.data.tasks import data_tasks, training_tasks
@@ -60,15 +61,26 @@ class NamedComponent:
 
 @dataclass(frozen=True, slots=True)
 class OptimiserOptions(Ranged):
-    """AdamW. The rate rises linearly over the first `warmup_steps` steps (generation batches, not updates) and then
-    stays; all updates of a step have one rate."""
+    """AdamW. The rate rises linearly over the first `warmup_steps` steps (generation batches, not updates), and then
+    stays or falls; all updates of a step have one rate. It follows from the step and the run's `steps` alone."""
 
     lr: float = option(1e-5, "learning rate", above=0, most=1)
     warmup_steps: int = option(10, "steps (generation batches, not updates) over which the rate rises", least=0)
+    schedule: Literal["constant", "linear", "cosine"] = option(
+        "constant", "the rate after that: constant, or falling towards 0 at the end of the run"
+    )
     weight_decay: float = option(0.01, "decoupled weight decay", least=0, most=1)
     beta1: float = option(0.9, "decay of the mean of the gradients", least=0, below=1)
     beta2: float = option(0.999, "decay of the mean of their squares", least=0, below=1)
     max_grad_norm: float = option(1.0, "gradients are scaled down to this norm; 0: never", least=0)
+
+    def rate(self, step: int, steps: int) -> float:
+        """The rate of a step, counted from 0, in a run of so many steps. The last step still learns."""
+        if step < self.warmup_steps:
+            return self.lr * ((step + 1) / self.warmup_steps)
+        left = max(0.0, (steps - step) / max(1, steps - self.warmup_steps))
+        shares = {"constant": 1.0, "linear": left, "cosine": 0.5 - 0.5 * math.cos(math.pi * left)}
+        return self.lr * shares[self.schedule]
 
 
 @dataclass(frozen=True, slots=True)

@@ -170,6 +170,7 @@ class ThreeTokenPolicy:
     task: Task
 
     device: ClassVar[torch.device] = torch.device("cpu")
+    dtype: ClassVar[torch.dtype] = torch.float32
     has_adapter: ClassVar[bool] = False
 
     def __post_init__(self) -> None:

@@ -28,6 +28,7 @@ def test_settings_come_back_as_they_were(search_of) -> None:
         ({"tasks": ["nowhere.jsonl"]}, DataError, "nowhere.jsonl"),
         ({"settings": {"steps": 3}}, ConfigError, r"does not read this setting[\s\S]*--budget"),
         ({"settings": {"evaluation.every": 3}}, ConfigError, "does not read this setting"),
+        ({"settings": {"optimiser.schedule": "linear"}}, ConfigError, "no last step"),
         ({"settings": {"strategy.bacth": 3}}, ConfigError, "did you mean 'batch'"),
         ({"settings": {"method": "rltf_sd"}}, ConfigError, "samples more than attempts"),
     ],

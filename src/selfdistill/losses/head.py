@@ -32,12 +32,14 @@ def matmul(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
 @dataclass(frozen=True, slots=True)
 class Head:
     """The map from hidden states to logits, in float32 or bfloat16. A bias of -inf marks tokens that cannot be sampled
-    (padding of the vocabulary). Raises `ConfigError` when shapes disagree, or unless the softcap is positive."""
+    (padding of the vocabulary). `products`: the format to which hidden states and weights are rounded before they are
+    multiplied; None: they are not. Raises `ConfigError` when shapes disagree, or unless the softcap is positive."""
 
     weight_VD: Tensor
     bias_V: Tensor | None = None
     softcap: float | None = None
     scale: float = 1.0
+    products: torch.dtype | None = None
 
     def __post_init__(self) -> None:
         weight, bias = tuple(self.weight_VD.shape), None if self.bias_V is None else tuple(self.bias_V.shape)
@@ -62,9 +64,13 @@ class Head:
         bias_V = None if self.bias_V is None else self.bias_V[:rows]
         return replace(self, weight_VD=self.weight_VD[:rows], bias_V=bias_V)
 
+    def rounded(self, factor: Tensor) -> Tensor:
+        """A factor of a product, in the format of products."""
+        return factor if self.products is None else factor.to(self.products)
+
     def logits(self, hidden_ND: Tensor, out_NV: Tensor | None = None) -> Tensor:
         """logits_NV in float32 (float64 for float64 inputs), in `out_NV` where that fits."""
-        logits_NV = matmul(hidden_ND, self.weight_VD.T, out_NV)
+        logits_NV = matmul(self.rounded(hidden_ND), self.rounded(self.weight_VD).T, out_NV)
         if self.scale != 1.0:
             logits_NV = logits_NV.mul_(self.scale)
         if self.bias_V is not None:
@@ -73,15 +79,15 @@ class Head:
 
 
 def widened(heads: Sequence[Head]) -> list[Head]:
-    """The same heads, cut off from the graph and ready for many products: where no hardware sums bfloat16 products in
-    float32, each distinct weight is converted once here instead of once per product."""
+    """The same heads, cut off from the graph and ready for many products: each distinct weight is rounded once here
+    instead of once per product, and where no hardware sums bfloat16 products in float32, converted once."""
     converted: dict[int, Tensor] = {}
     for head in heads:
-        weight_VD = head.weight_VD.detach()
-        if weight_VD.data_ptr() not in converted:
+        if head.weight_VD.data_ptr() not in converted:
+            weight_VD = head.rounded(head.weight_VD.detach())
             exact = weight_VD.is_cuda and weight_VD.dtype == torch.bfloat16
             wide_VD = weight_VD if exact else weight_VD.to(torch.promote_types(weight_VD.dtype, torch.float32))
-            converted[weight_VD.data_ptr()] = wide_VD
+            converted[head.weight_VD.data_ptr()] = wide_VD
     return [replace(head.detached(), weight_VD=converted[head.weight_VD.data_ptr()]) for head in heads]
 
 
@@ -100,6 +106,7 @@ class HeadGradients:
 
     def add(self, rows: slice, gradient_CV: Tensor, hidden_CD: Tensor, head: Head) -> None:
         """Takes ∂L/∂r of some positions through the linear part of the head."""
+        hidden_CD = head.rounded(hidden_CD)
         if self.bias_V is not None:
             self.bias_V += gradient_CV.sum(0)
         if head.weight_VD.dtype == torch.bfloat16:  # it keeps float32's range, so its tensor cores may be used

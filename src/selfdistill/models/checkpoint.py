@@ -3,7 +3,7 @@
     checkpoints/step-000040/
         config.json, model.safetensors, tokenizer.json, …   a model directory: `from_pretrained` loads it
         (under LoRA: adapter_config.json, adapter_model.safetensors)
-        teacher.safetensors     the teacher's shadow in float32
+        teacher.safetensors     the teacher's shadow
         trainer.pt              optimiser and random states (read with `weights_only=True`)
         checkpoint.json         step, whether it is the run's last, the caller's own `extra`, and checksums
 
@@ -33,7 +33,7 @@ from safetensors.torch import load_file, save_file
 from selfdistill.errors import RunError
 from selfdistill.models.adapter import restore_adapter
 from selfdistill.models.policy import Policy
-from selfdistill.models.precision import quiet
+from selfdistill.models.precision import MASTER, quiet
 from selfdistill.models.teacher import Teacher
 
 FORMAT = 1
@@ -224,7 +224,7 @@ def _read_model(path: Path, policy: Policy) -> None:
         restore_adapter(policy.model, load_file(path / "adapter_model.safetensors"))
         return
     with quiet():  # transformers knows the names that its own files use
-        saved = dict(type(policy.base).from_pretrained(path, dtype=torch.float32).named_parameters())
+        saved = dict(type(policy.base).from_pretrained(path, dtype=MASTER).named_parameters())
     for name, value in policy.trainable().items():
         value.copy_(saved[name])
 

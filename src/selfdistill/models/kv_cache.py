@@ -20,7 +20,28 @@ from selfdistill.models.kept_states import ReadState
 SPARE = 4  # tokens of room, at least, that a new buffer gets beside what it holds; a quarter of that where it is more
 
 
-class PreallocatedLayer(DynamicLayer):  # type: ignore[no-untyped-call]
+class RoundedLayer(DynamicLayer):  # type: ignore[no-untyped-call]
+    """Keys and values [B, H, L, D] of one attention layer, kept in this format; None: as they come."""
+
+    def __init__(self, dtype: torch.dtype | None = None) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.kept_in = dtype
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Appends states [B, H, L, D]; returns all keys and values."""
+        dtype = self.kept_in or key_states.dtype
+        kept: tuple[Tensor, Tensor] = super().update(key_states.to(dtype), value_states.to(dtype))
+        return kept
+
+
+def rounded_cache(config: PreTrainedConfig, dtype: torch.dtype | None) -> DynamicCache:
+    """The cache that transformers makes for a model, full-attention layers kept in this format."""
+    cache = DynamicCache(config=config)
+    cache.layers = [RoundedLayer(dtype) if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    return cache
+
+
+class PreallocatedLayer(RoundedLayer):  # type: ignore[no-untyped-call]
     """Keys and values [B, H, L, D] of one attention layer: views of buffers with room for more tokens."""
 
     keys: Tensor
@@ -31,7 +52,8 @@ class PreallocatedLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         """Appends states [B, H, L, D]; returns all keys and values."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-            self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
+            nothing = (states[:, :, :0].to(self.kept_in or states.dtype) for states in (key_states, value_states))
+            self.keys, self.values = nothing
             self.buffers = [self.keys, self.values]
         before, after = self.keys.shape[2], self.keys.shape[2] + key_states.shape[2]
         if after > self.buffers[0].shape[2]:
@@ -62,11 +84,11 @@ class PreallocatedCache(DynamicCache):
     """The cache that transformers makes for a model, full-attention layers written in place. Layers of other kinds
     (sliding windows, which stay small; recurrent states) are transformers' own."""
 
-    def __init__(self, config: PreTrainedConfig) -> None:
+    def __init__(self, config: PreTrainedConfig, dtype: torch.dtype | None = None) -> None:
         super().__init__(config=config)
         for place, layer in enumerate(self.layers):
             if type(layer) is DynamicLayer:  # not its subclasses, which keep more
-                self.layers[place] = PreallocatedLayer()  # type: ignore[no-untyped-call]
+                self.layers[place] = PreallocatedLayer(dtype)
 
     def row(self, row: int, mask_BL: Tensor | None) -> list[tuple[Tensor, Tensor]] | None:
         """Keys and values [H, L, D] of one row in every layer, without its padding; None where a layer keeps others."""

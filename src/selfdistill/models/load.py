@@ -16,7 +16,7 @@ from selfdistill.errors import ConfigError, ModelError, SelfDistillError
 from selfdistill.models.adapter import RESIZED, LoraOptions, base_of, fresh_adapter, saved_adapter
 from selfdistill.models.checkpoint import latest_checkpoint
 from selfdistill.models.policy import Policy, context_length
-from selfdistill.models.precision import pick_device, pick_dtype, quiet
+from selfdistill.models.precision import MASTER, logit_tolerance, pick_device, pick_dtype, quiet
 from selfdistill.prompts.render import ChatTemplate
 from selfdistill.runs.store import CHECKPOINTS, METRICS
 
@@ -66,7 +66,7 @@ def load_policy(
     tokenizer = _tokenizer(source, root, name_or_dir, chat_template)
     full = trained and not adapter and lora is None  # an adapter's base is not trained
     with quiet(), _loading(name_or_dir):
-        base: Any = AutoModelForCausalLM.from_pretrained(root, dtype=torch.float32 if full else precision)
+        base: Any = AutoModelForCausalLM.from_pretrained(root, dtype=MASTER if full else precision)
         model: Any = base.requires_grad_(True)
         if adapter:
             model = saved_adapter(base, source)
@@ -79,7 +79,7 @@ def load_policy(
         if not trained:
             value.requires_grad_(False)
         elif value.requires_grad:  # a bias, or a whole module that an adapter trains, is a copy of the base's
-            value.data = value.data.float()
+            value.data = value.data.to(MASTER)
     policy = Policy(model.to(place).eval(), base, _output(base, name_or_dir), tokenizer, name_or_dir, place, precision)
     _check_head(policy)
     return policy
@@ -226,7 +226,7 @@ def _check_head(policy: Policy) -> None:
         with policy.autocast():
             hidden_BLD, wanted_BLV = policy.backbone(ids_BL), policy.base(ids_BL, use_cache=False).logits
         error = (policy.head().logits(hidden_BLD[0]) - wanted_BLV[0, :, :words].float()).abs().max().item()
-        allowed = (1e-4 if policy.dtype == torch.float32 else 3e-2) * max(1.0, wanted_BLV.abs().max().item())
+        allowed = logit_tolerance(policy.dtype) * max(1.0, wanted_BLV.abs().max().item())
     if not error <= allowed:
         why = f"its logits differ by up to {error:.3g} from head(hidden state)"
         what, got = "the head of this architecture is not supported", type(policy.base).__name__

@@ -20,6 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from selfdistill.errors import ModelError
 from selfdistill.losses.head import Head
+from selfdistill.models import precision
 from selfdistill.prompts.render import ChatTemplate
 from selfdistill.types import TokenIds
 
@@ -77,8 +78,8 @@ class Policy:
             size, unit = next((pair for pair in ((1e9, " B"), (1e6, " M"), (1e3, " k")) if number >= pair[0]), (1, ""))
             counts.append(f"{number / size:.3g}{unit}")
         kind = f"{type(self.base).__name__}{' with LoRA' if self.has_adapter else ''}"
-        precision = str(self.dtype).removeprefix("torch.")
-        return f"{self.name}: {kind} on {self.device}, {precision}, {counts[0]} parameters, {counts[1]} trained"
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"{self.name}: {kind} on {self.device}, {dtype}, {counts[0]} parameters, {counts[1]} trained"
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """The parameters that an optimiser moves, by name; a tied weight appears once."""
@@ -90,12 +91,16 @@ class Policy:
         # Cohere multiplies logits, Granite divides them; Gemma bounds them.
         scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
         softcap = getattr(config, "final_logit_softcapping", None)
-        head = Head(self.output.weight, self.output.bias, None if softcap is None else float(softcap), float(scale))
+        softcap, products = (
+            None if softcap is None else float(softcap),
+            precision.head_products(self.device, self.dtype),
+        )
+        head = Head(self.output.weight, self.output.bias, softcap, float(scale), products)
         return head if self.vocabulary == head.vocabulary else head.first(self.vocabulary)
 
     def autocast(self) -> torch.autocast:
-        """The context of forward passes: autocast for bfloat16, nothing for float32."""
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16)
+        """The context of forward passes."""
+        return precision.autocast(self.device, self.dtype)
 
     def backbone(self, ids_BL: Tensor, cache: Cache | None = None, mask_BL: Tensor | None = None) -> Tensor:
         """hidden_BLD: the model without its head. With a cache, ids follow what it holds, and are added to it.
@@ -242,9 +247,9 @@ def read_unshared(
 
 def read_shared(policy: Policy, pairs: Sequence[TokenPair], batch: SharedBatch) -> dict[int, Tensor]:
     """What `read_unshared` gives, up to float noise, of the pairs of one batch. Needs gradients to be off."""
-    from transformers import DynamicCache
+    from selfdistill.models.kv_cache import rounded_cache
 
-    cache = DynamicCache(config=policy.base.config)
+    cache = rounded_cache(policy.base.config, precision.cache_dtype(policy.dtype))
     ids_BL, mask_BL = padded(policy, batch.prompts, "left")
     last_BD = policy.backbone(ids_BL, cache, mask_BL)[:, -1].clone()
     places = {prompt: row for row, prompt in enumerate(batch.prompts)}

@@ -1,8 +1,13 @@
-"""Device and precision of a model.
+"""Device and precision of a model: the one place that decides in which format anything is stored or computed.
 
-Trained parameters are float32 whatever the precision of forward passes: at a learning rate of 1e-6 a step is smaller
-than the spacing of bfloat16, and would be rounded away. With `dtype="bfloat16"` the forward pass runs under autocast;
-parameters that are not trained (the base under a LoRA adapter, a teacher that is another model) are stored in bfloat16.
+trained parameters, gradients, optimiser, moving shadow   float32 (`MASTER`): at a learning rate of 1e-6 a step is
+                                                          smaller than the spacing of bfloat16, and would be lost
+forward passes                                            the run's dtype, bfloat16 under autocast
+parameters that are not trained, keys and values          the run's dtype
+a shadow that never moves                                 bfloat16 where that holds it exactly
+products with the head                                    summed in float32; on CUDA of bfloat16 inputs
+                                                          (`losses/head.py` computes them), else of float32
+log-probabilities, losses                                 float32; sums of probabilities in float64
 """
 
 from __future__ import annotations
@@ -12,10 +17,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
 from selfdistill.errors import ConfigError, nearest
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+MASTER = torch.float32
+DTYPES = {"float32": MASTER, "bfloat16": torch.bfloat16}
 
 
 def pick_device(name: str) -> torch.device:
@@ -40,6 +47,35 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
         why = "float16 overflows without loss scaling; float32 and bfloat16 do not need it"
         raise ConfigError("this precision is not supported", got=name, why=why, do=nearest(name, [*DTYPES, "auto"]))
     return DTYPES[name]
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    """The context of forward passes: autocast for bfloat16, nothing for float32."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)
+
+
+def cache_dtype(dtype: torch.dtype) -> torch.dtype | None:
+    """The format of keys and values; None: as they come. Under autocast a rotation makes float32 of bfloat16 keys,
+    which attention rounds again."""
+    return torch.bfloat16 if dtype == torch.bfloat16 else None
+
+
+def head_products(device: torch.device, dtype: torch.dtype) -> torch.dtype | None:
+    """The format to which inputs of products with the head are rounded; None: they are not. A CPU would round the sums
+    too, or convert its rounded inputs back."""
+    return torch.bfloat16 if device.type == "cuda" and dtype == torch.bfloat16 else None
+
+
+def compact(value: Tensor, dtype: torch.dtype) -> Tensor:
+    """A tensor that is only read, in the precision of forward passes where that holds it exactly, as the weights of
+    most published models; else as it is."""
+    rounded = value.to(dtype)
+    return rounded if torch.equal(rounded.to(value.dtype), value) else value
+
+
+def logit_tolerance(dtype: torch.dtype) -> float:
+    """How far two ways to compute a logit may differ, relative to the largest."""
+    return 1e-4 if dtype == MASTER else 3e-2
 
 
 @contextmanager

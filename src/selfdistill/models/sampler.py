@@ -22,6 +22,7 @@ from selfdistill.errors import ModelError, Ranged, option
 from selfdistill.losses.head import Head, widened
 from selfdistill.models.kept_states import KeptStates, ReadState
 from selfdistill.models.policy import Policy, length_buckets, padded
+from selfdistill.models.precision import cache_dtype
 from selfdistill.types import Completion, StopReason, TokenIds
 
 # Numbers that a CPU works on at a time after the head. Arrays of megabytes leave its cache, and the operating system
@@ -142,7 +143,7 @@ def _sampled(
     else:
         places = {prompt: place for place, prompt in enumerate(dict.fromkeys(prompts))}
         branch_R = torch.tensor([places[prompt] for prompt in prompts], device=device)
-        cache = PreallocatedCache(policy.base.config)
+        cache = PreallocatedCache(policy.base.config, cache_dtype(policy.dtype))
         ids_BL, mask_BL = padded(policy, list(places), "left")
     for step in range(steps):
         hidden_BD = policy.backbone(ids_BL, cache, mask_BL)[:, -1]

@@ -1,7 +1,8 @@
 """Teachers: which weights read the privileged context, and how those that are kept follow the student.
 
-A rule names the weights (`Teacher.views`) and moves the kept ones. The kept weights, the *shadow*, are float32 copies
-of the trainable parameters alone: under LoRA that is the adapter, and a fresh adapter's shadow is the base model.
+A rule names the weights (`Teacher.views`) and moves the kept ones. The kept weights, the *shadow*, are copies of the
+trainable parameters alone: under LoRA that is the adapter, and a fresh adapter's shadow is the base model. They are
+float32; where they never move, in the precision of forward passes if that holds them exactly.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from selfdistill.errors import Ranged, RunError, option
 from selfdistill.models.policy import Policy
+from selfdistill.models.precision import MASTER, compact
 
 Source: TypeAlias = Literal["shadow", "student", "other"]
 
@@ -101,8 +103,9 @@ class Teacher:
         self.other = other
         self.batches = 0
         self._applied = False
+        self._fixed_in = policy.dtype if isinstance(rule, Frozen | TrustRegion) else MASTER
         kept = {} if isinstance(rule, Live | Other) else policy.trainable()
-        self._shadow = {name: value.detach().to(torch.float32, copy=True) for name, value in kept.items()}
+        self._shadow = {name: self._copy(value.detach()) for name, value in kept.items()}
 
     def views(self) -> tuple[View, ...]:
         """The forward passes of the teacher's prompt."""
@@ -145,6 +148,10 @@ class Teacher:
             for name, value in policy.trainable().items():
                 self._shadow[name].lerp_(value.detach().to(self._shadow[name]), rate)
 
+    def _copy(self, value: Tensor) -> Tensor:
+        """A copy for the shadow."""
+        return compact(value.to(MASTER, copy=True), self._fixed_in)
+
     def state_dict(self) -> dict[str, Tensor]:
         """The shadow, by parameter name, and the number of batches. Not a copy: write it before the next `update`."""
         shadow = {f"shadow.{name}": value for name, value in self._shadow.items()}
@@ -162,4 +169,4 @@ class Teacher:
             raise RunError(what, got=got, why=why, do=do)
         self.batches = int(state["batches"])
         for name, value in self._shadow.items():
-            value.copy_(state[f"shadow.{name}"])
+            self._shadow[name] = self._copy(state[f"shadow.{name}"].to(value.device))

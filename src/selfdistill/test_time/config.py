@@ -111,6 +111,12 @@ def solve_config(
     run = load_config(file, rest, base, values or Values(), place)
     if run.method.name == chosen.learns:  # another method would not know them
         run = replace(run, method=replace(run.method, options={**chosen.method_settings, **run.method.options}))
+    if run.optimiser.schedule != "constant":
+        what, got = (
+            "a search has no last step at which a rate could end",
+            f"optimiser.schedule = {run.optimiser.schedule}",
+        )
+        raise ConfigError(what, got=got, do="leave it constant")
     return SolveConfig(run, chosen, build(Limits, limits or {}), tuple(tasks), keep)
 
 

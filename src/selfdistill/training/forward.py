@@ -85,7 +85,7 @@ def _forward(
         hidden_ND, head = sampled_hidden(reader, prompts, samples, tokens), reader.head().detached()
     if view.source not in heads:
         trained = {value.data_ptr() for value in policy.trainable().values()}
-        weight_VD, bias_V = head.weight_VD, head.bias_V
+        weight_VD, bias_V = head.rounded(head.weight_VD), head.bias_V
         heads[view.source] = replace(
             head,
             weight_VD=weight_VD.clone() if weight_VD.data_ptr() in trained else weight_VD,

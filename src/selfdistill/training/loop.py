@@ -195,8 +195,7 @@ def learn(
         replayed = _replay(session, step, config.replay)
     timer.lap("rollout")
     callback(Phase("updating"))
-    options = config.optimiser
-    lr = options.lr * min(1.0, (step + 1) / max(1, options.warmup_steps))  # of all updates of the step
+    lr = config.optimiser.rate(step, config.steps)
     for group in learner.optimizer.param_groups:
         group["lr"] = lr
     reports, numbers, log_ratio = update_all(session.policy, learner, config, groups, credited, replayed, totals)
