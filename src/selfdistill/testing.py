@@ -172,6 +172,7 @@ class ThreeTokenPolicy:
     device: ClassVar[torch.device] = torch.device("cpu")
     dtype: ClassVar[torch.dtype] = torch.float32
     has_adapter: ClassVar[bool] = False
+    shares_prompts: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         self.parameters = {n: nn.Parameter(torch.empty(len(rows), 3).double()) for n, rows in self.tables.items()}

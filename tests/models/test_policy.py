@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Sequence
+from functools import partial
 
 import pytest
 import torch
@@ -13,12 +14,12 @@ from transformers import Cache
 from selfdistill.models.load import Policy
 from selfdistill.models.policy import (
     SharedBatch,
-    can_share,
     length_buckets,
     padded,
     plan_sharing,
     read_shared,
     read_unshared,
+    tokens_read,
 )
 from selfdistill.types import TokenIds
 from tiny_models import FAMILIES
@@ -136,10 +137,34 @@ def test_answers_of_one_token_cost_their_prompt_alone(policy, monkeypatch) -> No
     assert counted.batches == [(1, 40)]
 
 
-def test_with_gradients_every_pair_is_read_whole(policy, monkeypatch) -> None:
+def test_with_gradients_a_prompt_is_read_once_too(policy_of, monkeypatch) -> None:
+    policy = policy_of("gemma3")
+    pairs, gradients = group_members(40, [11, 1, 30, 7]), []
+    for read in (policy.answer_hidden, partial(alone, policy)):
+        read(pairs).square().sum().backward()
+        gradients.append({name: value.grad.clone() for name, value in policy.trainable().items()})
+        policy.model.zero_grad()
+    for name, value in gradients[0].items():
+        torch.testing.assert_close(value, gradients[1][name], atol=1e-4, rtol=1e-4)
     counted = Counted(policy, monkeypatch)
-    assert policy.answer_hidden(group_members(40, [11] * 8)).requires_grad
-    assert counted.batches == [(8, 50)]
+    policy.answer_hidden(pairs)
+    assert counted.batches == [(1, 40), (2, 10), (1, 29)]
+
+
+@torch.no_grad()
+def test_what_different_prompts_begin_with_is_read_once(policy, monkeypatch) -> None:
+    """Three contexts of 20 tokens behind a question of 50, two behind another, all behind a system message of 5."""
+    system, pairs = tokens(5, 0), []
+    for question, contexts in ((1, 3), (2, 2)):
+        asked = system + tokens(45, question)
+        pairs += [(asked + tokens(20, 10 * question + n), tokens(11, n)) for n in range(contexts)]
+    pairs.append((pairs[0][0], tokens(4, 9)))
+    wanted = alone(policy, pairs)
+    counted = Counted(policy, monkeypatch)
+    torch.testing.assert_close(policy.answer_hidden(pairs), wanted, atol=1e-5, rtol=1e-5)
+    assert counted.batches == [(2, 50), (6, 30)]
+    assert tokens_read(pairs, shares=True) == 100 + 180
+    assert tokens_read(pairs, shares=False) == 6 * 80
 
 
 @torch.no_grad()
@@ -195,21 +220,23 @@ def test_padding_within_a_bucket_is_a_quarter_and_sixteen_tokens_at_most() -> No
 def test_sharing_pays_from_a_quarter_of_the_tokens() -> None:
     """Two group members of prompt P and T = 30 tokens behind it: 2 · (P + 30) whole, P + 60 shared, P saved."""
     assert plan_sharing(group_members(29, [31, 31])) == []  # 29 of 118
-    assert plan_sharing(group_members(30, [31, 31])) == [SharedBatch((tokens(30, 0),), (0, 1), ((0, 1),))]  # 30 of 120
+    assert plan_sharing(group_members(30, [31, 31])) == [
+        SharedBatch((tokens(30, 0),), ((0, 1),), {0: 0, 1: 0}, 90)
+    ]  # 30 of 120
 
 
 def test_a_prompt_that_occurs_once_is_no_part_of_the_plan() -> None:
     pairs = group_members(40, [4], seed=1) + group_members(50, [5, 6], seed=2) + group_members(50, [7], seed=3)
-    assert [batch.rows for batch in plan_sharing(pairs)] == [(1, 2)]
+    assert [list(batch.places) for batch in plan_sharing(pairs)] == [[1, 2]]
     assert plan_sharing(pairs[:1] + pairs[3:]) == []
     assert plan_sharing([]) == []
 
 
 def test_a_model_that_keeps_more_than_keys_and_values_does_not_share(policy, monkeypatch) -> None:
     """Layers that carry a recurrent state: a pad before the prompt would move it."""
-    assert can_share(policy)
+    assert policy.shares_prompts
     policy.base.config.layer_types = ["linear_attention", "full_attention"]
-    assert not can_share(policy)
+    assert not policy.shares_prompts
 
 
 def test_buckets_hold_similar_lengths_and_keep_the_order_of_equals() -> None:

@@ -16,6 +16,7 @@ from selfdistill.losses import (
     TokenMask,
     denominators,
 )
+from selfdistill.models.policy import tokens_read
 from selfdistill.models.teacher import Frozen, Teacher
 from selfdistill.training.forward import behaviour_pass, reference_pass
 from selfdistill.training.update import micro_batches, update_policy
@@ -59,11 +60,29 @@ def test_micro_batches_and_order_change_nothing(tiny_policy, tokens: int, reduct
 
 
 def test_micro_batches_hold_every_sample_once_within_their_budget() -> None:
-    samples = [sample_of(f"s{n}", (1,) * (n % 7 + 1), (2,) * (n % 5 + 1)) for n in range(40)]
-    parts = micro_batches(samples, 24)
-    assert sorted(s.uid for part in parts for s in part) == sorted(s.uid for s in samples)
-    assert all(len(part) * max(len(s.student_prompt_ids + s.completion_ids) for s in part) <= 24 for part in parts)
-    assert len(parts) < 40
+    samples = [sample_of(f"s{n}", (n % 7,) * (n % 7 + 1), (2,) * (n % 5 + 1)) for n in range(40)]
+    for shares, fewest in ((True, 8), (False, 9)):
+        parts = micro_batches(samples, 24, shares=shares)
+        assert sorted(s.uid for part in parts for s in part) == sorted(s.uid for s in samples)
+        pairs = [[(s.student_prompt_ids, s.completion_ids) for s in part] for part in parts]
+        assert all(tokens_read(part, shares=shares) <= 24 for part in pairs)
+        assert fewest <= len(parts) < 20
+
+
+def test_rollouts_of_one_prompt_are_learned_from_behind_one_reading_of_it(tiny_policy, monkeypatch) -> None:
+    """Prompts of 40 tokens with four answers of up to 9: 40 + 8 + 8 + 6 + 6 tokens are read, not 188."""
+    policy, read = precise(tiny_policy()), []
+    prompt, backbone = tuple(range(60, 100)), policy.backbone
+    samples = [sample_of(f"s{n}", prompt, tuple(range(100, 109 - n % 3)), advantage=1.0 - n) for n in range(4)]
+    batch = weighed(samples, sampler_correction=False)
+    wanted_report, wanted = update(policy, batch, tokens=1)
+    monkeypatch.setattr(
+        policy, "backbone", lambda ids_BL, *rest: (read.append(ids_BL.shape), backbone(ids_BL, *rest))[1]
+    )
+    report, found = update(policy, batch)
+    assert read == [(1, 40), (4, 8)]
+    assert report.loss == pytest.approx(wanted_report.loss, rel=1e-6)
+    assert_same(found, wanted)
 
 
 def test_one_long_answer_weighs_as_much_as_a_short_one_or_as_its_tokens(tiny_policy) -> None:

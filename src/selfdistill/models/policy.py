@@ -1,17 +1,18 @@
 """A language model as the rest of the package uses it: token ids in, hidden states out, and the head to logits.
 
-Without gradients, a prompt with several completions is read once, and its keys and values are copied for each of them:
-8 completions of T tokens after P tokens cost P + 8·T tokens, not 8·(P + T).
+What several prompts begin with is read once, and its keys and values are copied for each of them: 8 completions of T
+tokens after P tokens cost P + 8·T tokens, not 8·(P + T), with gradients and without.
 
 Legend: B rows of a batch, L tokens of the longest, N answer positions, T of one answer, D hidden size, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import pairwise
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import torch
@@ -68,6 +69,16 @@ class Policy:
     def has_adapter(self) -> bool:
         """Whether a LoRA adapter, and nothing else, is trained."""
         return self.model is not self.base
+
+    @property
+    def shares_prompts(self) -> bool:
+        """Whether the model keeps only keys and values of a prompt, of which rows can be copied and left-padded."""
+        from transformers import DynamicCache
+        from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+        # Not their subclasses: those keep more, such as a recurrent state.
+        layers = DynamicCache(config=self.base.config).layers
+        return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
 
     @property
     def description(self) -> str:
@@ -133,7 +144,7 @@ class Policy:
                 what, got = "the model cannot read that much", f"{len(prompt)} + {len(completion)} tokens"
                 do = "shorten the prompt, or sample fewer tokens"
                 raise ModelError(what, got=got, why=f"{self.name} reads at most {self.context_length}", do=do)
-        plan = [] if torch.is_grad_enabled() or not can_share(self) else plan_sharing(pairs, max_tokens)
+        plan = plan_sharing(pairs, max_tokens) if self.shares_prompts else []
         states: dict[int, Tensor] = {}
         with self.autocast():
             for batch in plan:
@@ -186,47 +197,89 @@ def padded(policy: Policy, rows: Sequence[TokenIds], side: Literal["left", "righ
 
 @dataclass(frozen=True, slots=True)
 class SharedBatch:
-    """Different prompts that are read side by side, the indices of all pairs that begin with one of them, and how those
-    are cut into batches. A completion of one token is in no batch: the prompt alone predicts it."""
+    """Different beginnings of prompts that are read side by side, and the indices of the pairs behind them, cut into
+    batches. A pair that nothing is left of is in no batch: the beginning alone predicts it."""
 
-    prompts: tuple[TokenIds, ...]
-    rows: tuple[int, ...]
+    beginnings: tuple[TokenIds, ...]
     buckets: tuple[tuple[int, ...], ...]
+    places: Mapping[int, int]
+    """The place of a pair's beginning, by index."""
+    tokens: int
+    """All that are read, padding included."""
 
 
 def plan_sharing(pairs: Sequence[TokenPair], max_tokens: int | None = None) -> list[SharedBatch]:
-    """How to read the pairs whose prompt occurs more than once; [] where reading every pair whole costs about as much.
+    """How to read the pairs whose prompts begin alike; [] where reading every pair whole costs about as much.
 
     It pays when it saves at least a quarter of the tokens of these pairs, padding included: batches are then smaller
     and more, and attention behind a cache takes a mask. No batch with its cache holds more than `max_tokens`, unless a
     single pair does.
     """
-    found: dict[TokenIds, list[int]] = {}
-    for index, (prompt, _) in enumerate(pairs):
-        found.setdefault(prompt, []).append(index)
-    shared = {prompt: rows for prompt, rows in found.items() if len(rows) > 1}
-    prompts, plan, cost = list(shared), list[SharedBatch](), 0
-    for bucket in length_buckets([len(prompt) for prompt in prompts], max_tokens):
-        batch = tuple(prompts[place] for place in bucket)
-        rows = tuple(index for prompt in batch for index in shared[prompt])
-        longer = [index for index in rows if len(pairs[index][1]) > 1]
-        lengths = [len(pairs[index][1]) - 1 for index in longer]
+    shared = shared_beginnings(pairs)
+    beginnings, plan = list(shared), list[SharedBatch]()
+    for bucket in length_buckets([len(beginning) for beginning in beginnings], max_tokens):
+        batch = tuple(beginnings[place] for place in bucket)
+        places = {index: place for place, beginning in enumerate(batch) for index in shared[beginning]}
+        left = {index: _left(pairs[index], batch[place]) for index, place in places.items()}
+        longer = [index for index, count in left.items() if count]
+        lengths = [left[index] for index in longer]
         cuts = length_buckets(lengths, max_tokens, behind=len(batch[-1]))
-        plan.append(SharedBatch(batch, rows, tuple(tuple(longer[place] for place in cut) for cut in cuts)))
-        cost += len(batch) * len(batch[-1]) + sum(len(cut) * lengths[cut[-1]] for cut in cuts)
-    whole = [len(prompt) + len(pairs[index][1]) - 1 for prompt, rows in shared.items() for index in rows]
-    cost_whole = sum(len(bucket) * whole[bucket[-1]] for bucket in length_buckets(whole, max_tokens))
-    return plan if cost_whole - cost >= PAYS_FROM * cost_whole else []
+        buckets = tuple(tuple(longer[place] for place in cut) for cut in cuts)
+        tokens = len(batch) * len(batch[-1]) + sum(len(cut) * lengths[cut[-1]] for cut in cuts)
+        plan.append(SharedBatch(batch, buckets, places, tokens))
+    cost = sum(batch.tokens for batch in plan)
+    whole = _padded_tokens([_left(pairs[index], ()) for rows in shared.values() for index in rows], max_tokens)
+    return plan if whole - cost >= PAYS_FROM * whole else []
 
 
-def can_share(policy: Policy) -> bool:
-    """Whether all that the model keeps of a prompt is keys and values, of which rows can be copied and left-padded."""
-    from transformers import DynamicCache
-    from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+def tokens_read(pairs: Sequence[TokenPair], *, shares: bool) -> int:
+    """How many tokens `Policy.answer_hidden` reads, padding included, of a model that shares or of one that cannot."""
+    plan = plan_sharing(pairs) if shares else []
+    planned = {index for batch in plan for index in batch.places}
+    rest = [_left(pair, ()) for index, pair in enumerate(pairs) if index not in planned]
+    return sum(batch.tokens for batch in plan) + _padded_tokens(rest, None)
 
-    # Not their subclasses: those keep more, such as a recurrent state.
-    layers = DynamicCache(config=policy.base.config).layers
-    return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
+
+def _padded_tokens(lengths: Sequence[int], max_tokens: int | None) -> int:
+    return sum(len(bucket) * lengths[bucket[-1]] for bucket in length_buckets(lengths, max_tokens))
+
+
+def shared_beginnings(pairs: Sequence[TokenPair]) -> dict[TokenIds, list[int]]:
+    """Indices of pairs by what their prompts begin with, where reading it once saves a quarter of their tokens.
+
+    Prompts are sorted, and cut apart where neighbours share less than half of what one of them shares with its other
+    neighbour: questions that have a system message in common are read apart, contexts behind one question together.
+    """
+    order = sorted(range(len(pairs)), key=lambda index: pairs[index][0])
+    common = [_common(pairs[one][0], pairs[other][0]) for one, other in pairwise(order)]
+    around = [0, *common, 0]
+    groups: list[list[int]] = []
+    for place, index in enumerate(order):
+        if place and 2 * around[place] >= max(around[place - 1], around[place + 1]):
+            groups[-1].append(index)
+        else:
+            groups.append([index])
+    shared: dict[TokenIds, list[int]] = {}
+    for group in groups:
+        first, last = pairs[group[0]][0], pairs[group[-1]][0]  # sorted: all begin as these two do
+        saved, whole = (len(group) - 1) * _common(first, last), sum(_left(pairs[index], ()) for index in group)
+        if saved and saved >= PAYS_FROM * whole:
+            shared[first[: _common(first, last)]] = sorted(group)
+    return dict(sorted(shared.items(), key=lambda item: item[1][0]))
+
+
+def _common(one: TokenIds, other: TokenIds) -> int:
+    """How many tokens both begin with."""
+    low, high = 0, min(len(one), len(other))
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if one[low:middle] == other[low:middle] else (low, middle - 1)
+    return low
+
+
+def _left(pair: TokenPair, beginning: TokenIds) -> int:
+    """Tokens of a pair to be read behind its beginning; the last of a completion predicts nothing."""
+    return len(pair[0]) - len(beginning) + len(pair[1]) - 1
 
 
 def read_unshared(
@@ -246,22 +299,24 @@ def read_unshared(
 
 
 def read_shared(policy: Policy, pairs: Sequence[TokenPair], batch: SharedBatch) -> dict[int, Tensor]:
-    """What `read_unshared` gives, up to float noise, of the pairs of one batch. Needs gradients to be off."""
+    """What `read_unshared` gives, up to float noise, of the pairs of one batch."""
     from selfdistill.models.kv_cache import rounded_cache
 
     cache = rounded_cache(policy.base.config, precision.cache_dtype(policy.dtype))
-    ids_BL, mask_BL = padded(policy, batch.prompts, "left")
+    ids_BL, mask_BL = padded(policy, batch.beginnings, "left")
     last_BD = policy.backbone(ids_BL, cache, mask_BL)[:, -1].clone()
-    places = {prompt: row for row, prompt in enumerate(batch.prompts)}
-    states = {index: last_BD[places[pairs[index][0]]][None] for index in batch.rows}
+    states = {index: last_BD[place][None] for index, place in batch.places.items()}
     for bucket in batch.buckets:
-        rows_B = torch.tensor([places[pairs[index][0]] for index in bucket], device=policy.device)
-        ids_BL, _ = padded(policy, [pairs[index][1][:-1] for index in bucket], "right")
+        rows_B = torch.tensor([batch.places[index] for index in bucket], device=policy.device)
+        read = [(*pairs[i][0], *pairs[i][1][:-1])[len(batch.beginnings[batch.places[i]]) :] for i in bucket]
+        ids_BL, _ = padded(policy, read, "right")
         behind_BL = None if mask_BL is None else torch.cat([mask_BL[rows_B], torch.ones_like(ids_BL)], dim=1)
-        copies = copy(cache)  # layers replace their tensors, so the prompts' own stay as they are
+        copies = copy(cache)  # layers replace their tensors, so the beginnings' own stay as they are
         copies.layers = [copy(layer) for layer in cache.layers]
         copies.batch_select_indices(rows_B)
         hidden_BLD = policy.backbone(ids_BL, copies, behind_BL)
         for row, index in enumerate(bucket):
-            states[index] = torch.cat([states[index], hidden_BLD[row, : len(pairs[index][1]) - 1]])
+            length, count = len(read[row]), len(pairs[index][1])
+            own_TD = hidden_BLD[row, max(0, length - count) : length]
+            states[index] = torch.cat([states[index], own_TD])[-count:] if length < count else own_TD.clone()
     return states

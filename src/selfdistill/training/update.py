@@ -26,12 +26,12 @@ from selfdistill.losses.reduction import Denominators, Reduction, denominators, 
 from selfdistill.losses.shaping import TokenTable
 from selfdistill.losses.spec import LOSS_TERMS, LossSpec, LossTerm, TokenStats, TokenWeights
 from selfdistill.losses.token_weights import weigh_tokens
-from selfdistill.models.policy import Policy, length_buckets
+from selfdistill.models.policy import Policy, tokens_read
 from selfdistill.training import forward
 from selfdistill.training.forward import ForwardPass, by_uid, per_token
 from selfdistill.training.samples import CreditedRollout
 from selfdistill.training.session import Learner, Totals
-from selfdistill.types import RolloutGroup, TrainingSample
+from selfdistill.types import RolloutGroup, TokenIds, TrainingSample
 
 MAGNITUDE = "magnitude"  # in a run's memory: the running mean of Σ p|a|
 DECAY = 0.99  # of that mean, per step
@@ -234,7 +234,7 @@ def update_policy(
     if batch.reference is not None:  # samples carry their own scale
         loss_specs = [replace(spec, reference=ReferenceKL(1.0)) for spec in loss_specs]
     by_part, stats, log_ratio = [], [], dict[str, tuple[float, ...]]()
-    for part in micro_batches(batch.samples, tokens):
+    for part in micro_batches(batch.samples, tokens, shares=policy.shares_prompts):
         found = _backward(policy, loss_specs[part[0].spec_index], batch, part)
         by_part.append(found.terms)
         stats.append(found.stats)
@@ -256,14 +256,26 @@ def update_policy(
     return UpdateReport(loss, terms, grad_norm, skipped, **means, log_ratio=log_ratio)
 
 
-def micro_batches(samples: Sequence[TrainingSample], tokens: int) -> list[list[TrainingSample]]:
-    """Samples of one loss and of similar length together, at most `tokens` tokens each."""
-    batches = []
-    for index in sorted({s.spec_index for s in samples}):
-        own = [s for s in samples if s.spec_index == index]
-        read = [len(s.completion_ids) + sum(len(ids) for _, ids in s.observed) for s in own]
-        lengths = [len(s.student_prompt_ids) + length for s, length in zip(own, read, strict=True)]
-        batches += [[own[place] for place in bucket] for bucket in length_buckets(lengths, tokens)]
+def micro_batches(samples: Sequence[TrainingSample], tokens: int, *, shares: bool = True) -> list[list[TrainingSample]]:
+    """Samples of one loss and of similar length together, those of one prompt side by side, since a model that `shares`
+    reads it once. Reading a batch takes at most `tokens` tokens, unless it is a single sample."""
+
+    def fits(part: Sequence[TrainingSample]) -> bool:
+        pairs = [(s.student_prompt_ids, s.continuation()[0] if s.observed else s.completion_ids) for s in part]
+        most = sum(len(prompt) + len(ids) for prompt, ids in pairs)  # without padding
+        return 1.25 * most + 16 * len(pairs) <= tokens or tokens_read(pairs, shares=shares) <= tokens
+
+    groups: dict[tuple[int, int, TokenIds], list[TrainingSample]] = {}
+    for s in sorted(samples, key=lambda s: len(s.completion_ids)):
+        key = (s.spec_index, len(s.student_prompt_ids), s.student_prompt_ids)
+        groups.setdefault(key, []).append(s)
+    batches: list[list[TrainingSample]] = []
+    for _, group in sorted(groups.items(), key=lambda item: item[0]):
+        for piece in [group] if fits(group) else [[s] for s in group]:
+            if batches and batches[-1][0].spec_index == group[0].spec_index and fits([*batches[-1], *piece]):
+                batches[-1] += piece
+            else:
+                batches.append(list(piece))
     return batches
 
 
