@@ -15,9 +15,11 @@ import typer
 
 import selfdistill as sd
 from selfdistill.cli import app
-from selfdistill.config import RunConfig, from_settings, load_config
+from selfdistill.config import RunConfig, from_settings, load_config, parse_override
 from selfdistill.data.load import load_tasks, question_rows
+from selfdistill.envs.judge import JudgeOptions
 from selfdistill.methods import METHODS, Credit
+from selfdistill.options import build
 from selfdistill.runs import EvalRecord, RolloutRecord, StepRecord
 from selfdistill.test_time.comparison import StrategyComparison, parse_arm
 from selfdistill.types import DropReason, Outcome, Task
@@ -95,7 +97,10 @@ def test_command_lines_are_understood():
         assert {word for word in rest if word.startswith("-")} <= known, words
         arms = [parse_arm(word) for flag, word in pairwise(rest) if flag == "--arm"]
         assert not arms or StrategyComparison(tuple(arms), ("task",)).config(arms[-1])
-        load_config(None, [word for word in rest if "=" in word and " " not in word])
+        settings = [word for word in rest if "=" in word and " " not in word]
+        load_config(None, [word for word in settings if not word.startswith("judge.")])
+        judge = dict(parse_override(word.removeprefix("judge.")) for word in settings if word.startswith("judge."))
+        build(JudgeOptions, judge)
 
 
 def test_relative_links_lead_somewhere():

@@ -7,7 +7,9 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -73,6 +75,64 @@ def test_an_own_function_with_tasks_of_its_own_is_checked(tmp_path: Path) -> Non
     result = runner.invoke(app, ["check", "--env", f"{env}:env"])
     assert result.exit_code == 0
     assert "32 of 32 rows can be used" in result.stdout
+
+
+class Grader(BaseHTTPRequestHandler):
+    """A judge for which every answer with a z is right."""
+
+    def do_POST(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["messages"][1]["content"]
+        graded = json.dumps({"score": float("z" in asked.partition("<answer to grade")[2]), "feedback": "Why?"})
+        reply = json.dumps({"choices": [{"message": {"content": graded}}], "usage": {"prompt_tokens": 7}}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(reply)))
+        self.end_headers()
+        self.wfile.write(reply)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_a_judge_is_compared_with_the_environment_on_given_answers(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    env = Path(__file__).parents[2] / "examples" / "my_env.py"
+    answers = [{"id": "11", "answer": text} for text in ("22", "22 z", "z", "c")]
+    (tmp_path / "answers.jsonl").write_bytes(lines(*answers))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Grader)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    own = [f"judge.url=http://127.0.0.1:{server.server_port}/v1", "judge.model=grader"]
+    command = ["check", "--env", f"{env}:env", "--answers", str(tmp_path / "answers.jsonl"), "--judge", "Right."]
+    result = runner.invoke(app, [*command, *own])
+    server.shutdown()
+    assert result.exit_code == 0, result.output
+    found = [json.loads(line) for line in result.stdout.split("\n")[:-1]]
+    rewards = [score["reward"] for score in found]
+    assert found[0] == {"id": "11", "reward": 1.0, "judge": 0.0, "feedback": "Why?"}
+    assert [score["judge"] for score in found] == [0.0, 1.0, 1.0, 0.0]
+    assert f"equal decisions {sum(a == b for a, b in zip(rewards, (0, 1, 1, 0), strict=True)) / 4:.3f}" in result.stderr
+    assert "cost of the judge: 4 calls, 28 tokens read, 0 written" in result.stderr
+    for arguments, message in (
+        (["check", "--env", f"{env}:env", "--judge", "Right."], "a judge is compared on answers"),
+        ([*command[:-2], "judge.model=policy"], "these are settings of a judge"),
+        ([*command, "judge.modl=x"], "did you mean 'model'"),
+        ([*command, own[0]], "does not read url"),
+        ([*command, "judge.url=http://127.0.0.1:9/v1", own[1], "judge.tries=1"], "no answer has the decisions of both"),
+    ):
+        result = runner.invoke(app, arguments, env={"COLUMNS": "200"})
+        assert (result.exit_code, message in result.stderr) == (2, True), result.stderr
+
+
+def test_of_a_log_it_counts_what_is_left_out(tmp_path: Path) -> None:
+    texts = ["write a note", "hey!", "rewrite this formally", "Dear all.", "what is 27*4?"]
+    turns = [{"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(texts)]
+    (tmp_path / "log.jsonl").write_bytes(lines({"messages": turns}, {"messages": turns[:2]}))
+    command = ["check", "--data", str(tmp_path / "log.jsonl")]
+    result = runner.invoke(app, [*command, "--env", "chats", "env.min_reply_characters=15"])
+    assert result.exit_code == 0, result.output
+    counts = "1 answers with the user's next turn; left out: 1 (no next turn of the user), 1 (too short or too long)"
+    assert f"log.jsonl: {counts}" in result.stdout
+    assert "feedback on" not in result.stdout
+    assert "for a log of conversations: --env chats" in runner.invoke(app, command).stdout
 
 
 def test_ctrl_c_ends_it_without_a_traceback(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from selfdistill.envs import judge
 from selfdistill.envs.base import HANGING, Fault, Scored, score_all
 from selfdistill.envs.registry import make_environment
 from selfdistill.errors import ConfigError, EnvError
-from selfdistill.types import Completion, DropReason, Message, Outcome, Task
+from selfdistill.types import Completion, DropReason, Message, Outcome, StopReason, Task
 
 TASK = Task("sky", (Message("user", "What colour is the sky?"),), {"answer": "blue", "levels": [1, 2]})
 KEY = "sk-very-secret"
@@ -84,6 +84,21 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 def judged(server: Server, text: str = "Grey.", **settings: Any) -> Scored:
     env = sd.Judge("Names a colour.", url=server.url, model="grader", **settings)
     return score_all(env, [(TASK, Completion("a", text))])[0]
+
+
+PAIRS = [(TASK, Completion(name, f"Grey {name}.")) for name in "abc"]
+
+
+def policy_judge(*texts: str | None, stop: StopReason = StopReason.END, **settings: Any) -> tuple[sd.Judge, list[Any]]:
+    """A judge that is a model with these replies of three tokens; and what the model read."""
+    env, calls = sd.Judge("Names a colour.", model="policy", **settings), list[Any]()
+
+    def replies(prompts: Any, uids: Any, options: judge.ReplyOptions) -> list[tuple[Completion, int] | None]:
+        calls.append((prompts, uids, options))
+        return [None if text is None else (Completion("", text, (1, 2, 3), stop=stop), 90) for text in texts]
+
+    env.use_policy(replies)
+    return env, calls
 
 
 def test_score_feedback_and_cost(server: Server) -> None:
@@ -260,3 +275,55 @@ def test_it_is_made_by_name_and_says_what_is_missing(server: Server) -> None:
         sd.Judge("Short.", url=server.url, model="grader", time_limit=3)
     with pytest.raises(ConfigError, match="concurrency"):
         sd.Judge("Short.", url=server.url, model="grader", concurrency=0)
+
+
+@pytest.mark.parametrize("concurrency", [1, 4])
+def test_an_endpoint_that_hangs_costs_two_time_limits(server: Server, concurrency: int) -> None:
+    server.reply = lambda request: (time.sleep(1), (200, chat(GOOD)))[1]
+    env = sd.Judge("Short.", url=server.url, model="grader", concurrency=concurrency, time_limit_s=0.2)
+    began = time.monotonic()
+    found = score_all(env, [(TASK, Completion(str(n), "Grey.")) for n in range(40)])
+    assert time.monotonic() - began < 0.9
+    assert {entry.drop for entry in found if isinstance(entry, Fault)} == {DropReason.ENV_TIMEOUT}
+    assert found[-1] == Fault(DropReason.ENV_TIMEOUT, f"not tried: {server.url} answered no call for 0.4 s")
+    assert env.spent["judge_calls"] == 2 * concurrency
+
+
+def test_an_endpoint_that_is_slow_now_and_then_is_not_given_up(server: Server) -> None:
+    server.reply = lambda request: (time.sleep(0.4 * (len(server.requests) % 2)), (200, chat(GOOD)))[1]
+    env = sd.Judge("Short.", url=server.url, model="grader", concurrency=1, time_limit_s=0.25)
+    found = score_all(env, [(TASK, Completion(str(n), "Grey.")) for n in range(8)])
+    assert sum(isinstance(entry, Outcome) for entry in found) == 4
+
+
+def test_the_policy_judges_and_its_tokens_are_counted() -> None:
+    env, calls = policy_judge(GOOD, "Good!", None, request={"temperature": 0.5, "max_tokens": 40})
+    found = env.score_batch(PAIRS)
+    cost = {"judge_calls": 1, "judge_prompt_tokens": 90, "judge_completion_tokens": 3}
+    assert found[0] == Outcome(0.75, "Name the hour.", cost)
+    assert [entry.drop for entry in found[1:]] == [DropReason.BAD_OUTCOME, DropReason.ENV_RAISED]
+    assert "Good!" in found[1].text
+    assert "do not fit" in found[2].text
+    assert env.spent == {name: 2 * count for name, count in cost.items()}, "a dropped answer costs as much"
+    ((prompts, uids, options),) = calls
+    assert [turn.role for turn in prompts[0]] == ["system", "user"]
+    assert "Grey a." in prompts[0][1].content
+    assert (uids, options) == (["a.judge", "b.judge", "c.judge"], judge.ReplyOptions(40, 0.5))
+    env, _ = policy_judge(GOOD[:-3], stop=StopReason.LENGTH)
+    assert "cut off at request.max_tokens" in env.score_batch(PAIRS[:1])[0].text
+
+
+def test_the_policy_as_judge_refuses_what_it_does_not_read(server: Server) -> None:
+    with pytest.raises(EnvError, match="no model was opened"):
+        sd.Judge("Short.", model="policy").score(*PAIRS[0])
+    for settings, message in (
+        ({"model": "policy", "concurrency": 2}, "does not read concurrency"),
+        ({"model": "policy", "url": server.url}, "does not read url"),
+        ({"model": "grader", "url": server.url, "weights": "current"}, "does not read weights"),
+        ({"model": "policy", "weights": "first"}, "weights"),
+        ({"model": "policy", "request": {"max_token": 3}}, "did you mean 'max_tokens'"),
+        ({"model": "policy", "request": {"temperature": -1}}, "temperature"),
+        ({}, "a judge needs model"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            sd.Judge("Short.", **settings)

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
@@ -23,8 +23,9 @@ from selfdistill.envs.scoring import MODES, entry_of
 from selfdistill.errors import DataError, SelfDistillError
 from selfdistill.files import json_object, numbered_lines
 from selfdistill.prompts.render import Renderer
+from selfdistill.runs import read_run
 from selfdistill.runs.events import Callback, Phase
-from selfdistill.types import Completion, Outcome, Task
+from selfdistill.types import ANSWER, Completion, Outcome, Task
 
 SLICE = 32  # answers between two signs of progress
 EXAMPLES = 2  # of feedback
@@ -38,6 +39,19 @@ class TaskRow(NamedTuple):
 
     place: str
     found: Task | DataError
+
+
+class TaskRows(list[TaskRow]):
+    """All rows, and for a log `left_out`: its answers that became no tasks, by the key of `REASONS`."""
+
+    def __init__(self, rows: Iterable[TaskRow], left_out: Counter[str]) -> None:
+        super().__init__(rows)
+        self.left_out = left_out
+
+    @property
+    def tasks(self) -> list[Task]:
+        """Those of the rows that can be used."""
+        return [row.found for row in self if isinstance(row.found, Task)]
 
 
 class Example(NamedTuple):
@@ -86,20 +100,21 @@ class CheckReport:
     notes: list[str] = field(default_factory=list)
 
 
-def every_row(env: ScoringEnvironment, data: str, options: RowOptions = AS_NAMED) -> list[TaskRow]:
+def every_row(env: ScoringEnvironment, data: str, options: RowOptions = AS_NAMED) -> TaskRows:
     """All rows of a data set, else the environment's own tasks. Raises `DataError` for a file that cannot be read."""
     if not data:
-        return [TaskRow(f"task {task.id!r}", task) for task in training_tasks(env, "")]
-    code, source, rows = isinstance(env, CodeEnvironment), options.open(data), []
+        return TaskRows((TaskRow(f"task {task.id!r}", task) for task in training_tasks(env, "")), Counter())
+    code, source, rows = isinstance(env, CodeEnvironment), options.open(data), list[TaskRow]()
     convert: Convert = row_to_task if code else question_task
+    left_out = Counter[str]()
     if isinstance(env, ChatsEnvironment):
-        convert = ChatRows(env.options)
+        convert = ChatRows(env.options, left_out)
     for place, found in read_rows(source, options.mapped(convert)):
         if isinstance(found, Task) and not code:
             why = why_unusable(env, found)
             found = DataError(f"{place}: {why}") if why else prepared(env, found)
         rows.append(TaskRow(place, found))
-    return rows
+    return TaskRows(rows, left_out)
 
 
 def check_rows(
@@ -119,13 +134,19 @@ def check_rows(
     if renderer is not None:
         report.limit = min(max_prompt_tokens, renderer.context_length - 1)
         _measure_prompts(tasks, renderer, report.limit, report, callback)
+    if isinstance(env, ChatsEnvironment):  # gives no reward
+        return report
     _score_references(env, tasks, report, callback)
     _score_wrong_answers(env, tasks, report, callback)
     return report
 
 
 def read_answers(path: Path) -> list[Answer]:
-    """The answers of a JSONL file, `{"id": …, "answer": …}` a line; a task may have several. Raises `DataError`."""
+    """The answers of a JSONL file, `{"id": …, "answer": …}` a line, or of a run's directory; a task may have several.
+    Raises `DataError`, `RunError`."""
+    if path.is_dir():
+        own = (record for record in read_run(path).rollouts() if record.stage == ANSWER and not record.turns)
+        return [Answer(record.task, record.completion, f"{path}: {record.uid}") for record in own]
     answers = []
     for line, text in numbered_lines(path, what="the file of answers"):
         row = Row(str(path), line, "answer", json_object(text, f"{path}:{line}"))
@@ -140,19 +161,25 @@ def score_answers(
     env: ScoringEnvironment, rows: Sequence[TaskRow], answers: Sequence[Answer], callback: Callback
 ) -> Iterator[Score]:
     """One score an answer, in order. Raises `SandboxError`."""
-    tasks = {row.found.id: row.found for row in rows if isinstance(row.found, Task)}
-    numbers = defaultdict[str, Iterator[int]](itertools.count)
-    pairs = [
-        (tasks[name], Completion(f"{name}-{next(numbers[name])}", text)) for name, text, _ in answers if name in tasks
-    ]
+    pairs = answered(rows, answers)
+    known = {task.id for task, _ in pairs}
     scored = _scored(env, pairs, "scoring answers", callback)
     for name, _, place in answers:
-        if name not in tasks:
+        if name not in known:
             yield Score(name, None, "", UNKNOWN_ID, f"{place}: no row that can be used has the id {name!r}")
         elif isinstance(found := next(scored), Fault):
             yield Score(name, None, "", str(found.drop), f"{name!r} was not scored: {found.text.strip()}")
         else:
             yield Score(name, found.reward, found.feedback, _failure(found))
+
+
+def answered(rows: Sequence[TaskRow], answers: Sequence[Answer]) -> list[Pair]:
+    """The tasks of the answers, and these as completions; answers to unknown tasks are left out."""
+    tasks = {row.found.id: row.found for row in rows if isinstance(row.found, Task)}
+    numbers = defaultdict[str, Iterator[int]](itertools.count)
+    return [
+        (tasks[name], Completion(f"{name}-{next(numbers[name])}", text)) for name, text, _ in answers if name in tasks
+    ]
 
 
 def _failure(outcome: Outcome) -> str:

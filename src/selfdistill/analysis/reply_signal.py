@@ -12,24 +12,44 @@ from selfdistill.analysis.control_contexts import contexts_of_others
 from selfdistill.analysis.token_credit import answer_logprobs
 from selfdistill.models.policy import Policy
 from selfdistill.prompts.render import Renderer
+from selfdistill.runs import Estimate
+from selfdistill.runs.events import Callback, Phase, no_callback
+from selfdistill.runs.stats import clustered_share
 from selfdistill.types import Context, DropReason, Task
+
+CONTROLS = 4  # unrelated replies for each answer
+SLICE = 8  # answers between two signs of progress
 
 
 @dataclass(frozen=True, slots=True)
 class ReplySignal:
     """The mean |log q − log p| over a logged answer: under the reply (`own`), and the largest of those under unrelated
-    replies, each for every answer. `left_out` answers did not fit the model, or had no other replies."""
+    replies, each for every one of the `tasks`. `left_out` answers did not fit the model, or had no other replies."""
 
     own: tuple[float, ...]
     unrelated: tuple[float, ...]
     controls: int
     left_out: int = 0
+    tasks: tuple[Task, ...] = ()
 
     @property
     def share(self) -> float:
         """Of the answers that their reply moves more than every unrelated one; 0 without answers."""
-        moved = sum(own > other for own, other in zip(self.own, self.unrelated, strict=True))
-        return moved / len(self.own) if self.own else 0.0
+        return self.moved.value if self.own else 0.0
+
+    @property
+    def moved(self) -> Estimate:
+        """The share, with its 95 % interval over conversations. There must be answers."""
+        by_question = dict[str, list[bool]]()
+        for task, own, other in zip(self.tasks, self.own, self.unrelated, strict=True):
+            by_question.setdefault(_question(task), []).append(own > other)
+        return clustered_share([(sum(each), len(each)) for each in by_question.values()])
+
+    @property
+    def ranked(self) -> list[tuple[float, Task]]:
+        """How much further its own reply moves each answer than the unrelated ones, in nats; the largest first."""
+        margins = [own - other for own, other in zip(self.own, self.unrelated, strict=True)]
+        return sorted(zip(margins, self.tasks, strict=True), key=lambda pair: -pair[0])
 
     @property
     def by_chance(self) -> float:
@@ -37,19 +57,29 @@ class ReplySignal:
         return 1 / (self.controls + 1)
 
 
-def reply_signal(policy: Policy, renderer: Renderer, tasks: Sequence[Task], *, controls: int = 4) -> ReplySignal:
+def reply_signal(
+    policy: Policy,
+    renderer: Renderer,
+    tasks: Sequence[Task],
+    *,
+    controls: int = CONTROLS,
+    callback: Callback = no_callback,
+) -> ReplySignal:
     """Reads each logged answer under its reply and under `controls` replies (up to 19) from other conversations, those
     that begin with another question. Raises `ModelError`."""
     known = [(_question(task), Context("reply", reply=task.user_reply)) for task in tasks if task.user_reply.strip()]
-    own, unrelated = list[float](), list[float]()
-    for task in tasks:
+    own, unrelated, read = list[float](), list[float](), list[Task]()
+    for number, task in enumerate(tasks):
+        if number % SLICE == 0:
+            callback(Phase("measuring what replies move", number, len(tasks)))
         context = Context("reply", reply=task.user_reply)
         others = contexts_of_others(context, known, _question(task))[:controls]
         moves = _moves(policy, renderer, task, [context, *others]) if len(others) == controls else []
         if moves:
             own.append(moves[0])
             unrelated.append(max(moves[1:]))
-    return ReplySignal(tuple(own), tuple(unrelated), controls, len(tasks) - len(own))
+            read.append(task)
+    return ReplySignal(tuple(own), tuple(unrelated), controls, len(tasks) - len(own), tuple(read))
 
 
 def _question(task: Task) -> str:

@@ -8,12 +8,27 @@ from typing import Annotated, Any
 
 import typer
 
-from selfdistill.errors import ConfigError
+from selfdistill.errors import ConfigError, DataError
+from selfdistill.files import is_whole, read_text
 
 
 def optional(text: str, *names: str) -> Any:
     """An option without a default of its own; its help text names what applies in its place."""
     return typer.Option(*names, help=text, show_default=False)
+
+
+def _read(value: str | None) -> str | None:
+    """The text itself, or that of the file it names after an @, without the line ends behind it. Raises `DataError`."""
+    if value is not None and not is_whole(value):
+        raise DataError("a text is no UTF-8", got=ascii(value)[:200], do="give it in UTF-8, or as @FILE")
+    if value is None or not value.startswith("@"):
+        return value
+    return read_text(value[1:], what="the text", do="check the name after the @").rstrip("\r\n")
+
+
+def text_option(meaning: str) -> Any:
+    """An option that takes a text, or the name of its file."""
+    return typer.Option(help=f"{meaning} Text, or @FILE.", show_default=False, callback=_read)
 
 
 def flag(name: str, text: str) -> Any:

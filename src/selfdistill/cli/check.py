@@ -6,21 +6,37 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
-from selfdistill.cli.arguments import ConfigFile, Data, EnvName, Overrides, Seed, as_overrides, optional
+from selfdistill.cli.arguments import (
+    ConfigFile,
+    Data,
+    EnvName,
+    Overrides,
+    Seed,
+    as_overrides,
+    optional,
+    refuse,
+    text_option,
+)
 from selfdistill.errors import DataError
 from selfdistill.runs import Callback, Event, Note, Phase
 
 if TYPE_CHECKING:
-    from selfdistill.analysis.check import Answer, CheckReport, TaskRow
+    from selfdistill.analysis.check import Answer, CheckReport, TaskRow, TaskRows
+    from selfdistill.config import RunConfig
     from selfdistill.envs.base import ScoringEnvironment
+    from selfdistill.envs.judge import Judge
+    from selfdistill.types import Task
 
 PROBLEMS, UNUSABLE = 1, 2  # exit codes
+JUDGE = "judge."
+SHOWN = 3  # replies that move an answer most, and least
 PLAIN_S = 2.0  # seconds between two lines where there is no terminal
 
 
@@ -30,14 +46,24 @@ def check(
     answers: Annotated[
         Path | None,
         optional(
-            'Score the answers of this JSONL file, {"id": …, "answer": …} a line: one JSON line each on standard '
-            "output, in order, with id, reward, feedback and failure."
+            'Score the answers of this JSONL file, {"id": …, "answer": …} a line, or of a run directory: one JSON line '
+            "each on standard output, in order, with id, reward, feedback and failure."
+        ),
+    ] = None,
+    judge: Annotated[
+        str | None,
+        text_option(
+            "Rubric of a judge that scores --answers too: how often it and the environment agree. Its settings: "
+            "judge.model=NAME judge.url=URL; by default it is the model of --model."
         ),
     ] = None,
     config: ConfigFile = None,
     model: Annotated[
         str | None,
-        optional("Measure the prompts with the tokenizer of this model. (default: they are not measured)"),
+        optional(
+            "Measure the prompts with the tokenizer of this model, and of a log what its replies move. (default: they "
+            "are not measured)"
+        ),
     ] = None,
     env: EnvName = None,
     seed: Seed = None,
@@ -45,21 +71,30 @@ def check(
     """Check a file of tasks before a run: rows, reference solutions, tests, duplicates, lengths of prompts.
 
     Every row is looked at. Its reference solution is scored by all of its tests, an empty answer and a program that
-    does nothing by those that training uses. Exit code 0: nothing to correct; 1: problems, all of them listed (with
-    --answers: some answers have no reward); 2: no row can be used.
+    does nothing by those that training uses. Of a log of conversations (--env chats) it counts what the filters leave
+    out. Exit code 0: nothing to correct; 1: problems, all of them listed (with --answers: some answers have no reward);
+    2: no row can be used.
     """
     from selfdistill.analysis.check import check_rows, every_row, read_answers
     from selfdistill.config import RunConfig, load_config
+    from selfdistill.envs.chats import ChatsEnvironment
     from selfdistill.envs.turns import single_turn
     from selfdistill.training.session import open_renderer
 
     flags = {"model": model, "env": env, "data": data, "seed": seed}
-    settings = load_config(config, [*as_overrides(flags), *(overrides or ())])
+    own = [text for text in overrides or () if text.startswith(JUDGE)]
+    settings = load_config(config, [*as_overrides(flags), *(text for text in overrides or () if text not in own)])
+    if answers is None or judge is None:
+        what = "a judge is compared on answers" if answers is None else "these are settings of a judge"
+        do = "give --answers FILE or DIR" if answers is None else "give its rubric: --judge TEXT"
+        refuse([*["--judge"] * (judge is not None), *own], what, do=do)
     given = read_answers(answers) if answers is not None else None
     environment = single_turn(settings.make_env(), "check")
     with _progress() as progress:
         rows = every_row(environment, settings.data, settings.row_options(settings.data_split))
-        if given is not None:
+        if given is not None and judge is not None:
+            well = _compare(environment, _judge(judge, own), settings, rows, given, progress)
+        elif given is not None:
             well = _score(environment, rows, given, progress)
         else:
             measured = model is not None or settings.model != RunConfig().model
@@ -67,10 +102,74 @@ def check(
             longest = settings.context.max_prompt_tokens
             report = check_rows(environment, rows, progress, renderer=renderer, max_prompt_tokens=longest)
             well = not report.problems
+            log = isinstance(environment, ChatsEnvironment)
+            signal = _signal(settings, rows.tasks, progress) if log and measured and rows.tasks else ""
     if given is None:
-        _print(report, settings.data or f"the environment {settings.env.name}")
+        _print(report, settings.data or f"the environment {settings.env.name}", rows if log else None, signal)
     if not well:
         raise typer.Exit(UNUSABLE if all(isinstance(row.found, DataError) for row in rows) else PROBLEMS)
+
+
+def _judge(rubric: str, settings: Sequence[str]) -> Judge:
+    """The judge of `--judge`, the policy unless its settings name another. Raises `ConfigError`."""
+    from selfdistill.config import parse_override
+    from selfdistill.envs.judge import POLICY, Judge
+
+    own = dict(map(parse_override, settings))
+    return Judge(rubric, **{"model": POLICY, **{key.removeprefix(JUDGE): value for key, value in own.items()}})
+
+
+def _compare(
+    env: ScoringEnvironment,
+    judge: Judge,
+    settings: RunConfig,
+    rows: TaskRows,
+    answers: Sequence[Answer],
+    progress: Callback,
+) -> bool:
+    """Prints a line of JSON for each answer, and the agreement on standard error; returns whether every answer was
+    scored and judged."""
+    from selfdistill.analysis.check import answered
+    from selfdistill.analysis.judge_agreement import judge_agreement
+    from selfdistill.envs.base import Fault
+    from selfdistill.envs.judge import COSTS
+    from selfdistill.training.policy_replies import PolicyReplies
+    from selfdistill.training.session import open_policy, open_renderer
+
+    pairs = answered(rows, answers)
+    if judge.policy_weights:
+        policy = open_policy(settings, progress, trained=False)
+        judge.use_policy(PolicyReplies(policy, open_renderer(settings, progress), settings.seed))
+    found, scored = judge_agreement(env, judge, pairs, progress)
+    for (task, _), both in zip(pairs, scored, strict=True):
+        by_env, by_judge = ({} if isinstance(one, Fault) else asdict(one) for one in both)
+        shown = {"id": task.id, "reward": by_env.get("reward"), "judge": by_judge.get("reward")}
+        typer.echo(json.dumps({**shown, "feedback": by_judge.get("feedback", "")}))
+    for who, faults in zip(("environment", "judge"), zip(*scored, strict=True), strict=True):
+        first = next((one.text for one in faults if isinstance(one, Fault)), "")
+        progress(Note(f"the first answer without a decision of the {who}: {first}" if first else ""))
+    calls, read, written = (judge.spent[name] for name in COSTS)
+    progress(Note(f"{found}\ncost of the judge: {calls:,} calls, {read:,} tokens read, {written:,} written"))
+    if unknown := len(answers) - len(pairs):
+        progress(Note(f"{unknown} answers are to no row that can be used"))
+    return not found.dropped and not unknown
+
+
+def _signal(settings: RunConfig, tasks: Sequence[Task], progress: Callback) -> str:
+    """For how many replies of a log the log-ratio moves, and where it moves most and least."""
+    from selfdistill.analysis.reply_signal import CONTROLS, reply_signal
+    from selfdistill.training.session import open_policy, open_renderer
+
+    renderer, policy = open_renderer(settings, progress), open_policy(settings, progress, trained=False)
+    measured = tasks[: settings.evaluation.tasks]
+    found = reply_signal(policy, renderer, measured, callback=progress)
+    if not found.own:
+        return f"replies: not measured; it takes replies to {CONTROLS + 1} different questions that fit the model"
+    text = f"of {len(found.own):,} answers {found.moved} are moved by their reply more than by {CONTROLS} others"
+    lines = [f"replies: {text} (by chance {found.by_chance:.2f})"]
+    for name, ranked in (("most", found.ranked[:SHOWN]), ("least", found.ranked[::-1][:SHOWN])):
+        lines += [f"  {name}, {margin:+.3f} nats: {' '.join(task.user_reply.split())[:80]}" for margin, task in ranked]
+    return "\n".join(lines)
 
 
 def _score(env: ScoringEnvironment, rows: Sequence[TaskRow], answers: Sequence[Answer], progress: Callback) -> bool:
@@ -92,11 +191,16 @@ def _score(env: ScoringEnvironment, rows: Sequence[TaskRow], answers: Sequence[A
     return not broken and not missing
 
 
-def _print(report: CheckReport, name: str) -> None:
-    """The report: counts, an example of feedback, and everything that was found."""
+def _print(report: CheckReport, name: str, log: TaskRows | None, signal: str) -> None:
+    """The report: counts, an example of feedback, and everything that was found; of a `log` what was left out."""
     lines = [f"{name}: {report.usable:,} of {report.rows:,} rows can be used"]
     passed = f"{report.passed:,} of {report.references:,} pass all tests of their row"
-    lines += [f"reference solutions: {passed if report.references else 'none'}"]
+    if log is None:
+        lines += [f"reference solutions: {passed if report.references else 'none'}"]
+    else:
+        from selfdistill.data.chats import ChatTasks
+
+        lines = [f"{name}: {ChatTasks(log.tasks, log.left_out).summary}", *filter(None, [signal])]
     if report.longest is None:
         lines += ["prompts: not measured; name a model with --model"]
     else:

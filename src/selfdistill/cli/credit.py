@@ -12,9 +12,8 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
-from selfdistill.cli.arguments import flag, optional
-from selfdistill.errors import ConfigError, DataError
-from selfdistill.files import is_whole, read_text
+from selfdistill.cli.arguments import flag, optional, text_option
+from selfdistill.errors import ConfigError
 from selfdistill.options import BEYOND
 from selfdistill.prompts.context import FIELDS
 from selfdistill.runs.credit import AnswerCredit
@@ -26,31 +25,21 @@ RED, GREEN, WHITE = (214, 64, 58), (46, 158, 79), (255, 255, 255)
 NAMED = 3  # tokens that are named below the answer
 
 
-def _read(value: str | None) -> str | None:
-    """The text itself, or that of the file it names after an @, without the line ends behind it. Raises `DataError`."""
-    if value is not None and not is_whole(value):
-        raise DataError("a text is no UTF-8", got=ascii(value)[:200], do="give it in UTF-8, or as @FILE")
-    if value is None or not value.startswith("@"):
-        return value
-    return read_text(value[1:], what="the text", do="check the name after the @").rstrip("\r\n")
-
-
-def _text(meaning: str) -> object:
-    return typer.Option(help=f"{meaning} Text, or @FILE.", show_default=False, callback=_read)
-
-
 def credit(
-    question: Annotated[str | None, _text("Prompt of the answer. (default: an example)")] = None,
-    answer: Annotated[str | None, _text("Answer whose tokens are scored. (default: the example's)")] = None,
-    feedback: Annotated[str | None, _text("Feedback in the teacher's context. (default: Don't include n.)")] = None,
-    solution: Annotated[str | None, _text("Correct solution in the teacher's context.")] = None,
-    attempt: Annotated[str | None, _text("The attempt itself, in the teacher's context.")] = None,
-    demonstration: Annotated[str | None, _text("Demonstration in the teacher's context.")] = None,
-    document: Annotated[str | None, _text("Document in the teacher's context.")] = None,
-    reply: Annotated[str | None, _text("User's reply to an earlier attempt, in the teacher's context.")] = None,
-    instruction: Annotated[str | None, _text("System message of the teacher.")] = None,
+    question: Annotated[str | None, text_option("Prompt of the answer. (default: an example)")] = None,
+    answer: Annotated[str | None, text_option("Answer whose tokens are scored. (default: the example's)")] = None,
+    feedback: Annotated[
+        str | None, text_option("Feedback in the teacher's context. (default: Don't include n.)")
+    ] = None,
+    solution: Annotated[str | None, text_option("Correct solution in the teacher's context.")] = None,
+    attempt: Annotated[str | None, text_option("The attempt itself, in the teacher's context.")] = None,
+    demonstration: Annotated[str | None, text_option("Demonstration in the teacher's context.")] = None,
+    document: Annotated[str | None, text_option("Document in the teacher's context.")] = None,
+    reply: Annotated[str | None, text_option("User's reply to an earlier attempt, in the teacher's context.")] = None,
+    instruction: Annotated[str | None, text_option("System message of the teacher.")] = None,
     correct: Annotated[
-        str | None, _text("A corrected answer, to test whether the model sees the mistake (the teacher does not).")
+        str | None,
+        text_option("A corrected answer, to test whether the model sees the mistake (the teacher does not)."),
     ] = None,
     model: Annotated[
         str | None,

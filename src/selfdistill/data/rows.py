@@ -52,6 +52,8 @@ def row_to_task(fields: Mapping[str, Any], path: str = "row", line: int = 1, *, 
         got = f"fields {', '.join(sorted(fields)) or '(none)'}"
         why = f"nearest is {shape}, which lacks {', '.join(missing)}"
         do = "add those fields; or name an environment that scores rows of your own: env=…, --env my_env.py:reward"
+        if {"messages", "conversation", "conversations"} & fields.keys():
+            do = f"for a log of conversations: --env chats; else {do}"
         raise DataError(f"{path}:{line}: the row has no shape that is known", got=got, why=why, do=do)
     required, convert = _SHAPES[shape]
     task = convert(Row(path, line, shape, fields, compiled))

@@ -13,6 +13,9 @@ or an `Outcome`. (`rewards.py` makes one of a function.) It may also have
     isolation: str                         how untrusted programs are isolated
     tools: Sequence[Mapping]               schemas of the functions that the model may call, for the chat template
     start(task), step(state, completion)   instead of `score`: conversations (`ConversationEnvironment`)
+    spent: Counter                         what scoring has cost so far, such as a judge's tokens, for the records
+    policy_weights: str                    "initial" or "current" weights of the run's model, which the environment
+                                           samples from: `use_policy(replies)` is called with it before the first answer
     time_limit_s: float                    seconds that one call of `score` may take, instead of 30, and `score_batch`
                                            for every eight answers (without it: any time)
 """
@@ -162,6 +165,11 @@ def prepared(env: Environment, task: Task) -> Task:
     if prepare is None:
         return task
     return required(guarded(partial(prepare, task)), f"the environment {env.name!r} cannot prepare task {task.id!r}")
+
+
+def spent_by(env: Environment) -> Counter[str]:
+    """What the environment counts as its cost so far."""
+    return Counter(getattr(env, "spent", {}))
 
 
 def why_unusable(env: Environment, task: Task) -> str:

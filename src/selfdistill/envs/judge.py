@@ -1,4 +1,5 @@
-"""A judge: reward and feedback from a model that grades answers by a rubric, behind an OpenAI-compatible endpoint.
+"""A judge: reward and feedback from a model that grades answers by a rubric, the policy itself or one behind an
+OpenAI-compatible endpoint.
 
 What goes wrong with a call (no reply in time, an error of the server, a reply that is not the JSON it should be, a
 score out of range) drops its answer, and is never a reward. An answer stands between tags that it cannot close, and
@@ -18,21 +19,26 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Literal, Protocol
 from urllib.error import HTTPError
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from selfdistill.envs.base import HANGING, Fault, Pair, Scored, guarded, required
 from selfdistill.envs.rows import MAX_FEEDBACK, clipped
 from selfdistill.envs.scoring import fenced_blocks
-from selfdistill.errors import ConfigError, Ranged, about, nearest, option
+from selfdistill.errors import ConfigError, EnvError, Ranged, about, nearest, option
 from selfdistill.files import BadJson, decode_json
-from selfdistill.options import build
+from selfdistill.options import Where, build
 from selfdistill.prompts.context import without_thinking
-from selfdistill.types import Completion, DropReason, Outcome, Task
+from selfdistill.types import Completion, DropReason, Message, Outcome, StopReason, Task
 
 MAX_REPLY = 1_000_000  # bytes
+POLICY = "policy"  # as `model`: the model of the run
+PATIENCE = 2  # time limits in which an endpoint answers nothing, after which the rest of a batch is not tried
 PAUSE_S = 0.5  # before the second try; each pause is twice the one before
+COSTS = ("judge_calls", "judge_prompt_tokens", "judge_completion_tokens")
+_USELESS = "the judge's reply cannot be used"
+_NO_ROOM = Fault(DropReason.ENV_RAISED, "question and answer do not fit the context of the judge")
 _PASSING = {HTTPStatus.TOO_MANY_REQUESTS, *(status for status in HTTPStatus if status >= 500)}
 _CONTROL = re.compile(r"<\|(\w{1,60})\|>")
 _SYSTEM = """You grade an answer by a rubric. The rubric:
@@ -51,20 +57,45 @@ class JudgeOptions(Ranged):
     """Options of `judge`. Raises `ConfigError`."""
 
     rubric: str = option("", "what makes a good answer, in words")
+    model: str = option("", "name of the model at the endpoint; policy: the model of the run itself")
+    weights: Literal["initial", "current"] = option("initial", "of a judge that is the policy: at the start, or now")
     url: str = option("", "base of the endpoint, such as http://localhost:8000/v1")
-    model: str = option("", "name of the model there")
     key_env: str = option("OPENAI_API_KEY", "environment variable with the key; where it is not set, no key is sent")
     columns: tuple[str, ...] = option((), "columns of the row that the judge reads too, such as answer")
     time_limit_s: float = option(60.0, "seconds for one answer, all tries together", least=0.1, most=3600)
     concurrency: int = option(8, "calls at a time", least=1, most=256)
     tries: int = option(3, "calls for one answer while the server is busy or fails", least=1, most=20)
     request: Mapping[str, Any] = field(
-        default_factory=lambda: {"temperature": 0}, metadata=about("other fields of each request")
+        default_factory=lambda: {"temperature": 0},
+        metadata=about("other fields of each request; of the policy temperature, top_p and max_tokens"),
     )
 
 
+_ENDPOINT = ("url", "key_env", "time_limit_s", "concurrency", "tries")
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyOptions(Ranged):
+    """How the policy replies as a judge: the fields of a request that it reads. Raises `ConfigError`."""
+
+    max_tokens: int = option(512, "most tokens of a reply", least=1, most=1_000_000)
+    temperature: float = option(0.0, "logits are divided by it; 0 takes the most likely token", least=0)
+    top_p: float = option(1.0, "draw from the likeliest tokens that together hold this probability", above=0, most=1)
+
+
+class Replies(Protocol):
+    """Samples replies of the run's model, named by `uids`: each with the number of tokens of its prompt; None where the
+    prompt does not fit."""
+
+    def __call__(
+        self, prompts: Sequence[Sequence[Message]], uids: Sequence[str], options: ReplyOptions
+    ) -> list[tuple[Completion, int] | None]:
+        """One reply a prompt, in order."""
+
+
 class Judge:
-    """A model behind an OpenAI-compatible endpoint gives a score from 0 to 1 and feedback, by a rubric.
+    """A model gives a score from 0 to 1 and feedback, by a rubric: the policy itself (`model="policy"`), or one behind
+    an OpenAI-compatible endpoint.
 
     The settings are those of `JudgeOptions`. The `details` of an outcome hold what its answer cost; `spent` counts the
     calls and tokens of all, dropped ones included. Raises `ConfigError`.
@@ -74,12 +105,29 @@ class Judge:
 
     def __init__(self, rubric: str, **settings: Any) -> None:
         self.options = build(JudgeOptions, {"rubric": rubric, **settings})
-        for key in ("rubric", "url", "model"):
-            if not getattr(self.options, key).strip():
-                raise ConfigError(f"a judge needs {key}", do='sd.Judge("…", url="http://localhost:8000/v1", model="…")')
-        if not self.options.url.startswith(("http://", "https://")):
-            raise ConfigError("the url of a judge must begin with http:// or https://", got=self.options.url)
         self.spent = Counter[str]()
+        self._replies: Replies | None = None
+        by_policy = self.options.model == POLICY
+        for key in ("rubric", "model") if by_policy else ("rubric", "model", "url"):
+            if not getattr(self.options, key).strip():
+                do = 'sd.Judge("…", model="policy"), or sd.Judge("…", url="http://localhost:8000/v1", model="…")'
+                raise ConfigError(f"a judge needs {key}", do=do)
+        for key in _ENDPOINT if by_policy else ("weights",):
+            if (value := getattr(self.options, key)) != JudgeOptions.__dataclass_fields__[key].default:
+                what = f"a judge {'that is the policy' if by_policy else 'behind an endpoint'} does not read {key}"
+                raise ConfigError(what, got=f"{key} = {value!r}", do="leave it out, or choose another model")
+        if not by_policy and not self.options.url.startswith(("http://", "https://")):
+            raise ConfigError("the url of a judge must begin with http:// or https://", got=self.options.url)
+        self._sampling = build(ReplyOptions, self.options.request, Where("request")) if by_policy else ReplyOptions()
+
+    @property
+    def policy_weights(self) -> str:
+        """Which weights of the run's model judge: "initial" or "current"; empty for a judge behind an endpoint."""
+        return self.options.weights if self.options.model == POLICY else ""
+
+    def use_policy(self, replies: Replies) -> None:
+        """Takes the model of a run that was opened."""
+        self._replies = replies
 
     def unusable(self, task: Task) -> str:
         """Names a column that the judge should read and the row lacks."""
@@ -91,14 +139,39 @@ class Judge:
         return required(self.score_batch([(task, completion)])[0])
 
     def score_batch(self, pairs: Sequence[Pair]) -> list[Scored]:
-        """One outcome a pair, in order; a `Fault` for an answer without one. Where the first `HANGING` have none, the
-        rest is not tried."""
+        """One outcome a pair, in order; a `Fault` for an answer without one. Where an endpoint gives the first
+        `HANGING` none, or answers no call for `PATIENCE` time limits, the rest is not tried. Raises `EnvError` for the
+        policy as a judge where no run was opened."""
+        return self._by_policy(pairs) if self.policy_weights else self._by_endpoint(pairs)
+
+    def _by_policy(self, pairs: Sequence[Pair]) -> list[Scored]:
+        if self._replies is None:
+            do = "train or evaluate with it; or name an endpoint: url=…, model=…"
+            raise EnvError("the judge is the policy, and no model was opened", do=do)
+        written = [guarded(partial(messages, self.options, *pair), DropReason.ENV_RAISED) for pair in pairs]
+        todo = [place for place, entry in enumerate(written) if not isinstance(entry, Fault)]
+        prompts = [entry for entry in written if not isinstance(entry, Fault)]
+        replies = self._replies(prompts, [f"{pairs[place][1].uid}.judge" for place in todo], self._sampling)
+        scored: list[Scored] = [entry if isinstance(entry, Fault) else _NO_ROOM for entry in written]
+        for place, reply in zip(todo, replies, strict=True):
+            if reply is not None:
+                done, read = reply
+                cost = dict(zip(COSTS, (1, read, len(done.token_ids)), strict=True))
+                self.spent.update(cost)
+                scored[place] = _graded(done.text, cost, cut=done.stop is StopReason.LENGTH)
+        return scored
+
+    def _by_endpoint(self, pairs: Sequence[Pair]) -> list[Scored]:
         done: list[Scored] = []
-        calls = [_Call(self.options) for _ in pairs]
+        calls, last_s = [_Call(self.options) for _ in pairs], time.monotonic()
+        patience_s = PATIENCE * self.options.time_limit_s
 
         def judged(call: _Call, pair: Pair) -> Scored:
             if len(done) >= HANGING and all(isinstance(entry, Fault) for entry in done):
                 return Fault(DropReason.ENV_RAISED, f"not tried: the first {HANGING} answers got no score")
+            if time.monotonic() - max(last_s, *(other.answered_s for other in calls)) >= patience_s:
+                text = f"not tried: {self.options.url} answered no call for {patience_s:g} s"
+                return Fault(DropReason.ENV_TIMEOUT, text)
             found = guarded(partial(call.outcome, *pair), DropReason.ENV_RAISED)
             done.append(found)
             return found
@@ -108,19 +181,20 @@ class Judge:
             return list(pool.map(judged, calls, pairs))
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
-            self.spent = sum((call.spent for call in calls), self.spent)
+            for call in calls:
+                self.spent.update(call.spent)
 
 
 class _Call:
     """The judge about one answer, and what that cost."""
 
     def __init__(self, options: JudgeOptions) -> None:
-        self.options, self.spent = options, Counter[str]()
+        self.options, self.spent, self.answered_s = options, Counter[str](), 0.0
         self.key = "".join(os.environ.get(options.key_env, "").split())  # an error would show one of two lines
 
     def outcome(self, task: Task, completion: Completion) -> Scored:
         """The outcome of an answer, or why it has none. Tries again while the server is busy or fails."""
-        prompt = messages(self.options, task, completion)
+        prompt = [{"role": turn.role, "content": turn.content} for turn in messages(self.options, task, completion)]
         body = json.dumps({"model": self.options.model, "messages": prompt, **self.options.request}).encode()
         deadline = time.monotonic() + self.options.time_limit_s
         late = fault = Fault(DropReason.ENV_TIMEOUT, f"no reply of the judge in {self.options.time_limit_s:g} s")
@@ -133,6 +207,7 @@ class _Call:
             try:
                 return self._read(self._reply(body, deadline))
             except HTTPError as error:
+                self.answered_s = time.monotonic()
                 fault = self._fault(f"{error.code} {error.reason}: {error.read(1000).decode(errors='replace')}")
                 if error.code not in _PASSING:
                     break
@@ -143,7 +218,7 @@ class _Call:
         return fault
 
     def _reply(self, body: bytes, deadline: float) -> bytes:
-        self.spent["judge_calls"] += 1
+        self.spent[COSTS[0]] += 1
         request = Request(
             f"{self.options.url.rstrip('/')}/chat/completions", body, {"Content-Type": "application/json"}
         )
@@ -153,6 +228,7 @@ class _Call:
         with _OPENER.open(request, timeout=max(deadline - time.monotonic(), 0.01)) as response:
             while part := response.read1(65_536):
                 reply += part
+                self.answered_s = time.monotonic()
                 if time.monotonic() > deadline:
                     raise TimeoutError
                 if len(reply) > MAX_REPLY:
@@ -162,13 +238,13 @@ class _Call:
     def _read(self, reply: bytes) -> Scored:
         try:
             whole = json.loads(reply)
-            for count in ("prompt_tokens", "completion_tokens"):
-                self.spent[f"judge_{count}"] += int((whole.get("usage") or {}).get(count) or 0)
-            score, feedback = judgement(whole["choices"][0]["message"]["content"])
+            for count in COSTS[1:]:
+                self.spent[count] += int((whole.get("usage") or {}).get(count.removeprefix("judge_")) or 0)
+            text = whole["choices"][0]["message"]["content"]
         except (ValueError, LookupError, TypeError, AttributeError) as error:
-            shown = reply.decode(errors="replace")
-            return self._fault(f"the judge's reply cannot be used: {error}\n{shown}", DropReason.BAD_OUTCOME)
-        return Outcome(score, clipped(feedback.strip(), MAX_FEEDBACK), dict(self.spent))
+            return self._fault(f"{_USELESS}: {error}\n{reply.decode(errors='replace')}", DropReason.BAD_OUTCOME)
+        found = _graded(text, self.spent)
+        return self._fault(found.text, found.drop) if isinstance(found, Fault) else found
 
     def _fault(self, text: str, drop: DropReason = DropReason.ENV_RAISED) -> Fault:
         return Fault(drop, clipped(text.replace(self.key, "…") if self.key else text, MAX_FEEDBACK))
@@ -184,7 +260,7 @@ class _NoRedirect(HTTPRedirectHandler):
 _OPENER = build_opener(_NoRedirect)
 
 
-def messages(options: JudgeOptions, task: Task, completion: Completion) -> list[dict[str, str]]:
+def messages(options: JudgeOptions, task: Task, completion: Completion) -> list[Message]:
     """What the judge reads. The mark of the tags depends on all text between them: an answer cannot hold it."""
     parts = {"question": "\n\n".join(f"{message.role}: {message.content}" for message in task.messages)}
     for name in options.columns:
@@ -195,7 +271,17 @@ def messages(options: JudgeOptions, task: Task, completion: Completion) -> list[
     shown = {name: _CONTROL.sub(r"< \1 >", text) for name, text in parts.items()}
     blocks = [f"<{name} {mark}>\n{text}\n</{name} {mark}>" for name, text in shown.items()]
     system = _SYSTEM.format(rubric=options.rubric, mark=mark)
-    return [{"role": "system", "content": system}, {"role": "user", "content": "\n\n".join(blocks)}]
+    return [Message("system", system), Message("user", "\n\n".join(blocks))]
+
+
+def _graded(reply: Any, cost: Mapping[str, int], *, cut: bool = False) -> Scored:
+    """The outcome that a reply gives, or why it gives none."""
+    try:
+        score, feedback = judgement(reply)
+    except (ValueError, TypeError) as error:
+        why = "it was cut off at request.max_tokens" if cut else str(error).partition("\n  do ")[0]
+        return Fault(DropReason.BAD_OUTCOME, clipped(f"{_USELESS}: {why}\n{reply}", MAX_FEEDBACK))
+    return Outcome(score, clipped(feedback.strip(), MAX_FEEDBACK), dict(cost))
 
 
 def judgement(reply: str) -> tuple[float, str]:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from selfdistill.config import RunConfig, resolved
 from selfdistill.data.tasks import bad_rows, usable_tasks
-from selfdistill.envs.base import ConversationEnvironment, in_short
+from selfdistill.envs.base import ConversationEnvironment, in_short, spent_by
 from selfdistill.runs import Estimate, EvalRecord, EvalSplit
 from selfdistill.runs.events import Callback, EvalEnd, Note, Phase, no_callback
 from selfdistill.runs.stats import clustered_share
@@ -73,6 +73,7 @@ def measure_splits(
     """Evaluates the splits that have tasks; "teacher" needs a session that learns. Yields records and answers."""
     first = session.tasks[: session.config.evaluation.tasks]
     for split in splits:
+        before = spent_by(session.env)
         if split == "teacher":
             groups = _teacher(session, first, callback)
         else:
@@ -86,6 +87,7 @@ def measure_splits(
             first_fault = in_short(faults[0])
             callback(Note(f"measuring {split}: {len(faults)} answers count as wrong, not scored: {first_fault}"))
         extra = {"faults": float(len(faults))} if faults else {}
+        extra |= spent_by(session.env) - before
         if isinstance(session.env, ConversationEnvironment):
             extra |= _by_turns([rollout for group in groups for rollout in group.rollouts])
         used = totals.step, totals.completions_sampled, totals.wall_s

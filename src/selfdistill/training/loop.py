@@ -8,14 +8,16 @@ attention adds in no fixed order, and the last bits of two runs differ whether t
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeAlias
 
 from selfdistill.config import ReplayOptions, RunConfig, completed, resolved
 from selfdistill.data.tasks import bad_rows, draw_tasks, wanted_answers
+from selfdistill.envs.base import spent_by
 from selfdistill.errors import TrainingError
 from selfdistill.models.sampler import sample
 from selfdistill.plugins import seed_global, short_name
@@ -170,6 +172,7 @@ def one_step(session: Session, totals: Totals, callback: Callback, began: float)
     seed_global(config.seed, "batch", totals.step)
     callback(Phase("sampling and scoring"))
     tasks = draw_tasks(session.tasks, config.tasks_per_step, totals.step, config.seed)
+    before = spent_by(session.env)
     groups = session_groups(
         session,
         tasks,
@@ -179,13 +182,19 @@ def one_step(session: Session, totals: Totals, callback: Callback, began: float)
         stages=learner.method.stages,
         bad_rows={} if session.all_usable else bad_rows(session.env, tasks),
     )
-    return learn(session, groups, totals, callback, began, timer)
+    return learn(session, groups, totals, callback, began, timer, spent_by(session.env) - before)
 
 
 def learn(
-    session: Session, groups: Sequence[RolloutGroup], totals: Totals, callback: Callback, began: float, timer: Timer
+    session: Session,
+    groups: Sequence[RolloutGroup],
+    totals: Totals,
+    callback: Callback,
+    began: float,
+    timer: Timer,
+    spent: Mapping[str, float] = MappingProxyType({}),
 ) -> Records:
-    """Updates the weights from a scored generation batch."""
+    """Updates the weights from a scored generation batch. `spent`: what the environment counted as its cost."""
     config, learner, step = session.config, session.learner, totals.step
     assert learner is not None
     seed_global(config.seed, "step", step)
@@ -207,7 +216,7 @@ def learn(
     timer.lap("update")
     totals.wall_s = time.monotonic() - began
     totals.tokens += sum(len(sample.completion_ids) for sample in replayed)
-    numbers = {**numbers, "contexts_lost": sum(entry.lost for entry in credited), "replayed": len(replayed)}
+    numbers = {**numbers, **spent, "contexts_lost": sum(entry.lost for entry in credited), "replayed": len(replayed)}
     record = step_record(totals, credited, reports, lr, timer.seconds, numbers, log_ratio)
     return record, [rollout_record(step + 1, entry, log_ratio, session.renderer.tokenizer) for entry in credited]
 

@@ -30,6 +30,7 @@ from selfdistill.prompts.stages import Attempts, examples
 from selfdistill.runs import RunDir
 from selfdistill.runs.environment import describe_environment
 from selfdistill.runs.events import Callback, Note, Phase
+from selfdistill.training.policy_replies import PolicyReplies, initial_weights
 from selfdistill.types import Completion, Context, Message, Task
 
 EXAMPLE_TURN = ([Message("user", "A question.")], Completion("", "An answer."), [Message("user", "A reply.")])
@@ -213,6 +214,12 @@ def open_session(config: RunConfig, callback: Callback, *, learns: bool = False)
     session = Session(config, env, policy, renderer, tasks, held_out, all_usable=usable)
     if method is not None and rule is not None:
         session.learner = _open_learner(session, method, rule, callback)
+    judge: Any = env
+    if weights := getattr(env, "policy_weights", ""):
+        learner, initial = session.learner, None
+        if learner is not None and weights == "initial":
+            initial = initial_weights(policy, [learner.teacher, learner.reference_policy])
+        judge.use_policy(PolicyReplies(policy, renderer, config.seed, initial))
     return session
 
 
