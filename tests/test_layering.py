@@ -23,6 +23,7 @@ LAYERS = (
     ("training",),
     ("test_time",),
     ("analysis",),
+    ("live",),
     ("view",),
     ("cli", "api"),
     ("testing", "experiments"),

@@ -8,7 +8,10 @@
     ├── SandboxError           this machine cannot isolate programs, or cannot run them   (also a RuntimeError)
     │   └── ProgramLostError   … this one program, whose process it ended
     ├── TrainingError          a batch without anything to learn, and why                 (also a RuntimeError)
-    └── RunError               a run directory that cannot be written, read or resumed    (also an OSError)
+    ├── RunError               a run directory that cannot be written, read or resumed    (also an OSError)
+    └── JournalError           a journal that cannot be opened, read or written           (also an OSError)
+        ├── JournalFullError   … since its disk is full: nothing was recorded
+        └── UnknownReceiptError … an exchange that it does not hold
 
 To add one: derive from `SelfDistillError` and from the standard type it refines, and draw it above.
 
@@ -72,6 +75,18 @@ class TrainingError(SelfDistillError, RuntimeError):
 
 class RunError(SelfDistillError, OSError):
     """A run directory that cannot be written, read or resumed."""
+
+
+class JournalError(SelfDistillError, OSError):
+    """A journal of exchanges that cannot be opened, read or written."""
+
+
+class JournalFullError(JournalError):
+    """The disk of a journal is full: nothing of the transaction was recorded."""
+
+
+class UnknownReceiptError(JournalError):
+    """An exchange that a journal does not hold, or holds no longer."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
