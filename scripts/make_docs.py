@@ -26,7 +26,8 @@ HEAD = """# Commands and settings
 This page is written by `scripts/make_docs.py` from the program itself; `selfdistill COMMAND --help` prints the same.
 
 Exit codes: 0 done; 1 (`check` alone) rows or answers with problems; 2 an input to correct: what was
-wrong, what was got, why it matters and what to do; 130 stopped by Ctrl-C, after the step was finished and saved.
+wrong, what was got, why it matters and what to do; 3 stopped by guards, with the last good checkpoint back; 130 stopped
+by Ctrl-C, after the step was finished and saved.
 """
 
 OPTIONAL = (

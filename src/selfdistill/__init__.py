@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from selfdistill.runs import Callback as Callback
     from selfdistill.runs import EvalEnd as EvalEnd
     from selfdistill.runs import Event as Event
+    from selfdistill.runs import Guard as Guard
     from selfdistill.runs import Note as Note
     from selfdistill.runs import Phase as Phase
     from selfdistill.runs import Run as Run
@@ -87,7 +88,7 @@ _HOMES = {
     "models.policy": "Policy",
     "models.sampler": "SamplingOptions sample",
     "models.teacher": "Ema Frozen",
-    "runs": "Callback EvalEnd Event Note Phase Run RunEnd RunStart StepEnd read_run",
+    "runs": "Callback EvalEnd Event Guard Note Phase Run RunEnd RunStart StepEnd read_run",
     "losses": "Additive SampledToken LossSpec Tanh divergence fused_loss",
     "data.chats": "load_chats",
     "data.load": "load_data",

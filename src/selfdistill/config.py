@@ -32,6 +32,7 @@ from selfdistill.options import SEED, Where, about, build, option, plain, with_d
 from selfdistill.prompts.context import Templates
 from selfdistill.prompts.render import Thinking
 from selfdistill.runs import saved_config
+from selfdistill.runs.guards import GuardOptions
 from selfdistill.runs.old_names import SETTINGS
 from selfdistill.runs.store import CONFIG
 from selfdistill.types import Task
@@ -170,6 +171,7 @@ class RunConfig(Ranged):
     context: ContextOptions = field(default_factory=ContextOptions)
     evaluation: EvaluationOptions = field(default_factory=EvaluationOptions)
     replay: ReplayOptions | None = option(None, "replay of prompts against forgetting; none: no replay")
+    guards: GuardOptions = field(default_factory=GuardOptions)
     values: Values = field(default=Values(), metadata={"live": True})
 
     @property

@@ -8,6 +8,7 @@
     ├── SandboxError           this machine cannot isolate programs, or cannot run them   (also a RuntimeError)
     │   └── ProgramLostError   … this one program, whose process it ended
     ├── TrainingError          a batch without anything to learn, and why                 (also a RuntimeError)
+    │   └── CollapseError      … guards stopped the run; the last good checkpoint is back
     ├── RunError               a run directory that cannot be written, read or resumed    (also an OSError)
     └── JournalError           a journal that cannot be opened, read or written           (also an OSError)
         ├── JournalFullError   … since its disk is full: nothing was recorded
@@ -71,6 +72,10 @@ class ProgramLostError(SandboxError):
 
 class TrainingError(SelfDistillError, RuntimeError):
     """A batch from which nothing can be learned."""
+
+
+class CollapseError(TrainingError):
+    """Guards stopped a run whose model gets worse, and brought its last good checkpoint back."""
 
 
 class RunError(SelfDistillError, OSError):

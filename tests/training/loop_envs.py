@@ -85,6 +85,17 @@ class BreaksLater:
         return tasks() if split == "train" else []
 
 
+class Falls(BreaksLater):
+    """All is right until forty answers were scored, and wrong from then on."""
+
+    name = "falls"
+    scored = 0
+
+    def score(self, task: Task, completion: Completion) -> Outcome:
+        self.scored += 1
+        return Outcome(float(self.scored <= 40))
+
+
 class CtrlC(BreaksLater):
     """Ctrl-C is pressed while the second step is scored."""
 

@@ -7,15 +7,15 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from selfdistill.errors import SelfDistillError
+from selfdistill.errors import CollapseError, SelfDistillError
 from selfdistill.runs.events import Interrupted
 from selfdistill.runs.old_names import WORDS
 
-USER_ERROR, INTERRUPTED = 2, 130
+USER_ERROR, COLLAPSED, INTERRUPTED = 2, 3, 130
 
 
 class Guarded(TyperGroup):
-    """Runs a command; exit code 2 for an error that the user can fix, 130 after Ctrl-C."""
+    """Runs a command. Exit codes: 2 an error that the user can fix, 3 guards stopped a run, 130 Ctrl-C."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Refuses words of earlier versions, naming those of today."""
@@ -30,7 +30,7 @@ class Guarded(TyperGroup):
             return super().invoke(ctx)
         except SelfDistillError as error:
             typer.echo(f"{type(error).__name__}: {error}", err=True)
-            raise typer.Exit(USER_ERROR) from None
+            raise typer.Exit(COLLAPSED if isinstance(error, CollapseError) else USER_ERROR) from None
         except Interrupted as stop:
             typer.echo(
                 f"\nStopped{stop.after}; what was done is saved. Resume with:\n"

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from selfdistill.options import settings_of
-from selfdistill.runs import Event, Note, Run
+from selfdistill.runs import Event, Guard, Note, Run
 from selfdistill.view.tables import comparison
 
 
@@ -56,6 +56,6 @@ def print_settings(value: Any, prefix: str = "") -> None:
 
 
 def print_notes(event: Event) -> None:
-    """A callback that prints notes alone."""
-    if isinstance(event, Note):
+    """A callback that prints notes, and what guards decide, alone."""
+    if isinstance(event, Note | Guard):
         print(event.text, flush=True)

@@ -40,6 +40,7 @@ FORMAT = 1
 ABOUT = "checkpoint.json"
 BLANK = "0" * 64  # stands for the file's own digest while that is computed
 PARTIAL = ".partial-"  # being written
+ASIDE = "stopped-"  # of a run that guards stopped, from after the trouble began
 REPLACED = ".replaced-"  # an older checkpoint of the same step, being removed
 
 
@@ -52,9 +53,17 @@ class Resumable(NamedTuple):
 
 
 def save_checkpoint(
-    directory: Path, step: int, state: Resumable, *, extra: Mapping[str, Any], final: bool = False, keep: int = 2
+    directory: Path,
+    step: int,
+    state: Resumable,
+    *,
+    extra: Mapping[str, Any],
+    final: bool = False,
+    keep: int = 2,
+    well: int = 0,
 ) -> Path:
-    """Writes `directory/step-<step>` and returns it; then removes all but the `keep` newest and any `final` one.
+    """Writes `directory/step-<step>` and returns it; then removes all but the `keep` newest, any `final` one, and the
+    newest up to step `well`.
 
     `extra` is the caller's own state as JSON (data position, sampler version, …). Raises `RunError` when it cannot be
     written, a full disk for example; what was there before is then untouched.
@@ -81,8 +90,9 @@ def save_checkpoint(
         if isinstance(error, OSError | SafetensorError | RuntimeError):  # torch and safetensors wrap the system's
             raise _not_written(error, target) from error
         raise
+    good = [path for path in _checkpoints(directory) if _step(path) <= well][-1:]
     for path in _checkpoints(directory)[:-keep]:
-        if not _is_final(path):
+        if path not in good and not _is_final(path):
             going = path.with_name(f"{REPLACED}{path.name}")
             path.rename(going)  # first out of sight, so that a kill here cannot leave half a checkpoint
             shutil.rmtree(going, ignore_errors=True)
@@ -127,6 +137,20 @@ def load_newest(directory: Path, note: Callable[[str], None], state: Resumable) 
         what, do = "no checkpoint of this run can be resumed from", "restore one from a copy, or start a new run"
         raise RunError(what, got=directory, why="; ".join(passed), do=do)
     return None
+
+
+def set_aside(directory: Path, step: int) -> int | None:
+    """Renames the checkpoints after `step`, so that a resume does not take them; returns the step of the newest that
+    stays, None where none does."""
+    kept = None
+    for path in _checkpoints(directory):
+        if _step(path) <= step:
+            kept = _step(path)
+            continue
+        target = path.with_name(path.name.replace("step-", ASIDE))
+        shutil.rmtree(target, ignore_errors=True)  # of an earlier stop
+        path.rename(target)
+    return kept
 
 
 def check_whole(path: Path) -> dict[str, Any]:
@@ -275,7 +299,11 @@ def _damaged(path: Path, why: str) -> RunError:
 def _checkpoints(directory: Path) -> list[Path]:
     """The checkpoints in a directory, the oldest first."""
     steps = {path: path.name.removeprefix("step-") for path in Path(directory).glob("step-*") if path.is_dir()}
-    return sorted((path for path, step in steps.items() if step.isdigit()), key=lambda path: int(steps[path]))
+    return sorted((path for path, step in steps.items() if step.isdigit()), key=_step)
+
+
+def _step(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
 
 
 def _is_final(path: Path) -> bool:

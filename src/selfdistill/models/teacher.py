@@ -94,7 +94,8 @@ class Teacher:
         ...                                             # all updates of the step
         teacher.update(policy)
 
-    The shadow starts as the student's parameters. `other` is the model of an `Other` rule.
+    The shadow starts as the student's parameters; while the teacher is `held` it does not move. `other` is the model of
+    an `Other` rule.
     """
 
     def __init__(self, rule: TeacherRule, policy: Policy, *, other: Policy | None = None) -> None:
@@ -102,6 +103,7 @@ class Teacher:
         self.rule = rule
         self.other = other
         self.batches = 0
+        self.held = False
         self._applied = False
         self._fixed_in = policy.dtype if isinstance(rule, Frozen | TrustRegion) else MASTER
         kept = {} if isinstance(rule, Live | Other) else policy.trainable()
@@ -137,13 +139,23 @@ class Teacher:
                 value.data = student[name]
             self._applied = False
 
+    @property
+    def moves(self) -> bool:
+        """Whether the rule moves the shadow at all."""
+        return isinstance(self.rule, Snapshot) or (isinstance(self.rule, Ema) and self.rule.rate > 0)
+
+    @property
+    def next_rate(self) -> float:
+        """The share of the student that the next `update` takes in."""
+        if isinstance(self.rule, Snapshot):
+            return float(not self.held and (self.batches + 1) % self.rule.every == 0)
+        return self.rule.rate if isinstance(self.rule, Ema) and not self.held else 0.0
+
     @torch.no_grad()
     def update(self, policy: Policy) -> None:
         """Moves the shadow towards the student. Call once per step, after its last update."""
+        rate = self.next_rate
         self.batches += 1
-        rate = self.rule.rate if isinstance(self.rule, Ema) else 0.0
-        if isinstance(self.rule, Snapshot) and self.batches % self.rule.every == 0:
-            rate = 1.0
         if rate > 0:
             for name, value in policy.trainable().items():
                 self._shadow[name].lerp_(value.detach().to(self._shadow[name]), rate)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
 
-from selfdistill.runs.records import EvalRecord, StepRecord, Summary
+from selfdistill.runs.records import EvalRecord, GuardRecord, StepRecord, Summary
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +75,18 @@ class EvalEnd(Event):
     """An evaluation was recorded."""
 
     record: EvalRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Guard(Event):
+    """The guards decided something else than after the step before."""
+
+    record: GuardRecord
+
+    @property
+    def text(self) -> str:
+        """The action, and a line for each finding."""
+        return str(self.record)
 
 
 @dataclass(frozen=True, slots=True)

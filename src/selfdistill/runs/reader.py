@@ -11,19 +11,32 @@ from typing import Any
 
 from selfdistill.errors import RunError
 from selfdistill.runs import records
-from selfdistill.runs.records import EvalRecord, EvalSplit, Record, ResumedRecord, RolloutRecord, StepRecord, Summary
+from selfdistill.runs.records import (
+    EvalRecord,
+    EvalSplit,
+    GuardRecord,
+    PreflightRecord,
+    Record,
+    ResumedRecord,
+    RolloutRecord,
+    StepRecord,
+    Summary,
+)
 from selfdistill.runs.store import CHECKPOINTS, METRICS, ROLLOUTS, SUMMARY, read_json_file, saved_config
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A run as read from the disk. `summary` is None while it is not finished."""
+    """A run as read from the disk. `summary` is None while it is not finished, `preflight` where it was not measured;
+    `guards` are the decisions of the guards."""
 
     path: Path
     config: Mapping[str, Any]
     steps: tuple[StepRecord, ...]
     evals: tuple[EvalRecord, ...]
     summary: Summary | None
+    guards: tuple[GuardRecord, ...] = ()
+    preflight: PreflightRecord | None = None
 
     def evals_of(self, split: EvalSplit) -> tuple[EvalRecord, ...]:
         """The evaluations of one split, by step."""
@@ -61,6 +74,8 @@ def read_run(path: str | PathLike[str]) -> Run:
         steps=tuple(record for record in kept if isinstance(record, StepRecord)),
         evals=tuple(sorted(evals.values(), key=lambda record: record.step)),
         summary=read_json_file(Summary, path / SUMMARY, "the run's summary", "resume the run"),
+        guards=tuple(record for record in kept if isinstance(record, GuardRecord)),
+        preflight=next((record for record in reversed(kept) if isinstance(record, PreflightRecord)), None),
     )
 
 

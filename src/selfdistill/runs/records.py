@@ -1,6 +1,6 @@
 """What a run writes down: one frozen value per line of JSON. Other tools read these files; fields are only ever added.
 
-    metrics.jsonl    StepRecord, EvalRecord, ResumedRecord
+    metrics.jsonl    StepRecord, EvalRecord, PreflightRecord, GuardRecord, ResumedRecord
     rollouts.jsonl   RolloutRecord, ResumedRecord
     summary.json     Summary
 
@@ -23,6 +23,8 @@ from selfdistill.runs.stats import Estimate
 EvalSplit = Literal["train", "held_out", "forgetting", "teacher"]
 """The tasks of an evaluation: those of the run; held-out ones; the forgetting set; those of the run, with context."""
 
+GuardAction = Literal["ok", "warn", "hold", "stop"]
+
 
 class Json:
     """Base of what is written as JSON."""
@@ -38,7 +40,8 @@ class StepRecord(Json):
 
     `reward` and `accuracy` are means over the step's scored rollouts (accuracy: the share that counts as solved),
     `log_ratio` the mean |log q − log p| in nats of the sampled tokens that were distilled, `dropped` counts rollouts by
-    reason, `contexts` samples by kind of context, `seconds` the time spent by phase, `extra` what one method measures.
+    reason, `contexts` samples by kind of context, `seconds` the time spent by phase, `extra` what one method measures,
+    `signals` what guards compare (`training/signals.py`).
     """
 
     step: int
@@ -58,6 +61,7 @@ class StepRecord(Json):
     contexts: Mapping[str, int] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     extra: Mapping[str, float] = field(default_factory=dict)
+    signals: Mapping[str, float] = field(default_factory=dict)
     event: Literal["step"] = "step"
 
     @property
@@ -79,6 +83,51 @@ class EvalRecord(Json):
     solved: int = 0
     extra: Mapping[str, float] = field(default_factory=dict)
     event: Literal["eval"] = "eval"
+
+
+@dataclass(frozen=True, slots=True)
+class PreflightRecord(Json):
+    """The context gain before the first step, on tasks of the evaluations: accuracies `bare` and `with_context`, their
+    paired difference, and `p` of the exact one-sided test that it is above 0."""
+
+    tasks: int
+    bare: float
+    with_context: float
+    gain: Estimate
+    p: float
+    decision: Literal["go", "undecided", "refuse"]
+    reason: str
+    step: int = 0
+    event: Literal["preflight"] = "preflight"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A number beyond its limit. Signals of one `family` have one cause, and count as one."""
+
+    signal: str
+    family: str
+    value: float
+    threshold: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class GuardRecord(Json):
+    """The decision of the guards after a step, where it differs from the one before. The trouble began after step
+    `since`; `restored` is the step of the checkpoint that a stop brought back (None: there was none)."""
+
+    step: int
+    action: GuardAction
+    findings: tuple[Finding, ...] = ()
+    since: int = 0
+    restored: int | None = None
+    event: Literal["guard"] = "guard"
+
+    def __str__(self) -> str:
+        """The action, and a line for each finding."""
+        lines = [f"{one.signal} {one.value:.3g} (limit {one.threshold:.3g}): {one.reason}" for one in self.findings]
+        return "\n  ".join([f"guards, step {self.step}: {self.action}", *lines])
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +236,7 @@ class Summary(Json):
         return "\n".join([f"{self.method} on {self.env}, {self.model}: {cost}", *changes])
 
 
-Record: TypeAlias = StepRecord | EvalRecord | RolloutRecord | ResumedRecord
+Record: TypeAlias = StepRecord | EvalRecord | PreflightRecord | GuardRecord | RolloutRecord | ResumedRecord
 AnyRecord: TypeAlias = Annotated[Record, Field(discriminator="event")]
 
 

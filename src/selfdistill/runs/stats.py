@@ -107,6 +107,14 @@ def _independent(groups: Sequence[tuple[float, int]], samples: int, tasks: float
     return max(tasks, adjusted)
 
 
+def share_error(groups: Sequence[tuple[float, int]]) -> float:
+    """The standard error of the mean over tasks of their shares of successes. One task all right and one all wrong are
+    added, as in `clustered_share`: a few tasks that agree leave room for doubt."""
+    shares = [0.0, *(k / m for k, m in groups), 1.0]
+    centre = fmean(shares)
+    return sqrt(sum((share - centre) ** 2 for share in shares)) / len(shares)
+
+
 def mean(values: Sequence[float]) -> Estimate:
     """The mean of independent values (seeds) with its 95 % interval by Student's t.
 

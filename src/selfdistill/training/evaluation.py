@@ -12,6 +12,7 @@ from typing import NamedTuple
 from selfdistill.config import RunConfig, resolved
 from selfdistill.data.tasks import bad_rows, usable_tasks
 from selfdistill.envs.base import ConversationEnvironment, in_short, spent_by
+from selfdistill.losses.shaping import Attract
 from selfdistill.runs import Estimate, EvalRecord, EvalSplit
 from selfdistill.runs.events import Callback, EvalEnd, Note, Phase, no_callback
 from selfdistill.runs.stats import clustered_share
@@ -74,8 +75,9 @@ def measure_splits(
     first = session.tasks[: session.config.evaluation.tasks]
     for split in splits:
         before = spent_by(session.env)
+        extra: dict[str, float] = {}
         if split == "teacher":
-            groups = _teacher(session, first, callback)
+            groups, extra = _teacher(session, first, callback)
         else:
             tasks = first if split == "train" else session.held_out.get(split, [])
             tasks = usable_tasks(tasks, session.env, callback, least=0)
@@ -86,7 +88,7 @@ def measure_splits(
         if faults:
             first_fault = in_short(faults[0])
             callback(Note(f"measuring {split}: {len(faults)} answers count as wrong, not scored: {first_fault}"))
-        extra = {"faults": float(len(faults))} if faults else {}
+            extra["faults"] = float(len(faults))
         extra |= spent_by(session.env) - before
         if isinstance(session.env, ConversationEnvironment):
             extra |= _by_turns([rollout for group in groups for rollout in group.rollouts])
@@ -101,8 +103,11 @@ def _by_turns(rollouts: Sequence[Rollout]) -> dict[str, float]:
     return {"first_turn": fmean(first), "turns": fmean(lengths)}
 
 
-def _teacher(session: Session, tasks: Sequence[Task], callback: Callback) -> list[RolloutGroup]:
-    """Answers of the teacher's weights to the prompts with context that attempts give, the ceiling of the next steps.
+def _teacher(
+    session: Session, tasks: Sequence[Task], callback: Callback
+) -> tuple[list[RolloutGroup], dict[str, float]]:
+    """Answers of the teacher's weights to the prompts with context that attempts give, the ceiling of the next steps;
+    and as `distilled` the share of attempts that would learn from nothing but being moved towards the teacher.
 
     Attempts are sampled as in training; those without context are left out. Of a teacher with several views, the first
     one answers.
@@ -110,7 +115,7 @@ def _teacher(session: Session, tasks: Sequence[Task], callback: Callback) -> lis
     config, learner = session.config, session.learner
     assert learner is not None
     if learner.method.teacher is None:
-        return []
+        return [], {}
     callback(Phase("measuring: teacher"))
     attempts = session_groups(
         session,
@@ -127,11 +132,19 @@ def _teacher(session: Session, tasks: Sequence[Task], callback: Callback) -> lis
         for s in entry.samples[:1]
         if s.teacher_prompts and not s.live  # the student's weights would read a live one
     ]
+    specs = learner.loss_specs
+    towards = [
+        not any(s.advantage for s in entry.samples)
+        and all(s.distil > 0 and isinstance(specs[s.spec_index].distil_sign, Attract) for s in entry.samples)
+        for entry in credited
+        if entry.samples
+    ]
     if config.evaluation.temperature == 0:  # equal prompts have equal answers
         read = list({(task.id, prompt): (task, prompt) for task, prompt in read}.values())
     with learner.teacher.applied(session.policy, learner.teacher.views()[0]) as reader:
         tasks, prompts = [task for task, _ in read], [prompt for _, prompt in read]
-        return _answers(replace(session, policy=reader), tasks, prompts, "teacher", callback)
+        answers = _answers(replace(session, policy=reader), tasks, prompts, "teacher", callback)
+        return answers, {"distilled": fmean(towards)} if towards else {}
 
 
 def _answers(

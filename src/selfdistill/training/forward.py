@@ -18,10 +18,13 @@ from torch import Tensor
 
 from selfdistill.losses import Head, LossSpec, TeacherStates, TokenStats, TokenWeights, fused_loss
 from selfdistill.models.policy import Policy
-from selfdistill.models.teacher import Source, Teacher, View
+from selfdistill.models.teacher import Snapshot, Source, Teacher, View
 from selfdistill.types import TokenIds, TrainingSample
 
 STUDENT = View(1.0, "student")
+PROBED = 2  # samples on which a move of the teacher is measured
+PROBED_TOKENS = 64  # of each
+PROBE_EVERY = 5  # moves of an EMA between two measurements
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +70,27 @@ def reference_pass(
     assert reference_policy is not None, "a method whose credits have a reference divergence declares needs_reference"
     read, view = [s.student_prompt_ids for s in samples], reference_policy.views()[0]
     return _forward(policy, reference_policy, view, read, samples, tokens, {})
+
+
+def move_teacher(policy: Policy, teacher: Teacher, samples: Sequence[TrainingSample], tokens: int) -> float | None:
+    """Moves the teacher after the last update of a step. Every few moves returns KL(teacher after‖before) in nats, a
+    mean over the tokens of a few samples."""
+    measured = isinstance(teacher.rule, Snapshot) or teacher.batches % PROBE_EVERY == 0
+    probed = [s for s in samples if s.teacher_prompts and not s.live][:PROBED] if measured and teacher.next_rate else []
+    before_NV = _teacher_logprobs(policy, teacher, probed, tokens) if probed else None
+    teacher.update(policy)
+    if before_NV is None:
+        return None
+    after_NV = _teacher_logprobs(policy, teacher, probed, tokens)
+    return float((after_NV.exp() * (after_NV - before_NV)).sum(-1).mean())
+
+
+def _teacher_logprobs(policy: Policy, teacher: Teacher, samples: Sequence[TrainingSample], tokens: int) -> Tensor:
+    """log q of the teacher's weights on the first tokens of each sample: [N, V]."""
+    with teacher.applied(policy, teacher.views()[0]) as reader:
+        hidden_ND = sampled_hidden(reader, [s.teacher_prompts[0] for s in samples], samples, tokens)
+        rows = torch.cat([row_TD[:PROBED_TOKENS] for row_TD in by_uid(samples, hidden_ND, dim=0).values()])
+        return reader.head().logits(rows).float().log_softmax(-1)
 
 
 def _forward(

@@ -8,8 +8,8 @@ attention adds in no fixed order, and the last bits of two runs differ whether t
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -18,26 +18,45 @@ from typing import Any, TypeAlias
 from selfdistill.config import ReplayOptions, RunConfig, completed, resolved
 from selfdistill.data.tasks import bad_rows, draw_tasks, wanted_answers
 from selfdistill.envs.base import spent_by
-from selfdistill.errors import TrainingError
+from selfdistill.errors import CollapseError, TrainingError
+from selfdistill.models.checkpoint import set_aside
 from selfdistill.models.sampler import sample
 from selfdistill.plugins import seed_global, short_name
-from selfdistill.runs import EvalSplit, RolloutRecord, RunDir, StepRecord, fresh_path, read_run
-from selfdistill.runs.events import Callback, EvalEnd, Interrupted, Note, Phase, RunEnd, RunStart, StepEnd, no_callback
+from selfdistill.runs import EvalSplit, GuardRecord, RolloutRecord, RunDir, StepRecord, fresh_path, read_run
+from selfdistill.runs.events import (
+    Callback,
+    EvalEnd,
+    Guard,
+    Interrupted,
+    Note,
+    Phase,
+    RunEnd,
+    RunStart,
+    StepEnd,
+    no_callback,
+)
+from selfdistill.runs.guards import GuardOptions
 from selfdistill.runs.reader import check_records
 from selfdistill.runs.store import CHECKPOINTS, allowed_changes
 from selfdistill.training import recording
 from selfdistill.training.evaluation import EVERY_SPLIT, STUDENT_SPLITS, measure_splits
+from selfdistill.training.forward import move_teacher
+from selfdistill.training.preflight import preflight, refusal
 from selfdistill.training.recording import rollout_record, step_record
 from selfdistill.training.samples import CreditedRollout, credit_rollouts, replay_sample, session_groups
 from selfdistill.training.session import Learner, Session, Totals, open_session, saved_totals
 from selfdistill.training.stopping import StopSign
 from selfdistill.training.update import update_all
+from selfdistill.training.watching import Watch, check_guards, watch
 from selfdistill.types import Rollout, RolloutGroup, TrainingSample
 
 PATIENCE = 10  # steps in a row without a training sample, after which a run ends
 Records: TypeAlias = tuple[StepRecord, list[RolloutRecord]]
 """Of a step and of its rollouts."""
-MAY_CHANGE = ("steps", "out", "checkpoint_every", "evaluation.every", "micro_batch_tokens")
+MAY_CHANGE = (
+    *("steps", "out", "checkpoint_every", "evaluation.every", "micro_batch_tokens"),
+    *(f"guards.{item.name}" for item in fields(GuardOptions)),
+)
 
 
 def train(config: RunConfig, callback: Callback = no_callback, *, resume: bool = False) -> Path:
@@ -53,12 +72,13 @@ def train(config: RunConfig, callback: Callback = no_callback, *, resume: bool =
     if resume:  # before another model may be loaded
         changes = allowed_changes(out, settings, MAY_CHANGE, partial(completed, method=type(config.make_method())))
     session = open_session(config, callback, learns=True)
+    check_guards(session)
     totals = saved_totals(session.restore(out / CHECKPOINTS, callback) if resume else None)
     if resume:
         check_records(out, totals.step, measured=True)
     with RunDir.resume(out, totals.step, changes) if resume else session.new_run(out, settings) as run:
         callback(_info(out, session, totals))
-        return _Training(session, run, callback, totals, StopSign(callback)).run_all()
+        return _Training(session, run, callback, totals, StopSign(callback), watch(session, out)).run_all()
 
 
 @dataclass
@@ -68,6 +88,7 @@ class _Training:
     callback: Callback
     totals: Totals
     stop: StopSign
+    guards: Watch
 
     @property
     def learner(self) -> Learner:
@@ -80,9 +101,8 @@ class _Training:
 
     def run_all(self) -> Path:
         began = time.monotonic() - self.totals.wall_s
-        if self.totals.step == 0:  # a run that was killed early may have some of these
-            measured = {record.split for record in read_run(self.run.path).evals}
-            self._evaluate([split for split in EVERY_SPLIT if split not in measured])
+        if self.totals.step == 0:
+            self._before_the_first_step()
         with self.stop.watched():
             while not self.done:
                 self._one_step(began)
@@ -99,7 +119,9 @@ class _Training:
 
     def _one_step(self, began: float) -> None:
         config, totals = self.session.config, self.totals
+        self.learner.teacher.held = self.guards.last.action == "hold"
         record, rollouts = one_step(self.session, totals, self.callback, began)
+        record = self.guards.measured(record, rollouts)
         self.run.append(*rollouts, record)
         totals.step, totals.wall_s = record.step, record.wall_s
         self.callback(StepEnd(record))
@@ -107,17 +129,69 @@ class _Training:
         self._check_signal(record)
         if self.done or (config.evaluation.every and totals.step % config.evaluation.every == 0):
             self._evaluate(EVERY_SPLIT if self.done else STUDENT_SPLITS)
+        if (decision := self.guards.decided()) is not None:
+            self._act(decision)
         if config.checkpoint_every and totals.step % config.checkpoint_every == 0 and not self.done:
             self._save()
 
-    def _evaluate(self, splits: Sequence[EvalSplit]) -> None:
-        for record, _ in measure_splits(self.session, self.totals, self.callback, splits):
-            self.run.append(record)
-            self.callback(EvalEnd(record))
+    def _before_the_first_step(self) -> None:
+        """Measures what is not measured yet: a run that was killed early may have some of it. Raises `TrainingError`
+        where the context does not help."""
+        known, options = read_run(self.run.path), self.session.config.guards
+        measured = {record.split for record in known.evals}
+        checks = options.preflight == "on" and options.action != "off" and known.preflight is None
+        needed = EVERY_SPLIT if checks else [split for split in EVERY_SPLIT if split not in measured]
+        answers = self._evaluate(needed, measured)
+        found = known.preflight
+        if checks and (extra := next((r.extra for r in self.guards.evals if r.split == "teacher"), {})):
+            found = preflight(answers["train"], answers["teacher"]) if extra.get("distilled", 0.0) > 0.5 else None
+        if found is None or options.preflight == "off" or options.action == "off":
+            return
+        if known.preflight is None:
+            self.run.append(found)
+        if found.decision == "refuse" and options.action != "warn":
+            raise refusal(found, self.run.path)
+        if found.decision != "go":
+            self.callback(Note(f"pre-flight: {found.reason} ({found.bare:.2f} → {found.with_context:.2f})"))
 
-    def _save(self, *, final: bool = False) -> None:
+    def _evaluate(self, splits: Sequence[EvalSplit], measured: Collection[str] = ()) -> dict[str, list[RolloutGroup]]:
+        """The answers by split; what was `measured` before is not recorded again."""
+        answers: dict[str, list[RolloutGroup]] = {}
+        for record, groups in measure_splits(self.session, self.totals, self.callback, splits):
+            answers[record.split] = groups
+            if record.split not in measured:
+                self.guards.evals.append(record)
+                self.run.append(record)
+                self.callback(EvalEnd(record))
+        return answers
+
+    def _act(self, decision: GuardRecord) -> None:
+        """Records and reports a decision of the guards. At a stop all is saved, the checkpoints from after the trouble
+        began are set aside, the last one before it is loaded, and `CollapseError` raised."""
+        path, restored = self.run.path, None
+        if decision.action == "stop":
+            self._save(well=decision.since)
+            restored = set_aside(self.run.checkpoints, decision.since)
+            if restored is not None:
+                self.session.restore(self.run.checkpoints, self.callback)
+            decision = replace(decision, restored=restored)
+        self.run.append(decision)
+        self.callback(Guard(decision))
+        if decision.action == "stop":
+            good = self.run.checkpoints / f"step-{restored:06d}" if restored is not None else None
+            raise CollapseError(
+                f"guards stopped the run after step {decision.step}: the model gets worse",
+                got="; ".join(f"{one.signal} {one.value:.3g}, limit {one.threshold:.3g}" for one in decision.findings),
+                why="; ".join(one.reason for one in decision.findings),
+                do=f"{good or self.session.config.model} holds the last good weights: train them with a lower "
+                "optimiser.lr, a frozen teacher, or replay. Later checkpoints are beside it, as stopped-…; to continue "
+                f"in spite of this: selfdistill train --resume {path} guards.action=warn",
+            )
+
+    def _save(self, *, final: bool = False, well: int | None = None) -> None:
         self.callback(Phase("saving"))
-        self.session.save(self.run.checkpoints, self.totals.step, vars(self.totals), final=final)
+        well = self.guards.well if well is None else well
+        self.session.save(self.run.checkpoints, self.totals.step, vars(self.totals), final=final, well=well)
 
     def _check_signal(self, record: StepRecord) -> None:
         """Notes why a step has no training samples. After `PATIENCE` such steps the run ends; if it had none from the
@@ -211,8 +285,11 @@ def learn(
     skipped = sum(report.skipped for report in reports)
     if skipped:
         callback(Note(f"step {step + 1}: {skipped} of {len(reports)} updates skipped: loss or gradient not finite"))
+    shock = None
     if skipped < len(reports):  # without an update the teacher does not move either
-        learner.teacher.update(session.policy)
+        samples = [sample for entry in credited for sample in entry.samples]
+        shock = move_teacher(session.policy, learner.teacher, samples, config.micro_batch_tokens)
+    numbers = {**numbers, **({} if shock is None else {"refresh_shock": shock})}
     timer.lap("update")
     totals.wall_s = time.monotonic() - began
     totals.tokens += sum(len(sample.completion_ids) for sample in replayed)

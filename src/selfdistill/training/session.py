@@ -115,10 +115,11 @@ class Session:
         trained = sum(value.numel() for value in self.policy.trainable().values()) if self.learner else 0
         return RunDir.create(path, {"settings": settings, **about}, expected_bytes=3 * 16 * trained)
 
-    def save(self, folder: Path, step: int, totals: Mapping[str, Any], *, final: bool) -> None:
-        """Writes a checkpoint of all that the next step reads; a final one is kept when newer ones come."""
+    def save(self, folder: Path, step: int, totals: Mapping[str, Any], *, final: bool, well: int = 0) -> None:
+        """Writes a checkpoint of all that the next step reads; a final one, and the newest up to step `well`, are kept
+        when newer ones come."""
         assert self.learner is not None
-        save_checkpoint(folder, step, self._resumable(self.learner), extra=totals, final=final)
+        save_checkpoint(folder, step, self._resumable(self.learner), extra=totals, final=final, well=well)
 
     def restore(self, folder: Path, callback: Callback) -> dict[str, Any] | None:
         """Loads the newest complete checkpoint and returns the totals saved with it; None without a checkpoint."""

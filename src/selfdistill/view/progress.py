@@ -12,7 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from selfdistill.runs import EvalEnd, Event, Note, Phase, RunEnd, RunStart, StepEnd, StepRecord
+from selfdistill.runs import EvalEnd, Event, Guard, Note, Phase, RunEnd, RunStart, StepEnd, StepRecord
 from selfdistill.view.tables import duration
 
 REDRAW_S = 0.1
@@ -89,7 +89,7 @@ class RunDisplay:
         now, label = self.timer(), event.run or self.label
         row = self.rows.setdefault(label, RunRow(label, now))
         text = self._line(row, event, now)
-        if text and (self._live is None or isinstance(event, RunStart | Note)):
+        if text and (self._live is None or isinstance(event, RunStart | Note | Guard)):
             row.printed = now
             self.console.print(f"{label}: {text}", highlight=False, markup=False)
         at_once = isinstance(event, RunStart | EvalEnd | RunEnd)
@@ -103,7 +103,7 @@ class RunDisplay:
             case RunStart():
                 row.start, row.began, row.done = event, now, False
                 return _described(event)
-            case Note():
+            case Note() | Guard():
                 return event.text
             case Phase():
                 row.phase = f"{event.name} {event.done}/{event.total}" if event.total else event.name

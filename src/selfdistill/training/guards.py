@@ -1,0 +1,255 @@
+"""Guards: the records of a run → ok, warn, hold the teacher, or stop and restore. Pure functions; none reads the loss.
+
+A number of a step counts when it is beyond its limit in `patience` steps in a row. Signals of one family share a cause:
+
+    answers         length, truncated, repeated            of what is sampled
+    distribution    entropy                                of the student
+    teacher         token, style, log_ratio, refresh_shock of what the teacher pushes
+    outcome         accuracy, failed                       of the rollouts' rewards
+    context         leaked, copied                         of private words
+    optimiser       skipped                                of updates
+    probe           train, held_out, forgetting            of evaluations
+
+A run is stopped by signals of two families, or by a probe that fell below its interval. What differs from the warm-up
+(length, entropy, teacher) counts only where the answers did not get better meanwhile: a change that solves more tasks
+is learning. For the same reason a fall of the held-out set is a warning while the run's own tasks improve, unless it is
+beyond `max_forgetting`; so is any fall of the forgetting set, unless it is the chosen probe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from math import sqrt
+from statistics import fmean, median
+
+from selfdistill.errors import ConfigError
+from selfdistill.runs import EvalRecord, Finding, GuardRecord, StepRecord
+from selfdistill.runs.guards import GuardOptions
+from selfdistill.runs.records import GuardAction
+from selfdistill.runs.stats import wilson_interval
+
+LEVELS: tuple[GuardAction, ...] = ("ok", "warn", "hold", "stop")
+CERTAIN = 4.0  # standard errors between two means, of which one is the best of many
+FALL = 0.25  # of an accuracy, at least: a smaller fall is not yet a collapse
+FEWER = 5  # times: a log-ratio or a share of the teacher's push that has grown so much has another cause
+MOST_OF_PUSH = 0.5  # a teacher that puts more of its push on one token, or on style, does not teach the content
+HARD = ("truncated", "repeated")  # beside these, groups that all fail are no sign of a hard task
+HOLD_STEPS = 10  # after a move of the teacher that was too large
+WARN_ONLY = ("token", "style", "copied", "forgetting", "skipped")
+Reads = Callable[[StepRecord], float | None]
+
+
+def decide(
+    steps: Sequence[StepRecord], evals: Sequence[EvalRecord], options: GuardOptions, *, moves: bool = False
+) -> GuardRecord:
+    """The decision after the last of these steps, of a run's first to its last; `moves`: the teacher can be held."""
+    if options.action == "off" or not steps:
+        return GuardRecord(steps[-1].step if steps else 0, "ok")
+    behaviour = [*_absolute(steps, options), *_relative(steps, options), *_outcome(steps, options)]
+    if not any(one.signal in HARD for one in behaviour):
+        behaviour = [one for one in behaviour if one.signal != "failed"]
+    probes, since = _probes(steps, evals, options)
+    findings = (*behaviour, *probes)
+    level: GuardAction = "ok"
+    if findings:
+        level = "hold" if moves and any(one.signal not in WARN_ONLY for one in behaviour) else "warn"
+    if len({one.family for one in behaviour}) > 1 or any(one.family == "probe" for one in probes):
+        level = "stop"
+    if level == "stop" and options.action != "stop":
+        level = "hold" if moves else "warn"
+    level = min(level, options.action, key=LEVELS.index)
+    if behaviour:
+        since = max(0, min(since, steps[-1].step - options.patience))
+    return GuardRecord(steps[-1].step, level, findings, since if findings else 0)
+
+
+def _absolute(steps: Sequence[StepRecord], options: GuardOptions) -> Iterator[Finding]:
+    """Signals with a limit of their own; from the first steps on."""
+    recent = steps[-options.patience :]
+    if len(recent) < options.patience:
+        return
+    warm = steps[: options.warmup]
+
+    def beyond(name: str, family: str, reads: Reads, limit: float, reason: str) -> Iterator[Finding]:
+        values = [value for step in recent if (value := reads(step)) is not None]
+        if len(values) == len(recent) and min(values) > limit:
+            yield Finding(name, family, values[-1], limit, reason)
+
+    repeated = min(1 - 1e-9, options.repeated + (_median(warm, _signal("repeated")) if len(steps) > len(warm) else 0.0))
+    yield from beyond(
+        "truncated", "answers", lambda s: s.truncated, options.truncated,
+        "the token limit cuts these answers off, and they count as failures: raise sampling.max_new_tokens",
+    )  # fmt: skip
+    yield from beyond("repeated", "answers", _signal("repeated"), repeated, "answers repeat themselves")
+    yield from beyond(
+        "leaked", "context", lambda s: _surely(s, "leaked"), options.leaked + steps[0].signals.get("leaked", 0.0),
+        "answers hold words of the context that only the teacher reads",
+    )  # fmt: skip
+    yield from beyond(
+        "copied", "context", lambda s: _surely(s, "copied"), 0.5 + steps[0].signals.get("copied", 0.0),
+        "unsolved answers hold passages of the demonstration or document",
+    )  # fmt: skip
+    if len(steps) >= len(warm) + len(recent):  # time to learn what the first answers lack
+        yield from beyond(
+            "failed", "outcome", _signal("failed"), 1.0 - 1e-9,
+            "in every group all answers fail: there is no success to learn from",
+        )  # fmt: skip
+    yield from beyond(
+        "skipped", "optimiser", lambda s: s.extra.get("skipped", 0) / max(1, s.extra.get("updates", 0)), 1.0 - 1e-9,
+        "no update was made: loss or gradients are not finite",
+    )  # fmt: skip
+    shocks = [step for step in steps[-HOLD_STEPS:] if "refresh_shock" in step.extra]
+    if shocks:
+        divergence = max(shocks[-1].extra.get("divergence", 0.0), 1e-3)
+        shock, limit = shocks[-1].extra["refresh_shock"], options.refresh_shock * divergence
+        if shock > limit:
+            reason = "a move changes the teacher by much of what the student is to learn from it: lower teacher.rate"
+            yield Finding("refresh_shock", "teacher", shock, limit, reason)
+
+
+def _relative(steps: Sequence[StepRecord], options: GuardOptions) -> Iterator[Finding]:
+    """Signals whose limit is that of the warm-up, while the answers do not get better."""
+    warm, recent = steps[: options.warmup], steps[-options.patience :]
+    if len(steps) < len(warm) + len(recent) or len(recent) < options.patience or _learned(steps, options):
+        return
+
+    def beyond(
+        name: str, family: str, reads: Reads, bounds: Callable[[float], tuple[float, float]], reason: str
+    ) -> Iterator[Finding]:
+        before = [value for step in warm if (value := reads(step)) is not None]
+        values = [value for step in recent if (value := reads(step)) is not None]
+        if not before or len(values) < len(recent):
+            return
+        low, high = bounds(median(before))
+        if max(values) < low or min(values) > high:
+            side, limit = ("fell below", low) if max(values) < low else ("rose above", high)
+            yield Finding(name, family, values[-1], limit, f"{reason} {side} the limit that the warm-up sets")
+
+    shortest, longest = options.shortest, options.longest
+    yield from beyond(
+        "length", "answers", _signal("length"), lambda base: (shortest * base, longest * base),
+        "the median length of answers",
+    )  # fmt: skip
+    yield from beyond(
+        "entropy", "distribution", lambda s: s.extra.get("entropy") if s.extra.get("updates") else None,
+        lambda base: (options.least_entropy * base, max(options.most_entropy * base, 0.5)),
+        "the entropy of the student",
+    )  # fmt: skip
+    yield from beyond(
+        "log_ratio", "teacher", _extreme, lambda base: (-1.0, max(1.0, FEWER * base)),
+        "the log-ratio of teacher and student, at its quantiles .01 and .99,",
+    )  # fmt: skip
+    for name, what in (("token", "one token's share"), ("style", "the share of style")):
+        yield from beyond(
+            name, "teacher", _signal(name), lambda base: (-1.0, max(MOST_OF_PUSH, 2 * base)),
+            f"{what} in the teacher's push",
+        )  # fmt: skip
+
+
+def _outcome(steps: Sequence[StepRecord], options: GuardOptions) -> Iterator[Finding]:
+    """The accuracy of the last steps' rollouts, surely below the best of as many steps before."""
+    size = options.patience
+    windows = [_accuracy(steps[end - size : end]) for end in range(len(steps), size - 1, -size)]
+    if len(windows) < 2 or None in windows:
+        return
+    (now, error), *before = (window for window in windows if window is not None)
+    best, its_error = max(before, key=lambda found: found[0] - found[1])
+    limit = min(best - CERTAIN * sqrt(error**2 + its_error**2), (1 - FALL) * best)
+    if now < limit:
+        reason = f"the accuracy of the rollouts fell from {best:.2f}, more than chance explains"
+        yield Finding("accuracy", "outcome", now, limit, reason)
+
+
+def _learned(steps: Sequence[StepRecord], options: GuardOptions) -> bool:
+    """Whether the last rollouts are surely better than those of the warm-up, and did not fall since."""
+    start, now = _accuracy(steps[: options.warmup]), _accuracy(steps[-options.patience :])
+    better = start is not None and now is not None and now[0] > start[0] + 2 * sqrt(start[1] ** 2 + now[1] ** 2)
+    return better and not any(_outcome(steps, options))
+
+
+def _probes(
+    steps: Sequence[StepRecord], evals: Sequence[EvalRecord], options: GuardOptions
+) -> tuple[list[Finding], int]:
+    """Evaluations whose interval lies below that of the best one before; and the last step at which all were well."""
+    found, since = list[Finding](), steps[-1].step
+    own = [record for record in evals if record.split == "train"]
+    improves = len(own) > 1 and own[-1].accuracy.value > own[0].accuracy.value and not _fell(own)
+    for split in ("train", "held_out", "forgetting"):
+        records = [record for record in evals if record.split == split]
+        if options.probe not in ("auto", split) or not _fell(records):
+            continue
+        best = max(records[:-1], key=lambda record: record.accuracy.low)
+        now, limit = records[-1].accuracy.value, best.accuracy.low
+        lost = (best.accuracy.value - now) / best.accuracy.value
+        allowed = 1.0 if split == "forgetting" and options.probe == "auto" else options.max_forgetting
+        forgets = split != "train" and improves and lost <= allowed
+        reason = f"accuracy on {split} fell from {best.accuracy.value:.2f} at step {best.step}, below its interval"
+        if forgets:
+            reason += ", while the run's own tasks improve: replay limits it"
+        found.append(Finding(split, "forgetting" if forgets else "probe", now, limit, reason))
+        if not forgets:
+            well = [
+                record.step for place, record in enumerate(records) if place == 0 or not _fell(records[: place + 1])
+            ]
+            since = min(since, max(well))
+    return found, since
+
+
+def _fell(records: Sequence[EvalRecord]) -> bool:
+    """Whether the last of these is below the interval of the best before, and by more than a quarter of it."""
+    if len(records) < 2:
+        return False
+    best, now = max((record.accuracy for record in records[:-1]), key=lambda found: found.low), records[-1].accuracy
+    return now.high < best.low and now.value < (1 - FALL) * best.value
+
+
+def needed_tasks(fall: float = 0.5) -> int:
+    """The least number of tasks on which a fall from all solved to this share is beyond the interval."""
+    count = 1
+    while wilson_interval(round(fall * count), count)[1] >= wilson_interval(count, count)[0]:
+        count += 1
+    return count
+
+
+def check_probe(options: GuardOptions, tasks: dict[str, int], every: int) -> None:
+    """Raises `ConfigError` where the chosen probe cannot decide: it is empty, too small, or never measured."""
+    if options.probe == "auto" or options.action == "off":
+        return
+    count, needed = tasks.get(options.probe, 0), needed_tasks()
+    what = f"the {options.probe} tasks cannot decide whether a run collapses"
+    got = f"guards.probe = {options.probe!r}, {count or 'no'} tasks"
+    if count < needed:
+        why = f"a fall from all solved to half of them is beyond the interval from {needed} tasks on"
+        more = "evaluation.tasks, or give more of them (eval_data)" if count else "eval_data, or guards.probe=auto"
+        raise ConfigError(what, got=got, why=why, do=f"at least {needed} tasks are needed: see {more}")
+    if not every:
+        do = "set evaluation.every, or guards.probe=auto"
+        raise ConfigError(what, got="evaluation.every = 0", why="it is measured before and after the run only", do=do)
+
+
+def _signal(name: str) -> Reads:
+    return lambda step: step.signals.get(name)
+
+
+def _extreme(step: StepRecord) -> float | None:
+    low, high = (step.signals.get(name) for name in ("u_low", "u_high"))
+    return None if low is None or high is None else max(abs(low), abs(high))
+
+
+def _surely(step: StepRecord, name: str) -> float | None:
+    """The lower end of the interval of a share of the step's answers."""
+    value, count = step.signals.get(name), step.signals.get("answers", 0.0)
+    return None if value is None else wilson_interval(value * count, count)[0]
+
+
+def _median(steps: Sequence[StepRecord], reads: Reads) -> float:
+    values = [value for step in steps if (value := reads(step)) is not None]
+    return median(values) if values else 0.0
+
+
+def _accuracy(steps: Sequence[StepRecord]) -> tuple[float, float] | None:
+    """Mean accuracy of some steps, and its standard error; None where rewards are missing."""
+    if not steps or not all("accuracy_error" in step.signals for step in steps):
+        return None
+    errors = [step.signals["accuracy_error"] for step in steps]
+    return fmean(step.accuracy for step in steps), sqrt(sum(error**2 for error in errors)) / len(steps)

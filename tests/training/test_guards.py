@@ -1,0 +1,284 @@
+"""Guards as functions of records, what they read of rollouts, and the pre-flight; at the end two whole runs."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from selfdistill.errors import CollapseError, ConfigError, TrainingError
+from selfdistill.models.checkpoint import latest_checkpoint
+from selfdistill.runs import Estimate, EvalRecord, Guard, GuardRecord, RolloutRecord, StepRecord, read_run
+from selfdistill.runs.guards import GuardOptions
+from selfdistill.runs.records import EvalSplit
+from selfdistill.runs.stats import share, share_error
+from selfdistill.training.guards import check_probe, decide, needed_tasks
+from selfdistill.training.loop import train
+from selfdistill.training.preflight import preflight
+from selfdistill.training.signals import PrivateWords, measure_signals, repeats
+from selfdistill.types import Completion, Message, Outcome, Rollout, RolloutGroup, Task
+
+CALM = {
+    "answers": 64.0,
+    "length": 10.0,
+    "accuracy_error": 0.05,
+    "u_low": -1.0,
+    "u_high": 1.0,
+    "token": 0.1,
+    "style": 0.1,
+}
+
+
+def step_of(number: int, **changes: float) -> StepRecord:
+    """A step of a run that goes well; `changes` are fields, numbers of `extra`, or signals."""
+    known = {"reward": 0.5, "accuracy": 0.5, "loss": 1.0, "grad_norm": 1.0, "lr": 1e-3, "truncated": 0.0}
+    own = {name: changes.pop(name) for name in tuple(changes) if name in known}
+    extra = {"entropy": 1.0, "updates": 1.0, "skipped": 0.0, "divergence": 0.1}
+    extra |= {name: changes.pop(name) for name in tuple(changes) if name in (*extra, "refresh_shock")}
+    return StepRecord(number, 64 * number, 640 * number, 1.0, **(known | own), extra=extra, signals=CALM | changes)
+
+
+def run_of(*parts: tuple[int, dict[str, float]]) -> list[StepRecord]:
+    """So many steps of each kind, one after the other."""
+    kinds = [changes for count, changes in parts for _ in range(count)]
+    return [step_of(number, **changes) for number, changes in enumerate(kinds, start=1)]
+
+
+def eval_of(step: int, solved: int, split: EvalSplit = "train", count: int = 100) -> EvalRecord:
+    return EvalRecord(step, 0, 0.0, split, share(solved, count), count, solved)
+
+
+def signals_of(found: GuardRecord) -> list[str]:
+    return [one.signal for one in found.findings]
+
+
+@pytest.mark.parametrize(
+    ("changes", "signal"),
+    [
+        ({"length": 4.0}, "length"),
+        ({"length": 21.0}, "length"),
+        ({"entropy": 2.5}, "entropy"),
+        ({"entropy": 0.05}, "entropy"),
+        ({"truncated": 0.6}, "truncated"),
+        ({"repeated": 0.3}, "repeated"),
+        ({"u_low": -6.0}, "log_ratio"),
+        ({"token": 0.6}, "token"),
+        ({"style": 0.6}, "style"),
+        ({"leaked": 0.3}, "leaked"),
+        ({"copied": 0.8}, "copied"),
+        ({"accuracy": 0.1}, "accuracy"),
+        ({"skipped": 1.0}, "skipped"),
+        ({"refresh_shock": 0.06}, "refresh_shock"),
+    ],
+)
+def test_each_signal_alone_warns_or_holds_and_never_stops(changes, signal) -> None:
+    steps = run_of((8, {}), (3, changes))
+    found = decide(steps, [], GuardOptions())
+    assert (found.action, signals_of(found)) == ("warn", [signal])
+    if signal not in ("refresh_shock", "accuracy"):
+        assert decide(steps[:-1], [], GuardOptions()).action == "ok", "three steps in a row"
+    alone = signal in ("token", "style", "copied", "skipped")
+    assert decide(steps, [], GuardOptions(), moves=True).action == ("warn" if alone else "hold")
+    assert decide(steps, [], GuardOptions(action="warn"), moves=True).action == "warn"
+    assert decide(steps, [], GuardOptions(action="off")).action == "ok"
+
+
+def test_signals_of_two_families_stop_and_those_of_one_do_not() -> None:
+    two = run_of((8, {}), (3, {"accuracy": 0.1, "entropy": 3.0}))
+    found = decide(two, [], GuardOptions())
+    assert (found.action, found.since, signals_of(found)) == ("stop", 8, ["entropy", "accuracy"])
+    assert decide(two, [], GuardOptions(action="hold"), moves=True).action == "hold"
+    one = run_of((8, {}), (3, {"truncated": 0.9, "repeated": 0.9, "length": 50.0}))
+    assert decide(one, [], GuardOptions()).action == "warn"
+
+
+def test_a_change_that_solves_more_is_learning() -> None:
+    better = run_of((8, {"accuracy": 0.1}), (3, {"accuracy": 0.9, "length": 3.0, "entropy": 0.01}))
+    assert decide(better, [], GuardOptions()).action == "ok"
+    fallen = [*better, *(replace(step, step=step.step + 11) for step in run_of((3, {"length": 3.0, "accuracy": 0.1})))]
+    assert decide(fallen, [], GuardOptions()).action == "stop"
+
+
+def test_the_loss_is_no_signal_and_hard_tasks_are_not_stopped() -> None:
+    assert decide(run_of((8, {}), (9, {"loss": 1e9})), [], GuardOptions()).action == "ok"
+    hard = {"accuracy": 0.0, "failed": 1.0}
+    assert decide(run_of((20, hard)), [], GuardOptions()).action == "ok"
+    assert decide(run_of((20, hard | {"truncated": 1.0})), [], GuardOptions()).action == "stop"
+    assert decide(run_of((4, hard | {"truncated": 1.0})), [], GuardOptions()).action == "warn"
+
+
+def test_a_probe_stops_beyond_its_interval_and_brings_back_the_last_step_that_was_well() -> None:
+    steps, options = run_of((20, {})), GuardOptions()
+    evals = [eval_of(0, 50), eval_of(5, 80), eval_of(10, 78), eval_of(15, 70), eval_of(20, 40)]
+    assert decide(steps[:15], evals[:4], options).action == "ok"
+    found = decide(steps, evals, options)
+    assert (found.action, found.since, signals_of(found)) == ("stop", 15, ["train"])
+    assert found.findings[0].threshold == pytest.approx(evals[1].accuracy.low)
+
+
+def test_forgetting_warns_while_the_own_tasks_improve_and_stops_beyond_what_is_allowed() -> None:
+    steps = run_of((10, {}))
+    evals = [eval_of(0, 10), eval_of(0, 95, "forgetting"), eval_of(10, 60), eval_of(10, 30, "forgetting")]
+    assert decide(steps, evals, GuardOptions()).action == "warn"
+    assert decide(steps, evals, GuardOptions(probe="forgetting")).action == "stop"
+    assert decide(steps, evals, GuardOptions(probe="forgetting", max_forgetting=0.9)).action == "warn"
+    for left, action in ((60, "warn"), (40, "stop")):
+        held_out = [eval_of(0, 10), eval_of(0, 95, "held_out"), eval_of(10, 60), eval_of(10, left, "held_out")]
+        assert decide(steps, held_out, GuardOptions()).action == action
+    no_gain = [record if record.split != "train" else eval_of(record.step, 10) for record in evals]
+    assert decide(steps, no_gain, GuardOptions()).action == "stop"
+    assert decide(steps, no_gain, GuardOptions(probe="train")).action == "ok"
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"shortest": 2.0, "longest": 1.5}, "guards.shortest = 2, guards.longest = 1.5"),
+        ({"shortest": 1.2}, "guards.shortest = 1.2"),
+        ({"least_entropy": 3.0}, "guards.least_entropy = 3"),
+        ({"action": "panic"}, "guards.action"),
+        ({"actoin": "warn"}, "action"),
+        ({"patience": 0}, "guards.patience"),
+    ],
+)
+def test_limits_that_contradict_each_other_are_refused(config_of, settings, text: str) -> None:
+    with pytest.raises(ConfigError, match=text):
+        config_of(guards=settings)
+
+
+def test_a_probe_that_cannot_decide_is_refused_with_the_number_that_it_needs(config_of) -> None:
+    assert needed_tasks() == 12
+    options = GuardOptions(probe="held_out")
+    check_probe(options, {"held_out": 12}, every=5)
+    for tasks, every, text in (({"held_out": 11}, 5, "12 tasks"), ({}, 5, "no tasks"), ({"held_out": 12}, 0, "every")):
+        with pytest.raises(ConfigError, match=text):
+            check_probe(options, tasks, every)
+    with pytest.raises(ConfigError, match="at least 12 tasks are needed"):
+        train(config_of("Splits", guards={"probe": "held_out"}))
+
+
+def rollout_of(number: int, text: str, reward: float = 0.0, **changes) -> RolloutRecord:
+    ids = tuple(range(len(text.split())))
+    known = {"prompt": "Add two numbers.", "stop": "end", "token_ids": ids, "logprobs": (-1.0,) * len(ids)}
+    return RolloutRecord(1, f"1-0-{number}", "q", completion=text, reward=reward, **(known | changes))
+
+
+def test_signals_of_a_step() -> None:
+    u = (0.0,) * 150 + (-3.0,) * 50
+    pushed = {"log_ratio": u, "token_ids": (7,) * 160 + (8,) * 40, "logprobs": (-1.0,) * 200}
+    texts = ("so",) * 160 + ("x",) * 40
+    found = measure_signals(
+        [rollout_of(0, "a b c", 1.0), rollout_of(1, "a b", **pushed, token_texts=texts)], PrivateWords()
+    )
+    assert found["length"] == (3 + 200) / 2
+    assert (found["groups"], found["flat"], found["failed"]) == (1, 0, 0)
+    assert found["repeated"] == 0.5, "forty times one token"
+    assert (found["token"], found["token_id"], found["style"]) == (0.8, 8, 0.2)
+    assert (found["u_low"], found["u_mid"], found["u_high"]) == (-3.0, 0.0, 0.0)
+    assert found["accuracy_error"] == share_error([(1, 2)])
+    assert repeats([1, 2] * 20)
+    assert not repeats(range(40))
+    assert not repeats([1] * 12), "too short to tell"
+
+
+def test_a_leak_is_words_of_the_context_that_the_student_cannot_have() -> None:
+    words, context = (
+        PrivateWords(),
+        {"feedback": "Hidden test seven of the suite fails here. You wrote one two three four five."},
+    )
+    first = [rollout_of(0, "I wrote: one two three four five", context=context), rollout_of(1, "nothing")]
+    words.add(first)
+    shares = words.shares(first)
+    assert shares == {"leaked": 0.0, "copied": 0.0}, "words of an answer are quoted in its feedback"
+    later = [rollout_of(0, "Since hidden test seven of the suite fails"), rollout_of(1, "As the feedback says, no.")]
+    assert words.shares([*later, *first])["leaked"] == 0.5
+    own = [replace(later[0], prompt="Why: hidden test seven of the suite?")]
+    assert words.shares(own)["leaked"] == 1.0, "'test seven of the suite fails' is not in its prompt"
+    assert words.shares([replace(own[0], completion="hidden test seven of the suite")])["leaked"] == 0.0
+    sought = {"demonstration": "the only way to do it well is this"}
+    words.add([rollout_of(0, "no", context=sought)])
+    told = rollout_of(0, "the only way to do it badly")
+    assert words.shares([told, replace(told, reward=1.0)]) == {"leaked": 0.0, "copied": 1.0}
+
+
+def answers_of(solved: int, count: int) -> list[RolloutGroup]:
+    tasks = [Task(f"q{number}", (Message("user", "?"),)) for number in range(count)]
+    outcomes = [Outcome(float(number < solved)) for number in range(count)]
+    return [
+        RolloutGroup(task, (Rollout(task, (1,), Completion("u", "a"), outcome),))
+        for task, outcome in zip(tasks, outcomes, strict=True)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("bare", "read", "count", "decision", "text"),
+    [
+        (2, 12, 16, "go", "significantly"),
+        (9, 8, 16, "refuse", "no better"),
+        (1, 1, 16, "refuse", "no better"),
+        (31, 29, 55, "refuse", "no better"),
+        (3, 6, 16, "undecided", "evaluation.tasks"),
+        (3, 0, 5, "undecided", "needs 6 tasks"),
+        (16, 16, 16, "undecided", "and there are 0"),
+        (0, 0, 16, "undecided", "no answer is solved"),
+    ],
+)
+def test_pre_flight_refuses_what_does_not_help_and_says_where_it_cannot_decide(
+    bare, read, count, decision, text
+) -> None:
+    found = preflight(answers_of(bare, count), answers_of(read, count))
+    assert found is not None
+    assert (found.decision, found.tasks) == (decision, count)
+    assert text in found.reason
+    assert found.gain.value == pytest.approx((read - bare) / count)
+
+
+def test_no_common_task_is_no_pre_flight() -> None:
+    assert preflight(answers_of(1, 3), []) is None
+
+
+def test_a_stopped_run_has_its_last_good_checkpoint_back_and_resumes_from_there(config_of, recorder) -> None:
+    changes = {
+        "steps": 6,
+        "checkpoint_every": 1,
+        "guards": {"truncated": 1.0},
+        "evaluation": {"every": 1, "tasks": 4},
+    }
+    config = config_of("Falls", method="grpo", **changes)
+    with pytest.raises(CollapseError, match=r"accuracy on train fell from 1\.00 at step 0"):
+        train(config, recorder)
+    run = read_run(config.out)
+    stop = run.guards[-1]
+    assert stop.action == "stop"
+    assert stop.restored == stop.since < stop.step == run.steps[-1].step
+    latest = latest_checkpoint(run.path / "checkpoints")
+    assert latest is not None
+    assert latest.name == f"step-{stop.restored:06d}"
+    assert (run.path / "checkpoints" / f"stopped-{stop.step:06d}").is_dir(), "nothing is lost"
+    assert [event.record for event in recorder.events if isinstance(event, Guard)][-1] == stop
+    lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    found = next(line for line in lines if line["event"] == "guard")["findings"][-1]
+    assert (found["signal"], found["value"]) == ("train", 0.0)
+    assert found["threshold"] > 0.5
+    path = train(replace(config, guards=replace(config.guards, action="warn")), resume=True)
+    assert [record.step for record in read_run(path).steps] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_context_that_does_not_help_is_refused_before_the_first_step(config_of, monkeypatch) -> None:
+    found = preflight(answers_of(9, 16), answers_of(8, 16))
+    monkeypatch.setattr("selfdistill.training.loop.preflight", lambda bare, teacher: found)
+    config = config_of(guards={"action": "stop"}, steps=1)
+    with pytest.raises(TrainingError, match=r"0.50 with the context, 0.56 without, on 16 tasks"):
+        train(config)
+    assert read_run(config.out).preflight == found
+    assert read_run(config.out).steps == ()
+    with pytest.raises(TrainingError, match=r"guards.preflight=off"):
+        train(config, resume=True)
+    train(replace(config, guards=replace(config.guards, preflight="off")), resume=True)
+    assert len(read_run(config.out).steps) == 1
+
+
+def test_an_estimate_of_other_interval_is_not_read() -> None:
+    evals = [eval_of(0, 100), EvalRecord(5, 0, 0.0, "train", Estimate(0.2, 5, 0.0, 0.97), 5, 1)]
+    assert decide(run_of((6, {})), evals, GuardOptions()).action == "ok"
