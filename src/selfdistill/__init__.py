@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from selfdistill.envs.rewards import RewardFunctions as RewardFunctions
     from selfdistill.envs.tools import Tools as Tools
     from selfdistill.envs.turns import RepeatedAttempts as RepeatedAttempts
+    from selfdistill.envs.verifiers import from_verifiers as from_verifiers
     from selfdistill.errors import SelfDistillError as SelfDistillError
     from selfdistill.experiments import compare as compare
     from selfdistill.experiments import evaluate as evaluate
@@ -72,11 +73,13 @@ if TYPE_CHECKING:
     from selfdistill.types import RolloutGroup as RolloutGroup
     from selfdistill.types import StopReason as StopReason
     from selfdistill.types import Task as Task
+    from selfdistill.types import WholePrompt as WholePrompt
 
 # Where the names live; the imports for the type checker say the same.
 _HOMES = {
     "errors": "SelfDistillError",
-    "types": "Completion Context DropReason Message Observation Outcome Rollout RolloutGroup StopReason Task",
+    "types": "Completion Context DropReason Message Observation Outcome Rollout RolloutGroup StopReason Task "
+    "WholePrompt",
     "api": "train",
     "config": "RunConfig load_config",
     "prompts.context": "Demonstration Document SolutionOrFeedback",
@@ -97,6 +100,7 @@ _HOMES = {
     "envs.judge": "Judge",
     "envs.tools": "Tools",
     "envs.turns": "RepeatedAttempts",
+    "envs.verifiers": "from_verifiers",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 

@@ -56,7 +56,7 @@ class Task:
 class Completion:
     """An answer `y` as sampled: `token_ids` [T] are never re-tokenised; `logprobs` [T] are nats under the weights,
     temperature and support that sampled them, and empty for words that were not sampled. `uid` is unique in a run;
-    environments may seed choices with it."""
+    environments may seed choices with it. `prompt_tokens` is the length of its prompt; 0: not known."""
 
     uid: str
     text: str
@@ -64,6 +64,7 @@ class Completion:
     logprobs: tuple[float, ...] = ()
     stop: StopReason = StopReason.END
     policy_version: int = 0
+    prompt_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +79,21 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
-class Observation:
-    """What an environment answers to a turn that does not end a conversation: the messages that the model reads next,
-    such as a tool's result. They are read and never learned."""
+class WholePrompt:
+    """A prompt in place of the conversation so far, and schemas of the functions that the model may call in answer."""
 
     messages: tuple[Message, ...]
+    tools: tuple[Mapping[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What an environment answers to a turn that does not end a conversation: the messages that the model reads next,
+    such as a tool's result. They are read and never learned. `whole`: where the environment wrote the history anew, all
+    that the model reads, these messages included."""
+
+    messages: tuple[Message, ...]
+    whole: WholePrompt | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,14 +101,16 @@ class Turn:
     """One turn of a conversation, token by token.
 
     `read` are the ids that the model read since its turn before: the observation as the template writes it. Where
-    `fresh` they are a whole prompt, of the first turn and of one before which the template wrote the history anew.
-    `completion` was sampled. `observation` holds the messages that followed it, empty after the last turn.
+    `fresh` they are a whole prompt, of the first turn and of one before which the history was written anew: by the
+    template, or by the environment as `whole`. `completion` was sampled. `observation` holds the messages that followed
+    it, empty after the last turn.
     """
 
     read: TokenIds
     completion: Completion
     observation: tuple[Message, ...] = ()
     fresh: bool = False
+    whole: WholePrompt | None = None
 
     @property
     def messages(self) -> tuple[Message, ...]:
@@ -150,6 +163,12 @@ class Rollout:
     def all_turns(self) -> tuple[Turn, ...]:
         """The turns; an answer is one."""
         return self.turns or (Turn(self.prompt_ids, self.completion, fresh=True),)
+
+    def history(self, number: int) -> tuple[WholePrompt | None, tuple[Message, ...]]:
+        """What was written before a turn: the last whole prompt of the environment, if any, and the messages since."""
+        start = max((n for n in range(number + 1) if self.turns and self.turns[n].whole), default=0)
+        whole = self.turns[start].whole if self.turns else None
+        return whole, tuple(message for turn in self.turns[start:number] for message in turn.messages)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,9 @@ or an `Outcome`. (`rewards.py` makes one of a function.) It may also have
     unusable(task) -> str                  why no answer to a task can be scored, or ""; it is then not sampled from
     isolation: str                         how untrusted programs are isolated
     tools: Sequence[Mapping]               schemas of the functions that the model may call, for the chat template
-    start(task), step(state, completion)   instead of `score`: conversations (`ConversationEnvironment`)
+    start(task), step(state, completion)   instead of `score`: conversations (`ConversationEnvironment`); also
+    start_batch(tasks), step_batch(pairs)  for all conversations of a batch at once, and `finish(state)`, the outcome of
+                                           one that a budget ends. `opening` of a state: see `WholePrompt`
     spent: Counter                         what scoring has cost so far, such as a judge's tokens, for the records
     policy_weights: str                    "initial" or "current" weights of the run's model, which the environment
                                            samples from: `use_policy(replies)` is called with it before the first answer

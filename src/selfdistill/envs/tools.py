@@ -67,6 +67,13 @@ def parse_calls(text: str) -> list[Call]:
     return [call for body in blocks for call in _read(body) if call.name]
 
 
+def before_calls(text: str) -> str:
+    """The text of a turn with calls before the first of them, without thinking."""
+    text = without_thinking(text).strip()
+    marks = [mark for mark in ("<tool_call>", "[TOOL_CALLS]", _LLAMA_TAG) if mark in text]
+    return "" if text.startswith(("{", "[")) else text.partition(marks[0] if marks else "```")[0].strip()
+
+
 def _read(body: str) -> Iterator[Call]:
     try:
         found, _ = json.JSONDecoder().raw_decode(body.strip())

@@ -95,7 +95,8 @@ def sample(
         for index, (token_ids, logprobs) in zip(bucket, rows, strict=True):
             stop = StopReason.END if token_ids[-1] in policy.end_ids else StopReason.LENGTH
             text = policy.tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-            done = Completion(uids[index], str(text), tuple(token_ids), tuple(logprobs), stop, version)
+            read = len(prompts[index])
+            done = Completion(uids[index], str(text), tuple(token_ids), tuple(logprobs), stop, version, read)
             completions[index] = done
     return [completions[index] for index in range(len(prompts))]
 

@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import groupby
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from selfdistill.errors import ConfigError, ModelError
 from selfdistill.prompts.context import FIELDS, Templates, teacher_messages
@@ -53,6 +53,16 @@ class ChatTemplate:
     thinking: Thinking = field(default="off", kw_only=True)
     tools: Sequence[Mapping[str, Any]] = field(default=(), kw_only=True)
     _copies: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def using(self, tools: Sequence[Mapping[str, Any]]) -> Self:
+        """The same with other tools."""
+        name = json.dumps([*tools])
+        if name == json.dumps([*self.tools]):
+            return self
+        if name not in self._copies:
+            self._copies[name] = replace(self, tools=tools)
+        copy: Self = self._copies[name]
+        return copy
 
     def prompt(self, messages: Sequence[Message]) -> TokenIds:
         """The ids of a conversation and of the header of the assistant's turn. Raises `ModelError` where the template

@@ -11,7 +11,17 @@ from selfdistill.envs.turns import finish, start_all, step_all
 from selfdistill.models.kept_states import KeptStates
 from selfdistill.models.sampler import SamplingOptions
 from selfdistill.prompts.render import Renderer
-from selfdistill.types import Completion, Message, Observation, Rollout, StopReason, TokenIds, Turn
+from selfdistill.types import (
+    Completion,
+    DropReason,
+    Message,
+    Observation,
+    Rollout,
+    StopReason,
+    TokenIds,
+    Turn,
+    WholePrompt,
+)
 
 Sampler: TypeAlias = Callable[..., list[Completion]]
 """Completions of prompts, named by `uids`; as `models.sampler.sample` without its first parameter and its options."""
@@ -19,14 +29,17 @@ Sampler: TypeAlias = Callable[..., list[Completion]]
 
 @dataclass(slots=True)
 class _Conversation:
-    """A rollout whose turns are being sampled. `ids` are those of the next prompt, of which `read` were added last."""
+    """A rollout whose turns are being sampled. `ids` are those of the next prompt, of which `read` were added last.
+    `renderer` writes the tools that the model may call in its next turn."""
 
     rollout: Rollout
     messages: tuple[Message, ...]
     state: Any
+    renderer: Renderer
     ids: TokenIds
     read: TokenIds
     fresh: bool = True
+    whole: WholePrompt | None = None
     turns: list[Turn] = field(default_factory=list)
 
 
@@ -50,9 +63,13 @@ def converse(
     for rollout, state in zip(planned, start_all(env, [rollout.task for rollout in planned]), strict=True):
         if isinstance(state, Fault):
             ended[rollout.completion.uid] = with_result(rollout, state)
+            continue
+        talk = _opened(rollout, state, renderer)
+        if len(talk.ids) < renderer.context_length:
+            open_.append(talk)
         else:
-            messages = rollout.messages or rollout.task.messages
-            open_.append(_Conversation(rollout, messages, state, rollout.prompt_ids, rollout.prompt_ids))
+            finish(env, state, Observation(talk.messages))
+            ended[rollout.completion.uid] = replace(talk.rollout, drop=DropReason.CONTEXT_TOO_LONG)
     for number in range(options.turns):
         names = [talk.rollout.completion.uid for talk in open_]
         uids = [f"{name}.{number}" if number else name for name in names]
@@ -65,9 +82,9 @@ def converse(
         going: list[_Conversation] = []
         for talk, (_, completion), result in zip(open_, pairs, step_all(env, pairs, states, seed=seed), strict=True):
             observed = result.messages if isinstance(result, Observation) else ()
-            talk.turns.append(Turn(talk.read, completion, observed, talk.fresh))
+            talk.turns.append(Turn(talk.read, completion, observed, talk.fresh, talk.whole))
             if isinstance(result, Observation):
-                if number + 1 < options.turns and _reads(talk, result, renderer, options):
+                if number + 1 < options.turns and _reads(talk, result, options):
                     going.append(talk)
                     continue
                 result = finish(env, talk.state, result)
@@ -79,18 +96,36 @@ def converse(
     return [ended[rollout.completion.uid] for rollout in planned]
 
 
-def _reads(talk: _Conversation, observation: Observation, renderer: Renderer, options: SamplingOptions) -> bool:
+def _opened(rollout: Rollout, state: Any, renderer: Renderer) -> _Conversation:
+    """A conversation before its first turn, whose prompt is the state's `opening` where it has one. A prompt that was
+    given in place of the task's stays."""
+    messages, ids = rollout.messages or rollout.task.messages, rollout.prompt_ids
+    opening = getattr(state, "opening", None)
+    same = WholePrompt(messages, tuple(renderer.tools))
+    if not isinstance(opening, WholePrompt) or opening == same:
+        return _Conversation(rollout, messages, state, renderer, ids, ids)
+    own = renderer.using(opening.tools)
+    if ids == renderer.prompt(messages):
+        ids = own.prompt(opening.messages)
+    return _Conversation(replace(rollout, prompt_ids=ids), opening.messages, state, own, ids, ids, whole=opening)
+
+
+def _reads(talk: _Conversation, observation: Observation, options: SamplingOptions) -> bool:
     """Adds the observation to the next prompt; False where there is no room for it or for another turn."""
-    last = talk.turns[-1].completion
-    added = renderer.extension(talk.messages, last, observation.messages)
-    talk.messages = (*talk.messages, *talk.turns[-1].messages)
+    last, added = talk.turns[-1].completion, None
+    talk.whole = observation.whole
+    if talk.whole is not None:
+        talk.messages, talk.renderer = talk.whole.messages, talk.renderer.using(talk.whole.tools)
+    else:
+        added = talk.renderer.extension(talk.messages, last, observation.messages)
+        talk.messages = (*talk.messages, *talk.turns[-1].messages)
     talk.fresh = added is None
     if added is None:
-        talk.ids = talk.read = renderer.prompt(talk.messages)
+        talk.ids = talk.read = talk.renderer.prompt(talk.messages)
     else:
         talk.read = added
         talk.ids = (*talk.ids, *last.token_ids, *added)
-    if len(talk.ids) >= renderer.context_length:
+    if len(talk.ids) >= talk.renderer.context_length:
         talk.turns[-1] = replace(talk.turns[-1], completion=replace(last, stop=StopReason.LENGTH))
         return False
     return len(talk.ids) - len(talk.rollout.prompt_ids) < options.conversation_tokens
@@ -104,4 +139,5 @@ def _ended(talk: _Conversation, result: Scored) -> Rollout:
         token_ids=tuple(token for completion in sampled for token in completion.token_ids),
         logprobs=tuple(logprob for completion in sampled for logprob in completion.logprobs),
     )
-    return with_result(replace(rollout, completion=whole, turns=tuple(talk.turns) if len(sampled) > 1 else ()), result)
+    turns = tuple(talk.turns) if len(sampled) > 1 or talk.turns[0].whole else ()
+    return with_result(replace(rollout, completion=whole, turns=turns), result)

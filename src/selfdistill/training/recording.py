@@ -19,7 +19,7 @@ from selfdistill.runs.records import TurnRecord
 from selfdistill.training.samples import CreditedRollout, solved
 from selfdistill.training.session import Totals
 from selfdistill.training.update import MEANS, UpdateReport
-from selfdistill.types import DropReason, StopReason, TokenIds, Turn
+from selfdistill.types import DropReason, Message, Rollout, StopReason, TokenIds, Turn
 
 WINDOW = 8  # tokens, at least, with which a token is decoded: some tokenizers drop the first space of a text
 TORN = "\N{REPLACEMENT CHARACTER}"
@@ -83,7 +83,7 @@ def rollout_record(
         step=step,
         uid=done.uid,
         task=rollout.task.id,
-        prompt="\n\n".join(message.content for message in rollout.messages or rollout.task.messages),
+        prompt="\n\n".join(message.content for message in _first_messages(rollout)),
         stage=rollout.stage,
         completion=done.text,
         stop=str(done.stop),
@@ -106,6 +106,11 @@ def rollout_record(
         turns=tuple(map(_turn_record, rollout.turns)),
         details=outcome.details if outcome else {},
     )
+
+
+def _first_messages(rollout: Rollout) -> tuple[Message, ...]:
+    whole = rollout.all_turns[0].whole
+    return whole.messages if whole else rollout.messages or rollout.task.messages
 
 
 def _log_ratio(entry: CreditedRollout, log_ratio: Mapping[str, tuple[float, ...]]) -> tuple[float, ...]:

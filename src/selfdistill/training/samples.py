@@ -188,14 +188,15 @@ def _parts(rollout: Rollout, turn: int | None, renderer: Renderer) -> list[_Part
         return [_turn(rollout, turn, renderer)]
     turns, parts = rollout.all_turns, list[_Part]()
     for start, stop in pairwise([*(number for number, each in enumerate(turns) if each.fresh), len(turns)]):
-        before = tuple(chain(*(each.messages for each in turns[:start])))
+        whole, before = rollout.history(start)
+        writer = renderer.using(whole.tools) if whole else renderer
         prompt, *observed = (each.read for each in turns[start:stop])
         sampled = [each.completion for each in turns[start:stop]]
         ids, logprobs = (
             tuple(chain(*rows)) for rows in zip(*((c.token_ids, c.logprobs) for c in sampled), strict=True)
         )
         ends = accumulate(len(completion.token_ids) for completion in sampled)
-        write = partial(renderer.written, rollout.task.messages, before)
+        write = partial(writer.written, whole.messages if whole else rollout.task.messages, before)
         parts.append(_Part(prompt, ids, logprobs, write, tuple(zip(ends, observed, strict=False))))
     return parts
 
@@ -203,7 +204,9 @@ def _parts(rollout: Rollout, turn: int | None, renderer: Renderer) -> list[_Part
 def _turn(rollout: Rollout, number: int, renderer: Renderer) -> _Part:
     """One turn of a conversation, whose prompt is all that was read before it."""
     turns, own, before = rollout.turns, rollout.turns[number], TokenIds()
-    messages = (*(rollout.messages or rollout.task.messages), *chain(*(each.messages for each in turns[:number])))
+    whole, since = rollout.history(number)
+    renderer = renderer.using(whole.tools) if whole else renderer
+    messages = (*(whole.messages if whole else rollout.messages or rollout.task.messages), *since)
     write: Callable[[Context], TokenIds] = partial(renderer.written, messages, ())
     if not own.fresh:
         start = max(n for n in range(number) if turns[n].fresh)
