@@ -9,9 +9,8 @@ settings, paths, names. Functions, objects and tasks in memory are passed again 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from hashlib import sha256
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -19,10 +18,7 @@ from typing import Any, TypeAlias
 from rich.console import Console
 
 from selfdistill.config import RunConfig, Values, load_config
-from selfdistill.data.load import RowOptions, load_tasks, question_rows
-from selfdistill.envs.code import CodeEnvironment
 from selfdistill.envs.rewards import as_environment
-from selfdistill.envs.turns import AroundScoring
 from selfdistill.errors import ConfigError
 from selfdistill.methods import METHODS, Method, get_method
 from selfdistill.models.load import LoraOptions
@@ -31,7 +27,6 @@ from selfdistill.plugins import FROM_PYTHON
 from selfdistill.runs import Callback, Note, Run, read_run, saved_config
 from selfdistill.training import loop
 from selfdistill.training.callbacks import all_of
-from selfdistill.types import Task
 from selfdistill.view.progress import RunDisplay
 
 Settings: TypeAlias = list[tuple[str, Any]]
@@ -88,7 +83,7 @@ def settings_of(
     _expect(model is None or isinstance(model, str | PathLike), "model", "a directory or a hub name", model)
     chosen: Settings = [(key, fspath(v) if isinstance(v, PathLike) else v) for key, v in given.items() if v is not None]
     values: dict[str, Any] = {}
-    columns = _columns(settings)
+    _refuse_functions(settings.get("columns", {}))
     method, env, lora = (parts.get(part) for part in ("method", "env", "lora"))
     refuse_settings_of({"method": method, "env": env}, settings)
     if isinstance(method, Method):
@@ -108,8 +103,8 @@ def settings_of(
         if isinstance(source, str | PathLike):
             chosen.append((key, fspath(source)))
         elif source is not None:
-            values[held] = _tasks(source, env, RowOptions(label=key, columns=columns))
-            chosen.append((key, _described(values[held])))
+            values[held] = source
+            chosen.append((key, FROM_PYTHON + key))
     if lora is not None:
         chosen.append(("lora", {"rank": lora} if isinstance(lora, int) else lora))
     return [*chosen, *settings.items()], Values(**values)
@@ -136,29 +131,12 @@ def reporting(label: str, callbacks: Callback | Iterable[Callback], *, progress:
         yield stack.enter_context(all_of(every, warn))
 
 
-def _tasks(source: Any, env: Any, options: RowOptions) -> Sequence[Task]:
-    name = env.get("name") if isinstance(env, Mapping) else env
-    scorer = env.env if isinstance(env, AroundScoring) else env
-    code = name is None or name == "code" or isinstance(scorer, CodeEnvironment)
-    return load_tasks(source, options) if code else question_rows(source, options)
-
-
-def _columns(settings: Mapping[str, Any]) -> Mapping[str, str]:
-    """The column map among the settings. Raises `ConfigError` for a function: no file could hold it."""
-    columns = {**settings.get("columns", {})}
+def _refuse_functions(columns: Mapping[str, Any]) -> None:
+    """Raises `ConfigError` for a function in the column map: no file could hold it."""
     for name, column in columns.items():
         if not isinstance(column, str):
             do = f"pass the tasks: data=sd.load_data(…, {name}=…) takes functions"
             raise ConfigError("columns should be names of columns", got=f"columns[{name!r}] = {column!r}"[:200], do=do)
-    return columns
-
-
-def _described(tasks: Sequence[Task]) -> str:
-    """What stands in the config for tasks in memory: equal for equal tasks, so that a resume takes no others."""
-    digest = sha256()
-    for task in tasks:
-        digest.update(repr(task).encode("utf-8", "backslashreplace"))
-    return f"{FROM_PYTHON}{len(tasks)} tasks, sha256 {digest.hexdigest()[:16]}"
 
 
 def _method_table(method: Method) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from selfdistill.data.load import RowOptions
-from selfdistill.data.tasks import data_tasks, training_tasks
+from selfdistill.data.tasks import data_tasks, described_tasks, row_tasks, training_tasks
 from selfdistill.envs.base import Environment, tasks_of
 from selfdistill.envs.registry import ENVIRONMENTS, make_environment
 from selfdistill.errors import ConfigError, Ranged, RunError
@@ -29,6 +29,7 @@ from selfdistill.models.load import LoraOptions
 from selfdistill.models.sampler import SamplingOptions
 from selfdistill.models.teacher import TeacherRule
 from selfdistill.options import SEED, Where, about, build, option, plain, with_defaults
+from selfdistill.plugins import FROM_PYTHON
 from selfdistill.prompts.context import Templates
 from selfdistill.prompts.render import Thinking
 from selfdistill.runs import saved_config
@@ -124,12 +125,13 @@ class ContextOptions(Ranged):
 
 @dataclass(frozen=True, slots=True)
 class Values:
-    """What a Python program passed to a run and no file can hold; None: the settings name it."""
+    """What a Python program passed to a run and no file can hold; None: the settings name it. The tasks may be rows
+    until `from_settings` knows the environment that reads them."""
 
     method: Method | None = None
     env: Environment | None = None
-    tasks: Sequence[Task] | None = None
-    eval_tasks: Sequence[Task] | None = None
+    tasks: Any = None
+    eval_tasks: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +189,7 @@ class RunConfig(Ranged):
         """The environment of the run. Raises `ConfigError`."""
         return self.values.env or make_environment(self.env.name, self.env.options, seed=self.seed)
 
-    def tasks_of(self, env: Environment, split: str = "train") -> list[Task]:
+    def tasks_of(self, env: Environment, split: str = "train") -> Sequence[Task]:
         """The tasks of a split: the values, those of `data` or `eval_data`, or the environment's own. Raises
         `DataError`."""
         if split == "train":
@@ -243,6 +245,18 @@ def from_settings(
         tree["teacher"] = {**plain(method.teacher, TeacherRule), **rule}  # the method's kind of teacher is the default
     config = replace(build(RunConfig, tree, Where(sources=sources or {})), values=values)
     config.make_method()  # refuses what it cannot use, before anything is loaded
+    return _with_tasks(config)
+
+
+def _with_tasks(config: RunConfig) -> RunConfig:
+    """The run with the tasks of the rows that a program passed, and descriptions of them that tell others apart."""
+    for held, key in (("tasks", "data"), ("eval_tasks", "eval_data")):
+        rows = getattr(config.values, held)
+        if rows is not None:
+            tasks = row_tasks(config.make_env(), rows, RowOptions(label=key, columns=config.columns))
+            made: dict[str, Any] = {held: tasks}
+            changes: dict[str, Any] = {key: FROM_PYTHON + described_tasks(tasks)}
+            config = replace(config, values=replace(config.values, **made), **changes)
     return config
 
 

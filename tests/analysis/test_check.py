@@ -107,7 +107,11 @@ def test_tests_that_anything_passes_are_named(tmp_path: Path) -> None:
     ]
 
 
-def test_the_same_task_twice_is_a_problem_and_the_same_prompt_is_not(tmp_path: Path) -> None:
+@pytest.mark.parametrize("part", [50_000, 1])
+def test_the_same_task_twice_is_a_problem_and_the_same_prompt_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: int
+) -> None:
+    monkeypatch.setattr("selfdistill.analysis.check.CHECKED_ROWS", part)
     other = {**ADD, "id": "c", "tests": [{"input": [0, 5], "output": 5}]}
     path = write(tmp_path / "rows.jsonl", ADD, {**ADD, "id": "b"}, other)
     found = checked(path)

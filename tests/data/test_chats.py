@@ -164,13 +164,11 @@ def test_answers_are_sampled_anew_and_a_bad_option_is_refused(tmp_path: Path) ->
 
 
 def test_an_instruction_is_internalised_on_the_histories_of_a_log(tmp_path: Path) -> None:
-    tasks = sd.load_chats(LOG)
     small = {"steps": 1, "tasks_per_step": 2, "sampling": {"max_new_tokens": 8}, "device": "cpu"}
     run = sd.train(
         tiny_policy_dir(tmp_path / "model"),
         method="opcd",
-        env="chats",
-        data=tasks,
+        data=LOG,
         out=tmp_path / "run",
         progress=False,
         **{"method.context.text": "Be brief."},
@@ -183,5 +181,5 @@ def test_rows_of_a_log_are_checked(tmp_path: Path) -> None:
     log = file_of(tmp_path / "log.jsonl", *LOG, {"messages": [3]})
     result = CliRunner().invoke(app, ["check", "--data", log, "--env", "chats"])
     assert result.exit_code == 1, result.output
-    assert "2 of 3 rows can be used" in result.output
+    assert "2 answers with the user's next turn" in result.output
     assert "log.jsonl:3" in result.output

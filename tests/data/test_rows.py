@@ -259,9 +259,9 @@ def test_parts_of_text_are_joined_and_what_names_the_speaker_is_passed_over():
 
 def test_long_files_are_read_without_compiling_their_tests(tmp_path, monkeypatch):
     path = write(tmp_path / "rows.jsonl", MBPP, {**MBPP, "task_id": 8, "test_list": ["assert g("]})
-    monkeypatch.setattr("selfdistill.data.rows.CHECKED_ROWS", 1)
+    monkeypatch.setattr("selfdistill.data.lines.CHECKED_ROWS", 1)
     assert [task.id for task in load_tasks(path)] == ["7", "8"]
-    monkeypatch.setattr("selfdistill.data.rows.CHECKED_ROWS", 2)
+    monkeypatch.setattr("selfdistill.data.lines.CHECKED_ROWS", 2)
     with pytest.raises(DataError, match=r":2: MBPP row: field 'test_list\[0\]'"):
         load_tasks(path)
 

@@ -10,6 +10,7 @@ import pytest
 from selfdistill.data.load import question_rows
 from selfdistill.data.rows import row_to_task
 from selfdistill.data.tasks import (
+    bad_rows,
     data_tasks,
     draw_tasks,
     fitting_tasks,
@@ -166,13 +167,14 @@ BROKEN = {"task_id": 2, "text": "Add.", "test_list": ["assert add(1, 2 == 3"]}
 def test_tasks_that_no_answer_satisfies_are_left_out_of_what_is_measured(recorder) -> None:
     fine = row_to_task({"task_id": 1, "text": "Add.", "test_list": ["assert add(1, 2) == 3"]})
     broken = row_to_task(BROKEN, compiled=False)
-    assert usable_tasks([fine, broken], CodeEnvironment(), recorder) == [fine]
+    bad = bad_rows(CodeEnvironment(), [fine, broken])
+    assert usable_tasks([fine, broken], bad, recorder) == [fine]
     (note,) = recorder.notes
     assert "1 of 2 tasks are left out" in note
     assert "public[0]: expected Python that compiles" in note
-    assert usable_tasks([broken], CodeEnvironment(), recorder, least=0) == []
+    assert usable_tasks([broken], bad, recorder, least=0) == []
     with pytest.raises(DataError, match=r"task '2': public\[0\]"):
-        usable_tasks([broken], CodeEnvironment(), recorder)
+        usable_tasks([broken], bad, recorder)
 
 
 def test_questions_that_an_environment_of_programs_cannot_score_are_refused(tmp_path: Path) -> None:
@@ -190,4 +192,4 @@ def test_conversations_about_programs_read_the_rows_of_programs(tmp_path: Path, 
     assert isinstance(env.for_evaluation().for_evaluation(), type(env))
     assert env.isolation == env.env.isolation
     with pytest.raises(DataError, match="no answer to a task can be scored"):
-        usable_tasks([TASKS[0]], env, lambda _: None)
+        usable_tasks([TASKS[0]], bad_rows(env, [TASKS[0]]), lambda _: None)

@@ -13,7 +13,7 @@ import numpy
 import pytest
 import torch
 
-from selfdistill.data.tasks import usable_tasks
+from selfdistill.data.tasks import bad_rows, usable_tasks
 from selfdistill.envs import rewards
 from selfdistill.envs.base import Fault, Scored, score_all, tasks_of
 from selfdistill.envs.registry import make_environment
@@ -268,7 +268,7 @@ def test_a_column_that_a_function_reads_has_to_be_there() -> None:
         == "the reward function 'solved' reads the column 'solution', which task 't1' lacks; did you mean 'solutions'?"
     )
     with pytest.raises(DataError, match="did you mean 'solutions'"):
-        usable_tasks([plain(1, solutions="2")], env, no_callback)
+        usable_tasks([plain(1, solutions="2")], bad_rows(env, [plain(1, solutions="2")]), no_callback)
 
 
 async def later(task, completion):

@@ -352,7 +352,7 @@ def test_rows_of_long_files_whose_tests_cannot_run_are_dropped_when_they_are_dra
     with pytest.raises(DataError, match=r"rows.jsonl:2: MBPP row: field 'test_list\[0\]'[\s\S]*numpy"):
         train(base)
     assert not (tmp_path / "run").exists()
-    monkeypatch.setattr("selfdistill.data.rows.CHECKED_ROWS", 1)
+    monkeypatch.setattr("selfdistill.data.lines.CHECKED_ROWS", 1)
     run = read_run(train(base))
     assert [step.dropped["bad_row"] for step in run.steps] == [4, 4]
     lost = [rollout for rollout in run.rollouts() if rollout.task == "bad"]

@@ -8,14 +8,17 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 from selfdistill.data.chats import ChatRows
-from selfdistill.data.load import AS_NAMED, RowOptions, question_task
-from selfdistill.data.row import Convert, Row, read_rows
-from selfdistill.data.rows import row_to_task
-from selfdistill.data.tasks import training_tasks
+from selfdistill.data.lines import CHECKED_ROWS
+from selfdistill.data.load import AS_NAMED, RowOptions
+from selfdistill.data.reading import read_rows
+from selfdistill.data.row import Row
+from selfdistill.data.tasks import QUESTIONS, row_converter, row_kind, training_tasks
 from selfdistill.envs.base import SOLVED, Fault, Pair, Scored, ScoringEnvironment, prepared, score_all, why_unusable
 from selfdistill.envs.chats import ChatsEnvironment
 from selfdistill.envs.code import CodeEnvironment
@@ -41,17 +44,31 @@ class TaskRow(NamedTuple):
     found: Task | DataError
 
 
-class TaskRows(list[TaskRow]):
-    """All rows, and for a log `left_out`: its answers that became no tasks, by the key of `REASONS`."""
+class TaskRows(Iterable[TaskRow]):
+    """All rows of a data set, else the environment's own tasks, read anew in every pass. After one, `left_out` counts
+    the answers of a log that became no tasks, by the key of `REASONS`. Raises `DataError` for a file that cannot be
+    read."""
 
-    def __init__(self, rows: Iterable[TaskRow], left_out: Counter[str]) -> None:
-        super().__init__(rows)
-        self.left_out = left_out
+    def __init__(self, env: ScoringEnvironment, data: str, options: RowOptions) -> None:
+        self.env, self.options, self.left_out = env, options, Counter[str]()
+        self.source = options.open(data) if data else None
+
+    def __iter__(self) -> Iterator[TaskRow]:
+        if self.source is None:
+            yield from (TaskRow(f"task {task.id!r}", task) for task in training_tasks(self.env, ""))
+            return
+        convert, own = row_converter(self.env), row_kind(self.env) == QUESTIONS
+        for place, found in read_rows(self.source, self.options.mapped(convert)):
+            if isinstance(found, Task) and own:
+                why = why_unusable(self.env, found)
+                found = DataError(f"{place}: {why}") if why else prepared(self.env, found)
+            yield TaskRow(place, found)
+        self.left_out = convert.left_out if isinstance(convert, ChatRows) else Counter()
 
     @property
-    def tasks(self) -> list[Task]:
+    def tasks(self) -> Iterator[Task]:
         """Those of the rows that can be used."""
-        return [row.found for row in self if isinstance(row.found, Task)]
+        return (row.found for row in self if isinstance(row.found, Task))
 
 
 class Example(NamedTuple):
@@ -102,42 +119,35 @@ class CheckReport:
 
 def every_row(env: ScoringEnvironment, data: str, options: RowOptions = AS_NAMED) -> TaskRows:
     """All rows of a data set, else the environment's own tasks. Raises `DataError` for a file that cannot be read."""
-    if not data:
-        return TaskRows((TaskRow(f"task {task.id!r}", task) for task in training_tasks(env, "")), Counter())
-    code, source, rows = isinstance(env, CodeEnvironment), options.open(data), list[TaskRow]()
-    convert: Convert = row_to_task if code else question_task
-    left_out = Counter[str]()
-    if isinstance(env, ChatsEnvironment):
-        convert = ChatRows(env.options, left_out)
-    for place, found in read_rows(source, options.mapped(convert)):
-        if isinstance(found, Task) and not code:
-            why = why_unusable(env, found)
-            found = DataError(f"{place}: {why}") if why else prepared(env, found)
-        rows.append(TaskRow(place, found))
-    return TaskRows(rows, left_out)
+    return TaskRows(env, data, options)
 
 
 def check_rows(
     env: ScoringEnvironment,
-    rows: Sequence[TaskRow],
+    rows: Iterable[TaskRow],
     callback: Callback,
     *,
     renderer: Renderer | None = None,
     max_prompt_tokens: int = 0,
 ) -> CheckReport:
     """Scores the reference solution of every row, an empty answer and a wrong one; looks for duplicates and, with a
-    renderer, for prompts that do not fit. Raises `SandboxError`."""
-    tasks = [(row.place, row.found) for row in rows if isinstance(row.found, Task)]
-    problems = [str(row.found) for row in rows if isinstance(row.found, DataError)]
-    report = CheckReport(len(rows), len(tasks), problems=problems)
-    _find_duplicates(tasks, report)
+    renderer, for prompts that do not fit. Rows are read in parts of `CHECKED_ROWS`. Raises `SandboxError`."""
+    report, seen, left = CheckReport(0, 0), _Seen(), iter(rows)
     if renderer is not None:
         report.limit = min(max_prompt_tokens, renderer.context_length - 1)
-        _measure_prompts(tasks, renderer, report.limit, report, callback)
-    if isinstance(env, ChatsEnvironment):  # gives no reward
-        return report
-    _score_references(env, tasks, report, callback)
-    _score_wrong_answers(env, tasks, report, callback)
+    while part := list(islice(left, CHECKED_ROWS)):
+        tasks = [(row.place, row.found) for row in part if isinstance(row.found, Task)]
+        report.problems += [str(row.found) for row in part if isinstance(row.found, DataError)]
+        report.rows, report.usable = report.rows + len(part), report.usable + len(tasks)
+        _find_duplicates(tasks, seen, report)
+        if renderer is not None and report.limit is not None:
+            _measure_prompts(tasks, renderer, report.limit, report, callback)
+        if not isinstance(env, ChatsEnvironment):  # it gives no reward
+            _score_references(env, tasks, report, callback)
+            _score_wrong_answers(env, tasks, report, callback)
+    if 0 < report.references < report.usable:
+        without = report.usable - report.references
+        report.notes.append(f"{without} of {report.usable} rows have no reference solution")
     return report
 
 
@@ -158,7 +168,7 @@ def read_answers(path: Path) -> list[Answer]:
 
 
 def score_answers(
-    env: ScoringEnvironment, rows: Sequence[TaskRow], answers: Sequence[Answer], callback: Callback
+    env: ScoringEnvironment, rows: Iterable[TaskRow], answers: Sequence[Answer], callback: Callback
 ) -> Iterator[Score]:
     """One score an answer, in order. Raises `SandboxError`."""
     pairs = answered(rows, answers)
@@ -173,9 +183,10 @@ def score_answers(
             yield Score(name, found.reward, found.feedback, _failure(found))
 
 
-def answered(rows: Sequence[TaskRow], answers: Sequence[Answer]) -> list[Pair]:
+def answered(rows: Iterable[TaskRow], answers: Sequence[Answer]) -> list[Pair]:
     """The tasks of the answers, and these as completions; answers to unknown tasks are left out."""
-    tasks = {row.found.id: row.found for row in rows if isinstance(row.found, Task)}
+    wanted = {answer.id for answer in answers}
+    tasks = {row.found.id: row.found for row in rows if isinstance(row.found, Task) and row.found.id in wanted}
     numbers = defaultdict[str, Iterator[int]](itertools.count)
     return [
         (tasks[name], Completion(f"{name}-{next(numbers[name])}", text)) for name, text, _ in answers if name in tasks
@@ -187,23 +198,35 @@ def _failure(outcome: Outcome) -> str:
     return str(outcome.details.get("failure", "none" if outcome.reward >= SOLVED else "wrong"))
 
 
-def _find_duplicates(tasks: Placed, report: CheckReport) -> None:
+@dataclass(slots=True)
+class _Seen:
+    """The places of the rows so far, by the hash of prompt and columns, and by that of the prompt."""
+
+    whole: dict[bytes, str] = field(default_factory=dict)
+    prompts: dict[bytes, str] = field(default_factory=dict)
+
+
+def _find_duplicates(tasks: Placed, seen: _Seen, report: CheckReport) -> None:
     """Rows with the prompt of an earlier one: the same task twice where their tests are the same too."""
-    whole, prompts = dict[tuple[object, str], str](), dict[object, str]()
     for place, task in tasks:
         columns = {name: value for name, value in task.spec.items() if name != "id"}
-        key = (task.messages, json.dumps(columns, sort_keys=True, default=str))
-        if key in whole:
-            report.problems.append(f"{place}: the same prompt and tests as {whole[key]}")
-        elif task.messages in prompts:
-            report.notes.append(f"{place}: the same prompt as {prompts[task.messages]}, with other tests")
-        whole.setdefault(key, place)
-        prompts.setdefault(task.messages, place)
+        prompt = _digest(repr(task.messages))
+        key = _digest(json.dumps(columns, sort_keys=True, default=str), prompt)
+        if key in seen.whole:
+            report.problems.append(f"{place}: the same prompt and tests as {seen.whole[key]}")
+        elif prompt in seen.prompts:
+            report.notes.append(f"{place}: the same prompt as {seen.prompts[prompt]}, with other tests")
+        seen.whole.setdefault(key, place)
+        seen.prompts.setdefault(prompt, place)
+
+
+def _digest(text: str, before: bytes = b"") -> bytes:
+    return sha256(before + text.encode("utf-8", "backslashreplace")).digest()[:16]
 
 
 def _measure_prompts(tasks: Placed, renderer: Renderer, limit: int, report: CheckReport, callback: Callback) -> None:
     """Prompts beyond the limit, which a run skips."""
-    report.longest = 0
+    report.longest = report.longest or 0
     for number, (place, task) in enumerate(tasks):
         if number % SLICE == 0:
             callback(Phase("measuring prompts", number, len(tasks)))
@@ -223,7 +246,7 @@ def _score_references(env: ScoringEnvironment, tasks: Placed, report: CheckRepor
     env = env.with_split("all") if isinstance(env, CodeEnvironment) else env
     known: Callable[[Task], str] = getattr(env, "reference", lambda task: "")
     own = [(place, task, text) for place, task in tasks if (text := task.demonstration.strip() or known(task))]
-    report.references = len(own)
+    report.references += len(own)
     pairs = [(task, Completion(f"{task.id}-reference", text)) for _, task, text in own]
     scores = _scored(env, pairs, "scoring reference solutions", callback)
     for (place, *_), pair, scored in zip(own, pairs, scores, strict=True):
@@ -236,8 +259,6 @@ def _score_references(env: ScoringEnvironment, tasks: Placed, report: CheckRepor
         else:
             text = f"{place}: the reference solution fails: {_failure(scored)}\n{scored.feedback}"
             report.problems.append(text.strip())
-    if 0 < len(own) < len(tasks):
-        report.notes.append(f"{len(tasks) - len(own)} of {len(tasks)} rows have no reference solution")
 
 
 def _score_wrong_answers(env: ScoringEnvironment, tasks: Placed, report: CheckReport, callback: Callback) -> None:

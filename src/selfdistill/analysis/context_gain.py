@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from selfdistill.analysis.control_contexts import SHUFFLED
 from selfdistill.config import RunConfig, resolved
+from selfdistill.data.lines import CHECKED_ROWS
 from selfdistill.data.tasks import usable_tasks
 from selfdistill.envs.base import SOLVED
 from selfdistill.envs.scoring import extract_code
@@ -176,7 +177,8 @@ def measure_context_gain(config: RunConfig, callback: Callback) -> ContextGainRe
         run = session.new_run(Path(config.out), resolved(config))
     with run or nullcontext():
         bench = _Bench(session, callback, run)
-        tasks = usable_tasks(session.tasks[: config.evaluation.tasks], session.env, callback)
+        first = session.tasks[: config.evaluation.tasks]
+        tasks = usable_tasks(first, session.bad_rows(first), callback)
         questions = [_Prompt(task, session.renderer.prompt(task.messages)) for task in tasks]
         attempts = bench.answers("attempt", questions, config.rollouts_per_task, attempts=True)
         groups = [RolloutGroup(task, tuple(attempts[task.id])) for task in tasks]
@@ -254,7 +256,8 @@ class _Bench:
         prompts = self._prompts(kind, tasks, own)
         answers = self.answers(kind, prompts)
         # Another task's solution can be taken from its demonstration where no attempt solved it.
-        texts = {task.id: task.demonstration for task in self.session.tasks if kind == "solution"}
+        known = self.session.tasks[:CHECKED_ROWS] if kind == "solution" else ()
+        texts = {task.id: task.demonstration for task in known}
         spare = {name: [Context("solution", solution=text)] for name, text in texts.items() if text.strip()}
         fitting = [task for task in tasks if task.id in answers]
         others = other_contexts(fitting, {**spare, **own}, self.session.config.seed)

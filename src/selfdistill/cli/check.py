@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -28,11 +29,10 @@ from selfdistill.errors import DataError
 from selfdistill.runs import Callback, Event, Note, Phase
 
 if TYPE_CHECKING:
-    from selfdistill.analysis.check import Answer, CheckReport, TaskRow, TaskRows
+    from selfdistill.analysis.check import Answer, CheckReport, TaskRows
     from selfdistill.config import RunConfig
     from selfdistill.envs.base import ScoringEnvironment
     from selfdistill.envs.judge import Judge
-    from selfdistill.types import Task
 
 PROBLEMS, UNUSABLE = 1, 2  # exit codes
 JUDGE = "judge."
@@ -101,13 +101,13 @@ def check(
             renderer = open_renderer(settings, progress) if measured else None
             longest = settings.context.max_prompt_tokens
             report = check_rows(environment, rows, progress, renderer=renderer, max_prompt_tokens=longest)
-            well = not report.problems
-            log = isinstance(environment, ChatsEnvironment)
-            signal = _signal(settings, rows.tasks, progress) if log and measured and rows.tasks else ""
+            well, log = not report.problems, isinstance(environment, ChatsEnvironment)
+            left_out = rows.left_out if log else None
+            signal = _signal(settings, rows, progress) if log and measured and report.usable else ""
     if given is None:
-        _print(report, settings.data or f"the environment {settings.env.name}", rows if log else None, signal)
+        _print(report, settings.data or f"the environment {settings.env.name}", left_out, signal)
     if not well:
-        raise typer.Exit(UNUSABLE if all(isinstance(row.found, DataError) for row in rows) else PROBLEMS)
+        raise typer.Exit(UNUSABLE if next(rows.tasks, None) is None else PROBLEMS)
 
 
 def _judge(rubric: str, settings: Sequence[str]) -> Judge:
@@ -155,13 +155,13 @@ def _compare(
     return not found.dropped and not unknown
 
 
-def _signal(settings: RunConfig, tasks: Sequence[Task], progress: Callback) -> str:
+def _signal(settings: RunConfig, rows: TaskRows, progress: Callback) -> str:
     """For how many replies of a log the log-ratio moves, and where it moves most and least."""
     from selfdistill.analysis.reply_signal import CONTROLS, reply_signal
     from selfdistill.training.session import open_policy, open_renderer
 
     renderer, policy = open_renderer(settings, progress), open_policy(settings, progress, trained=False)
-    measured = tasks[: settings.evaluation.tasks]
+    measured = list(islice(rows.tasks, settings.evaluation.tasks))
     found = reply_signal(policy, renderer, measured, callback=progress)
     if not found.own:
         return f"replies: not measured; it takes replies to {CONTROLS + 1} different questions that fit the model"
@@ -172,14 +172,15 @@ def _signal(settings: RunConfig, tasks: Sequence[Task], progress: Callback) -> s
     return "\n".join(lines)
 
 
-def _score(env: ScoringEnvironment, rows: Sequence[TaskRow], answers: Sequence[Answer], progress: Callback) -> bool:
+def _score(env: ScoringEnvironment, rows: TaskRows, answers: Sequence[Answer], progress: Callback) -> bool:
     """Prints a line of JSON for each answer; returns whether every row can be used and every answer has a reward."""
     from selfdistill.analysis.check import score_answers
 
-    broken = [row.found for row in rows if isinstance(row.found, DataError)]
-    for error in broken:
-        progress(Note(text=str(error)))
-    missing = 0
+    missing = broken = 0
+    for _, found in rows:
+        if isinstance(found, DataError):
+            broken += 1
+            progress(Note(text=str(found)))
     for score in score_answers(env, rows, answers, progress):
         line = score._asdict()
         fault = line.pop("fault")
@@ -191,16 +192,16 @@ def _score(env: ScoringEnvironment, rows: Sequence[TaskRow], answers: Sequence[A
     return not broken and not missing
 
 
-def _print(report: CheckReport, name: str, log: TaskRows | None, signal: str) -> None:
-    """The report: counts, an example of feedback, and everything that was found; of a `log` what was left out."""
+def _print(report: CheckReport, name: str, left_out: Mapping[str, int] | None, signal: str) -> None:
+    """The report: counts, an example of feedback, and everything that was found; of a log what was left out."""
     lines = [f"{name}: {report.usable:,} of {report.rows:,} rows can be used"]
     passed = f"{report.passed:,} of {report.references:,} pass all tests of their row"
-    if log is None:
+    if left_out is None:
         lines += [f"reference solutions: {passed if report.references else 'none'}"]
     else:
-        from selfdistill.data.chats import ChatTasks
+        from selfdistill.data.chats import summary
 
-        lines = [f"{name}: {ChatTasks(log.tasks, log.left_out).summary}", *filter(None, [signal])]
+        lines = [f"{name}: {summary(report.usable, left_out)}", *filter(None, [signal])]
     if report.longest is None:
         lines += ["prompts: not measured; name a model with --model"]
     else:

@@ -10,15 +10,18 @@ load_chats("allenai/WildChat-1M", languages="English", max_characters=8000)
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from itertools import accumulate, takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from selfdistill.data import lines
 from selfdistill.data.load import RowOptions, question_task
-from selfdistill.data.row import CARRIED, Row, load_rows, short
+from selfdistill.data.reading import LazyTasks, load_rows, row_tasks
+from selfdistill.data.row import CARRIED, Row, short
 from selfdistill.envs.chats import ChatOptions
 from selfdistill.errors import DataError
 from selfdistill.types import Message, Role, Task
@@ -44,19 +47,30 @@ _ROLES: Mapping[str, Role] = {
 }
 
 
-class ChatTasks(list[Task]):
+class FromLog(Sized):
     """Tasks from conversations. `left_out` counts the assistant's turns that became none, by the key of `REASONS`; a
     conversation without any counts as one."""
 
-    def __init__(self, tasks: Iterable[Task], left_out: Counter[str]) -> None:
-        super().__init__(tasks)
-        self.left_out = left_out
+    left_out: Counter[str]
 
     @property
     def summary(self) -> str:
         """The counts in a sentence."""
-        counts = ", ".join(f"{self.left_out[key]} ({why})" for key, why in REASONS.items() if self.left_out[key])
-        return f"{len(self)} answers with the user's next turn; left out: {counts or 'none'}"
+        return summary(len(self), self.left_out)
+
+
+def summary(count: int, left_out: Mapping[str, int]) -> str:
+    """How many answers became tasks and how many did not, in a sentence."""
+    reasons = ", ".join(f"{left_out[key]} ({why})" for key, why in REASONS.items() if left_out.get(key))
+    return f"{count} answers with the user's next turn; left out: {reasons or 'none'}"
+
+
+class ChatTasks(list[Task], FromLog):
+    """The tasks of a log in a list."""
+
+
+class LongChatTasks(LazyTasks, FromLog):
+    """The tasks of a log of more than `CHECKED_ROWS` rows, each made when it is read."""
 
 
 class Turn(NamedTuple):
@@ -76,7 +90,7 @@ def load_chats(
     name: str | None = None,
     split: str = "train",
     limit: int | None = None,
-) -> ChatTasks:
+) -> ChatTasks | LongChatTasks:
     """The tasks of conversations, from every source that `load_data` reads: one for each turn of the assistant's that
     the user followed up. `messages` are the history, `logged_answer` the turn, `user_reply` the user's next turn.
 
@@ -89,10 +103,23 @@ def load_chats(
     return chat_tasks(source, RowOptions(name or "", split, limit), options)
 
 
-def chat_tasks(source: Any, rows: RowOptions, options: ChatOptions) -> ChatTasks:
-    """The tasks of conversations, and of rows with a `prompt`. Raises `DataError`."""
-    convert = ChatRows(options)
-    tasks = ChatTasks(load_rows(rows.open(source), rows.mapped(convert)), convert.left_out)
+def chat_tasks(source: Any, rows: RowOptions, options: ChatOptions) -> ChatTasks | LongChatTasks:
+    """The tasks of conversations, and of rows with a `prompt`. A long log is read once to count them. Raises
+    `DataError`."""
+    if isinstance(source, ChatTasks | LongChatTasks):
+        return source
+    convert, opened = ChatRows(options), rows.open(source)
+    tasks: ChatTasks | LongChatTasks
+    if len(opened.rows) <= lines.CHECKED_ROWS:
+        tasks = ChatTasks(load_rows(opened, rows.mapped(convert)))
+    else:
+        count, places = rows.mapped(convert), (array("I"), array("I"))
+        for row, (number, raw) in enumerate(opened.rows):
+            found = range(len(row_tasks(opened, count, number, raw)))
+            places[0].extend([row] * len(found))
+            places[1].extend(found)
+        tasks = LongChatTasks(opened, rows.mapped(ChatRows(options)), places)
+    tasks.left_out = convert.left_out
     if not tasks:
         do = "loosen languages, min_reply_characters or max_characters, or give longer conversations"
         raise DataError("no conversation can be used", got=tasks.summary, do=do)

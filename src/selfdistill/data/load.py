@@ -6,15 +6,16 @@ load_data("rows.parquet", prompt="problem", answer="reward_model.ground_truth", 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from traceback import extract_tb
 from typing import Any, TypeAlias
 
-from selfdistill.data import rows
-from selfdistill.data.row import Convert, Row, load_rows
+from selfdistill.data import lines, rows
+from selfdistill.data.reading import Convert, load_rows
+from selfdistill.data.row import Row, short
 from selfdistill.data.rows import row_to_task
 from selfdistill.data.sources import Source, as_json, open_source
 from selfdistill.errors import DataError, missing_column
@@ -64,14 +65,14 @@ def load_data(
     id: Column = None,
     limit: int | None = None,
     **columns: Column,
-) -> list[Task]:
+) -> Sequence[Task]:
     """The tasks of a data set: a path (JSONL, JSON, Parquet), a hub name with its configuration `name` and `split`, a
     `datasets.Dataset`, or any iterable of rows or tasks, of which the first `limit` are read.
 
     A column is named, or made by a function of the row. `prompt` is text or a list of messages. All columns stay in
     `Task.spec`, where `task["answer"]` reads them; `demonstration`, `document`, `logged_answer` and `user_reply` among
     `columns` become fields of the task. Rows of programming tasks, in one of the shapes of `data.rows`, are recognised
-    where no column is mapped. Raises `DataError`.
+    where no column is mapped. Of more than 50,000 rows a task is made each time it is read. Raises `DataError`.
     """
     given = {"prompt": None if prompt == "prompt" else prompt, "answer": answer, "id": id}
     mapped = {**{key: column for key, column in given.items() if column is not None}, **columns}
@@ -83,14 +84,14 @@ def load_data(
     return load_rows(opened, code_rows(opened) if code else options.mapped(question_task))
 
 
-def load_tasks(source: Any, options: RowOptions = AS_NAMED) -> list[Task]:
+def load_tasks(source: Any, options: RowOptions = AS_NAMED) -> Sequence[Task]:
     """The tasks of rows in one of the shapes of `data.rows`, in order. Raises `DataError` for the first row that cannot
     be used, for an id that occurs twice and for a source without rows."""
     opened = options.open(source)
     return load_rows(opened, options.mapped(code_rows(opened)))
 
 
-def question_rows(source: Any, options: RowOptions = AS_NAMED) -> list[Task]:
+def question_rows(source: Any, options: RowOptions = AS_NAMED) -> Sequence[Task]:
     """Tasks for an environment that reads its rows itself. Raises `DataError` naming file, line and field."""
     return load_rows(options.open(source), options.mapped(question_task))
 
@@ -98,7 +99,7 @@ def question_rows(source: Any, options: RowOptions = AS_NAMED) -> list[Task]:
 def code_rows(source: Source) -> Convert:
     """Reads the rows of programming tasks. Their code is compiled in sources of up to `CHECKED_ROWS` rows; of longer
     ones a run looks at every row that it draws."""
-    return partial(row_to_task, compiled=len(source.rows) <= rows.CHECKED_ROWS)
+    return partial(row_to_task, compiled=len(source.rows) <= lines.CHECKED_ROWS)
 
 
 def question_task(fields: Mapping[str, Any], path: str, line: int) -> Task:
@@ -129,6 +130,9 @@ def map_columns(fields: Mapping[str, Any], columns: Mapping[str, Column], place:
                 frame = extract_tb(error.__traceback__)[-1]
                 got = f"{type(error).__name__}: {error}, in {frame.filename}, line {frame.lineno}"
                 raise DataError(f"{place}: the function of the column {name!r} fails", got=got) from error
+            if value is None and name == "prompt":
+                do = "return the question, as text or as a list of messages; leave the row out where it has none"
+                raise DataError(f"{place}: the function of the column 'prompt' returns None", got=short(fields), do=do)
             found[name] = as_json(value, name, place)
         elif column:
             found[name] = _value(fields, column, name, place)
@@ -139,6 +143,7 @@ def _value(fields: Mapping[str, Any], column: str, name: str, place: str) -> Any
     value: Any = fields
     for key in [column] if column in fields else column.split("."):
         if not isinstance(value, Mapping) or key not in value:
-            raise missing_column(column, fields, name, place)
+            inner = (f"{own}.{key}" for own, held in fields.items() if isinstance(held, Mapping) for key in held)
+            raise missing_column(column, [*fields, *inner], name, place)
         value = value[key]
     return value

@@ -1,16 +1,15 @@
-"""A row of a user's data: its fields with their checks, the conversation in it, and reading all rows of a source."""
+"""A row of a user's data: its fields with their checks, and the conversation in it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NoReturn, TypeAlias, TypeVar
+from typing import Any, NoReturn, TypeVar
 
-from selfdistill.data.sources import Source
 from selfdistill.envs.sandbox.limits import MAX_SECONDS, MIN_SECONDS
 from selfdistill.envs.syntax import code_fault
 from selfdistill.errors import DataError
-from selfdistill.types import Message, Role, Task
+from selfdistill.types import Message, Role
 
 T = TypeVar("T")
 
@@ -123,40 +122,6 @@ class Row:
                 do = "images and other media are not read"
                 self.fail(f"{field}[{place}]", 'a part {"type": "text", "text": …}', short(part), do=do)
         return "".join(part["text"] for part in parts)
-
-
-Convert: TypeAlias = Callable[[dict[str, Any], str, int], Task | Sequence[Task]]
-
-
-def read_rows(source: Source, convert: Convert) -> Iterator[tuple[str, Task | DataError]]:
-    """Every row with its place: its task or tasks, or why it cannot be used, an id that was used before too."""
-    seen: dict[str, str] = {}
-    for number, raw in source.rows:
-        place = f"{source.label}:{number}"
-        try:
-            found = source.decode(raw, place)
-            made = found if isinstance(found, Task) else convert(found, source.label, number)
-            tasks = [made] if isinstance(made, Task) else made
-            for task in tasks:
-                if task.id in seen:
-                    what = f"{place}: field 'id': the id {short(task.id)} was used in {seen[task.id]} already"
-                    raise DataError(what, do="give each row its own id")
-        except DataError as error:
-            yield place, error
-        else:
-            for task in tasks:
-                seen[task.id] = place
-                yield place, task
-
-
-def load_rows(source: Source, convert: Convert) -> list[Task]:
-    """All tasks of a source, in order. Raises `DataError` for the first row that cannot be used."""
-    tasks = []
-    for _, found in read_rows(source, convert):
-        if isinstance(found, DataError):
-            raise found
-        tasks.append(found)
-    return tasks
 
 
 def short(value: object) -> str:

@@ -27,7 +27,6 @@ from selfdistill.types import Message, Task
 
 INSTRUCTION = "Answer with one fenced block that holds the whole program:\n```python\n...\n```"
 STDIN_INSTRUCTION = "Write a Python program that reads standard input and prints its answer to standard output."
-CHECKED_ROWS = 50_000  # in a longer file the code of a row is looked at when the row is drawn
 _TYPING = "from typing import *"  # signatures in starter code use its names without importing them
 # What LiveCodeBench's own scorer puts before every answer (lcb_runner/evaluation/testing_util.py).
 _LIVECODEBENCH_STARS = (

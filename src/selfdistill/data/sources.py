@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from decimal import Decimal
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from selfdistill.data import lines
+from selfdistill.data.lines import FileLines, Numbered, json_line
 from selfdistill.envs.base import check_conversation
 from selfdistill.errors import DataError, nearest
 from selfdistill.files import BadJson, decode_json, is_whole, json_object, json_value, numbered_lines, read_text
@@ -22,6 +25,14 @@ MAX_ROWS = 1_000_000  # of a source that does not know its length, such as a gen
 _FILE, _CHECK = "the data file", "check the name of the file"
 _TEXT = (".jsonl", ".json")
 _PARQUET = ".parquet"
+_TABLES = {
+    ".csv": "read_csv",
+    ".tsv": "read_table",
+    ".xlsx": "read_excel",
+    ".xls": "read_excel",
+    ".feather": "read_feather",
+    ".orc": "read_orc",
+}  # and what reads them
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -48,13 +59,18 @@ def open_source(
     if isinstance(source, str | PathLike):
         label = fspath(source)
         path = Path(label)
+        if path.suffix in _TABLES and path.is_file():
+            raise _not_read(path)
         if path.suffix == _PARQUET:
-            source = list(islice(_parquet_rows(label), limit))
+            source = _parquet(label, limit)
         elif path.suffix not in _TEXT and (path.is_dir() or (_HUB_NAME.fullmatch(label) and not path.exists())):
             source, label = _hub_rows(label, name, split), f"{label}:{split}"
-        elif path.suffix == ".json" and read_text(path, what=_FILE, do=_CHECK).lstrip().startswith("["):
+        elif path.suffix == ".json" and _is_list(path):
             source = json_value(read_text(path), label, list)
         else:
+            found = FileLines(path, limit)
+            if len(found) > lines.CHECKED_ROWS:
+                return Source(label, found, json_line)
             return Source(label, numbered_lines(path)[:limit], json_object)
     if isinstance(source, Mapping):
         if split not in source:
@@ -64,6 +80,10 @@ def open_source(
         source = source.remove_columns([column for column in without if column in (source.column_names or ())])
     if isinstance(source, str | bytes) or not isinstance(source, Iterable):
         raise DataError("data should be a path, a hub name or rows", got=repr(source)[:200])
+    # What has columns is of the package datasets, and stays on the disk.
+    by_place = isinstance(source, Sequence) or (hasattr(source, "column_names") and hasattr(source, "__getitem__"))
+    if by_place and isinstance(source, Sized) and len(source) > lines.CHECKED_ROWS < (limit or len(source)):
+        return Source(label, Numbered(source, limit), decode)
     unbounded = limit is None and not isinstance(source, Sized)
     rows = list(enumerate(islice(source, MAX_ROWS + 1 if unbounded else limit), start=1))
     if not rows:
@@ -112,14 +132,36 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"{what}: {value!r:.80}")
 
 
-def _parquet_rows(path: str) -> Iterator[Mapping[str, Any]]:
+def _parquet(path: str, limit: int | None) -> Any:
+    """The rows of a Parquet file: a list, or of a long one a data set on the disk, which `datasets` keeps for later
+    runs. Raises `DataError`."""
     parquet = import_extra("pyarrow.parquet", "datasets", f"reading {path}")
     try:
         with parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches():
-                yield from batch.to_pylist()
+            if file.metadata.num_rows <= lines.CHECKED_ROWS or (limit or math.inf) <= lines.CHECKED_ROWS:
+                return list(islice(chain.from_iterable(batch.to_pylist() for batch in file.iter_batches()), limit))
+        return import_extra("datasets", "datasets", f"reading {path}").Dataset.from_parquet(path)
     except (OSError, ValueError) as error:
         raise DataError("the data file cannot be read", got=f"{path}: {error}") from error
+
+
+def _is_list(path: Path) -> bool:
+    """Whether a file of JSON holds a list, rather than an object a line."""
+    try:
+        with path.open("rb") as file:
+            return next((line for line in file if line.strip()), b"").lstrip(b"\xef\xbb\xbf \t\r").startswith(b"[")
+    except OSError:
+        return False  # reading its lines names the error
+
+
+def _not_read(path: Path) -> DataError:
+    read = _TABLES[path.suffix]
+    return DataError(
+        "the data file has a format that is not read",
+        got=path,
+        why="read are JSONL (one object a line), JSON (a list of objects) and Parquet",
+        do=f"convert it: pandas.{read}({path.name!r}).to_json({path.stem + '.jsonl'!r}, orient='records', lines=True)",
+    )
 
 
 def _hub_rows(path: str, name: str, split: str) -> Any:

@@ -3,29 +3,36 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from array import array
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache, partial
+from hashlib import sha256
 from typing import Any
 
-from selfdistill.data import rows
-from selfdistill.data.chats import ChatTasks, chat_tasks
-from selfdistill.data.load import AS_NAMED, RowOptions, load_tasks, question_rows
+from selfdistill.data import lines
+from selfdistill.data.chats import ChatRows, FromLog, chat_tasks
+from selfdistill.data.load import AS_NAMED, RowOptions, question_task
+from selfdistill.data.reading import BadRow, Convert, LazyTasks, load_rows
+from selfdistill.data.rows import row_to_task
 from selfdistill.envs.base import Environment, prepared, tasks_of, why_unusable
-from selfdistill.envs.chats import ChatsEnvironment
-from selfdistill.envs.code import CodeEnvironment
-from selfdistill.envs.turns import AroundScoring
-from selfdistill.errors import ConfigError, DataError, ModelError
+from selfdistill.envs.chats import ChatOptions
+from selfdistill.errors import ConfigError, DataError, EnvError, ModelError
 from selfdistill.plugins import refuse_value
 from selfdistill.prompts.render import Renderer
 from selfdistill.prompts.stages import FixedCompletion, Stage
 from selfdistill.runs.events import Callback, Note
 from selfdistill.types import Message, RolloutGroup, Task, TokenIds
 
+QUESTIONS = "questions"  # whose columns the environment reads
+COMPARED = 100  # tasks of a long set that a resume compares
+KINDS = (QUESTIONS, "programs", "conversations")
+
 
 class NoneFits(DataError):
     """Every prompt is longer than the model reads."""
 
 
-def training_tasks(env: Environment, data: Any, options: RowOptions = AS_NAMED) -> list[Task]:
+def training_tasks(env: Environment, data: Any, options: RowOptions = AS_NAMED) -> Sequence[Task]:
     """The tasks of `data`, else the environment's own. Raises `DataError`, `ConfigError` when there are none."""
     tasks = data_tasks(env, data, options) if data else tasks_of(env, "train")
     if not tasks:
@@ -34,39 +41,96 @@ def training_tasks(env: Environment, data: Any, options: RowOptions = AS_NAMED) 
     return tasks
 
 
-def data_tasks(env: Environment, data: Any, options: RowOptions = AS_NAMED) -> list[Task]:
-    """The tasks of a source as in `load_data`, in the form that the environment reads. Raises `DataError`, also for a
-    row to which no answer can be scored."""
+def data_tasks(env: Environment, data: Any, options: RowOptions = AS_NAMED) -> Sequence[Task]:
+    """The tasks of a source as the model reads them. Raises `DataError`, also for a row to which no answer can be
+    scored; of a long source that is known of the first rows."""
     if isinstance(data, str):
         refuse_value(data, "data")
-    scorer = env.env if isinstance(env, AroundScoring) else env
-    if isinstance(scorer, CodeEnvironment):
-        return load_tasks(data, options)
-    if isinstance(env, ChatsEnvironment):
-        return chat_tasks(data, options, env.options)
-    tasks = question_rows(data, options)
-    why = next(filter(None, (why_unusable(env, task) for task in tasks[: rows.CHECKED_ROWS])), "")
-    if why:
+    tasks = row_tasks(env, data, options)
+    if row_kind(env) != QUESTIONS:
+        return tasks
+    checked = tasks[: lines.FIRST_ROWS] if isinstance(tasks, LazyTasks) else tasks
+    if why := next(iter(bad_rows(env, checked).values()), ""):
         raise _none_usable(f"{data}: {why}" if isinstance(data, str) else why)
-    return [prepared(env, task) for task in tasks]
+    prepare = partial(prepared, env)
+    return tasks.prepared(prepare) if isinstance(tasks, LazyTasks) else [prepare(task) for task in tasks]
+
+
+def row_kind(env: Environment) -> str:
+    """What the rows of data are to an environment. Raises `EnvError`."""
+    kind: str = getattr(env, "row_kind", QUESTIONS)
+    if kind not in KINDS:
+        what = f"row_kind of the environment {env.name!r} should be one of {', '.join(KINDS)}"
+        raise EnvError(what, got=repr(kind)[:80], do="leave it out for rows that the environment reads itself")
+    return kind
+
+
+def row_converter(env: Environment, *, compiled: bool = True) -> Convert:
+    """How an environment reads a row."""
+    kind = row_kind(env)
+    if kind == "conversations":
+        return ChatRows(_filters(env))
+    return partial(row_to_task, compiled=compiled) if kind == "programs" else question_task
+
+
+def row_tasks(env: Environment, data: Any, options: RowOptions = AS_NAMED) -> Sequence[Task]:
+    """The tasks of the rows of a source, by what a row is to the environment. Raises `DataError`."""
+    if row_kind(env) == "conversations":
+        return chat_tasks(data, options, _filters(env))
+    opened = options.open(data)
+    compiled = len(opened.rows) <= lines.CHECKED_ROWS
+    return load_rows(opened, options.mapped(row_converter(env, compiled=compiled)))
+
+
+def described_tasks(tasks: Sequence[Task]) -> str:
+    """What stands in the config for tasks in memory: equal for equal tasks, so that a resume takes no others. Of a long
+    set `COMPARED` tasks are read, evenly spread."""
+    digest, apart = sha256(), -(-len(tasks) // COMPARED) if isinstance(tasks, LazyTasks) else 1
+    for place in range(0, len(tasks), apart):
+        digest.update(repr(tasks[place]).encode("utf-8", "backslashreplace"))
+    return f"{len(tasks)} tasks, sha256 {digest.hexdigest()[:16]}"
+
+
+def _filters(env: Environment) -> ChatOptions:
+    options = getattr(env, "options", None)
+    return options if isinstance(options, ChatOptions) else ChatOptions()
 
 
 def bad_rows(env: Environment, tasks: Sequence[Task]) -> dict[str, str]:
-    """By task id why no answer can be scored, of the tasks for which the environment knows that."""
-    return {task.id: why for task in tasks if (why := why_unusable(env, task))}
+    """By task id why no answer can be scored, of the rows that cannot be used and the tasks for which the environment
+    knows that."""
+    reasons = {task.id: task.why if isinstance(task, BadRow) else why_unusable(env, task) for task in tasks}
+    return {name: why for name, why in reasons.items() if why}
+
+
+def too_long(tasks: Sequence[Task], renderer: Renderer, longest: int) -> dict[str, str]:
+    """By task id why its prompt cannot be read, of tasks that were not measured when the run was opened."""
+    limit, reasons = min(longest, renderer.context_length - 1), dict[str, str]()
+    for task in tasks:
+        try:
+            if (tokens := len(renderer.prompt(task.messages))) > limit:
+                reasons[task.id] = f"the prompt has {tokens} tokens, more than {limit}"
+        except ModelError as error:
+            reasons[task.id] = str(error)
+    return reasons
 
 
 def all_usable(env: Environment, tasks: Sequence[Task], data: str) -> bool:
     """Whether every one of a run's tasks is known to be usable: those of a file of up to `CHECKED_ROWS` rows are, since
     they were checked when it was read; those of a longer file are checked when they are drawn."""
-    return len(tasks) <= rows.CHECKED_ROWS and (bool(data) or not bad_rows(env, tasks))
+    return len(tasks) <= lines.CHECKED_ROWS and (bool(data) or not bad_rows(env, tasks))
 
 
-def fitting_tasks(tasks: Sequence[Task], renderer: Renderer, longest: int, callback: Callback) -> list[Task]:
-    """The tasks whose prompts fit; a note counts the others. Raises `NoneFits` when none does.
+def fitting_tasks(tasks: Sequence[Task], renderer: Renderer, longest: int, callback: Callback) -> Sequence[Task]:
+    """The tasks whose prompts fit; a note counts the others. Raises `NoneFits` when none does. Of a long set the first
+    are measured, and the others when they are drawn.
 
     `longest` is the most tokens a prompt may have; one token of the context must be left for the answer.
     """
+    if isinstance(tasks, LazyTasks):
+        callback(Note(f"{len(tasks):,} tasks: those behind the first {lines.FIRST_ROWS:,} are checked when drawn"))
+        fitting_tasks(tasks[: lines.FIRST_ROWS], renderer, longest, callback)
+        return tasks
     limit = min(longest, renderer.context_length - 1)
     fitting = [task for task in tasks if len(written(renderer, task, task.messages)) <= limit]
     if not fitting:
@@ -78,10 +142,9 @@ def fitting_tasks(tasks: Sequence[Task], renderer: Renderer, longest: int, callb
     return fitting
 
 
-def usable_tasks(tasks: Sequence[Task], env: Environment, callback: Callback, *, least: int = 1) -> list[Task]:
-    """The tasks whose answers the environment can score; a note counts the others. Raises `DataError` when fewer than
-    `least` are left."""
-    bad = bad_rows(env, tasks)
+def usable_tasks(tasks: Sequence[Task], bad: Mapping[str, str], callback: Callback, *, least: int = 1) -> list[Task]:
+    """The tasks that are not among the `bad` ones, by id with the reason; a note counts these. Raises `DataError` when
+    fewer than `least` are left."""
     usable = [task for task in tasks if task.id not in bad]
     if bad:
         why = next(iter(bad.values()))
@@ -97,7 +160,9 @@ def _none_usable(why: str) -> DataError:
 
 
 def note_shared(tasks: Sequence[Task], held_out: Sequence[Task], callback: Callback) -> None:
-    """A note counts the held-out tasks that have the prompt of a training task."""
+    """A note counts the held-out tasks that have the prompt of a training task; a long set is not searched for them."""
+    if isinstance(tasks, LazyTasks):
+        return
     prompts = {task.messages for task in tasks}
     shared = sum(task.messages in prompts for task in held_out)
     if shared:
@@ -106,7 +171,7 @@ def note_shared(tasks: Sequence[Task], held_out: Sequence[Task], callback: Callb
 
 def note_left_out(tasks: Sequence[Task], callback: Callback) -> None:
     """A note counts the answers of a log that became no tasks."""
-    if isinstance(tasks, ChatTasks) and tasks.left_out:
+    if isinstance(tasks, FromLog) and tasks.left_out:
         callback(Note(tasks.summary))
 
 
@@ -115,7 +180,8 @@ def check_conversations(
 ) -> None:
     """Renders the conversations about one task of each kind, by the roles in its prompt. Raises `ModelError` for one
     that the chat template refuses: better now than after hours of sampling."""
-    kinds = {tuple(message.role for message in task.messages): task for task in reversed(tasks)}
+    looked_at = tasks[: lines.FIRST_ROWS] if isinstance(tasks, LazyTasks) else tasks
+    kinds = {tuple(message.role for message in task.messages): task for task in reversed(looked_at)}
     for task in kinds.values():
         for messages in conversations(task):
             written(renderer, task, messages)
@@ -130,21 +196,30 @@ def written(renderer: Renderer, task: Task, messages: Sequence[Message]) -> Toke
         raise ModelError(what, got=error.got, why=error.why, do=error.do) from error
 
 
+@lru_cache(maxsize=4)
+def _order(count: int, seed: int, epoch: int) -> array[int]:
+    """The order of a pass over `count` tasks; not to be changed."""
+    order = array("I", range(count))
+    random.Random(f"{seed} {epoch}").shuffle(order)
+    return order
+
+
 def draw_tasks(tasks: Sequence[Task], count: int, step: int, seed: int) -> list[Task]:
     """The tasks of one step: pass after pass over all of them, each in an order of its own. They follow from the step
     alone, so that a resumed run draws what the uninterrupted one would have drawn."""
     places = [divmod(position, len(tasks)) for position in range(step * count, (step + 1) * count)]
-    orders = {epoch: list(range(len(tasks))) for epoch, _ in places}
-    for epoch, order in orders.items():
-        random.Random(f"{seed} {epoch}").shuffle(order)
-    return [tasks[orders[epoch][place]] for epoch, place in places]
+    return [tasks[_order(len(tasks), seed, epoch)[place]] for epoch, place in places]
 
 
 def wanted_answers(
     tasks: Sequence[Task], stages: Sequence[Stage], rollouts: int, draws: int, seed: int
 ) -> tuple[int, int]:
     """How many answers the first stage samples, and how many are fixed, when `draws` tasks have been drawn in all; what
-    the other stages request depends on these."""
+    the other stages request depends on these. Of a long set it is estimated from the first tasks."""
+    if isinstance(tasks, LazyTasks):
+        first = tasks[: lines.FIRST_ROWS]
+        sampled, given = wanted_answers(first, stages, rollouts, len(first), seed)
+        return sampled * draws // len(first), given * draws // len(first)
     passes, rest = divmod(draws, len(tasks))
     begun = {task.id for task in draw_tasks(tasks, len(tasks), passes, seed)[:rest]}
     counts = {True: 0, False: 0}  # by whether they are fixed

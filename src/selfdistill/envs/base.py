@@ -7,6 +7,8 @@ or an `Outcome`. (`rewards.py` makes one of a function.) It may also have
     tasks(split) -> list[Task]             "train", "held_out" (never trained on), "forgetting" (known before),
                                            "replay" (prompts for replay against forgetting)
     for_evaluation() -> Environment        the same environment, scoring by what training never shows
+    row_kind: str                          what the rows of data are: "questions" (without it), "programs" in the shapes
+                                           of docs/data.md, or "conversations" of a log
     prepare(task) -> Task                  the task of a row, with the form of an answer in its prompt
     reference(task) -> str                 a right answer, for `selfdistill check`; "" where none is known
     unusable(task) -> str                  why no answer to a task can be scored, or ""; it is then not sampled from

@@ -24,6 +24,7 @@ class ChatsEnvironment:
     """
 
     name = "chats"
+    row_kind = "conversations"
 
     def __init__(self, options: ChatOptions | None = None) -> None:
         self.options = options or ChatOptions()

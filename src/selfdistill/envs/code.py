@@ -96,3 +96,4 @@ class CodeEnvironment(ProgramEnvironment):
     """Programming tasks of your own, from a file: programs are run on the tests of their task."""
 
     name = "code"
+    row_kind = "programs"

@@ -28,6 +28,7 @@ class OPCD(Method):
     source = "arXiv 2602.12275"
     takes_turns = True
     reads = "an instruction, else document"
+    data_env = "chats"
     teacher = Frozen()
 
     top_k: int = option(256, "student tokens on which both are compared, the rest in one bucket", least=1)

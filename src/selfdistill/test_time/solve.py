@@ -114,7 +114,7 @@ def _open(config: SolveConfig, callback: Callback) -> Session:
 def _chosen(config: SolveConfig, session: Session, callback: Callback) -> list[Task]:
     """The named tasks, or all tasks of the run. Raises `DataError` for an unknown id."""
     if not config.tasks:
-        return usable_tasks(session.tasks, session.env, callback)
+        return usable_tasks(session.tasks, session.bad_rows(session.tasks), callback)
     every = {task.id: task for task in config.run.tasks_of(session.env)}
     chosen: list[Task] = []
     for name in config.tasks:
@@ -127,5 +127,5 @@ def _chosen(config: SolveConfig, session: Session, callback: Callback) -> list[T
     if twice:
         do = "give each task an id of its own, across all files"
         raise DataError("two tasks have the same id", got=", ".join(twice), do=do)
-    chosen = usable_tasks(chosen, session.env, callback)
-    return fitting_tasks(chosen, session.renderer, config.run.context.max_prompt_tokens, callback)
+    chosen = usable_tasks(chosen, session.bad_rows(chosen), callback)
+    return [*fitting_tasks(chosen, session.renderer, config.run.context.max_prompt_tokens, callback)]

@@ -10,7 +10,7 @@ from statistics import fmean
 from typing import NamedTuple
 
 from selfdistill.config import RunConfig, resolved
-from selfdistill.data.tasks import bad_rows, usable_tasks
+from selfdistill.data.tasks import usable_tasks
 from selfdistill.envs.base import ConversationEnvironment, in_short, spent_by
 from selfdistill.losses.shaping import Attract
 from selfdistill.runs import Estimate, EvalRecord, EvalSplit
@@ -80,7 +80,7 @@ def measure_splits(
             groups, extra = _teacher(session, first, callback)
         else:
             tasks = first if split == "train" else session.held_out.get(split, [])
-            tasks = usable_tasks(tasks, session.env, callback, least=0)
+            tasks = usable_tasks(tasks, session.bad_rows(tasks), callback, least=0)
             groups = _answers(session, tasks, None, split, callback)
         if not groups:
             continue
@@ -123,7 +123,7 @@ def _teacher(
         rollouts=ATTEMPTS,
         label="eval-attempt",
         stages=learner.method.stages,
-        bad_rows={} if session.all_usable else bad_rows(session.env, tasks),
+        bad_rows={} if session.all_usable else session.bad_rows(tasks),
     )
     credited = credit_rollouts(learner.method, attempts, session.renderer)
     read = [

@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import Any, TypeAlias
 
 from selfdistill.config import ReplayOptions, RunConfig, completed, resolved
-from selfdistill.data.tasks import bad_rows, draw_tasks, wanted_answers
+from selfdistill.data.tasks import draw_tasks, wanted_answers
 from selfdistill.envs.base import spent_by
 from selfdistill.errors import CollapseError, TrainingError
 from selfdistill.models.checkpoint import set_aside
@@ -254,7 +254,7 @@ def one_step(session: Session, totals: Totals, callback: Callback, began: float)
         label=str(totals.step + 1),
         version=totals.step,
         stages=learner.method.stages,
-        bad_rows={} if session.all_usable else bad_rows(session.env, tasks),
+        bad_rows={} if session.all_usable else session.bad_rows(tasks),
     )
     return learn(session, groups, totals, callback, began, timer, spent_by(session.env) - before)
 

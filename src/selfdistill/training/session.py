@@ -13,7 +13,16 @@ from torch import Tensor
 
 from selfdistill.config import RunConfig
 from selfdistill.data.load import question_rows
-from selfdistill.data.tasks import all_usable, check_conversations, fitting_tasks, note_left_out, note_shared
+from selfdistill.data.reading import LazyTasks
+from selfdistill.data.tasks import (
+    all_usable,
+    bad_rows,
+    check_conversations,
+    fitting_tasks,
+    note_left_out,
+    note_shared,
+    too_long,
+)
 from selfdistill.envs.base import ConversationEnvironment, Environment, tasks_of
 from selfdistill.errors import ConfigError, RunError
 from selfdistill.files import read_text
@@ -76,7 +85,7 @@ class Learner:
     teacher: Teacher
     reference_policy: Teacher | None
     optimizer: torch.optim.Optimizer
-    replay: list[Task]
+    replay: Sequence[Task]
 
     def with_method(self, method: Method, config: RunConfig) -> Learner:
         """The same weights, trained by another method."""
@@ -91,8 +100,8 @@ class Session:
     env: Environment
     policy: Policy
     renderer: Renderer
-    tasks: list[Task]
-    held_out: Mapping[str, list[Task]]
+    tasks: Sequence[Task]
+    held_out: Mapping[str, Sequence[Task]]
     learner: Learner | None = None
     all_usable: bool = False  # else tasks are checked when they are drawn
 
@@ -102,6 +111,12 @@ class Session:
         private = getattr(self.env, "for_evaluation", None)
         env: Environment = private() if private is not None else self.env
         return env
+
+    def bad_rows(self, tasks: Sequence[Task]) -> dict[str, str]:
+        """By id why a task cannot be used: no answer to it can be scored or, of a long set, its prompt is too long."""
+        long = isinstance(self.tasks, LazyTasks)
+        longest = self.config.context.max_prompt_tokens
+        return {**(too_long(tasks, self.renderer, longest) if long else {}), **bad_rows(self.env, tasks)}
 
     @property
     def isolation(self) -> str:
@@ -227,7 +242,7 @@ def open_session(config: RunConfig, callback: Callback, *, learns: bool = False)
 def _open_learner(session: Session, method: Method, rule: TeacherRule, callback: Callback) -> Learner:
     config, policy, renderer = session.config, session.policy, session.renderer
     teacher = Teacher(rule, policy, other=_other_model(rule, config, policy, callback))
-    replay: list[Task] = []
+    replay: Sequence[Task] = ()
     if config.replay:
         found = _replay_tasks(config, session.env)
         replay = fitting_tasks(found, renderer, config.context.max_prompt_tokens, callback)
@@ -246,7 +261,9 @@ def restarted(session: Session, weights: Mapping[str, Tensor]) -> Session:
     return replace(session, learner=_new_learner(session.config, policy, learner.method, teacher, learner.replay))
 
 
-def _new_learner(config: RunConfig, policy: Policy, method: Method, teacher: Teacher, replay: list[Task]) -> Learner:
+def _new_learner(
+    config: RunConfig, policy: Policy, method: Method, teacher: Teacher, replay: Sequence[Task]
+) -> Learner:
     """A learner at the start of training, whose reference policy has the weights as they are."""
     reference_policy = None
     if config.replay or method.needs_reference:
@@ -330,7 +347,7 @@ def _conversations(method: Method, task: Task) -> list[tuple[Message, ...]]:
     return found
 
 
-def _replay_tasks(config: RunConfig, env: Environment) -> list[Task]:
+def _replay_tasks(config: RunConfig, env: Environment) -> Sequence[Task]:
     """Prompts of the past: the environment's replay tasks, or those of a file."""
     assert config.replay is not None
     if config.replay.prompts != "env":
