@@ -15,6 +15,7 @@ from torch import nn
 from selfdistill.errors import ConfigError, ModelError, SelfDistillError
 from selfdistill.models.adapter import RESIZED, LoraOptions, base_of, fresh_adapter, saved_adapter
 from selfdistill.models.checkpoint import latest_checkpoint
+from selfdistill.models.narrow import multiplies_bfloat16, multiply_in_float32
 from selfdistill.models.policy import Policy, context_length
 from selfdistill.models.precision import MASTER, logit_tolerance, pick_device, pick_dtype, quiet
 from selfdistill.prompts.render import ChatTemplate
@@ -80,6 +81,9 @@ def load_policy(
             value.requires_grad_(False)
         elif value.requires_grad:  # a bias, or a whole module that an adapter trains, is a copy of the base's
             value.data = value.data.to(MASTER)
+    if not full and precision != MASTER and not multiplies_bfloat16(place) and multiply_in_float32(base):
+        progress("this processor has no products of bfloat16: weights are stored in it and multiplied in float32")
+        precision = MASTER
     policy = Policy(model.to(place).eval(), base, _output(base, name_or_dir), tokenizer, name_or_dir, place, precision)
     _check_head(policy)
     return policy
