@@ -48,26 +48,29 @@ def trl_refusal(python: str | None) -> str:
     return ""
 
 
-def environment() -> dict[str, str]:
-    """The workers' environment: our sources, nothing from the network, no warnings about experiments."""
+def environment(sources: Path = ROOT) -> dict[str, str]:
+    """The workers' environment: the library's sources, nothing from the network, no warnings about experiments."""
     quiet = {
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",
         "TRL_EXPERIMENTAL_SILENCE": "1",
         "WANDB_MODE": "disabled",
     }
-    paths = f"{ROOT / 'src'}{os.pathsep}{ROOT}"
+    paths = f"{sources / 'src'}{os.pathsep}{ROOT}"
     return {**os.environ, **quiet, "PYTHONPATH": paths, "TOKENIZERS_PARALLELISM": "false"}
 
 
-def run_case(python: str, module: str, case: Mapping[str, Any], limit_s: float) -> Result | Skipped:
-    """What the worker `module` measured of `case`, or why there is nothing."""
+def run_case(
+    python: str, module: str, case: Mapping[str, Any], limit_s: float, sources: Path = ROOT
+) -> Result | Skipped:
+    """What the worker `module` measured of `case` with this library of `sources`, or why there is nothing."""
     command = [python, "-m", f"benchmarks.against_trl.{module}", json.dumps(case)]
     with tempfile.TemporaryDirectory(prefix="against-trl-") as folder:
         try:
             done = subprocess.run(
-                command, capture_output=True, text=True, cwd=folder, env=environment(), timeout=limit_s, check=False
-            )
+                command, capture_output=True, text=True, cwd=folder, env=environment(sources), timeout=limit_s,
+                check=False,
+            )  # fmt: skip
         except subprocess.TimeoutExpired:
             return Skipped(f"not done in {limit_s:.0f} s")
     lines = [line for line in done.stdout.splitlines() if line.startswith(RESULT)]

@@ -19,12 +19,12 @@ from torch import Tensor
 from benchmarks.against_trl.meter import give, measure
 from benchmarks.against_trl.ratios import enough
 from benchmarks.against_trl.stopwatch import Stopwatch
-from benchmarks.against_trl.work import Ragged, Row
+from benchmarks.against_trl.work import Row, rows_of
 from selfdistill.config import from_settings
 from selfdistill.errors import SelfDistillError
 from selfdistill.losses import LossSpec, TeacherStates, TokenWeights, denominators, fused_loss
 from selfdistill.methods import get_method
-from selfdistill.models.load import load_policy
+from selfdistill.models.load import LoraOptions, load_policy
 from selfdistill.models.policy import Policy
 from selfdistill.models.sampler import SamplingOptions, sample
 from selfdistill.models.teacher import Frozen, Live, Teacher
@@ -93,8 +93,9 @@ def sample_of(index: int, row: Row) -> TrainingSample:
 
 def update_case(case: Case) -> dict[str, Any]:
     """A whole update: teacher, student forward and backward, optimiser."""
-    policy = load_policy(case["model"])
-    rows = Ragged(**case["ragged"]).rows(policy.head().vocabulary)
+    lora = LoraOptions(rank=case["lora"]) if case.get("lora") else None
+    policy = load_policy(case["model"], lora=lora, dtype=case.get("dtype", "auto"))
+    rows = rows_of(case, policy.head().vocabulary)
     teacher = Teacher(Live() if case["teacher"] == "live" else Frozen(), policy)
     update = Update(policy, teacher, rows, case)
     if not case.get("sample"):

@@ -19,13 +19,13 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
-from transformers import TrainerCallback
+from transformers import AutoConfig, TrainerCallback
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from trl.experimental.sdpo import SDPOConfig, SDPOTrainer
 
 from benchmarks.against_trl.meter import give, level_before, measure, peak_bytes, timer, wait
 from benchmarks.against_trl.ratios import enough
-from benchmarks.against_trl.work import Ragged, Row
+from benchmarks.against_trl.work import Row, rows_of
 
 Case = dict[str, Any]
 CUDA = torch.cuda.is_available()
@@ -53,7 +53,8 @@ def trainer_for(
     **options: Any,
 ) -> SDPOTrainer:
     """TRL's trainer with the settings both sides share: no reward term, no importance weights, no checkpoints."""
-    mode = MODES[case["mode"]]
+    mode, dtype = MODES[case["mode"]], case.get("dtype", "bfloat16" if CUDA else "float32")
+    lora = case.get("lora", 0)
     arguments: dict[str, Any] = {
         "output_dir": folder,
         "report_to": [],
@@ -61,7 +62,7 @@ def trainer_for(
         "logging_steps": 1,
         "disable_tqdm": True,
         "use_cpu": not CUDA,
-        "bf16": CUDA,
+        "bf16": dtype == "bfloat16",
         "gradient_checkpointing": False,
         "learning_rate": case.get("lr", 1e-4),
         "lr_scheduler_type": "constant",
@@ -69,7 +70,7 @@ def trainer_for(
         "weight_decay": 0.01,
         "max_grad_norm": 1.0,
         "seed": case["seed"],
-        "model_init_kwargs": {"dtype": "float32"},
+        "model_init_kwargs": {"dtype": dtype if lora else "float32"},
         "distillation_mode": mode,
         "distillation_alpha": case["alpha"],
         "distillation_is_clip": None,
@@ -77,8 +78,14 @@ def trainer_for(
     }
     if mode == "topk_logits":
         arguments |= {"distillation_topk": case["top_k"], "distillation_add_tail": True}
-    config = SDPOConfig(**arguments | options)
-    return SDPOTrainer(case["model"], reward, config, dataset, callbacks=list(callbacks))
+    config, adapter = SDPOConfig(**arguments | options), None
+    if lora:
+        from peft import LoraConfig
+
+        adapter = LoraConfig(
+            r=lora, lora_alpha=32, target_modules="all-linear", lora_dropout=0.0, bias="none", task_type="CAUSAL_LM"
+        )
+    return SDPOTrainer(case["model"], reward, config, dataset, callbacks=list(callbacks), peft_config=adapter)
 
 
 def nothing(completions: Sequence[Any], **_: Any) -> list[float]:
@@ -194,7 +201,8 @@ def update_case(case: Case) -> dict[str, Any]:
     """A whole update of TRL's SDPO: its own training loop on given rollouts, with nothing sampled."""
     steps, micro, times = case["warm"] + case["repeats"], case["micro_rows"], StepTimes()
     with tempfile.TemporaryDirectory() as folder:
-        count = case["ragged"]["count"]
+        rows = rows_of(case, AutoConfig.from_pretrained(case["model"]).vocab_size)
+        count = len(rows)
         sizes = {
             "per_device_train_batch_size": micro,
             "gradient_accumulation_steps": count // micro,
@@ -203,7 +211,6 @@ def update_case(case: Case) -> dict[str, Any]:
         }
         prompts = Dataset.from_dict({"prompt": ["?"] * count})
         trainer = trainer_for(case, folder, prompts, nothing, [times], **sizes)
-        rows = Ragged(**case["ragged"]).rows(trainer.model.config.vocab_size)
         given = padded(rows, trainer.accelerator.device)
         trainer._prepare_training_batch = lambda _: dict(given)
         trainer.train()

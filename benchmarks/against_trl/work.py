@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import math
 import random
+import sys
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -97,6 +99,45 @@ class Ragged:
         return rows
 
 
+@dataclass(frozen=True, slots=True)
+class Grouped:
+    """Answers to a few questions: `members` to each, of ragged lengths. The teacher's prompts have `context` tokens and
+    begin with the question. To every other question they are equal, as behind one correct solution; to the rest each
+    answer has its own, as behind feedback."""
+
+    questions: int = 2
+    members: int = 4
+    longest: int = 160
+    ratio: float = 0.6
+    prompt: int = 120
+    context: int = 500
+    seed: int = 0
+
+    def rows(self, vocabulary: int) -> list[Row]:
+        """The answers, question by question."""
+        rng = random.Random(f"grouped {self.seed}")
+        lengths = ragged_lengths(self.questions * self.members, self.longest, self.ratio)
+        rng.shuffle(lengths)
+
+        def words(count: int) -> tuple[int, ...]:
+            return tuple(rng.randrange(FIRST_ID, vocabulary) for _ in range(count))
+
+        rows = []
+        for question in range(self.questions):
+            prompt, solution = words(self.prompt), words(self.context - self.prompt)
+            for _ in range(self.members):
+                context = words(self.context - self.prompt) if question % 2 else solution
+                rows.append(Row(prompt, prompt + context, words(lengths.pop())))
+        return rows
+
+
+def rows_of(case: Mapping[str, Any], vocabulary: int) -> list[Row]:
+    """The answers of a case."""
+    return (
+        Grouped(**case["grouped"]).rows(vocabulary) if "grouped" in case else Ragged(**case["ragged"]).rows(vocabulary)
+    )
+
+
 def ragged_lengths(count: int, longest: int, ratio: float) -> list[int]:
     """Ascending lengths of which the last is `longest` and the mean is `ratio · longest`, to the rounding.
 
@@ -149,15 +190,16 @@ def padded_work(rows: list[Row]) -> dict[str, int]:
     }
 
 
-def update_flops(size: Size, tokens: dict[str, int]) -> float:
+def update_flops(size: Size, tokens: dict[str, int], *, lora: bool = False) -> float:
     """Multiplications and additions, twice the parameters a token: forward and backward of the student, forward of the
-    teacher; the head at answer positions alone."""
-    head = 8 * size.head * tokens["answers"]
-    return 6.0 * size.body * tokens["student"] + 2.0 * size.body * tokens["teacher"] + head
+    teacher; the head at answer positions alone. Frozen weights need no gradient."""
+    student, head = (4.0, 6.0) if lora else (6.0, 8.0)
+    return (student * tokens["student"] + 2.0 * tokens["teacher"]) * size.body + head * size.head * tokens["answers"]
 
 
-def write_model(directory: Path, size: Size, seed: int = 0) -> Path:
-    """A random Qwen3 with a small tokenizer, as an ordinary model directory; what is there already is kept."""
+def write_model(directory: Path, size: Size, seed: int = 0, *, narrow: bool = False) -> Path:
+    """A random Qwen3 with a small tokenizer, as an ordinary model directory, in bfloat16 where it is `narrow`; what is
+    there already is kept. Drawn on an accelerator where there is one: a processor needs minutes for billions."""
     if (directory / "config.json").is_file():
         return directory
     import torch
@@ -169,7 +211,9 @@ def write_model(directory: Path, size: Size, seed: int = 0) -> Path:
     )
     directory.mkdir(parents=True, exist_ok=True)
     _tokenizer(size.vocabulary).save_pretrained(directory)
-    Qwen3ForCausalLM(config).save_pretrained(directory)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        model = Qwen3ForCausalLM(config)
+    (model.bfloat16() if narrow else model).save_pretrained(directory)
     return directory
 
 
@@ -204,3 +248,7 @@ def _tokenizer(vocabulary: int) -> Any:
     )
     fast.chat_template = CHAT
     return fast
+
+
+if __name__ == "__main__":
+    write_model(Path(sys.argv[1]), SIZES[sys.argv[2]], narrow="narrow" in sys.argv[3:])

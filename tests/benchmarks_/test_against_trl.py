@@ -13,6 +13,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))  # benchmarks are run from here, and are no part of the package
 
+from benchmarks.against_trl import board  # noqa: E402
+from benchmarks.against_trl.board import Board, Entry  # noqa: E402
 from benchmarks.against_trl.child import TRL_VERSION, Skipped, failure, memory_refusal, trl_refusal  # noqa: E402
 from benchmarks.against_trl.ratios import (  # noqa: E402
     Measurement,
@@ -26,6 +28,7 @@ from benchmarks.against_trl.ratios import (  # noqa: E402
 from benchmarks.against_trl.work import (  # noqa: E402
     FIRST_ID,
     SIZES,
+    Grouped,
     Ragged,
     padded_work,
     ragged_lengths,
@@ -158,3 +161,41 @@ def test_a_model_is_loaded_with_its_chat_template_and_its_whole_head(tmp_path: P
     assert tokenizer("ab?")["input_ids"] == [6, 7, 42]
     assert policy.head().vocabulary == 64, "the whole head is computed with"
     assert tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False).startswith("<|user|>")
+
+
+def test_answers_in_groups_share_their_question_and_every_other_group_its_context() -> None:
+    rows = Grouped(longest=12, prompt=8, context=16).rows(1000)
+    assert len(rows) == 8
+    assert {len(row.prompt) for row in rows} == {8}
+    assert all(row.teacher is not None and row.teacher[:8] == row.prompt and len(row.teacher) == 16 for row in rows)
+    assert [len({row.teacher for row in group}) for group in (rows[:4], rows[4:])] == [1, 4]
+    assert max(len(row.completion) for row in rows) == 12
+
+
+def test_a_board_measures_what_is_missing_and_is_a_table_all_the_while(tmp_path: Path, monkeypatch) -> None:
+    entries = [
+        Entry("Rollouts", "64 rows", "this library", "sampling", {"n": 1}, flops=4.0),
+        Entry("Rollouts", "64 rows", "generate", "sampling", {"n": 2}),
+        Entry("Rollouts", "64 rows", "TRL", "peer", {"n": 3}, skipped="no TRL"),
+    ]
+    found = {1: {"seconds": 2.0, "peak": 10, "value": {"tokens": 100}}, 2: Skipped("not done in 5 s")}
+    run = []
+
+    def measured(python: str, module: str, case: dict[str, int], *rest: object) -> object:
+        run.append(case["n"])
+        return found[case["n"]]
+
+    monkeypatch.setattr(board, "run_case", measured)
+    first = Board(tmp_path, entries, peak_flops=8.0, say=lambda text: None)
+    assert [row[2] for row in first.sheets()[0].rows] == ["not measured"] * 3
+    first.measure(60, 5)
+    found[2] = {"seconds": 3.0, "peak": 20, "value": {"tokens": 50}}
+    again = Board(tmp_path, entries, peak_flops=8.0, say=lambda text: None)
+    assert [row[2] for row in again.sheets()[0].rows] == ["2.00 s", "not measured", "not measured"]
+    again.measure(60, 5)
+    assert run == [1, 2, 2]
+    rows = again.sheets()[0].rows
+    assert rows[0][4:8] == ["50.0", "–", "–", "25.0%"]
+    assert rows[1][4:7] == ["16.7", "0.333", "0.500"]
+    assert rows[2][2:] == ["not measured", "–", "–", "–", "–", "–", "no TRL"]
+    assert "16.7" in (tmp_path / "results.md").read_text()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -10,7 +11,9 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
+import selfdistill as sd
 from selfdistill.envs.base import ConversationEnvironment
 from selfdistill.envs.turns import RepeatedAttempts
 from selfdistill.errors import ConfigError
@@ -393,6 +396,35 @@ def test_a_run_over_turns_records_what_each_turn_read(config_of, attempts: str) 
     for record in run.evals_of("train"):
         assert 0 <= record.extra["first_turn"] <= record.accuracy.value
         assert 1 <= record.extra["turns"] <= 3
+
+
+@pytest.mark.parametrize("template", [None, REWRITES], ids=["one prompt", "segments"])
+def test_log_probabilities_of_turns_are_replayed_by_plain_transformers_from_the_records_alone(
+    tmp_path, template: str | None
+) -> None:
+    """Under `REWRITES` every turn has a prompt of its own, which the record holds whole."""
+    model_dir = tiny_policy_dir(tmp_path, template=template)
+    sizes = {"steps": 1, "tasks_per_step": 2, "rollouts_per_task": 3, "sampling": {"max_new_tokens": 5}}
+    sd.train(
+        model_dir, method="sdpo", env=RepeatedAttempts(Even(), 3), out=tmp_path / "run", evaluation={"tasks": 1},
+        device="cpu", progress=False, **sizes,
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_pretrained(model_dir)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "rollouts.jsonl").read_text().splitlines()]
+    talks = [line for line in lines if line["turns"]]
+    assert len(talks) >= 3
+    for talk in talks:
+        ids, sampled, found = list[int](), list(talk["token_ids"]), list[float]()
+        for number, turn in enumerate(talk["turns"]):
+            assert turn["fresh"] == (template is not None or not number)
+            ids = turn["read"] if turn["fresh"] else ids + turn["read"]
+            own, sampled = sampled[: turn["tokens"]], sampled[turn["tokens"] :]
+            with torch.no_grad():
+                logprobs_LV = model(torch.tensor([ids + own])).logits[0].log_softmax(-1)
+            found += logprobs_LV[len(ids) - 1 : -1].gather(1, torch.tensor(own)[:, None])[:, 0].tolist()
+            ids = ids + own
+        assert not sampled
+        assert found == pytest.approx(talk["logprobs"], abs=1e-5)
 
 
 @pytest.mark.parametrize("method", ["rltf_sd", "erl", "pi_distill", "nca"])

@@ -19,9 +19,10 @@ FEW = 256  # inputs; for more, one large product is faster
 
 def multiplies_bfloat16(device: torch.device) -> bool:
     """Whether the device has products of bfloat16."""
-    return device.type != "cpu" or (
-        torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    )
+    if device.type != "cpu":
+        return True
+    built = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return bool(built and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def multiply_in_float32(model: nn.Module) -> bool:
@@ -72,7 +73,7 @@ class _Product(torch.autograd.Function):
         if len(rows_ND) > FEW:
             return F.linear(rows_ND, weight_VD.to(rows_ND.dtype))
         output_NV = rows_ND.new_empty(len(rows_ND), len(weight_VD))
-        for part_RD, out_NR in zip(weight_VD.split(ROWS), output_NV.split(ROWS, dim=1), strict=True):
+        for part_RD, out_NR in zip(torch.split(weight_VD, ROWS), torch.split(output_NV, ROWS, dim=1), strict=True):
             torch.mm(rows_ND, part_RD.to(rows_ND.dtype).T, out=out_NR)
         return output_NV
 
