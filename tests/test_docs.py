@@ -93,7 +93,9 @@ def test_command_lines_are_understood():
     lines = [shlex.split(text) for text in texts if "selfdistill " in text]
     for words in (line for line in lines if line[:1] == ["selfdistill"] or line[1:2] == ["selfdistill"]):
         name, *rest = words[words.index("selfdistill") + 1 :]
-        known = {option for parameter in program.commands[name].params for option in parameter.opts}
+        command = program.commands[name]
+        command = command.commands[rest.pop(0)] if hasattr(command, "commands") else command
+        known = {option for parameter in command.params for option in parameter.opts}
         assert {word for word in rest if word.startswith("-")} <= known, words
         arms = [parse_arm(word) for flag, word in pairwise(rest) if flag == "--arm"]
         assert not arms or StrategyComparison(tuple(arms), ("task",)).config(arms[-1])

@@ -17,6 +17,7 @@ from selfdistill.cli.compare import compare, compare_finished_runs
 from selfdistill.cli.context_gain import print_context_gain
 from selfdistill.cli.credit import credit
 from selfdistill.cli.guard import Guarded
+from selfdistill.cli.journal import app as journal
 from selfdistill.cli.output import print_comparison, print_listing, print_notes, print_settings, print_table
 from selfdistill.cli.solve import solve
 from selfdistill.runs import Callback, Note, read_run
@@ -40,6 +41,7 @@ app.command()(check)
 app.command()(compare)
 app.command()(credit)
 app.command()(solve)
+app.add_typer(journal, name="journal")
 
 
 def main() -> None:

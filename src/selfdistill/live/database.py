@@ -31,7 +31,7 @@ CREATE TABLE exchanges(
     headers TEXT NOT NULL, reply_hash TEXT NOT NULL, prompt_ids TEXT NOT NULL, sampled_ids TEXT NOT NULL,
     logprobs TEXT NOT NULL);
 CREATE INDEX by_conversation ON exchanges(conversation, seq);
-CREATE INDEX by_reply ON exchanges(reply_hash, seq);
+CREATE INDEX by_reply ON exchanges(reply_hash, conversation, seq);
 CREATE TABLE follow_ups(
     id INTEGER PRIMARY KEY AUTOINCREMENT, exchange INTEGER NOT NULL REFERENCES exchanges(seq) ON DELETE CASCADE,
     came_with INTEGER NOT NULL REFERENCES exchanges(seq) ON DELETE CASCADE, messages TEXT NOT NULL,
@@ -84,6 +84,9 @@ class Database:
     def transaction(self) -> Iterator[sqlite3.Connection]:
         """All of the statements or none; durable once the block is left. Raises `JournalError`, `JournalFullError`."""
         with self._mutex, self._errors():
+            if not self.path.exists() or self.path.stat().st_ino != self._inode:
+                do = "start again; what was recorded before is in the file that was removed"
+                raise JournalError("the journal was removed or replaced", got=self.path, do=do)
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield self._connection
@@ -95,7 +98,8 @@ class Database:
 
     def flush(self) -> bool:
         """Gives deleted pages back and empties the write-ahead log; False while another process reads it."""
-        self.rows("PRAGMA incremental_vacuum")
+        with self._mutex, self._errors():
+            self._connection.executescript("PRAGMA incremental_vacuum")  # `execute` stops after a page
         return not self.rows("PRAGMA wal_checkpoint(TRUNCATE)")[0][0]
 
     def check(self) -> None:
@@ -130,6 +134,7 @@ class Database:
         except BaseException:
             connection.close()
             raise
+        self._inode = self.path.stat().st_ino
         return connection
 
     def _number(self, name: str) -> int:
@@ -193,8 +198,5 @@ def _no_journal(path: Path, got: str) -> JournalError:
 
 def _damaged(path: Path, got: str) -> JournalError:
     why = "a page of the file was overwritten or lost; what is recorded from here on could be lost with it"
-    do = (
-        f"keep a copy of it, and save what can be read: sqlite3 {path} .recover | sqlite3 new.db; then use new.db "
-        "(docs/live.md)"
-    )
+    do = f"save what can be read: selfdistill journal recover {path} NEW; then use NEW"
     return JournalError("the journal is damaged", got=f"{path}: {got}", why=why, do=do)

@@ -12,8 +12,9 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from datetime import UTC, datetime, timedelta
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +35,12 @@ from selfdistill.live.versions import Versions
 from selfdistill.types import Message
 
 JUMP_S = 3600.0  # of the clock, while a server runs, after which ages are not trusted
-_JSON = ("request", "reply", "sampling", "headers", "prompt_ids", "sampled_ids", "logprobs")
+JSON_COLUMNS = ("request", "reply", "sampling", "headers", "prompt_ids", "sampled_ids", "logprobs")
 _TEXT = (
     "receipt", "conversation", "found_by", "version", "kind", "rule", "status", "stop", "new_text", "text",
     "reply_hash",
 )  # fmt: skip
-_COLUMNS = ("created", *_TEXT, *_JSON)
+_COLUMNS = ("created", *_TEXT, *JSON_COLUMNS)
 _INSERT = f"INSERT INTO exchanges({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"
 
 
@@ -78,7 +79,7 @@ class Journal:
             with self.database.transaction() as connection:
                 for exchange in exchanges:
                     fields = (getattr(exchange, name) for name in _TEXT)
-                    texts = (_dumped(getattr(exchange, name)) for name in _JSON)
+                    texts = (_dumped(getattr(exchange, name)) for name in JSON_COLUMNS)
                     seq = connection.execute(_INSERT, (utc_now(), *fields, *texts)).lastrowid
                     if exchange.follow_up:
                         connection.execute(
@@ -138,23 +139,30 @@ class Journal:
             )
         ]
 
-    def lessons(self, *, conversations: Iterable[str] | None = None) -> Iterator[Lesson]:
-        """What came back after our main, complete answers, in their order: later messages first, then feedback."""
-        wanted = None if conversations is None else set(conversations)
-        for exchange in self._all(
-            row["seq"]
-            for row in self.database.rows(
-                "SELECT seq, conversation FROM exchanges WHERE kind = 'main' AND status = 'complete' AND "
-                "(seq IN (SELECT exchange FROM follow_ups) OR seq IN (SELECT exchange FROM feedback)) ORDER BY seq"
-            )
-            if wanted is None or row["conversation"] in wanted
-        ):
+    def lessons(self, conversations: Collection[str] = ()) -> Iterator[Lesson]:
+        """What came back after our main, complete answers (of these conversations, or of all), in their order: later
+        messages first, then feedback."""
+        for exchange in self._all(seq for seq, reason in self._learned(conversations) if not reason):
             given = "SELECT messages FROM follow_ups WHERE exchange = ? ORDER BY id"
             for row in self.database.rows(given, (exchange.seq,)):
                 messages = _messages(row["messages"])
                 yield Lesson(exchange, "tool" if any(m.role == "tool" for m in messages) else "user", messages)
             for kind, value in self.feedback(exchange.seq):
                 yield Lesson(exchange, kind, (Message("user", value),))
+
+    def unlearned(self, conversations: Collection[str] = ()) -> Counter[str]:
+        """How many exchanges give no lesson, by the reason."""
+        return Counter(reason for _, reason in self._learned(conversations) if reason)
+
+    def _learned(self, conversations: Collection[str]) -> list[tuple[int, str]]:
+        """Each exchange, and why it gives no lesson, or nothing."""
+        found = self.database.rows(
+            "SELECT seq, conversation, CASE WHEN kind = 'side' THEN 'a side call' WHEN status = 'cancelled' THEN "
+            "'cancelled' WHEN seq IN (SELECT exchange FROM follow_ups) OR seq IN (SELECT exchange FROM feedback) "
+            "THEN '' ELSE 'nothing came back' END AS reason FROM exchanges ORDER BY seq"
+        )
+        wanted = set(conversations)
+        return [(row["seq"], row["reason"]) for row in found if not wanted or row["conversation"] in wanted]
 
     def feedback(self, seq: int) -> list[tuple[Origin, str]]:
         """The feedback on an exchange, as it came."""
@@ -166,8 +174,8 @@ class Journal:
         `receipt`, `new_text`, `seq`, and whether something `followed`."""
         return self.database.rows(
             "SELECT conversation, kind, status, receipt, new_text, seq, "
-            "EXISTS(SELECT 1 FROM follow_ups WHERE exchange = seq) AS followed FROM exchanges "
-            "WHERE reply_hash = ? ORDER BY conversation = ? DESC, seq DESC LIMIT 8",
+            "EXISTS(SELECT 1 FROM follow_ups WHERE exchange = seq) AS followed FROM exchanges WHERE seq IN ("
+            "SELECT seq FROM exchanges WHERE reply_hash = ? ORDER BY conversation = ? DESC, seq DESC LIMIT 8)",
             (reply_hash, conversation),
         )
 
@@ -193,22 +201,19 @@ class Journal:
         return Deletion(deleted, self.database.flush())
 
     def expire(self, days: float) -> Deletion:
-        """Deletes conversations whose newest exchange is older than this many days. Raises `JournalError` where the
-        clock has jumped since the journal was opened: every age would be wrong."""
+        """Deletes conversations without an exchange for this many days. Raises `JournalError` where the clock has
+        jumped since the journal was opened: every age would be wrong."""
         if abs(jump := _clock() - self._clock) > JUMP_S:
             do = "set the clock, and start the server again"
             raise JournalError("the clock jumped: nothing is deleted by age", got=f"{jump:+.0f} s", do=do)
-        try:
-            oldest = (datetime.now(UTC) - timedelta(days=days)).isoformat(timespec="milliseconds")
-        except OverflowError:
-            return Deletion(0, True)
-        with self.database.transaction() as connection:
-            deleted = connection.execute(
-                "DELETE FROM exchanges WHERE conversation IN "
-                "(SELECT conversation FROM exchanges GROUP BY conversation HAVING max(created) < ?)",
-                (oldest,),
-            ).rowcount
-        return Deletion(deleted, self.database.flush() if deleted else True)
+        old = self.older_than(days)
+        return self.delete(*old) if old else Deletion(0, True)
+
+    def older_than(self, days: float) -> list[str]:
+        """The conversations whose newest exchange is older than this."""
+        oldest = datetime.fromtimestamp(max(time.time() - days * 86400, 0), UTC).isoformat(timespec="milliseconds")
+        sql = "SELECT conversation FROM exchanges GROUP BY conversation HAVING max(created) < ?"
+        return [row[0] for row in self.database.rows(sql, (oldest,))]
 
     def _seq(self, receipt: str) -> int:
         named = receipt.removeprefix(RECEIPT_PREFIX)
@@ -230,7 +235,7 @@ class Journal:
         found = self.database.rows("SELECT * FROM exchanges WHERE seq = ?", (seq,))
         if not found:
             raise UnknownReceiptError("the exchange was deleted", got=seq)
-        fields: dict[str, Any] = dict(found[0]) | {name: json.loads(found[0][name]) for name in _JSON}
+        fields: dict[str, Any] = dict(found[0]) | {name: json.loads(found[0][name]) for name in JSON_COLUMNS}
         fields |= {name: tuple(fields[name]) for name in ("prompt_ids", "sampled_ids", "logprobs")}
         came = self.database.rows(
             "SELECT receipt, messages FROM follow_ups JOIN exchanges ON exchange = seq WHERE came_with = ?", (seq,)

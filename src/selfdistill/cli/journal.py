@@ -1,0 +1,149 @@
+"""`selfdistill journal`: look into the journal of a served model, search, export and delete."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from selfdistill.cli.arguments import argument, flag, optional
+from selfdistill.cli.output import print_table
+from selfdistill.errors import ConfigError
+from selfdistill.live.exchange import Exchange
+from selfdistill.live.export import TrainingRows
+from selfdistill.live.journal import Journal
+from selfdistill.live.recover import recover as copy_readable
+
+app = typer.Typer(no_args_is_help=True, help="Look into the journal of a served model: search, export, delete.")
+File = Annotated[Path, argument("Journal of `selfdistill serve`.", "FILE")]
+Limit = Annotated[int, typer.Option(min=1, help="Most entries that are shown.")]
+
+
+@app.command()
+def look(
+    file: File,
+    name: Annotated[str | None, argument("Conversation, or receipt of one exchange.")] = None,
+    limit: Limit = 20,
+) -> None:
+    """Show what a journal holds: its conversations, newest first, or the exchanges of one."""
+    with Journal.open(file) as journal:
+        if name is not None:
+            found = list(journal.exchanges(name))[-limit:] or [journal.exchange(name)]
+            for exchange in found:
+                _print_exchange(journal, exchange)
+            return
+        counts = journal.counts()
+        rows = [
+            (each.id, str(each.exchanges), str(each.exchanges - each.main), each.last[:19], _short(each.begins))
+            for each in journal.conversations(limit=limit)
+        ]
+        print_table(("conversation", "exchanges", "side calls", "last (UTC)", "begins with"), rows)
+        typer.echo(
+            f"{counts['exchanges']} exchanges in {counts['conversations']} conversations; {counts['follow_ups']} were "
+            f"followed up, {counts['feedback']} times feedback; {counts['bytes'] / 1e6:.1f} MB"
+        )
+        if served := journal.versions.served:
+            pinned = ", pinned" if served.pinned else ""
+            typer.echo(f"served: version {served.id} of {counts['versions']}{pinned}, {served.path or served.model}")
+
+
+@app.command()
+def search(file: File, text: Annotated[str, argument("Text of a request or an answer.")], limit: Limit = 20) -> None:
+    """Show the newest exchanges with a text in the user's turn or in the answer; upper and lower case are one."""
+    with Journal.open(file) as journal:
+        found = list(journal.search(text, limit=limit))
+        for exchange in found:
+            _print_exchange(journal, exchange)
+        more = f" (the newest; --limit shows more than {limit})" if len(found) == limit else ""
+        typer.echo(f"{len(found)} exchanges{more}")
+
+
+@app.command()
+def export(
+    file: File,
+    out: Annotated[Path, argument("JSONL file to write.", "OUT")],
+    conversation: Annotated[list[str] | None, optional("Conversation to export; repeatable. (default: all)")] = None,
+) -> None:
+    """Write answers that somebody replied to as rows for `selfdistill train`."""
+    with Journal.open(file) as journal:
+        rows, written = TrainingRows(journal, conversation or ()), 0
+        try:
+            with out.open("x", encoding="utf-8") as lines:
+                for row in rows:
+                    lines.write(json.dumps(row, ensure_ascii=False) + "\n")
+                    written += 1
+        except FileExistsError:
+            raise ConfigError("the file exists", got=out, do="name another one, or remove it") from None
+        except OSError as error:
+            raise ConfigError("the file cannot be written", got=f"{out}: {error.strerror}") from None
+    left_out = ", ".join(f"{count} ({reason})" for reason, count in rows.left_out.items() if count)
+    typer.echo(f"{written} rows in {out}; exchanges left out: {left_out or 'none'}")
+    if written:
+        typer.echo(f"train on them: selfdistill train --data {out} method=user_replies method.logged=true")
+
+
+@app.command()
+def delete(
+    file: File,
+    names: Annotated[list[str] | None, argument("Conversations, or receipts of exchanges.", "NAME")] = None,
+    older_than: Annotated[
+        float | None, typer.Option(min=0, help="Conversations without an exchange for this many days.")
+    ] = None,
+    yes: Annotated[bool, flag("--yes", "Delete without asking.")] = False,
+) -> None:
+    """Delete conversations with everything said in them, by name or by age. Nothing brings them back.
+
+    Exported files, backups and weights that learned from them are not touched.
+    """
+    if (older_than is None) == (not names):
+        raise ConfigError("what should be deleted?", do="give conversations or receipts, or --older-than DAYS")
+    with Journal.open(file) as journal:
+        chosen = list(names or ()) or journal.older_than(older_than or 0)
+        if not chosen:
+            typer.echo("nothing is as old as that")
+            return
+        if not yes:
+            what = f"{len(chosen)} conversations" if older_than is not None else ", ".join(chosen)
+            typer.confirm(f"Delete {what} from {file}?", abort=True)
+        gone = journal.delete(*chosen)
+    typer.echo(f"{gone.exchanges} exchanges deleted")
+    if not gone.complete:
+        typer.echo(f"another process reads the journal: copies stay in {file}-wal until it is done; delete again then")
+
+
+@app.command()
+def check(file: File) -> None:
+    """Read every page of a journal, and say whether it is damaged."""
+    with Journal.open(file) as journal:
+        journal.database.check()
+        typer.echo(f"{file} is in order: {journal.counts()['exchanges']} exchanges")
+
+
+@app.command()
+def recover(file: File, new: Annotated[Path, argument("Journal to write.", "NEW")]) -> None:
+    """Copy what can still be read of a damaged journal into a new one. The damaged file stays as it is."""
+    copied, lost = copy_readable(file, new)
+    for table, count in copied.items():
+        typer.echo(f"{table}: {count} copied, {lost[table]} lost")
+
+
+def _print_exchange(journal: Journal, exchange: Exchange) -> None:
+    console = Console()
+    kind = "" if exchange.kind == "main" else f", side call ({exchange.rule})"
+    kind += "" if exchange.status == "complete" else f", {exchange.status}"
+    head = f"{exchange.seq}  {exchange.created[:19]}  {exchange.conversation}  version {exchange.version}{kind}"
+    console.print(Text(head, style="bold"))
+    console.print(Text(f"receipt {exchange.receipt}, {len(exchange.sampled_ids)} tokens sampled", style="dim"))
+    lines = [("request", exchange.new_text), ("answer", exchange.text)]
+    for name, text in (*lines, *journal.feedback(exchange.seq)):
+        console.print(Text.assemble((f"{name}: ", "dim"), text))
+    console.print()
+
+
+def _short(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= 60 else f"{line[:59]}…"
