@@ -20,6 +20,7 @@ import selfdistill as sd
 from selfdistill.envs.agents import AgentEnvironment, AgentState
 from selfdistill.envs.base import Fault, in_short
 from selfdistill.envs.endpoint import HEADER
+from selfdistill.envs.turns import start_all, step_all
 from selfdistill.errors import ConfigError
 from selfdistill.methods import GRPO, SDPO
 from selfdistill.models.load import load_policy
@@ -238,6 +239,11 @@ def talking(chat: Chat) -> Outcome:
     return Outcome(float(len(reply) % 2), "Too long.")
 
 
+def single(chat: Chat) -> Outcome:
+    chat([{"role": "system", "content": "Be brief."}, USER])
+    return Outcome(1.0)
+
+
 def test_the_model_reads_exact_ids_of_openings_and_of_whole_prompts(tmp_path: Any) -> None:
     policy = load_policy(str(tiny_policy_dir(tmp_path, template=CHATML_TOOLS)), device="cpu")
     renderer = Renderer(policy.tokenizer, policy.context_length, 10_000, thinking="template")
@@ -275,6 +281,36 @@ def test_the_model_reads_exact_ids_of_openings_and_of_whole_prompts(tmp_path: An
     short = Renderer(policy.tokenizer, len(group.rollouts[0].prompt_ids), 10_000, thinking="template")
     (none,) = roll_out(policy, Agents(talking), short, [TASK], options, rollouts=1, seed=0, label="1")
     assert none.rollouts[0].drop is DropReason.CONTEXT_TOO_LONG
+
+    given = renderer.prompt([Message("user", "A teacher's prompt.")])
+    (held,) = roll_out(
+        policy, Agents(single), renderer, [TASK], options, rollouts=2, seed=0, label="1", prompts=[given]
+    )
+    assert [turn.whole for turn in held.rollouts[0].turns] == [opening]
+    assert held.rollouts[0].prompt_ids == held.rollouts[0].turns[0].read == given
+    (one,) = roll_out(policy, Agents(single), renderer, [TASK], options, rollouts=2, seed=0, label="1")
+    one = replace(one, rollouts=tuple(replace(r, outcome=Outcome(n)) for n, r in enumerate(one.rollouts)))
+    for rollout, entry in zip(one.rollouts, credit_rollouts(GRPO(), [one], renderer), strict=True):
+        (sample,) = entry.samples
+        assert sample.student_prompt_ids == renderer.prompt(opening.messages)
+        assert sample.completion_ids == rollout.completion.token_ids
+
+
+def test_states_and_prompts_of_another_shape_are_faults() -> None:
+    class Fewer(Agents):
+        def start_batch(self, tasks: Any) -> Any:
+            return []
+
+    class Empty(Agents):
+        def step_batch(self, pairs: Any) -> Any:
+            return [Observation((Message("user", "Go on."),), WholePrompt(()))] * len(pairs)
+
+    (found,) = start_all(Fewer(single), [TASK])
+    assert found.drop is DropReason.BAD_OUTCOME
+    assert "a list of one state each" in found.text
+    (step,) = step_all(Empty(single), [(TASK, done("3"))], {"1-0": None}, seed=0)
+    assert isinstance(step, Fault)
+    assert step.drop is DropReason.BAD_OUTCOME
 
 
 def test_without_the_extra_the_error_names_it() -> None:

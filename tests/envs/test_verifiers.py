@@ -5,6 +5,7 @@ pip install 'selfdistill[verifiers]' uv && pytest tests/envs/test_verifiers.py
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import sys
@@ -54,12 +55,14 @@ class Parrots(vf.Taskset[Parrot, vf.TasksetConfig]):
 
 class Broken(Parrot):
     async def setup(self, trace: Any) -> None:
-        raise RuntimeError("no seeds left")
+        if self.data.idx == 0:
+            raise RuntimeError("no seeds left")
+        await asyncio.sleep(60)
 
 
 class BrokenParrots(vf.Taskset[Broken, vf.TasksetConfig]):
     def load(self) -> list[Broken]:
-        return [Broken(vf.TaskData(prompt="Say Polly."))]
+        return [Broken(vf.TaskData(prompt="Say Polly.")) for _ in range(2)]
 
 
 def test_an_example_with_tools_is_run_by_its_own_agent() -> None:
@@ -110,18 +113,21 @@ def test_rewards_and_feedback_of_a_taskset_that_is_an_object() -> None:
     assert state.opening.messages == (Message("system", "You are a parrot."), Message("user", "Say Polly 4."))
     details = {"said": 0.0, "agent_stop": "agent_completed"}
     assert env.step(state, Completion("1-0", "Coco", (5,))) == Outcome(0.0, "Say Polly.", details)
-    function = sd.from_verifiers(Parrots(vf.TasksetConfig()), tasks=1, feedback=lambda trace: trace.last_reply)
+    config = {"agent": {"max_turns": 1}}
+    taskset = Parrots(vf.TasksetConfig())
+    function = sd.from_verifiers(taskset, tasks=1, feedback=lambda trace: trace.last_reply, config=config)
     state = function.start(function.tasks("train")[0])
     found = function.step(state, Completion("1-0", "Polly", (5,)))
     assert found == Outcome(2.0, "Polly", {"said": 1.0, "agent_stop": "agent_completed"})
 
 
 def test_an_agent_that_cannot_begin_costs_its_conversation_alone() -> None:
-    env = sd.from_verifiers(BrokenParrots(vf.TasksetConfig()))
-    found = env.start(env.tasks("train")[0])
-    assert isinstance(found, Fault)
-    assert found.drop is DropReason.ENV_RAISED
-    assert "no seeds left" in found.text
+    env = sd.from_verifiers(BrokenParrots(vf.TasksetConfig()), limit_s=5)
+    raised, late = env.start_batch(env.tasks("train"))
+    assert isinstance(raised, Fault)
+    assert isinstance(late, Fault)
+    assert (raised.drop, late.drop) == (DropReason.ENV_RAISED, DropReason.ENV_TIMEOUT)
+    assert "no seeds left" in raised.text
 
 
 def test_what_cannot_be_used_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,7 +71,10 @@ def start_all(env: ConversationEnvironment, tasks: Sequence[Task]) -> list[Any]:
     if hasattr(env, "start_batch"):
         call = started(partial(guarded, partial(env.start_batch, tasks), DropReason.ENV_RAISED))
         (found,) = within([call], time_limit_of(env) * math.ceil(len(tasks) / PARALLEL), "no states")
-        return [found] * len(tasks) if isinstance(found, Fault) else list(found)
+        if not isinstance(found, Fault | list) or (isinstance(found, list) and len(found) != len(tasks)):
+            text = f"start_batch returned {found!r:.200} for {len(tasks)} tasks; expected a list of one state each"
+            found = Fault(DropReason.BAD_OUTCOME, text)
+        return [found] * len(tasks) if isinstance(found, Fault) else found
     states: list[Any] = []
     for first in range(0, len(tasks), PARALLEL):
         calls = [

@@ -76,9 +76,9 @@ def from_verifiers(
             raise ConfigError(what, got=", ".join(played) or "none", do=do)
         whole[played[0]] = {**agent, **whole.get(played[0], {})}
         env = loaders.load_environment(loaders.resolve_env_config(whole))
-    except (ValueError, TypeError) as error:
-        if isinstance(error, ConfigError):
-            raise
+    except ConfigError:
+        raise
+    except (ValueError, TypeError, ImportError) as error:  # of settings; an unknown harness is an import error
         raise ConfigError(f"verifiers refuses the settings of {name!r}", got=_settings_error(error)) from error
     if given is not None:
         env.taskset = given
