@@ -71,6 +71,7 @@ class OptimiserOptions(Ranged):
     schedule: Literal["constant", "linear", "cosine"] = option(
         "constant", "the rate after that: constant, or falling towards 0 at the end of the run"
     )
+    states: Literal["float32", "8bit"] = option("float32", "format of its two means; 8bit needs selfdistill[8bit]")
     weight_decay: float = option(0.01, "decoupled weight decay", least=0, most=1)
     beta1: float = option(0.9, "decay of the mean of the gradients", least=0, below=1)
     beta2: float = option(0.999, "decay of the mean of their squares", least=0, below=1)
@@ -165,6 +166,12 @@ class RunConfig(Ranged):
     rollouts_per_task: int = option(8, "answers sampled for each task", least=1, most=100_000)
     tasks_per_update: int = option(0, "tasks of one update (optimiser step); 0: all of the step's (on-policy)", least=0)
     micro_batch_tokens: int = option(16384, "tokens per forward pass; bounds memory without changing results", least=1)
+    activation_checkpointing: bool = option(
+        False, "compute activations again in the backward pass: less memory, a third more time"
+    )
+    offload: Literal["none", "teacher", "optimiser", "both"] = option(
+        "none", "what waits in the memory of the host while the device does not need it"
+    )
     checkpoint_every: int = option(10, "steps between checkpoints; 0: only at the end", least=0)
     lora: LoraOptions | None = option(None, "adapters to train instead of all weights; none: all weights")
     teacher: TeacherRule | None = option(None, "weights of the teacher; none: the method's default")

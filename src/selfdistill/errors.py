@@ -7,6 +7,7 @@
     ├── EnvError               an environment that cannot score, or drops too many rollouts (also a RuntimeError)
     ├── SandboxError           this machine cannot isolate programs, or cannot run them   (also a RuntimeError)
     │   └── ProgramLostError   … this one program, whose process it ended
+    ├── OutOfMemoryError       a device or host with too little memory                    (also a RuntimeError)
     ├── TrainingError          a batch without anything to learn, and why                 (also a RuntimeError)
     │   └── CollapseError      … guards stopped the run; the last good checkpoint is back
     ├── RunError               a run directory that cannot be written, read or resumed    (also an OSError)
@@ -70,6 +71,10 @@ class ProgramLostError(SandboxError):
     """The machine ended a program's process each time it was run: nothing is known of that program."""
 
 
+class OutOfMemoryError(SelfDistillError, RuntimeError):
+    """A device or host with too little memory."""
+
+
 class TrainingError(SelfDistillError, RuntimeError):
     """A batch from which nothing can be learned."""
 
@@ -92,6 +97,12 @@ class JournalFullError(JournalError):
 
 class UnknownReceiptError(JournalError):
     """An exchange that a journal does not hold, or holds no longer."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error means that a device or the host has no memory left, of whatever library it is."""
+    text = str(error)
+    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

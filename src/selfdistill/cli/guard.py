@@ -7,7 +7,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from selfdistill.errors import CollapseError, SelfDistillError
+from selfdistill.errors import CollapseError, SelfDistillError, is_out_of_memory
 from selfdistill.runs.events import Interrupted
 from selfdistill.runs.old_names import WORDS
 
@@ -31,6 +31,11 @@ class Guarded(TyperGroup):
         except SelfDistillError as error:
             typer.echo(f"{type(error).__name__}: {error}", err=True)
             raise typer.Exit(COLLAPSED if isinstance(error, CollapseError) else USER_ERROR) from None
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            typer.echo(f"OutOfMemoryError: out of memory\n  got  {error}\n  do   lower sampling.batch_tokens", err=True)
+            raise typer.Exit(USER_ERROR) from None
         except Interrupted as stop:
             typer.echo(
                 f"\nStopped{stop.after}; what was done is saved. Resume with:\n"

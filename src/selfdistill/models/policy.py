@@ -41,7 +41,7 @@ class Policy:
     zero. `model` is `base`, the transformers model, or the adapter around it; `output` is the linear layer of the head.
     `dtype` is the precision of forward passes; trained parameters are float32 (see `models.precision`). `end_ids` end
     the model's turn. `context_length` bounds prompt and answer together. Rows of the head from `vocabulary` on are
-    padding: they are neither sampled nor compared.
+    padding: they are neither sampled nor compared. `recomputes`: see `models.activations`.
     """
 
     model: nn.Module
@@ -54,6 +54,7 @@ class Policy:
     context_length: int = field(init=False)
     end_ids: frozenset[int] = field(init=False)
     vocabulary: int = field(init=False)
+    recomputes: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
         generation = self.base.generation_config
@@ -72,13 +73,16 @@ class Policy:
 
     @property
     def shares_prompts(self) -> bool:
-        """Whether the model keeps only keys and values of a prompt, of which rows can be copied and left-padded."""
+        """Whether the model keeps only keys and values of a prompt, of which rows can be copied and left-padded. Layers
+        that are computed again would add to them twice."""
         from transformers import DynamicCache
         from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
         # Not their subclasses: those keep more, such as a recurrent state.
         layers = DynamicCache(config=self.base.config).layers
-        return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
+        kinds = (DynamicLayer, DynamicSlidingWindowLayer)
+        again = self.recomputes and torch.is_grad_enabled()
+        return not again and all(type(layer) in kinds for layer in layers)
 
     @property
     def description(self) -> str:

@@ -95,16 +95,19 @@ class Teacher:
         teacher.update(policy)
 
     The shadow starts as the student's parameters; while the teacher is `held` it does not move. `other` is the model of
-    an `Other` rule.
+    an `Other` rule. `on_host`: the shadow waits in the memory of the host until it reads.
     """
 
-    def __init__(self, rule: TeacherRule, policy: Policy, *, other: Policy | None = None) -> None:
+    def __init__(
+        self, rule: TeacherRule, policy: Policy, *, other: Policy | None = None, on_host: bool = False
+    ) -> None:
         assert isinstance(rule, Other) == (other is not None), "an Other rule, and no other, comes with its model"
         self.rule = rule
         self.other = other
         self.batches = 0
         self.held = False
         self._applied = False
+        self._on_host = on_host
         self._fixed_in = policy.dtype if isinstance(rule, Frozen | TrustRegion) else MASTER
         kept = {} if isinstance(rule, Live | Other) else policy.trainable()
         self._shadow = {name: self._copy(value.detach()) for name, value in kept.items()}
@@ -162,7 +165,8 @@ class Teacher:
 
     def _copy(self, value: Tensor) -> Tensor:
         """A copy for the shadow."""
-        return compact(value.to(MASTER, copy=True), self._fixed_in)
+        place = "cpu" if self._on_host else value.device
+        return compact(value.to(place, MASTER, copy=True), self._fixed_in)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The shadow, by parameter name, and the number of batches. Not a copy: write it before the next `update`."""

@@ -37,7 +37,17 @@ UNREAD: Mapping[str, str] = {
     "out": "give --out, or out= in Python",
 }
 # Settings of a run that are read only under a strategy that learns.
-LEARNING = ("method", "optimiser", "teacher", "replay", "checkpoint_every", "micro_batch_tokens", "keep")
+LEARNING = (
+    "method",
+    "optimiser",
+    "teacher",
+    "replay",
+    "checkpoint_every",
+    "micro_batch_tokens",
+    "activation_checkpointing",
+    "offload",
+    "keep",
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,7 @@ from selfdistill.training.stopping import StopSign
 from selfdistill.types import Outcome, Rollout, RolloutGroup, Task
 
 WINDOW = 16  # attempts, at least, on more than half of which an environment must fail before a search stops
-MAY_CHANGE = ("checkpoint_every", "micro_batch_tokens", "solve.keep")
+MAY_CHANGE = ("checkpoint_every", "micro_batch_tokens", "activation_checkpointing", "offload", "solve.keep")
 COUNTS = ("contexts_cut", "prompts_cut", "left_out")  # of a result, summed over steps
 
 

@@ -8,7 +8,8 @@ attention adds in no fixed order, and the last bits of two runs differ whether t
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any, TypeAlias
 from selfdistill.config import ReplayOptions, RunConfig, completed, resolved
 from selfdistill.data.tasks import draw_tasks, wanted_answers
 from selfdistill.envs.base import spent_by
-from selfdistill.errors import CollapseError, TrainingError
+from selfdistill.errors import CollapseError, TrainingError, is_out_of_memory
 from selfdistill.models.checkpoint import set_aside
 from selfdistill.models.sampler import sample
 from selfdistill.plugins import seed_global, short_name
@@ -41,6 +42,8 @@ from selfdistill.runs.store import CHECKPOINTS, allowed_changes
 from selfdistill.training import recording
 from selfdistill.training.evaluation import EVERY_SPLIT, STUDENT_SPLITS, measure_splits
 from selfdistill.training.forward import move_teacher
+from selfdistill.training.optimiser import set_rate
+from selfdistill.training.out_of_memory import lowered, out_of_memory, within_memory
 from selfdistill.training.preflight import preflight, refusal
 from selfdistill.training.recording import rollout_record, step_record
 from selfdistill.training.samples import CreditedRollout, credit_rollouts, replay_sample, session_groups
@@ -54,7 +57,8 @@ PATIENCE = 10  # steps in a row without a training sample, after which a run end
 Records: TypeAlias = tuple[StepRecord, list[RolloutRecord]]
 """Of a step and of its rollouts."""
 MAY_CHANGE = (
-    *("steps", "out", "checkpoint_every", "evaluation.every", "micro_batch_tokens"),
+    *("steps", "out", "checkpoint_every", "evaluation.every"),
+    *("micro_batch_tokens", "sampling.batch_tokens", "activation_checkpointing", "offload"),  # none changes a result
     *(f"guards.{item.name}" for item in fields(GuardOptions)),
 )
 
@@ -74,6 +78,8 @@ def train(config: RunConfig, callback: Callback = no_callback, *, resume: bool =
     session = open_session(config, callback, learns=True)
     check_guards(session)
     totals = saved_totals(session.restore(out / CHECKPOINTS, callback) if resume else None)
+    if totals.lowered_to:
+        session.config = lowered(session.config, totals.lowered_to)
     if resume:
         check_records(out, totals.step, measured=True)
     with RunDir.resume(out, totals.step, changes) if resume else session.new_run(out, settings) as run:
@@ -89,6 +95,7 @@ class _Training:
     totals: Totals
     stop: StopSign
     guards: Watch
+    changed: bool = False  # the weights, since the last whole step
 
     @property
     def learner(self) -> Learner:
@@ -103,7 +110,7 @@ class _Training:
         began = time.monotonic() - self.totals.wall_s
         if self.totals.step == 0:
             self._before_the_first_step()
-        with self.stop.watched():
+        with self.stop.watched(), self._saved_when_out_of_memory():
             while not self.done:
                 self._one_step(began)
                 if self.stop.requested and not self.done:
@@ -117,13 +124,35 @@ class _Training:
         self.callback(RunEnd(summary))
         return self.run.path
 
+    @contextmanager
+    def _saved_when_out_of_memory(self) -> Iterator[None]:
+        """Turns an out-of-memory error into `OutOfMemoryError`. The state after the last whole step is saved, if no
+        update of the next one has changed it."""
+        changed = self.learner.optimizer.register_step_pre_hook(lambda *_: setattr(self, "changed", True))
+        try:
+            yield
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            resume = f"selfdistill train --resume {self.run.path}"
+            found = out_of_memory(self.session.config, error.__cause__ or error, resume)
+        else:
+            return
+        finally:
+            changed.remove()
+        self.learner.optimizer.zero_grad(set_to_none=True)
+        if self.totals.step and not self.changed:
+            self._save()
+        raise found
+
     def _one_step(self, began: float) -> None:
+        self.changed = False
         config, totals = self.session.config, self.totals
         self.learner.teacher.held = self.guards.last.action == "hold"
         record, rollouts = one_step(self.session, totals, self.callback, began)
         record = self.guards.measured(record, rollouts)
         self.run.append(*rollouts, record)
-        totals.step, totals.wall_s = record.step, record.wall_s
+        totals.step, totals.wall_s, self.changed = record.step, record.wall_s, False
         self.callback(StepEnd(record))
         recording.check_environment(rollouts)
         self._check_signal(record)
@@ -246,15 +275,21 @@ def one_step(session: Session, totals: Totals, callback: Callback, began: float)
     seed_global(config.seed, "batch", totals.step)
     callback(Phase("sampling and scoring"))
     tasks = draw_tasks(session.tasks, config.tasks_per_step, totals.step, config.seed)
+    bad = {} if session.all_usable else session.bad_rows(tasks)
     before = spent_by(session.env)
-    groups = session_groups(
+    groups = within_memory(
         session,
-        tasks,
-        rollouts=config.rollouts_per_task,
-        label=str(totals.step + 1),
-        version=totals.step,
-        stages=learner.method.stages,
-        bad_rows={} if session.all_usable else session.bad_rows(tasks),
+        totals,
+        callback,
+        lambda _: session_groups(
+            session,
+            tasks,
+            rollouts=config.rollouts_per_task,
+            label=str(totals.step + 1),
+            version=totals.step,
+            stages=learner.method.stages,
+            bad_rows=bad,
+        ),
     )
     return learn(session, groups, totals, callback, began, timer, spent_by(session.env) - before)
 
@@ -275,13 +310,17 @@ def learn(
     credited = credit_rollouts(learner.method, groups, session.renderer)
     replayed: list[TrainingSample] = []
     if config.replay is not None and any(entry.samples for entry in credited):
-        replayed = _replay(session, step, config.replay)
+        replay = partial(_replay, session, step, config.replay)
+        replayed = within_memory(session, totals, callback, lambda _: replay())
     timer.lap("rollout")
     callback(Phase("updating"))
     lr = config.optimiser.rate(step, config.steps)
-    for group in learner.optimizer.param_groups:
-        group["lr"] = lr
-    reports, numbers, log_ratio = update_all(session.policy, learner, config, groups, credited, replayed, totals)
+    set_rate(learner.optimizer, lr)
+    attempt = partial(within_memory, session, totals, callback)
+    found = update_all(session.policy, learner, session.config, groups, credited, replayed, totals, attempt)
+    reports, numbers, log_ratio = found
+    if totals.lowered_to:
+        numbers = {**numbers, "micro_batch_tokens": session.config.micro_batch_tokens}
     skipped = sum(report.skipped for report in reports)
     if skipped:
         callback(Note(f"step {step + 1}: {skipped} of {len(reports)} updates skipped: loss or gradient not finite"))

@@ -28,6 +28,7 @@ from selfdistill.errors import ConfigError, RunError
 from selfdistill.files import read_text
 from selfdistill.losses import LossSpec
 from selfdistill.methods import METHODS, Method
+from selfdistill.models.activations import recompute_activations
 from selfdistill.models.checkpoint import Resumable, load_newest, save_checkpoint
 from selfdistill.models.load import load_policy, load_tokenizer
 from selfdistill.models.policy import Policy
@@ -39,6 +40,7 @@ from selfdistill.prompts.stages import Attempts, examples
 from selfdistill.runs import RunDir
 from selfdistill.runs.environment import describe_environment
 from selfdistill.runs.events import Callback, Note, Phase
+from selfdistill.training.optimiser import new_optimizer
 from selfdistill.training.policy_replies import PolicyReplies, initial_weights
 from selfdistill.types import Completion, Context, Message, Task
 
@@ -49,7 +51,8 @@ NO_ISOLATION = "none: this environment runs no programs"
 @dataclass
 class Totals:
     """What a run has used so far. `no_signal_steps` counts the last steps without anything to learn from; `ended`:
-    too many of them ended the run. `memory` is what token weights and clipping keep between steps."""
+    too many of them ended the run. `memory` is what token weights and clipping keep between steps. `lowered_to`: tokens
+    of a micro-batch since the device ran out of memory; 0: it has not."""
 
     step: int = 0
     completions_sampled: int = 0
@@ -58,6 +61,7 @@ class Totals:
     no_signal_steps: int = 0
     ended: bool = False
     memory: dict[str, float] = field(default_factory=dict)
+    lowered_to: int = 0
 
 
 _TOTALS = TypeAdapter(Totals)
@@ -158,6 +162,8 @@ def open_policy(config: RunConfig, callback: Callback, *, trained: bool) -> Poli
         progress=lambda text: callback(Note(text)),
     )
     callback(Note(policy.description))
+    if trained and config.activation_checkpointing:
+        recompute_activations(policy)
     return policy
 
 
@@ -241,7 +247,7 @@ def open_session(config: RunConfig, callback: Callback, *, learns: bool = False)
 
 def _open_learner(session: Session, method: Method, rule: TeacherRule, callback: Callback) -> Learner:
     config, policy, renderer = session.config, session.policy, session.renderer
-    teacher = Teacher(rule, policy, other=_other_model(rule, config, policy, callback))
+    teacher = _teacher(rule, config, policy, _other_model(rule, config, policy, callback))
     replay: Sequence[Task] = ()
     if config.replay:
         found = _replay_tasks(config, session.env)
@@ -257,7 +263,7 @@ def restarted(session: Session, weights: Mapping[str, Tensor]) -> Session:
     assert learner is not None
     for name, value in policy.trainable().items():
         value.copy_(weights[name])
-    teacher = Teacher(learner.teacher.rule, policy, other=learner.teacher.other)
+    teacher = _teacher(learner.teacher.rule, session.config, policy, learner.teacher.other)
     return replace(session, learner=_new_learner(session.config, policy, learner.method, teacher, learner.replay))
 
 
@@ -267,11 +273,13 @@ def _new_learner(
     """A learner at the start of training, whose reference policy has the weights as they are."""
     reference_policy = None
     if config.replay or method.needs_reference:
-        reference_policy = teacher if isinstance(teacher.rule, Frozen) else Teacher(Frozen(), policy)
-    options, weights = config.optimiser, list(policy.trainable().values())
-    betas, decay = (options.beta1, options.beta2), options.weight_decay
-    optimizer = torch.optim.AdamW(weights, lr=options.lr, betas=betas, weight_decay=decay)
+        reference_policy = teacher if isinstance(teacher.rule, Frozen) else _teacher(Frozen(), config, policy, None)
+    optimizer = new_optimizer(config, list(policy.trainable().values()))
     return Learner(method, _loss_specs(method, config), teacher, reference_policy, optimizer, replay)
+
+
+def _teacher(rule: TeacherRule, config: RunConfig, policy: Policy, other: Policy | None) -> Teacher:
+    return Teacher(rule, policy, other=other, on_host=config.offload in ("teacher", "both"))
 
 
 def _loss_specs(method: Method, config: RunConfig) -> tuple[LossSpec, ...]:

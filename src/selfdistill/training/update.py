@@ -11,11 +11,12 @@ Legend: N answer positions of a micro-batch, T answer tokens of one sample.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain, islice
 from statistics import fmean
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -29,10 +30,12 @@ from selfdistill.losses.token_weights import weigh_tokens
 from selfdistill.models.policy import Policy, tokens_read
 from selfdistill.training import forward
 from selfdistill.training.forward import ForwardPass, by_uid, per_token
+from selfdistill.training.out_of_memory import Attempt
 from selfdistill.training.samples import CreditedRollout
 from selfdistill.training.session import Learner, Totals
 from selfdistill.types import RolloutGroup, TokenIds, TrainingSample
 
+T = TypeVar("T")
 MAGNITUDE = "magnitude"  # in a run's memory: the running mean of Σ p|a|
 DECAY = 0.99  # of that mean, per step
 MEANS = ("divergence", "magnitude", "entropy", "clipped")  # over the tokens that have such a number
@@ -81,13 +84,15 @@ def update_all(
     credited: Sequence[CreditedRollout],
     replayed: Sequence[TrainingSample],
     totals: Totals,
+    attempt: Attempt | None = None,
 ) -> tuple[list[UpdateReport], dict[str, float], dict[str, tuple[float, ...]]]:
     """All updates of a step, each on the samples of `tasks_per_update` groups and an even share of the replayed ones.
 
     Returns their reports, numbers about the token weights, and log-ratios [T] by uid. `totals.memory` is brought up to
-    date.
+    date. `attempt` calls what an out-of-memory error leaves undone.
     """
-    method, tokens, memory = learner.method, config.micro_batch_tokens, totals.memory
+    method, memory = learner.method, totals.memory
+    attempt = attempt or partial(_once, config.micro_batch_tokens)
     loss_specs = list(learner.loss_specs)
     for index, spec in enumerate(loss_specs):
         if isinstance(spec.clipping, Relative):
@@ -111,12 +116,12 @@ def update_all(
         return [], {}, {}
     samples = [s for own, _ in shares for s in own]
     everything = [*samples, *replayed]
-    teacher = forward.teacher_pass(policy, learner.teacher, samples, tokens)
-    reference = forward.reference_pass(policy, learner.reference_policy, everything, tokens)
+    teacher = attempt(partial(forward.teacher_pass, policy, learner.teacher, samples))
+    reference = attempt(partial(forward.reference_pass, policy, learner.reference_policy, everything))
     several = len(shares) > 1
     stats: dict[str, TokenStats] = {}
     if several or any(spec.needs_table for spec in loss_specs):
-        stats = forward.behaviour_pass(policy, loss_specs, everything, teacher, tokens)
+        stats = attempt(partial(forward.behaviour_pass, policy, loss_specs, everything, teacher))
     if replayed:
         shares = _with_replay(shares, replayed, method.reduction)
     weights, memory, numbers = token_weights(loss_specs, method.reduction, shares, stats, totals.step, memory)
@@ -128,7 +133,8 @@ def update_all(
             loss_specs,
             UpdateBatch(own, weights, teacher, reference, old, config.sampling.whole),
             max_grad_norm=config.optimiser.max_grad_norm,
-            tokens=tokens,
+            tokens=config.micro_batch_tokens,
+            attempt=attempt,
         )
         for own, _ in shares
     ]
@@ -229,15 +235,17 @@ def update_policy(
     *,
     max_grad_norm: float,
     tokens: int,
+    attempt: Attempt | None = None,
 ) -> UpdateReport:
-    """One update of the policy, in micro-batches of `tokens` tokens that do not change the result."""
+    """One update of the policy, in micro-batches of `tokens` tokens, or as many as `attempt` gives: their size does not
+    change the result."""
     if batch.reference is not None:  # samples carry their own scale
         loss_specs = [replace(spec, reference=ReferenceKL(1.0)) for spec in loss_specs]
-    by_part, stats, log_ratio = [], [], dict[str, tuple[float, ...]]()
-    for part in micro_batches(batch.samples, tokens, shares=policy.shares_prompts):
-        found = _backward(policy, loss_specs[part[0].spec_index], batch, part)
-        by_part.append(found.terms)
-        stats.append(found.stats)
+    attempt = attempt or partial(_once, tokens)
+    parts = attempt(partial(_accumulate, policy, optimizer, loss_specs, batch))
+    by_part, stats = [found.terms for _, found in parts], [found.stats for _, found in parts]
+    log_ratio = dict[str, tuple[float, ...]]()
+    for part, found in parts:
         started_N = found.stats.logprobs_N
         if batch.old_logprobs is not None:
             started_N = torch.cat([batch.old_logprobs[s.uid] for s in part])
@@ -254,6 +262,23 @@ def update_policy(
     numbers = {name: torch.cat([getattr(own, f"{name}_N") for own in stats]) * 1.0 for name in MEANS}
     means = {name: 0.0 if row_N.isnan().all() else float(row_N.nanmean()) for name, row_N in numbers.items()}
     return UpdateReport(loss, terms, grad_norm, skipped, **means, log_ratio=log_ratio)
+
+
+def _once(tokens: int, work: Callable[[int], T]) -> T:
+    return work(tokens)
+
+
+def _accumulate(
+    policy: Policy,
+    optimizer: torch.optim.Optimizer,
+    loss_specs: Sequence[LossSpec],
+    batch: UpdateBatch,
+    tokens: int,
+) -> list[tuple[list[TrainingSample], FusedResult]]:
+    """Sums the gradient over micro-batches of so many tokens, from zero; their samples and results."""
+    optimizer.zero_grad(set_to_none=True)  # of an attempt that ran out of memory
+    parts = micro_batches(batch.samples, tokens, shares=policy.shares_prompts)
+    return [(part, _backward(policy, loss_specs[part[0].spec_index], batch, part)) for part in parts]
 
 
 def micro_batches(samples: Sequence[TrainingSample], tokens: int, *, shares: bool = True) -> list[list[TrainingSample]]:
@@ -312,4 +337,4 @@ def _backward(policy: Policy, loss_spec: LossSpec, batch: UpdateBatch, part: Seq
         given_N=per_token(part, [not s.sampled_logprobs for s in part], hidden_ND),
     )
     result.loss.backward()  # type: ignore[no-untyped-call]
-    return result
+    return replace(result, loss=result.loss.detach())  # without its graph
