@@ -20,7 +20,7 @@ AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS
 help:
 	@echo "make demo      train by self-distillation and by GRPO, side by side, in minutes on a CPU"
 	@echo "make test      run the tests, offline"
-	@echo "make numerics  run the numerical tests again on an older instruction set, and with two threads"
+	@echo "make numerics  run the numerical tests again, on an older instruction set and with two threads"
 	@echo "make lint      ruff, formatting, types"
 	@echo "make budgets   print the sizes of functions and files"
 	@echo "make smollm2   fetch SmolLM2-135M-Instruct for the tests and print its directory (the only target that fetches a model)"
@@ -34,8 +34,7 @@ test: setup
 	$(RUN) $(OFFLINE) $(BIN)/python -m pytest -n 2
 
 numerics: setup
-	$(RUN) $(OFFLINE) $(AVX2) $(BIN)/python -m pytest -n 2 $(NUMERICAL)
-	OMP_NUM_THREADS=2 $(OFFLINE) $(BIN)/python -m pytest $(NUMERICAL)
+	OMP_NUM_THREADS=2 $(OFFLINE) $(AVX2) $(BIN)/python -m pytest $(NUMERICAL)
 
 lint: setup
 	$(BIN)/ruff check .
