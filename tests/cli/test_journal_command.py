@@ -1,4 +1,5 @@
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ from typer.testing import CliRunner
 from live_parts import ask, assistant, served, user
 from selfdistill.cli import app
 from selfdistill.live.exchange import Feedback
+from selfdistill.live.export import TrainingRows
 
 runner = CliRunner()
 
@@ -49,6 +51,25 @@ def test_export_writes_once(file: Path, tmp_path: Path):
     assert "left out: none" in text
     assert [json.loads(line)["user_reply"] for line in out.read_text().splitlines()] == ["Too [bold] long.", "Better."]
     assert "the file exists" in run("export", file, out, code=2)
+
+
+def test_export_that_is_stopped_leaves_no_file(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def stopped(_: object) -> Iterator[dict[str, str]]:
+        yield {"id": "1"}
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(TrainingRows, "__iter__", stopped)
+    assert "Stopped." in run("export", file, tmp_path / "rows.jsonl", code=130)
+    assert not (tmp_path / "rows.jsonl").exists()
+
+
+def test_long_texts_are_cut_in_lists(tmp_path: Path):
+    with served(tmp_path / "journal.db") as journal:
+        long = ask(journal, user("\x1b[2Jword " * 200), headers={"x-session-id": "s"})
+    listed, whole = run("look", tmp_path / "journal.db", "s"), run("look", tmp_path / "journal.db", long.receipt)
+    assert "more; look at the receipt shows all" in listed.replace("\n", " ")
+    assert listed.count("word") < whole.count("word") == 200
+    assert "\x1b" not in listed + whole
 
 
 def test_delete_asks_first(file: Path):

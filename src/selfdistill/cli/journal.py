@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich import box
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 from selfdistill.cli.arguments import argument, flag, optional
-from selfdistill.cli.output import print_table
 from selfdistill.errors import ConfigError
 from selfdistill.live.exchange import Exchange
 from selfdistill.live.export import TrainingRows
@@ -20,6 +23,7 @@ from selfdistill.live.recover import recover as copy_readable
 
 app = typer.Typer(no_args_is_help=True, help="Look into the journal of a served model: search, export, delete.")
 File = Annotated[Path, argument("Journal of `selfdistill serve`.", "FILE")]
+SHOWN = 600  # characters of a text in a list
 Limit = Annotated[int, typer.Option(min=1, help="Most entries that are shown.")]
 
 
@@ -32,16 +36,18 @@ def look(
     """Show what a journal holds: its conversations, newest first, or the exchanges of one."""
     with Journal.open(file) as journal:
         if name is not None:
-            found = list(journal.exchanges(name))[-limit:] or [journal.exchange(name)]
-            for exchange in found:
-                _print_exchange(journal, exchange)
+            exchanges = list(journal.exchanges(name))[-limit:]
+            for exchange in exchanges or [journal.exchange(name)]:
+                _print_exchange(journal, exchange, SHOWN if exchanges else None)
             return
         counts = journal.counts()
-        rows = [
-            (each.id, str(each.exchanges), str(each.exchanges - each.main), each.last[:19], _short(each.begins))
-            for each in journal.conversations(limit=limit)
-        ]
-        print_table(("conversation", "exchanges", "side calls", "last (UTC)", "begins with"), rows)
+        table = Table(box=box.SIMPLE_HEAD)
+        for head in ("conversation", "exchanges", "side calls", "last (UTC)", "begins with"):
+            table.add_column(head, overflow="fold", no_wrap=head == "last (UTC)")
+        for each in journal.conversations(limit=limit):
+            numbers = str(each.exchanges), str(each.exchanges - each.main)
+            table.add_row(*map(Text, (each.id, *numbers, each.last[:16].replace("T", " "), _short(each.begins))))
+        Console().print(table)
         typer.echo(
             f"{counts['exchanges']} exchanges in {counts['conversations']} conversations; {counts['follow_ups']} were "
             f"followed up, {counts['feedback']} times feedback; {counts['bytes'] / 1e6:.1f} MB"
@@ -57,7 +63,7 @@ def search(file: File, text: Annotated[str, argument("Text of a request or an an
     with Journal.open(file) as journal:
         found = list(journal.search(text, limit=limit))
         for exchange in found:
-            _print_exchange(journal, exchange)
+            _print_exchange(journal, exchange, SHOWN)
         more = f" (the newest; --limit shows more than {limit})" if len(found) == limit else ""
         typer.echo(f"{len(found)} exchanges{more}")
 
@@ -72,7 +78,7 @@ def export(
     with Journal.open(file) as journal:
         rows, written = TrainingRows(journal, conversation or ()), 0
         try:
-            with out.open("x", encoding="utf-8") as lines:
+            with out.open("x", encoding="utf-8") as lines, _removed_if_stopped(out):
                 for row in rows:
                     lines.write(json.dumps(row, ensure_ascii=False) + "\n")
                     written += 1
@@ -131,7 +137,18 @@ def recover(file: File, new: Annotated[Path, argument("Journal to write.", "NEW"
         typer.echo(f"{table}: {count} copied, {lost[table]} lost")
 
 
-def _print_exchange(journal: Journal, exchange: Exchange) -> None:
+@contextmanager
+def _removed_if_stopped(out: Path) -> Iterator[None]:
+    """A file that is whole, or none: a second run finds nothing in its way."""
+    try:
+        yield
+    except BaseException:
+        out.unlink()
+        raise
+
+
+def _print_exchange(journal: Journal, exchange: Exchange, most: int | None) -> None:
+    """An exchange, with at most so many characters of each text."""
     console = Console()
     kind = "" if exchange.kind == "main" else f", side call ({exchange.rule})"
     kind += "" if exchange.status == "complete" else f", {exchange.status}"
@@ -140,10 +157,17 @@ def _print_exchange(journal: Journal, exchange: Exchange) -> None:
     console.print(Text(f"receipt {exchange.receipt}, {len(exchange.sampled_ids)} tokens sampled", style="dim"))
     lines = [("request", exchange.new_text), ("answer", exchange.text)]
     for name, text in (*lines, *journal.feedback(exchange.seq)):
-        console.print(Text.assemble((f"{name}: ", "dim"), text))
+        rest = len(text[most:]) if most is not None else 0
+        more = f" … ({rest} more; look at the receipt shows all)" if rest else ""
+        console.print(Text.assemble((f"{name}: ", "dim"), _plain(text[:most]), (more, "dim")))
     console.print()
 
 
 def _short(text: str) -> str:
-    line = " ".join(text.split())
+    line = " ".join(_plain(text).split())
     return line if len(line) <= 60 else f"{line[:59]}…"
+
+
+def _plain(text: str) -> str:
+    """Text that gives a terminal no orders."""
+    return text.replace("\x1b", "␛")

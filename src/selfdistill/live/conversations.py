@@ -116,7 +116,7 @@ def locate(journal: Journal, request: ChatRequest, headers: Mapping[str, str]) -
         messages = _messages_after(request, ours[0])
         follow_up = FollowUp(ours[1]["receipt"], messages) if messages else None
     if not named:
-        named, found_by = (ours[1]["conversation"], "reply") if ours else (f"c-{secrets.token_hex(8)}", "new")
+        named, found_by = (ours[1]["conversation"], "reply") if ours else (f"c-{secrets.token_hex(6)}", "new")
     new = "\n\n".join(text for _, text, _ in request.keys[turns[-1] + 1 if turns else 0 :] if text)
     return Place(request.body, kept, named, found_by, "side" if rule else "main", rule, new, follow_up)
 
