@@ -112,10 +112,26 @@ def test_what_is_wrong_with_a_call_is_read_by_the_model() -> None:
     assert result("add", a=2, b=3) == "5"
     assert result("seen", word="plus") == "true"
     assert "there is no tool 'ad'; did you mean 'add'?" in result("ad", a=2)
-    assert "wrong arguments of add: a: Input should be a valid integer" in result("add", a="two")
+    assert "wrong arguments of add, which takes a, b: a: Input should be a valid integer" in result("add", a="two")
     assert "c: Extra inputs are not permitted" in result("add", a=1, c=2)
     assert result("breaks") == "Error: RuntimeError: no connection"
     assert env.step(state, Completion("a", "5")) == Outcome(1.0, "", {"calls": 6, "failed_calls": 4})
+    ended = env.finish(state)
+    assert (ended.reward, dict(ended.details)) == (0.0, {"calls": 6, "failed_calls": 4})
+    assert "after 6 calls, without an answer" in ended.feedback
+
+
+@pytest.mark.parametrize(
+    ("text", "is_call"),
+    [
+        ('{"name": "add", "arguments": {"a": 2, "b": undefined, "b"', True),
+        ('[{"name": "add", "parameters": {"a": 2', True),
+        ('{"answer": {"a": 5', False),
+        ("{x | x > 2}", False),
+    ],
+)
+def test_a_bare_call_that_was_cut_off_is_a_call_with_a_fault(text: str, is_call: bool) -> None:
+    assert [bool(call.fault) for call in parse_calls(text)] == [True] * is_call
 
 
 def test_several_calls_in_a_turn_have_a_result_each() -> None:

@@ -13,7 +13,7 @@ from selfdistill.models import sampler
 from selfdistill.models.kept_states import KeptStates
 from selfdistill.models.kv_cache import PreallocatedCache
 from selfdistill.models.load import LoraOptions, Policy, load_policy
-from selfdistill.models.sampler import SamplingOptions, inverse_draw, nucleus, sample
+from selfdistill.models.sampler import SamplingOptions, inverse_draw, normalised, nucleus, sample
 from selfdistill.models.teacher import Frozen, Teacher
 from selfdistill.types import Completion, StopReason, TokenIds
 from tiny_models import FAMILIES, padded, tiny_policy_dir
@@ -293,16 +293,26 @@ def test_answers_are_drawn_with_more_bits_than_float32_has(policy, monkeypatch) 
     assert not (scaled == scaled.round()).any()
 
 
-def test_the_head_is_widened_once_and_not_at_every_token(shelf, monkeypatch) -> None:
-    policy = load_policy(str(tiny_policy_dir(shelf)), device="cpu", dtype="bfloat16", trained=False)
-    weights: list[torch.Tensor] = []
-    logits = Head.logits
-    monkeypatch.setattr(Head, "logits", lambda self, *rest: weights.append(self.weight_VD) or logits(self, *rest))
-    draw(policy, prompts_of(policy), batch_tokens=64)
-    assert policy.head().weight_VD.dtype == torch.bfloat16
-    assert {weight.dtype for weight in weights} == {torch.float32}
-    assert len(weights) > 20, "of several batches"
-    assert len({weight.data_ptr() for weight in weights}) == 1
+def test_a_head_in_bfloat16_is_multiplied_without_a_copy_of_all_of_it(monkeypatch) -> None:
+    """1,300 tokens: three parts. The products are those of the converted weight, in the same order of summation."""
+    weight_VD, hidden_ND = torch.randn(1300, 16).bfloat16(), torch.randn(5, 16)
+    sizes: list[int] = []
+    converted = torch.Tensor.float
+    monkeypatch.setattr(torch.Tensor, "float", lambda self: sizes.append(len(self)) or converted(self))
+    with torch.no_grad():
+        found = Head(weight_VD).logits(hidden_ND)
+    monkeypatch.undo()
+    assert max(sizes) == 512
+    torch.testing.assert_close(found, hidden_ND @ weight_VD.float().T)
+    hidden_ND.requires_grad_(True)
+    Head(weight_VD).logits(hidden_ND).sum().backward()
+    torch.testing.assert_close(hidden_ND.grad, weight_VD.float().sum(0).expand(5, 16))
+
+
+def test_log_probabilities_over_a_large_vocabulary_keep_their_digits() -> None:
+    logits_BV = torch.randn(4, 152_000, generator=torch.Generator().manual_seed(0)) * 3
+    wanted_BV = logits_BV.double().log_softmax(-1)
+    assert (normalised(logits_BV) - wanted_BV).abs().max() < 5e-6
 
 
 def test_the_nucleus_is_the_smallest_set_that_reaches_top_p() -> None:

@@ -36,7 +36,9 @@ from selfdistill.types import Completion, Message, Observation, Outcome, Task
 
 _TAGGED = re.compile(r"<tool_call>(.*?)(?:</tool_call>|$)", re.DOTALL)
 _LISTED = re.compile(r"\[TOOL_CALLS\]\s*")
+_OPENED = re.compile(r'\[?\s*\{\s*"(name|function)"\s*:[^{}]*\{')  # a call that may have been cut off
 _LLAMA_TAG = "<|python_tag|>"
+NO_ANSWER = "The conversation ended after {calls} calls, without an answer. Once you have the results, answer."
 MAX_RESULT = 4000  # characters of a result that the model reads
 
 
@@ -62,7 +64,7 @@ def parse_calls(text: str) -> list[Call]:
     bare = text.removeprefix(_LLAMA_TAG).strip()
     if bare.startswith(("{", "[")):
         found = list(_read(bare))
-        return found if text != bare or any(call.name for call in found) else []
+        return found if text != bare or _OPENED.match(bare) or any(call.name for call in found) else []
     blocks = [body for tag, body in fenced_blocks(text) if tag in ("json", "tool_call", "")]
     return [call for body in blocks for call in _read(body) if call.name]
 
@@ -132,7 +134,8 @@ class Tool:
             given = self._arguments.model_validate(dict(arguments))
         except ValidationError as error:
             wrong = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
-            return f"Error: wrong arguments of {self.name}: {'; '.join(wrong)}"
+            takes = ", ".join(self._arguments.model_fields) or "no arguments"
+            return f"Error: wrong arguments of {self.name}, which takes {takes}: {'; '.join(wrong)}"
         values = {name: getattr(given, name) for name in self._arguments.model_fields}
         try:
             result = self.function(**values, **({"task": task} if self.takes_task else {}))
@@ -183,10 +186,11 @@ class Tools(AroundScoring):
         if calls:
             return Observation(tuple(Message("tool", self._result(state, call)) for call in calls))
         found = checked(self.env.score(state.task, completion))
-        if isinstance(found, Fault):
-            return found
-        details = {**found.details, "calls": len(state.calls), "failed_calls": state.faults}
-        return replace(found, details=details)
+        return found if isinstance(found, Fault) else replace(found, details={**found.details, **_counts(state)})
+
+    def finish(self, state: ToolState) -> Outcome:
+        """The outcome of a conversation that ends with a call."""
+        return Outcome(0.0, NO_ANSWER.format(calls=len(state.calls)), _counts(state))
 
     def _result(self, state: ToolState, call: Call) -> str:
         state.calls.append(call)
@@ -199,6 +203,10 @@ class Tools(AroundScoring):
             text = tool.run(call.arguments, state.task)
         state.faults += text.startswith("Error: ")
         return text
+
+
+def _counts(state: ToolState) -> dict[str, int]:
+    return {"calls": len(state.calls), "failed_calls": state.faults}
 
 
 def python(code: str) -> str:

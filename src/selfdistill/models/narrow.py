@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-ROWS = 512  # of a weight, converted at a time
+from selfdistill.losses.head import product_by_rows
+
 FEW = 256  # inputs; for more, one large product is faster
 
 
@@ -72,10 +73,7 @@ class _Product(torch.autograd.Function):
         ctx.save_for_backward(weight_VD)
         if len(rows_ND) > FEW:
             return F.linear(rows_ND, weight_VD.to(rows_ND.dtype))
-        output_NV = rows_ND.new_empty(len(rows_ND), len(weight_VD))
-        for part_RD, out_NR in zip(torch.split(weight_VD, ROWS), torch.split(output_NV, ROWS, dim=1), strict=True):
-            torch.mm(rows_ND, part_RD.to(rows_ND.dtype).T, out=out_NR)
-        return output_NV
+        return product_by_rows(rows_ND, weight_VD)
 
     @staticmethod
     def backward(ctx: Any, *above: Tensor) -> tuple[Tensor, None]:

@@ -82,7 +82,8 @@ def sample(
             do = "leave this task out, or shorten it"
             raise ModelError("a prompt leaves no room for an answer", got=f"{len(prompt)} tokens", why=why, do=do)
     completions: dict[int, Completion] = {}
-    (head,) = widened([policy.head()])
+    # A processor converts a weight in bfloat16 as it multiplies, with no copy of all of it.
+    (head,) = [policy.head().detached()] if policy.device.type == "cpu" else widened([policy.head()])
     budget = [min(len(prompt) + options.max_new_tokens, context) for prompt in prompts]
     for bucket in length_buckets(budget, options.batch_tokens):
         # Equal prompts side by side: they are read once.
@@ -184,9 +185,9 @@ def _draw(
     for branch, noise_B1 in zip(torch.split(branch_R, rows), torch.split(noise_R1, rows), strict=True):
         rows_BV = logits_BV[branch].to(noise_R1.device)
         if options.temperature == 0:
-            logprobs_BV, tokens_B = rows_BV.log_softmax(-1), rows_BV.argmax(-1)
+            logprobs_BV, tokens_B = normalised(rows_BV), rows_BV.argmax(-1)
         else:
-            logprobs_BV = (rows_BV / options.temperature).log_softmax(-1)
+            logprobs_BV = normalised(rows_BV / options.temperature)
             if options.top_p < 1:
                 logprobs_BV = nucleus(logprobs_BV, options.top_p)
             tokens_B = inverse_draw(logprobs_BV.exp(), noise_B1.squeeze(1))
@@ -195,13 +196,20 @@ def _draw(
     return torch.cat(tokens).to(branch_R.device), torch.cat(logprobs).to(branch_R.device)
 
 
+def normalised(logits_BV: Tensor) -> Tensor:
+    """log softmax, with the sum that the losses take: that inside of torch's own is off by up to 8e-5 over 150,000
+    tokens, this one by 2e-6."""
+    below_BV = logits_BV - logits_BV.amax(-1, keepdim=True)
+    return below_BV - below_BV.exp().sum(-1, keepdim=True).log()
+
+
 def nucleus(logprobs_BV: Tensor, top_p: float) -> Tensor:
     """Normalised on the smallest set of likeliest tokens that holds at least `top_p`; -inf elsewhere."""
     sorted_BV, order_BV = logprobs_BV.sort(-1, descending=True)
     sorted_BV = sorted_BV.exp().to(torch.float64)
     before_BV = (sorted_BV.cumsum(-1) - sorted_BV).to(torch.float32)
     kept_BV = torch.zeros_like(order_BV, dtype=torch.bool).scatter(-1, order_BV, before_BV < top_p)
-    return logprobs_BV.masked_fill(~kept_BV, -math.inf).log_softmax(-1)
+    return normalised(logprobs_BV.masked_fill(~kept_BV, -math.inf))
 
 
 def inverse_draw(probabilities_BV: Tensor, uniform_B: Tensor) -> Tensor:
