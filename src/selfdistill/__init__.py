@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from selfdistill.training.callbacks import TensorBoardCallback as TensorBoardCallback
     from selfdistill.training.callbacks import TrackioCallback as TrackioCallback
     from selfdistill.training.callbacks import WandbCallback as WandbCallback
+    from selfdistill.training.planner import plan_memory as plan_memory
     from selfdistill.types import Completion as Completion
     from selfdistill.types import Context as Context
     from selfdistill.types import DropReason as DropReason
@@ -85,6 +86,7 @@ _HOMES = {
     "prompts.context": "Demonstration Document SolutionOrFeedback",
     "experiments": "compare evaluate solve",
     "training.callbacks": "TensorBoardCallback TrackioCallback WandbCallback",
+    "training.planner": "plan_memory",
     "test_time.strategies.base": "Prompt SolveState Strategy",
     "methods": "GRPO SDPO Credit Method",
     "models.load": "LoraOptions load_policy",

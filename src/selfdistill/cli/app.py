@@ -86,6 +86,7 @@ def train(
     out: Annotated[str | None, optional("Run directory. (default: runs/<method>-<environment>-seed<seed>)")] = None,
     resume: Annotated[Path | None, optional("Run directory to resume, with its settings.")] = None,
     list_settings: Annotated[bool, flag("--list-settings", "Print all settings and exit.")] = False,
+    plan: Annotated[bool, flag("--plan", "Print what the run needs of its device's memory, and exit.")] = False,
     track: arg.Track = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print notes and errors only.")] = False,
 ) -> None:
@@ -102,6 +103,12 @@ def train(
     settings = load_config(config, [*as_overrides(flags), *(overrides or ())], saved)
     if list_settings:
         _print_all_settings(settings)
+        return
+    if plan:
+        from selfdistill.training.planner import check_memory, needs_of, plan_memory
+
+        print_table(("part", "size", "when"), plan_memory(settings).rows())
+        check_memory(settings, needs_of(settings, 1))
         return
     from selfdistill.training.callbacks import all_of, tracker
     from selfdistill.training.loop import train as run_training

@@ -59,14 +59,14 @@ def load_policy(
 
     place = pick_device(device)
     precision = pick_dtype(dtype, place)
-    source, root = _places(name_or_dir, progress)
+    source, root = places_of(name_or_dir, progress)
     adapter = source != root
     if adapter and lora is not None:
         do = "leave the LoRA options out to train this adapter on, or name the base model to start a fresh one"
         raise ConfigError("this directory already holds a LoRA adapter", got=name_or_dir, do=do)
     tokenizer = _tokenizer(source, root, name_or_dir, chat_template)
     full = trained and not adapter and lora is None  # an adapter's base is not trained
-    with quiet(), _loading(name_or_dir):
+    with quiet(), loading(name_or_dir):
         base: Any = AutoModelForCausalLM.from_pretrained(root, dtype=MASTER if full else precision)
         model: Any = base.requires_grad_(True)
         if adapter:
@@ -96,18 +96,23 @@ def load_tokenizer(
     as `load_policy`."""
     from transformers import AutoConfig
 
-    source, base = _places(name_or_dir, progress)
+    source, base = places_of(name_or_dir, progress)
     tokenizer = _tokenizer(source, base, name_or_dir, chat_template)
-    with _loading(name_or_dir):
+    with loading(name_or_dir):
         return tokenizer, context_length(AutoConfig.from_pretrained(base), tokenizer)
 
 
-def _places(name: str, progress: Callable[[str], None]) -> tuple[Path, Path]:
+def is_local(name: str) -> bool:
+    """Whether a model needs no hub: an embedded one, or a directory."""
+    return name == "sapling" or name.startswith("sapling-") or Path(name).expanduser().is_dir()
+
+
+def places_of(name: str, progress: Callable[[str], None] = ignore) -> tuple[Path, Path]:
     """The directory of a model, and that of its base: the same, unless it holds an adapter."""
     source = _locate(name, progress)
     if not (source / "adapter_config.json").is_file():
         return source, source
-    with _loading(name):
+    with loading(name):
         base_name = base_of(source)
     base = _locate(base_name, progress)
     if (base / "adapter_config.json").is_file():
@@ -171,7 +176,7 @@ def _tokenizer(source: Path, base: Path, name: str, chat_template: str | None) -
     from transformers import AutoTokenizer
 
     own = any((source / file).is_file() for file in ("tokenizer_config.json", "tokenizer.json"))
-    with _loading(name):
+    with loading(name):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source if own else base)
     if chat_template is not None:
         tokenizer.chat_template = chat_template
@@ -193,7 +198,7 @@ def _tokenizer(source: Path, base: Path, name: str, chat_template: str | None) -
 
 
 @contextmanager
-def _loading(name: str) -> Iterator[None]:
+def loading(name: str) -> Iterator[None]:
     """Turns the errors of libraries into `ModelError`."""
     from safetensors import SafetensorError
 

@@ -3,7 +3,8 @@
 trained parameters, gradients, optimiser, moving shadow   float32 (`MASTER`): at a learning rate of 1e-6 a step is
                                                           smaller than the spacing of bfloat16, and would be lost
 forward passes                                            the run's dtype, bfloat16 under autocast
-parameters that are not trained, keys and values          the run's dtype
+parameters that are not trained, keys and values          the run's dtype; where a processor has no products of
+                                                          bfloat16, multiplied in float32 (`narrow.py`)
 a shadow that never moves                                 bfloat16 where that holds it exactly
 products with the head                                    summed in float32; on CUDA of bfloat16 inputs
                                                           (`losses/head.py` computes them), else of float32

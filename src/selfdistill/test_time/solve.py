@@ -94,7 +94,7 @@ def task_path(out: Path, number: int, task: Task) -> Path:
 def _open(config: SolveConfig, callback: Callback) -> Session:
     """The session of a search, with a learner where the strategy learns. Raises `ConfigError` for a method with stages
     of its own, `ModelError` where the chat template refuses the strategy's conversations."""
-    session = open_session(config.run, callback, learns=bool(config.strategy.learns))
+    session = open_session(config.run, callback, learns=bool(config.strategy.learns), answers=config.strategy.batch)
     session.env = single_turn(session.env, "solve")
     if session.learner is not None:
         if session.learner.method.stages != (Attempts(),):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from selfdistill.data.tasks import (
     too_long,
 )
 from selfdistill.envs.base import ConversationEnvironment, Environment, tasks_of
-from selfdistill.errors import ConfigError, RunError
+from selfdistill.errors import ConfigError, ModelError, RunError
 from selfdistill.files import read_text
 from selfdistill.losses import LossSpec
 from selfdistill.methods import METHODS, Method
@@ -41,10 +42,12 @@ from selfdistill.runs import RunDir
 from selfdistill.runs.environment import describe_environment
 from selfdistill.runs.events import Callback, Note, Phase
 from selfdistill.training.optimiser import new_optimizer
+from selfdistill.training.planner import check_memory, needs_of, planned
 from selfdistill.training.policy_replies import PolicyReplies, initial_weights
 from selfdistill.types import Completion, Context, Message, Task
 
 EXAMPLE_TURN = ([Message("user", "A question.")], Completion("", "An answer."), [Message("user", "A reply.")])
+MEASURED = 64  # tasks whose prompts say how long prompts are, for the plan of the memory
 NO_ISOLATION = "none: this environment runs no programs"
 
 
@@ -194,10 +197,12 @@ def _renderer(
     return renderer
 
 
-def open_session(config: RunConfig, callback: Callback, *, learns: bool = False) -> Session:
+def open_session(config: RunConfig, callback: Callback, *, learns: bool = False, answers: int = 0) -> Session:
     """Loads environment, tasks and model; with `learns` also the method, its teacher and an optimiser.
 
-    Everything that can be refused is refused here, before anything is written or sampled. Raises whatever is wrong.
+    `answers` are those of one step; 0: as many as the settings say. Everything that can be refused is refused here,
+    before anything is written or sampled, and what does not fit into memory before it is loaded. Raises whatever is
+    wrong.
     """
     seed_global(config.seed)  # a method or an environment of the user's may draw as well
     method = rule = None
@@ -213,6 +218,9 @@ def open_session(config: RunConfig, callback: Callback, *, learns: bool = False)
     tasks = config.tasks_of(env)
     note_left_out(tasks, callback)
     usable = all_usable(env, tasks, config.data if config.values.tasks is None else "")
+    needs = needs_of(config, 1, learns=learns, answers=answers)
+    with suppress(ModelError):  # the loader says more about a model that cannot be loaded
+        check_memory(config, needs)
     policy = open_policy(config, callback, trained=learns)
     if config.model.startswith("sapling") and config.env.name != "verbs":
         callback(
@@ -224,6 +232,10 @@ def open_session(config: RunConfig, callback: Callback, *, learns: bool = False)
         callback(Note("the chat template writes earlier turns anew: each turn is a prompt of its own (a segment)"))
     longest = config.context.max_prompt_tokens
     tasks = fitting_tasks(tasks, renderer, longest, callback)
+    if learns:
+        read = max(len(renderer.prompt(task.messages)) for task in tasks[:MEASURED])
+        with suppress(ModelError):
+            callback(Note(planned(config, replace(needs, prompt_tokens=read))))
     limit, rollouts = config.evaluation.tasks, config.evaluation.rollouts
     if config.evaluation.answers < rollouts:
         callback(Note(f"greedy answers repeat: evaluations sample 1 per task, not {rollouts}"))
