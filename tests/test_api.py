@@ -200,3 +200,12 @@ def test_progress_goes_to_standard_error(model: str, tmp_path: Path, capsys: pyt
     out, err = capsys.readouterr()
     assert out == ""
     assert "grpo: step 1/1" in err
+
+
+def test_a_method_is_a_table_too() -> None:
+    config = run_config({}, method={"name": "sdpo", "alpha": 0.25})
+    assert config.make_method() == sd.SDPO(alpha=0.25)
+    with pytest.raises(ConfigError, match="a value, and has its settings itself"):
+        run_config({}, method={"name": "sdpo"}, settings={"method.alpha": 0.5})
+    with pytest.raises(ConfigError, match=r'its name, or \{"name": …\} with its settings'):
+        run_config({}, method=3)

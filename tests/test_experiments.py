@@ -206,8 +206,14 @@ def test_runs_are_trained_side_by_side_and_resumed(model: str, tmp_path: Path) -
         ({}, "there is no run"),
         ({"methods": ["grpo", "grpo"]}, "two methods have one name"),
         ({"runs": {"a/b": {}}}, "the name of a run"),
-        ({"methods": ["grpo"], "env": even}, r"'grpo' has a value that no file can hold(.|\n)*my_env.py:reward"),
-        ({"methods": ["grpo"], "data": [sd.Task("t", (sd.Message("user", "?"),))]}, "no file can hold"),
+        (
+            {"methods": ["grpo"], "env": even},
+            r"'grpo' has a value that no file can hold\n  got  env = even\n(.|\n)*my_env.py:reward",
+        ),
+        (
+            {"methods": ["grpo"], "data": [sd.Task("t", (sd.Message("user", "?"),))]},
+            r"no file can hold\n  got  data = list\n",
+        ),
         ({"runs": {"a": {"lr": 1.0}}}, "did you mean 'optimiser.lr'"),
     ],
 )

@@ -35,7 +35,7 @@ Settings: TypeAlias = list[tuple[str, Any]]
 def train(
     model: str | PathLike[str] | None = None,
     *,
-    method: str | Method | None = None,
+    method: str | Mapping[str, Any] | Method | None = None,
     env: Any = None,
     data: Any = None,
     eval_data: Any = None,
@@ -50,8 +50,9 @@ def train(
 ) -> Run:
     """Trains a model and returns its run. None means the default of the command line, or that of the resumed run.
 
-    model: directory or hub name. method: a method (`sd.SDPO()`) or its name. env: a reward function, an environment or
-    a name. data: a path, a data set of the hub, rows, or tasks (`sd.load_data`). eval_data: held-out tasks, likewise.
+    model: directory or hub name. method: a method (`sd.SDPO()`), its name, or {"name": …} with its settings. env: a
+    reward function, an environment or a name. data: a path, a data set of the hub, rows, or tasks (`sd.load_data`).
+    eval_data: held-out tasks, likewise.
     lora: rank of the adapters, or their options. callbacks: called with every event. progress: show the run on standard
     error. settings: any other setting by its name, tables as mappings: `optimiser={"lr": 1e-5}`,
     `columns={"prompt": "question"}`.
@@ -91,7 +92,8 @@ def settings_of(
         if chosen[-1][1]["name"].startswith(FROM_PYTHON):
             values["method"] = method
     elif method is not None:
-        _expect(isinstance(method, str), "method", "a method such as sd.SDPO(), or its name", method)
+        expected = 'a method such as sd.SDPO(), its name, or {"name": …} with its settings'
+        _expect(isinstance(method, str | Mapping), "method", expected, method)
         chosen.append(("method", method))
     if isinstance(env, str | Mapping):
         chosen.append(("env", env))

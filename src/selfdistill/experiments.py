@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -135,7 +135,7 @@ def solve(
     seconds: int | None = None,
     exhaust_budget: bool | None = None,
     keep: bool = False,
-    method: str | Method | None = None,
+    method: str | Mapping[str, Any] | Method | None = None,
     env: Any = None,
     data: Any = None,
     lora: int | LoraOptions | Mapping[str, Any] | None = None,
@@ -183,7 +183,7 @@ def compare(
     model: str | PathLike[str] | None = None,
     *,
     runs: Mapping[str, Mapping[str, Any]] | None = None,
-    methods: Iterable[str | Method] = (),
+    methods: Iterable[str | Mapping[str, Any] | Method] = (),
     jobs: int | None = None,
     out: str | PathLike[str] | None = None,
     callbacks: Callback | Iterable[Callback] = (),
@@ -213,7 +213,7 @@ def compare(
         return [read_run(path) for path in run_side_by_side(configs, callback, at_once=jobs)]
 
 
-def _name(method: str | Method) -> str:
+def _name(method: str | Mapping[str, Any] | Method) -> str:
     return short_name(method if isinstance(method, str) else run_config({}, method=method).method.name)
 
 
@@ -226,8 +226,12 @@ def _own_config(name: str, values: Mapping[str, Any], folder: Path) -> RunConfig
     parts = {key: values[key] for key in ("method", "env", "data", "eval_data", "lora") if key in values}
     rest = {key: value for key, value in values.items() if key not in parts and value is not None}
     config = run_config({"out": folder / name}, **parts, settings=rest)
-    held = {item.name: getattr(config.values, item.name) for item in fields(config.values)}
-    unwritten = [f"{key} = {value!r}"[:100] for key, value in held.items() if value is not None]
+    held = {"method": "method", "env": "env", "tasks": "data", "eval_tasks": "eval_data"}  # by the name of the argument
+    unwritten = [
+        f"{name} = {getattr(values[name], '__name__', type(values[name]).__name__)}"
+        for field, name in held.items()
+        if getattr(config.values, field) is not None
+    ]
     if unwritten:
         raise ConfigError(
             f"the run {name!r} has a value that no file can hold",

@@ -1,4 +1,5 @@
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,9 @@ from typer.testing import CliRunner
 
 from selfdistill.cli import app
 from selfdistill.cli.credit import print_credit
-from selfdistill.runs.credit import Alternative, AnswerCredit, ErrorVisibility, TokenCredit
+from selfdistill.runs.credit import Alternative, AnswerCredit, ErrorVisibility, TokenCredit, TurnBegin
 from selfdistill.types import Context, Message
+from selfdistill.view.credit import credit_page
 
 runner = CliRunner()
 VERB = "Write f(xs) to gukar the list."
@@ -59,6 +61,22 @@ def test_colours_are_red_below_and_green_above():
     assert "GRPO: every token gets A = -1.00" in coloured
 
 
+def test_a_conversation_shows_what_was_read_before_each_turn():
+    read = (Message("user", "why [n]?"),)
+    turns = (
+        TurnBegin(0, (Message("user", "q"),), Context("reply", reply="why [n]?")),
+        TurnBegin(2, read, fresh=True),
+    )
+    conversation = replace(found(advantage=-1.0), context=Context("hindsight"), turns=turns)
+    text = printed(conversation)
+    second = "a new segment: the template writes the history anew\nuser: why [n]?\n↵\n"
+    assert f"user: q\nthe teacher of turn 1 reads reply: why [n]?\n n +\n{second}" in text
+    page = credit_page(conversation)
+    assert page.count('class="answer"') == 2 + 1
+    assert "The teacher of turn 1 reads reply:" in page
+    assert page.index("The teacher of turn 1") < page.index("A new segment") < page.index('aria-label="Turn 2')
+
+
 def test_the_table_has_a_row_for_each_token():
     text = printed(found(), table=True)
     row = next(line for line in text.splitlines() if line.strip().startswith("·+ "))
@@ -94,6 +112,8 @@ def test_a_mistake_is_found_and_its_page_written(tmp_path: Path):
         (["--uid", "3-0-1"], "named by its run and its uid"),
         (["--run", "a", "--uid", "1", "--answer", "x"], "has its own question and answer"),
         (["--run", "nowhere/a", "--uid", "1"], "there is no such run"),
+        (["--conversation", "talk.json", "--answer", "x"], "a conversation has its own questions and answers"),
+        (["--conversation", "nowhere.json"], "the conversation cannot be read"),
         (["--answer", "@nowhere.txt", "--question", "x", "--reply", "y"], "the text cannot be read"),
         (["--model", "no such model"], "there is no such model"),
     ],

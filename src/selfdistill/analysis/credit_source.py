@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from selfdistill.analysis.control_contexts import contexts_of_others, control_contexts
+from selfdistill.analysis.conversation_credit import (
+    as_rollout,
+    conversation_credit,
+    decodes,
+    hindsight,
+    recorded_turns,
+    turn_contexts,
+    turns_of,
+)
 from selfdistill.analysis.token_credit import CreditQuery, credit
 from selfdistill.config import RunConfig, read_saved
 from selfdistill.data.tasks import training_tasks
@@ -34,6 +43,7 @@ from selfdistill.types import ANSWER, Context, Message, Task, TokenIds
 NO_CONTEXT = "teacher and student would read the same prompt: all log-ratios would be 0"
 WORD = re.compile(r"[^\W\d_]+")
 QUOTED = re.compile(r"(?<!\w)'[^'\n]*'(?!\w)")
+Controls: TypeAlias = Callable[[Context], Sequence[Context]]
 ERRORS = "list index out of range, unsupported operand type(s)"  # words of Python's errors, spelt letter by letter
 
 
@@ -73,7 +83,48 @@ def credit_of_texts(
     correct = renderer.answer(texts.correct) if texts.correct.strip() else ()
     question = (Message("user", texts.question),)
     query = CreditQuery(question, renderer.answer(texts.answer), texts.context, correct, advantage=advantage)
-    return _read(policy, renderer, query, (), callback, top)
+    return _read(policy, renderer, query, _made(policy), callback, top)
+
+
+def credit_of_conversation(
+    messages: Sequence[Message],
+    callback: Callback,
+    *,
+    context: Context | None = None,
+    model: str | None = None,
+    advantage: float | None = None,
+    top: int = 4,
+) -> AnswerCredit:
+    """The credit of a conversation given as messages; without a context each turn is read with the messages that
+    followed it. Without `model`: see `_reader`.
+
+    Raises `DataError` for a conversation without a turn of the assistant's, or one that nothing followed, `ModelError`
+    when no local model knows the words.
+    """
+    question, turns = turns_of(messages)
+    if context is not None:
+        _check_filled(context)
+    found = context or hindsight(turns)
+    if not found:
+        do = "give a context, such as --feedback TEXT, or the message that followed"
+        raise DataError("no message follows a turn of the assistant's", why=NO_CONTEXT, do=do)
+    texts = [message.content for message in messages]
+    policy = _reader(model, [*texts, *(getattr(context, name) for name in FIELDS if context)], callback)
+    renderer = _renderer(policy)
+    rollout = as_rollout(renderer, Task("conversation", question), turns)
+    query = CreditQuery(question, rollout.completion.token_ids, Context("none"), advantage=advantage)
+    callback(Phase("reading the conversation under every context"))
+    return conversation_credit(policy, renderer, rollout, found, _made(policy), query, top=top)
+
+
+def _made(policy: Policy, known: Sequence[tuple[str, Context]] = (), task: str = "") -> Controls:
+    """Control contexts: those of other tasks of a run, and made ones."""
+
+    def controls(context: Context) -> list[Context]:
+        made = control_contexts(context, plain_words=not policy.name.startswith("sapling"))
+        return [*contexts_of_others(context, known, task), *made][: len(made)]
+
+    return controls
 
 
 def credit_of_rollout(
@@ -100,14 +151,35 @@ def credit_of_rollout(
         _check_filled(context)
     run = _run(path)
     record = _record(run, uid)
-    recorded = None
-    if context is None and model is None and record.teacher_prompt_ids:
-        recorded = record.prompt_ids, record.teacher_prompt_ids
-    context = context or _context(record)
-    config = read_saved(path, run_config)
+    if record.turns and correct:
+        got = f"{uid}, a conversation"
+        raise DataError("a corrected answer is that of a single answer", got=got, do="leave it out")
+    exact = context is None and model is None
+    recorded = (record.prompt_ids, record.teacher_prompt_ids) if exact and record.teacher_prompt_ids else None
+    turns = turn_contexts(record) if context is None else {}
+    context = context or (Context("hindsight") if turns else _context(record))
+    config = read_saved(path, _without_method)
     policy = open_policy(_with_weights(config, path, model, callback), callback, trained=False)
     renderer = replace(_renderer(policy), thinking=config.thinking, templates=config.context.templates)
-    task = _task(run, config, record, callback)
+    task, tools = _task(run, config, record, callback)
+    renderer = replace(renderer, tools=tools)
+    known = [(other.task, _sections(other)) for other in run.rollouts() if other.context]
+    controls = _made(policy, known, record.task)
+    advantage = record.advantage or None if advantage is None else advantage
+    if record.turns:
+        rollout, as_sampled = recorded_turns(renderer, policy, record, task, callback)
+        query = CreditQuery(
+            task.messages,
+            rollout.completion.token_ids,
+            context,
+            recorded=record.log_ratio if as_sampled else (),
+            advantage=advantage,
+            temperature=config.sampling.temperature or 1.0,
+        )
+        read = dict(enumerate(turn.teacher_read for turn in record.turns)) if as_sampled and exact else {}
+        callback(Phase("reading the conversation under every context"))
+        chosen = turns or context
+        return conversation_credit(policy, renderer, rollout, chosen, controls, query, teacher_read=read, top=top)
     answer = _answer(policy, renderer, record, callback)
     as_sampled = answer == record.token_ids
     correct = correct or _right_answer(run, record) or task.demonstration
@@ -117,12 +189,16 @@ def credit_of_rollout(
         context,
         renderer.answer(correct) if correct and correct.strip() != record.completion.strip() else (),
         recorded=record.log_ratio if as_sampled else (),
-        advantage=record.advantage or None if advantage is None else advantage,
+        advantage=advantage,
         temperature=config.sampling.temperature or 1.0,
         prompts=recorded if as_sampled else None,
     )
-    known = [(other.task, _sections(other)) for other in run.rollouts() if other.context]
-    return _read(policy, renderer, query, contexts_of_others(context, known, record.task), callback, top)
+    return _read(policy, renderer, query, controls, callback, top)
+
+
+def _without_method(settings: Mapping[str, Any]) -> RunConfig:
+    """The settings of a run. The method is not read: its file, or the value of a program, need not be there."""
+    return run_config({key: value for key, value in settings.items() if key != "method"})
 
 
 def _check_filled(context: Context) -> None:
@@ -133,13 +209,12 @@ def _check_filled(context: Context) -> None:
 
 
 def _read(
-    policy: Policy, renderer: Renderer, query: CreditQuery, others: Sequence[Context], callback: Callback, top: int
+    policy: Policy, renderer: Renderer, query: CreditQuery, controls: Controls, callback: Callback, top: int
 ) -> AnswerCredit:
     if query.correct == query.answer:
         query = replace(query, correct=())
-    made = control_contexts(query.context, plain_words=not policy.name.startswith("sapling"))
     callback(Phase("reading the answer under every context"))
-    found = credit(policy, renderer, query, [*others, *made][: len(made)], top=top)
+    found = credit(policy, renderer, query, controls(query.context), top=top)
     if found.cut:
         callback(Note(f"the context was cut: {policy.name} reads {renderer.context_length} tokens"))
     return found
@@ -233,13 +308,15 @@ def _with_weights(config: RunConfig, path: Path, model: str | None, callback: Ca
     return replace(config, model=model or config.model, device="auto", dtype="auto", lora=None)
 
 
-def _task(run: Run, config: RunConfig, record: RolloutRecord, callback: Callback) -> Task:
+def _task(
+    run: Run, config: RunConfig, record: RolloutRecord, callback: Callback
+) -> tuple[Task, Sequence[Mapping[str, Any]]]:
     """The task of the run's environment, with the question that the student reads: its own, or one message with the
-    recorded prompt."""
+    recorded prompt; and the schemas of the environment's tools."""
     plain = Task(record.task, (Message("user", record.prompt),))
     if record.stage != ANSWER:
         callback(Note(f"a rollout of the stage {record.stage!r}: its conversation is read as one message"))
-        return plain
+        return plain, ()
     files = filter(is_file, run.config["settings"].get(SEARCH, {}).get("tasks", ()))
     try:
         env = config.make_env()
@@ -247,23 +324,22 @@ def _task(run: Run, config: RunConfig, record: RolloutRecord, callback: Callback
         tasks += [task for data in files for task in training_tasks(env, data, config.row_options())]
     except SelfDistillError as error:
         callback(Note(f"the recorded prompt is read as one message: its environment is not available, {error.what}"))
-        return plain
+        return plain, ()
+    tools: Sequence[Mapping[str, Any]] = getattr(env, "tools", ())
     found = next((task for task in tasks if task.id == record.task), plain)
     question = "\n\n".join(message.content for message in found.messages)
     if question not in record.prompt:
-        return plain  # the environment no longer has this task
+        return plain, tools  # the environment no longer has this task
     # An attempt of a search may read more than the question, and be learned under the question alone.
     alone = question == record.prompt or open_renderer(config, no_callback).prompt(found.messages) == record.prompt_ids
-    return found if alone else replace(found, messages=plain.messages)
+    return (found if alone else replace(found, messages=plain.messages)), tools
 
 
 def _answer(policy: Policy, renderer: Renderer, record: RolloutRecord, callback: Callback) -> TokenIds:
     """The sampled tokens where this model decodes them to the same text, else the text in its own tokens."""
     ids = record.token_ids
-    if ids and max(ids) < len(policy.tokenizer):
-        text = policy.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        if str(text).strip() == record.completion.strip():
-            return ids
+    if ids and decodes(policy, ids, record.completion):
+        return ids
     if not record.completion.strip():
         return ()
     callback(Note(f"{policy.name} has other tokens than the model that sampled: the text is tokenised again"))

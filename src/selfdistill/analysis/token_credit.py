@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -44,6 +45,23 @@ class CreditQuery:
     prompts: tuple[TokenIds, TokenIds] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """Sampled tokens, at `places` of the `ids` that stand behind a prompt: that of the student, of the teacher, and of
+    the teacher under each control context (none: not tested). The other ids were observed."""
+
+    student: TokenIds
+    teacher: TokenIds
+    others: tuple[TokenIds, ...]
+    ids: TokenIds
+    places: tuple[int, ...]
+
+    @property
+    def sampled(self) -> TokenIds:
+        """The ids that were sampled."""
+        return tuple(self.ids[place] for place in self.places)
+
+
 def credit(
     policy: Policy, renderer: Renderer, query: CreditQuery, control: Sequence[Context] = (), *, top: int = 4
 ) -> AnswerCredit:
@@ -69,18 +87,32 @@ def credit(
     prompt, _, cut = found
     tried = [renderer.teacher_prompt(query.question, context, size) for context in control]
     others = [found[0] for found in tried if not isinstance(found, DropReason)]
-    own, error_visibility = _compared(policy, query, question, prompt, others)
-    tokens = _tokens(policy, query, question, prompt, own, top)
+    passage = Passage(question, prompt, tuple(others), query.answer, tuple(range(len(query.answer))))
+    tokens, error_visibility = credit_of_passages(policy, query, [passage], top)
     return AnswerCredit(policy.name, query.question, query.context, tokens, cut, error_visibility, query.advantage)
+
+
+def credit_of_passages(
+    policy: Policy, query: CreditQuery, passages: Sequence[Passage], top: int
+) -> tuple[tuple[TokenCredit, ...], ErrorVisibility | None]:
+    """The credit of the sampled tokens, which together are the answer of the query, and the test of whether the model
+    sees the error. A corrected answer is compared with that of the one passage."""
+    own, error_visibility = _compared(policy, query, passages)
+    return _tokens(policy, query, passages, own, top), error_visibility
 
 
 @torch.no_grad()
 def _tokens(
-    policy: Policy, query: CreditQuery, question: TokenIds, prompt: TokenIds, own: Sequence[float | None], top: int
+    policy: Policy, query: CreditQuery, passages: Sequence[Passage], own: Sequence[float | None], top: int
 ) -> tuple[TokenCredit, ...]:
-    hidden_ND = policy.answer_hidden([(question, query.answer), (prompt, query.answer)])
-    student_ND, teacher_ND = torch.split(hidden_ND, len(query.answer))
-    head, texts, found = policy.head().detached(), token_texts(policy.tokenizer, query.answer), list[TokenCredit]()
+    student, teacher = list[Tensor](), list[Tensor]()
+    for passage in passages:
+        hidden_ND = policy.answer_hidden([(passage.student, passage.ids), (passage.teacher, passage.ids)])
+        for read, found_ND in zip((student, teacher), torch.split(hidden_ND, len(passage.ids)), strict=True):
+            read.append(found_ND[list(passage.places)])
+    student_ND, teacher_ND = torch.cat(student), torch.cat(teacher)
+    head, found = policy.head().detached(), list[TokenCredit]()
+    texts = list(chain(*(token_texts(policy.tokenizer, passage.sampled) for passage in passages)))
     for start in range(0, len(query.answer), ROWS):
         rows = slice(start, start + ROWS)
         log_p_CV = log_probs(head.logits(student_ND[rows]), query.temperature)
@@ -110,21 +142,31 @@ def _alternatives(tokenizer: Any, log_p_V: Tensor, log_q_V: Tensor, top: int) ->
 
 
 def _compared(
-    policy: Policy, query: CreditQuery, question: TokenIds, prompt: TokenIds, others: Sequence[TokenIds]
+    policy: Policy, query: CreditQuery, passages: Sequence[Passage]
 ) -> tuple[Sequence[float | None], ErrorVisibility | None]:
     """The own log-ratio of each token, and the test of whether the model sees the error; neither without controls."""
-    if not others:
+    tested = [passage for passage in passages if passage.others]
+    if not tested:
         return [None] * len(query.answer), None
-    answers = [query.answer, *([query.correct] if query.correct else [])]
-    read = [answer_logprobs(policy, ids, answers, query.temperature) for ids in (prompt, *others)]
-    log_q_KN = torch.stack([given_N for given_N, *_ in read])
-    beyond_KN = (log_q_KN - log_q_KN.mean(0)) * len(read) / len(others)  # each less the mean of all the others
-    if query.correct:
-        before = _odds(answer_logprobs(policy, question, answers, query.temperature))
-        values = [_odds(entry) - before for entry in read]
+    corrected = [query.correct] if query.correct else []
+    by_prompt: list[list[Tensor]] = []  # of the teacher, then of each control context
+    for prompts in zip(*((passage.teacher, *passage.others) for passage in tested), strict=True):
+        read = [
+            answer_logprobs(policy, ids, [passage.ids, *corrected], query.temperature)
+            for ids, passage in zip(prompts, tested, strict=True)
+        ]
+        given_N = [found[0][list(passage.places)] for found, passage in zip(read, tested, strict=True)]
+        by_prompt.append([torch.cat(given_N), *read[0][1:]])
+    log_q_KN = torch.stack([given_N for given_N, *_ in by_prompt])
+    beyond_KN = (log_q_KN - log_q_KN.mean(0)) * len(by_prompt) / (len(by_prompt) - 1)  # less the mean of all the others
+    if corrected:
+        before = _odds(answer_logprobs(policy, tested[0].student, [tested[0].ids, *corrected], query.temperature))
+        values = [_odds(entry) - before for entry in by_prompt]
     else:
         before, values = 0.0, (-beyond_KN.min(1).values).tolist()
-    return beyond_KN[0].tolist(), ErrorVisibility(bool(query.correct), values[0], tuple(values[1:]), before)
+    measured = iter(beyond_KN[0].tolist())
+    own = [next(measured) if passage.others else None for passage in passages for _ in passage.places]
+    return own, ErrorVisibility(bool(corrected), values[0], tuple(values[1:]), before)
 
 
 @torch.no_grad()

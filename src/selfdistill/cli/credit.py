@@ -16,7 +16,7 @@ from selfdistill.cli.arguments import flag, optional, text_option
 from selfdistill.errors import ConfigError
 from selfdistill.options import BEYOND
 from selfdistill.prompts.context import FIELDS
-from selfdistill.runs.credit import AnswerCredit
+from selfdistill.runs.credit import AnswerCredit, sections_of
 from selfdistill.types import Context
 from selfdistill.view.credit import FULL, shown, strength, table_of, visible, write_credit_page
 from selfdistill.view.progress import RunDisplay
@@ -52,6 +52,13 @@ def credit(
         Path | None, optional("Run directory with the rollout --uid, in place of --question and --answer.")
     ] = None,
     uid: Annotated[str | None, optional("Rollout of the run, such as 3-0-1.")] = None,
+    conversation: Annotated[
+        Path | None,
+        optional(
+            "JSON file of messages, in place of --question and --answer. Without a context each turn of the "
+            "assistant's is read with the messages that followed it."
+        ),
+    ] = None,
     advantage: Annotated[
         float | None,
         optional("Advantage to show beside it, as GRPO gives it to every token. (default: the rollout's)"),
@@ -76,14 +83,28 @@ def credit(
         raise ConfigError("a rollout is named by its run and its uid", do="give --run DIR --uid 3-0-1")
     if of_rollout and len(missing) < len(own):
         raise ConfigError("a rollout has its own question and answer", do="leave --question and --answer out")
+    if conversation is not None and (of_rollout or len(missing) < len(own) or correct is not None):
+        do = "leave --run, --uid, --question, --answer and --correct out"
+        raise ConfigError("a conversation has its own questions and answers", do=do)
     if not of_rollout and len(missing) == 1:
         raise ConfigError(f"there is no {missing[0][2:]}", do=f"give {missing[0]} too, or neither for the example")
-    from selfdistill.analysis.credit_source import EXAMPLE, Texts, credit_of_rollout, credit_of_texts
+    from selfdistill.analysis.conversation_credit import read_messages
+    from selfdistill.analysis.credit_source import (
+        EXAMPLE,
+        Texts,
+        credit_of_conversation,
+        credit_of_rollout,
+        credit_of_texts,
+    )
 
     with RunDisplay("credit", Console(stderr=True)) as callback:
         if run is not None and uid is not None:
             found = credit_of_rollout(
                 run, uid, callback, model=model, context=context, correct=correct or "", advantage=advantage, top=top
+            )
+        elif conversation is not None:
+            found = credit_of_conversation(
+                read_messages(conversation), callback, context=context, model=model, advantage=advantage, top=top
             )
         else:
             texts = EXAMPLE if question is None or answer is None else Texts(question, answer, Context("none"))
@@ -96,7 +117,8 @@ def credit(
 
 def print_credit(found: AnswerCredit, console: Console, *, table: bool) -> None:
     """The answer in colours, a legend, the extreme tokens and the conclusion."""
-    console.print(Text(f"{found.model} reads the answer with and without the context", style="dim"))
+    what = "conversation" if found.turns else "answer"
+    console.print(Text(f"{found.model} reads the {what} with and without the context", style="dim"))
     for name, text in found.sections.items():
         console.print(Text.assemble((f"{name}: ", "bold"), text))
     console.print("", _coloured(found, [token.log_ratio for token in found.tokens]), "", sep="\n")
@@ -122,8 +144,20 @@ def print_credit(found: AnswerCredit, console: Console, *, table: bool) -> None:
 
 
 def _coloured(found: AnswerCredit, log_ratios: list[float]) -> Text:
-    tokens = zip(found.tokens, log_ratios, strict=True)
-    return Text.assemble(*((visible(token.text), _style(log_ratio)) for token, log_ratio in tokens))
+    """The tokens in the colours of their log-ratios; of a conversation dimmed what was read before each turn."""
+    text = Text()
+    for number, (turn, places) in enumerate(found.parts):
+        if turn is not None:
+            text.append("\n" * bool(number))
+            if turn.fresh:
+                text.append("a new segment: the template writes the history anew\n", "dim italic")
+            for message in turn.read:
+                text.append(f"{message.role}: {message.content}\n", "dim")
+            for name, section in (sections_of(turn.context) if turn.context else {}).items():
+                text.append(f"the teacher of turn {number + 1} reads {name}: ", "bold").append(f"{section}\n")
+        for place in places:
+            text.append(visible(found.tokens[place].text), _style(log_ratios[place]))
+    return text
 
 
 def _style(log_ratio: float) -> Style:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from math import log
 
 from selfdistill.types import Context, Message
 
 HALVED = log(2)  # the smallest fall of a log-probability that counts
+
+
+def sections_of(context: Context) -> dict[str, str]:
+    """The texts of a context, by section."""
+    texts = {item.name: getattr(context, item.name) for item in fields(context) if item.name != "kind"}
+    return {name: text for name, text in texts.items() if text}
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +84,20 @@ class ErrorVisibility:
 
 
 @dataclass(frozen=True, slots=True)
+class TurnBegin:
+    """Where a turn of a conversation begins: the `place` of its first sampled token, the messages that were read before
+    it, and the `context` of this turn alone. `fresh`: the template wrote the history anew, in a segment of its own."""
+
+    place: int
+    read: tuple[Message, ...]
+    context: Context | None = None
+    fresh: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class AnswerCredit:
-    """The credit of every token of one answer. `cut`: the context was shortened to fit."""
+    """The credit of every token of one answer, or of all sampled tokens of a conversation. `cut`: a context was
+    shortened to fit. `turns`: of a conversation; what was read between them has no credit."""
 
     model: str
     question: tuple[Message, ...]
@@ -87,12 +106,20 @@ class AnswerCredit:
     cut: bool
     error_visibility: ErrorVisibility | None
     advantage: float | None = None
+    turns: tuple[TurnBegin, ...] = ()
 
     @property
     def sections(self) -> dict[str, str]:
         """The texts of the context, by section."""
-        texts = {item.name: getattr(self.context, item.name) for item in fields(self.context) if item.name != "kind"}
-        return {name: text for name, text in texts.items() if text}
+        return sections_of(self.context)
+
+    @property
+    def parts(self) -> Iterator[tuple[TurnBegin | None, range]]:
+        """The turns, each with the places of its tokens; an answer is one part."""
+        ends = [*(turn.place for turn in self.turns[1:]), len(self.tokens)]
+        yield from zip(self.turns, map(range, (turn.place for turn in self.turns), ends), strict=True)
+        if not self.turns:
+            yield None, range(len(self.tokens))
 
     @property
     def total(self) -> float:
@@ -125,5 +152,5 @@ class AnswerCredit:
             return f"This model is too weak to see the mistake: its colours mean little ({found})."
         return (
             "Either this model is too weak to see a mistake, or there is none, or any context of this kind blames it "
-            f"as much ({found}). A corrected answer (--correct) would decide."
+            f"as much ({found})." + ("" if self.turns else " A corrected answer (--correct) would decide.")
         )

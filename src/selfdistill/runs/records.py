@@ -133,7 +133,11 @@ class GuardRecord(Json):
 @dataclass(frozen=True, slots=True)
 class TurnRecord:
     """One turn of a conversation: `read`, the ids that the model read since its turn before (a whole prompt where
-    `fresh`), the text and the number of tokens that it sampled, and the messages that followed, as role and content."""
+    `fresh`), the text and the number of tokens that it sampled, and the messages that followed, as role and content.
+
+    `teacher_read` are the ids that the teacher read in place of `read`, with a context in them; empty: the same ones.
+    `context` holds the texts of a context of this turn alone, by section.
+    """
 
     read: tuple[int, ...]
     completion: str
@@ -141,6 +145,8 @@ class TurnRecord:
     stop: str
     fresh: bool = False
     observation: tuple[tuple[str, str], ...] = ()
+    context: Mapping[str, str] = field(default_factory=dict)
+    teacher_read: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -255,34 +255,38 @@ def _round(searches: Sequence[Search]) -> list[RolloutRecord]:
         version=searches[0].totals.step if session.learner is not None else 0,
         stages=(Prompted({task: [prompt.messages for prompt in own] for task, own in prompts.items()}),),
     )
-    solved = _solved(session, groups)
+    private = _private_rewards(session, groups)
+    solved = {uid: reward >= PASSED for uid, reward in private.items()}
     spent = (time.monotonic() - began) / len(searches)
     made: list[RolloutRecord] = []
     for search, group in zip(searches, groups, strict=True):
-        made += search.learn_round(_without_false_reward(group, solved), prompts[search.task.id], solved, spent)
+        made += search.learn_round(_without_false_reward(group, private), prompts[search.task.id], solved, spent)
     return made
 
 
-def _solved(session: Session, groups: Sequence[RolloutGroup]) -> dict[str, bool]:
-    """By uid, of the attempts that passed the public tests: whether they pass the private tests too."""
+def _private_rewards(session: Session, groups: Sequence[RolloutGroup]) -> dict[str, float]:
+    """By uid, of the attempts that passed the public tests: the reward by the private tests; 0 where these failed to
+    score it."""
     passed = [r for group in groups for r in group.rollouts if r.outcome is not None and r.outcome.reward >= PASSED]
     env = single_turn(session.evaluation_env, "solve")
     if env is session.env or not passed:
-        return {rollout.completion.uid: True for rollout in passed}
+        return {rollout.completion.uid: PASSED for rollout in passed}
     outcomes = score_all(env, [(r.task, r.completion) for r in passed], seed=session.config.seed)
     return {
-        rollout.completion.uid: isinstance(outcome, Outcome) and outcome.reward >= PASSED
+        rollout.completion.uid: outcome.reward if isinstance(outcome, Outcome) else 0.0
         for rollout, outcome in zip(passed, outcomes, strict=True)
     }
 
 
-def _without_false_reward(group: RolloutGroup, solved: Mapping[str, bool]) -> RolloutGroup:
-    """The group with a reward of 0 for attempts that pass the public tests alone: rewarded, they would be repeated."""
+def _without_false_reward(group: RolloutGroup, private: Mapping[str, float]) -> RolloutGroup:
+    """The group with a reward of at most 0 for attempts that pass the public tests alone: rewarded, they would be
+    repeated. Where the private tests give a wrong answer less than 0, so much: 0 would be above other wrong ones."""
 
     def corrected(rollout: Rollout) -> Rollout:
-        if rollout.outcome is None or solved.get(rollout.completion.uid, True):
+        reward = private.get(rollout.completion.uid, PASSED)
+        if rollout.outcome is None or reward >= PASSED:
             return rollout
-        return replace(rollout, outcome=replace(rollout.outcome, reward=0.0))
+        return replace(rollout, outcome=replace(rollout.outcome, reward=min(0.0, reward)))
 
     return replace(group, rollouts=tuple(map(corrected, group.rollouts)))
 

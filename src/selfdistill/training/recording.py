@@ -19,7 +19,7 @@ from selfdistill.runs.records import TurnRecord
 from selfdistill.training.samples import CreditedRollout, solved
 from selfdistill.training.session import Totals
 from selfdistill.training.update import MEANS, UpdateReport
-from selfdistill.types import DropReason, Message, Rollout, StopReason, TokenIds, Turn
+from selfdistill.types import Context, DropReason, Message, Rollout, StopReason, TokenIds
 
 WINDOW = 8  # tokens, at least, with which a token is decoded: some tokenizers drop the first space of a text
 TORN = "\N{REPLACEMENT CHARACTER}"
@@ -77,7 +77,6 @@ def rollout_record(
     rollout, context = entry.rollout, entry.context
     first = entry.samples[0] if entry.samples else None
     done, outcome = rollout.completion, rollout.outcome
-    sections = {name: getattr(context, name) for name in FIELDS if context and getattr(context, name)}
     ratios = _log_ratio(entry, log_ratio) if rollout.turns else log_ratio.get(done.uid, ())
     return RolloutRecord(
         step=step,
@@ -90,7 +89,7 @@ def rollout_record(
         reward=outcome.reward if outcome else None,
         feedback=outcome.feedback if outcome else "",
         context_kind=context.kind if context else "none",
-        context=sections,
+        context=_sections(context),
         drop=str(entry.drop) if entry.drop else None,
         fault=rollout.fault,
         advantage=max((sample.advantage for sample in entry.samples), key=abs, default=0.0),
@@ -103,7 +102,7 @@ def rollout_record(
         prompt_ids=first.student_prompt_ids if first else rollout.prompt_ids,
         teacher_prompt_ids=first.teacher_prompts[0] if first and first.teacher_prompts else (),
         token_texts=token_texts(tokenizer, done.token_ids),
-        turns=tuple(map(_turn_record, rollout.turns)),
+        turns=_turn_records(entry),
         details=outcome.details if outcome else {},
     )
 
@@ -124,9 +123,38 @@ def _log_ratio(entry: CreditedRollout, log_ratio: Mapping[str, tuple[float, ...]
     return tuple(chain(*found)) if parts.keys() & log_ratio.keys() else ()
 
 
-def _turn_record(turn: Turn) -> TurnRecord:
-    done, observation = turn.completion, tuple((message.role, message.content) for message in turn.observation)
-    return TurnRecord(turn.read, done.text, len(done.token_ids), str(done.stop), turn.fresh, observation)
+def _turn_records(entry: CreditedRollout) -> tuple[TurnRecord, ...]:
+    """The turns of a conversation. What the teacher read stands with the turn that learned under it, or with the first
+    one of its segment."""
+    uid, turns = entry.rollout.completion.uid, entry.rollout.turns
+    starts = [number for number, turn in enumerate(turns) if turn.fresh]
+    places = {f"{uid}@{number}": number for number in range(len(turns))}
+    places |= {uid + f"/{segment}" * bool(segment): number for segment, number in enumerate(starts)}
+    samples = zip(entry.samples, entry.contexts, strict=True)
+    found = {places[s.uid]: (s, context) for s, context in samples if s.uid in places and not s.live}
+    records: list[TurnRecord] = []
+    for number, turn in enumerate(turns):
+        done, observation = turn.completion, tuple((message.role, message.content) for message in turn.observation)
+        sample, context = found.get(number, (None, None))
+        records.append(
+            TurnRecord(
+                turn.read,
+                done.text,
+                len(done.token_ids),
+                str(done.stop),
+                turn.fresh,
+                observation,
+                _sections(context if sample and "@" in sample.uid else None),
+                sample.teacher_prompts[0][len(sample.student_prompt_ids) - len(turn.read) :]
+                if sample and sample.teacher_prompts
+                else (),
+            )
+        )
+    return tuple(records)
+
+
+def _sections(context: Context | None) -> dict[str, str]:
+    return {name: getattr(context, name) for name in FIELDS if context and getattr(context, name)}
 
 
 def token_texts(tokenizer: Any, ids: TokenIds) -> tuple[str, ...]:

@@ -119,8 +119,9 @@ def session_groups(
 class CreditedRollout:
     """A rollout with its training samples, or the reason why it has none.
 
-    `context` is what the teacher reads for the first sample. `cut`: a field of a teacher's prompt was shortened.
-    `lost` counts credits that go without a teacher, or are left out beside others, since its prompt does not fit.
+    `contexts` are what the teacher reads for each sample, `context` the first of them. `cut`: a field of a teacher's
+    prompt was shortened. `lost` counts credits that go without a teacher, or are left out beside others, since its
+    prompt does not fit.
     """
 
     rollout: Rollout
@@ -129,6 +130,7 @@ class CreditedRollout:
     drop: DropReason | None = None
     cut: bool = False
     lost: int = 0
+    contexts: tuple[Context | None, ...] = ()
 
 
 def credit_rollouts(method: Method, groups: Sequence[RolloutGroup], renderer: Renderer) -> list[CreditedRollout]:
@@ -166,7 +168,7 @@ def replay_sample(rollout: Rollout, weight: float) -> TrainingSample:
 
 
 @dataclass(frozen=True, slots=True)
-class _Part:
+class Part:
     """Sampled tokens behind one prompt: a whole answer, a segment of a conversation, or a turn of it. `write` gives the
     teacher's prompt with a context, `observed` is that of a training sample."""
 
@@ -177,7 +179,7 @@ class _Part:
     observed: tuple[tuple[int, TokenIds], ...] = ()
 
 
-def _parts(rollout: Rollout, turn: int | None, renderer: Renderer) -> list[_Part]:
+def parts_of(rollout: Rollout, turn: int | None, renderer: Renderer) -> list[Part]:
     """One turn of a rollout, or all that was sampled: an answer, or the segments of a conversation, between which the
     template wrote the history anew.
 
@@ -186,7 +188,7 @@ def _parts(rollout: Rollout, turn: int | None, renderer: Renderer) -> list[_Part
     """
     if turn is not None and rollout.turns:
         return [_turn(rollout, turn, renderer)]
-    turns, parts = rollout.all_turns, list[_Part]()
+    turns, parts = rollout.all_turns, list[Part]()
     for start, stop in pairwise([*(number for number, each in enumerate(turns) if each.fresh), len(turns)]):
         whole, before = rollout.history(start)
         writer = renderer.using(whole.tools) if whole else renderer
@@ -197,11 +199,11 @@ def _parts(rollout: Rollout, turn: int | None, renderer: Renderer) -> list[_Part
         )
         ends = accumulate(len(completion.token_ids) for completion in sampled)
         write = partial(writer.written, whole.messages if whole else rollout.task.messages, before)
-        parts.append(_Part(prompt, ids, logprobs, write, tuple(zip(ends, observed, strict=False))))
+        parts.append(Part(prompt, ids, logprobs, write, tuple(zip(ends, observed, strict=False))))
     return parts
 
 
-def _turn(rollout: Rollout, number: int, renderer: Renderer) -> _Part:
+def _turn(rollout: Rollout, number: int, renderer: Renderer) -> Part:
     """One turn of a conversation, whose prompt is all that was read before it."""
     turns, own, before = rollout.turns, rollout.turns[number], TokenIds()
     whole, since = rollout.history(number)
@@ -219,7 +221,7 @@ def _turn(rollout: Rollout, number: int, renderer: Renderer) -> _Part:
             assert added is not None, "the student's prompt extends the one before"
             return before + added
 
-    return _Part(before + own.read, own.completion.token_ids, own.completion.logprobs, write)
+    return Part(before + own.read, own.completion.token_ids, own.completion.logprobs, write)
 
 
 def _credited(rollout: Rollout, entry: CreditOrDrop, renderer: Renderer) -> CreditedRollout:
@@ -239,7 +241,7 @@ def _credited(rollout: Rollout, entry: CreditOrDrop, renderer: Renderer) -> Cred
     parts = [
         (number, credit, place, part)
         for number, credit in enumerate(credits)
-        for place, part in enumerate(_parts(rollout, credit.turn, renderer))
+        for place, part in enumerate(parts_of(rollout, credit.turn, renderer))
     ]
     for number, credit, place, part in parts:
         suffix = f"+{number}" * bool(number) + f"/{place}" * bool(place)
@@ -284,4 +286,4 @@ def _credited(rollout: Rollout, entry: CreditOrDrop, renderer: Renderer) -> Cred
         )
     if not samples and credits:
         return CreditedRollout(rollout, context=credits[0].context, drop=DropReason.CONTEXT_TOO_LONG)
-    return CreditedRollout(rollout, tuple(samples), read[0] if read else None, None, any_cut, lost)
+    return CreditedRollout(rollout, tuple(samples), read[0] if read else None, None, any_cut, lost, tuple(read))

@@ -8,7 +8,8 @@ from html import escape
 from pathlib import Path
 
 from selfdistill.errors import RunError
-from selfdistill.runs.credit import AnswerCredit, TokenCredit
+from selfdistill.runs.credit import AnswerCredit, TokenCredit, sections_of
+from selfdistill.types import Message
 
 FULL = 4.0  # nats at which a colour is as strong as it gets
 FAINT = 0.05  # nats below which there is none
@@ -116,8 +117,8 @@ def credit_page(found: AnswerCredit) -> str:
 <style>{STYLE}</style></head><body><main>
 <h1>Credit, token by token</h1>
 {"".join(_question(found))}
-<h2>Answer, coloured by credit</h2>
-<div class="answer" role="list" aria-label="The answer, token by token">{"".join(_tokens(found))}</div>
+<h2>{"Conversation" if found.turns else "Answer"}, coloured by credit</h2>
+{"".join(_parts(found))}
 {LEGEND}
 <p class="conclusion">{escape(found.conclusion)}{rule}</p>
 {_uniform(found)}
@@ -130,14 +131,33 @@ def credit_page(found: AnswerCredit) -> str:
 def _question(found: AnswerCredit) -> Iterator[str]:
     yield f'<p class="note">Student and teacher: {escape(found.model)}; the teacher reads the context too.</p>'
     yield "<h2>Question</h2>"
-    for message in found.question:
-        yield f'<pre><span class="note">{escape(message.role)}</span>\n{escape(message.content)}</pre>'
+    yield from map(_message, found.question)
     for name, text in found.sections.items():
         yield f"<h2>Context: {name}{' (cut to fit)' if found.cut else ''}</h2><pre>{escape(text)}</pre>"
 
 
-def _tokens(found: AnswerCredit) -> Iterator[str]:
-    for place, token in enumerate(found.tokens):
+def _parts(found: AnswerCredit) -> Iterator[str]:
+    """The answer, or each turn of a conversation behind what was read before it."""
+    for number, (turn, places) in enumerate(found.parts, start=1):
+        if turn is not None:
+            yield '<p class="note">A new segment: the template writes the history anew.</p>' if turn.fresh else ""
+            yield from map(_message, turn.read if number > 1 else ())
+            for name, text in (sections_of(turn.context) if turn.context else {}).items():
+                head = f"The teacher of turn {number} reads {name}:"
+                yield f'<pre><span class="note">{head}</span>\n{escape(text)}</pre>'
+        name = "The answer" if turn is None else f"Turn {number}"
+        yield f'<div class="answer" role="list" aria-label="{name}, token by token">'
+        yield from _tokens(found, places)
+        yield "</div>"
+
+
+def _message(message: Message) -> str:
+    return f'<pre><span class="note">{escape(message.role)}</span>\n{escape(message.content)}</pre>'
+
+
+def _tokens(found: AnswerCredit, places: range) -> Iterator[str]:
+    for place in places:
+        token = found.tokens[place]
         classes, style = "token", ""
         if strength(token.log_ratio):
             classes += " less" if token.log_ratio < 0 else " more"
