@@ -126,8 +126,9 @@ def test_forgetting_warns_while_the_own_tasks_improve_and_stops_beyond_what_is_a
     for left, action in ((60, "warn"), (40, "stop")):
         held_out = [eval_of(0, 10), eval_of(0, 95, "held_out"), eval_of(10, 60), eval_of(10, left, "held_out")]
         assert decide(steps, held_out, GuardOptions()).action == action
-    no_gain = [record if record.split != "train" else eval_of(record.step, 10) for record in evals]
-    assert decide(steps, no_gain, GuardOptions()).action == "stop"
+    no_gain = [eval_of(0, 10), eval_of(0, 95, "held_out"), eval_of(10, 10), eval_of(10, 60, "held_out")]
+    assert decide(steps, no_gain, GuardOptions()).action == "warn", "one signal"
+    assert decide(run_of((8, {}), (3, {"entropy": 3.0})), no_gain, GuardOptions()).action == "stop"
     assert decide(steps, no_gain, GuardOptions(probe="train")).action == "ok"
 
 
@@ -218,6 +219,7 @@ def answers_of(solved: int, count: int) -> list[RolloutGroup]:
         (9, 8, 16, "refuse", "no better"),
         (1, 1, 16, "refuse", "no better"),
         (31, 29, 55, "refuse", "no better"),
+        (0, 1, 16, "refuse", "no better"),
         (3, 6, 16, "undecided", "evaluation.tasks"),
         (3, 0, 5, "undecided", "needs 6 tasks"),
         (16, 16, 16, "undecided", "and there are 0"),

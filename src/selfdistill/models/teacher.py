@@ -157,7 +157,7 @@ class Teacher:
     @torch.no_grad()
     def update(self, policy: Policy) -> None:
         """Moves the shadow towards the student. Call once per step, after its last update."""
-        rate = self.next_rate
+        rate = self.next_rate if isinstance(self.rule, Ema | Snapshot) else 0.0
         self.batches += 1
         if rate > 0:
             for name, value in policy.trainable().items():

@@ -35,7 +35,10 @@ class GuardOptions(Ranged):
         0.5, "largest KL between a moving teacher after and before a move, in the divergence from the student", above=0
     )
     max_forgetting: float = option(
-        0.5, "share of the held-out accuracy that may be lost while the run's own tasks improve", above=0, most=1
+        0.5,
+        "share of the held-out accuracy (or of another chosen probe's) of which the loss stops a run",
+        above=0,
+        most=1,
     )
     probe: Literal["auto", "train", "held_out", "forgetting"] = option(
         "auto", "evaluated tasks on which a fall stops the run; auto: all that are many enough to decide"

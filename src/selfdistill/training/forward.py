@@ -18,7 +18,7 @@ from torch import Tensor
 
 from selfdistill.losses import Head, LossSpec, TeacherStates, TokenStats, TokenWeights, fused_loss
 from selfdistill.models.policy import Policy
-from selfdistill.models.teacher import Snapshot, Source, Teacher, View
+from selfdistill.models.teacher import Ema, Snapshot, Source, Teacher, View
 from selfdistill.types import TokenIds, TrainingSample
 
 STUDENT = View(1.0, "student")
@@ -75,7 +75,8 @@ def reference_pass(
 def move_teacher(policy: Policy, teacher: Teacher, samples: Sequence[TrainingSample], tokens: int) -> float | None:
     """Moves the teacher after the last update of a step. Every few moves returns KL(teacher after‖before) in nats, a
     mean over the tokens of a few samples."""
-    measured = isinstance(teacher.rule, Snapshot) or teacher.batches % PROBE_EVERY == 0
+    rule = teacher.rule
+    measured = isinstance(rule, Snapshot) or (isinstance(rule, Ema) and teacher.batches % PROBE_EVERY == 0)
     probed = [s for s in samples if s.teacher_prompts and not s.live][:PROBED] if measured and teacher.next_rate else []
     before_NV = _teacher_logprobs(policy, teacher, probed, tokens) if probed else None
     teacher.update(policy)

@@ -8,12 +8,13 @@ A number of a step counts when it is beyond its limit in `patience` steps in a r
     outcome         accuracy, failed                       of the rollouts' rewards
     context         leaked, copied                         of private words
     optimiser       skipped                                of updates
-    probe           train, held_out, forgetting            of evaluations
+    probe           train, held_out, forgetting            of evaluations ("held_out", "forgetting": a smaller fall)
 
 A run is stopped by signals of two families, or by a probe that fell below its interval. What differs from the warm-up
 (length, entropy, teacher) counts only where the answers did not get better meanwhile: a change that solves more tasks
-is learning. For the same reason a fall of the held-out set is a warning while the run's own tasks improve, unless it is
-beyond `max_forgetting`; so is any fall of the forgetting set, unless it is the chosen probe.
+is learning. A fall of the held-out set, which may measure what the run does not train, is one signal until it is beyond
+`max_forgetting`, a warning alone while the run's own tasks improve; a fall of the forgetting set is a warning alone,
+unless that set is the chosen probe.
 """
 
 from __future__ import annotations
@@ -53,7 +54,8 @@ def decide(
     level: GuardAction = "ok"
     if findings:
         level = "hold" if moves and any(one.signal not in WARN_ONLY for one in behaviour) else "warn"
-    if len({one.family for one in behaviour}) > 1 or any(one.family == "probe" for one in probes):
+    families = {one.family for one in findings} - {"forgetting"}
+    if len(families) > 1 or "probe" in families:
         level = "stop"
     if level == "stop" and options.action != "stop":
         level = "hold" if moves else "warn"
@@ -181,13 +183,14 @@ def _probes(
         best = max(records[:-1], key=lambda record: record.accuracy.low)
         now, limit = records[-1].accuracy.value, best.accuracy.low
         lost = (best.accuracy.value - now) / best.accuracy.value
-        allowed = 1.0 if split == "forgetting" and options.probe == "auto" else options.max_forgetting
-        forgets = split != "train" and improves and lost <= allowed
+        family = "probe" if split == "train" or lost > options.max_forgetting else "held_out"
+        if (split == "forgetting" and options.probe == "auto") or (family == "held_out" and improves):
+            family = "forgetting"
         reason = f"accuracy on {split} fell from {best.accuracy.value:.2f} at step {best.step}, below its interval"
-        if forgets:
-            reason += ", while the run's own tasks improve: replay limits it"
-        found.append(Finding(split, "forgetting" if forgets else "probe", now, limit, reason))
-        if not forgets:
+        if family == "forgetting":
+            reason += ": replay limits it"
+        found.append(Finding(split, family, now, limit, reason))
+        if family != "forgetting":
             well = [
                 record.step for place, record in enumerate(records) if place == 0 or not _fell(records[: place + 1])
             ]

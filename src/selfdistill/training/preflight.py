@@ -20,8 +20,8 @@ from selfdistill.types import RolloutGroup
 
 FEWEST = 6  # tasks that the student fails: a gain on every one of them is chance once in 2⁶ = 64 times
 LEVEL = 0.05  # of a false "go"
-LARGE = 0.25  # a gain; where the estimate is not positive, and this much is excluded, there is none to be found
-SMALL = 0.05  # a gain of which less is none, however sure
+DOUBT = 0.25  # a p-value above which nothing speaks for a gain
+LARGE = 0.25  # a gain; while it is not excluded, there are too few tasks to refuse
 
 
 def preflight(bare: Sequence[RolloutGroup], teacher: Sequence[RolloutGroup]) -> PreflightRecord | None:
@@ -41,7 +41,7 @@ def preflight(bare: Sequence[RolloutGroup], teacher: Sequence[RolloutGroup]) -> 
         reason = f"it needs {FEWEST} tasks that the model fails without the context, and there are {failed}"
     elif p <= LEVEL:
         decision, reason = "go", "the answers with the context are significantly better"
-    elif (gain.value <= 0 and gain.high < LARGE) or gain.high < SMALL:
+    elif p > DOUBT and gain.high < LARGE:
         decision, reason = "refuse", "the answers with the context are no better"
     else:
         reason = "the gain is not significant: more tasks (evaluation.tasks) would decide"
