@@ -37,7 +37,14 @@ def main(model: str, *given: str) -> None:
     """Prints what was planned and what was measured, in MiB."""
     evaluates, overrides = "--eval" in given, [item for item in given if "=" in item]
     tasks = [sd.Task(f"{n}", (sd.Message("user", f"What is {n} {WORDS}?"),), {}) for n in range(8)]
-    own = ["evaluation.tasks=1", "evaluation.every=0", "steps=2", "context.max_prompt_tokens=128", *overrides]
+    own = [
+        "evaluation.tasks=1",
+        "evaluation.every=0",
+        "guards.preflight=off",
+        "steps=2",
+        "context.max_prompt_tokens=128",
+        *overrides,
+    ]
     config = load_config(None, [f"model={model}", *own])
     made = Policy.__post_init__
 

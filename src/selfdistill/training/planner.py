@@ -55,8 +55,8 @@ class MemoryPlan:
 
     @property
     def fits(self) -> bool:
-        """Whether the device has that much."""
-        return self.peak <= ROOM * self.available
+        """Whether the device has that much. Pages of a file that is read are given back when memory is short."""
+        return max(sum(self.during(phase).values()) for phase in PHASES[1:]) <= ROOM * self.available
 
     @property
     def line(self) -> str:
