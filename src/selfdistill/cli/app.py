@@ -19,6 +19,7 @@ from selfdistill.cli.credit import credit
 from selfdistill.cli.guard import Guarded
 from selfdistill.cli.journal import app as journal
 from selfdistill.cli.output import print_comparison, print_listing, print_notes, print_settings, print_table
+from selfdistill.cli.serve import serve
 from selfdistill.cli.solve import solve
 from selfdistill.runs import Callback, Note, read_run
 from selfdistill.runs.environment import package_version
@@ -40,6 +41,7 @@ app = typer.Typer(
 app.command()(check)
 app.command()(compare)
 app.command()(credit)
+app.command()(serve)
 app.command()(solve)
 app.add_typer(journal, name="journal")
 

@@ -1,4 +1,4 @@
-"""A model in use: the journal of its exchanges, the conversations they belong to, and the versions it was served in.
+"""A model in use: the endpoint, the journal of its exchanges, the conversations they belong to, and its versions.
 
-Imports neither torch nor transformers: the journal is read without a model.
+The journal is read without a model: `answers`, `engine`, `server`, `service` and `weights` alone import torch.
 """

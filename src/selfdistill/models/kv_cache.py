@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import DynamicCache, PreTrainedConfig
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from selfdistill.models.kept_states import ReadState
 
@@ -82,13 +82,20 @@ class PreallocatedLayer(RoundedLayer):  # type: ignore[no-untyped-call]
 
 class PreallocatedCache(DynamicCache):
     """The cache that transformers makes for a model, full-attention layers written in place. Layers of other kinds
-    (sliding windows, which stay small; recurrent states) are transformers' own."""
+    (sliding windows, which stay small; recurrent states) are transformers' own. `whole`: those of sliding windows keep
+    all tokens as well, so that rows can be taken out of one cache and put into another."""
 
-    def __init__(self, config: PreTrainedConfig, dtype: torch.dtype | None = None) -> None:
+    def __init__(self, config: PreTrainedConfig, dtype: torch.dtype | None = None, *, whole: bool = False) -> None:
         super().__init__(config=config)
+        kinds = (DynamicLayer, DynamicSlidingWindowLayer) if whole else (DynamicLayer,)
         for place, layer in enumerate(self.layers):
-            if type(layer) is DynamicLayer:  # not its subclasses, which keep more
+            if type(layer) in kinds:  # not their subclasses, which keep more
                 self.layers[place] = PreallocatedLayer(dtype)
+
+    @property
+    def in_rows(self) -> bool:
+        """Whether `row` can take rows out."""
+        return all(isinstance(layer, PreallocatedLayer) for layer in self.layers)
 
     def row(self, row: int, mask_BL: Tensor | None) -> list[tuple[Tensor, Tensor]] | None:
         """Keys and values [H, L, D] of one row in every layer, without its padding; None where a layer keeps others."""
@@ -99,9 +106,11 @@ class PreallocatedCache(DynamicCache):
         return [(layer.keys[row][:, places_L], layer.values[row][:, places_L]) for layer in layers]
 
 
-def restored(config: PreTrainedConfig, states: Sequence[ReadState | None]) -> tuple[PreallocatedCache, Tensor]:
+def restored(
+    config: PreTrainedConfig, states: Sequence[ReadState | None], *, whole: bool = False
+) -> tuple[PreallocatedCache, Tensor]:
     """A cache with one row for each state, padded on the left (None: padding alone), and mask_BL of its columns."""
-    cache = PreallocatedCache(config)
+    cache = PreallocatedCache(config, whole=whole)
     lengths = [len(state.ids) if state else 0 for state in states]
     some = next(state for state in states if state)
     for place, (keys, values) in enumerate(some.layers):

@@ -88,7 +88,8 @@ def sample(
     for bucket in length_buckets(budget, options.batch_tokens):
         # Equal prompts side by side: they are read once.
         bucket.sort(key=lambda index: (len(prompts[index]), prompts[index], index))
-        noise_RT = torch.stack([_noise(seed, uids[index], options) for index in bucket])
+        drawn = options.max_new_tokens if options.temperature else 0
+        noise_RT = torch.stack([noise(seed, uids[index], drawn) for index in bucket])
         # One context around all steps: autocast keeps its bfloat16 copies of the weights until the outermost ends.
         with policy.autocast():
             names = [threads[index] for index in bucket] if kept else []
@@ -102,12 +103,11 @@ def sample(
     return [completions[index] for index in range(len(prompts))]
 
 
-def _noise(seed: int, uid: str, options: SamplingOptions) -> Tensor:
+def noise(seed: int, uid: str, count: int) -> Tensor:
     """noise_T: the uniform numbers of one rollout. In float64: the 2^24 different numbers of float32 cannot reach most
     of the rare tokens of a large vocabulary."""
     digest = blake2b(f"{seed}:{uid}".encode(), digest_size=8).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest, "little", signed=True))
-    count = options.max_new_tokens if options.temperature else 0
     return torch.rand(count, generator=generator, dtype=torch.float64)
 
 
@@ -150,7 +150,7 @@ def _sampled(
     for step in range(steps):
         hidden_BD = policy.backbone(ids_BL, cache, mask_BL)[:, -1]
         noise_R1 = noise_RT[live_R.to(noise_RT.device), step : step + 1]
-        tokens_R, logprobs_R = _draw(head, hidden_BD, branch_R, noise_R1, options)
+        tokens_R, logprobs_R = draw(head, hidden_BD, branch_R, noise_R1, options)
         tokens_RT[live_R, step], logprobs_RT[live_R, step], length_R[live_R] = tokens_R, logprobs_R, step + 1
         stops_R = torch.isin(tokens_R, ends) | (room_R[live_R] <= step + 1)
         last_R = stops_R | (step + 1 == steps)
@@ -174,7 +174,7 @@ def _sampled(
     return [(tokens[:length], logprobs[:length]) for tokens, logprobs, length in results]
 
 
-def _draw(
+def draw(
     head: Head, hidden_BD: Tensor, branch_R: Tensor, noise_R1: Tensor, options: SamplingOptions
 ) -> tuple[Tensor, Tensor]:
     """Next tokens and their log-probabilities, from logits in float32 as the losses compute them."""

@@ -115,6 +115,11 @@ class ChatTemplate:
         mark = _unused([text])
         return self._encoded(_marked(text, self._controls["assistant"], mark), mark)
 
+    def opened(self, prompt_ids: TokenIds) -> str:
+        """The opening tag of thinking with which a prompt ends, for the answer's text lacks it; else empty."""
+        end = str(self.tokenizer.decode(list(prompt_ids[-_TAG_TOKENS:]), clean_up_tokenization_spaces=False))
+        return f"{OPEN}\n" if end.rstrip().endswith(OPEN) else ""
+
     def check(self) -> list[str]:
         """Notes for the user about this template. Raises `ModelError` for one that cannot write a question,
         `ConfigError` for a setting of `thinking` that it has no switch for."""
@@ -294,11 +299,6 @@ class Renderer(ChatTemplate):
             do = "set eos_token in tokenizer_config.json, or use a chat template that ends turns"
             raise ModelError("this tokenizer has no token that ends a turn", got=self._name, do=do)
         return (*self.encode(text), int(end))
-
-    def opened(self, prompt_ids: TokenIds) -> str:
-        """The opening tag of thinking with which a prompt ends, for the answer's text lacks it; else empty."""
-        end = str(self.tokenizer.decode(list(prompt_ids[-_TAG_TOKENS:]), clean_up_tokenization_spaces=False))
-        return f"{OPEN}\n" if end.rstrip().endswith(OPEN) else ""
 
     def _shorter(self, context: Context, excess: int) -> Context | None:
         """The context with its longest field cut by at least `excess` tokens; None where the field would vanish."""

@@ -71,19 +71,26 @@ class ChatRequest:
         return bool((self.body.get("stream_options") or {}).get("include_usage"))
 
 
-def read_request(body: bytes) -> ChatRequest:
-    """A request for one answer in text. Raises `ChatError`."""
+def read_object(body: bytes) -> dict[str, Any]:
+    """The JSON object of a body. Raises `ChatError`."""
     try:
         found = decode_json(body.decode())
     except (UnicodeDecodeError, BadJson) as error:
         raise ChatError(f"the body is no JSON: {error}") from error
     if not isinstance(found, dict):
         raise ChatError("the body should be a JSON object")
+    return found
+
+
+def read_request(body: bytes, *, answers: int = 1) -> ChatRequest:
+    """A request in text for at most this many `answers`. Raises `ChatError`."""
+    found = read_object(body)
     messages, tools = found.get("messages"), found.get("tools") or []
     if not isinstance(messages, list) or not messages:
         raise ChatError("messages should be a list of at least one message", param="messages")
-    if found.get("n") not in (None, 1):
-        raise ChatError("one answer a request: n should be 1", param="n")
+    if not isinstance(n := found.get("n", 1) or 1, int) or not 1 <= n <= answers:
+        what = "one answer a request: n should be 1" if answers == 1 else f"n should be from 1 to {answers}"
+        raise ChatError(what, param="n")
     if not isinstance(found.get("stream_options") or {}, dict):
         raise ChatError("stream_options should be an object", param="stream_options")
     if not isinstance(tools, list) or not all(map(_is_tool, tools)):
@@ -155,6 +162,7 @@ class Reply:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     created: int = field(default_factory=lambda: int(time.time()))
+    logprobs: Mapping[str, Any] | None = None
 
     @property
     def key(self) -> Key:
@@ -182,8 +190,16 @@ class Reply:
     @property
     def body(self) -> dict[str, Any]:
         """The answer as one object."""
-        choice = {"index": 0, "message": self.message, "finish_reason": self.finish, "logprobs": None}
-        return {**self._head("chat.completion"), "choices": [choice], "usage": self.usage}
+        return {**self.head("chat.completion"), "choices": [self.choice(0)], "usage": self.usage}
+
+    def choice(self, index: int) -> dict[str, Any]:
+        """The answer as one of several."""
+        return {
+            "index": index,
+            "message": self.message,
+            "finish_reason": self.finish,
+            "logprobs": self.logprobs,
+        }
 
     def events(self, *, usage: bool = False) -> Iterator[dict[str, Any]]:
         """The answer as chunks of a stream: one with all of it, one with its end, with `usage` one with the counts."""
@@ -192,11 +208,12 @@ class Reply:
             call["index"] = place
         for delta, finish in ((message, None), ({}, self.finish)):
             choice = {"index": 0, "delta": delta, "finish_reason": finish, "logprobs": None}
-            yield {**self._head("chat.completion.chunk"), "choices": [choice]}
+            yield {**self.head("chat.completion.chunk"), "choices": [choice]}
         if usage:
-            yield {**self._head("chat.completion.chunk"), "choices": [], "usage": self.usage}
+            yield {**self.head("chat.completion.chunk"), "choices": [], "usage": self.usage}
 
-    def _head(self, kind: str) -> dict[str, Any]:
+    def head(self, kind: str) -> dict[str, Any]:
+        """What every object about this answer begins with."""
         return {"id": f"chatcmpl-{self.id}", "object": kind, "created": self.created, "model": self.model}
 
 

@@ -1,0 +1,94 @@
+"""`selfdistill serve`: a model as an OpenAI-compatible endpoint, with a journal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from selfdistill.cli.arguments import optional, text_option
+from selfdistill.errors import ModelError
+from selfdistill.prompts.render import Thinking
+
+
+def serve(
+    model: Annotated[
+        str, typer.Option(help="Directory or hub name of a model, checkpoint or run; sapling is embedded.")
+    ] = "sapling",
+    journal: Annotated[Path, typer.Option(help="File that records every exchange, made where there is none.")] = Path(
+        "journal.db"
+    ),
+    host: Annotated[str, typer.Option(help="Address to listen on. Beyond this machine a token is required.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8321,
+    token: Annotated[
+        str | None,
+        text_option("Token that clients send as their API key; also in the variable SELFDISTILL_TOKEN."),
+    ] = None,
+    name: Annotated[str | None, optional("Name of the model on the wire. (default: that of its directory)")] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Limit of answers whose request has none.")] = 2048,
+    most_answers: Annotated[
+        int, typer.Option(min=1, help="Answers in progress, waiting ones included; more get HTTP 429.")
+    ] = 64,
+    rows: Annotated[int, typer.Option(min=1, help="Answers that are sampled together, at most.")] = 32,
+    batch_tokens: Annotated[
+        int, typer.Option(min=1, help="Tokens of all answers that are sampled together; bounds memory.")
+    ] = 65_536,
+    thinking: Annotated[
+        Thinking, typer.Option(help="Thinking of models that can do without: off, on or template.")
+    ] = "off",
+    device: Annotated[str, typer.Option(help="Device: auto, cpu, cuda or mps.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="Precision: auto, float32, bfloat16 or float16.")] = "auto",
+) -> None:
+    """Serve a model as an OpenAI-compatible endpoint. Every exchange is recorded before its answer is complete.
+
+    Clients take the printed address as their base URL. `selfdistill journal` shows what was recorded.
+    """
+    import os
+
+    token = token or os.environ.get("SELFDISTILL_TOKEN", "")
+    from selfdistill.live.server import Server, check_exposed, is_loopback, run
+    from selfdistill.plugins import import_extra
+
+    check_exposed(host, token)
+    for package in ("starlette", "uvicorn"):
+        import_extra(package, "serve", "selfdistill serve")
+    from selfdistill.live.engine import Engine
+    from selfdistill.live.journal import Journal
+    from selfdistill.live.service import Service
+    from selfdistill.live.weights import check_fits, published, weights_of
+    from selfdistill.models.load import load_policy
+
+    weights = weights_of(model)
+    with Journal.serve(journal) as opened:
+        check_fits(weights, device, dtype)
+        try:
+            policy = load_policy(weights, device=device, dtype=dtype, trained=False, progress=typer.echo)
+        except (RuntimeError, MemoryError) as error:
+            do = "name a smaller model, another --device, or --dtype bfloat16"
+            raise ModelError("the model does not fit", got=f"{model}: {str(error)[:200]}", do=do) from error
+        version = published(opened, weights, model)
+        engine = Engine(policy, rows=rows, batch_tokens=batch_tokens)
+        shown = name or Path(model).name or model
+        service = Service(
+            policy, engine, opened, version, name=shown, most=most_answers, max_tokens=max_tokens, thinking=thinking
+        )  # fmt: skip
+
+        def ready(url: str) -> None:
+            typer.echo(f"{policy.description}; it reads {policy.context_length} tokens")
+            typer.echo(f"serving {shown} at {url}, version {version.id}")
+            typer.echo(f"journal: {journal.resolve()}, readable for you alone; it is not encrypted")
+            if not engine.joins:
+                typer.echo("this architecture keeps a state that cannot be batched: answers are sampled one by one")
+            if is_loopback(host):
+                guard = "with the token" if token else "without a token"
+                typer.echo(f"exposed: to every program and user of this machine, {guard}")
+            else:
+                typer.echo(
+                    f"WARNING: exposed to everyone who reaches {host} and has the token; the traffic is not encrypted"
+                )
+            typer.echo("Ctrl-C ends it")
+
+        run(Server(service, token=token), host, port, ready)
