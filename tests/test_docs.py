@@ -99,7 +99,8 @@ def test_command_lines_are_understood():
         assert {word for word in rest if word.startswith("-")} <= known, words
         arms = [parse_arm(word) for flag, word in pairwise(rest) if flag == "--arm"]
         assert not arms or StrategyComparison(tuple(arms), ("task",)).config(arms[-1])
-        settings = [word for word in rest if "=" in word and " " not in word]
+        weighted = [word for flag, word in pairwise(rest) if flag == "--data"]
+        settings = [word for word in rest if "=" in word and " " not in word and word not in weighted]
         load_config(None, [word for word in settings if not word.startswith("judge.")])
         judge = dict(parse_override(word.removeprefix("judge.")) for word in settings if word.startswith("judge."))
         build(JudgeOptions, judge)

@@ -51,8 +51,8 @@ def train(
     """Trains a model and returns its run. None means the default of the command line, or that of the resumed run.
 
     model: directory or hub name. method: a method (`sd.SDPO()`), its name, or {"name": …} with its settings. env: a
-    reward function, an environment or a name. data: a path, a data set of the hub, rows, or tasks (`sd.load_data`).
-    eval_data: held-out tasks, likewise.
+    reward function, an environment or a name. data: a path, a data set of the hub, rows, or tasks (`sd.load_data`); or
+    a list of such with weights, `[("a.jsonl", 2), (rows, 1)]`, which are mixed. eval_data: held-out tasks, likewise.
     lora: rank of the adapters, or their options. callbacks: called with every event. progress: show the run on standard
     error. settings: any other setting by its name, tables as mappings: `optimiser={"lr": 1e-5}`,
     `columns={"prompt": "question"}`.
@@ -104,6 +104,12 @@ def settings_of(
         source = parts.get(key)
         if isinstance(source, str | PathLike):
             chosen.append((key, fspath(source)))
+        elif key == "data" and (pairs := _mixture(source)):
+            paths = [fspath(one) if isinstance(one, str | PathLike) else "" for one, _ in pairs]
+            weights = [weight for _, weight in pairs]
+            chosen.append((key, [*zip((path or FROM_PYTHON for path in paths), weights, strict=True)]))
+            if not all(paths):
+                values[held] = [None if path else one for path, (one, _) in zip(paths, pairs, strict=True)]
         elif source is not None:
             values[held] = source
             chosen.append((key, FROM_PYTHON + key))
@@ -131,6 +137,12 @@ def reporting(label: str, callbacks: Callback | Iterable[Callback], *, progress:
             display = stack.enter_context(RunDisplay(label, Console(stderr=True)))
             every, warn = [display, *every], lambda text: display(Note(text))
         yield stack.enter_context(all_of(every, warn))
+
+
+def _mixture(source: Any) -> list[tuple[Any, Any]]:
+    """The pairs of a source and its weight, where data is a list of such."""
+    pairs = list(source) if isinstance(source, list | tuple) else []
+    return pairs if all(isinstance(one, tuple) and len(one) == 2 for one in pairs) else []
 
 
 def _refuse_functions(columns: Mapping[str, Any]) -> None:

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from selfdistill.data.load import RowOptions
-from selfdistill.data.tasks import data_tasks, described_tasks, row_tasks, training_tasks
+from selfdistill.data.mixing import DataSet, as_tables, mixed_tasks, tasks_of_values
+from selfdistill.data.tasks import data_tasks, training_tasks
 from selfdistill.envs.base import Environment, tasks_of
 from selfdistill.envs.registry import ENVIRONMENTS, make_environment
 from selfdistill.errors import ConfigError, Ranged, RunError
@@ -29,7 +30,6 @@ from selfdistill.models.load import LoraOptions
 from selfdistill.models.sampler import SamplingOptions
 from selfdistill.models.teacher import TeacherRule
 from selfdistill.options import SEED, Where, about, build, option, plain, with_defaults
-from selfdistill.plugins import FROM_PYTHON
 from selfdistill.prompts.context import Templates
 from selfdistill.prompts.render import Thinking
 from selfdistill.runs import saved_config
@@ -146,7 +146,7 @@ class RunConfig(Ranged):
     model: str = option("sapling", 'directory or hub name of a causal LM; "sapling" is embedded')
     method: NamedComponent = option(NamedComponent("sdpo"), "training method; see `selfdistill methods`")
     env: NamedComponent = option(NamedComponent("verbs"), "environment that scores answers; see `selfdistill envs`")
-    data: str = option("", "tasks: a JSONL, JSON or Parquet file, or a hub data set; empty: the environment's own")
+    data: str | tuple[DataSet, ...] = option("", "tasks: a file, a hub data set, or a list [[file, weight], …]")
     data_name: str = option("", "configuration of a data set of the hub")
     data_split: str = option("train", "split of a data set of the hub")
     columns: Mapping[str, str] = field(
@@ -164,6 +164,9 @@ class RunConfig(Ranged):
     steps: int = option(40, "steps to train for, each a generation batch and the updates made from it", least=1)
     tasks_per_step: int = option(32, "tasks drawn for the generation batch of each step", least=1, most=100_000)
     rollouts_per_task: int = option(8, "answers sampled for each task", least=1, most=100_000)
+    skip_solved: int = option(
+        0, "steps for which a task is not drawn again once all its answers were solved; 0: it is", least=0
+    )
     tasks_per_update: int = option(0, "tasks of one update (optimiser step); 0: all of the step's (on-policy)", least=0)
     micro_batch_tokens: int = option(16384, "tokens per forward pass; bounds memory without changing results", least=1)
     activation_checkpointing: bool = option(
@@ -199,6 +202,8 @@ class RunConfig(Ranged):
     def tasks_of(self, env: Environment, split: str = "train") -> Sequence[Task]:
         """The tasks of a split: the values, those of `data` or `eval_data`, or the environment's own. Raises
         `DataError`."""
+        if split == "train" and isinstance(self.data, tuple):
+            return mixed_tasks(env, self.data, self.values.tasks, self.row_options(self.data_split))
         if split == "train":
             return training_tasks(env, self.values.tasks or self.data, self.row_options(self.data_split))
         if split == "held_out" and self.eval_data:
@@ -242,6 +247,7 @@ def from_settings(
     needs = _merged(method.settings, FOR_MODEL.get(str(settings.get("model", _default("model"))), {}))
     tree = _merged(needs, settings)
     env = tree.get("env", {})
+    tree["data"] = as_tables(tree.get("data", ""))
     if tree.get("data") and isinstance(env, Mapping) and "name" not in env:
         tree["env"] = {**env, "name": method.data_env}
     for name in NAMED:
@@ -258,11 +264,11 @@ def from_settings(
 def _with_tasks(config: RunConfig) -> RunConfig:
     """The run with the tasks of the rows that a program passed, and descriptions of them that tell others apart."""
     for held, key in (("tasks", "data"), ("eval_tasks", "eval_data")):
-        rows = getattr(config.values, held)
-        if rows is not None:
-            tasks = row_tasks(config.make_env(), rows, RowOptions(label=key, columns=config.columns))
+        if (rows := getattr(config.values, held)) is not None:
+            options = RowOptions(label=key, columns=config.columns)
+            tasks, described = tasks_of_values(config.make_env(), rows, getattr(config, key), options)
             made: dict[str, Any] = {held: tasks}
-            changes: dict[str, Any] = {key: FROM_PYTHON + described_tasks(tasks)}
+            changes: dict[str, Any] = {key: described}
             config = replace(config, values=replace(config.values, **made), **changes)
     return config
 

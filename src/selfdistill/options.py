@@ -201,6 +201,9 @@ def _convert(kind: Any, raw: Any, where: Where, current: Any) -> Any:
         return raw if isinstance(raw, choices) else None
     if isinstance(raw, Mapping) and not choices and is_dataclass(current) and not isinstance(current, type):
         return override(current, raw, where)  # the annotation is a protocol: the present value tells the class
+    tuples = [get_args(part)[0] for part in (kind, *get_args(kind)) if get_origin(part) is tuple]
+    if isinstance(raw, list | tuple) and (items := next(filter(is_dataclass, tuples), None)) is not None:
+        return tuple(_convert(items, one, where.at(str(number)), None) for number, one in enumerate(raw, start=1))
     if len(choices) > 1 and isinstance(raw, str) and str not in get_args(kind):
         raw = {"kind": raw}
     if choices and isinstance(raw, Mapping):

@@ -35,6 +35,7 @@ class Task:
     `messages` is all that the student reads. `spec` belongs to the environment (tests, answers, the columns of a row)
     and is JSON; `task["answer"]` reads it. `demonstration` and `document` are privileged texts of the data,
     `logged_answer` is an earlier answer and `user_reply` the user's reply to a wrong one; empty means none.
+    `data_set` is its set in a mixture.
     """
 
     id: str
@@ -44,6 +45,7 @@ class Task:
     document: str = ""
     logged_answer: str = ""
     user_reply: str = ""
+    data_set: str = field(default="", repr=False)  # a description of tasks in a config has no place for it
 
     def __getitem__(self, column: str) -> Any:
         """A column of `spec`. Raises `KeyError`, with the nearest column."""

@@ -18,6 +18,7 @@ from typing import NamedTuple
 from selfdistill.analysis.control_contexts import SHUFFLED
 from selfdistill.config import RunConfig, resolved
 from selfdistill.data.lines import CHECKED_ROWS
+from selfdistill.data.reading import first_tasks
 from selfdistill.data.tasks import usable_tasks
 from selfdistill.envs.base import SOLVED
 from selfdistill.envs.scoring import extract_code
@@ -177,7 +178,7 @@ def measure_context_gain(config: RunConfig, callback: Callback) -> ContextGainRe
         run = session.new_run(Path(config.out), resolved(config))
     with run or nullcontext():
         bench = _Bench(session, callback, run)
-        first = session.tasks[: config.evaluation.tasks]
+        first = first_tasks(session.tasks, config.evaluation.tasks)
         tasks = usable_tasks(first, session.bad_rows(first), callback)
         questions = [_Prompt(task, session.renderer.prompt(task.messages)) for task in tasks]
         attempts = bench.answers("attempt", questions, config.rollouts_per_task, attempts=True)

@@ -60,8 +60,11 @@ EnvName = Annotated[
     optional("Environment that scores answers; see `selfdistill envs`. (default: verbs; code with --data)"),
 ]
 Data = Annotated[
-    str | None,
-    optional("Tasks: a JSONL, JSON or Parquet file, or a data set of the hub. (default: the environment's own tasks)"),
+    list[str] | None,
+    optional(
+        "Tasks: a JSONL, JSON or Parquet file, or a data set of the hub. Repeatable: several are mixed, by weight as "
+        "FILE=WEIGHT. (default: the environment's own tasks)"
+    ),
 ]
 EvalData = Annotated[str | None, optional("Held-out tasks, as --data. (default: those of the environment)")]
 Seed = Annotated[int | None, optional("Seed of every random choice. (default: 0)")]
@@ -71,7 +74,26 @@ Steps = Annotated[int | None, optional("Training steps (generation batches). (de
 
 def as_overrides(flags: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """The options that were given, as settings."""
-    return [(key, value) for key, value in flags.items() if value is not None]
+    return [(key, mixture(v) if isinstance(v, list) else v) for key, v in flags.items() if v is not None and v != []]
+
+
+def mixture(sources: Sequence[str]) -> str | list[dict[str, Any]]:
+    """The setting `data` for the values of --data: one name as it is, else names with their weights, if no file has
+    that name as a whole. Raises `ConfigError`."""
+    if len(sources) == 1:
+        return sources[0]
+    sets = list[dict[str, Any]]()
+    for text in sources:
+        name, equals, weight = text.rpartition("=")
+        if not equals or Path(text).exists():
+            sets.append({"source": text})
+            continue
+        try:
+            sets.append({"source": name, "weight": float(weight)})
+        except ValueError:
+            what, do = "the weight of a data set should be a number", f"write {name}=2"
+            raise ConfigError(what, got=f"--data {text}", do=do) from None
+    return sets
 
 
 def given(options: Mapping[str, object]) -> list[str]:

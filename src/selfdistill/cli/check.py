@@ -25,7 +25,7 @@ from selfdistill.cli.arguments import (
     refuse,
     text_option,
 )
-from selfdistill.errors import DataError
+from selfdistill.errors import ConfigError, DataError
 from selfdistill.runs import Callback, Event, Note, Phase
 
 if TYPE_CHECKING:
@@ -91,6 +91,9 @@ def check(
     given = read_answers(answers) if answers is not None else None
     environment = single_turn(settings.make_env(), "check")
     with _progress() as progress:
+        if not isinstance(settings.data, str):
+            got = ", ".join(one.source for one in settings.data)
+            raise ConfigError("check looks at one data set", got=got, do="check one after the other")
         rows = every_row(environment, settings.data, settings.row_options(settings.data_split))
         if given is not None and judge is not None:
             well = _compare(environment, _judge(judge, own), settings, rows, given, progress)

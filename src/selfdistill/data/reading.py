@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,7 +26,20 @@ class BadRow(Task):
     why: str = ""
 
 
-class LazyTasks(Lazily[Task]):
+class Drawn(ABC):
+    """Tasks that are checked when they are drawn, and looked at when a run is opened for the first of them alone."""
+
+    @abstractmethod
+    def first(self, count: int) -> list[Task]:
+        """About so many tasks from the beginning."""
+
+
+def first_tasks(tasks: Sequence[Task], count: int) -> Sequence[Task]:
+    """The first tasks, of a mixture those of every set."""
+    return tasks.first(count) if isinstance(tasks, Drawn) else tasks[:count]
+
+
+class LazyTasks(Drawn, Lazily[Task]):
     """The tasks of a long source, each made from its row when it is read; a `BadRow` where that fails.
 
     `places` holds, for rows of several tasks, the row of each task and its place among those of the row. `prepare` is
@@ -54,6 +68,10 @@ class LazyTasks(Lazily[Task]):
             where = f"{Path(self.source.label).stem}-{number}"
             return BadRow(where, (Message("user", where),), why=str(error))
         return task if isinstance(task, BadRow) else self.prepare(task)
+
+    def first(self, count: int) -> list[Task]:
+        """The first tasks."""
+        return self[:count]
 
     def prepared(self, prepare: Callable[[Task], Task]) -> LazyTasks:
         """The same tasks, each as `prepare` makes it."""

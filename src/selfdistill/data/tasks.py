@@ -5,14 +5,14 @@ from __future__ import annotations
 import random
 from array import array
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache, partial
+from functools import partial
 from hashlib import sha256
 from typing import Any
 
 from selfdistill.data import lines
 from selfdistill.data.chats import ChatRows, FromLog, chat_tasks
 from selfdistill.data.load import AS_NAMED, RowOptions, question_task
-from selfdistill.data.reading import BadRow, Convert, LazyTasks, load_rows
+from selfdistill.data.reading import BadRow, Convert, Drawn, LazyTasks, load_rows
 from selfdistill.data.rows import row_to_task
 from selfdistill.envs.base import Environment, prepared, tasks_of, why_unusable
 from selfdistill.envs.chats import ChatOptions
@@ -25,6 +25,8 @@ from selfdistill.types import Message, RolloutGroup, Task, TokenIds
 
 QUESTIONS = "questions"  # whose columns the environment reads
 COMPARED = 100  # tasks of a long set that a resume compares
+ORDERS = 16  # of passes, which are kept: they follow from their keys
+_orders: dict[tuple[int, int | str, int], array[int]] = {}
 KINDS = (QUESTIONS, "programs", "conversations")
 
 
@@ -49,7 +51,7 @@ def data_tasks(env: Environment, data: Any, options: RowOptions = AS_NAMED) -> S
     tasks = row_tasks(env, data, options)
     if row_kind(env) != QUESTIONS:
         return tasks
-    checked = tasks[: lines.FIRST_ROWS] if isinstance(tasks, LazyTasks) else tasks
+    checked = tasks.first(lines.FIRST_ROWS) if isinstance(tasks, LazyTasks) else tasks
     if why := next(iter(bad_rows(env, checked).values()), ""):
         raise _none_usable(f"{data}: {why}" if isinstance(data, str) else why)
     prepare = partial(prepared, env)
@@ -115,10 +117,10 @@ def too_long(tasks: Sequence[Task], renderer: Renderer, longest: int) -> dict[st
     return reasons
 
 
-def all_usable(env: Environment, tasks: Sequence[Task], data: str) -> bool:
+def all_usable(env: Environment, tasks: Sequence[Task], from_file: bool) -> bool:
     """Whether every one of a run's tasks is known to be usable: those of a file of up to `CHECKED_ROWS` rows are, since
     they were checked when it was read; those of a longer file are checked when they are drawn."""
-    return len(tasks) <= lines.CHECKED_ROWS and (bool(data) or not bad_rows(env, tasks))
+    return len(tasks) <= lines.CHECKED_ROWS and (from_file or not bad_rows(env, tasks))
 
 
 def fitting_tasks(tasks: Sequence[Task], renderer: Renderer, longest: int, callback: Callback) -> Sequence[Task]:
@@ -161,7 +163,7 @@ def _none_usable(why: str) -> DataError:
 
 def note_shared(tasks: Sequence[Task], held_out: Sequence[Task], callback: Callback) -> None:
     """A note counts the held-out tasks that have the prompt of a training task; a long set is not searched for them."""
-    if isinstance(tasks, LazyTasks):
+    if isinstance(tasks, Drawn):
         return
     prompts = {task.messages for task in tasks}
     shared = sum(task.messages in prompts for task in held_out)
@@ -180,7 +182,7 @@ def check_conversations(
 ) -> None:
     """Renders the conversations about one task of each kind, by the roles in its prompt. Raises `ModelError` for one
     that the chat template refuses: better now than after hours of sampling."""
-    looked_at = tasks[: lines.FIRST_ROWS] if isinstance(tasks, LazyTasks) else tasks
+    looked_at = tasks.first(lines.FIRST_ROWS) if isinstance(tasks, Drawn) else tasks
     kinds = {tuple(message.role for message in task.messages): task for task in reversed(looked_at)}
     for task in kinds.values():
         for messages in conversations(task):
@@ -196,28 +198,28 @@ def written(renderer: Renderer, task: Task, messages: Sequence[Message]) -> Toke
         raise ModelError(what, got=error.got, why=error.why, do=error.do) from error
 
 
-@lru_cache(maxsize=4)
-def _order(count: int, seed: int, epoch: int) -> array[int]:
-    """The order of a pass over `count` tasks; not to be changed."""
-    order = array("I", range(count))
-    random.Random(f"{seed} {epoch}").shuffle(order)
-    return order
-
-
-def draw_tasks(tasks: Sequence[Task], count: int, step: int, seed: int) -> list[Task]:
+def draw_tasks(tasks: Sequence[Task], count: int, step: int, seed: int | str) -> list[Task]:
     """The tasks of one step: pass after pass over all of them, each in an order of its own. They follow from the step
     alone, so that a resumed run draws what the uninterrupted one would have drawn."""
-    places = [divmod(position, len(tasks)) for position in range(step * count, (step + 1) * count)]
-    return [tasks[_order(len(tasks), seed, epoch)[place]] for epoch, place in places]
+    found = list[Task]()
+    for position in range(step * count, (step + 1) * count):
+        epoch, place = divmod(position, len(tasks))
+        if (key := (len(tasks), seed, epoch)) not in _orders:
+            while len(_orders) >= ORDERS:
+                _orders.pop(next(iter(_orders)))
+            _orders[key] = array("I", range(len(tasks)))
+            random.Random(f"{seed} {epoch}").shuffle(_orders[key])
+        found.append(tasks[_orders[key][place]])
+    return found
 
 
 def wanted_answers(
     tasks: Sequence[Task], stages: Sequence[Stage], rollouts: int, draws: int, seed: int
 ) -> tuple[int, int]:
     """How many answers the first stage samples, and how many are fixed, when `draws` tasks have been drawn in all; what
-    the other stages request depends on these. Of a long set it is estimated from the first tasks."""
-    if isinstance(tasks, LazyTasks):
-        first = tasks[: lines.FIRST_ROWS]
+    the other stages request depends on these. Of a long set, or a mixture, it is estimated from the first tasks."""
+    if isinstance(tasks, Drawn):
+        first = tasks.first(lines.FIRST_ROWS)
         sampled, given = wanted_answers(first, stages, rollouts, len(first), seed)
         return sampled * draws // len(first), given * draws // len(first)
     passes, rest = divmod(draws, len(tasks))

@@ -164,7 +164,8 @@ class RolloutRecord(Json):
     its update). `policy_version` counts the steps that the sampling weights had been trained for. `right` is whether an
     answer that passed the public tests also passed the private ones (False: its `reward` is 0 for that); None: they
     were not run. Of a conversation of several `turns`, `completion` is the text of the last one, and all that is by
-    token is about the sampled tokens of all turns; `log_ratio` is 0 in turns that were not distilled.
+    token is about the sampled tokens of all turns; `log_ratio` is 0 in turns that were not distilled. `data_set`
+    is that of the task in a mixture of several.
     """
 
     step: int
@@ -193,6 +194,7 @@ class RolloutRecord(Json):
     token_texts: tuple[str, ...] = ()
     turns: tuple[TurnRecord, ...] = ()
     details: Mapping[str, float | int | str | bool] = field(default_factory=dict)
+    data_set: str = ""
     event: Literal["rollout"] = "rollout"
 
 

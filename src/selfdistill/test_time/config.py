@@ -31,6 +31,7 @@ BUDGET, TASKS = "give a budget: --budget, or attempts= in Python", "name the tas
 UNREAD: Mapping[str, str] = {
     "steps": BUDGET,
     "tasks_per_step": TASKS,
+    "skip_solved": TASKS,
     "rollouts_per_task": "set strategy.batch",
     "tasks_per_update": "set strategy.batch",
     "evaluation": TASKS,

@@ -10,6 +10,7 @@ from statistics import fmean
 from typing import NamedTuple
 
 from selfdistill.config import RunConfig, resolved
+from selfdistill.data.reading import first_tasks
 from selfdistill.data.tasks import usable_tasks
 from selfdistill.envs.base import ConversationEnvironment, in_short, spent_by
 from selfdistill.losses.shaping import Attract
@@ -72,7 +73,7 @@ def measure_splits(
     session: Session, totals: Totals, callback: Callback, splits: Sequence[EvalSplit]
 ) -> Iterator[tuple[EvalRecord, list[RolloutGroup]]]:
     """Evaluates the splits that have tasks; "teacher" needs a session that learns. Yields records and answers."""
-    first = session.tasks[: session.config.evaluation.tasks]
+    first = first_tasks(session.tasks, session.config.evaluation.tasks)
     for split in splits:
         before = spent_by(session.env)
         extra: dict[str, float] = {}

@@ -17,6 +17,7 @@ from types import MappingProxyType
 from typing import Any, TypeAlias
 
 from selfdistill.config import ReplayOptions, RunConfig, completed, resolved
+from selfdistill.data.mixing import MixedTasks, next_tasks
 from selfdistill.data.tasks import draw_tasks, wanted_answers
 from selfdistill.envs.base import spent_by
 from selfdistill.errors import CollapseError, TrainingError, is_out_of_memory
@@ -46,12 +47,12 @@ from selfdistill.training.optimiser import set_rate
 from selfdistill.training.out_of_memory import lowered, out_of_memory, within_memory
 from selfdistill.training.preflight import preflight, refusal
 from selfdistill.training.recording import rollout_record, step_record
-from selfdistill.training.samples import CreditedRollout, credit_rollouts, replay_sample, session_groups
+from selfdistill.training.samples import CreditedRollout, credit_rollouts, replay_sample, session_groups, solved
 from selfdistill.training.session import Learner, Session, Totals, open_session, saved_totals
 from selfdistill.training.stopping import StopSign
 from selfdistill.training.update import update_all
 from selfdistill.training.watching import Watch, check_guards, watch
-from selfdistill.types import Rollout, RolloutGroup, TrainingSample
+from selfdistill.types import ANSWER, Rollout, RolloutGroup, TrainingSample
 
 PATIENCE = 10  # steps in a row without a training sample, after which a run ends
 Records: TypeAlias = tuple[StepRecord, list[RolloutRecord]]
@@ -274,9 +275,13 @@ def one_step(session: Session, totals: Totals, callback: Callback, began: float)
     timer = Timer()
     seed_global(config.seed, "batch", totals.step)
     callback(Phase("sampling and scoring"))
-    tasks = draw_tasks(session.tasks, config.tasks_per_step, totals.step, config.seed)
+    drawn, skip, before = {**totals.drawn}, config.skip_solved, spent_by(session.env)
+    if skip or isinstance(session.tasks, MixedTasks):
+        options: dict[str, Any] = {"drawn": drawn, "solved": totals.solved, "skip": skip}
+        tasks, passed_over = next_tasks(session.tasks, config.tasks_per_step, totals.step, config.seed, **options)
+    else:
+        tasks, passed_over = draw_tasks(session.tasks, config.tasks_per_step, totals.step, config.seed), 0
     bad = {} if session.all_usable else session.bad_rows(tasks)
-    before = spent_by(session.env)
     groups = within_memory(
         session,
         totals,
@@ -291,7 +296,19 @@ def one_step(session: Session, totals: Totals, callback: Callback, began: float)
             bad_rows=bad,
         ),
     )
-    return learn(session, groups, totals, callback, began, timer, spent_by(session.env) - before)
+    record, rollouts = learn(session, groups, totals, callback, began, timer, spent_by(session.env) - before)
+    totals.drawn = drawn
+    if skip:
+        totals.solved = solved_lately(totals.solved, groups, totals.step, skip)
+        record = replace(record, extra={**record.extra, "solved_passed_over": passed_over})
+    return record, rollouts
+
+
+def solved_lately(earlier: Mapping[str, int], groups: Sequence[RolloutGroup], step: int, skip: int) -> dict[str, int]:
+    """By task the step in which all its answers were solved, where it is not drawn in the next one."""
+    answers = {group.task.id: [one for one in group.rollouts if one.stage == ANSWER] for group in groups}
+    lately = {name: at for name, at in earlier.items() if step - at < skip and name not in answers}
+    return lately | {name: step for name, found in answers.items() if found and all(map(solved, found))}
 
 
 def learn(

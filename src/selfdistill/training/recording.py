@@ -19,7 +19,7 @@ from selfdistill.runs.records import TurnRecord
 from selfdistill.training.samples import CreditedRollout, solved
 from selfdistill.training.session import Totals
 from selfdistill.training.update import MEANS, UpdateReport
-from selfdistill.types import Context, DropReason, Message, Rollout, StopReason, TokenIds
+from selfdistill.types import Context, DropReason, StopReason, TokenIds
 
 WINDOW = 8  # tokens, at least, with which a token is decoded: some tokenizers drop the first space of a text
 TORN = "\N{REPLACEMENT CHARACTER}"
@@ -78,11 +78,13 @@ def rollout_record(
     first = entry.samples[0] if entry.samples else None
     done, outcome = rollout.completion, rollout.outcome
     ratios = _log_ratio(entry, log_ratio) if rollout.turns else log_ratio.get(done.uid, ())
+    whole = rollout.all_turns[0].whole
+    messages = whole.messages if whole else rollout.messages or rollout.task.messages
     return RolloutRecord(
         step=step,
         uid=done.uid,
         task=rollout.task.id,
-        prompt="\n\n".join(message.content for message in _first_messages(rollout)),
+        prompt="\n\n".join(message.content for message in messages),
         stage=rollout.stage,
         completion=done.text,
         stop=str(done.stop),
@@ -102,14 +104,10 @@ def rollout_record(
         prompt_ids=first.student_prompt_ids if first else rollout.prompt_ids,
         teacher_prompt_ids=first.teacher_prompts[0] if first and first.teacher_prompts else (),
         token_texts=token_texts(tokenizer, done.token_ids),
-        turns=_turn_records(entry),
+        turns=_turn_records(entry) if rollout.turns else (),
         details=outcome.details if outcome else {},
+        data_set=rollout.task.data_set,
     )
-
-
-def _first_messages(rollout: Rollout) -> tuple[Message, ...]:
-    whole = rollout.all_turns[0].whole
-    return whole.messages if whole else rollout.messages or rollout.task.messages
 
 
 def _log_ratio(entry: CreditedRollout, log_ratio: Mapping[str, tuple[float, ...]]) -> tuple[float, ...]:

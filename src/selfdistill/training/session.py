@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from torch import Tensor
 
 from selfdistill.config import RunConfig
 from selfdistill.data.load import question_rows
-from selfdistill.data.reading import LazyTasks
+from selfdistill.data.mixing import MixedTasks
+from selfdistill.data.reading import Drawn
 from selfdistill.data.tasks import (
     all_usable,
     bad_rows,
@@ -55,7 +57,8 @@ NO_ISOLATION = "none: this environment runs no programs"
 class Totals:
     """What a run has used so far. `no_signal_steps` counts the last steps without anything to learn from; `ended`:
     too many of them ended the run. `memory` is what token weights and clipping keep between steps. `lowered_to`: tokens
-    of a micro-batch since the device ran out of memory; 0: it has not."""
+    of a micro-batch since the device ran out of memory; 0: it has not. `drawn` and `solved` are what `next_tasks`
+    reads: places used of the passes of each set, and steps by task."""
 
     step: int = 0
     completions_sampled: int = 0
@@ -65,6 +68,8 @@ class Totals:
     ended: bool = False
     memory: dict[str, float] = field(default_factory=dict)
     lowered_to: int = 0
+    drawn: dict[str, int] = field(default_factory=dict)
+    solved: dict[str, int] = field(default_factory=dict)
 
 
 _TOTALS = TypeAdapter(Totals)
@@ -121,7 +126,7 @@ class Session:
 
     def bad_rows(self, tasks: Sequence[Task]) -> dict[str, str]:
         """By id why a task cannot be used: no answer to it can be scored or, of a long set, its prompt is too long."""
-        long = isinstance(self.tasks, LazyTasks)
+        long = isinstance(self.tasks, Drawn)
         longest = self.config.context.max_prompt_tokens
         return {**(too_long(tasks, self.renderer, longest) if long else {}), **bad_rows(self.env, tasks)}
 
@@ -217,7 +222,7 @@ def open_session(config: RunConfig, callback: Callback, *, learns: bool = False,
     callback(Phase("reading the tasks"))
     tasks = config.tasks_of(env)
     note_left_out(tasks, callback)
-    usable = all_usable(env, tasks, config.data if config.values.tasks is None else "")
+    usable = all_usable(env, tasks, bool(config.data) and config.values.tasks is None)
     needs = needs_of(config, 1, learns=learns, answers=answers)
     with suppress(ModelError):  # the loader says more about a model that cannot be loaded
         check_memory(config, needs)
@@ -231,7 +236,8 @@ def open_session(config: RunConfig, callback: Callback, *, learns: bool = False,
     if isinstance(env, ConversationEnvironment) and renderer.extension(*EXAMPLE_TURN) is None:
         callback(Note("the chat template writes earlier turns anew: each turn is a prompt of its own (a segment)"))
     longest = config.context.max_prompt_tokens
-    tasks = fitting_tasks(tasks, renderer, longest, callback)
+    fitting = partial(fitting_tasks, renderer=renderer, longest=longest, callback=callback)
+    tasks = tasks.each(fitting) if isinstance(tasks, MixedTasks) else fitting(tasks)
     if learns:
         read = max(len(renderer.prompt(task.messages)) for task in tasks[:MEASURED])
         with suppress(ModelError):
