@@ -16,7 +16,7 @@ from selfdistill.models.load import LoraOptions
 from selfdistill.models.planning import model_shape
 from selfdistill.training import planner, session
 from selfdistill.training.loop import train
-from selfdistill.training.planner import Needs, check_memory, memory_plan, planned
+from selfdistill.training.planner import Needs, check_memory, memory_plan, needs_of, planned
 
 NEEDS = Needs(prompt_tokens=20, answers=8)
 
@@ -86,6 +86,18 @@ def test_every_setting_that_saves_memory_is_in_the_plan(model_dir, override: str
     shapes = [replace(model_shape(c.model, c.lora), layers=24) for c in (whole, less)]
     sizes = [memory_plan(*pair, needs).parts[part][0] for pair in zip((whole, less), shapes, strict=True)]
     assert sizes[1] < sizes[0]
+
+
+def test_conversations_are_as_long_as_all_their_turns(model_dir) -> None:
+    """Three turns of 12 tokens and two observations that may be as long: 60 tokens after the prompt's 20."""
+    config = settings(model_dir, "env.turns=3")
+    needs = needs_of(config, 20, config.make_env(), answers=8)
+    assert needs.turns == 3
+    shape = model_shape(str(model_dir), None)
+    single = settings(model_dir, "sampling.max_new_tokens=60")
+    activations = [memory_plan(*pair).parts["activations"] for pair in ((config, shape, needs), (single, shape, NEEDS))]
+    assert activations[0] == activations[1]
+    assert needs_of(single, 20, single.make_env()).turns == 1
 
 
 def test_what_does_not_fit_is_refused_and_the_fewest_settings_named(model_dir) -> None:

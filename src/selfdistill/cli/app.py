@@ -110,7 +110,7 @@ def train(
         from selfdistill.training.planner import check_memory, needs_of, plan_memory
 
         print_table(("part", "size", "when"), plan_memory(settings).rows())
-        check_memory(settings, needs_of(settings, 1))
+        check_memory(settings, needs_of(settings, 1, settings.make_env()))
         return
     from selfdistill.training.callbacks import all_of, tracker
     from selfdistill.training.loop import train as run_training

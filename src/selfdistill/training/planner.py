@@ -3,7 +3,8 @@
     print(plan_memory(load_config(None, ["model=Qwen/Qwen3-8B", "lora.rank=16"])))
 
 Parameters are counted on a model without storage. Activations and caches are an upper bound, for full micro-batches and
-answers as long as they may be; they follow from the form of a decoder layer (attention, and a gated feed-forward part).
+answers as long as they may be, with observations between the turns of a conversation as long as a turn. They follow
+from the form of a decoder layer (attention, and a gated feed-forward part).
 What the process holds beside (the interpreter, libraries) is not counted.
 """
 
@@ -16,6 +17,7 @@ from itertools import combinations
 import torch
 
 from selfdistill.config import RunConfig
+from selfdistill.envs.base import ConversationEnvironment, Environment
 from selfdistill.errors import OutOfMemoryError
 from selfdistill.models.load import LoraOptions
 from selfdistill.models.narrow import multiplies_bfloat16
@@ -85,11 +87,13 @@ def _shown(size: float) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """What a plan reads beside settings and model: the longest prompt, the answers of one step, whether the run learns,
-    how many copies of its weights teacher and reference policy keep, and whether those never move."""
+    """What a plan reads beside settings and model: the longest prompt, the answers of one step and the most turns of
+    one, whether the run learns, how many copies of its weights teacher and reference policy keep, and whether those
+    never move."""
 
     prompt_tokens: int
     answers: int
+    turns: int = 1
     learns: bool = True
     shadows: int = 1
     fixed: bool = True
@@ -101,18 +105,23 @@ def plan_memory(config: RunConfig, *, prompt_tokens: int | None = None, learns: 
     """What a run with these settings needs on its device, with prompts of at most `prompt_tokens` (None: the most that
     the settings allow); with `learns=False`, an evaluation. Raises `ModelError`, `ConfigError`."""
     longest = prompt_tokens or config.context.max_prompt_tokens
-    return memory_plan(config, model_shape(config.model, config.lora), needs_of(config, longest, learns=learns))
+    needs = needs_of(config, longest, config.make_env(), learns=learns)
+    return memory_plan(config, model_shape(config.model, config.lora), needs)
 
 
-def needs_of(config: RunConfig, prompt_tokens: int, *, learns: bool = True, answers: int = 0) -> Needs:
-    """The needs of a run, on its device as it is now. Raises `ConfigError`."""
+def needs_of(
+    config: RunConfig, prompt_tokens: int, env: Environment, *, learns: bool = True, answers: int = 0
+) -> Needs:
+    """The needs of a run in this environment, on its device as it is now. Raises `ConfigError`."""
     method, device = config.make_method(), pick_device(config.device)
     rule = config.teacher or method.teacher or Live()
     keeps = not isinstance(rule, Live | Other)
     reference = (config.replay is not None or method.needs_reference) and not isinstance(rule, Frozen)
+    most = config.sampling.turns if isinstance(env, ConversationEnvironment) else 1
     return Needs(
         prompt_tokens,
         answers or config.tasks_per_step * config.rollouts_per_task,
+        min(most, getattr(env, "turns", most)),
         learns,
         keeps + reference,
         isinstance(rule, Frozen | TrustRegion),
@@ -129,7 +138,9 @@ def memory_plan(config: RunConfig, shape: ModelShape, needs: Needs) -> MemoryPla
     wide = 2 if narrow else 4
     trained = shape.trained if needs.learns else 0
     head = 4.0 * shape.head
-    length = min(needs.prompt_tokens + config.sampling.max_new_tokens, shape.context)
+    turn, whole = config.sampling.max_new_tokens, config.sampling.conversation_tokens
+    read_and_sampled = min((2 * needs.turns - 1) * turn, max(whole, turn))
+    length = min(needs.prompt_tokens + read_and_sampled, shape.context)
     step = needs.answers * length
     sampled = min(max(config.sampling.batch_tokens, length), step)
     read = min(max(config.micro_batch_tokens, length), step)
@@ -151,7 +162,7 @@ def memory_plan(config: RunConfig, shape: ModelShape, needs: Needs) -> MemoryPla
     shadow = needs.shadows * trained * (2.0 if compact else 4.0)
     away = not on_cpu and config.offload in ("teacher", "both")
     several = all_read > updated
-    states = needs.answers * min(config.sampling.max_new_tokens, length) * shape.hidden * residual
+    states = needs.answers * min(needs.turns * turn, length) * shape.hidden * residual
     states *= max(1, needs.shadows)
     kept = _kept(shape, full=full, narrow=narrow, rank=config.lora.rank if config.lora else 0)
     layers = shape.layers * kept

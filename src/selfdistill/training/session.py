@@ -223,7 +223,7 @@ def open_session(config: RunConfig, callback: Callback, *, learns: bool = False,
     tasks = config.tasks_of(env)
     note_left_out(tasks, callback)
     usable = all_usable(env, tasks, bool(config.data) and config.values.tasks is None)
-    needs = needs_of(config, 1, learns=learns, answers=answers)
+    needs = needs_of(config, 1, env, learns=learns, answers=answers)
     with suppress(ModelError):  # the loader says more about a model that cannot be loaded
         check_memory(config, needs)
     policy = open_policy(config, callback, trained=learns)
