@@ -16,7 +16,6 @@ from selfdistill.cli.output import print_comparison, print_notes
 from selfdistill.errors import ConfigError
 from selfdistill.runs import fresh_path, read_run
 from selfdistill.runs.store import write_atomic
-from selfdistill.view.plots import check_plot_file, overview
 from selfdistill.view.progress import RunDisplay
 
 if TYPE_CHECKING:
@@ -105,6 +104,8 @@ def compare(
 
 def compare_finished_runs(paths: Sequence[Path], plot: Path | None, *, markdown: bool = False) -> None:
     """Prints the table of some runs, and draws their plot."""
+    from selfdistill.view.plots import check_plot_file, overview
+
     if plot:
         check_plot_file(plot)
     runs = [read_run(path) for path in paths]
@@ -130,6 +131,7 @@ def arms_of(
 def _run_comparison(chosen: StrategyComparison, folder: Path, plot: Path | None, jobs: int | None) -> None:
     from selfdistill.test_time.comparison import run_comparison
     from selfdistill.view.discovery import discovery_figure, report
+    from selfdistill.view.plots import check_plot_file
 
     if plot:
         check_plot_file(plot)
