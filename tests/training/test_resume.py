@@ -61,7 +61,7 @@ def assert_same_run(found: Path, wanted: Path) -> None:
 
 
 def settings(model_dir: Path, **changes: Any) -> dict[str, Any]:
-    """Everything that has a state: an EMA teacher, several updates a step, replay, a rate that rises and falls."""
+    """Everything that has a state: an EMA teacher, several updates a step, replay, a rate that rises."""
     return {
         "model": str(model_dir),
         "env": f"{loop_envs.__file__}:Splits",
@@ -74,7 +74,7 @@ def settings(model_dir: Path, **changes: Any) -> dict[str, Any]:
         "checkpoint_every": 2,
         "sampling": {"max_new_tokens": 8},
         "evaluation": {"every": 2, "tasks": 2},
-        "optimiser": {"lr": 1e-3, "warmup_steps": 1, "schedule": "cosine"},
+        "optimiser": {"lr": 1e-3, "warmup_steps": 3},
         "replay": {"per_step": 2},
         **changes,
     }
@@ -156,7 +156,7 @@ def test_a_finished_run_can_be_made_longer(model_dir, uninterrupted, tmp_path) -
     [
         ({"seed": 3}, "seed"),
         ({"model": "another"}, "model"),
-        ({"optimiser": {"lr": 0.5, "warmup_steps": 1, "schedule": "cosine"}}, "optimiser.lr"),
+        ({"optimiser": {"lr": 0.5, "warmup_steps": 3}}, "optimiser.lr"),
         ({"method": {"name": "grpo"}}, "method"),
     ],
 )
