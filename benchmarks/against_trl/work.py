@@ -10,6 +10,7 @@ import random
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,11 @@ class Row:
     completion: tuple[int, ...]
 
 
+def drawn_ids(rng: random.Random, vocabulary: int, count: int) -> tuple[int, ...]:
+    """So many ids of tokens that are not special."""
+    return tuple(rng.randrange(FIRST_ID, vocabulary) for _ in range(count))
+
+
 @dataclass(frozen=True, slots=True)
 class Ragged:
     """A batch of rollouts: `count` of them, the longest answer, mean over longest, and the share without signal."""
@@ -87,9 +93,7 @@ class Ragged:
         lengths = ragged_lengths(self.count, self.longest, self.ratio)
         quiet = silent_ranks(self.count, self.without_signal)
 
-        def words(count: int) -> tuple[int, ...]:
-            return tuple(rng.randrange(FIRST_ID, vocabulary) for _ in range(count))
-
+        words = partial(drawn_ids, rng, vocabulary)
         rows = []
         for rank, length in enumerate(lengths):
             prompt = words(rng.randint(self.prompt // 2, self.prompt))
@@ -119,9 +123,7 @@ class Grouped:
         lengths = ragged_lengths(self.questions * self.members, self.longest, self.ratio)
         rng.shuffle(lengths)
 
-        def words(count: int) -> tuple[int, ...]:
-            return tuple(rng.randrange(FIRST_ID, vocabulary) for _ in range(count))
-
+        words = partial(drawn_ids, rng, vocabulary)
         rows = []
         for question in range(self.questions):
             prompt, solution = words(self.prompt), words(self.context - self.prompt)

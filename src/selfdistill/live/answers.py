@@ -5,7 +5,6 @@ Two shapes: `ChatAnswer`, with thinking and calls of tools apart, and `TextAnswe
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
@@ -202,8 +201,3 @@ class TextAnswer(ChatAnswer):
             ids = {"token_ids": [piece.token for piece in self.pieces[start:]]}
             ids |= {} if start else {"prompt_token_ids": list(self.generation.prompt)}
         return {"index": self.index, "text": text, "finish_reason": finish, "logprobs": self.logprobs(start), **ids}
-
-
-def data_event(value: Mapping[str, Any]) -> bytes:
-    """A server-sent event."""
-    return f"data: {json.dumps(value)}\n\n".encode()

@@ -16,11 +16,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from selfdistill.errors import ConfigError, JournalError
-from selfdistill.live.answers import ChatAnswer, data_event
+from selfdistill.live.answers import ChatAnswer
 from selfdistill.live.engine import Piece
 from selfdistill.live.service import Call, Service
 from selfdistill.plugins import import_extra
-from selfdistill.protocol.chat import COMPLETIONS, ChatError, Reply, read_object
+from selfdistill.protocol.chat import COMPLETIONS, ChatError, Reply, data_event, read_object
 
 MOST_BODY = 8 * 2**20  # bytes
 KEEP_ALIVE_S = 10.0  # between two signs of life of a stream

@@ -26,7 +26,14 @@ from selfdistill.live.journal import Journal
 from selfdistill.models.policy import Policy
 from selfdistill.models.sampler import SamplingOptions
 from selfdistill.prompts.render import ChatTemplate, Thinking
-from selfdistill.protocol.chat import ChatError, Reply, read_object, read_request
+from selfdistill.protocol.chat import (
+    ChatError,
+    ChatRequest,
+    Reply,
+    check_stream_options,
+    read_object,
+    read_request,
+)
 from selfdistill.protocol.sampling import WantedSampling, read_sampling
 from selfdistill.types import TokenIds
 
@@ -122,7 +129,7 @@ class Service:
         made = partial(ChatAnswer, model=self.name, wanted=wanted, tokenizer=self.policy.tokenizer, request=request)
         n = int(request.body.get("n") or 1)
         answers = [made(index, new_receipt(), opened=opened, version=self.version.id) for index in range(n)]
-        return self._call(place, answers, [prompt] * n, wanted, request.body)
+        return self._call(place, answers, [prompt] * n, wanted, request)
 
     def text(self, body: bytes, headers: Mapping[str, str]) -> Call:
         """The answers to plain prompts, texts or token ids. Raises `ChatError`. They are recorded, and never learned
@@ -132,19 +139,18 @@ class Service:
         n = found.get("n", 1) or 1
         if not isinstance(n, int) or not 1 <= n * len(prompts) <= MOST_ANSWERS:
             raise ChatError(f"a request has from 1 to {MOST_ANSWERS} answers, prompts times n", param="n")
-        if not isinstance(found.get("stream_options") or {}, dict):
-            raise ChatError("stream_options should be an object", param="stream_options")
+        check_stream_options(found)
         self._enough_disk()
         kept = kept_headers(headers)
         named, found_by = session_id(found, kept)
         conversation = named or f"c-{secrets.token_hex(8)}"
         new = found["prompt"] if isinstance(found["prompt"], str) else ""
         place = Place(found, kept, conversation, found_by or "new", "side", "plain completion", new)
-        request = read_request(b'{"messages": [{"role": "user", "content": ""}]}')
+        request = ChatRequest((), (), body=found)
         each = [prompt for prompt in prompts for _ in range(n)]
         made = partial(TextAnswer, model=self.name, wanted=wanted, tokenizer=self.policy.tokenizer, request=request)
         answers: list[ChatAnswer] = [made(i, new_receipt(), version=self.version.id) for i in range(len(each))]
-        return self._call(place, answers, each, wanted, found)
+        return self._call(place, answers, each, wanted, request)
 
     def start(self, call: Call, deliver: Callable[[ChatAnswer, Piece], None]) -> None:
         """Samples the answers of a call."""
@@ -204,7 +210,7 @@ class Service:
         answers: list[ChatAnswer],
         prompts: list[TokenIds],
         wanted: WantedSampling,
-        body: Mapping[str, Any],
+        request: ChatRequest,
     ) -> Call:
         context = self.policy.context_length
         seed = secrets.randbits(48) if wanted.seed is None else wanted.seed
@@ -224,8 +230,7 @@ class Service:
             answer.generation = Generation(
                 prompt, options, seed, str(answer.index), _nothing, stop=wanted.stop, top=wanted.top
             )
-        wants_usage = bool((body.get("stream_options") or {}).get("include_usage"))
-        return Call(place, answers, bool(body.get("stream")), wants_usage)
+        return Call(place, answers, request.streams, request.wants_usage)
 
     def _prompts(self, given: Any) -> list[TokenIds]:
         """A prompt, or several, as token ids."""
@@ -258,10 +263,9 @@ class Service:
             raise _not_recorded(error) from error
 
     def _write(self, call: Call, replies: list[Reply], *, cancelled: bool = False) -> None:
-        status = "cancelled" if cancelled else "complete"
         place, exchanges = call.place, []
         for answer, reply in zip(call.answers, replies, strict=True):
-            exchanges.append(answer.exchange(place, reply, "cancelled" if status == "cancelled" else "complete"))
+            exchanges.append(answer.exchange(place, reply, "cancelled" if cancelled else "complete"))
             place = replace(place, follow_up=None)  # one reply, however many answers are sampled after it
         try:
             self.journal.record(*exchanges)

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
 from selfdistill.errors import ModelError
 from selfdistill.live.exchange import Version
 from selfdistill.live.journal import Journal
 from selfdistill.models.checkpoint import latest_checkpoint
+from selfdistill.models.planning import device_memory
 from selfdistill.models.precision import pick_device
 from selfdistill.runs.store import CHECKPOINTS
 
-MEMINFO = Path("/proc/meminfo")
 ROOM = 0.9  # of what is free, for weights
 
 
@@ -33,18 +31,11 @@ def check_fits(weights: str, device: str, dtype: str) -> None:
     directory = Path(weights).expanduser()
     size = sum(file.stat().st_size for file in directory.glob("*.safetensors")) if directory.is_dir() else 0
     place = pick_device(device)
-    free = torch.cuda.mem_get_info(place)[0] if place.type == "cuda" else _free_memory()
-    if free is not None and size > ROOM * free:
+    free = device_memory(place)
+    if size > ROOM * free:
         got = f"{size / 1e9:.1f} GB of weights, {free / 1e9:.1f} GB free on {place}"
         do = "name a smaller model, another --device, or free memory"
         raise ModelError("the model does not fit", got=got, do=do)
-
-
-def _free_memory() -> int | None:
-    if not MEMINFO.exists():
-        return None
-    lines = (line.split() for line in MEMINFO.read_text().splitlines())
-    return next((int(words[1]) * 1024 for words in lines if words[0] == "MemAvailable:"), None)
 
 
 def published(journal: Journal, weights: str, name: str) -> Version:

@@ -91,12 +91,17 @@ def read_request(body: bytes, *, answers: int = 1) -> ChatRequest:
     if not isinstance(n := found.get("n", 1) or 1, int) or not 1 <= n <= answers:
         what = "one answer a request: n should be 1" if answers == 1 else f"n should be from 1 to {answers}"
         raise ChatError(what, param="n")
-    if not isinstance(found.get("stream_options") or {}, dict):
-        raise ChatError("stream_options should be an object", param="stream_options")
+    check_stream_options(found)
     if not isinstance(tools, list) or not all(map(_is_tool, tools)):
         raise ChatError('a tool should be {"type": "function", "function": {"name": …}}', param="tools")
     keys = tuple(_key(message, place) for place, message in enumerate(messages))
     return ChatRequest(tuple(map(_message, keys)), keys, tuple(tools), found)
+
+
+def check_stream_options(body: Mapping[str, Any]) -> None:
+    """Raises `ChatError` for options of a stream that `ChatRequest.wants_usage` cannot read."""
+    if not isinstance(body.get("stream_options") or {}, dict):
+        raise ChatError("stream_options should be an object", param="stream_options")
 
 
 def _is_tool(tool: Any) -> bool:
@@ -244,8 +249,13 @@ def reply_to(
     )
 
 
+def data_event(value: Mapping[str, Any]) -> bytes:
+    """A server-sent event."""
+    return f"data: {json.dumps(value)}\n\n".encode()
+
+
 def server_sent(events: Iterator[Mapping[str, Any]]) -> Iterator[bytes]:
     """Chunks as the bytes of server-sent events, with the last one that clients wait for."""
     for event in events:
-        yield f"data: {json.dumps(event)}\n\n".encode()
+        yield data_event(event)
     yield b"data: [DONE]\n\n"

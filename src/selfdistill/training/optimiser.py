@@ -13,8 +13,8 @@ from selfdistill.plugins import import_extra
 
 
 class OnHost(torch.optim.Optimizer):
-    """An optimiser whose states wait on the host, and visit the device for one parameter at a time: its arithmetic is
-    the device's, to the bit."""
+    """An optimiser whose states are kept in host memory and are on the device for one parameter at a time. The device
+    computes every step, so results are bit-identical."""
 
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """One step, parameter by parameter."""

@@ -47,7 +47,7 @@ class Watch:
 
 
 def watch(session: Session, path: Path) -> Watch:
-    """The guards of a run, of which some steps may be recorded. Raises `ConfigError` for a probe that cannot decide."""
+    """The guards of a run, of which some steps may be recorded."""
     config, learner = session.config, session.learner
     assert learner is not None
     found = Watch(config.guards, learner.teacher.moves, PrivateWords(config.context.templates))
