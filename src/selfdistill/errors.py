@@ -95,6 +95,10 @@ class JournalFullError(JournalError):
     """The disk of a journal is full: nothing of the transaction was recorded."""
 
 
+class VersionError(JournalError):
+    """A change of the served version that is not possible; nothing was changed."""
+
+
 class UnknownReceiptError(JournalError):
     """An exchange that a journal does not hold, or holds no longer."""
 

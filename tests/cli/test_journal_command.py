@@ -86,3 +86,16 @@ def test_a_file_that_is_none(tmp_path: Path):
     assert "there is no journal" in run("look", tmp_path / "journal.db", code=2)
     served(tmp_path / "j.db").close()
     assert "no exchange has this receipt" in run("look", tmp_path / "j.db", "r", code=2)
+
+
+def test_versions_are_shown_and_changed_while_no_server_runs(tmp_path: Path):
+    path = tmp_path / "journal.db"
+    with served(path) as journal:
+        journal.versions.publish("sapling", "adapters/2", parent=1)
+        assert "served             from 1       adapters/2" in run("versions", path)
+        assert "another server has this journal" in run("versions", path, "--undo", "1", code=2)
+    assert "undone             from 1" in run("versions", path, "--undo", "1")
+    assert "served, pinned     from 1" in run("versions", path, "--pin", "2")
+    assert "pinned" not in run("versions", path, "--unpin")
+    assert "one change each" in run("versions", path, "--unpin", "--pin", "1", code=2)
+    assert "there is no such version" in run("versions", path, "--pin", "9", code=2)

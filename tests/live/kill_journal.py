@@ -89,7 +89,7 @@ def compare(path: Path, lines: list[str]) -> int:
             assert (exchange.prompt_ids, exchange.sampled_ids, exchange.text) == (ids, ids, receipt)
             assert exchange.logprobs == tuple(-i / 7 for i in ids)
             assert not exchange.follow_up or exchange.follow_up.messages == (Message("user", receipt),)
-        given = {lesson.exchange.receipt for lesson in journal.lessons() if lesson.origin == "text"}
+        given = {receipt for receipt, each in found.items() if ("text", receipt) in journal.feedback(each.seq)}
         assert not set(said["feedback"]) - given, "acknowledged feedback is lost"
         versions = {version.id: version for version in journal.versions.all}
         assert [version.state for version in versions.values()].count("served") == 1

@@ -4,7 +4,7 @@ from typing import Any
 
 from live_parts import user
 from selfdistill.live.answers import ChatAnswer
-from selfdistill.live.engine import Generation, Piece
+from selfdistill.live.batch import Generation, Piece
 from selfdistill.models.sampler import SamplingOptions
 from selfdistill.protocol.chat import ChatRequest
 from selfdistill.protocol.sampling import read_sampling

@@ -6,7 +6,8 @@ from queue import SimpleQueue
 import pytest
 
 from selfdistill.errors import ModelError
-from selfdistill.live.engine import Engine, Generation, Piece
+from selfdistill.live.batch import Generation, Piece
+from selfdistill.live.engine import Engine
 from selfdistill.live.written import Written, held_back, shown_so_far
 from selfdistill.models.load import load_policy
 from selfdistill.models.policy import Policy

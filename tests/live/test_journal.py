@@ -203,11 +203,11 @@ def damage(path: Path, kind: str) -> None:
             for place in range(20):
                 ask(journal, user(f"{place} " * 2000))
             if kind == "newer":
-                journal.database.rows("PRAGMA user_version = 2")
+                journal.database.rows("PRAGMA user_version = 99")
         size = path.stat().st_size
         with path.open("r+b") as file:
             if kind == "page":
-                file.seek(size // 2 // 4096 * 4096)
+                file.seek(size // 3 // 4096 * 4096)
                 file.write(b"\xff" * 8192)
             elif kind == "cut":
                 file.truncate(size // 2)
@@ -219,7 +219,7 @@ def damage(path: Path, kind: str) -> None:
         ("missing", "there is no journal"),
         ("text", "no SQLite database"),
         ("other", "a database of another program"),
-        ("newer", "schema 2"),
+        ("newer", "schema 99"),
         ("page", r"the journal is damaged(.|\n)*journal recover"),
         ("cut", "the journal is damaged"),
     ],

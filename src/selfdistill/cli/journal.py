@@ -122,6 +122,36 @@ def delete(
 
 
 @app.command()
+def versions(
+    file: File,
+    undo: Annotated[int, typer.Option(min=0, help="Versions to drop, the served one first.")] = 0,
+    pin: Annotated[int | None, optional("Version to serve, and no other; an undone one too.")] = None,
+    unpin: Annotated[bool, flag("--unpin", "Let newer versions follow the served one.")] = False,
+) -> None:
+    """Show the versions of the weights, and change which one is served, while no server runs.
+
+    A server that runs takes the same from POST /v1/selfdistill/undo and /v1/selfdistill/pin.
+    """
+    if bool(undo) + (pin is not None) + unpin > 1:
+        raise ConfigError("--undo, --pin and --unpin are one change each", do="give one of them")
+    changes = undo or pin is not None or unpin
+    Journal.open(file).close()  # a journal that is there
+    with Journal.serve(file) if changes else Journal.open(file) as journal:
+        if undo:
+            journal.versions.undo(undo)
+        elif pin is not None:
+            journal.versions.pin(pin)
+        elif unpin:
+            journal.versions.unpin()
+        for each in journal.versions.all:
+            came = f"from {each.parent}" if each.parent else "as it came"
+            state = f"{each.state}{', pinned' if each.pinned else ''}"
+            typer.echo(
+                f"{each.id}  {each.created[:16].replace('T', ' ')}  {state:17}  {came:11}  {each.path or each.model}"
+            )
+
+
+@app.command()
 def check(file: File) -> None:
     """Read every page of a journal, and say whether it is damaged."""
     with Journal.open(file) as journal:

@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from selfdistill.cli.arguments import optional, text_option
-from selfdistill.errors import ModelError
 from selfdistill.prompts.render import Thinking
 
 
@@ -58,22 +57,16 @@ def serve(
     from selfdistill.live.engine import Engine
     from selfdistill.live.journal import Journal
     from selfdistill.live.service import Service
-    from selfdistill.live.weights import check_fits, published, weights_of
-    from selfdistill.models.load import load_policy
+    from selfdistill.live.weights import Weights
 
-    weights = weights_of(model)
     with Journal.serve(journal) as opened:
-        check_fits(weights, device, dtype)
-        try:
-            policy = load_policy(weights, device=device, dtype=dtype, trained=False, progress=typer.echo)
-        except (RuntimeError, MemoryError) as error:
-            do = "name a smaller model, another --device, or --dtype bfloat16"
-            raise ModelError("the model does not fit", got=f"{model}: {str(error)[:200]}", do=do) from error
-        version = published(opened, weights, model)
+        weights = Weights(opened, device=device, dtype=dtype, progress=typer.echo)
+        version, policy = weights.start(model)
         engine = Engine(policy, rows=rows, batch_tokens=batch_tokens)
         shown = name or Path(model).name or model
         service = Service(
-            policy, engine, opened, version, name=shown, most=most_answers, max_tokens=max_tokens, thinking=thinking
+            policy, engine, opened, version, name=shown, most=most_answers, max_tokens=max_tokens, thinking=thinking,
+            weights=weights,
         )  # fmt: skip
 
         def ready(url: str) -> None:

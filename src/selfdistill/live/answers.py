@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from selfdistill.envs.tools import before_calls, parse_calls
+from selfdistill.live.batch import Generation, Piece
 from selfdistill.live.conversations import Place
-from selfdistill.live.engine import Generation, Piece
 from selfdistill.live.exchange import Exchange, Status
 from selfdistill.live.written import HALF, shown_so_far
 from selfdistill.protocol.chat import ChatRequest, Finish, Reply, reply_to

@@ -13,10 +13,12 @@ from typing import Any
 
 from selfdistill.errors import JournalError, JournalFullError
 
-APPLICATION, SCHEMA = 0x53444A4C, 1  # "SDJL" in the header of the file, and the version of its tables
+APPLICATION = 0x53444A4C  # "SDJL" in the header of the file
 WAIT_S = 10.0  # for another process's transaction
 
-TABLES = """
+# What each version of the schema adds to the one before; a server brings an older file up to date.
+TABLES = (
+    """
 CREATE TABLE versions(
     id INTEGER PRIMARY KEY AUTOINCREMENT, parent INTEGER REFERENCES versions(id), created TEXT NOT NULL,
     model TEXT NOT NULL, path TEXT NOT NULL, state TEXT NOT NULL CHECK(state IN ('served', 'published', 'undone')),
@@ -41,7 +43,12 @@ CREATE TABLE feedback(
     id INTEGER PRIMARY KEY AUTOINCREMENT, exchange INTEGER NOT NULL REFERENCES exchanges(seq) ON DELETE CASCADE,
     kind TEXT NOT NULL CHECK(kind IN ('text', 'rating', 'solution')), value TEXT NOT NULL, created TEXT NOT NULL,
     UNIQUE(exchange, kind, value));
-"""
+""",
+    """
+CREATE TABLE settings(id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE, value TEXT NOT NULL);
+""",
+)
+SCHEMA = len(TABLES)
 
 
 def utc_now() -> str:
@@ -54,21 +61,30 @@ class Database:
     second server, and looks for damage; without, it must be a journal already."""
 
     def __init__(self, path: Path, *, serving: bool) -> None:
-        self.path, self._mutex, self._held = path, threading.RLock(), None
+        self.path, self._mutex, self._held, self._made = path, threading.RLock(), None, False
         if serving:
             self._held = _hold(path)
         try:
             with self._errors():
                 self._connection = self._opened(serving)
         except BaseException:
+            if self._made:
+                path.unlink(missing_ok=True)
             self._release()
             raise
 
     def close(self) -> None:
-        """Closes the file, and lets another server have it."""
-        with self._mutex, self._errors():
-            self._connection.close()
-        self._release()
+        """Closes the file, and lets another server have it. One that was made here, and in which no version was ever
+        published, is removed: a server that could not start leaves nothing behind."""
+        try:
+            with self._mutex, self._errors():
+                unused = self._made and not self.rows("SELECT 1 FROM sqlite_sequence WHERE name = 'versions'")
+                self._made = False
+                self._connection.close()
+            if unused:
+                self.path.unlink(missing_ok=True)
+        finally:
+            self._release()
 
     def rows(self, sql: str, values: Sequence[Any] = ()) -> list[sqlite3.Row]:
         """The rows of a query. Raises `JournalError`."""
@@ -112,6 +128,7 @@ class Database:
         if serving:
             with suppress(FileExistsError):  # people's words: for its owner alone
                 os.close(os.open(self.path, os.O_CREAT | os.O_EXCL, 0o600))
+                self._made = True
         elif not self.path.is_file():
             raise JournalError("there is no journal", got=self.path, do="check the name; `serve` makes one")
         connection = sqlite3.connect(self.path, timeout=WAIT_S, isolation_level=None, check_same_thread=False)
@@ -124,8 +141,11 @@ class Database:
                 connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
                 connection.execute("PRAGMA journal_mode = WAL")
                 head = f"PRAGMA application_id = {APPLICATION}; PRAGMA user_version = {SCHEMA};"
-                connection.executescript(f"BEGIN IMMEDIATE; {TABLES} {head} COMMIT;")
-            self._check_schema()
+                connection.executescript(f"BEGIN IMMEDIATE; {''.join(TABLES)} {head} COMMIT;")
+            older = self._check_schema()
+            if serving and older < SCHEMA:
+                added = "".join(TABLES[older:])
+                connection.executescript(f"BEGIN IMMEDIATE; {added} PRAGMA user_version = {SCHEMA}; COMMIT;")
             if serving:
                 if self.rows("PRAGMA journal_mode = WAL")[0][0] != "wal":
                     why = "it is on a network, or in memory"
@@ -140,12 +160,14 @@ class Database:
     def _number(self, name: str) -> int:
         return int(self.rows(f"PRAGMA {name}")[0][0])
 
-    def _check_schema(self) -> None:
+    def _check_schema(self) -> int:
+        """The version of its tables."""
         if self._number("application_id") != APPLICATION:
             raise _no_journal(self.path, "a database of another program")
-        if (version := self._number("user_version")) != SCHEMA:
+        if (version := self._number("user_version")) > SCHEMA:
             got, why = f"{self.path}: schema {version}", f"this version of selfdistill knows schema {SCHEMA}"
             raise JournalError("the journal is of another version", got=got, why=why, do="upgrade selfdistill")
+        return version
 
     def _release(self) -> None:
         if self._held is not None:

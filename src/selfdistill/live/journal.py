@@ -72,6 +72,16 @@ class Journal:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @property
+    def paused(self) -> bool:
+        """Whether learning is stopped, which outlives the server."""
+        return bool(self.database.rows("SELECT 1 FROM settings WHERE name = 'paused' AND value = '1'"))
+
+    def pause(self, paused: bool) -> None:
+        """Stops learning, or lets it go on; durable when it returns."""
+        with self.database.transaction() as connection:
+            connection.execute("INSERT OR REPLACE INTO settings(name, value) VALUES ('paused', ?)", (str(int(paused)),))
+
     def record(self, *exchanges: Exchange) -> None:
         """Records exchanges, all or none; they are durable when it returns. Raises `JournalError`, `JournalFullError`:
         then nothing was recorded, and nothing should be answered."""
@@ -157,9 +167,11 @@ class Journal:
     def _learned(self, conversations: Collection[str]) -> list[tuple[int, str]]:
         """Each exchange, and why it gives no lesson, or nothing."""
         found = self.database.rows(
-            "SELECT seq, conversation, CASE WHEN kind = 'side' THEN 'a side call' WHEN status = 'cancelled' THEN "
-            "'cancelled' WHEN seq IN (SELECT exchange FROM follow_ups) OR seq IN (SELECT exchange FROM feedback) "
-            "THEN '' ELSE 'nothing came back' END AS reason FROM exchanges ORDER BY seq"
+            "SELECT seq, conversation, CASE WHEN kind = 'side' THEN 'a side call' "
+            "WHEN status = 'cancelled' THEN 'cancelled' "
+            "WHEN version IN (SELECT id FROM versions WHERE state = 'undone') THEN 'of an undone version' "
+            "WHEN seq IN (SELECT exchange FROM follow_ups) OR seq IN (SELECT exchange FROM feedback) THEN '' "
+            "ELSE 'nothing came back' END AS reason FROM exchanges ORDER BY seq"
         )
         wanted = set(conversations)
         return [(row["seq"], row["reason"]) for row in found if not wanted or row["conversation"] in wanted]

@@ -11,7 +11,13 @@ from selfdistill.errors import JournalError
 from selfdistill.live.database import Database
 from selfdistill.live.journal import JSON_COLUMNS
 
-TABLES = ("versions", "exchanges", "follow_ups", "feedback")  # in the order in which they refer to one another
+TABLES = (
+    "versions",
+    "exchanges",
+    "follow_ups",
+    "feedback",
+    "settings",
+)  # in the order in which they refer to one another
 
 
 def recover(source: Path, target: Path) -> tuple[Counter[str], Counter[str]]:

@@ -17,10 +17,11 @@ from urllib.parse import urlsplit
 
 from selfdistill.errors import ConfigError, JournalError
 from selfdistill.live.answers import ChatAnswer
-from selfdistill.live.engine import Piece
+from selfdistill.live.batch import Piece
+from selfdistill.live.control import Control
 from selfdistill.live.service import Call, Service
 from selfdistill.plugins import import_extra
-from selfdistill.protocol.chat import COMPLETIONS, ChatError, Reply, data_event, read_object
+from selfdistill.protocol.chat import COMPLETIONS, ChatError, Reply, data_event
 
 MOST_BODY = 8 * 2**20  # bytes
 KEEP_ALIVE_S = 10.0  # between two signs of life of a stream
@@ -51,10 +52,8 @@ class Server:
             ("POST", "/v1/feedback", self._feedback),
             ("GET", "/v1/models", self._models),
             ("GET", "/v1/models/{name:path}", self._models),
-            ("GET", "/v1/selfdistill/status", self._status),
-            ("GET", "/v1/selfdistill/versions", self._versions),
-            ("POST", "/v1/selfdistill/pin", self._pin),
             ("GET", "/healthz", self._health),
+            *Control(self.service, self._responses.JSONResponse, _body).handlers,
         ]
         routes = [route(path, self._guarded(handle), methods=[method]) for method, path, handle in handlers]
         return applications.Starlette(routes=routes, exception_handlers={exceptions.HTTPException: self._not_served})
@@ -209,24 +208,6 @@ class Server:
             what = f"the model {name!r} is not served: {service.name} is"
             raise ChatError(what, status=HTTPStatus.NOT_FOUND, code="model_not_found")
         return self._responses.JSONResponse(model)
-
-    async def _status(self, _: Any) -> Any:
-        return self._responses.JSONResponse(await asyncio.to_thread(self.service.status))
-
-    async def _versions(self, _: Any) -> Any:
-        versions = await asyncio.to_thread(lambda: self.service.journal.versions.all)
-        fields = ("id", "parent", "created", "model", "path", "state", "pinned")
-        data = [{name: getattr(version, name) for name in fields} for version in versions]
-        return self._responses.JSONResponse({"data": data})
-
-    async def _pin(self, request: Any) -> Any:
-        version, served = read_object(await _body(request)).get("version"), self.service.version.id
-        if version not in (served, None):
-            what = f"version {served} is loaded: to serve another one, start the server with its weights"
-            raise ChatError(what, status=HTTPStatus.CONFLICT, param="version", code="not_loaded")
-        versions = self.service.journal.versions
-        await asyncio.to_thread(versions.unpin if version is None else lambda: versions.pin(served))
-        return await self._versions(request)
 
     async def _health(self, _: Any) -> Any:
         return self._responses.JSONResponse({"status": "ok", "model": self.service.name})

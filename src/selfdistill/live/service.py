@@ -3,6 +3,7 @@
 call = service.chat(body, headers)       or service.text; raises `ChatError` for what cannot be answered
 service.start(call, deliver)             the engine samples; pieces come in its thread
 replies = service.record(call)           once all answers have ended: durable when it returns
+service.publish(path, parent=version)    or `undo`, `pin`: answers come from another version of the weights
 """
 
 from __future__ import annotations
@@ -10,19 +11,22 @@ from __future__ import annotations
 import json
 import secrets
 import shutil
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from http import HTTPStatus
-from typing import Any
+from typing import Any, NamedTuple
 
 from selfdistill.errors import ConfigError, DataError, JournalError, JournalFullError, ModelError, UnknownReceiptError
 from selfdistill.live.answers import ChatAnswer, TextAnswer
+from selfdistill.live.batch import Generation, Piece
 from selfdistill.live.conversations import Place, kept_headers, locate, new_receipt, session_id
-from selfdistill.live.engine import Engine, Generation, Piece
+from selfdistill.live.engine import Engine
 from selfdistill.live.exchange import RECEIPT_PREFIX, Version, read_feedback
 from selfdistill.live.journal import Journal
+from selfdistill.live.weights import Weights
 from selfdistill.models.policy import Policy
 from selfdistill.models.sampler import SamplingOptions
 from selfdistill.prompts.render import ChatTemplate, Thinking
@@ -40,6 +44,15 @@ from selfdistill.types import TokenIds
 MOST_ANSWERS = 16  # of one request
 MOST_TOOLS = 64  # lists of tools whose templates are kept
 LEAST_DISK = 16 * 2**20  # free bytes, below which no answer begins that could not be recorded
+
+
+class Served(NamedTuple):
+    """A version with its weights, and what writes prompts for them: all that changes when another one is served."""
+
+    version: Version
+    policy: Policy
+    template: Callable[[str], ChatTemplate]
+    """That of a list of tools, as JSON."""
 
 
 @dataclass(slots=True)
@@ -92,7 +105,9 @@ class Call:
 
 class Service:
     """A model with its engine and its journal. `name` is the model's on the wire, `most` how many answers may be in
-    progress, and `max_tokens` the limit of an answer whose request has none."""
+    progress, and `max_tokens` the limit of an answer whose request has none. `weights` load other versions.
+
+    Requests that are in progress end with the version with which they began, later ones get the new one."""
 
     def __init__(
         self,
@@ -105,12 +120,64 @@ class Service:
         most: int = 64,
         max_tokens: int = 2048,
         thinking: Thinking = "off",
+        weights: Weights | None = None,
     ) -> None:
-        self.policy, self.engine, self.journal, self.version = policy, engine, journal, version
-        self.name, self.most, self.max_tokens = name, most, max_tokens
+        self.engine, self.journal, self.weights = engine, journal, weights or Weights(journal)
+        self.name, self.most, self.max_tokens, self._thinking = name, most, max_tokens, thinking
         self.started, self.reading, self._seconds = time.time(), 0, 1.0
-        template = ChatTemplate(policy.tokenizer, thinking=thinking)
-        self._template = lru_cache(MOST_TOOLS)(lambda tools: replace(template, tools=json.loads(tools)))
+        self._changing = threading.RLock()
+        self._swap(version, policy)
+
+    @property
+    def policy(self) -> Policy:
+        """The weights that answer."""
+        return self.served.policy
+
+    @property
+    def version(self) -> Version:
+        """The version that answers."""
+        return self.served.version
+
+    def serve(self, version: Version) -> None:
+        """Answers with a version that the journal says is served. Raises `ModelError` where it cannot be loaded; then
+        the one before goes on."""
+        with self._changing:
+            self._swap(version, self.weights.load(version))
+
+    def publish(self, path: str, *, parent: int) -> Version:
+        """Publishes an adapter, or a checkpoint, that was trained from a version, and answers with it. Raises
+        `ModelError` where it cannot be loaded, `VersionError` where it may not follow; then nothing has changed."""
+        with self._changing:
+            versions, model = self.journal.versions, self.journal.versions.get(parent).model
+            policy = self.weights.load(Version(0, parent, "", model, path, "published", False))
+            version = versions.publish(model, path, parent=parent)
+            self._swap(version, policy)
+            return version
+
+    def undo(self, count: int = 1) -> Version:
+        """Drops versions, and answers with the one before them. Raises as `publish`."""
+        with self._changing:
+            policy = self.weights.load(self.journal.versions.before(count))
+            version = self.journal.versions.undo(count)
+            self._swap(version, policy)
+            return version
+
+    def pin(self, version: int | None) -> Version:
+        """Answers with a version, an undone one too, until it is unpinned; None unpins. Raises as `publish`."""
+        with self._changing:
+            if version is None:
+                found, policy = self.journal.versions.unpin(), self.policy
+            else:
+                policy = self.weights.load(self.journal.versions.get(version))
+                found = self.journal.versions.pin(version)
+            self._swap(found, policy)
+            return found
+
+    def _swap(self, version: Version, policy: Policy) -> None:
+        template = ChatTemplate(policy.tokenizer, thinking=self._thinking)
+        made = lru_cache(MOST_TOOLS)(lambda tools: replace(template, tools=json.loads(tools)))
+        self.served = Served(version, policy, made)
+        self.engine.serve(policy)
 
     def chat(self, body: bytes, headers: Mapping[str, str]) -> Call:
         """The answers that a chat asks for. Raises `ChatError`."""
@@ -119,23 +186,24 @@ class Service:
         if request.messages[-1].role == "assistant":
             raise ChatError("the last message should be of the user or of a tool", param="messages")
         self._enough_disk()
-        template = self._template(json.dumps(request.tools if request.may_call else ()))
+        served = self.served
+        template = served.template(json.dumps(request.tools if request.may_call else ()))
         try:
             prompt = template.prompt(request.messages)
         except ModelError as error:
             raise ChatError(f"{error.what}: {error.why}", param="messages") from error
         opened = template.opened(prompt)
         place = self._located(partial(locate, self.journal, request, headers))
-        made = partial(ChatAnswer, model=self.name, wanted=wanted, tokenizer=self.policy.tokenizer, request=request)
+        made = partial(ChatAnswer, model=self.name, wanted=wanted, tokenizer=served.policy.tokenizer, request=request)
         n = int(request.body.get("n") or 1)
-        answers = [made(index, new_receipt(), opened=opened, version=self.version.id) for index in range(n)]
-        return self._call(place, answers, [prompt] * n, wanted, request)
+        answers = [made(index, new_receipt(), opened=opened, version=served.version.id) for index in range(n)]
+        return self._call(served.policy, place, answers, [prompt] * n, wanted, request)
 
     def text(self, body: bytes, headers: Mapping[str, str]) -> Call:
         """The answers to plain prompts, texts or token ids. Raises `ChatError`. They are recorded, and never learned
         from: no conversation stands around them."""
-        found = read_object(body)
-        wanted, prompts = read_sampling(found, chat=False), self._prompts(found.get("prompt"))
+        found, served = read_object(body), self.served
+        wanted, prompts = read_sampling(found, chat=False), _prompts(served.policy, found.get("prompt"))
         n = found.get("n", 1) or 1
         if not isinstance(n, int) or not 1 <= n * len(prompts) <= MOST_ANSWERS:
             raise ChatError(f"a request has from 1 to {MOST_ANSWERS} answers, prompts times n", param="n")
@@ -148,9 +216,9 @@ class Service:
         place = Place(found, kept, conversation, found_by or "new", "side", "plain completion", new)
         request = ChatRequest((), (), body=found)
         each = [prompt for prompt in prompts for _ in range(n)]
-        made = partial(TextAnswer, model=self.name, wanted=wanted, tokenizer=self.policy.tokenizer, request=request)
-        answers: list[ChatAnswer] = [made(i, new_receipt(), version=self.version.id) for i in range(len(each))]
-        return self._call(place, answers, each, wanted, request)
+        made = partial(TextAnswer, model=self.name, wanted=wanted, tokenizer=served.policy.tokenizer, request=request)
+        answers: list[ChatAnswer] = [made(i, new_receipt(), version=served.version.id) for i in range(len(each))]
+        return self._call(served.policy, place, answers, each, wanted, request)
 
     def start(self, call: Call, deliver: Callable[[ChatAnswer, Piece], None]) -> None:
         """Samples the answers of a call."""
@@ -191,9 +259,10 @@ class Service:
         """The server in numbers."""
         running, waiting = self.engine.load
         return {
-            "model": self.name, "version": self.version.id, "learning": False, "running": running, "waiting": waiting,
-            "most_answers": self.most, "tokens_sampled": self.engine.sampled, "seconds": time.time() - self.started,
-            "journal": str(self.journal.database.path.resolve()), **self.journal.counts(),
+            "model": self.name, "version": self.version.id, "learning": False, "paused": self.journal.paused,
+            "running": running, "waiting": waiting, "most_answers": self.most, "tokens_sampled": self.engine.sampled,
+            "seconds": time.time() - self.started, "journal": str(self.journal.database.path.resolve()),
+            **self.journal.counts(),
         }  # fmt: skip
 
     def has_room(self, answers: int) -> bool:
@@ -206,13 +275,14 @@ class Service:
 
     def _call(
         self,
+        policy: Policy,
         place: Place,
         answers: list[ChatAnswer],
         prompts: list[TokenIds],
         wanted: WantedSampling,
         request: ChatRequest,
     ) -> Call:
-        context = self.policy.context_length
+        context = policy.context_length
         seed = secrets.randbits(48) if wanted.seed is None else wanted.seed
         for answer, prompt in zip(answers, prompts, strict=True):
             if not 0 < len(prompt) < context:
@@ -227,25 +297,11 @@ class Service:
                 options = SamplingOptions(max_new_tokens=most, temperature=wanted.temperature, top_p=wanted.top_p)
             except ConfigError as error:
                 raise ChatError(error.what) from error
+            uid = str(answer.index)
             answer.generation = Generation(
-                prompt, options, seed, str(answer.index), _nothing, stop=wanted.stop, top=wanted.top
+                prompt, options, seed, uid, _nothing, stop=wanted.stop, top=wanted.top, policy=policy
             )
         return Call(place, answers, request.streams, request.wants_usage)
-
-    def _prompts(self, given: Any) -> list[TokenIds]:
-        """A prompt, or several, as token ids."""
-        several = given if isinstance(given, list) and given and not _is_ids(given) else [given]
-        found: list[TokenIds] = []
-        for prompt in several:
-            if isinstance(prompt, str):
-                found.append(tuple(self.policy.tokenizer(prompt)["input_ids"]))
-            elif isinstance(prompt, list) and _is_ids(prompt):
-                if not all(0 <= token < self.policy.vocabulary for token in prompt):
-                    raise ChatError(f"token ids are from 0 to {self.policy.vocabulary - 1}", param="prompt")
-                found.append(tuple(prompt))
-            else:
-                raise ChatError("prompt should be a text, a list of token ids, or a list of those", param="prompt")
-        return found
 
     def _enough_disk(self) -> None:
         """Raises `ChatError` before anything is sampled that could not be recorded."""
@@ -276,6 +332,22 @@ class Service:
 
 def _nothing(_: Piece) -> None:
     """Delivers to nobody."""
+
+
+def _prompts(policy: Policy, given: Any) -> list[TokenIds]:
+    """A prompt, or several, as token ids."""
+    several = given if isinstance(given, list) and given and not _is_ids(given) else [given]
+    found: list[TokenIds] = []
+    for prompt in several:
+        if isinstance(prompt, str):
+            found.append(tuple(policy.tokenizer(prompt)["input_ids"]))
+        elif isinstance(prompt, list) and _is_ids(prompt):
+            if not all(0 <= token < policy.vocabulary for token in prompt):
+                raise ChatError(f"token ids are from 0 to {policy.vocabulary - 1}", param="prompt")
+            found.append(tuple(prompt))
+        else:
+            raise ChatError("prompt should be a text, a list of token ids, or a list of those", param="prompt")
+    return found
 
 
 def _is_ids(value: list[Any]) -> bool:

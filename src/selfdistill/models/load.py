@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -87,6 +88,20 @@ def load_policy(
     policy = Policy(model.to(place).eval(), base, _output(base, name_or_dir), tokenizer, name_or_dir, place, precision)
     _check_head(policy)
     return policy
+
+
+def with_adapter(policy: Policy, directory: str) -> Policy:
+    """The same frozen model with the adapter of a directory in place of its own. Both can be used: they share the
+    tensors of the base, and none of the modules around them. Raises `ModelError`."""
+    shared = {id(tensor): tensor for tensor in (*policy.model.parameters(), *policy.model.buffers())}
+    model: Any = deepcopy(policy.model, shared)
+    base = model.unload() if policy.has_adapter else model
+    with quiet(), loading(directory):
+        model = saved_adapter(base, Path(directory)).requires_grad_(False)
+    model, output = model.to(policy.device).eval(), _output(base, directory)
+    adapted = Policy(model, base, output, policy.tokenizer, policy.name, policy.device, policy.dtype)
+    _check_head(adapted)
+    return adapted
 
 
 def load_tokenizer(

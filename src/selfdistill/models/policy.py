@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from selfdistill.errors import ModelError
-from selfdistill.losses.head import Head
+from selfdistill.losses.head import Head, widened
 from selfdistill.models import precision
 from selfdistill.prompts.render import ChatTemplate
 from selfdistill.types import TokenIds
@@ -100,8 +100,9 @@ class Policy:
         """The parameters that an optimiser moves, by name; a tied weight appears once."""
         return {name: value for name, value in self.model.named_parameters() if value.requires_grad}
 
-    def head(self) -> Head:
-        """The map from hidden states to the model's own logits (`load_policy` checks it), without padding rows."""
+    def head(self, *, sampling: bool = False) -> Head:
+        """The map from hidden states to the model's own logits (`load_policy` checks it), without padding rows; for
+        `sampling` cut off from the graph and ready for many products."""
         config = self.base.config.get_text_config()
         # Cohere multiplies logits, Granite divides them; Gemma bounds them.
         scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
@@ -111,7 +112,11 @@ class Policy:
             precision.head_products(self.device, self.dtype),
         )
         head = Head(self.output.weight, self.output.bias, softcap, float(scale), products)
-        return head if self.vocabulary == head.vocabulary else head.first(self.vocabulary)
+        head = head if self.vocabulary == head.vocabulary else head.first(self.vocabulary)
+        if not sampling:
+            return head
+        # A processor converts a weight in bfloat16 as it multiplies, with no copy of all of it.
+        return head.detached() if self.device.type == "cpu" else widened([head])[0]
 
     def autocast(self) -> torch.autocast:
         """The context of forward passes."""

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from selfdistill.errors import ModelError, Ranged, option
-from selfdistill.losses.head import Head, widened
+from selfdistill.losses.head import Head
 from selfdistill.models.kept_states import KeptStates, ReadState
 from selfdistill.models.policy import Policy, length_buckets, padded
 from selfdistill.models.precision import cache_dtype
@@ -82,8 +82,7 @@ def sample(
             do = "leave this task out, or shorten it"
             raise ModelError("a prompt leaves no room for an answer", got=f"{len(prompt)} tokens", why=why, do=do)
     completions: dict[int, Completion] = {}
-    # A processor converts a weight in bfloat16 as it multiplies, with no copy of all of it.
-    (head,) = [policy.head().detached()] if policy.device.type == "cpu" else widened([policy.head()])
+    head = policy.head(sampling=True)
     budget = [min(len(prompt) + options.max_new_tokens, context) for prompt in prompts]
     for bucket in length_buckets(budget, options.batch_tokens):
         # Equal prompts side by side: they are read once.
