@@ -98,7 +98,7 @@ def update_case(case: Case) -> dict[str, Any]:
     rows = rows_of(case, policy.head().vocabulary)
     teacher = Teacher(Live() if case["teacher"] == "live" else Frozen(), policy)
     update = Update(policy, teacher, rows, case)
-    if not case.get("sample"):
+    if not (case.get("sample") or case.get("parts")):
         return measure(update, warm=case["warm"], repeats=case["repeats"])
     for _ in range(case["warm"]):
         update()

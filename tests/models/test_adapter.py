@@ -243,6 +243,25 @@ def test_an_adapter_upon_an_adapter_is_refused(bases, tmp_path) -> None:
         load_policy(str(second), device="cpu")
 
 
+def test_layers_read_bfloat16_as_it_is_and_give_what_they_gave_of_copies(policy_of, monkeypatch) -> None:
+    monkeypatch.setattr("selfdistill.models.load.multiplies_bfloat16", lambda device: True)
+    policy = policy_of(lora=LoraOptions(rank=2), dtype="bfloat16")
+    layers = [module for module in policy.model.modules() if hasattr(module, "cast_input_dtype_enabled")]
+
+    def read() -> tuple[torch.Tensor, int]:
+        kept: list[torch.Tensor] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda value: kept.append(value) or value, lambda value: value):
+            return policy.answer_hidden(PAIRS), len({value.data_ptr() for value in kept})
+
+    hidden_ND, count = read()
+    for layer in layers:
+        assert not layer.cast_input_dtype_enabled
+        layer.cast_input_dtype_enabled = True
+    copied_ND, copies = read()
+    assert torch.equal(hidden_ND, copied_ND)
+    assert copies > count
+
+
 @pytest.mark.parametrize("targets", ["q_proj", "q_proj, embed_tokens", "self_attn.q_proj", ("q_proj", "v_proj")])
 def test_targets_are_names_as_text_or_as_a_list(policy_of, targets: str | tuple[str, ...]) -> None:
     names = {name.rpartition(".lora_")[0] for name in policy_of(lora=LoraOptions(rank=2, targets=targets)).trainable()}

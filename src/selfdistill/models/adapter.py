@@ -70,7 +70,7 @@ def fresh_adapter(base: PreTrainedModel, lora: LoraOptions) -> Any:
         torch.manual_seed(lora.seed)
         try:
             with _without_old_names():
-                return get_peft_model(base, config)
+                return _without_copies(get_peft_model(base, config))
         except ValueError as error:
             what, got, why = "the LoRA targets cannot carry an adapter", lora.targets, str(error).splitlines()[0]
             raise ConfigError(what, got=got, why=why, do=f"use {ALL_LINEAR}") from error
@@ -107,7 +107,7 @@ def saved_adapter(base: PreTrainedModel, directory: Path) -> Any:
     if lost:
         why = f"peft does not save {lost[0]}, which is trained: the run could not be resumed"
         raise ModelError("this kind of adapter is not supported", got=config.peft_type, why=why)
-    return model
+    return _without_copies(model)
 
 
 def base_of(adapter: Path) -> str:
@@ -131,6 +131,15 @@ def restore_adapter(model: Any, saved: Mapping[str, Tensor]) -> None:
         if found != tuple(value.shape):
             raise ValueError(f"{name}: {found} was saved, {tuple(value.shape)} is needed")
     set_peft_model_state_dict(model, {name: saved[name] for name in state})
+
+
+def _without_copies(model: Any) -> Any:
+    """The same adapter, whose layers do not widen what they read to float32: autocast would round it back, and keep a
+    copy for the backward pass of every layer."""
+    for module in model.modules():
+        if hasattr(module, "cast_input_dtype_enabled"):
+            module.cast_input_dtype_enabled = False
+    return model
 
 
 @contextmanager
