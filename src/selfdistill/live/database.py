@@ -47,6 +47,15 @@ CREATE TABLE feedback(
     """
 CREATE TABLE settings(id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE, value TEXT NOT NULL);
 """,
+    """
+CREATE TABLE updates(
+    id INTEGER PRIMARY KEY AUTOINCREMENT, created TEXT NOT NULL, ended TEXT NOT NULL DEFAULT '',
+    trigger TEXT NOT NULL, state TEXT NOT NULL
+    CHECK(state IN ('queued', 'training', 'review', 'accepted', 'rejected', 'failed')),
+    reason TEXT NOT NULL DEFAULT '', process TEXT NOT NULL DEFAULT '', parent INTEGER REFERENCES versions(id),
+    version INTEGER REFERENCES versions(id), path TEXT NOT NULL DEFAULT '', lessons TEXT NOT NULL DEFAULT '[]',
+    numbers TEXT NOT NULL DEFAULT '{}');
+""",
 )
 SCHEMA = len(TABLES)
 

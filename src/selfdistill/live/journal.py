@@ -153,12 +153,29 @@ class Journal:
         """What came back after our main, complete answers (of these conversations, or of all), in their order: later
         messages first, then feedback."""
         for exchange in self._all(seq for seq, reason in self._learned(conversations) if not reason):
-            given = "SELECT messages FROM follow_ups WHERE exchange = ? ORDER BY id"
-            for row in self.database.rows(given, (exchange.seq,)):
-                messages = _messages(row["messages"])
-                yield Lesson(exchange, "tool" if any(m.role == "tool" for m in messages) else "user", messages)
-            for kind, value in self.feedback(exchange.seq):
-                yield Lesson(exchange, kind, (Message("user", value),))
+            for origin, messages in self.came_back(exchange.seq):
+                yield Lesson(exchange, origin, messages)
+
+    def numbered(self, seq: int) -> Exchange | None:
+        """The exchange with this `seq`; None where it was deleted."""
+        return next(self._all([seq]), None)
+
+    def recent(self, count: int) -> list[int]:
+        """The `seq` of the newest main, complete exchanges."""
+        sql = "SELECT seq FROM exchanges WHERE kind = 'main' AND status = 'complete' ORDER BY seq DESC LIMIT ?"
+        return [row[0] for row in self.database.rows(sql, (count,))]
+
+    def learnable(self) -> list[int]:
+        """The `seq` of every exchange that gives a lesson, in their order."""
+        return [seq for seq, reason in self._learned(()) if not reason]
+
+    def came_back(self, seq: int) -> list[tuple[Origin, tuple[Message, ...]]]:
+        """What came back after an answer: later messages first, then feedback."""
+        given = self.database.rows("SELECT messages FROM follow_ups WHERE exchange = ? ORDER BY id", (seq,))
+        found: list[tuple[Origin, tuple[Message, ...]]] = []
+        for messages in (_messages(row["messages"]) for row in given):
+            found.append(("tool" if any(m.role == "tool" for m in messages) else "user", messages))
+        return [*found, *((kind, (Message("user", value),)) for kind, value in self.feedback(seq))]
 
     def unlearned(self, conversations: Collection[str] = ()) -> Counter[str]:
         """How many exchanges give no lesson, by the reason."""

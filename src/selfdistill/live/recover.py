@@ -17,6 +17,7 @@ TABLES = (
     "follow_ups",
     "feedback",
     "settings",
+    "updates",
 )  # in the order in which they refer to one another
 
 

@@ -1,0 +1,47 @@
+"""The settings of learning from a journal."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from selfdistill.errors import Ranged, option
+from selfdistill.models.adapter import LoraOptions
+
+Trigger = Literal["idle", "pending", "now", "review"]
+
+
+@dataclass(frozen=True, slots=True)
+class LiveLearning(Ranged):
+    """How a served model learns. Raises `ConfigError`.
+
+    An update samples answers to the questions of its lessons, and to past questions for each of them, from the weights
+    that it trains; what the teacher reads is the lesson. Prompts of the probe set are held to the served weights.
+    """
+
+    trigger: Trigger = option(
+        "idle",
+        "an update begins after idle_s seconds without a request, once `pending` lessons wait, only when it is "
+        "requested (now), or as soon as idle, and waits for approval before it is served (review)",
+    )
+    pending: int = option(4, "lessons that have to wait before an update begins by itself", least=1, most=10_000)
+    idle_s: float = option(30.0, "seconds without a request", least=0)
+    lessons: int = option(8, "lessons of one update, at most", least=1, most=1000)
+    older: int = option(4, "lessons of earlier updates that are drawn again beside them, recent ones rather", least=0)
+    session_share: float = option(0.5, "most that one conversation has of them, beside others", above=0, most=1)
+    related: int = option(3, "past questions to which each lesson is applied too, the nearest by their words", least=0)
+    completions: int = option(2, "answers sampled to each question, in every round", least=2, most=64)
+    rounds: int = option(4, "optimiser steps, each on fresh answers", least=1, most=1000)
+    lr: float = option(2e-4, "learning rate", above=0, most=1)
+    lora: LoraOptions = field(default_factory=LoraOptions)
+    replay: int = option(8, "probe prompts a round that are held to the served weights", least=0)
+    replay_weight: float = option(0.5, "their weight relative to an answer that is learned", least=0)
+    max_new_tokens: int = option(256, "tokens of a sampled answer; longer ones are cut", least=1, most=100_000)
+    max_prompt_tokens: int = option(2048, "tokens of a conversation that are read, the newest turns", least=64)
+    probe: str = option("", "JSONL file of the probe set, {prompt, answer} a line; empty: a set of short facts")
+    kl_cap: float = option(1.0, "largest KL from the served weights on the lessons' questions, nats a token", above=0)
+    harm: float = option(
+        0.1, "largest loss of likelihood of the served answers to probe prompts, nats a token", above=0
+    )
+    movement: float = option(0.002, "smallest KL that counts as a movement, nats a token", least=0)
+    seed: int = option(0, "draws completions, older lessons and past questions", least=0)

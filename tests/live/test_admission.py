@@ -1,0 +1,126 @@
+"""Decisions from measured numbers: what is admitted, what is refused, and what cannot be decided."""
+
+import random
+from dataclasses import replace
+
+import pytest
+
+from selfdistill.live.admission import Admission, Answers, Complaints, Trained, after_training, before_training, relief
+from selfdistill.live.learning import LiveLearning
+
+OPTIONS = LiveLearning()
+FORM = Answers((20,) * 24)
+
+
+def complaints(
+    gain: float, *, questions: int = 12, noise: float = 1.0, session: str = "s", seed: int = 0
+) -> list[Complaints]:
+    """Two answers of each reader to each question; those of the second make the complaint `gain` nats less likely."""
+    rng = random.Random(seed)
+
+    def scores(mean: float) -> tuple[float, float]:
+        return rng.gauss(mean, 1.0), rng.gauss(mean, 1.0)
+
+    return [Complaints(session, scores(0.0), scores(-gain)) for _ in range(questions)]
+
+
+def trained(**changes: object) -> Trained:
+    good = Trained(complaints(2.0), (0.05,) * 24, FORM, (0.001, 0.003, 0.002) * 10, (0.0,) * 60)
+    return replace(good, **changes)  # type: ignore[arg-type]
+
+
+def decided(found: Trained, gain: float = 2.0, student: Answers = FORM) -> Admission:
+    return after_training(complaints(gain), student, FORM, found, OPTIONS)
+
+
+def finding(admission: Admission, name: str) -> str:
+    return next(criterion.finding for criterion in admission.criteria if criterion.name == name)
+
+
+def test_a_candidate_that_helps_and_harms_nothing_is_admitted() -> None:
+    found = decided(trained())
+    assert found.admitted
+    assert found.reason == "every criterion is met"
+    assert {criterion.finding for criterion in found.criteria} == {"pass"}
+    assert {"complete", "gain", "moved", "kl_cap", "follows", "probe", "tasks", "length"} <= {
+        criterion.name for criterion in found.criteria
+    }
+
+
+def test_a_teacher_that_is_no_better_is_refused_before_training() -> None:
+    """SDPO's feedback section on the 0.5 B model: .53 of the teacher's answers were good, and .56 of the student's."""
+    rng = random.Random(1)
+
+    def scores(good: float) -> tuple[float, ...]:
+        return tuple(rng.gauss(-3.0 if rng.random() < good else 0.0, 1.0) for _ in range(2))
+
+    bad = [Complaints("s", scores(0.56), scores(0.53)) for _ in range(32)]
+    found = before_training(bad, FORM, FORM)
+    assert not found.admitted
+    assert found.reason.startswith("gain: ")
+    good = [Complaints("s", scores(0.56), scores(0.94)) for _ in range(32)]
+    assert before_training(good, FORM, FORM).admitted
+
+
+def test_no_gain_is_admitted_by_chance_in_more_than_one_case_of_twenty() -> None:
+    admitted = [before_training(complaints(0.0, seed=seed), FORM, FORM).admitted for seed in range(400)]
+    assert sum(admitted) / 400 <= 0.05
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"moved": (0.0001,) * 24}, "moved"),
+        ({"moved": (3.0,) * 24}, "kl_cap"),
+        ({"follows": complaints(-2.0)}, "follows"),
+        ({"follows": [*complaints(3.0), *complaints(-2.0, session="other")]}, "sessions"),
+        ({"probe": (0.4, 0.5, 0.3) * 10}, "probe"),
+        ({"tasks": (-1.0,) * 12 + (0.0,) * 20}, "tasks"),
+        ({"answers": Answers((1,) * 24)}, "length"),
+        ({"answers": Answers((900,) * 24)}, "length"),
+        ({"answers": Answers((20,) * 24, repeated=10)}, "repeated"),
+        ({"answers": Answers((20,) * 14, empty=10)}, "empty"),
+        ({"answers": Answers((20,) * 14, truncated=10)}, "truncated"),
+    ],
+)
+def test_each_harm_is_refused_by_its_name(changes: dict[str, object], name: str) -> None:
+    found = decided(trained(**changes))
+    assert not found.admitted
+    assert finding(found, name) == "fail"
+    assert f"{name}: " in found.reason
+
+
+def test_truncated_answers_are_not_measured_and_too_many_of_them_decide_nothing() -> None:
+    found = before_training(complaints(2.0), Answers((20,) * 4, truncated=20), FORM)
+    assert found.admitted
+    found = before_training(complaints(2.0), Answers((), truncated=24), Answers((20,) * 4, truncated=20))
+    assert not found.admitted
+    assert finding(found, "complete") == "undecided"
+    assert "44 of 48" in found.reason
+    assert "max_new_tokens" in found.reason
+
+
+def test_a_probe_set_that_cannot_decide_says_how_many_prompts_would() -> None:
+    found = decided(trained(probe=(-0.3, 0.3, 0.1, -0.1), tasks=(0.0, 1.0, -1.0)))
+    assert found.admitted
+    assert finding(found, "probe") == finding(found, "tasks") == "undecided"
+    assert "too few prompts to exclude a harm of 0.1, about" in found.reason
+    assert finding(decided(trained(probe=(), tasks=())), "probe") == "undecided"
+
+
+def test_too_few_questions_for_an_interval_are_said() -> None:
+    (one,) = complaints(3.0, questions=1)
+    assert relief([one]) is not None
+    single = Complaints("s", one.before[:1], one.after[:1])
+    assert relief([single]) is None
+    found = before_training([single], FORM, FORM)
+    assert not found.admitted
+    assert "it needs 6" in found.reason
+
+
+def test_the_interval_is_students_over_questions() -> None:
+    pairs = [Complaints("s", (float(n),), (0.0,)) for n in range(1, 7)]
+    found = relief(pairs)
+    assert found is not None
+    assert found.value == pytest.approx(3.5)
+    assert found.high - found.value == pytest.approx(2.571 * (3.5 / 6) ** 0.5, rel=1e-3)  # t(5) · s / √6, s² = 3.5
