@@ -165,6 +165,8 @@ def memory_plan(config: RunConfig, shape: ModelShape, needs: Needs) -> MemoryPla
     states = needs.answers * min(needs.turns * turn, length) * shape.hidden * residual
     states *= max(1, needs.shadows)
     kept = _kept(shape, full=full, narrow=narrow, rank=config.lora.rank if config.lora else 0)
+    if prompts < own:
+        kept += _kept_behind(shape, length, wide)
     layers = shape.layers * kept
     if config.activation_checkpointing:
         layers = shape.layers * float(shape.hidden * residual) + kept
@@ -199,7 +201,13 @@ def _kept(shape: ModelShape, *, full: bool, narrow: bool, rank: int) -> float:
     norms = (q + kv) * shape.qk_norm
     if not narrow:
         return 4.1 * (6 * d + 2 * norms if full else 4 * d + norms + 7 * rank) + 4.1 * (2 * q + 2 * kv + 4 * i)
-    return 1.025 * (8 * i + 4 * q + 4 * kv + (26 * d + 6 * norms if full else 19 * d + 4 * norms + 14 * rank))
+    return 1.025 * (8 * i + 4 * q + 4 * kv + (26 * d + 6 * norms if full else 13 * d + 4 * norms + 14 * rank))
+
+
+def _kept_behind(shape: ModelShape, length: int, wide: int) -> float:
+    """What it keeps more of a token that is read behind a prompt of several answers: keys and values repeated for all
+    heads, and a row of the mask."""
+    return float(wide * (2 * (shape.query - shape.key_value) + length))
 
 
 def check_memory(config: RunConfig, needs: Needs) -> None:
