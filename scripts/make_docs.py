@@ -15,6 +15,7 @@ import typer
 from selfdistill.cli import app
 from selfdistill.config import FOR_MODEL, ReplayOptions, RunConfig
 from selfdistill.envs.registry import ENVIRONMENTS, environment_options
+from selfdistill.live.learning import LiveLearning
 from selfdistill.methods import METHODS, get_method
 from selfdistill.models.load import LoraOptions
 from selfdistill.models.teacher import Ema, Snapshot, TrustRegion
@@ -77,6 +78,8 @@ def cli_page() -> str:
     parts += ["## Settings of a run\n", _settings_head(), settings_table(settings_of(RunConfig()))]
     parts += ["## Optional tables of a run\n", "Absent by default; setting one key of a table adds the table.\n"]
     parts += [_section(title, value, prefix) for title, value, prefix in OPTIONAL]
+    parts += ["## Settings of learning from a journal\n", "Of `serve --learn` and `journal learn`.\n"]
+    parts += [settings_table(settings_of(LiveLearning()))]
     parts += ["## Settings of methods\n"]
     parts += [_section(f"method={name}", get_method(name, {}), "method.") for name in METHODS]
     parts += ["## Settings of environments\n"]

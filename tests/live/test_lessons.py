@@ -7,7 +7,8 @@ import pytest
 from selfdistill.live.exchange import Feedback
 from selfdistill.live.journal import Journal
 from selfdistill.live.learning import LiveLearning
-from selfdistill.live.lessons import WRONG, History, bounded, choose, context_of, past_questions, related, waiting
+from selfdistill.live.lessons import WRONG, bounded, choose, context_of, past_questions, related, waiting
+from selfdistill.live.updates import History
 from selfdistill.types import Context, Message, WholePrompt
 from tests.live_parts import ask, assistant, served, system, user
 

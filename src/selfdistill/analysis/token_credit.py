@@ -169,13 +169,22 @@ def _compared(
     return own, ErrorVisibility(bool(corrected), values[0], tuple(values[1:]), before)
 
 
-@torch.no_grad()
 def answer_logprobs(policy: Policy, prompt: TokenIds, answers: Sequence[TokenIds], temperature: float) -> list[Tensor]:
     """logprobs_N of each answer after one prompt."""
-    hidden_ND = policy.answer_hidden([(prompt, answer) for answer in answers])
-    tokens_N = torch.tensor([token for answer in answers for token in answer], device=hidden_ND.device)
+    return pair_logprobs(policy, [(prompt, answer) for answer in answers], temperature)
+
+
+@torch.no_grad()
+def pair_logprobs(
+    policy: Policy, pairs: Sequence[tuple[TokenIds, TokenIds]], temperature: float = 1.0, max_tokens: int | None = None
+) -> list[Tensor]:
+    """logprobs_N of the ids of each pair after its prompt, read in batches of at most `max_tokens` tokens."""
+    if not pairs:
+        return []
+    hidden_ND = policy.answer_hidden(pairs, max_tokens)
+    tokens_N = torch.tensor([token for _, ids in pairs for token in ids], device=hidden_ND.device)
     found = fused_loss(LossSpec(temperature=temperature), hidden_ND, policy.head(), tokens_N, TokenWeights())
-    return list(torch.split(found.stats.logprobs_N.double().cpu(), [len(answer) for answer in answers]))
+    return list(torch.split(found.stats.logprobs_N.double().cpu(), [len(ids) for _, ids in pairs]))
 
 
 def _odds(read: Sequence[Tensor]) -> float:

@@ -20,6 +20,7 @@ from selfdistill.live.exchange import Exchange
 from selfdistill.live.export import TrainingRows
 from selfdistill.live.journal import Journal
 from selfdistill.live.recover import recover as copy_readable
+from selfdistill.live.updates import UpdateRecord
 
 app = typer.Typer(no_args_is_help=True, help="Look into the journal of a served model: search, export, delete.")
 File = Annotated[Path, argument("Journal of `selfdistill serve`.", "FILE")]
@@ -152,6 +153,58 @@ def versions(
 
 
 @app.command()
+def learn(
+    file: File,
+    settings: Annotated[
+        list[str] | None,
+        argument("Settings of learning, such as lessons=4 lr=1e-4; docs/cli.md lists them.", "KEY=VALUE"),
+    ] = None,
+    device: Annotated[str, typer.Option(help="Device: auto, cpu, cuda or mps.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="Precision: auto, float32, bfloat16 or float16.")] = "auto",
+) -> None:
+    """Perform one update of the served version from what came back, while no server runs.
+
+    A candidate that is admitted is the version that the next server serves.
+    """
+    from selfdistill.live.learning import read_learning
+    from selfdistill.live.update import finish, perform
+    from selfdistill.live.updates import Updates
+
+    options = read_learning("now", settings or ())
+    assert options is not None
+    Journal.open(file).close()  # a journal that is there
+    with Journal.serve(file) as journal:
+        table = Updates(journal.database)
+        table.mended()
+        record = perform(
+            journal, table.queue("now").id, options, device=device, dtype=dtype, progress=typer.echo
+        )  # fmt: skip
+        served = journal.versions.served
+        assert served is not None, "there was one to train from"
+        record = finish(
+            journal, record, lambda path, parent: journal.versions.publish(served.model, path, parent=parent)
+        )  # fmt: skip
+        _print_update(record)
+
+
+@app.command()
+def updates(file: File, numbers: Annotated[int | None, optional("Update whose numbers are shown.")] = None) -> None:
+    """Show the updates of a journal: what was tried, and what became of it."""
+    from selfdistill.live.updates import Updates
+
+    with Journal.open(file) as journal:
+        table = Updates(journal.database)
+        if numbers is not None:
+            typer.echo(json.dumps(table.get(numbers).public(), indent=1, ensure_ascii=False))
+            return
+        found = table.all
+        for record in found:
+            _print_update(record)
+        if not found:
+            typer.echo("no update yet")
+
+
+@app.command()
 def check(file: File) -> None:
     """Read every page of a journal, and say whether it is damaged."""
     with Journal.open(file) as journal:
@@ -191,6 +244,12 @@ def _print_exchange(journal: Journal, exchange: Exchange, most: int | None) -> N
         more = f" … ({rest} more; look at the receipt shows all)" if rest else ""
         console.print(Text.assemble((f"{name}: ", "dim"), _plain(text[:most]), (more, "dim")))
     console.print()
+
+
+def _print_update(record: UpdateRecord) -> None:
+    version = f", version {record.version}" if record.version else ""
+    head = f"update {record.id}  {record.created[:16].replace('T', ' ')}  {record.state}{version}"
+    typer.echo(f"{head}  {len(record.lessons)} lessons  {_plain(record.reason)}")
 
 
 def _short(text: str) -> str:

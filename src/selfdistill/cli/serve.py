@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from selfdistill.cli.arguments import optional, text_option
+from selfdistill.cli.arguments import argument, optional, text_option
 from selfdistill.prompts.render import Thinking
 
 
@@ -38,8 +38,19 @@ def serve(
     thinking: Annotated[
         Thinking, typer.Option(help="Thinking of models that can do without: off, on or template.")
     ] = "off",
+    learn: Annotated[
+        str | None,
+        optional(
+            "Learn from what comes back: idle (when nobody asks), pending (once enough came back), now (when a client "
+            "says so) or review (as idle, and a person approves). (default: record only)"
+        ),
+    ] = None,
     device: Annotated[str, typer.Option(help="Device: auto, cpu, cuda or mps.")] = "auto",
     dtype: Annotated[str, typer.Option(help="Precision: auto, float32, bfloat16 or float16.")] = "auto",
+    settings: Annotated[
+        list[str] | None,
+        argument("Settings of learning, such as pending=2 lr=1e-4 lora.rank=8; docs/cli.md lists them.", "KEY=VALUE"),
+    ] = None,
 ) -> None:
     """Serve a model as an OpenAI-compatible endpoint. Every exchange is recorded before its answer is complete.
 
@@ -56,12 +67,18 @@ def serve(
         import_extra(package, "serve", "selfdistill serve")
     from selfdistill.live.engine import Engine
     from selfdistill.live.journal import Journal
+    from selfdistill.live.learning import read_learning
+    from selfdistill.live.schedule import Schedule
     from selfdistill.live.service import Service
+    from selfdistill.live.update import check_learning_fits
     from selfdistill.live.weights import Weights
 
+    learning = read_learning(learn, settings or ())
     with Journal.serve(journal) as opened:
         weights = Weights(opened, device=device, dtype=dtype, progress=typer.echo)
         version, policy = weights.start(model)
+        if learning:
+            check_learning_fits(policy.name, learning, device, dtype)
         engine = Engine(policy, rows=rows, batch_tokens=batch_tokens)
         shown = name or Path(model).name or model
         service = Service(
@@ -69,10 +86,18 @@ def serve(
             weights=weights,
         )  # fmt: skip
 
+        schedule = None
+        if learning:
+            schedule = Schedule(service, learning, device=device, dtype=dtype, thinking=thinking, say=typer.echo)
+            service.learning = schedule
+
         def ready(url: str) -> None:
             typer.echo(f"{policy.description}; it reads {policy.context_length} tokens")
             typer.echo(f"serving {shown} at {url}, version {version.id}")
             typer.echo(f"journal: {journal.resolve()}, readable for you alone; it is not encrypted")
+            if schedule:
+                typer.echo(f"learning: {learn}; weights beside the journal, in {journal.name}.versions")
+                schedule.start()
             if not engine.joins:
                 typer.echo("this architecture keeps a state that cannot be batched: answers are sampled one by one")
             if is_loopback(host):
@@ -84,4 +109,8 @@ def serve(
                 )
             typer.echo("Ctrl-C ends it")
 
-        run(Server(service, token=token), host, port, ready)
+        try:
+            run(Server(service, token=token, schedule=schedule), host, port, ready)
+        finally:
+            if schedule:
+                schedule.close()

@@ -231,7 +231,7 @@ def _probe(trained: Trained, options: LiveLearning) -> Iterator[Criterion]:
     if len(trained.probe) > 1:
         found = mean(trained.probe)
         about = f"the served answers to {found.n} probe prompts lost {_shown(found, 3)} nats a token"
-        finding: Finding = "fail" if found.value > options.harm else "pass"
+        finding: Finding = "fail" if found.value > options.harm and found.low > 0 else "pass"
         if finding == "pass" and found.high > options.harm:
             finding = "undecided"
             about += (

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
-from selfdistill.errors import Ranged, option
+from selfdistill.config import parse_override
+from selfdistill.errors import ConfigError, Ranged, option
 from selfdistill.models.adapter import LoraOptions
+from selfdistill.options import Where, build
 
 Trigger = Literal["idle", "pending", "now", "review"]
 
@@ -21,11 +24,11 @@ class LiveLearning(Ranged):
 
     trigger: Trigger = option(
         "idle",
-        "an update begins after idle_s seconds without a request, once `pending` lessons wait, only when it is "
-        "requested (now), or as soon as idle, and waits for approval before it is served (review)",
+        "an update begins after idle_s seconds without a request (idle), once `pending` lessons wait (pending), only "
+        "when a client says so (now), or as idle, and is served once a person approves (review)",
     )
-    pending: int = option(4, "lessons that have to wait before an update begins by itself", least=1, most=10_000)
-    idle_s: float = option(30.0, "seconds without a request", least=0)
+    pending: int = option(4, "lessons that wait, after which an update begins under that trigger", least=1, most=10_000)
+    idle_s: float = option(30.0, "seconds without a request, after which one begins under idle and review", least=0)
     lessons: int = option(8, "lessons of one update, at most", least=1, most=1000)
     older: int = option(4, "lessons of earlier updates that are drawn again beside them, recent ones rather", least=0)
     session_share: float = option(0.5, "most that one conversation has of them, beside others", above=0, most=1)
@@ -45,3 +48,19 @@ class LiveLearning(Ranged):
     )
     movement: float = option(0.002, "smallest KL that counts as a movement, nats a token", least=0)
     seed: int = option(0, "draws completions, older lessons and past questions", least=0)
+
+
+def read_learning(trigger: str | None, overrides: Sequence[str] = ()) -> LiveLearning | None:
+    """The settings of a server from its trigger and KEY=VALUE; None without a trigger. Raises `ConfigError`."""
+    if trigger is None:
+        if overrides:
+            raise ConfigError("a setting of learning, and no --learn", got=overrides[0], do="give --learn idle")
+        return None
+    settings: dict[str, Any] = {"trigger": trigger}
+    for key, value in map(parse_override, overrides):
+        table, _, name = key.rpartition(".")
+        if table:
+            settings.setdefault(table, {})[name] = value
+        else:
+            settings[name] = value
+    return build(LiveLearning, settings, Where(sources=dict.fromkeys(settings, "command line")))

@@ -18,6 +18,7 @@ from itertools import zip_longest
 from selfdistill.live.exchange import Exchange, Origin
 from selfdistill.live.journal import Journal
 from selfdistill.live.learning import LiveLearning
+from selfdistill.live.updates import History
 from selfdistill.prompts.context import without_thinking
 from selfdistill.protocol.chat import ChatError, read_request
 from selfdistill.types import Context, Message, WholePrompt
@@ -59,15 +60,6 @@ class Lessons:
     def all(self) -> tuple[LiveLesson, ...]:
         """New ones first."""
         return (*self.new, *self.older)
-
-
-@dataclass(frozen=True, slots=True)
-class History:
-    """What earlier updates made of lessons, by their keys: `learned` by versions that were not undone, the newest
-    last; `barred` by those that were undone, or rejected too often."""
-
-    learned: Sequence[str] = ()
-    barred: Collection[str] = ()
 
 
 def waiting(journal: Journal, history: History) -> list[tuple[int, str]]:

@@ -19,6 +19,8 @@ from selfdistill.errors import ConfigError, JournalError
 from selfdistill.live.answers import ChatAnswer
 from selfdistill.live.batch import Piece
 from selfdistill.live.control import Control
+from selfdistill.live.learn_control import LearnControl
+from selfdistill.live.schedule import Schedule
 from selfdistill.live.service import Call, Service
 from selfdistill.plugins import import_extra
 from selfdistill.protocol.chat import COMPLETIONS, ChatError, Reply, data_event
@@ -35,8 +37,8 @@ class Server:
     """Answers HTTP requests with a service. Without a `token` only requests of this machine's own programs are
     answered: none that a browser sends for another site."""
 
-    def __init__(self, service: Service, *, token: str = "") -> None:
-        self.service, self._token = service, token
+    def __init__(self, service: Service, *, token: str = "", schedule: Schedule | None = None) -> None:
+        self.service, self._token, self._schedule = service, token, schedule
         self._responses = import_extra("starlette.responses", "serve", "selfdistill serve")
         self._reader = ThreadPoolExecutor(1, "reader")
         self._behind: set[asyncio.Future[Any]] = set()  # records of clients that went
@@ -54,6 +56,7 @@ class Server:
             ("GET", "/v1/models/{name:path}", self._models),
             ("GET", "/healthz", self._health),
             *Control(self.service, self._responses.JSONResponse, _body).handlers,
+            *LearnControl(self.service, self._schedule, self._responses.JSONResponse, _body).handlers,
         ]
         routes = [route(path, self._guarded(handle), methods=[method]) for method, path, handle in handlers]
         return applications.Starlette(routes=routes, exception_handlers={exceptions.HTTPException: self._not_served})

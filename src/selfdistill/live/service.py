@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from http import HTTPStatus
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from selfdistill.errors import ConfigError, DataError, JournalError, JournalFullError, ModelError, UnknownReceiptError
 from selfdistill.live.answers import ChatAnswer, TextAnswer
@@ -44,6 +44,13 @@ from selfdistill.types import TokenIds
 MOST_ANSWERS = 16  # of one request
 MOST_TOOLS = 64  # lists of tools whose templates are kept
 LEAST_DISK = 16 * 2**20  # free bytes, below which no answer begins that could not be recorded
+
+
+class Learning(Protocol):
+    """What learns from the journal beside the service: why it does not now (empty: it does), and its status."""
+
+    def obstacle(self) -> str: ...
+    def status(self) -> dict[str, Any]: ...
 
 
 class Served(NamedTuple):
@@ -126,6 +133,7 @@ class Service:
         self.name, self.most, self.max_tokens, self._thinking = name, most, max_tokens, thinking
         self.started, self.reading, self._seconds = time.time(), 0, 1.0
         self._changing = threading.RLock()
+        self.learning: Learning | None = None
         self._swap(version, policy)
 
     @property
@@ -253,16 +261,18 @@ class Service:
             raise ChatError(error.what, status=HTTPStatus.NOT_FOUND, param="receipt", code="unknown_receipt") from error
         except JournalError as error:
             raise _not_recorded(error) from error
-        return {"receipt": feedback.receipt.removeprefix(RECEIPT_PREFIX), "new": new, "total": total}
+        why = self.learning.obstacle() if self.learning else "this server does not learn"
+        said = {"learned": False, "why": why} if why else {"learned": True}
+        return {"receipt": feedback.receipt.removeprefix(RECEIPT_PREFIX), "new": new, "total": total, **said}
 
     def status(self) -> dict[str, Any]:
         """The server in numbers."""
         running, waiting = self.engine.load
         return {
-            "model": self.name, "version": self.version.id, "learning": False, "paused": self.journal.paused,
+            "model": self.name, "version": self.version.id, "paused": self.journal.paused,
             "running": running, "waiting": waiting, "most_answers": self.most, "tokens_sampled": self.engine.sampled,
             "seconds": time.time() - self.started, "journal": str(self.journal.database.path.resolve()),
-            **self.journal.counts(),
+            **self.journal.counts(), **(self.learning.status() if self.learning else {"learning": False}),
         }  # fmt: skip
 
     def has_room(self, answers: int) -> bool:

@@ -14,14 +14,13 @@ import json
 import os
 import sqlite3
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from selfdistill.errors import JournalError
 from selfdistill.live.database import Database, utc_now
-from selfdistill.live.lessons import History
 
 MOST_TRIES = 2  # updates with a lesson that were rejected, after which it is not tried again
 State = Literal["queued", "training", "review", "accepted", "rejected", "failed", "undone"]
@@ -52,6 +51,15 @@ class UpdateRecord:
             "lessons": len(self.lessons), "numbers": dict(self.numbers), "parent": self.parent,
             "trigger": self.trigger, "created": self.created, "ended": self.ended,
         }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """What earlier updates made of lessons, by their keys: `learned` by versions that were not undone, the newest
+    last; `barred` by those that were undone, or rejected too often."""
+
+    learned: Sequence[str] = ()
+    barred: Collection[str] = ()
 
 
 class Updates:

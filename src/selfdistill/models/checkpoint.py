@@ -99,6 +99,21 @@ def save_checkpoint(
     return target
 
 
+def save_weights(target: Path, policy: Policy) -> None:
+    """Writes a model, or an adapter, as a directory that is whole or not there. Raises `RunError`, as
+    `save_checkpoint`."""
+    partial = target.with_name(f"{PARTIAL}{target.name}")
+    shutil.rmtree(partial, ignore_errors=True)  # of a killed process
+    try:
+        partial.mkdir(parents=True)
+        _write_model(partial, policy)
+        _make_durable(partial)
+        _put_in_place(partial, target)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise _not_written(error, target) from error
+
+
 def load_checkpoint(path: Path, state: Resumable) -> dict[str, Any]:
     """Restores policy, optimiser, teacher and random states, bit-identical; returns `extra`.
 

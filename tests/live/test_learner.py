@@ -1,0 +1,171 @@
+"""Updates of a tiny model with a user in it: what is learned, what is refused, offline and beside a server."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from selfdistill.errors import JournalError
+from selfdistill.live.conversations import locate
+from selfdistill.live.exchange import Feedback
+from selfdistill.live.journal import Journal
+from selfdistill.live.learner import LiveLearner
+from selfdistill.live.learning import LiveLearning
+from selfdistill.live.lessons import LiveLesson, waiting
+from selfdistill.live.measuring import OPENINGS, Frame
+from selfdistill.live.probe import ProbePrompt, probe_set, solved
+from selfdistill.live.update import finish, perform
+from selfdistill.live.updates import Updates
+from selfdistill.models.load import load_policy
+from selfdistill.models.policy import Policy
+from selfdistill.prompts.render import Renderer
+from selfdistill.types import Completion, Context, Message, WholePrompt
+from tests.live_parts import answered, request, user
+from tests.toy_user import COMPLAINT, QUESTIONS, toy_user_dir
+
+OPTIONS = LiveLearning(
+    lessons=2, related=3, completions=4, rounds=4, lr=5e-3, max_new_tokens=6, max_prompt_tokens=128, replay=2,
+    replay_weight=0.1,
+)  # fmt: skip
+ASKED = tuple(WholePrompt((Message("user", text),)) for text in QUESTIONS)
+LESSONS = tuple(
+    LiveLesson(f"{n}.x", n, f"session {n}", ASKED[n], "no", Context("reply", reply=COMPLAINT), COMPLAINT)
+    for n in (0, 1)
+)
+
+
+def opened(*frames: Frame) -> tuple[LiveLearner, Policy]:
+    policy = load_policy(str(toy_user_dir()), device="cpu", lora=OPTIONS.lora)
+    renderer = Renderer(policy.tokenizer, policy.context_length, policy.context_length)
+    probe = [ProbePrompt((Message("user", text),)) for text in ("list", "sorted", "first")]
+    return LiveLearner(policy, renderer, probe, OPTIONS, frames=frames or ("section", "instruction")), policy
+
+
+def agreeing(learner: LiveLearner) -> float:
+    """The share of fresh answers to all questions that say yes."""
+    prompts = [learner.measuring.prompt(question) for question in ASKED]
+    found = learner.measuring.sampled(prompts, "measured", count=4)
+    return sum(done.text == "yes" for own in found for done in own) / (4 * len(ASKED))
+
+
+def journal_of(path: Path, count: int = 2) -> Journal:
+    """A journal of the toy model: answers "no", each with a complaint in words."""
+    journal = Journal.serve(path)
+    journal.versions.publish(str(toy_user_dir()), str(toy_user_dir()))
+    for number, question in enumerate(QUESTIONS):
+        asked = request(user(question))
+        exchange = answered(journal, locate(journal, asked, {"x-session-id": f"s{number}"}), asked, "no")
+        if number < count:
+            journal.add_feedback(Feedback(exchange.receipt, text=COMPLAINT))
+    return journal
+
+
+def test_an_update_teaches_answers_that_nobody_complains_about_and_keeps_the_served_weights() -> None:
+    learner, _ = opened()
+    before = agreeing(learner)
+    found = learner.update(LESSONS, ASKED)
+    assert found.admission.admitted, found.admission.reason
+    assert (found.trained, len(found.lessons)) == (True, 2)
+    assert found.numbers["frame"] == "instruction"  # the model cannot read the other one
+    assert before < 0.7
+    assert agreeing(learner) > 0.9
+    with learner.measuring.served():
+        assert agreeing(learner) == before
+
+
+def test_a_wording_that_the_teacher_cannot_read_is_refused_before_training() -> None:
+    learner, policy = opened("section")
+    weights = {name: value.clone() for name, value in policy.trainable().items()}
+    found = learner.update(LESSONS, ASKED)
+    assert not found.admission.admitted
+    assert not found.trained
+    assert all(torch.equal(value, weights[name]) for name, value in policy.trainable().items())
+
+
+def test_complaint_scores_are_log_probabilities_of_the_next_turn() -> None:
+    learner, policy = opened()
+    (situation, *_) = learner.situations(LESSONS, ())
+    answers = [Completion("a", "no", tuple(learner.renderer.answer("no")))]
+    ((score,),) = learner.measuring.complaints([situation], [answers])
+
+    def logprob(text: str) -> float:
+        turns = (*ASKED[0].messages, Message("assistant", "no"), Message("user", text))
+        ids = torch.tensor([learner.renderer.prompt(turns)])
+        with torch.no_grad():
+            logits = policy.model(ids).logits[0].double().log_softmax(-1)
+        start = len(learner.renderer.prompt(turns[:1])) + len(learner.renderer.answer("no"))
+        return float(sum(logits[place - 1, ids[0, place]] for place in range(start, ids.shape[1])))
+
+    thanks = ("Thank you, that is just what I needed.", "Great, thanks!")
+    found = logprob(COMPLAINT) - sum(map(logprob, thanks)) / 2
+    assert score == pytest.approx(found, abs=1.0)  # here with the end of the turn, which costs about the same
+    assert score > 5
+    ((none,),) = learner.measuring.complaints([situation], [[Completion("b", "", ())]])
+    assert none is None
+
+
+def test_replies_that_go_on_are_passed_over_and_feedback_is_not() -> None:
+    learner, policy = opened()
+    spoken = [replace(LESSONS[0], next_turn=True)]
+    (score,) = learner.measuring.corrections(spoken)
+    words, found = learner.renderer.encode(COMPLAINT), []
+    for opening in (text for pair in OPENINGS for text in pair):
+        before = learner.renderer.encode(f"A user asked: {QUESTIONS[0]}\n\nThe assistant answered: no\n\n{opening}")
+        ids = torch.tensor([[*before, *words]])
+        with torch.no_grad():
+            logits = policy.model(ids).logits[0].double().log_softmax(-1)
+        found.append(float(sum(logits[len(before) + n - 1, token] for n, token in enumerate(words))))
+    assert score == pytest.approx((found[0] - found[1] + found[2] - found[3]) / 2, abs=1e-3)
+    kept, passed_over = learner._correcting([*spoken, LESSONS[1]])
+    assert LESSONS[1] in kept
+    assert set(passed_over) == ({spoken[0].key} if score <= 0 else set())
+
+
+def test_movement_is_the_kl_of_the_candidates_own_answers() -> None:
+    learner, policy = opened()
+    prompts = [learner.measuring.prompt(question) for question in ASKED]
+    answers = learner.measuring.sampled(prompts, "moved")
+    assert learner.measuring.kl(prompts, answers) == [0.0] * len(prompts)
+    for value in policy.trainable().values():
+        value.data.add_(0.02)
+    moved = learner.measuring.kl(prompts, answers)
+    assert all(math.isfinite(value) and value > 0 for value in moved)
+
+
+def test_offline_an_update_becomes_the_served_version_once_and_can_be_undone(tmp_path: Path) -> None:
+    with journal_of(tmp_path / "journal.db") as journal:
+        updates = Updates(journal.database)
+        record = perform(journal, updates.queue("now").id, OPTIONS, device="cpu")
+        assert (record.state, Path(record.path).name) == ("training", "update-000001")
+        assert waiting(journal, updates.history())  # not before it is served
+        done = finish(journal, record, lambda path, parent: journal.versions.publish("toy", path, parent=parent))
+        assert (done.state, done.version, len(done.lessons)) == ("accepted", 2, 2)
+        assert (Path(done.path) / "adapter_model.safetensors").is_file()
+        assert not waiting(journal, updates.history())
+        again = perform(journal, updates.queue("now").id, OPTIONS, device="cpu")
+        assert (again.state, again.reason) == ("rejected", "nothing came back that no update has learned")
+        journal.versions.undo()
+        assert [each.state for each in updates.all] == ["undone", "rejected"]
+        assert not waiting(journal, updates.history())
+
+
+def test_nothing_is_learned_while_a_version_is_pinned(tmp_path: Path) -> None:
+    with journal_of(tmp_path / "journal.db") as journal:
+        journal.versions.pin(1)
+        record = perform(journal, Updates(journal.database).queue("now").id, OPTIONS, device="cpu")
+        assert (record.state, record.lessons) == ("rejected", ())
+        assert "version 1 is pinned" in record.reason
+        with pytest.raises(JournalError, match="cannot become training"):
+            perform(journal, record.id, OPTIONS, device="cpu")
+
+
+def test_the_probe_set_is_read_from_a_file_or_short_facts(tmp_path: Path) -> None:
+    assert len(probe_set()) == 24
+    assert all(prompt.answer for prompt in probe_set())
+    (tmp_path / "probe.jsonl").write_text('{"prompt": "Say hi."}\n{"prompt": "2 + 2?", "answer": 4}\n')
+    assert [prompt.answer for prompt in probe_set(str(tmp_path / "probe.jsonl"))] == ["", "4"]
+    assert solved("Paris", "It is paris.")
+    assert not solved("12", "It is 120.")
+    assert not solved("12", "<think>12</think>It is 13.")
