@@ -21,6 +21,7 @@ from selfdistill.cli.journal import app as journal
 from selfdistill.cli.output import print_comparison, print_listing, print_notes, print_settings, print_table
 from selfdistill.cli.serve import serve
 from selfdistill.cli.solve import solve
+from selfdistill.cli.view import view
 from selfdistill.runs import Callback, Note, read_run
 from selfdistill.runs.environment import package_version
 from selfdistill.training.stopping import PARENT
@@ -43,6 +44,7 @@ app.command()(compare)
 app.command()(credit)
 app.command()(serve)
 app.command()(solve)
+app.command()(view)
 app.add_typer(journal, name="journal")
 
 

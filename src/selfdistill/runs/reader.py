@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from selfdistill.errors import RunError
+from selfdistill.errors import ConfigError, RunError, nearest
+from selfdistill.plugins import import_extra
 from selfdistill.runs import records
 from selfdistill.runs.records import (
     EvalRecord,
@@ -41,6 +43,24 @@ class Run:
     def evals_of(self, split: EvalSplit) -> tuple[EvalRecord, ...]:
         """The evaluations of one split, by step."""
         return tuple(record for record in self.evals if record.split == split)
+
+    def frame(
+        self,
+        table: Literal["steps", "evals", "guards", "rollouts"] = "steps",
+        library: Literal["pandas", "polars"] = "pandas",
+    ) -> Any:
+        """Records as a `DataFrame`, one a row, by their names in the files; those of a table within a record are
+        written as `extra/divergence`, `turns` and `findings` are JSON. Raises `ConfigError` for another name, and where
+        the library is not installed."""
+        for name, known in ((table, ("steps", "evals", "guards", "rollouts")), (library, ("pandas", "polars"))):
+            if name not in known:
+                raise ConfigError(f"a frame is of {', '.join(known)}", got=name, do=nearest(name, known))
+        rows = self.rollouts() if table == "rollouts" else getattr(self, table)
+        columns = [records.columns_of(row) for row in rows]
+        names = dict.fromkeys(name for row in columns for name in row)
+        frame = import_extra(library, library, "Run.frame").DataFrame
+        found = {name: [row.get(name) for row in columns] for name in names}
+        return frame({k: [json.dumps(one) for one in v] if k in ("turns", "findings") else v for k, v in found.items()})
 
     @property
     def model_dir(self) -> Path:

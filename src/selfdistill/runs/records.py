@@ -11,7 +11,7 @@ JSON has no other way to say them.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from functools import cache
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
@@ -242,6 +242,26 @@ class Summary(Json):
         cost = f"{self.steps} steps, {self.completions_sampled:,} completions, {self.wall_s:.0f} s"
         changes = [f"  {name.replace('_', ' ')}: {old or '–'} → {new or '–'}" for name, old, new in pairs if old or new]
         return "\n".join([f"{self.method} on {self.env}, {self.model}: {cost}", *changes])
+
+
+def numbers_of(record: StepRecord | EvalRecord) -> dict[str, float]:
+    """The numbers of a record by the names under which they are logged."""
+    if isinstance(record, EvalRecord):
+        found = record.accuracy
+        values = {"accuracy": found.value, "low": found.low, "high": found.high, "solved": record.solved}
+        return {f"eval/{record.split}/{name}": value for name, value in values.items()}
+    return {name: value for name, value in columns_of(record).items() if name != "step"}
+
+
+def columns_of(record: Record) -> dict[str, Any]:
+    """The fields of a record as the columns of a table: those of a table within as `extra/divergence`."""
+    columns: dict[str, Any] = {}
+    for name, value in asdict(record).items():
+        if isinstance(value, Mapping):
+            columns |= {f"{name}/{key}": one for key, one in value.items()}
+        elif name != "event":
+            columns[name] = value
+    return columns
 
 
 Record: TypeAlias = StepRecord | EvalRecord | PreflightRecord | GuardRecord | RolloutRecord | ResumedRecord

@@ -12,7 +12,6 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import copy_context
-from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,8 @@ from uuid import uuid4
 
 from selfdistill.errors import ConfigError, nearest
 from selfdistill.plugins import import_extra
-from selfdistill.runs import Callback, EvalEnd, EvalRecord, Event, RunEnd, RunStart, StepEnd, StepRecord, saved_config
+from selfdistill.runs import Callback, EvalEnd, Event, RunEnd, RunStart, StepEnd, saved_config
+from selfdistill.runs.records import numbers_of
 from selfdistill.runs.store import write_atomic
 
 PROJECT = "selfdistill"
@@ -86,21 +86,6 @@ class Tracker:
     def end(self, run: Any) -> None:
         """Closes the log of a run."""
         run.finish()
-
-
-def numbers_of(record: StepRecord | EvalRecord) -> dict[str, float]:
-    """The numbers of a record by the names under which they are logged."""
-    if isinstance(record, EvalRecord):
-        found = record.accuracy
-        values = {"accuracy": found.value, "low": found.low, "high": found.high, "solved": record.solved}
-        return {f"eval/{record.split}/{name}": value for name, value in values.items()}
-    numbers: dict[str, float] = {}
-    for name, value in asdict(record).items():
-        if isinstance(value, Mapping):
-            numbers |= {f"{name}/{key}": number for key, number in value.items()}
-        elif name not in ("step", "event"):
-            numbers[name] = value
-    return numbers
 
 
 class WandbCallback(Tracker):
