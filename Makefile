@@ -15,7 +15,7 @@ NUMERICAL := tests/losses tests/methods tests/models tests/training/test_update.
     tests/training/test_train.py tests/training/test_methods_in_runs.py
 AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
 
-.PHONY: help setup demo test browser-test numerics lint budgets smollm2 sapling clean
+.PHONY: help setup demo test browser-test numerics lint budgets agents smollm2 sapling clean
 
 help:
 	@echo "make demo      train by self-distillation and by GRPO, side by side, in minutes on a CPU"
@@ -24,6 +24,7 @@ help:
 	@echo "make numerics  run the numerical tests again, on an older instruction set and with two threads"
 	@echo "make lint      ruff, formatting, types"
 	@echo "make budgets   print the sizes of functions and files"
+	@echo "make agents    run agents that people use against a server; fetches them into .agents the first time (1 GB)"
 	@echo "make smollm2   fetch SmolLM2-135M-Instruct for the tests and print its directory (the only target that fetches a model)"
 	@echo "make sapling   grow the embedded model again (up to two hours)"
 	@echo "make clean     remove .venv and caches; run directories stay"
@@ -48,6 +49,17 @@ lint: setup
 
 budgets: setup
 	@$(BIN)/python scripts/budgets.py
+
+# In a network of their own, where the system allows that: they reach the server and nothing else.
+agents: setup
+	@mkdir -p .agents
+	@test -x .agents/mini/bin/mini || { $(BIN)/python -m venv .agents/mini && \
+	    .agents/mini/bin/pip install --quiet --disable-pip-version-check mini-swe-agent==2.4.6; } || true
+	@test -x .agents/node_modules/.bin/opencode || \
+	    npm install --prefix .agents --no-audit --no-fund --loglevel=error opencode-ai@1.18.33 || true
+	@export $(RUN) $(OFFLINE) PYTHONPATH=tests; set -- $(BIN)/python tests/live/agents.py; \
+	    if unshare -rn ip link set lo up 2>/dev/null; then \
+	        set -- unshare -rn sh -c 'ip link set lo up; exec "$$@"' sh "$$@"; fi; "$$@"
 
 smollm2: setup
 	@$(BIN)/python tools/smollm2.py

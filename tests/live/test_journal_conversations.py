@@ -171,3 +171,29 @@ def test_side_calls_are_kept_and_bring_nothing(journal: Journal):
     assert (title.kind, title.conversation, title.follow_up) == ("side", "s", None)
     assert not list(journal.lessons())
     assert journal.unlearned() == {"nothing came back": 1, "a side call": 1}
+
+
+def test_opencode_has_a_title_made_on_the_session_of_the_conversation(journal: Journal):
+    """Before its first turn, with the same words of the user."""
+    headers = {"x-session-id": "ses_1", "x-session-affinity": "ses_1"}
+    titles = system("You are a title generator. You output ONLY a thread title. Nothing else.")
+    ask(
+        journal,
+        titles,
+        user("Generate a title for this conversation:\n"),
+        user("Fix it."),
+        answer="Fix",
+        headers=headers,
+    )
+    first = ask(journal, system("You are opencode."), user("Fix it."), answer=LONG, headers=headers)
+    ask(journal, system("You are opencode."), user("Fix it."), assistant(LONG), user("No."), headers=headers)
+    assert [each.kind for each in journal.exchanges("ses_1")] == ["side", "main", "main"]
+    assert [(lesson.exchange.receipt, lesson.origin) for lesson in journal.lessons()] == [(first.receipt, "user")]
+
+
+def test_mini_brings_a_rejection_as_words_of_the_user(journal: Journal):
+    first = ask(journal, user("Clean up."), answer="I remove it.")
+    rejected = user("Commands not executed. The user rejected your commands with the following message: keep it")
+    ask(journal, user("Clean up."), assistant("I remove it."), rejected)
+    (lesson,) = journal.lessons()
+    assert (lesson.exchange.receipt, lesson.origin) == (first.receipt, "user")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
+import signal
 import sqlite3
 import threading
 import time
@@ -17,7 +20,7 @@ from live_parts import assistant, user
 from selfdistill.errors import ConfigError
 from selfdistill.live.engine import Engine
 from selfdistill.live.journal import Journal
-from selfdistill.live.server import CONVERSATION, MOST_BODY, RECEIPT, Server, check_exposed
+from selfdistill.live.server import CONVERSATION, MOST_BODY, RECEIPT, Server, check_exposed, run
 from selfdistill.live.service import Service
 from selfdistill.models.load import load_policy
 
@@ -45,6 +48,7 @@ def running(server: Server) -> Iterator[str]:
     """Serves in a thread, on a free port."""
     config = uvicorn.Config(server.app(), port=0, log_level="error", lifespan="off")
     bound, served = config.bind_socket(), uvicorn.Server(config)
+    bound.listen()
     thread = threading.Thread(target=served.run, kwargs={"sockets": [bound]}, daemon=True)
     thread.start()
     yield f"http://127.0.0.1:{bound.getsockname()[1]}/v1"
@@ -201,23 +205,57 @@ def test_feedback_counts_once(http: Any):
     assert (wrong.status_code, "did you mean 'text'" in wrong.json()["error"]["message"]) == (400, True)
 
 
-def test_more_than_may_be_in_progress_is_refused(http: Any, url: str):
-    codes: list[tuple[int, str | None]] = []
+def test_of_a_thousand_at_once_those_beyond_the_limit_are_refused(service: Service):
+    transport = httpx.ASGITransport(Server(service).app())
 
-    def one() -> None:
-        with httpx.Client(base_url=url, timeout=60) as client:
-            answer = chat(client, temperature=2, max_tokens=60)
-            codes.append((answer.status_code, answer.headers.get("retry-after")))
+    async def asked() -> list[Any]:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost/v1", timeout=60) as client:
+            body = {"messages": [QUESTION], "max_tokens": 2}
+            return await asyncio.gather(*(client.post("/chat/completions", json=body) for _ in range(1000)))
 
-    threads = [threading.Thread(target=one) for _ in range(40)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    refused = [after for code, after in codes if code == 429]
-    assert refused
-    assert all(after and int(after) >= 1 for after in refused)
-    assert sum(code == 200 for code, _ in codes) == 40 - len(refused)
+    before = service.journal.counts()["exchanges"]
+    answers = asyncio.run(asked())
+    refused = [answer for answer in answers if answer.status_code == 429]
+    assert len(refused) >= 1000 - 100
+    assert all(int(answer.headers["retry-after"]) >= 1 for answer in refused)
+    assert refused[0].json()["error"]["code"] == "rate_limit_exceeded"
+    given = [answer.headers[RECEIPT] for answer in answers if answer.status_code == 200]
+    assert len(given) == 1000 - len(refused) == service.journal.counts()["exchanges"] - before >= service.most
+    assert all(service.journal.exchange(receipt).status == "complete" for receipt in given)
+
+
+def test_a_stream_shows_signs_of_life_while_a_long_prompt_is_read(http: Any, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("selfdistill.live.server.KEEP_ALIVE_S", 0.002)
+    response = chat(http, user("word " * 220), stream=True, max_tokens=3)
+    text, first = response.text, events(response)[0]
+    assert first["choices"][0]["delta"]["role"] == "assistant"
+    assert text.index(": keep-alive") < text.index('"finish_reason": "')
+
+
+def test_ctrl_c_lets_answers_in_progress_end(service: Service, tmp_path: Path):
+    lines: list[str] = []
+
+    def ask_and_stop(url: str) -> None:
+        body = {"messages": [QUESTION], "stream": True, "max_tokens": 60, "temperature": 2, "seed": 3}
+        with httpx.stream("POST", f"{url}/chat/completions", json=body, timeout=60) as response:
+            for line in response.iter_lines():
+                lines.append(line)
+                if len(lines) == 3:
+                    os.kill(os.getpid(), signal.SIGINT)
+
+    with Journal.serve(tmp_path / "journal.db") as journal:
+        version, engine = journal.versions.publish("sapling"), Engine(service.policy)
+        server = Server(Service(service.policy, engine, journal, version, name="sapling"))
+        threads: list[threading.Thread] = []
+
+        def ready(url: str) -> None:
+            threads.append(threading.Thread(target=ask_and_stop, args=(url,)))
+            threads[0].start()
+
+        run(server, "127.0.0.1", 0, ready)  # returns: `selfdistill serve` then ends with 0
+        threads[0].join(10)
+        assert [line for line in lines if line][-1] == "data: [DONE]"
+        assert [each.status for each in journal.exchanges()] == ["complete"]
 
 
 def test_a_client_that_goes_stops_its_answer(http: Any, service: Service):

@@ -114,3 +114,4 @@ def serve(
         finally:
             if schedule:
                 schedule.close()
+        typer.echo("ended; every answer that was complete is recorded")

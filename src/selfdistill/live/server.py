@@ -307,11 +307,10 @@ def run(server: Server, host: str, port: int, ready: Callable[[str], None]) -> N
     engine = server.service.engine
 
     running = uvicorn.Server(config)
-    leave = running.handle_exit
 
-    def handle_exit(sig: int, frame: Any) -> None:
+    def handle_exit(*_: Any) -> None:  # uvicorn's own raises the signal again at the end, which is none that failed
         engine.close(0.0 if running.should_exit else GRACE_S)
-        leave(sig, frame)
+        running.should_exit, running.force_exit = True, running.should_exit
 
     running.handle_exit = handle_exit
 
@@ -321,6 +320,7 @@ def run(server: Server, host: str, port: int, ready: Callable[[str], None]) -> N
         do = "another program has this port: name another with --port, 0 takes a free one"
         raise ConfigError("the address cannot be used", got=f"{host}:{port}", do=do) from None
     try:
+        bound.listen()  # who reads the address may ask at once
         shown = f"[{host}]" if ":" in host else host
         ready(f"http://{shown}:{bound.getsockname()[1]}/v1")
         running.run(sockets=[bound])
