@@ -16,6 +16,7 @@ from selfdistill.live.conversations import locate, new_receipt
 from selfdistill.live.exchange import Feedback, FeedbackResult, read_feedback
 from selfdistill.live.journal import Journal
 from selfdistill.live.recover import recover
+from selfdistill.live.retention import Retention
 from selfdistill.types import Message
 
 
@@ -130,6 +131,21 @@ def test_what_is_old_expires(path: Path, monkeypatch: pytest.MonkeyPatch):
         assert journal.expire(30).exchanges == 0
         assert [each.conversation for each in journal.exchanges()] == ["s", "s"]
         assert list(journal.exchanges(after=kept.seq - 1)) == [kept]
+
+
+def test_a_server_deletes_what_is_older_than_it_keeps(path: Path):
+    lines: list[str] = []
+    with served(path) as journal:
+        ask(journal, user("Hello"))
+        with Retention(journal, 1e-9, lines.append):
+            limit = time.monotonic() + 10
+            while not lines and time.monotonic() < limit:
+                time.sleep(0.005)
+        assert not list(journal.exchanges())
+        assert lines == ["1 exchanges are older than 1e-09 days: deleted"]
+        with Retention(journal, 1.0, lines.append):
+            ask(journal, user("Hello"))
+        assert (len(list(journal.exchanges())), len(lines)) == (1, 1)
 
 
 def test_deleted_words_are_in_no_file(path: Path):

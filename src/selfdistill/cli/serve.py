@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from selfdistill.cli.arguments import argument, optional, text_option
+from selfdistill.errors import ConfigError
 from selfdistill.prompts.render import Thinking
 
 
@@ -31,6 +33,10 @@ def serve(
     most_answers: Annotated[
         int, typer.Option(min=1, help="Answers in progress, waiting ones included; more get HTTP 429.")
     ] = 64,
+    keep_days: Annotated[
+        float | None,
+        optional("Days after its last exchange when a conversation is deleted from the journal. (default: never)"),
+    ] = None,
     rows: Annotated[int, typer.Option(min=1, help="Answers that are sampled together, at most.")] = 32,
     batch_tokens: Annotated[
         int, typer.Option(min=1, help="Tokens of all answers that are sampled together; bounds memory.")
@@ -63,11 +69,14 @@ def serve(
     from selfdistill.plugins import import_extra
 
     check_exposed(host, token)
+    if keep_days is not None and keep_days <= 0:
+        raise ConfigError("--keep-days is above 0", got=keep_days, do="leave it out to keep all")
     for package in ("starlette", "uvicorn"):
         import_extra(package, "serve", "selfdistill serve")
     from selfdistill.live.engine import Engine
     from selfdistill.live.journal import Journal
     from selfdistill.live.learning import read_learning
+    from selfdistill.live.retention import Retention
     from selfdistill.live.schedule import Schedule
     from selfdistill.live.service import Service
     from selfdistill.live.update import check_learning_fits
@@ -109,8 +118,10 @@ def serve(
                 )
             typer.echo("Ctrl-C ends it")
 
+        keeping = nullcontext() if keep_days is None else Retention(opened, keep_days, typer.echo)
         try:
-            run(Server(service, token=token, schedule=schedule), host, port, ready)
+            with keeping:
+                run(Server(service, token=token, schedule=schedule), host, port, ready)
         finally:
             if schedule:
                 schedule.close()
