@@ -151,6 +151,13 @@ class Measuring(Splits):
         return Outcome(1.0)
 
 
+class Remembered(Splits):
+    """Four tasks, all right in evaluations."""
+
+    def tasks(self, split: str) -> list[Task]:
+        return tasks() if split == "train" else []
+
+
 def broken(task: Task, completion: Completion) -> Outcome:
     raise RuntimeError("always broken")
 

@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from dataclasses import replace
 
 import pytest
 
+from selfdistill.config import resolved
 from selfdistill.errors import CollapseError, ConfigError, TrainingError
 from selfdistill.models.checkpoint import latest_checkpoint
-from selfdistill.runs import Estimate, EvalRecord, Guard, GuardRecord, RolloutRecord, StepRecord, read_run
+from selfdistill.runs import (
+    Estimate,
+    EvalRecord,
+    Event,
+    Guard,
+    GuardRecord,
+    RolloutRecord,
+    StepEnd,
+    StepRecord,
+    read_run,
+)
 from selfdistill.runs.guards import GuardOptions
 from selfdistill.runs.records import EvalSplit
 from selfdistill.runs.stats import share, share_error
-from selfdistill.training.guards import check_probe, decide, needed_tasks
+from selfdistill.training.guards import check_probe, decide, evaluation_due, needed_tasks, reading_due
 from selfdistill.training.loop import train
-from selfdistill.training.preflight import preflight
+from selfdistill.training.preflight import preflight, recorded_preflight
 from selfdistill.training.signals import PrivateWords, measure_signals, repeats
 from selfdistill.types import Completion, Message, Outcome, Rollout, RolloutGroup, Task
 
@@ -117,6 +130,53 @@ def test_a_probe_stops_beyond_its_interval_and_brings_back_the_last_step_that_wa
     assert found.findings[0].threshold == pytest.approx(evals[1].accuracy.low)
 
 
+def test_right_answers_are_read_after_an_evaluation_and_then_as_often_as_they_move() -> None:
+    options = GuardOptions()
+
+    def read(*lost: float | None, evals: int = 0) -> bool:
+        """Whether after the step that follows; one number for each step."""
+        steps = [step_of(n, **({} if one is None else {"lost": one})) for n, one in enumerate(lost, start=1)]
+        return reading_due(steps, [eval_of(evals, 100, "held_out")], options, len(steps) + 1)
+
+    assert read(), "after the first step"
+    assert [read(0.001, *[None] * n) for n in range(4)] == [False, False, False, True], "slow: every fourth"
+    assert [read(0.01, *[None] * n) for n in range(2)] == [False, True], "another .025 in two steps and a half"
+    assert read(0.02)
+    assert read(float("nan"))
+    assert read(0.001, evals=1), "the first after an evaluation"
+    assert not reading_due([], [], options, 1), "nothing was evaluated"
+
+
+def test_lost_answers_have_accuracy_measured_at_once_and_rarely_in_vain() -> None:
+    options, before = GuardOptions(), eval_of(0, 100, "held_out")
+    calm, lost = [step_of(1, kept=0.9, lost=0.01)], [step_of(1, kept=0.5, lost=0.3)]
+    assert not evaluation_due(calm, [before], options)
+    assert evaluation_due(lost, [before], options)
+    found = decide(lost, [before], options)
+    assert (found.action, signals_of(found)) == ("warn", ["kept"]), "a bound alone does not stop"
+    assert (found.findings[0].value, found.findings[0].threshold) == (0.5, 0.75)
+    measured = eval_of(1, 98, "held_out")
+    assert decide(lost, [before, measured], options).action == "ok", "it was measured, and well"
+    in_vain = replace(measured, extra={"early": 1.0})
+    later = [step_of(n, kept=0.5, lost=0.3) for n in (1, 2, 3)]
+    assert not evaluation_due(later[:2], [before, in_vain], options)
+    assert evaluation_due(later, [before, in_vain], options), "the next one waits two steps"
+    fallen = replace(in_vain, accuracy=share(80, 100))
+    assert evaluation_due(later[:2], [before, fallen], options), "one that saw a fall was not in vain"
+    low = [before, eval_of(1, 60, "held_out")]
+    assert not evaluation_due([step_of(2, kept=1.0, lost=0.0)], low, options), "nothing was lost since"
+    stop = decide([*calm, step_of(2, kept=0.5, lost=0.3)], [before, eval_of(2, 60, "held_out")], options)
+    assert (stop.action, stop.since) == ("stop", 1), "the last step whose answers were still likely"
+
+
+def test_tasks_that_grow_harder_have_no_outcome_signal() -> None:
+    harder = run_of((8, {}), (3, {"accuracy": 0.1}))
+    assert signals_of(decide(harder, [], GuardOptions())) == ["accuracy"]
+    assert decide(harder, [], GuardOptions(outcome="off")).action == "ok"
+    skipped = [replace(step, extra={**step.extra, "solved_passed_over": 0.0}) for step in harder]
+    assert decide(skipped, [], GuardOptions()).action == "ok", "skip_solved"
+
+
 def test_forgetting_warns_while_the_own_tasks_improve_and_stops_beyond_what_is_allowed() -> None:
     steps = run_of((10, {}))
     evals = [eval_of(0, 10), eval_of(0, 95, "forgetting"), eval_of(10, 60), eval_of(10, 30, "forgetting")]
@@ -127,8 +187,8 @@ def test_forgetting_warns_while_the_own_tasks_improve_and_stops_beyond_what_is_a
         held_out = [eval_of(0, 10), eval_of(0, 95, "held_out"), eval_of(10, 60), eval_of(10, left, "held_out")]
         assert decide(steps, held_out, GuardOptions()).action == action
     no_gain = [eval_of(0, 10), eval_of(0, 95, "held_out"), eval_of(10, 10), eval_of(10, 60, "held_out")]
-    assert decide(steps, no_gain, GuardOptions()).action == "warn", "one signal"
-    assert decide(run_of((8, {}), (3, {"entropy": 3.0})), no_gain, GuardOptions()).action == "stop"
+    assert decide(steps, no_gain, GuardOptions()).action == "stop", "nothing is gained for it"
+    assert decide(steps, no_gain, GuardOptions(action="warn")).action == "warn"
     assert decide(steps, no_gain, GuardOptions(probe="train")).action == "ok"
 
 
@@ -279,6 +339,107 @@ def test_a_context_that_does_not_help_is_refused_before_the_first_step(config_of
         train(config, resume=True)
     train(replace(config, guards=replace(config.guards, preflight="off")), resume=True)
     assert len(read_run(config.out).steps) == 1
+
+
+@pytest.mark.parametrize("changes", [{}, {"lora": {"rank": 2}, "method": "grpo"}])
+def test_right_answers_are_read_again_and_a_doubt_is_measured_the_same_after_a_resume(config_of, tmp_path, changes):
+    settings = {
+        "guards": {"action": "stop", "preflight": "off"},
+        "evaluation": {"every": 4, "tasks": 4, "rollouts": 2, "temperature": 1.0},
+        "optimiser": {"lr": 0.05, "warmup_steps": 0},
+        "steps": 4,
+        "checkpoint_every": 2,
+        **changes,
+    }
+    whole = read_run(train(config_of("Remembered", **settings, out=str(tmp_path / "whole"))))
+
+    def fail(event: Event) -> None:
+        if isinstance(event, StepEnd) and event.record.step == 3:
+            raise ZeroDivisionError
+
+    config = config_of("Remembered", **settings, out=str(tmp_path / "halved"))
+    with pytest.raises(ZeroDivisionError):
+        train(config, fail)
+    halved = read_run(train(config, resume=True))
+    assert [step.signals for step in halved.steps] == [step.signals for step in whole.steps]
+    first = whole.steps[0]
+    assert first.signals["lost"] > 0.1, "of answers that this rate destroys"
+    assert first.signals["kept"] < 0.8
+    assert first.seconds["reread"] > 0
+    early = [record.step for record in whole.evals if "early" in record.extra and record.split == "train"]
+    assert early == [record.step for record in halved.evals if "early" in record.extra and record.split == "train"]
+    assert early[0] == 1
+    assert whole.summary is not None, "all was right when it was measured: nothing is stopped"
+    assert "kept" not in whole.steps[-1].signals, "it is evaluated after this step"
+
+
+def test_no_answer_is_read_again_where_guards_are_off_or_too_few_are_right(config_of) -> None:
+    config = config_of("Remembered", guards={"action": "stop", "preflight": "off"}, evaluation={"every": 0, "tasks": 4})
+    run = read_run(train(config))
+    assert not any("kept" in step.signals for step in run.steps), "four right answers"
+
+
+GAIN = {"value": 0.3, "n": 16, "low": 0.1, "high": 0.5}
+NONE = {"value": -0.03, "n": 55, "low": -0.1, "high": 0.04}
+
+
+def evaluation_of(path, config, *gains: dict) -> str:
+    """A directory as `eval --teacher --out` writes it."""
+    path.mkdir()
+    (path / "config.json").write_text(json.dumps({"settings": resolved(config)}))
+    rows = [
+        {"kind": "feedback", "tasks": 16, "bare": 0.2, "with_context": 0.5, "gain": GAIN, "p": 0.01} | g for g in gains
+    ]
+    (path / "context_gain.json").write_text(json.dumps({"bare": GAIN, "gains": rows}))
+    return str(path)
+
+
+def named(config, path: str):
+    return replace(config, guards=replace(config.guards, action="stop", preflight=path))
+
+
+def test_pre_flight_takes_the_gain_of_an_evaluation_of_the_same_settings(config_of, tmp_path) -> None:
+    config = config_of(method="sdpo", evaluation={"every": 0, "tasks": 2})
+    # On the 0.5 B model: the default feedback section on the preference "one short sentence, no code".
+    worse = {"tasks": 55, "bare": 0.56, "with_context": 0.53, "gain": NONE, "p": 0.75}
+    go, refused = (evaluation_of(tmp_path / name, config, one) for name, one in (("go", {}), ("no", worse)))
+    found = recorded_preflight(named(config, go))
+    assert found is not None
+    assert (found.decision, found.tasks, found.p) == ("go", 16, 0.01)
+    assert recorded_preflight(config) is None
+    both = evaluation_of(tmp_path / "both", config, worse, {"kind": "solution"}, {"kind": "reply", "p": 0.001})
+    assert recorded_preflight(named(config, both)).p == 0.01, "SDPO reads no replies"
+    with pytest.raises(TrainingError, match=r"0\.53 with the context, 0\.56 without, on 55 tasks"):
+        train(named(config, refused))
+
+
+@pytest.mark.parametrize(
+    ("changes", "gains", "text"),
+    [
+        ({"seed": 5}, [{}], "seed is 5 here"),
+        ({"context": {"templates": {"message": "{question} {context}"}}}, [{}], "context.templates.message is"),
+        ({"method": "grpo"}, [{}], "method.name is 'grpo'"),
+        ({}, [{"kind": "reply"}], "it decided on reply"),
+        ({}, [{"p": None}], "too few tasks"),
+    ],
+)
+def test_an_evaluation_of_something_else_is_refused(config_of, tmp_path, changes, gains, text: str) -> None:
+    path = evaluation_of(tmp_path / "gain", config_of(method="sdpo"), *gains)
+    with pytest.raises(ConfigError, match=text):
+        recorded_preflight(named(config_of(**{"method": "sdpo", **changes}), path))
+
+
+def test_an_evaluation_that_is_older_than_the_data_is_refused(config_of, tmp_path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "2 + 2?", "answer": "4"}\n')
+    config = replace(config_of(method="sdpo"), data=str(rows))
+    path = evaluation_of(tmp_path / "gain", config, {})
+    os.utime(rows, (time.time() + 60,) * 2)
+    with pytest.raises(ConfigError, match=r"rows\.jsonl was written since"):
+        recorded_preflight(named(config, path))
+    for typo in ("onn", str(tmp_path / "nothing")):
+        with pytest.raises(ConfigError, match="on, off, or the directory"):
+            recorded_preflight(named(config, typo))
 
 
 def test_an_estimate_of_other_interval_is_not_read() -> None:

@@ -30,12 +30,12 @@ from selfdistill.runs.records import to_json
 from selfdistill.runs.stats import SignFlipTest, holm, paired_difference
 from selfdistill.runs.store import write_atomic
 from selfdistill.training.evaluation import accuracy
+from selfdistill.training.preflight import MEASURED
 from selfdistill.training.recording import check_environment, rollout_record
 from selfdistill.training.samples import CreditedRollout, session_groups, solved
 from selfdistill.training.session import Session, open_session
 from selfdistill.types import ANSWER, Context, DropReason, Rollout, RolloutGroup, Task, TokenIds
 
-RESULT = "context_gain.json"
 # Defaults of `eval --teacher`. One greedy answer a task detects large gains only: with 24 tasks, accuracy .2 without a
 # context and .5 with it, one answer detects the gain about half of the time, four nearly always.
 ANSWERS = {"evaluation": {"rollouts": 4, "temperature": 1.0}}
@@ -195,7 +195,7 @@ def measure_context_gain(config: RunConfig, callback: Callback) -> ContextGainRe
         report = ContextGainReport(found.estimate, decided(gains))
         if run:
             run.append(EvalRecord(0, 0, 0.0, "train", found.estimate, found.tasks, found.solved))
-            write_atomic(run.path / RESULT, to_json(report, indent=2) + "\n")
+            write_atomic(run.path / MEASURED, to_json(report, indent=2) + "\n")
         return report
 
 

@@ -19,8 +19,10 @@ class GuardOptions(Ranged):
     action: Literal["off", "warn", "hold", "stop"] = option(
         "stop", "the most that guards do: off, warn, hold (a moving teacher keeps its weights) or stop and restore"
     )
-    preflight: Literal["on", "off"] = option(
-        "on", "refuse, before the first step, to distil a context that does not improve the answers"
+    preflight: str = option(
+        "on",
+        "refuse, before the first step, to distil a context that does not improve the answers: on, off, or the "
+        "directory of an `eval --teacher --out` that has measured it",
     )
     warmup: int = option(5, "steps at the start with which later ones are compared", least=1)
     patience: int = option(3, "steps in a row in which a number must be beyond its limit", least=1)
@@ -29,6 +31,9 @@ class GuardOptions(Ranged):
     least_entropy: float = option(0.1, "least entropy of the student, in that of the warm-up", least=0)
     most_entropy: float = option(2.0, "largest entropy of the student, in that of the warm-up", above=0)
     truncated: float = option(0.5, "largest share of answers that the token limit cuts off", least=0, most=1)
+    outcome: Literal["auto", "off"] = option(
+        "auto", "a falling accuracy of the rollouts counts, unless skip_solved is set; off: tasks grow harder"
+    )
     repeated: float = option(0.2, "largest share of answers that repeat themselves, beyond the warm-up's", above=0)
     leaked: float = option(0.05, "largest share of answers with words of the private context", least=0, most=1)
     refresh_shock: float = option(
@@ -36,12 +41,16 @@ class GuardOptions(Ranged):
     )
     max_forgetting: float = option(
         0.5,
-        "share of the held-out accuracy (or of another chosen probe's) of which the loss stops a run",
+        "share of the held-out accuracy (or of another chosen probe's) of which the loss stops a run whose own tasks "
+        "improve; without that, a quarter",
         above=0,
         most=1,
     )
     probe: Literal["auto", "train", "held_out", "forgetting"] = option(
         "auto", "evaluated tasks on which a fall stops the run; auto: all that are many enough to decide"
+    )
+    reread: int = option(
+        12, "right answers of the last evaluation that are read again between evaluations; 0: none", least=0
     )
 
     def __post_init__(self) -> None:

@@ -8,28 +8,36 @@ A number of a step counts when it is beyond its limit in `patience` steps in a r
     outcome         accuracy, failed                       of the rollouts' rewards
     context         leaked, copied                         of private words
     optimiser       skipped                                of updates
-    probe           train, held_out, forgetting            of evaluations ("held_out", "forgetting": a smaller fall)
+    probe           train, held_out, forgetting            of evaluations ("forgetting": a fall that only warns)
+    held_out        kept                                   of right answers, read again between evaluations
 
 A run is stopped by signals of two families, or by a probe that fell below its interval. What differs from the warm-up
 (length, entropy, teacher) counts only where the answers did not get better meanwhile: a change that solves more tasks
-is learning. A fall of the held-out set, which may measure what the run does not train, is one signal until it is beyond
-`max_forgetting`, a warning alone while the run's own tasks improve; a fall of the forgetting set is a warning alone,
-unless that set is the chosen probe.
+is learning. A fall of the held-out set, which may measure what the run does not train, is a warning alone while the
+run's own tasks improve, until it is beyond `max_forgetting`; a fall of the forgetting set is a warning alone, unless
+that set is the chosen probe.
+
+Between evaluations a few answers that were right at the last one are read again. The accuracy of that evaluation times
+the share of those that are about as likely as they were bounds the accuracy from below. Where this bound falls too far
+accuracy is measured at once, and the measurement decides.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from math import sqrt
 from statistics import fmean, median
 
 from selfdistill.errors import ConfigError
 from selfdistill.runs import EvalRecord, Finding, GuardRecord, StepRecord
 from selfdistill.runs.guards import GuardOptions
-from selfdistill.runs.records import GuardAction
-from selfdistill.runs.stats import wilson_interval
+from selfdistill.runs.records import EvalSplit, GuardAction
+from selfdistill.runs.stats import Estimate, wilson_interval
 
 LEVELS: tuple[GuardAction, ...] = ("ok", "warn", "hold", "stop")
+LOST = 0.1  # nats a token: an answer that lost more may not be given again
+FARTHEST = 4  # steps from one reading to the next
 CERTAIN = 4.0  # standard errors between two means, of which one is the best of many
 FALL = 0.25  # of an accuracy, at least: a smaller fall is not yet a collapse
 FEWER = 5  # times: a log-ratio or a share of the teacher's push that has grown so much has another cause
@@ -151,6 +159,8 @@ def _relative(steps: Sequence[StepRecord], options: GuardOptions) -> Iterator[Fi
 def _outcome(steps: Sequence[StepRecord], options: GuardOptions) -> Iterator[Finding]:
     """The accuracy of the last steps' rollouts, surely below the best of as many steps before."""
     size = options.patience
+    if options.outcome == "off" or any("solved_passed_over" in step.extra for step in steps):
+        return  # tasks grow harder
     windows = [_accuracy(steps[end - size : end]) for end in range(len(steps), size - 1, -size)]
     if len(windows) < 2 or None in windows:
         return
@@ -182,10 +192,9 @@ def _probes(
             continue
         best = max(records[:-1], key=lambda record: record.accuracy.low)
         now, limit = records[-1].accuracy.value, best.accuracy.low
-        lost = (best.accuracy.value - now) / best.accuracy.value
-        family = "probe" if split == "train" or lost > options.max_forgetting else "held_out"
-        if (split == "forgetting" and options.probe == "auto") or (family == "held_out" and improves):
-            family = "forgetting"
+        tolerated = improves and best.accuracy.value - now <= options.max_forgetting * best.accuracy.value
+        warns = split != "train" and (tolerated or (split == "forgetting" and options.probe == "auto"))
+        family = "forgetting" if warns else "probe"
         reason = f"accuracy on {split} fell from {best.accuracy.value:.2f} at step {best.step}, below its interval"
         if family == "forgetting":
             reason += ": replay limits it"
@@ -194,7 +203,11 @@ def _probes(
             well = [
                 record.step for place, record in enumerate(records) if place == 0 or not _fell(records[: place + 1])
             ]
+            if split == probe_split(evals, options):
+                well += [step.step for step in steps if "kept" in step.signals and not any(_kept(step, records))]
             since = min(since, max(well))
+    own = [record for record in evals if record.split == probe_split(evals, options)]
+    found += _kept(steps[-1], own) if own and own[-1].step < steps[-1].step else []
     return found, since
 
 
@@ -202,8 +215,50 @@ def _fell(records: Sequence[EvalRecord]) -> bool:
     """Whether the last of these is below the interval of the best before, and by more than a quarter of it."""
     if len(records) < 2:
         return False
-    best, now = max((record.accuracy for record in records[:-1]), key=lambda found: found.low), records[-1].accuracy
+    best, now = _best(records[:-1]), records[-1].accuracy
     return now.high < best.low and now.value < (1 - FALL) * best.value
+
+
+def _best(records: Sequence[EvalRecord]) -> Estimate:
+    return max((record.accuracy for record in records), key=lambda found: found.low)
+
+
+def probe_split(evals: Sequence[EvalRecord], options: GuardOptions) -> EvalSplit:
+    """The tasks whose right answers are read again: the chosen probe, else held-out ones where there are any."""
+    if options.probe != "auto":
+        return options.probe
+    return "held_out" if any(record.split == "held_out" for record in evals) else "train"
+
+
+def reading_due(steps: Sequence[StepRecord], evals: Sequence[EvalRecord], options: GuardOptions, step: int) -> bool:
+    """Whether right answers are to be read again after a step, the one behind `steps`: after the first one behind an
+    evaluation, then before they lose another quarter of `LOST` at their speed so far."""
+    since = max((record.step for record in evals if record.split == probe_split(evals, options)), default=step)
+    read = [one for one in steps if one.step > since and "lost" in one.signals]
+    if not read:
+        return step > since
+    speed = read[-1].signals["lost"] / (read[-1].step - since)
+    return step - read[-1].step >= next((gap for gap in range(FARTHEST, 1, -1) if gap * speed <= LOST / 4), 1)
+
+
+def evaluation_due(steps: Sequence[StepRecord], evals: Sequence[EvalRecord], options: GuardOptions) -> bool:
+    """Whether accuracy is to be measured at once. After each such measurement that found no fall the next one waits
+    twice as long."""
+    own = [record for record in evals if record.split == probe_split(evals, options)]
+    found = [(before.accuracy.value, now.accuracy.value) for before, now in pairwise(own) if "early" in now.extra]
+    in_vain = sum(now > (1 - FALL / 2) * before for before, now in found)
+    return any(_kept(steps[-1], own)) and steps[-1].step - own[-1].step >= 2**in_vain
+
+
+def _kept(step: StepRecord, evals: Sequence[EvalRecord]) -> Iterator[Finding]:
+    """The lower bound of accuracy after a step, by the evaluations before it, where it is too low."""
+    before = [record for record in evals if record.step < step.step]
+    if "kept" not in step.signals or not before:
+        return
+    kept, last, limit = step.signals["kept"], before[-1], (1 - FALL) * _best(before).value
+    if kept <= 1 - FALL / 2 and kept * last.accuracy.value < limit:
+        reason = f"{kept:.0%} of the answers on {last.split} that were right at step {last.step} are still as likely"
+        yield Finding("kept", "held_out", kept * last.accuracy.value, limit, reason)
 
 
 def needed_tasks(fall: float = 0.5) -> int:

@@ -45,7 +45,7 @@ from selfdistill.training.evaluation import EVERY_SPLIT, STUDENT_SPLITS, measure
 from selfdistill.training.forward import move_teacher
 from selfdistill.training.optimiser import set_rate
 from selfdistill.training.out_of_memory import lowered, out_of_memory, within_memory
-from selfdistill.training.preflight import preflight, refusal
+from selfdistill.training.preflight import preflight, recorded_preflight, refusal
 from selfdistill.training.recording import rollout_record, step_record
 from selfdistill.training.samples import CreditedRollout, credit_rollouts, replay_sample, session_groups, solved
 from selfdistill.training.session import Learner, Session, Totals, open_session, saved_totals
@@ -76,6 +76,8 @@ def train(config: RunConfig, callback: Callback = no_callback, *, resume: bool =
     changes: dict[str, Any] = {}
     if resume:  # before another model may be loaded
         changes = allowed_changes(out, settings, MAY_CHANGE, partial(completed, method=type(config.make_method())))
+    else:
+        recorded_preflight(config)  # or an error
     session = open_session(config, callback, learns=True)
     check_guards(session)
     totals = saved_totals(session.restore(out / CHECKPOINTS, callback) if resume else None)
@@ -151,14 +153,15 @@ class _Training:
         config, totals = self.session.config, self.totals
         self.learner.teacher.held = self.guards.last.action == "hold"
         record, rollouts = one_step(self.session, totals, self.callback, began)
-        record = self.guards.measured(record, rollouts)
+        due = bool(config.evaluation.every) and record.step % config.evaluation.every == 0
+        record = self.guards.measured(self.session, () if due else totals.kept, record, rollouts)
         self.run.append(*rollouts, record)
         totals.step, totals.wall_s, self.changed = record.step, record.wall_s, False
         self.callback(StepEnd(record))
         recording.check_environment(rollouts)
         self._check_signal(record)
-        if self.done or (config.evaluation.every and totals.step % config.evaluation.every == 0):
-            self._evaluate(EVERY_SPLIT if self.done else STUDENT_SPLITS)
+        if self.done or due or self.guards.doubts():
+            self._evaluate(EVERY_SPLIT if self.done else STUDENT_SPLITS, early=not (self.done or due))
         if (decision := self.guards.decided()) is not None:
             self._act(decision)
         if config.checkpoint_every and totals.step % config.checkpoint_every == 0 and not self.done:
@@ -169,10 +172,11 @@ class _Training:
         where the context does not help."""
         known, options = read_run(self.run.path), self.session.config.guards
         measured = {record.split for record in known.evals}
-        checks = options.preflight == "on" and options.action != "off" and known.preflight is None
-        needed = EVERY_SPLIT if checks else [split for split in EVERY_SPLIT if split not in measured]
-        answers = self._evaluate(needed, measured)
-        found = known.preflight
+        found = known.preflight or recorded_preflight(self.session.config)
+        checks = options.preflight == "on" and options.action != "off" and found is None
+        again = self.guards.read_again  # a run that was killed no longer has the answers
+        splits = STUDENT_SPLITS if found else EVERY_SPLIT
+        answers = self._evaluate([s for s in splits if checks or s not in measured or s == again], measured)
         if checks and (extra := next((r.extra for r in self.guards.evals if r.split == "teacher"), {})):
             found = preflight(answers["train"], answers["teacher"]) if extra.get("distilled", 0.0) > 0.5 else None
         if found is None or options.preflight == "off" or options.action == "off":
@@ -184,15 +188,20 @@ class _Training:
         if found.decision != "go":
             self.callback(Note(f"pre-flight: {found.reason} ({found.bare:.2f} → {found.with_context:.2f})"))
 
-    def _evaluate(self, splits: Sequence[EvalSplit], measured: Collection[str] = ()) -> dict[str, list[RolloutGroup]]:
-        """The answers by split; what was `measured` before is not recorded again."""
+    def _evaluate(
+        self, splits: Sequence[EvalSplit], measured: Collection[str] = (), *, early: bool = False
+    ) -> dict[str, list[RolloutGroup]]:
+        """The answers by split; what was `measured` before is not recorded again. `early`: guards want it."""
         answers: dict[str, list[RolloutGroup]] = {}
         for record, groups in measure_splits(self.session, self.totals, self.callback, splits):
+            record = replace(record, extra={**record.extra, "early": 1.0}) if early else record
             answers[record.split] = groups
             if record.split not in measured:
                 self.guards.evals.append(record)
                 self.run.append(record)
                 self.callback(EvalEnd(record))
+        if (split := self.guards.read_again) and split in answers:
+            self.totals.kept = self.guards.right_answers(self.session, answers[split])
         return answers
 
     def _act(self, decision: GuardRecord) -> None:

@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from pydantic import TypeAdapter, ValidationError
@@ -46,9 +46,11 @@ from selfdistill.runs.events import Callback, Note, Phase
 from selfdistill.training.optimiser import new_optimizer
 from selfdistill.training.planner import check_memory, needs_of, planned
 from selfdistill.training.policy_replies import PolicyReplies, initial_weights
-from selfdistill.types import Completion, Context, Message, Task
+from selfdistill.types import Completion, Context, Message, Task, TokenIds
 
 EXAMPLE_TURN = ([Message("user", "A question.")], Completion("", "An answer."), [Message("user", "A reply.")])
+KeptAnswer: TypeAlias = tuple[TokenIds, TokenIds, float]
+"""Prompt and answer, and the mean log-probability of the answer's tokens."""
 MEASURED = 64  # tasks whose prompts say how long prompts are, for the plan of the memory
 NO_ISOLATION = "none: this environment runs no programs"
 
@@ -58,7 +60,8 @@ class Totals:
     """What a run has used so far. `no_signal_steps` counts the last steps without anything to learn from; `ended`:
     too many of them ended the run. `memory` is what token weights and clipping keep between steps. `lowered_to`: tokens
     of a micro-batch since the device ran out of memory; 0: it has not. `drawn` and `solved` are what `next_tasks`
-    reads: places used of the passes of each set, and steps by task."""
+    reads: places used of the passes of each set, and steps by task. `kept` are right
+    answers of the last evaluation, which guards read again."""
 
     step: int = 0
     completions_sampled: int = 0
@@ -70,6 +73,7 @@ class Totals:
     lowered_to: int = 0
     drawn: dict[str, int] = field(default_factory=dict)
     solved: dict[str, int] = field(default_factory=dict)
+    kept: list[KeptAnswer] = field(default_factory=list)
 
 
 _TOTALS = TypeAdapter(Totals)
