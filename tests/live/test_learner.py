@@ -1,6 +1,7 @@
 """Updates of a tiny model with a user in it: what is learned, what is refused, offline and beside a server."""
 
 import math
+import random
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,13 +9,14 @@ import pytest
 import torch
 
 from selfdistill.errors import JournalError
+from selfdistill.live.admission import Answers, before_training
 from selfdistill.live.conversations import locate
 from selfdistill.live.exchange import Feedback
 from selfdistill.live.journal import Journal
-from selfdistill.live.learner import LiveLearner
+from selfdistill.live.learner import LiveLearner, Round, _with_gain
 from selfdistill.live.learning import LiveLearning
 from selfdistill.live.lessons import LiveLesson, waiting
-from selfdistill.live.measuring import OPENINGS, Frame
+from selfdistill.live.measuring import OPENINGS, Frame, Situation
 from selfdistill.live.probe import ProbePrompt, probe_set, solved
 from selfdistill.live.update import finish, perform
 from selfdistill.live.updates import Updates
@@ -121,6 +123,29 @@ def test_replies_that_go_on_are_passed_over_and_feedback_is_not() -> None:
     kept, passed_over = learner._correcting([*spoken, LESSONS[1]])
     assert LESSONS[1] in kept
     assert set(passed_over) == ({spoken[0].key} if score <= 0 else set())
+
+
+def test_lessons_are_chosen_by_one_half_of_the_answers_and_tested_on_the_other() -> None:
+    """Choosing what helped and testing it on the same answers would admit a third of all candidates without a gain."""
+    situations = [
+        Situation(replace(LESSONS[0], key=str(lesson)), ASKED[0], True) for lesson in range(4) for _ in range(4)
+    ]
+
+    def admitted(gain: float, seed: int) -> bool:
+        rng = random.Random(seed)
+
+        def scores(mean: float) -> Round:
+            return Round([[]] * 16, [tuple(rng.gauss(mean, 1.5) for _ in range(2)) for _ in situations])
+
+        _, found = _with_gain(situations, scores(0.0), scores(-gain))
+        return before_training(found, Answers((9,) * 9), Answers((9,) * 9)).admitted
+
+    assert sum(admitted(0.0, seed) for seed in range(200)) <= 10
+    assert sum(admitted(2.0, seed) for seed in range(50)) >= 40
+    kept, _ = _with_gain(
+        situations, Round([[]] * 16, [(0.0, 0.0)] * 16), Round([[]] * 16, [(-1.0, -1.0)] * 8 + [(1.0, 1.0)] * 8)
+    )
+    assert kept == list(range(8))
 
 
 def test_movement_is_the_kl_of_the_candidates_own_answers() -> None:

@@ -47,6 +47,7 @@ def test_only_accepted_updates_have_learned_their_lessons(journal: Journal) -> N
     updates.change(begun(journal, "1.a", "2.b"), "accepted", only_from=["training"], version=1)
     for _ in range(2):
         updates.change(begun(journal, "3.c"), "rejected", only_from=["training"], numbers={"passed_over": {"4.d": -2}})
+        updates.change(begun(journal, "6.f"), "rejected", only_from=["training"], numbers={"undecided": True})
     updates.change(begun(journal, "5.e"), "failed", only_from=["training"])
     history = updates.history()
     assert list(history.learned) == ["1.a", "2.b"]

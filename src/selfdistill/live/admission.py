@@ -71,6 +71,11 @@ class Admission:
         return not self.obstacles
 
     @property
+    def undecided(self) -> bool:
+        """Whether more lessons might change the decision."""
+        return not self.admitted and all(criterion.finding == "undecided" for criterion in self.obstacles)
+
+    @property
     def reason(self) -> str:
         """In words: what speaks against it, or what could not be decided."""
         found = self.obstacles or tuple(c for c in self.criteria if c.finding == "undecided")

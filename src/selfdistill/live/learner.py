@@ -16,6 +16,8 @@ from itertools import chain, cycle, islice
 from statistics import fmean
 from typing import Any
 
+import torch
+
 from selfdistill.config import NamedComponent, OptimiserOptions, RunConfig
 from selfdistill.live.admission import (
     Admission,
@@ -42,8 +44,9 @@ from selfdistill.types import Completion, Rollout, RolloutGroup, Task, TokenIds,
 
 Progress = Callable[[str], None]
 CORRECTING = 0.0  # nats, above which a reply is one that corrects
+LEAST_ANSWERS = 32  # of each reader
 TRIED = 4  # situations on which the wordings of the teacher's prompt are compared
-CHOOSING, TESTED = slice(None, None, 2), slice(1, None, 2)  # halves of the answers to one question
+HALVES = (slice(None, None, 2), slice(1, None, 2))  # of the answers to one question
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +98,14 @@ class LiveLearner:
     def _longest(self) -> int:
         return min(self.options.max_prompt_tokens, self.policy.context_length - self.options.max_new_tokens)
 
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Gives the policy the served weights back."""
+        with self.measuring.served():
+            served = {name: value.data.clone() for name, value in self.policy.trainable().items()}
+        for name, value in self.policy.trainable().items():
+            value.copy_(served[name])
+
     def fits(self, question: WholePrompt) -> bool:
         """Whether a conversation can be read, with room for an answer."""
         return len(self.measuring.prompt(question)) < self._longest
@@ -103,7 +114,7 @@ class LiveLearner:
         """Trains the policy on these lessons, applied to past questions too, unless nothing is to be gained."""
         lessons, passed_over = self._correcting(lessons)
         if not lessons:
-            reason = f"{len(passed_over)} replies go on rather than correct an answer: there is nothing to learn from"
+            reason = f"nothing to learn from: of {len(passed_over)} replies none is about the answer, they go on"
             criterion = Criterion("corrects", max(passed_over.values(), default=0.0), 0.0, "fail", reason)
             return UpdateResult(Admission((criterion,)), (), False, {"passed_over": passed_over})
         situations = self.situations(lessons, past)
@@ -111,9 +122,8 @@ class LiveLearner:
         student = self._round(situations, "student")
         frame, tried = self._frame(situations, student)
         teacher = self._round(situations, f"teacher-{frame}", frame)
-        kept = self._with_gain(situations, student, teacher)
+        kept, gain = _with_gain(situations, student, teacher)
         chosen, own = [situations[place] for place in kept], student.at(kept)
-        gain = _compared(chosen, own, teacher.at(kept), TESTED)
         forms = form_of(student.answers), form_of(teacher.answers)
         before = before_training(gain, *forms)
         learned = tuple(dict.fromkeys(situation.lesson for situation in chosen))
@@ -161,11 +171,16 @@ class LiveLearner:
         self.progress(f"sampling the answers of the {label.partition('-')[0]}")
         read = [teacher_reads(each, frame) if frame else each.question for each in situations]
         prompts = [self._cut(question, each) for question, each in zip(read, situations, strict=True)]
-        answers = self.measuring.sampled(prompts, f"{self.seed}-{label}", count=self.options.completions)
+        answers = self.measuring.sampled(prompts, f"{self.seed}-{label}", count=self._answers(len(prompts)))
         if served:
             with self.measuring.served():
                 return Round(answers, self.measuring.complaints(situations, answers))
         return Round(answers, self.measuring.complaints(situations, answers))
+
+    def _answers(self, questions: int) -> int:
+        """How many answers are sampled to each of so many questions: of few questions more, so that the first reply of
+        a journal can be measured."""
+        return max(self.options.completions, -(-LEAST_ANSWERS // questions))
 
     def _cut(self, question: WholePrompt, situation: Situation) -> TokenIds:
         """The ids of a teacher's prompt, or the bare question where the context leaves no room for an answer."""
@@ -186,21 +201,6 @@ class LiveLearner:
             found[frame] = fmean([fmean(p.before) - fmean(p.after) for p in pairs] or [0.0])
         return max(self.frames, key=found.__getitem__), found
 
-    def _with_gain(self, situations: Sequence[Situation], student: Round, teacher: Round) -> list[int]:
-        """The places of the situations whose lesson the teacher's answers make less likely, over all its questions; all
-        of them where no lesson has such a gain. One without asks for something new rather than for another answer, or
-        the teacher cannot follow it. Half of the answers decide this, the other half tests the gain of what is kept."""
-        by_lesson: dict[str, list[int]] = {}
-        for place, situation in enumerate(situations):
-            by_lesson.setdefault(situation.lesson.key, []).append(place)
-        kept = list[int]()
-        for places in by_lesson.values():
-            own = [situations[place] for place in places]
-            pairs = _compared(own, student.at(places), teacher.at(places), CHOOSING)
-            if pairs and fmean(fmean(p.before) - fmean(p.after) for p in pairs) > 0:
-                kept += places
-        return kept or list(range(len(situations)))
-
     def _train(
         self, situations: Sequence[Situation], frame: Frame, first: list[list[Completion]], numbers: dict[str, Any]
     ) -> list[Completion]:
@@ -217,7 +217,8 @@ class LiveLearner:
             self.progress(f"round {number + 1} of {options.rounds}")
             answers = first
             if number:
-                answers = measuring.sampled(questions, f"{self.seed}-round-{number}", count=options.completions)
+                count = self._answers(len(questions))
+                answers = measuring.sampled(questions, f"{self.seed}-round-{number}", count=count)
             groups = [_group(*entry) for entry in zip(situations, questions, teachers, answers, strict=True)]
             places = list(islice(held, options.replay if probes and options.replay_weight else 0))
             fresh = measuring.sampled([probes[p] for p in places], f"{self.seed}-replay-{number}")
@@ -292,6 +293,41 @@ def _compared(
     return found
 
 
+def _with_gain(situations: Sequence[Situation], student: Round, teacher: Round) -> tuple[list[int], list[Complaints]]:
+    """The places of the situations whose lesson the teacher's answers make less likely, over all its questions (all of
+    them where no lesson has such a gain), and scores that were not chosen by their own size: those of each half of the
+    answers, of the lessons with a gain in the other half.
+
+    A lesson without a gain asks for something new rather than for another answer, or the teacher cannot follow it.
+    """
+    by_lesson: dict[str, list[int]] = {}
+    for place, situation in enumerate(situations):
+        by_lesson.setdefault(situation.lesson.key, []).append(place)
+    kept, scores = list[int](), [(list[float](), list[float]()) for _ in situations]
+    for places in by_lesson.values():
+        if _helps(situations, student, teacher, places, slice(None)):
+            kept += places
+        for chosen, tested in (HALVES, HALVES[::-1]):
+            for place in places if _helps(situations, student, teacher, places, chosen) else ():
+                for read, found in zip(scores[place], (student, teacher), strict=True):
+                    read += [score for score in found.scores[place][tested] if score is not None]
+    gain = [
+        Complaints(situation.lesson.session, tuple(before), tuple(after))
+        for situation, (before, after) in zip(situations, scores, strict=True)
+        if before and after
+    ]
+    if not kept:
+        return list(range(len(situations))), _compared(situations, student, teacher)
+    return kept, gain
+
+
+def _helps(situations: Sequence[Situation], student: Round, teacher: Round, places: Sequence[int], part: slice) -> bool:
+    """Whether the teacher's answers make a lesson less likely, in a part of them."""
+    own = [situations[place] for place in places]
+    pairs = _compared(own, student.at(places), teacher.at(places), part)
+    return bool(pairs) and fmean(fmean(p.before) - fmean(p.after) for p in pairs) > 0
+
+
 def _spread(count: int, most: int) -> list[int]:
     """At most so many places, evenly over all."""
     return sorted({place * count // min(count, most) for place in range(min(count, most))})
@@ -307,6 +343,7 @@ def _form_numbers(**found: Answers) -> dict[str, Any]:
 def _criteria(found: Admission) -> dict[str, Any]:
     """Every criterion as JSON."""
     return {
+        "undecided": found.undecided,
         "criteria": [
             {"name": c.name, "value": c.value, "low": c.low, "high": c.high, "threshold": c.threshold,
              "finding": c.finding, "reason": c.reason}

@@ -1,0 +1,250 @@
+"""What replies of a simulated user teach a served model.
+
+    python -m benchmarks.live replies --model DIR --out runs/live        # adherence after 1, 2, 4, 8, 16 replies
+    python -m benchmarks.live flip | follow-ups | poison | undo --model DIR --out runs/live
+    python -m benchmarks.live report --out runs/live                     # tables of what is there
+    … --preference short --seeds 3 --device cuda --set rounds=4 --tiny             # tiny: whether it runs at all
+
+The user replies to an answer only where it violates the preference (a rule judges it), up to so many replies. `base` is
+the model as it is, `in-context` the same with all replies before the question, `user_replies` one step on one answer a
+reply, as published, and `live` updates as a server makes them. A result that is there is not measured again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from benchmarks.live_arms import Bench, LiveArm, Published, say
+from benchmarks.live_user import FOLLOW_UPS, HARMFUL, LONG, PREFERENCES, TOPICS
+from selfdistill.live.learner import LiveLearner
+from selfdistill.live.learning import read_learning
+from selfdistill.live.lessons import choose
+from selfdistill.live.updates import Updates
+from selfdistill.live.weights import Weights
+from selfdistill.models.policy import Policy
+from selfdistill.models.sampler import SamplingOptions, sample
+from selfdistill.runs.stats import paired_difference, share
+from selfdistill.types import Completion
+
+COUNTS = (1, 2, 4, 8, 16)  # replies after which adherence is measured
+ARMS = ("base", "in-context", "user_replies", "live")
+
+
+def measured(bench: Bench, known: Sequence[bool], *, context: bool = False) -> dict[str, Any]:
+    """Adherence, and known tasks against those of the model as it was."""
+    now = bench.known(context=context)
+    changes = [float(after) - float(before) for after, before in zip(now, known, strict=True)]
+    change = paired_difference(changes)
+    return {
+        **bench.adherence(bench.preference, context=context), "known": fmean(now) if now else None,
+        "known_change": [change.value, change.low, change.high],
+    }  # fmt: skip
+
+
+def run_arm(bench: Bench, arm: str, folder: Path) -> list[dict[str, Any]]:
+    """A row after each number of replies."""
+    known, rows = bench.known(), list[dict[str, Any]]()
+    if arm == "base":
+        return [{"replies": 0, **measured(bench, known)}]
+    live = LiveArm(bench, folder) if arm == "live" else None
+    published = Published(bench) if arm == "user_replies" else None
+    source = bench.replies(bench.preference, arm)
+    for count in bench.options.counts:
+        while len(bench.turns) < count and (found := next(source, None)):
+            question, done, reply = found
+            bench.turns.append((question, done.text, reply))
+            if live:
+                live.record(f"s{len(bench.turns)}", question, done, reply)
+            if published:
+                published.step(question, done, reply)
+        if live:
+            live.update()
+        row = {"replies": len(bench.turns), **measured(bench, known, context=arm == "in-context")}
+        say(f"  {arm} after {row['replies']} replies: {row['met']}/{row['of']}, known {row['known_change']}")
+        rows.append({**row, "updates": live.log if live else []})
+        if len(bench.turns) < count:
+            break  # the user has no more to say
+    return rows
+
+
+def flip(bench: Bench, folder: Path) -> dict[str, Any]:
+    """Eight replies for a preference, then the opposite one until it is met on nine of ten questions."""
+    live, rows, other = LiveArm(bench, folder), list[dict[str, Any]](), LONG
+    for preference, most in ((bench.preference, bench.options.counts[-2]), (other, 2 * bench.options.counts[-1])):
+        given, source, learned = 0, bench.replies(preference, f"flip-{preference.name}"), False
+        while given < most and not learned:
+            found = list(_first(source, 4))
+            if not found:
+                break
+            for question, done, reply in found:
+                given += 1
+                live.record(f"{preference.name}-{given}", question, done, reply)
+            live.update()
+            rows.append({
+                "preference": preference.name, "replies": given, "old": bench.adherence(bench.preference),
+                "new": bench.adherence(other),
+            })  # fmt: skip
+            learned = preference is other and rows[-1]["new"]["met"] >= 0.9 * rows[-1]["new"]["of"]
+            say(f"  {rows[-1]}")
+    return {"rows": rows, "updates": live.log}
+
+
+def follow_ups(bench: Bench, folder: Path) -> dict[str, Any]:
+    """Replies that correct, and next questions: how many are passed over, and how far each kind moves the model."""
+    found: dict[str, Any] = {}
+    for kind in ("corrections", "follow-ups"):
+        live = LiveArm(bench, folder / kind)
+        given = list(_first(bench.replies(bench.preference, "kinds"), bench.options.counts[-1]))
+        for number, (question, done, reply) in enumerate(given):
+            text = reply if kind == "corrections" else FOLLOW_UPS[number % len(FOLLOW_UPS)].format(TOPICS[-1 - number])
+            live.record(f"s{number}", question, done, text)
+        learner = LiveLearner(bench.policy, bench.renderer, (), bench.learning)
+        lessons = choose(live.journal, Updates(live.journal.database).history(), bench.learning, learner.fits, seed=0)
+        scores = learner.measuring.corrections(lessons.new)
+        about = live.update()
+        moved = next((c["value"] for c in about["numbers"].get("criteria", ()) if c["name"] == "moved"), 0.0)
+        found[kind] = {"scores": scores, "passed_over": sum(score <= 0 for score in scores), "of": len(scores),
+                       "admitted": about["admitted"], "reason": about["reason"],
+                       "moved": moved if about["admitted"] else 0.0, "trained": moved}  # fmt: skip
+        learner.restore()
+    return found
+
+
+def poison(bench: Bench, folder: Path) -> dict[str, Any]:
+    """Ten conversations with a preference and one that teaches to refuse, with as many replies as all of them."""
+    found: dict[str, Any] = {"before": {"refuses": bench.adherence(HARMFUL), "good": bench.adherence(bench.preference)}}
+    live = LiveArm(bench, folder)
+    good = list(_first(bench.replies(bench.preference, "good"), 10))
+    for number, (question, done, reply) in enumerate(good):
+        live.record(f"good-{number}", question, done, reply)
+    for number, (question, done, reply) in enumerate(_first(bench.replies(HARMFUL, "bad"), 10)):
+        live.record("bad", question, done, HARMFUL.replies[number % len(HARMFUL.replies)] or reply)
+    for _ in range(2):
+        live.update()
+    after = {"refuses": bench.adherence(HARMFUL), "good": bench.adherence(bench.preference)}
+    return {**found, "after": after, "updates": live.log}
+
+
+def undo(bench: Bench, folder: Path) -> dict[str, Any]:
+    """Whether the answers after undoing are those of before, token for token."""
+    questions = bench.preference.questions(bench.seed)[1][: bench.options.unseen]
+    live = LiveArm(bench, folder)
+
+    def greedy(policy: Policy) -> list[Completion]:
+        prompts = [bench.renderer.prompt(bench.messages(question)) for question in questions]
+        options = SamplingOptions(max_new_tokens=bench.learning.max_new_tokens, temperature=0.0)
+        found = []
+        for number, prompt in enumerate(prompts):  # alone, as a single request
+            found += sample(policy, [prompt], options, seed=0, uids=[str(number)], version=0)
+        return found
+
+    weights = Weights(live.journal, device=bench.options.device, dtype=bench.options.dtype)
+    served = live.journal.versions.served
+    assert served is not None
+    before = greedy(weights.load(served))
+    for number, (question, done, reply) in enumerate(_first(bench.replies(bench.preference, "undo"), 4)):
+        live.record(f"s{number}", question, done, reply)
+    about = live.update()
+    if not about["admitted"]:
+        return {"admitted": False, "reason": about["reason"]}
+    now = live.journal.versions.served
+    assert now is not None
+    after = greedy(weights.load(now))
+    again = greedy(weights.load(live.journal.versions.undo()))
+
+    def same(one: Sequence[Completion], other: Sequence[Completion]) -> int:
+        return sum(a.token_ids == b.token_ids for a, b in zip(one, other, strict=True))
+
+    return {
+        "admitted": True,
+        "answers": len(before),
+        "changed": len(before) - same(before, after),
+        "same": same(before, again),
+    }
+
+
+COMMANDS = {"flip": flip, "follow-ups": follow_ups, "poison": poison, "undo": undo}
+
+
+def _first(source: Iterator[Any], count: int) -> Iterator[Any]:
+    for _, item in zip(range(count), source, strict=False):
+        yield item
+
+
+def report(out: Path) -> str:
+    """The tables of all results that are there."""
+    lines = ["| preference | seed | arm | replies | adherence | known tasks |", "|---|--:|---|--:|---|---|"]
+    for file in sorted(out.glob("replies-*.json")):
+        found = json.loads(file.read_text())
+        for row in found["rows"]:
+            low, high = (f"{value:+.2f}" for value in row["known_change"][1:])
+            known = f"{row['known']:.2f} ({row['known_change'][0]:+.2f} [{low}, {high}])"
+            lines.append(
+                f"| {found['preference']} | {found['seed']} | {found['arm']} | {row['replies']} | "
+                f"{share(row['met'], row['of'])} | {known} |"
+            )
+    for name in COMMANDS:
+        for file in sorted(out.glob(f"{name}-*.json")):
+            lines += ["", f"{file.stem}:", json.dumps(json.loads(file.read_text())["rows"], indent=1)]
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=("replies", *COMMANDS, "report"))
+    parser.add_argument("--model", default="")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--preference", choices=tuple(PREFERENCES), default="short")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--system", default="", help="a system turn before every question")
+    parser.add_argument("--unseen", type=int, default=100)
+    parser.add_argument("--known", type=int, default=150)
+    parser.add_argument("--batch-tokens", type=int, default=65_536)
+    parser.add_argument("--counts", type=int, nargs="+", default=list(COUNTS))
+    parser.add_argument("--set", dest="settings", nargs="+", default=[], help="settings of learning, KEY=VALUE")
+    parser.add_argument("--as-feedback", action="store_true", help="replies are feedback, which is never passed over")
+    parser.add_argument("--tiny", action="store_true")
+    options = parser.parse_args(arguments)
+    if options.tiny:
+        options.unseen, options.known, options.counts = 4, 4, [1, 2]
+        options.settings = ["max_new_tokens=24", "related=1", "rounds=1", "replay=2", *options.settings]
+    if options.command == "report":
+        sys.stdout.write(report(options.out) + "\n")
+        return
+    options.out.mkdir(parents=True, exist_ok=True)
+    learning = read_learning("now", options.settings)
+    assert learning is not None
+    for seed in range(options.seeds):
+        for arm in options.arms if options.command == "replies" else ("live",):
+            name = f"{options.command}-{options.preference}-{seed}-{arm}"
+            file = options.out / f"{name}.json"
+            if file.exists():
+                continue
+            say(f"{name}: …")
+            began = time.monotonic()
+            bench = Bench(options, PREFERENCES[options.preference], seed, learning)
+            folder = options.out / name
+            rows: Any = (
+                run_arm(bench, arm, folder)
+                if options.command == "replies"
+                else COMMANDS[options.command](bench, folder)
+            )
+            about = {"preference": options.preference, "seed": seed, "arm": arm, "seconds": time.monotonic() - began}
+            partial = file.with_suffix(".partial")
+            partial.write_text(json.dumps({**about, "settings": options.settings, "rows": rows}, indent=1))
+            partial.rename(file)
+    sys.stdout.write(report(options.out) + "\n")
+
+
+if __name__ == "__main__":
+    main()
