@@ -223,6 +223,7 @@ def test_a_journal_of_the_first_schema_is_brought_up_to_date(tmp_path: Path):
         journal.versions.publish("m")
         with journal.database.transaction() as connection:
             connection.execute("DROP TABLE settings")
+            connection.execute("DROP TABLE updates")
             connection.execute("PRAGMA user_version = 1")
     with Journal.open(path) as beside, pytest.raises(JournalError, match="no such table"):
         assert beside.paused
