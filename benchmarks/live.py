@@ -23,7 +23,7 @@ from typing import Any
 
 from benchmarks.live_arms import Bench, LiveArm, Published, say
 from benchmarks.live_user import FOLLOW_UPS, HARMFUL, LONG, PREFERENCES, TOPICS
-from selfdistill.live.learner import LiveLearner
+from selfdistill.live.learner import CORRECTING, LiveLearner
 from selfdistill.live.learning import read_learning
 from selfdistill.live.lessons import choose
 from selfdistill.live.updates import Updates
@@ -110,7 +110,7 @@ def follow_ups(bench: Bench, folder: Path) -> dict[str, Any]:
         scores = learner.measuring.corrections(lessons.new)
         about = live.update()
         moved = next((c["value"] for c in about["numbers"].get("criteria", ()) if c["name"] == "moved"), 0.0)
-        found[kind] = {"scores": scores, "passed_over": sum(score <= 0 for score in scores), "of": len(scores),
+        found[kind] = {"scores": scores, "passed_over": sum(score <= CORRECTING for score in scores), "of": len(scores),
                        "admitted": about["admitted"], "reason": about["reason"],
                        "moved": moved if about["admitted"] else 0.0, "trained": moved}  # fmt: skip
         learner.restore()

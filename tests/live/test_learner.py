@@ -13,7 +13,7 @@ from selfdistill.live.admission import Answers, before_training
 from selfdistill.live.conversations import locate
 from selfdistill.live.exchange import Feedback
 from selfdistill.live.journal import Journal
-from selfdistill.live.learner import LiveLearner, Round, _with_gain
+from selfdistill.live.learner import CORRECTING, LiveLearner, Round, _with_gain
 from selfdistill.live.learning import LiveLearning
 from selfdistill.live.lessons import LiveLesson, waiting
 from selfdistill.live.measuring import OPENINGS, Frame, Situation
@@ -122,7 +122,7 @@ def test_replies_that_go_on_are_passed_over_and_feedback_is_not() -> None:
     assert score == pytest.approx((found[0] - found[1] + found[2] - found[3]) / 2, abs=1e-3)
     kept, passed_over = learner._correcting([*spoken, LESSONS[1]])
     assert LESSONS[1] in kept
-    assert set(passed_over) == ({spoken[0].key} if score <= 0 else set())
+    assert set(passed_over) == ({spoken[0].key} if score <= CORRECTING else set())
 
 
 def test_lessons_are_chosen_by_one_half_of_the_answers_and_tested_on_the_other() -> None:

@@ -43,7 +43,7 @@ from selfdistill.training.update import update_all
 from selfdistill.types import Completion, Rollout, RolloutGroup, Task, TokenIds, TrainingSample, WholePrompt
 
 Progress = Callable[[str], None]
-CORRECTING = 0.0  # nats, above which a reply is one that corrects
+CORRECTING = -1.0  # nats, above which a reply is one that corrects
 LEAST_ANSWERS = 32  # of each reader
 TRIED = 4  # situations on which the wordings of the teacher's prompt are compared
 HALVES = (slice(None, None, 2), slice(1, None, 2))  # of the answers to one question
@@ -115,7 +115,7 @@ class LiveLearner:
         lessons, passed_over = self._correcting(lessons)
         if not lessons:
             reason = f"nothing to learn from: of {len(passed_over)} replies none is about the answer, they go on"
-            criterion = Criterion("corrects", max(passed_over.values(), default=0.0), 0.0, "fail", reason)
+            criterion = Criterion("corrects", max(passed_over.values(), default=0.0), CORRECTING, "fail", reason)
             return UpdateResult(Admission((criterion,)), (), False, {"passed_over": passed_over})
         situations = self.situations(lessons, past)
         self.progress(f"{len(lessons)} lessons on {len(situations)} questions")

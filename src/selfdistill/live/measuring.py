@@ -109,7 +109,7 @@ class Measuring:
 
     def corrections(self, lessons: Sequence[LiveLesson]) -> list[float]:
         """Of each lesson in words of the user log p(words | a correction) − log p(words | a next question), in nats:
-        above 0 they want another answer. The words are the same, so neither their length nor their topic counts."""
+        the higher, the rather they want another answer. The words are the same: neither length nor topic counts."""
         pairs = []
         for lesson in lessons:
             asked, answer = lesson.question.messages[-1].content, without_thinking(lesson.answer)
