@@ -262,6 +262,16 @@ def test_a_run_that_is_written_is_followed(page: Any, url: str, site: Path) -> N
     page.wait_for_selector("#complete:has-text('last line torn')")
 
 
+def test_a_run_that_has_just_begun_is_shown_along_every_axis(page: Any, url: str, site: Path) -> None:
+    make_run(site / "begun", 0, finished=False)
+    for axis in ("steps", "completions", "tokens", "time"):
+        show(page, url, f"run/begun?x={axis}")
+        assert "0 steps of 3" in page.locator("main").inner_text()
+        show(page, url, f"compare?runs=begun%7Cnew&x={axis}")
+    show(page, url, "run/begun/step/1")
+    assert "Nothing matches" in page.locator("main").inner_text()
+
+
 def test_many_tokens_are_drawn_soon(page: Any, url: str, site: Path) -> None:
     """8,192 tokens; the limit of 300 ms is for a machine that does nothing else."""
     many = replace(row(1, 0, 1), token_texts=(" word",) * 8192, token_ids=(5,) * 8192, logprobs=(-0.5,) * 8192)

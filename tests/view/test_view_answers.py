@@ -14,7 +14,9 @@ from site_runs import HOSTILE, make_run, make_site, row
 
 from selfdistill import read_run
 from selfdistill.errors import ConfigError, RunError
+from selfdistill.runs.credit import Alternative, AnswerCredit, TokenCredit
 from selfdistill.runs.store import METRICS, ROLLOUTS
+from selfdistill.types import Context
 from selfdistill.view.site.answers import Answers, in_short
 from selfdistill.view.site.app import SCRIPTS, application, static
 from selfdistill.view.site.export import export
@@ -36,6 +38,14 @@ def ask(answers: Answers, question: str, /, **query: str) -> Any:
     return json.loads(answers(question, query))
 
 
+def recompute(run: Path, uid: str) -> AnswerCredit:
+    """The credit that a checkpoint would compute."""
+    if uid != "1-0-1":
+        raise RunError("the run has no rollout of this uid", got=uid)
+    token = TokenCredit("def", -1.0, -2.0, (Alternative("class", 0.5, float("nan")),))
+    return AnswerCredit(run.name, (), Context("solution"), (token,), False, None)
+
+
 def get(
     answers: Answers, path: str, query: str = "", method: str = "GET", **headers: str
 ) -> tuple[int, dict[str, str], bytes]:
@@ -52,7 +62,7 @@ def get(
     encoded = [(name.encode(), value.encode()) for name, value in named.items()]
     scope = {"type": "http", "method": method, "path": path, "raw_path": path.encode(), "query_string": query.encode()}
     scope |= {"headers": encoded, "http_version": "1.1", "root_path": ""}
-    asyncio.run(application(answers)(scope, receive, send))
+    asyncio.run(application(answers, recompute)(scope, receive, send))
     found = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
     return sent[0]["status"], found, b"".join(message.get("body", b"") for message in sent[1:])
 
@@ -202,6 +212,19 @@ def test_a_run_that_grows_is_seen_anew(tmp_path: Path) -> None:
     assert found["rows"]["torn"]
 
 
+def test_a_run_that_is_removed_is_an_error_and_no_crash(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    answers = Answers(Library([tmp_path]))
+    ask(answers, "rows", id="run", steps="1")
+    for file in (ROLLOUTS, METRICS, "config.json", "summary.json"):
+        (run / file).unlink()
+        assert [get(answers, f"/api/{name}", "id=run&step=1&uid=1-0-0")[0] for name in ("rollout", "runs")] == [
+            404,
+            200,
+        ]
+    assert get(answers, "/api/run", "id=run")[0] == 404
+
+
 def test_nothing_to_view_is_an_error(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "none"):
         with pytest.raises(RunError):
@@ -232,10 +255,24 @@ def test_pages_may_load_nothing_and_other_sites_get_nothing(answers: Answers) ->
     assert get(answers, "/api/runs", method="POST")[0] == 405
 
 
+def test_credit_is_computed_and_versions_undone_only_for_pages_of_this_program(answers: Answers) -> None:
+    status, _, body = get(answers, "/api/credit", "id=new&uid=1-0-1", "POST", origin="http://127.0.0.1:8000")
+    found = json.loads(body)
+    assert (status, found["model"]) == (200, "new")
+    assert found["tokens"][0]["alternatives"] == [{"text": "class", "student": 0.5, "teacher": "NaN"}]
+    assert get(answers, "/api/credit", "id=new&uid=9", "POST")[0] == 400
+    assert get(answers, "/api/credit", "id=old&uid=1-0-1")[0] == 404, "GET computes nothing"
+    for path in ("/api/credit", "/api/undo"):
+        assert get(answers, path, "id=new&uid=1-0-1", "POST", origin="http://evil.example")[0] == 403
+        assert get(answers, path, "id=new&uid=1-0-1", "POST", sec_fetch_site="cross-site")[0] == 403
+    status, _, body = get(answers, "/api/undo", "id=journal.db", "POST")
+    assert (status, "one of this machine" in json.loads(body)["error"]) == (400, True)
+
+
 def test_scripts_are_small_and_never_write_markup() -> None:
     assert len(static(*SCRIPTS)) <= 150_000
     own = static(*(name for name in SCRIPTS if not re.search(r"\d", name)))
-    assert not re.search(r"innerHTML|insertAdjacentHTML|document\.write|eval\(|https?://", own)
+    assert not re.search(r"innerHTML|insertAdjacentHTML|document\.write|eval\(|https?://(?!127\.0\.0\.1)", own)
 
 
 def test_a_page_in_a_file_holds_the_chosen_steps(tmp_path: Path, site: Path) -> None:

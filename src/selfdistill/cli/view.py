@@ -9,6 +9,9 @@ import typer
 
 from selfdistill.cli.arguments import argument, flag, optional
 from selfdistill.errors import ConfigError
+from selfdistill.runs.credit import AnswerCredit
+
+MOST_STEPS = 100_000  # of one range
 
 
 def view(
@@ -53,7 +56,15 @@ def view(
         if not no_open:
             typer.launch(url)
 
-    serve(Answers(library), port, ready)
+    serve(Answers(library), port, ready, _recompute)
+
+
+def _recompute(run: Path, uid: str) -> AnswerCredit:
+    """The credit of a rollout, read by the newest checkpoint of its run."""
+    from selfdistill.analysis.credit_source import credit_of_rollout
+    from selfdistill.runs import no_callback
+
+    return credit_of_rollout(run, uid, no_callback)
 
 
 def _steps(text: str) -> list[int]:
@@ -61,8 +72,8 @@ def _steps(text: str) -> list[int]:
     found = list[int]()
     for part in text.split(","):
         first, _, last = part.partition("-")
-        try:
-            found += range(int(first), int(last or first) + 1)
-        except ValueError:
-            raise ConfigError("--steps takes numbers", got=text[:80], do="write for example --steps 1,5-8") from None
+        ends = [int(end) if end.isdecimal() else -1 for end in (first, last or first)]
+        if not 0 <= ends[0] <= ends[1] < ends[0] + MOST_STEPS:
+            raise ConfigError("--steps takes numbers", got=text[:80], do="write for example --steps 1,5-8")
+        found += range(ends[0], ends[1] + 1)
     return found

@@ -7,22 +7,31 @@ site's page is refused.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import json
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from importlib.resources import files
-from ipaddress import ip_address
+from pathlib import Path
+from threading import Lock
+from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
 import uvicorn
+from pydantic_core import to_json
 from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from selfdistill.errors import RunError, SelfDistillError
+from selfdistill.runs.credit import AnswerCredit
 from selfdistill.view.site.answers import Answers
+from selfdistill.view.site.library import is_here
+from selfdistill.view.site.undo import undo
 
+Recompute: TypeAlias = Callable[[Path, str], AnswerCredit]
 STATIC = files("selfdistill.view.site") / "static"
 SCRIPTS = (
     "preact-10.29.8.js", "preact-hooks-10.29.8.js", "htm-3.1.1.js", "uplot-1.6.32.js", "common.js", "curves.js",
@@ -50,8 +59,9 @@ def page(head: str, body: str) -> str:
     return static("page.html").replace("<!--head-->", head).replace("<!--body-->", body)
 
 
-def application(answers: Answers) -> Starlette:
-    """The ASGI application."""
+def application(answers: Answers, recompute: Recompute | None = None) -> Starlette:
+    """The ASGI application. `recompute` is the credit of a rollout by a checkpoint of its run, one at a time."""
+    one = Lock()
     index = page('<link rel="stylesheet" href="style.css">', '<script src="script.js"></script>')
     texts = {"/": ("text/html", index), "/style.css": ("text/css", static(*STYLES))}
     texts["/script.js"] = ("text/javascript", static(*SCRIPTS))
@@ -63,10 +73,35 @@ def application(answers: Answers) -> Starlette:
     def answer(request: Request) -> Response:
         try:
             return _tagged(request, answers(request.path_params["name"], request.query_params), "application/json")
-        except SelfDistillError as error:
+        except (SelfDistillError, OSError) as error:  # a file may go at any time
             return JSONResponse({"error": str(error)}, 404)
 
-    routes = [Route(path, text) for path in texts] + [Route("/api/{name}", answer)]
+    def undone(query: Mapping[str, str], body: Mapping[str, Any]) -> Any:
+        return undo(answers.library.get(query.get("id", ""), "journal").path, body)
+
+    def credited(query: Mapping[str, str], _: Mapping[str, Any]) -> Any:
+        path = answers.library.get(query.get("id", ""), "run").path
+        if recompute is None:
+            raise RunError("credit is not computed here", do="start the pages with `selfdistill view`")
+        with one:
+            return recompute(path, query.get("uid", ""))
+
+    def changing(
+        act: Callable[[Mapping[str, str], Mapping[str, Any]], Any],
+    ) -> Callable[[Request], Awaitable[Response]]:
+        async def handle(request: Request) -> Response:
+            try:
+                body = json.loads(await request.body() or b"{}")
+                found = await run_in_threadpool(act, request.query_params, body if isinstance(body, dict) else {})
+                return Response(to_json(found, inf_nan_mode="strings"), media_type="application/json")
+            except (SelfDistillError, ValueError, RuntimeError, MemoryError) as error:
+                return JSONResponse({"error": str(error)}, 400)
+
+        return handle
+
+    routes = [Route(path, text) for path in texts]
+    routes += [Route("/api/undo", changing(undone), methods=["POST"])]
+    routes += [Route("/api/credit", changing(credited), methods=["POST"]), Route("/api/{name}", answer)]
     app = Starlette(routes=routes)
     app.add_middleware(_Guard)
     return app
@@ -91,7 +126,7 @@ class _Guard:
             return await self.app(scope, receive, send)
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         named = [headers.get("host", ""), headers.get("origin", "")]
-        own = all(_is_here(name) for name in named[:1]) and (not named[1] or urlsplit(named[1]).netloc == named[0])
+        own = all(is_here(name) for name in named[:1]) and (not named[1] or urlsplit(named[1]).netloc == named[0])
         if not own or headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
             return await Response("only pages of this program are answered", 403, HEADERS)(scope, receive, send)
 
@@ -104,20 +139,11 @@ class _Guard:
         await self.app(scope, receive, sent)
 
 
-def _is_here(host: str) -> bool:
-    """Whether a Host header names this machine."""
-    try:
-        name = urlsplit(f"//{host}").hostname or ""
-        return name == "localhost" or ip_address(name).is_loopback
-    except ValueError:
-        return False
-
-
-def serve(answers: Answers, port: int, ready: Callable[[str], None]) -> None:
+def serve(answers: Answers, port: int, ready: Callable[[str], None], recompute: Recompute | None = None) -> None:
     """Serves the pages until Ctrl-C. `ready` gets the address once bound. Raises `RunError` where it cannot be."""
     config = uvicorn.Config(
-        application(answers), host="127.0.0.1", port=port, log_level="error", access_log=False, lifespan="off",
-        server_header=False, timeout_graceful_shutdown=1,
+        application(answers, recompute), host="127.0.0.1", port=port, log_level="error", access_log=False,
+        lifespan="off", server_header=False, timeout_graceful_shutdown=1,
     )  # fmt: skip
     try:
         bound = config.bind_socket()
@@ -125,6 +151,7 @@ def serve(answers: Answers, port: int, ready: Callable[[str], None]) -> None:
         do = "another program has this port: name another with --port, or leave it out"
         raise RunError("the address cannot be used", got=f"127.0.0.1:{port}", do=do) from None
     with bound:
+        bound.listen()  # a browser that is opened now waits until the server runs
         ready(f"http://127.0.0.1:{bound.getsockname()[1]}/")
         with suppress(KeyboardInterrupt):
             uvicorn.Server(config).run(sockets=[bound])

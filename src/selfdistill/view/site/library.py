@@ -10,9 +10,11 @@ import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 from pathlib import Path
 from threading import Lock, Thread
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from selfdistill.errors import RunError, SelfDistillError, nearest
 from selfdistill.runs import Run, read_run
@@ -78,7 +80,7 @@ class Entry:
         """finished, writing or stopped."""
         if (self.path / SUMMARY).exists():
             return "finished"
-        newest = max(found[1] for found in (_stat(self.path / n) for n in (CONFIG, METRICS, ROLLOUTS)) if found)
+        newest = max((found[1] for n in (CONFIG, METRICS, ROLLOUTS) if (found := _stat(self.path / n))), default=0)
         return "writing" if time.time() - newest / 1e9 < ACTIVE_S else "stopped"
 
 
@@ -163,6 +165,15 @@ def _stat(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return found.st_size, found.st_mtime_ns
+
+
+def is_here(host: str) -> bool:
+    """Whether a host, with or without a port, is this machine."""
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+        return name == "localhost" or ip_address(name).is_loopback
+    except ValueError:
+        return False
 
 
 def name_of(value: Any) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from difflib import SequenceMatcher
 from functools import lru_cache
 from pathlib import Path
+from threading import Lock
 
 from tokenizers import Tokenizer
 
@@ -14,6 +15,7 @@ from selfdistill.runs.records import RolloutRecord
 from selfdistill.runs.store import CHECKPOINTS
 
 LONGEST = 2_000  # ids between a common beginning and a common end, up to which differences are looked for
+_ONE = Lock()
 Decode = Callable[[Sequence[int]], str]
 Part = tuple[str, str]  # "same", "student" or "teacher", who alone read it; and the text
 
@@ -23,7 +25,8 @@ def decoder(run: Path) -> Decode | None:
     files = sorted((run / CHECKPOINTS).glob("step-*/tokenizer.json"))
     if not files:
         return None
-    tokenizer = _tokenizer(files[-1])
+    with _ONE:  # two requests load it once
+        tokenizer = _tokenizer(files[-1])
     return lambda ids: str(tokenizer.decode(list(ids), skip_special_tokens=False))
 
 

@@ -18,7 +18,7 @@ const CURVES = [
 /** The values of a run's steps on an axis. */
 function along(run, axis) {
   const column = { completions: "completions_sampled", tokens: "tokens", time: "wall_s" }[axis];
-  return column ? run.numbers[column].map((value) => (axis === "time" ? value / 60 : value)) : run.steps;
+  return column ? (run.numbers[column] ?? []).map((value) => (axis === "time" ? value / 60 : value)) : run.steps;
 }
 function evalsAlong(run, split, axis) {
   const found = run.evals.filter((one) => one.split === split);

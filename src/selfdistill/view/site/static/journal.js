@@ -4,7 +4,7 @@ const when = (text) => (text ?? "").slice(0, 19).replace("T", " ");
 function JournalPage({ id, query }) {
   const answer = useAnswer("journal", [id, query.q ?? ""], () => true);
   if (!answer.data) return html`<${Waiting} answer=${answer} />`;
-  const { counts, conversations, versions, updates } = answer.data;
+  const { counts, conversations, versions, updates } = answer.data, undone = new Set(versions.filter((one) => one.state === "undone").map((one) => one.id));
   const columns = [
     { key: "name", head: "conversation", text: "name", cell: (one) => html`<a data-row href=${to(["journal", id, one.name])}>${plain(one.name)}</a>` }, { key: "n", head: "exchanges" }, { key: "side", head: "side calls" },
     { key: "last", head: "last (UTC)", text: "narrow", cell: (one) => when(one.last) }, { key: "begins", head: "begins with", text: "begins", value: null, cell: (one) => plain(one.begins) },
@@ -13,9 +13,30 @@ function JournalPage({ id, query }) {
     ${answer.error && html`<p class="error" role="alert">No answer from the program: ${answer.error}</p>`}
     <h2>Versions of the weights</h2><${Wide} label="versions"><table><thead><tr>${["version", "state", "from", "published (UTC)", "weights"].map((head) => html`<th scope="col">${head}</th>`)}</tr></thead>
       <tbody>${versions.map((one) => html`<tr><td>${one.id}</td><td>${one.state === "served" ? html`<b>served</b>` : one.state}${one.pinned ? ", pinned" : ""}</td><td>${number(one.parent)}</td><td>${when(one.created)}</td><td class="name">${plain(one.path || one.model)}</td></tr>`)}</tbody></table><//>
-    ${updates.length > 0 && html`<h2>Updates</h2><${Wide} label="updates"><table><thead><tr>${Object.keys(updates[0]).map((head) => html`<th scope="col">${names(head)}</th>`)}</tr></thead>
-      <tbody>${updates.map((one) => html`<tr>${Object.values(one).map((value) => html`<td class="begins">${plain(String(value ?? "–"))}</td>`)}</tr>`)}</tbody></table><//>`}
+    <${Undo} id=${id} versions=${versions} />
+    ${updates.length > 0 && html`<h2>Updates</h2><${Wide} label="updates"><table><thead><tr>${["update", "state", "reason", "from", "version", "lessons", "began (UTC)", "trigger", "measured"].map((head) => html`<th scope="col">${head}</th>`)}</tr></thead>
+      <tbody>${updates.map((one) => html`<tr><td>${one.id}</td><td><b>${undone.has(one.version) ? "undone" : one.state}</b></td><td class="reason">${plain(one.reason)}</td><td>${number(one.parent)}</td><td>${number(one.version)}</td>
+        <td class="n">${JSON.parse(one.lessons).length}</td><td>${when(one.created)}</td><td>${one.trigger}</td><td><details><summary>numbers</summary><${Text} label=${`numbers of update ${one.id}`} text=${JSON.stringify(JSON.parse(one.numbers), null, 2)} /></details></td></tr>`)}</tbody></table><//>`}
     <h2>Conversations</h2><p class="bar"><${Field} label="text" name="q" value=${query.q} filter=${true} /></p><${Table} label="conversations" columns=${columns} rows=${conversations} sort=${query.sort} rowKey=${(one) => one.name} />`;
+}
+
+/** Drops the served version, by the server that has this journal. */
+function Undo({ id, versions }) {
+  const [[url, token, said], setState] = useState(["http://127.0.0.1:8321/v1", "", ""]);
+  const served = versions.find((one) => one.state === "served");
+  if (exported || !served || !versions.some((one) => one.state === "published" && one.id < served.id)) return null;
+  const act = async (event) => {
+    event.preventDefault();
+    if (!confirm(`Undo version ${served.id}? Answers come from the version before it.`)) return;
+    setState([url, token, "…"]);
+    try {
+      const reply = await fetch(`api/undo?${new URLSearchParams({ id })}`, { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify({ url, token, version: served.id }) });
+      const body = await reply.json();
+      setState([url, token, reply.ok ? `Version ${body.served} is served.` : body.error]);
+    } catch (error) { setState([url, token, error.message]); }
+  };
+  return html`<details><summary>Undo version ${served.id}</summary><form class="bar" onSubmit=${act}><label>server <input value=${url} onInput=${(event) => setState([event.target.value, token, said])} /></label>
+    <label>token <input type="password" autocomplete="off" value=${token} onInput=${(event) => setState([url, event.target.value, said])} /></label><button>Undo version ${served.id}</button></form><p role="status" class="error">${said}</p></details>`;
 }
 
 function ConversationPage({ id, name }) {

@@ -25,6 +25,7 @@ function Tokens({ row, places, mode, grpo, label, onPick }) {
     for (let place = places[0]; place < places[1]; place += 1) {
       const span = document.createElement("span"), text = row.token_texts[place];
       span.textContent = text === "" ? "◌" : plain(text).replaceAll("\n", "↵\n");
+      if (/[\u0590-\u08ff\ufb1d-\ufefc\u{10800}-\u{10fff}\u{1e800}-\u{1efff}]/u.test(text)) span.dir = "auto"; // right to left: kept apart from its neighbours
       span.dataset.place = place;
       span.tabIndex = place === places[0] ? 0 : -1;
       all.append(span);
@@ -46,14 +47,32 @@ function goTo(place) {
 }
 
 /** The numbers of one token. */
-function Numbers({ row, place, grpo, exact }) {
+function Numbers({ row, place, grpo, exact, credit }) {
   if (place == null || place >= row.token_ids.length) return html`<p class="quiet">Point at a token, touch it, or walk along them with ← and →: its numbers stand here.</p>`;
   const u = row.log_ratio[place], log_p = row.logprobs[place];
   return html`<p><b class="quoted">${quoted(row.token_texts[place] ?? "")}</b> <span class="quiet">token ${place + 1} of ${row.token_ids.length}, id ${row.token_ids[place]}</span></p>
     <dl><div><dt>student's probability</dt><dd>${isNumber(log_p) ? percent(Math.exp(log_p)) : "–"}</dd></div>
       <div><dt>teacher's</dt><dd>${isNumber(u) && isNumber(log_p) && exact ? percent(Math.exp(Math.min(0, log_p + u))) : "–"}</dd></div>
       <div><dt>u = log q − log p</dt><dd>${isNumber(u) ? html`${signed(u)} nats (${times(u)})` : "not recorded"}</dd></div>
-      <div><dt>GRPO</dt><dd>${signed(grpo)}</dd></div></dl>`;
+      <div><dt>GRPO</dt><dd>${signed(grpo)}</dd></div></dl>
+    ${credit?.tokens && html`<p><span class="quiet">Likeliest here, student → teacher:</span> ${credit.tokens[place].alternatives.map((one, n) => html`${n ? "; " : ""}<b class="quoted">${quoted(one.text)}</b> ${percent(one.student)} → ${percent(one.teacher)}`)}</p>`}`;
+}
+
+/** Likeliest alternatives, which runs do not record: computed by the newest checkpoint when they are asked for. */
+function Alternatives({ id, row, credit, setCredit }) {
+  if (exported || !row.log_ratio.length) return null;
+  const compute = async () => {
+    setCredit({ busy: true });
+    try {
+      const reply = await fetch(`api/credit?${new URLSearchParams({ id, uid: row.uid })}`, { method: "POST" });
+      const body = await reply.json();
+      if (!reply.ok) throw new Error(body.error);
+      setCredit(body.tokens.length === row.token_ids.length ? body : { error: `The checkpoint reads the answer as ${body.tokens.length} tokens, not as the ${row.token_ids.length} that were sampled.` });
+    } catch (error) { setCredit({ error: error.message }); }
+  };
+  if (credit?.tokens) return html`<p class="quiet" id="computed">Likeliest alternatives were computed now by ${credit.model}, the newest checkpoint; all other numbers were recorded when the run was at this step.</p>`;
+  return html`<p class="bar"><button disabled=${credit?.busy} onClick=${compute}>Compute the likeliest alternatives</button> <span class="quiet" role="status">${credit?.busy ? "The newest checkpoint reads this answer …" : "by the newest checkpoint of the run; loads the model, and the file of its environment"}</span></p>
+    ${credit?.error && html`<p class="error" role="alert">${credit.error}</p>`}`;
 }
 
 /** What the colours say, in words and with the same marks. */
@@ -77,9 +96,12 @@ function Contrast({ row, grpo, against, jump }) {
   while (sum < total / 2) { sum += sizes[half]; half += 1; }
   const other = row.log_ratio.filter((u) => Math.abs(u) >= FAINT && u * grpo <= 0).length, moved = row.log_ratio.filter((u) => Math.abs(u) >= FAINT).length;
   return html`<p class="note">${isNumber(grpo) ? html`<b>GRPO</b> gives all ${row.token_ids.length} tokens ${signed(grpo)}${grpo === 0 ? " (the rewards of the group are equal, or it is their mean): nothing is learned" : ""}. ` : ""}${" "}
-    <b>The teacher</b> moves ${moved} of them, and ${plural(half, "token")} ${half === 1 ? "carries" : "carry"} half of the credit; ${isNumber(grpo) && grpo !== 0 ? `${other} of the ${moved} go another way than GRPO, by up to ${number(against)} nats. ` : ""}
+    <b>The teacher</b> moves ${moved} of them, and ${plural(half, "token")} ${half === 1 ? "carries" : "carry"} half of the credit${isNumber(grpo) && grpo !== 0 ? `; ${other} of the ${moved} go another way than GRPO, by up to ${number(against)} nats` : ""}.${" "}
     Largest: ${largest(row.log_ratio).map((place, n) => html`${n ? ", " : ""}<button class="quoted" onClick=${() => jump(place)}>${quoted(row.token_texts[place] ?? `token ${place + 1}`)} ${signed(row.log_ratio[place], 1)}</button>`)}.</p>`;
 }
+
+/** Scrolls a long text to what is marked in it. */
+const toMark = (box) => { const mark = box?.querySelector("mark"); if (mark) box.scrollTop = mark.offsetTop - box.offsetTop - 60; };
 
 /** What was read before a turn, by student and by teacher; the difference is marked in both. */
 function Read({ turn, number_, several, record }) {
@@ -91,7 +113,7 @@ function Read({ turn, number_, several, record }) {
       <div class="sides"><section><h3>Student</h3><${Text} label="student's prompt" text=${record?.prompt ?? ""} /></section>
       <section><h3>Teacher</h3><pre class="text" tabindex="0" role="region" aria-label="teacher's prompt">${plain(record?.prompt ?? "")}${context.map(([name, text]) => html`\n\n<mark class="only">${names(name)}: ${plain(text)}</mark>`)}</pre></section></div>`;
   }
-  const side = (who) => html`<pre class="text" tabindex="0" role="region" aria-label=${`${who}'s prompt ${head}`}>${parts.filter(([one]) => one === "same" || one === who).map(([one, text]) => (one === "same" ? plain(text) : html`<mark class="only">${plain(text)}</mark>`))}</pre>`;
+  const side = (who) => html`<pre class="text" ref=${toMark} tabindex="0" role="region" aria-label=${`${who}'s prompt ${head}`}>${parts.filter(([one]) => one === "same" || one === who).map(([one, text]) => (one === "same" ? plain(text) : html`<mark class="only">${plain(text)}</mark>`))}</pre>`;
   if (!differ) return html`<details open=${!several}><summary>Read ${head} by both (${student} tokens)${teacher ? "" : "; no teacher read it"}</summary>${side("student")}</details>`;
   return html`<div class="sides"><section><h3>Student read ${head} <span class="quiet">${student} tokens</span></h3>${side("student")}</section>
     <section><h3>Teacher read ${head} <span class="quiet">${teacher} tokens, ${signed(teacher - student, 0)}</span></h3>${side("teacher")}</section></div><p class="legend"><mark class="only">marked</mark>: this one alone read it.</p>`;
@@ -99,6 +121,7 @@ function Read({ turn, number_, several, record }) {
 
 function RolloutPage({ id, step, uid, query }) {
   const answer = useAnswer("rollout", [id, step, uid]), prompts = useAnswer("prompts", [id, step, uid]);
+  const [credit, setCredit] = useState(null);
   const [place, setPlace] = useState(query.token ? Number(query.token) - 1 : null);
   const data = answer.data, row = data?.row, count = row?.token_ids.length ?? 0;
   const mine = data?.group.find((one) => one.uid === uid), grpo = mine?.grpo ?? null;
@@ -128,7 +151,8 @@ function RolloutPage({ id, step, uid, query }) {
       ${several && read(n)}
       ${several && Object.entries(turn.context ?? {}).map(([name, text]) => html`<h3>The teacher of this turn read: ${names(name)}</h3><${Text} label=${name} text=${text} />`)}
       ${row.token_texts.length ? html`<${Tokens} row=${row} places=${[starts[n], starts[n + 1]]} mode=${mode} grpo=${grpo} label=${several ? `tokens of turn ${n + 1}` : "tokens of the answer"} onPick=${setPlace} />` : html`<${Text} label="answer" text=${turn.completion} />`}</section>`)}
-    <aside class="numbers" aria-live="polite" aria-label="numbers of a token"><${Numbers} row=${row} place=${place} grpo=${grpo} exact=${exact} /></aside>
+    <aside class="numbers" aria-live="polite" aria-label="numbers of a token"><${Numbers} row=${row} place=${place} grpo=${grpo} exact=${exact} credit=${credit} /></aside>
+    <${Alternatives} id=${id} row=${row} credit=${credit} setCredit=${setCredit} />
     ${!exact && html`<p class="quiet">Probabilities are those under the temperature and support that sampled; the teacher's cannot be worked out from them.</p>`}
     ${row.log_ratio.length > 0 && row.log_ratio_at === "" && html`<p class="quiet">This version recorded the log-ratio just before the update of this rollout.</p>`}
     ${!several && html`<h2>What was read</h2>${prompts.data ? read(0) : html`<${Waiting} answer=${prompts} />`}`}
