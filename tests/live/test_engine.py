@@ -6,7 +6,7 @@ from queue import SimpleQueue
 import pytest
 
 from selfdistill.errors import ModelError
-from selfdistill.live.batch import Generation, Piece
+from selfdistill.live.batch import Batch, Generation, Piece
 from selfdistill.live.engine import Engine
 from selfdistill.live.written import Written, held_back, shown_so_far
 from selfdistill.models.load import load_policy
@@ -107,6 +107,29 @@ def test_answers_that_wait_are_refused_at_the_end(policy: Policy):
     late = Client(policy, "Say yes.", SamplingOptions(4), "late")
     engine.submit(late.generation)
     assert late.next().ended == "shutdown"
+
+
+@pytest.mark.parametrize("broken", ["begin", "_sample", "_state"])
+def test_all_who_wait_for_a_model_that_fails_learn_it(
+    policy: Policy, engine: Engine, broken: str, monkeypatch: pytest.MonkeyPatch
+):
+    first, second = (Client(policy, text, SamplingOptions(40), text) for text in ("Say yes.", "Say no, please."))
+    engine.submit(first.generation)
+    first.next()
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(Batch, broken, fail)
+    engine.submit(second.generation)
+    for client in (first, second):
+        end = client.pieces()[-1]
+        assert end.ended in ("failed", "end", "length")
+    assert (end.ended, end.why) == ("failed", "RuntimeError: out of memory")
+    monkeypatch.undo()
+    again = Client(policy, "Say yes.", SamplingOptions(3), "again")
+    engine.submit(again.generation)
+    assert again.pieces()[-1].ended in ("end", "length")
 
 
 def test_likeliest_tokens_and_stop_strings(policy: Policy, engine: Engine):

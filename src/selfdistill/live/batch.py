@@ -185,8 +185,8 @@ class Batch:
         joining.done = upto
         if upto < joining.ids_BL.shape[1]:
             return 0
-        self.joining = None
         self._sample(joining.generations, hidden_BLD[joining.rows, -1])
+        self.joining = None
         going = [place for place, generation in enumerate(joining.generations) if not generation.ended]
         new = [joining.generations[place] for place in going]
         if not new:
@@ -196,8 +196,8 @@ class Batch:
             return len(joining.generations)
         batch = [(each, self._cache, row, self._mask_BL) for row, each in enumerate(self.running)]
         batch += [(joining.generations[place], joining.cache, joining.rows[place], mask_BL) for place in going]
-        states = [self._state(each, cache, row, mask_BL) for each, cache, row, mask_BL in batch if cache is not None]
         self.running = [*self.running, *new]
+        states = [self._state(each, cache, row, mask_BL) for each, cache, row, mask_BL in batch if cache is not None]
         self._cache, whole_BL = restored(self._config, states, whole=True)
         self._mask_BL = None if whole_BL.all() else whole_BL
         return len(joining.generations)

@@ -24,6 +24,8 @@ from selfdistill.live.written import Written
 from selfdistill.models.policy import Policy
 from selfdistill.models.sampler import noise
 
+FAILURES = (RuntimeError, MemoryError)  # of torch, such as memory that is exhausted
+
 
 class Engine:
     """Samples at most `rows` answers at a time, whose tokens, padding and room to the limit of each answer included,
@@ -103,9 +105,9 @@ class Engine:
                 for batch in self._batches:
                     with batch.policy.autocast():
                         self.sampled += batch.step()
-            except (RuntimeError, MemoryError) as error:  # of torch, such as memory that is exhausted
+            except FAILURES as error:
                 for batch in self._batches:
-                    batch.end_all("failed", f"{type(error).__name__}: {error}"[:500])
+                    batch.end_all("failed", _why(error))
             self._batches = [batch for batch in self._batches if batch.answers or batch.policy is self.policy]
 
     def _drain(self) -> None:
@@ -130,8 +132,14 @@ class Engine:
                     generation.end("cancelled")
                 else:
                     taken.append(generation)
-        if taken:
+        if not taken:
+            return
+        try:
             self._batch(taken[0]).begin(taken)
+        except FAILURES as error:
+            for generation in taken:
+                generation.end("failed", _why(error))
+            raise
 
     def _batch(self, generation: Generation) -> Batch:
         """The batch of an answer's weights."""
@@ -149,3 +157,7 @@ class Engine:
         within = len(rows) <= self.rows and len(rows) * widest <= self.batch_tokens
         alike = new[-1].policy is batch.policy and longest <= 2 * shortest + 64  # little padding
         return len(rows) == 1 or (within and alike and (batch.joins or len(batch.running) + len(new) == 1))
+
+
+def _why(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"[:500]
