@@ -95,7 +95,10 @@ def test_command_lines_are_understood():
         name, *rest = words[words.index("selfdistill") + 1 :]
         command = program.commands[name]
         command = command.commands[rest.pop(0)] if hasattr(command, "commands") else command
-        known = {option for parameter in command.params for option in parameter.opts}
+        commands = (
+            [command, program.commands["serve"]] if "--" in rest else [command]
+        )  # after the dashes, those of both
+        known = {option for each in commands for parameter in each.params for option in parameter.opts} | {"--"}
         assert {word for word in rest if word.startswith("-")} <= known, words
         arms = [parse_arm(word) for flag, word in pairwise(rest) if flag == "--arm"]
         assert not arms or StrategyComparison(tuple(arms), ("task",)).config(arms[-1])

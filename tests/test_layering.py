@@ -25,6 +25,7 @@ LAYERS = (
     ("analysis",),
     ("live",),
     ("view",),
+    ("faces",),
     ("cli", "api"),
     ("testing", "experiments"),
 )

@@ -11,6 +11,7 @@
     ├── TrainingError          a batch without anything to learn, and why                 (also a RuntimeError)
     │   └── CollapseError      … guards stopped the run; the last good checkpoint is back
     ├── RunError               a run directory that cannot be written, read or resumed    (also an OSError)
+    ├── EndpointError          a server that does not answer, or refuses a request        (also an OSError)
     └── JournalError           a journal that cannot be opened, read or written           (also an OSError)
         ├── JournalFullError   … since its disk is full: nothing was recorded
         └── UnknownReceiptError … an exchange that it does not hold
@@ -85,6 +86,16 @@ class CollapseError(TrainingError):
 
 class RunError(SelfDistillError, OSError):
     """A run directory that cannot be written, read or resumed."""
+
+
+class EndpointError(SelfDistillError, OSError):
+    """A server that does not answer, or refuses a request with an HTTP `status` and the `code` of its error."""
+
+    def __init__(
+        self, what: str, *, got: object = None, why: str = "", do: str = "", status: int = 0, code: str = ""
+    ) -> None:
+        super().__init__(what, got=got, why=why, do=do)
+        self.status, self.code = status, code
 
 
 class JournalError(SelfDistillError, OSError):

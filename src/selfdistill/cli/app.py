@@ -16,6 +16,7 @@ from selfdistill.cli.check import check
 from selfdistill.cli.compare import compare, compare_finished_runs
 from selfdistill.cli.context_gain import print_context_gain
 from selfdistill.cli.credit import credit
+from selfdistill.cli.faces import chat, code
 from selfdistill.cli.guard import Guarded
 from selfdistill.cli.journal import app as journal
 from selfdistill.cli.output import print_comparison, print_listing, print_notes, print_settings, print_table
@@ -39,7 +40,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+app.command()(chat)
 app.command()(check)
+app.command()(code)
 app.command()(compare)
 app.command()(credit)
 app.command()(serve)

@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 from rich import box
 from rich.console import Console
-from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
@@ -18,11 +17,8 @@ from selfdistill.options import BEYOND
 from selfdistill.prompts.context import FIELDS
 from selfdistill.runs.credit import AnswerCredit, sections_of
 from selfdistill.types import Context
-from selfdistill.view.credit import FULL, shown, strength, table_of, visible, write_credit_page
+from selfdistill.view.credit import FULL, extremes, table_of, tint, visible, write_credit_page
 from selfdistill.view.progress import RunDisplay
-
-RED, GREEN, WHITE = (214, 64, 58), (46, 158, 79), (255, 255, 255)
-NAMED = 3  # tokens that are named below the answer
 
 
 def credit(
@@ -126,16 +122,11 @@ def print_credit(found: AnswerCredit, console: Console, *, table: bool) -> None:
         uniform = [found.advantage * FULL] * len(found.tokens)
         console.print(Text(f"GRPO: every token gets A = {found.advantage:+.2f}", style="bold"))
         console.print(_coloured(found, uniform), "", sep="\n")
-    scale = [(f" {value:+g} ", _style(value)) for value in (-FULL, -FULL / 2, FULL / 2, FULL)]
+    scale = [(f" {value:+g} ", tint(value)) for value in (-FULL, -FULL / 2, FULL / 2, FULL)]
     words = (" less likely for the teacher   ", " more likely   ", ("(u in nats)", "dim"))
     console.print(Text.assemble(*scale[:2], words[0], *scale[2:], *words[1:]))
-    # The tokens with the lowest and the highest log-ratio, for a terminal without colours.
-    ordered = sorted((token for token in found.tokens if strength(token.log_ratio)), key=lambda token: token.log_ratio)
-    lowest = [token for token in ordered[:NAMED] if token.log_ratio < 0]
-    highest = [token for token in ordered[::-1][:NAMED] if token.log_ratio > 0]
-    for name, tokens in (("lowest", lowest), ("highest", highest)):
-        named = ", ".join(f"{shown(token.text)} {token.log_ratio:+.2f}" for token in tokens)
-        console.print(Text(f"{name}: {named or 'nothing'}"))
+    for line in extremes((token.text, token.log_ratio) for token in found.tokens):
+        console.print(Text(line))
     console.print(Text(found.conclusion, style="bold"))
     if found.error_visibility:
         console.print(Text(found.error_visibility.rule, style="dim"))
@@ -156,18 +147,8 @@ def _coloured(found: AnswerCredit, log_ratios: list[float]) -> Text:
             for name, section in (sections_of(turn.context) if turn.context else {}).items():
                 text.append(f"the teacher of turn {number + 1} reads {name}: ", "bold").append(f"{section}\n")
         for place in places:
-            text.append(visible(found.tokens[place].text), _style(log_ratios[place]))
+            text.append(visible(found.tokens[place].text), tint(log_ratios[place]))
     return text
-
-
-def _style(log_ratio: float) -> Style:
-    """Black on a tint of red or green; no colour for a small log-ratio."""
-    share = strength(log_ratio)
-    if not share:
-        return Style()
-    colour = RED if log_ratio < 0 else GREEN
-    tint = [round(light + (full - light) * (0.15 + 0.85 * share)) for light, full in zip(WHITE, colour, strict=True)]
-    return Style.parse(f"black on #{bytes(tint).hex()}")
 
 
 def _table(found: AnswerCredit) -> Table:

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from selfdistill.cli.arguments import argument, flag, optional
 from selfdistill.errors import ConfigError
+from selfdistill.faces.terminal import plain
 from selfdistill.live.exchange import Exchange
 from selfdistill.live.export import TrainingRows
 from selfdistill.live.journal import Journal
@@ -242,21 +243,16 @@ def _print_exchange(journal: Journal, exchange: Exchange, most: int | None) -> N
     for name, text in (*lines, *journal.feedback(exchange.seq)):
         rest = len(text[most:]) if most is not None else 0
         more = f" … ({rest} more; look at the receipt shows all)" if rest else ""
-        console.print(Text.assemble((f"{name}: ", "dim"), _plain(text[:most]), (more, "dim")))
+        console.print(Text.assemble((f"{name}: ", "dim"), plain(text[:most]), (more, "dim")))
     console.print()
 
 
 def _print_update(record: UpdateRecord) -> None:
     version = f", version {record.version}" if record.version else ""
     head = f"update {record.id}  {record.created[:16].replace('T', ' ')}  {record.state}{version}"
-    typer.echo(f"{head}  {len(record.lessons)} lessons  {_plain(record.reason)}")
+    typer.echo(f"{head}  {len(record.lessons)} lessons  {plain(record.reason)}")
 
 
 def _short(text: str) -> str:
-    line = " ".join(_plain(text).split())
+    line = " ".join(plain(text).split())
     return line if len(line) <= 60 else f"{line[:59]}…"
-
-
-def _plain(text: str) -> str:
-    """Text that gives a terminal no orders."""
-    return text.replace("\x1b", "␛")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, Literal, TypeAlias
@@ -148,10 +148,13 @@ def _canonical(arguments: Any) -> str:
 def _message(key: Key) -> Message:
     """A message as templates without a place for calls write it: the calls stand in its text."""
     role, text, calls = key
-    written = [
-        f'<tool_call>\n{{"name": {json.dumps(name)}, "arguments": {args}}}\n</tool_call>' for name, args in calls
-    ]
-    return Message(ROLES[role], "\n".join(filter(None, (text, *written))))
+    return Message(ROLES[role], written(text, calls))
+
+
+def written(text: str, calls: Iterable[tuple[str, str]]) -> str:
+    """A turn with calls, names and arguments as JSON, in text alone."""
+    each = [f'<tool_call>\n{{"name": {json.dumps(name)}, "arguments": {args}}}\n</tool_call>' for name, args in calls]
+    return "\n".join(filter(None, (text, *each)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator
 from html import escape
 from pathlib import Path
 
+from rich.style import Style
+
 from selfdistill.errors import RunError
 from selfdistill.runs.credit import AnswerCredit, TokenCredit, sections_of
 from selfdistill.types import Message
@@ -15,6 +17,8 @@ FULL = 4.0  # nats at which a colour is as strong as it gets
 FAINT = 0.05  # nats below which there is none
 FEW = 4  # alternatives of a token in a table
 RARE = 0.001  # smaller probabilities are shown as "< 0.1 %"; alternatives rarer to both are left out of tables
+RED, GREEN, WHITE = (214, 64, 58), (46, 158, 79), (255, 255, 255)  # of a terminal
+NAMED = 3  # tokens at each end that are named below an answer
 PART = "◌"  # stands for a token that is part of a letter
 
 STYLE = """
@@ -91,6 +95,26 @@ def shown(text: str) -> str:
 def visible(text: str) -> str:
     """A token as a part of the answer, in which line ends and missing letters can be seen."""
     return (text or PART).replace("\n", "↵\n")
+
+
+def tint(log_ratio: float) -> Style:
+    """Black on a tint of red or green, for a terminal; no colour for a small log-ratio."""
+    share = strength(log_ratio)
+    if not share:
+        return Style()
+    colour = RED if log_ratio < 0 else GREEN
+    mixed = [round(light + (full - light) * (0.15 + 0.85 * share)) for light, full in zip(WHITE, colour, strict=True)]
+    return Style.parse(f"black on #{bytes(mixed).hex()}")
+
+
+def extremes(tokens: Iterable[tuple[str, float]]) -> Iterator[str]:
+    """Two lines that name the tokens with the lowest and the highest log-ratio, for a terminal without colours."""
+    ordered = sorted((token for token in tokens if strength(token[1])), key=lambda token: token[1])
+    lowest = [token for token in ordered[:NAMED] if token[1] < 0]
+    highest = [token for token in ordered[::-1][:NAMED] if token[1] > 0]
+    for name, found in (("lowest", lowest), ("highest", highest)):
+        named = ", ".join(f"{shown(text)} {log_ratio:+.2f}" for text, log_ratio in found)
+        yield f"{name}: {named or 'nothing'}"
 
 
 def percent(probability: float) -> str:

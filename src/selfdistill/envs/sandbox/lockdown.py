@@ -27,6 +27,8 @@ _REFER, _TRUNCATE, _IOCTL_DEVICE = 1 << 13, 1 << 14, 1 << 15
 _RIGHTS_BY_ABI = {1: (1 << 13) - 1, 2: _REFER, 3: _TRUNCATE, 5: _IOCTL_DEVICE}
 _READ_ONLY = _READ_FILE | _READ_DIR
 _EVERYTHING = (1 << 13) - 1 | _REFER | _TRUNCATE
+_CHANGES = _EVERYTHING & ~(_READ_ONLY | 1)  # 1: to execute
+_DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/tty", "/dev/shm", "/dev/ptmx", "/dev/pts")
 _OF_FILES = _READ_FILE | _WRITE_FILE | _TRUNCATE
 _OWN_DIRECTORY = _READ_ONLY | _WRITE_FILE | _REMOVE_FILE | _MAKE_FILE | _TRUNCATE  # flat: no directories in it
 _PR_SET_DEATH_SIGNAL, _PR_SET_NO_NEW_PRIVS = 1, 38
@@ -140,6 +142,14 @@ def restrict_worker(level: IsolationLevel, directory: str) -> None:
     _restrict_files([*own, *_harmless(), *library])
 
 
+def restrict_writes(directories: Sequence[str]) -> None:
+    """Give up changing any file but those beneath `directories` and the harmless devices; reading stays. Does nothing
+    where there is no Landlock."""
+    if landlock_abi():
+        devices = [path for path in _DEVICES if os.path.exists(path)]
+        _restrict_files([(path, _CHANGES) for path in (*directories, *devices)], among=_CHANGES)
+
+
 def _library() -> str:
     return os.path.dirname(os.__file__)
 
@@ -150,10 +160,11 @@ def _harmless() -> list[tuple[str, int]]:
     return [rule for rule in rules if os.path.exists(rule[0])]
 
 
-def _restrict_files(rules: Sequence[tuple[str, int]]) -> None:
-    """Give up all files but those beneath the paths of `rules`, and those but for the rights stated with them."""
+def _restrict_files(rules: Sequence[tuple[str, int]], *, among: int = -1) -> None:
+    """Give up all files but those beneath the paths of `rules`, and those but for the rights stated with them; of
+    rights, those `among` them alone."""
     abi = landlock_abi()
-    handled = sum(rights for since, rights in _RIGHTS_BY_ABI.items() if since <= abi)
+    handled = sum(rights for since, rights in _RIGHTS_BY_ABI.items() if since <= abi) & among
     ruleset = checked(libc().syscall(_CREATE_RULESET, struct.pack("Q", handled), ctypes.c_size_t(8), 0))
     for path, rights in rules:
         descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
