@@ -14,6 +14,7 @@ import pytest
 from live_parts import served
 from selfdistill.errors import RunError
 from selfdistill.view.site.journal import journal_of
+from selfdistill.view.site.library import Library
 from selfdistill.view.site.undo import undo
 
 TOKEN = "the token"
@@ -63,6 +64,17 @@ def test_the_server_of_the_journal_undoes(journal: Path, server: tuple[str, list
     url, called = server
     assert undo(journal, {"url": url, "token": TOKEN, "version": 2})["served"] == 1
     assert called == ["GET /v1/selfdistill/versions", "POST /v1/selfdistill/undo"]
+
+
+def test_the_journal_of_a_running_server_is_found(tmp_path: Path) -> None:
+    with served(tmp_path / "journal.db"):  # what it holds stands in the write-ahead log
+        for path in (tmp_path, tmp_path / "journal.db"):
+            (line,) = Library([path]).look()
+            assert line.kind == "journal"
+            assert [one["state"] for one in journal_of(line.path, "")["versions"]] == ["served"]
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.db").write_bytes(b"no database")
+    assert len(Library([tmp_path]).look()) == 1
 
 
 def test_everything_else_is_refused_before_anything_is_undone(

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 import time
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
 from threading import Lock, Thread
 from typing import Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from selfdistill.errors import RunError, SelfDistillError, nearest
 from selfdistill.runs import Run, read_run
@@ -26,6 +28,7 @@ COMPARISON = "comparison.json"
 DEEPEST, MOST = 5, 5000  # levels of directories below one that was named, and entries
 LONG = 64 * 2**20  # bytes of rows without an index for which no page waits
 ACTIVE_S = 120.0  # a run without a summary whose files changed this lately is taken for one that is being written
+_SQLITE = b"SQLite format 3\0"
 _JOURNAL = 0x53444A4C.to_bytes(4, "big")  # the application id in the header of a journal, at byte 68
 
 Kind = Literal["run", "search", "comparison", "journal"]
@@ -151,12 +154,18 @@ def _kind(path: Path) -> Kind | None:
 
 
 def _is_journal(path: Path) -> bool:
+    """Whether a file has the application id of a journal; of one that is written it may stand in the log alone."""
     try:
         with path.open("rb") as file:
             head = file.read(100)
-    except OSError:
+        if head.startswith(_SQLITE) and head[68:72] != _JOURNAL and path.with_name(f"{path.name}-wal").exists():
+            with closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)) as connection:
+                return bool(
+                    connection.execute("PRAGMA application_id").fetchone()[0] == int.from_bytes(_JOURNAL, "big")
+                )
+    except (OSError, sqlite3.Error):
         return False
-    return head.startswith(b"SQLite format 3\0") and head[68:72] == _JOURNAL
+    return head.startswith(_SQLITE) and head[68:72] == _JOURNAL
 
 
 def _stat(path: Path) -> tuple[int, int] | None:
