@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ from selfdistill.cli import app
 from selfdistill.errors import ConfigError, EndpointError
 from selfdistill.faces.chat import about_update
 from selfdistill.faces.client import Answer, Client
+from selfdistill.faces.own_server import own_server
 from selfdistill.faces.terminal import plain
-from selfdistill.live.journal import Journal
 
 REJECTED = {"state": "rejected", "reason": "the context gained nothing", "numbers": {"gain": -0.25, "each": [1]}}
 ACCEPTED = {"state": "accepted", "version": 2}
@@ -196,16 +197,37 @@ def test_options_that_do_not_fit():
         assert (result.exit_code, what in result.output) == (2, True)
 
 
-def test_a_conversation_with_a_server_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """The second message is recorded as the reply to the first answer, and the server ends with the conversation."""
+def test_a_reply_is_recorded_by_the_real_server(tmp_path: Path):
+    """Only what the model writes is planned."""
     pytest.importorskip("uvicorn", reason="needs the extra serve")
-    monkeypatch.chdir(tmp_path)
-    words = ["chat", "--model", "sapling-small", "--max-tokens", "8", "--", "--journal", "own.db", "--device", "cpu"]
-    result = CliRunner().invoke(app, words, input="Write f(n).\nShorter, please.\n/good\n")
-    assert result.exit_code == 0, result.output
-    with Journal.serve(tmp_path / "own.db") as journal:  # nobody else has it any more
+    from live.agents import served
+
+    with served(tmp_path, lambda prompt: "Short." if "Shorter" in prompt else "A long answer.") as (url, journal):
+        lines = "Write f(n).\nShorter, please.\n/good\n/versions\n"
+        result = CliRunner().invoke(app, ["chat", "--url", url, "--max-tokens", "80"], input=lines)
+        assert result.exit_code == 0, result.output
+        assert "1        served" in result.output
         first, second = journal.exchanges(journal.conversations()[0].id)
-        assert (first.kind, first.new_text, second.new_text) == ("main", "Write f(n).", "Shorter, please.")
+        assert (first.kind, first.new_text, second.text) == ("main", "Write f(n).", "Short.")
         assert second.follow_up
         assert (second.follow_up.receipt, second.follow_up.messages[0].content) == (first.receipt, "Shorter, please.")
         assert journal.feedback(second.seq) == [("rating", "1")]
+
+
+def test_a_server_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """It learns, has the options that were given, answers when it is used, and ends with the conversation."""
+    program, notes = tmp_path / "serve", list[str]()
+    text = "echo $$; echo $@; echo serving m at http://127.0.0.1:9/v1, version 1; exec sleep 60"
+    program.write_text(f"#!/bin/sh\n{text}\n")
+    program.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(program))
+    with own_server("sapling", ["--rows", "3"], notes.append) as url:
+        assert url == "http://127.0.0.1:9/v1"
+        assert notes[1] == "-P -m selfdistill serve --model sapling --port 0 --rows 3"
+    assert not Path(f"/proc/{notes[0]}").exists()
+    result = CliRunner().invoke(app, ["chat", "--model", "m"], input="Hi\n")
+    assert "serve --model m --port 0 --learn idle" in result.output
+    program.write_text("#!/bin/sh\necho no such option; exit 2\n")
+    with pytest.raises(EndpointError, match="exit code 2"), own_server("sapling", [], notes.append):
+        pass
+    assert notes[-1] == "no such option"

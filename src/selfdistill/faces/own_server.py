@@ -54,7 +54,7 @@ def _address(child: subprocess.Popen[bytes], log: IO[bytes], note: Callable[[str
     while True:
         ended = child.poll() is not None
         text = os.pread(log.fileno(), 1 << 16, 0).decode(errors="replace")
-        lines = text.split("\n")[: -1 if not ended else None]
+        lines = text.splitlines() if ended else text.split("\n")[:-1]
         for line in lines[noted:]:
             note(line)
         noted = len(lines)
