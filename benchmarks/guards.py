@@ -252,7 +252,7 @@ def cost(out: Path) -> str:
 
     for owner, name in ((Watch, "measured"), (Watch, "decided"), (forward, "_teacher_logprobs")):
         timed(owner, name)
-    size = {"steps": 20, "tasks_per_step": 16, "rollouts_per_task": 8, "checkpoint_every": 0}
+    size = {"steps": 6, "tasks_per_step": 16, "rollouts_per_task": 8, "checkpoint_every": 0}
     settings = {**COMMON, **size, "teacher": {"kind": "ema", "rate": 0.05}, "guards": {"preflight": "off"}}
     found = run(out / "cost", settings)
     whole = sum(sum(record.seconds.values()) for record in found.steps)
