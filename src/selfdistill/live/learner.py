@@ -96,7 +96,12 @@ class LiveLearner:
 
     @property
     def _longest(self) -> int:
-        return min(self.options.max_prompt_tokens, self.policy.context_length - self.options.max_new_tokens)
+        return min(self.options.max_prompt_tokens, self._room)
+
+    @property
+    def _room(self) -> int:
+        """Tokens of a prompt, beside which an answer has room: half of the context, at least."""
+        return self.policy.context_length - min(self.options.max_new_tokens, self.policy.context_length // 2)
 
     @torch.no_grad()
     def restore(self) -> None:
@@ -185,8 +190,7 @@ class LiveLearner:
     def _cut(self, question: WholePrompt, situation: Situation) -> TokenIds:
         """The ids of a teacher's prompt, or the bare question where the context leaves no room for an answer."""
         ids = self.measuring.prompt(question)
-        room = self.policy.context_length - self.options.max_new_tokens
-        return ids if len(ids) < room else self.measuring.prompt(situation.question)
+        return ids if len(ids) < self._room else self.measuring.prompt(situation.question)
 
     def _frame(self, situations: Sequence[Situation], student: Round) -> tuple[Frame, dict[str, float]]:
         """The wording under which the teacher's answers make complaints least likely, on a few situations whose

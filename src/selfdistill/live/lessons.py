@@ -25,6 +25,7 @@ from selfdistill.types import Context, Message, WholePrompt
 
 LIKED = 0.5  # a rating from which on an answer counts as a good one
 FADING = 0.8  # of the chance to be drawn again, from one lesson of the past to the next older one
+TOO_LONG = "a question that is too long"
 WRONG = "No, that is not what I wanted."  # for a user who gave no words
 PAST = 200  # of the newest exchanges, in which related questions are sought
 CameBack = Sequence[tuple[Origin, Sequence[Message]]]
@@ -144,7 +145,7 @@ def question_of(exchange: Exchange, fits: Fits) -> WholePrompt | str:
     if not exchange.text.strip():
         return "an empty answer"
     whole = WholePrompt(request.messages, tuple(request.tools) if request.may_call else ())
-    return bounded(whole, fits) or "a question that is too long"
+    return bounded(whole, fits) or TOO_LONG
 
 
 def bounded(whole: WholePrompt, fits: Fits) -> WholePrompt | None:

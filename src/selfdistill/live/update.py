@@ -20,7 +20,7 @@ from selfdistill.live.exchange import Version
 from selfdistill.live.journal import Journal
 from selfdistill.live.learner import LiveLearner, run_settings
 from selfdistill.live.learning import LiveLearning
-from selfdistill.live.lessons import choose, past_questions
+from selfdistill.live.lessons import TOO_LONG, choose, past_questions
 from selfdistill.live.probe import probe_set
 from selfdistill.live.updates import UpdateRecord, Updates, this_process
 from selfdistill.models.checkpoint import save_weights
@@ -116,8 +116,9 @@ def _performed(
     learner = LiveLearner(policy, renderer, probe_set(options.probe), options, seed=number, progress=progress)
     lessons = choose(journal, history, options, learner.fits, seed=number)
     if not lessons.new:
-        left_out = {"left_out": dict(lessons.left_out)}
-        return updates.change(number, "rejected", only_from=["training"], reason=NO_LESSON, numbers=left_out)
+        left_out, long = {"left_out": dict(lessons.left_out)}, lessons.left_out.get(TOO_LONG, 0)
+        reason = f"{NO_LESSON}; {long} questions are too long (max_prompt_tokens)" if long else NO_LESSON
+        return updates.change(number, "rejected", only_from=["training"], reason=reason, numbers=left_out)
     past = past_questions(journal, learner.fits)
     found = learner.update(lessons.all, past)
     numbers = {
