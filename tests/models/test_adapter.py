@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
+from peft.tuners.lora import Linear
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from selfdistill.errors import ConfigError, ModelError
 from selfdistill.losses import LossSpec, TokenWeights, fused_loss
 from selfdistill.models.checkpoint import Resumable, load_checkpoint, save_checkpoint
+from selfdistill.models.factors import FactoredLinear
 from selfdistill.models.load import LoraOptions, Policy, load_policy
 from selfdistill.models.sampler import SamplingOptions, sample
 from selfdistill.models.teacher import Ema, Teacher
@@ -243,23 +245,35 @@ def test_an_adapter_upon_an_adapter_is_refused(bases, tmp_path) -> None:
         load_policy(str(second), device="cpu")
 
 
-def test_layers_read_bfloat16_as_it_is_and_give_what_they_gave_of_copies(policy_of, monkeypatch) -> None:
+def gradients(policy: Policy) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """Hidden states, the gradient of a sum over them, and how many tensors autograd kept."""
+    kept: list[torch.Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda value: kept.append(value) or value, lambda value: value):
+        hidden_ND = policy.answer_hidden(PAIRS).float()
+    policy.model.zero_grad()
+    (hidden_ND * torch.arange(hidden_ND.numel()).view_as(hidden_ND).sin()).sum().backward()
+    gradient = torch.cat([value.grad.flatten() for value in policy.trainable().values()])
+    return hidden_ND.detach(), gradient, len({value.data_ptr() for value in kept})
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("bfloat16", 6e-2)])
+def test_layers_with_factors_compute_what_those_of_peft_do(
+    policy_of, monkeypatch, dtype: str, tolerance: float
+) -> None:
     monkeypatch.setattr("selfdistill.models.load.multiplies_bfloat16", lambda device: True)
-    policy = policy_of(lora=LoraOptions(rank=2), dtype="bfloat16")
-    layers = [module for module in policy.model.modules() if hasattr(module, "cast_input_dtype_enabled")]
-
-    def read() -> tuple[torch.Tensor, int]:
-        kept: list[torch.Tensor] = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda value: kept.append(value) or value, lambda value: value):
-            return policy.answer_hidden(PAIRS), len({value.data_ptr() for value in kept})
-
-    hidden_ND, count = read()
+    policy = policy_of(lora=LoraOptions(rank=2), dtype=dtype)
+    generator = torch.Generator().manual_seed(0)
+    for value in policy.trainable().values():
+        value.data += 0.1 * torch.randn(value.shape, generator=generator)
+    hidden_ND, gradient, count = gradients(policy)
+    layers = [module for module in policy.model.modules() if type(module) is FactoredLinear]
+    assert layers
     for layer in layers:
-        assert not layer.cast_input_dtype_enabled
-        layer.cast_input_dtype_enabled = True
-    copied_ND, copies = read()
-    assert torch.equal(hidden_ND, copied_ND)
-    assert copies > count
+        layer.__class__ = Linear
+    wanted_ND, wanted, copies = gradients(policy)
+    assert torch.dist(hidden_ND, wanted_ND) <= tolerance * wanted_ND.norm()
+    assert torch.dist(gradient, wanted) <= tolerance * wanted.norm()
+    assert (count < copies) == (dtype == "bfloat16")
 
 
 @pytest.mark.parametrize("targets", ["q_proj", "q_proj, embed_tokens", "self_attn.q_proj", ("q_proj", "v_proj")])

@@ -70,7 +70,7 @@ def fresh_adapter(base: PreTrainedModel, lora: LoraOptions) -> Any:
         torch.manual_seed(lora.seed)
         try:
             with _without_old_names():
-                return _without_copies(get_peft_model(base, config))
+                return _factored(get_peft_model(base, config))
         except ValueError as error:
             what, got, why = "the LoRA targets cannot carry an adapter", lora.targets, str(error).splitlines()[0]
             raise ConfigError(what, got=got, why=why, do=f"use {ALL_LINEAR}") from error
@@ -107,7 +107,7 @@ def saved_adapter(base: PreTrainedModel, directory: Path) -> Any:
     if lost:
         why = f"peft does not save {lost[0]}, which is trained: the run could not be resumed"
         raise ModelError("this kind of adapter is not supported", got=config.peft_type, why=why)
-    return _without_copies(model)
+    return _factored(model)
 
 
 def base_of(adapter: Path) -> str:
@@ -133,12 +133,15 @@ def restore_adapter(model: Any, saved: Mapping[str, Tensor]) -> None:
     set_peft_model_state_dict(model, {name: saved[name] for name in state})
 
 
-def _without_copies(model: Any) -> Any:
-    """The same adapter, whose layers do not widen what they read to float32: autocast would round it back, and keep a
-    copy for the backward pass of every layer."""
+def _factored(model: Any) -> Any:
+    """The same adapter, in layers that make fewer copies of what they read and give."""
+    from peft.tuners.lora import Linear
+
+    from selfdistill.models.factors import FactoredLinear
+
     for module in model.modules():
-        if hasattr(module, "cast_input_dtype_enabled"):
-            module.cast_input_dtype_enabled = False
+        if type(module) is Linear and FactoredLinear.computes(module):
+            module.__class__ = FactoredLinear
     return model
 
 
