@@ -190,6 +190,9 @@ def test_forgetting_warns_while_the_own_tasks_improve_and_stops_beyond_what_is_a
     assert decide(steps, no_gain, GuardOptions()).action == "stop", "nothing is gained for it"
     assert decide(steps, no_gain, GuardOptions(action="warn")).action == "warn"
     assert decide(steps, no_gain, GuardOptions(probe="train")).action == "ok"
+    evals = [eval_of(0, 10), eval_of(0, 95, "held_out"), eval_of(10, 60), eval_of(10, 60, "held_out")]
+    worse = run_of((8, {}), (3, {"accuracy": 0.1}))
+    assert decide(worse, evals, GuardOptions()).action == "stop", "the rollouts have fallen since"
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ A number of a step counts when it is beyond its limit in `patience` steps in a r
 A run is stopped by signals of two families, or by a probe that fell below its interval. What differs from the warm-up
 (length, entropy, teacher) counts only where the answers did not get better meanwhile: a change that solves more tasks
 is learning. A fall of the held-out set, which may measure what the run does not train, is a warning alone while the
-run's own tasks improve, until it is beyond `max_forgetting`; a fall of the forgetting set is a warning alone, unless
-that set is the chosen probe.
+run's own tasks improve and its rollouts do not fall, until it is beyond `max_forgetting`; a fall of the forgetting set
+is a warning alone, unless that set is the chosen probe.
 
 Between evaluations a few answers that were right at the last one are read again. The accuracy of that evaluation times
 the share of those that are about as likely as they were bounds the accuracy from below. Where this bound falls too far
@@ -185,7 +185,8 @@ def _probes(
     """Evaluations whose interval lies below that of the best one before; and the last step at which all were well."""
     found, since = list[Finding](), steps[-1].step
     own = [record for record in evals if record.split == "train"]
-    improves = len(own) > 1 and own[-1].accuracy.value > own[0].accuracy.value and not _fell(own)
+    improves = len(own) > 1 and own[-1].accuracy.value > own[0].accuracy.value
+    improves = improves and not _fell(own) and not any(_outcome(steps, options))
     for split in ("train", "held_out", "forgetting"):
         records = [record for record in evals if record.split == split]
         if options.probe not in ("auto", split) or not _fell(records):
