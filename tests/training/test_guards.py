@@ -169,6 +169,15 @@ def test_lost_answers_have_accuracy_measured_at_once_and_rarely_in_vain() -> Non
     assert (stop.action, stop.since) == ("stop", 1), "the last step whose answers were still likely"
 
 
+def test_what_is_handed_back_is_older_than_a_slow_fall() -> None:
+    """.62 of 16 tasks is not surely below all of them, and answers kept behind it are those of a fallen run."""
+    steps = [step_of(step, kept=1.0, lost=0.0) for step in range(1, 61)]
+    evals = [eval_of(0, 16, "held_out", 16), eval_of(20, 16, "held_out", 16)]
+    evals += [eval_of(40, 10, "held_out", 16), eval_of(59, 9, "held_out", 16)]
+    stop = decide(steps, evals, GuardOptions())
+    assert (stop.action, stop.since) == ("stop", 39), "the last step that was read behind the good evaluation"
+
+
 def test_tasks_that_grow_harder_have_no_outcome_signal() -> None:
     harder = run_of((8, {}), (3, {"accuracy": 0.1}))
     assert signals_of(decide(harder, [], GuardOptions())) == ["accuracy"]

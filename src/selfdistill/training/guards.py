@@ -202,10 +202,12 @@ def _probes(
         found.append(Finding(split, family, now, limit, reason))
         if family != "forgetting":
             well = [
-                record.step for place, record in enumerate(records) if place == 0 or not _fell(records[: place + 1])
+                record.step for place, record in enumerate(records) if not place or not _low(record, records[:place])
             ]
             if split == probe_split(evals, options):
-                well += [step.step for step in steps if "kept" in step.signals and not any(_kept(step, records))]
+                evaluated = {record.step for record in records}
+                bounds = {step.step: _bound(step, records) for step in steps if step.step not in evaluated}
+                well += [step for step, bound in bounds.items() if bound and bound[0] >= bound[1]]
             since = min(since, max(well))
     own = [record for record in evals if record.split == probe_split(evals, options)]
     found += _kept(steps[-1], own) if own and own[-1].step < steps[-1].step else []
@@ -216,8 +218,13 @@ def _fell(records: Sequence[EvalRecord]) -> bool:
     """Whether the last of these is below the interval of the best before, and by more than a quarter of it."""
     if len(records) < 2:
         return False
-    best, now = _best(records[:-1]), records[-1].accuracy
-    return now.high < best.low and now.value < (1 - FALL) * best.value
+    *before, last = records
+    return last.accuracy.high < _best(before).low and _low(last, before)
+
+
+def _low(record: EvalRecord, before: Sequence[EvalRecord]) -> bool:
+    """Whether an accuracy is lower than the best before by more than a quarter of it."""
+    return record.accuracy.value < (1 - FALL) * _best(before).value
 
 
 def _best(records: Sequence[EvalRecord]) -> Estimate:
@@ -252,14 +259,21 @@ def evaluation_due(steps: Sequence[StepRecord], evals: Sequence[EvalRecord], opt
 
 
 def _kept(step: StepRecord, evals: Sequence[EvalRecord]) -> Iterator[Finding]:
-    """The lower bound of accuracy after a step, by the evaluations before it, where it is too low."""
+    """The lower bound of accuracy after a step, where it is too low because answers were lost."""
+    bound, kept = _bound(step, evals), step.signals.get("kept", 1.0)
+    if bound and kept <= 1 - FALL / 2 and bound[0] < bound[1]:
+        last = [record for record in evals if record.step < step.step][-1]
+        reason = f"{kept:.0%} of the answers on {last.split} that were right at step {last.step} are still as likely"
+        yield Finding("kept", "held_out", *bound, reason)
+
+
+def _bound(step: StepRecord, evals: Sequence[EvalRecord]) -> tuple[float, float] | None:
+    """The lower bound of accuracy after a step, by the evaluations before it, and its limit; None where no answers were
+    read."""
     before = [record for record in evals if record.step < step.step]
     if "kept" not in step.signals or not before:
-        return
-    kept, last, limit = step.signals["kept"], before[-1], (1 - FALL) * _best(before).value
-    if kept <= 1 - FALL / 2 and kept * last.accuracy.value < limit:
-        reason = f"{kept:.0%} of the answers on {last.split} that were right at step {last.step} are still as likely"
-        yield Finding("kept", "held_out", kept * last.accuracy.value, limit, reason)
+        return None
+    return step.signals["kept"] * before[-1].accuracy.value, (1 - FALL) * _best(before).value
 
 
 def needed_tasks(fall: float = 0.5) -> int:
