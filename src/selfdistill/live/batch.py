@@ -16,7 +16,7 @@ from torch import Tensor
 from selfdistill.live.written import Written
 from selfdistill.models.kept_states import ReadState
 from selfdistill.models.kv_cache import PreallocatedCache, restored
-from selfdistill.models.policy import Policy, padded
+from selfdistill.models.policy import Policy, common_length, padded
 from selfdistill.models.precision import cache_dtype
 from selfdistill.models.sampler import SamplingOptions, draw, normalised, nucleus
 from selfdistill.types import TokenIds
@@ -250,7 +250,7 @@ class Batch:
         """What was read before of the beginning of a prompt, all of it but its last token at most."""
         best, length = None, LEAST_REUSED - 1
         for state in self._kept:
-            if (common := _common(state.ids, prompt[:-1])) > length:
+            if (common := common_length(state.ids, prompt[:-1])) > length:
                 best, length = state, common
         if best is None:
             return None
@@ -261,16 +261,7 @@ class Batch:
         for row in rows if self._keeps else ():
             read = self.running[row].read
             if LEAST_REUSED <= len(read) <= self.kept_tokens:
-                kept = [state for state in self._kept if _common(state.ids, read) < len(state.ids)]
+                kept = [state for state in self._kept if common_length(state.ids, read) < len(state.ids)]
                 self._kept = [*kept, self._state(self.running[row], cache, row, self._mask_BL)]
         while sum(len(state.ids) for state in self._kept) > self.kept_tokens:
             del self._kept[0]
-
-
-def _common(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens both begin with."""
-    low, high = 0, min(len(one), len(other))
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if one[low:middle] == other[low:middle] else (low, middle - 1)
-    return low

@@ -260,7 +260,7 @@ def shared_beginnings(pairs: Sequence[TokenPair]) -> dict[TokenIds, list[int]]:
     neighbour: questions that have a system message in common are read apart, contexts behind one question together.
     """
     order = sorted(range(len(pairs)), key=lambda index: pairs[index][0])
-    common = [_common(pairs[one][0], pairs[other][0]) for one, other in pairwise(order)]
+    common = [common_length(pairs[one][0], pairs[other][0]) for one, other in pairwise(order)]
     around = [0, *common, 0]
     groups: list[list[int]] = []
     for place, index in enumerate(order):
@@ -271,13 +271,13 @@ def shared_beginnings(pairs: Sequence[TokenPair]) -> dict[TokenIds, list[int]]:
     shared: dict[TokenIds, list[int]] = {}
     for group in groups:
         first, last = pairs[group[0]][0], pairs[group[-1]][0]  # sorted: all begin as these two do
-        saved, whole = (len(group) - 1) * _common(first, last), sum(_left(pairs[index], ()) for index in group)
+        saved, whole = (len(group) - 1) * common_length(first, last), sum(_left(pairs[index], ()) for index in group)
         if saved and saved >= PAYS_FROM * whole:
-            shared[first[: _common(first, last)]] = sorted(group)
+            shared[first[: common_length(first, last)]] = sorted(group)
     return dict(sorted(shared.items(), key=lambda item: item[1][0]))
 
 
-def _common(one: TokenIds, other: TokenIds) -> int:
+def common_length(one: TokenIds, other: TokenIds) -> int:
     """How many tokens both begin with."""
     low, high = 0, min(len(one), len(other))
     while low < high:
