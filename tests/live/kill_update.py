@@ -57,8 +57,8 @@ def main() -> None:
         with Journal.serve(path) as journal:  # the next server
             updates = Updates(journal.database)
             journal.database.check()
-            (mended,) = updates.mended()
-            assert mended.state == "failed", mended
+            (repaired,) = updates.repaired()
+            assert repaired.state == "failed", repaired
             assert {key for _, key in waiting(journal, updates.history())} == before
             served = journal.versions.served
             assert served is not None

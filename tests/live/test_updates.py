@@ -69,7 +69,7 @@ def test_a_process_that_is_gone_leaves_its_lessons_and_one_that_published_is_com
     gone, mine = begun(journal, "1.a", process="999999999 1"), begun(journal, "2.b", process=this_process())
     published = begun(journal, "3.c", process="999999999 1", path="/adapters/3")
     version = journal.versions.publish("sapling", "/adapters/3", parent=1)
-    changed = {each.id: each for each in updates.mended()}
+    changed = {each.id: each for each in updates.repaired()}
     assert {number: each.state for number, each in changed.items()} == {gone: "failed", published: "accepted"}
     assert "its lessons wait" in changed[gone].reason
     assert changed[published].version == version.id

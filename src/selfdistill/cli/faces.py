@@ -75,7 +75,7 @@ def code(
     """Work on the files of a directory with a coding agent that learns from your corrections.
 
     Every change and every command is shown first: y does it, n with words does not, e opens your editor on it. A
-    denial with words, an edited call and failing tests are learned from, then the agent goes on.
+    denial with words, an edited call and failing tests are learned from, then the agent continues.
     """
     from selfdistill.envs.sandbox.lockdown import landlock_abi
     from selfdistill.faces.code import Coder

@@ -176,7 +176,7 @@ def learn(
     Journal.open(file).close()  # a journal that is there
     with Journal.serve(file) as journal:
         table = Updates(journal.database)
-        table.mended()
+        table.repaired()
         record = perform(
             journal, table.queue("now").id, options, device=device, dtype=dtype, progress=typer.echo
         )  # fmt: skip

@@ -73,7 +73,7 @@ class Chat:
                 self.terminal.note("\nstopped")
 
     def _command(self, name: str = "", words: str = "") -> bool:
-        """Whether the conversation goes on after a command."""
+        """Whether the conversation continues after a command."""
         if name in ("quit", "exit"):
             return False
         commands = self._commands()
@@ -181,12 +181,12 @@ class Chat:
         self.terminal.table(("status", ""), list(self.client.status().items()))
 
     def do_pause(self, words: str) -> None:
-        """Stop learning; /pause off goes on with it."""
+        """Stop learning; /pause off resumes it."""
         if words not in ("", "on", "off"):
-            self.terminal.note("/pause stops the learning, /pause off goes on with it")
+            self.terminal.note("/pause stops learning, /pause off resumes it")
             return
         self.client.pause(words != "off")
-        self.terminal.note("learning goes on" if words == "off" else "learning is paused; /pause off goes on with it")
+        self.terminal.note("learning is resumed" if words == "off" else "learning is paused; /pause off resumes it")
 
     def do_good(self, words: str) -> None:
         """Rate the last answer 1, with words or without."""

@@ -154,7 +154,7 @@ class Client:
         return self._call("POST", "/selfdistill/undo", "undo versions", {"versions": versions})
 
     def pause(self, paused: bool) -> dict[str, Any]:
-        """Stops learning, or lets it go on."""
+        """Stops or resumes learning."""
         return self._call("POST", "/selfdistill/pause", "pause its learning", {"paused": paused})
 
     def _call(self, method: str, path: str, what: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -92,7 +92,7 @@ class Terminal:
         self._notes.print(Text(plain(text), "dim"))
 
     def error(self, error: SelfDistillError) -> None:
-        """An error that the program goes on after."""
+        """An error after which the program continues."""
         self._notes.print(Text(plain(str(error)), "red"))
 
     def table(self, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

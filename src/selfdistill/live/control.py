@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from typing import Any
 
 from selfdistill.errors import ModelError, VersionError
 from selfdistill.live.service import Service
-from selfdistill.protocol.chat import ChatError, read_object
+from selfdistill.protocol.chat import ChatError, read_field
 
 FIELDS = ("id", "parent", "created", "model", "path", "state", "pinned")
 
@@ -39,28 +39,22 @@ class Control:
         return self._respond({"served": self._service.version.id, "data": data})
 
     async def _pin(self, request: Any) -> Any:
-        version = await self._read(request, "version", (int, type(None)))
+        version = await self._read(request, "version", int, type(None))
         return await self._changed(request, lambda: self._service.pin(version))
 
     async def _undo(self, request: Any) -> Any:
-        count = await self._read(request, "versions", (int,), default=1)
+        count = await self._read(request, "versions", int, default=1)
         if count < 1:
             raise ChatError("versions should be how many to undo, at least 1", param="versions")
         return await self._changed(request, lambda: self._service.undo(count))
 
     async def _pause(self, request: Any) -> Any:
-        paused = await self._read(request, "paused", (bool,))
+        paused = await self._read(request, "paused", bool)
         await asyncio.to_thread(self._service.journal.pause, paused)
         return self._respond({"paused": paused})
 
-    async def _read(self, request: Any, name: str, kinds: tuple[type, ...], default: Any = ...) -> Any:
-        """The one field of a request. Raises `ChatError`."""
-        found: Mapping[str, Any] = read_object(await self._body(request) or b"{}")
-        value = found.get(name, default)
-        if {*found} - {name} or type(value) not in kinds:
-            names = " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
-            raise ChatError(f"the body should be {{{name!r}: {names}}}", param=name)
-        return value
+    async def _read(self, request: Any, name: str, *kinds: type, default: Any = ...) -> Any:
+        return read_field(await self._body(request), name, *kinds, default=default)
 
     async def _changed(self, request: Any, change: Callable[[], object]) -> Any:
         """The versions after a change. Raises `ChatError` for one that is not possible."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from selfdistill.errors import DataError, nearest
@@ -139,6 +140,11 @@ class Version:
     path: str
     state: Literal["served", "published", "undone"]
     pinned: bool
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether its directory holds an adapter, and not a whole model."""
+        return bool(self.path) and (Path(self.path) / "adapter_config.json").is_file()
 
 
 class Conversation(NamedTuple):

@@ -78,7 +78,7 @@ class Journal:
         return bool(self.database.rows("SELECT 1 FROM settings WHERE name = 'paused' AND value = '1'"))
 
     def pause(self, paused: bool) -> None:
-        """Stops learning, or lets it go on; durable when it returns."""
+        """Stops or resumes learning; durable when it returns."""
         with self.database.transaction() as connection:
             connection.execute("INSERT OR REPLACE INTO settings(name, value) VALUES ('paused', ?)", (str(int(paused)),))
 

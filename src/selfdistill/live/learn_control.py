@@ -16,7 +16,7 @@ from selfdistill.live.schedule import Schedule
 from selfdistill.live.service import Service
 from selfdistill.live.updates import UpdateRecord, Updates
 from selfdistill.prompts.render import Renderer
-from selfdistill.protocol.chat import ChatError, read_object, read_request
+from selfdistill.protocol.chat import ChatError, read_field, read_request
 
 OFF = "this server does not learn: start it with --learn"
 
@@ -57,7 +57,7 @@ class LearnControl:
         return await self._decided(request, self._learning().reject)
 
     async def _why(self, request: Any) -> Any:
-        receipt = await self._field(request, "receipt", str)
+        receipt = read_field(await self._body(request), "receipt", str)
         return self._respond(await asyncio.to_thread(self._credit, receipt.removeprefix(RECEIPT_PREFIX)))
 
     def _credit(self, receipt: str) -> dict[str, Any]:
@@ -85,7 +85,7 @@ class LearnControl:
         return {"receipt": receipt, "context": shown, "tokens": ratios}
 
     async def _decided(self, request: Any, decide: Callable[[int], UpdateRecord]) -> Any:
-        number = await self._field(request, "update", int)
+        number = read_field(await self._body(request), "update", int)
         try:
             record = await asyncio.to_thread(decide, number)
         except (JournalError, ModelError) as error:
@@ -97,10 +97,3 @@ class LearnControl:
         if self._schedule is None:
             raise ChatError(OFF, status=HTTPStatus.CONFLICT, code="not_learning")
         return self._schedule
-
-    async def _field(self, request: Any, name: str, kind: type) -> Any:
-        """The one field of a request. Raises `ChatError`."""
-        found = read_object(await self._body(request) or b"{}")
-        if {*found} != {name} or type(found[name]) is not kind:
-            raise ChatError(f"the body should be {{{name!r}: {kind.__name__}}}", param=name)
-        return found[name]

@@ -88,7 +88,8 @@ class LiveLearner:
     ) -> None:
         self.policy, self.renderer, self.options, self.frames = policy, renderer, options, tuple(frames)
         self.measuring, self.progress, self.seed = Measuring(policy, renderer, options), progress, seed
-        self.probe = [prompt for prompt in probe if len(renderer.prompt(prompt.messages)) < self._longest]
+        ids = [(prompt, renderer.prompt(prompt.messages)) for prompt in probe]
+        self.probe = [(prompt, own) for prompt, own in ids if len(own) < self._longest]
         self._config = run_settings(options, policy.name, str(policy.device), "auto")
         method, weights = OPCD(), list(policy.trainable().values())
         teacher, optimizer = self.measuring.weights, new_optimizer(self._config, weights)
@@ -211,7 +212,7 @@ class LiveLearner:
         """A few rounds of fresh answers, the `first` of the served weights, and one optimiser step each; returns the
         served weights' answers to the probe set."""
         measuring, options = self.measuring, self.options
-        probes = [self.renderer.prompt(prompt.messages) for prompt in self.probe]
+        probes = [ids for _, ids in self.probe]
         reference = [own[0] for own in measuring.sampled(probes, "probe", temperature=0.0)] if probes else []
         questions = [measuring.prompt(each.question) for each in situations]
         teachers = [self._cut(teacher_reads(each, frame), each) for each in situations]
@@ -243,14 +244,14 @@ class LiveLearner:
 
     def _probed(self, reference: Sequence[Completion]) -> tuple[list[float], list[float]]:
         """Nats a token that the served answers to the probe set lost, and the changes of exact answers."""
-        prompts = [self.renderer.prompt(prompt.messages) for prompt in self.probe]
+        prompts = [ids for _, ids in self.probe]
         if not prompts:
             return [], []
         lost = self.measuring.likelihood_lost(prompts, reference)
         now = [own[0] for own in self.measuring.sampled(prompts, "probe", temperature=0.0)]
         tasks = [
             float(solved(prompt.answer, new.text)) - float(solved(prompt.answer, old.text))
-            for prompt, new, old in zip(self.probe, now, reference, strict=True)
+            for (prompt, _), new, old in zip(self.probe, now, reference, strict=True)
             if prompt.answer
         ]
         return lost, tasks

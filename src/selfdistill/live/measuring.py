@@ -12,11 +12,13 @@ from itertools import chain
 from statistics import fmean
 from typing import Literal, TypeAlias
 
+from torch import Tensor
+
 from selfdistill.analysis.token_credit import pair_logprobs
 from selfdistill.live.admission import Answers
 from selfdistill.live.learning import LiveLearning
 from selfdistill.live.lessons import LiveLesson
-from selfdistill.models.policy import Policy
+from selfdistill.models.policy import Policy, TokenPair
 from selfdistill.models.sampler import SamplingOptions, sample
 from selfdistill.models.teacher import Frozen, Teacher
 from selfdistill.prompts.context import teacher_messages, without_thinking
@@ -137,19 +139,20 @@ class Measuring:
         with r = p_served / p_candidate, which is never negative."""
         own = [(prompt, done) for prompt, each in zip(prompts, answers, strict=True) for done in each if done.token_ids]
         pairs = [(prompt, done.token_ids) for prompt, done in own]
-        new = pair_logprobs(self.policy, pairs, max_tokens=READ_TOKENS)
-        with self.served():
-            old = pair_logprobs(self.policy, pairs, max_tokens=READ_TOKENS)
-        ratios = [(old_N - new_N).clamp(-20, 20) for old_N, new_N in zip(old, new, strict=True)]
+        ratios = [lost_N.clamp(-20, 20) for lost_N in self._lost(pairs)]
         return [float((ratio_N.exp() - 1 - ratio_N).mean()) for ratio_N in ratios]
 
     def likelihood_lost(self, prompts: Sequence[TokenIds], answers: Sequence[Completion]) -> list[float]:
         """Nats a token that each answer of the served weights lost under the candidate's."""
         pairs = [(prompt, done.token_ids) for prompt, done in zip(prompts, answers, strict=True) if done.token_ids]
+        return [float(lost_N.mean()) for lost_N in self._lost(pairs)]
+
+    def _lost(self, pairs: Sequence[TokenPair]) -> list[Tensor]:
+        """log p_served − log p_candidate of the tokens of each answer [T]."""
         new = pair_logprobs(self.policy, pairs, max_tokens=READ_TOKENS)
         with self.served():
             old = pair_logprobs(self.policy, pairs, max_tokens=READ_TOKENS)
-        return [float((old_N - new_N).mean()) for old_N, new_N in zip(old, new, strict=True)]
+        return [old_N - new_N for old_N, new_N in zip(old, new, strict=True)]
 
 
 def is_complete(done: Completion) -> bool:

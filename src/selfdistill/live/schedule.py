@@ -8,7 +8,6 @@ schedule.approve(number)                   serves a candidate that waits for a p
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import threading
@@ -55,7 +54,7 @@ class Schedule:
 
     def start(self) -> None:
         """Finishes what an earlier server left behind, and begins to wait."""
-        for record in self.updates.mended():
+        for record in self.updates.repaired():
             self._say(f"update {record.id} {record.state}: {record.reason}")
         self._thread.start()
 
@@ -78,7 +77,7 @@ class Schedule:
         """Why nothing is learned now, whatever the trigger; empty where something is."""
         journal = self.service.journal
         if journal.paused:
-            return "learning is paused: what comes back is recorded, and learned once it goes on"
+            return "learning is paused: what comes back is recorded, and learned once it is resumed"
         if journal.versions.served and journal.versions.served.pinned:
             return f"version {self.service.version.id} is pinned: what comes back is recorded, and not learned"
         return ""
@@ -157,9 +156,7 @@ class Schedule:
         self._tried |= self._waiting
         path = self.service.journal.database.path.resolve()
         arguments = [str(path), str(record.id), json.dumps(self._settings)]
-        threads = str(max(1, (os.cpu_count() or 2) // 2))
-        environment = {**os.environ, "OMP_NUM_THREADS": threads}
-        child = subprocess.Popen([sys.executable, "-m", "selfdistill.live.update", *arguments], env=environment)
+        child = subprocess.Popen([sys.executable, "-m", "selfdistill.live.update", *arguments])
         while child.poll() is None and not self._closed:
             time.sleep(0.05)
         if child.poll() is None:

@@ -148,7 +148,7 @@ class Service:
 
     def serve(self, version: Version) -> None:
         """Answers with a version that the journal says is served. Raises `ModelError` where it cannot be loaded; then
-        the one before goes on."""
+        the one before continues."""
         with self._changing:
             self._swap(version, self.weights.load(version))
 

@@ -109,8 +109,7 @@ def _performed(
 ) -> UpdateRecord:
     updates, number = Updates(journal.database), record.id
     history = updates.history()
-    adapter = bool(served.path) and (Path(served.path) / "adapter_config.json").is_file()
-    lora, name = None if adapter else options.lora, served.path or served.model
+    lora, name = None if served.is_adapter else options.lora, served.path or served.model
     policy = load_policy(name, device=device, dtype=dtype, lora=lora, progress=progress)
     renderer = Renderer(policy.tokenizer, policy.context_length, policy.context_length, thinking=thinking)
     learner = LiveLearner(policy, renderer, probe_set(options.probe), options, seed=number, progress=progress)

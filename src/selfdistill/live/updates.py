@@ -5,7 +5,7 @@ that waits for a person. An update whose version was undone reads as `undone`. L
 update is accepted: whatever ends a process before leaves them as they were.
 
 The candidate's weights are on the disk before its row names them, and its version is published before its row says
-`accepted`: `mended` finishes a row whose version was published, and fails one whose process is gone.
+`accepted`: `repaired` finishes a row whose version was published, and fails one whose process is gone.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ class Updates:
         barred |= {key for each in done for key in each.numbers.get("passed_over", ())}
         return History([key for key in learned if key not in barred], barred)
 
-    def mended(self) -> list[UpdateRecord]:
+    def repaired(self) -> list[UpdateRecord]:
         """Finishes what a process that is gone left behind; what was changed. Call it where no other process learns,
         at the start of a server."""
         published = {row["path"]: row["id"] for row in self._database.rows("SELECT path, id FROM versions")}

@@ -87,5 +87,4 @@ class Weights:
         """The version whose whole model is loaded for this one: itself, unless it is an adapter that was trained from
         another."""
         line = self._journal.versions.line(version)
-        whole = (each for each in line if not (each.path and (Path(each.path) / "adapter_config.json").is_file()))
-        return next(whole, line[-1])
+        return next((each for each in line if not each.is_adapter), line[-1])

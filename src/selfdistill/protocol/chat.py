@@ -82,6 +82,17 @@ def read_object(body: bytes) -> dict[str, Any]:
     return found
 
 
+def read_field(body: bytes, name: str, *kinds: type, default: Any = ...) -> Any:
+    """The one field of a request, of one of these types; `default` where it is left out, if there is one. Raises
+    `ChatError`."""
+    found = read_object(body or b"{}")
+    value = found.get(name, default)
+    if {*found} - {name} or type(value) not in kinds:
+        names = " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
+        raise ChatError(f"the body should be {{{name!r}: {names}}}", param=name)
+    return value
+
+
 def read_request(body: bytes, *, answers: int = 1) -> ChatRequest:
     """A request in text for at most this many `answers`. Raises `ChatError`."""
     found = read_object(body)

@@ -57,9 +57,9 @@ function Plot({ title, unit, axis, series, marks = [] }) {
     return () => plot.destroy();
   }, [key]);
   if (!shown.length) return null;
-  const told = shown.map((one) => { const ys = one.ys.filter(isNumber); return `${one.label}: ${number(ys[0])} to ${number(ys.at(-1))}`; });
+  const ranges = shown.map((one) => { const ys = one.ys.filter(isNumber); return `${one.label}: ${number(ys[0])} to ${number(ys.at(-1))}`; });
   return html`<figure class="plot"><figcaption>${title} <span class="quiet">${unit}</span></figcaption>
-    <div ref=${box} class="canvas" role="img" aria-label=${`${title} over ${axis}. ${told.join("; ")}`}></div></figure>`;
+    <div ref=${box} class="canvas" role="img" aria-label=${`${title} over ${axis}. ${ranges.join("; ")}`}></div></figure>`;
 }
 /** The ends of the upright axis: all values and intervals, with some room. */
 function reach(series) {
