@@ -20,6 +20,7 @@ LAYERS = (
     ("data",),
     ("methods",),
     ("config",),
+    ("scale",),
     ("training",),
     ("test_time",),
     ("analysis",),

@@ -35,6 +35,7 @@ from selfdistill.prompts.render import Thinking
 from selfdistill.runs import saved_config
 from selfdistill.runs.guards import GuardOptions
 from selfdistill.runs.old_names import SETTINGS
+from selfdistill.runs.scale import ScaleOptions
 from selfdistill.runs.store import CONFIG
 from selfdistill.types import Task
 
@@ -184,6 +185,7 @@ class RunConfig(Ranged):
     evaluation: EvaluationOptions = field(default_factory=EvaluationOptions)
     replay: ReplayOptions | None = option(None, "replay of prompts against forgetting; none: no replay")
     guards: GuardOptions = field(default_factory=GuardOptions)
+    scale: ScaleOptions = field(default_factory=ScaleOptions)
     values: Values = field(default=Values(), metadata={"live": True})
 
     @property

@@ -39,6 +39,7 @@ from selfdistill.runs.events import (
 )
 from selfdistill.runs.guards import GuardOptions
 from selfdistill.runs.reader import check_records
+from selfdistill.runs.scale import ScaleOptions
 from selfdistill.runs.store import CHECKPOINTS, allowed_changes
 from selfdistill.training import recording
 from selfdistill.training.evaluation import EVERY_SPLIT, STUDENT_SPLITS, measure_splits
@@ -60,7 +61,7 @@ Records: TypeAlias = tuple[StepRecord, list[RolloutRecord]]
 MAY_CHANGE = (
     *("steps", "out", "checkpoint_every", "evaluation.every"),
     *("micro_batch_tokens", "sampling.batch_tokens", "activation_checkpointing", "offload"),  # none changes a result
-    *(f"guards.{item.name}" for item in fields(GuardOptions)),
+    *(f"{table}.{x.name}" for table, kind in (("guards", GuardOptions), ("scale", ScaleOptions)) for x in fields(kind)),
 )
 
 
