@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
+import selfdistill.test_time.comparison as comparison_module
 from selfdistill.models.load import LoraOptions, Policy, load_policy
+from selfdistill.runs.events import Callback, named
+from selfdistill.training.side_by_side import Job
 from tiny_models import tiny_policy_dir
 
 PolicyOf = Callable[..., Policy]
@@ -45,3 +48,14 @@ def tiny_policy(model_shelf: Path) -> PolicyOf:
         return load_policy(str(directory), device="cpu", dtype=dtype, lora=lora)
 
     return build
+
+
+@pytest.fixture
+def searches_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The searches of a comparison run here, one after the other: a process of its own takes seconds to start."""
+
+    def run(jobs: Sequence[Job], callback: Callback, *, at_once: int) -> None:
+        for job in jobs:
+            comparison_module.run_search(job.path.name, job.path.parent.parent, named(callback, job.path.name))
+
+    monkeypatch.setattr(comparison_module, "side_by_side", run)

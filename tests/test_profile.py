@@ -55,7 +55,9 @@ def profile_of_step(out: Path) -> Mapping[str, list[str]]:
         return result
 
     loop.one_step = step
-    loop.train(load_config(None, ["method=sdpo", "model=sapling", "env=verbs", "steps=1", f"out={out}"]))
+    size = ["tasks_per_step=4", "evaluation.tasks=2", "guards.preflight=off"]  # changes no function of the step
+    settings = ["method=sdpo", "model=sapling", "env=verbs", "steps=1", f"out={out}"]
+    loop.train(load_config(None, [*settings, *size]))
     return found
 
 

@@ -25,6 +25,7 @@ def chosen(model_dir: Path, out: Path, *arms: str, budget: int = 8, env: str = "
     return ["compare", *named, *where, *limits, "sampling.max_new_tokens=8", "device=cpu"]
 
 
+@pytest.mark.usefixtures("searches_in_this_process")
 def test_curves_means_and_levels_and_a_second_run(model_dir: Path, tmp_path: Path) -> None:
     out = tmp_path / "strategy_comparison"
     result = runner.invoke(app, chosen(model_dir, out, "best-of-k", "few: hybrid strategy.batch=4"), env=WIDE)
@@ -89,7 +90,7 @@ def test_a_place_that_cannot_be_written_to_is_said_before_anything_runs(tmp_path
 
 def test_ctrl_c_says_how_to_go_on(model_dir: Path, tmp_path: Path) -> None:
     out = tmp_path / "strategy_comparison"
-    arguments = chosen(model_dir, out, "best-of-k", "multi-turn", budget=100_000, env="hints")
+    arguments = chosen(model_dir, out, "multi-turn", budget=100_000, env="hints")
     command = [sys.executable, "-c", "from selfdistill.cli import main; main()", *arguments]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True

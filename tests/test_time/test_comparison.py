@@ -25,6 +25,7 @@ from selfdistill.test_time.comparison import (
     task_ids,
 )
 
+pytestmark = pytest.mark.usefixtures("searches_in_this_process")
 ENVIRONMENTS = Path(__file__).with_name("solve_envs.py")
 
 

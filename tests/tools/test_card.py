@@ -16,7 +16,9 @@ GROWTH = {
 
 @pytest.fixture(scope="module")
 def lines():
-    return {line.name: line for line in measure_card(load_policy("sapling", device="cpu"), lambda line: None, n=8)}
+    return {
+        line.name: line for line in measure_card(load_policy("sapling-small", device="cpu"), lambda line: None, n=8)
+    }
 
 
 def test_items_hold_only_what_was_never_met_in_growing():
