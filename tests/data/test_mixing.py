@@ -19,7 +19,7 @@ from selfdistill.data.mixing import MixedTasks, next_tasks
 from selfdistill.data.tasks import draw_tasks
 from selfdistill.envs.registry import make_environment
 from selfdistill.errors import ConfigError, DataError
-from selfdistill.training.loop import solved_lately
+from selfdistill.training.steps import solved_lately
 from selfdistill.types import Completion, Message, Outcome, Rollout, RolloutGroup, Task
 from tiny_models import tiny_policy_dir
 

@@ -17,7 +17,7 @@ from selfdistill.models.teacher import Ema, Frozen, Teacher
 from selfdistill.runs import read_run
 from selfdistill.training import update
 from selfdistill.training.loop import train
-from selfdistill.training.optimiser import new_optimizer, set_rate
+from selfdistill.training.optimiser import new_optimizer
 from step_parts import assert_same, batch_of, distilled, moved, precise
 from step_parts import update as updated
 
@@ -63,7 +63,7 @@ def trained_weights(policy, config: RunConfig) -> tuple[dict[str, torch.Tensor],
     weights = list(policy.trainable().values())
     optimizer, generator = new_optimizer(config, weights), torch.Generator().manual_seed(0)
     for step in range(3):
-        set_rate(optimizer, 1e-3 / (step + 1))
+        optimizer.param_groups[0]["lr"] = 1e-3 / (step + 1)
         for value in weights:
             value.grad = torch.randn(value.shape, generator=generator)
         optimizer.step()

@@ -6,14 +6,14 @@ import pytest
 
 from selfdistill.models import sampler
 from selfdistill.runs import read_run
-from selfdistill.training import loop, samples
+from selfdistill.training import samples, steps
 from selfdistill.training.loop import train
 
 
 def test_a_step_that_makes_no_update_samples_no_prompts(config_of, monkeypatch) -> None:
     uids: list[str] = []
     real = sampler.sample
-    for module in (loop, samples):  # replay, and all else
+    for module in (steps, samples):  # replay, and all else
         monkeypatch.setattr(module, "sample", lambda *a, **k: uids.extend(k["uids"]) or real(*a, **k))
     config = config_of("NeverSplits", method="grpo", replay={"per_step": 2}, steps=1)
     [step] = read_run(train(config)).steps

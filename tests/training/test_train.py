@@ -17,7 +17,7 @@ from selfdistill.models.checkpoint import latest_checkpoint
 from selfdistill.models.teacher import Teacher
 from selfdistill.runs import EvalEnd, Note, Phase, RunEnd, RunStart, StepEnd, read_run
 from selfdistill.runs.events import no_callback
-from selfdistill.training import forward, loop, update
+from selfdistill.training import forward, steps, update
 from selfdistill.training.loop import PATIENCE, train
 from selfdistill.training.recording import TORN
 from selfdistill.training.session import open_renderer
@@ -174,13 +174,13 @@ def test_an_ema_teacher_is_the_mean_it_says(config_of, model_dir) -> None:
 
 
 def test_an_update_that_is_not_finite_is_skipped_counted_and_said(config_of, recorder, monkeypatch) -> None:
-    real = loop.credit_rollouts
+    real = steps.credit_rollouts
 
     def poisoned(*arguments):
         entries = real(*arguments)
         return [replace(e, samples=tuple(replace(s, distil=math.nan) for s in e.samples)) for e in entries]
 
-    monkeypatch.setattr(loop, "credit_rollouts", poisoned)
+    monkeypatch.setattr(steps, "credit_rollouts", poisoned)
     path = train(config_of(steps=1, teacher={"kind": "ema", "rate": 0.5}), recorder)
     assert read_run(path).steps[0].extra["skipped"] == 1
     assert any("1 of 1 updates skipped" in note for note in recorder.notes)

@@ -22,10 +22,10 @@ from selfdistill.runs.solving import SolveResult, write_result
 from selfdistill.runs.store import CHECKPOINTS, CONFIG, allowed_changes
 from selfdistill.test_time.config import SolveConfig, completed_settings, solve_settings
 from selfdistill.test_time.strategies.base import PASSED, Attempt, Prompt, SolveState, prompts_of
-from selfdistill.training.loop import Timer, learn, record_round
 from selfdistill.training.recording import check_environment
 from selfdistill.training.samples import session_groups
 from selfdistill.training.session import Session, Totals, saved_totals
+from selfdistill.training.steps import Timer, learn, record_round
 from selfdistill.training.stopping import StopSign
 from selfdistill.types import Outcome, Rollout, RolloutGroup, Task
 

@@ -8,23 +8,19 @@ attention adds in no fixed order, and the last bits of two runs differ whether t
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, TypeAlias
+from typing import Any
 
-from selfdistill.config import ReplayOptions, RunConfig, completed, resolved
-from selfdistill.data.mixing import MixedTasks, next_tasks
-from selfdistill.data.tasks import draw_tasks, wanted_answers
-from selfdistill.envs.base import spent_by
+from selfdistill.config import RunConfig, completed, resolved
+from selfdistill.data.tasks import wanted_answers
 from selfdistill.errors import CollapseError, TrainingError, is_out_of_memory
 from selfdistill.models.checkpoint import set_aside
-from selfdistill.models.sampler import sample
-from selfdistill.plugins import seed_global, short_name
-from selfdistill.runs import EvalSplit, GuardRecord, RolloutRecord, RunDir, StepRecord, fresh_path, read_run
+from selfdistill.plugins import short_name
+from selfdistill.runs import EvalSplit, GuardRecord, RunDir, StepRecord, fresh_path, read_run
 from selfdistill.runs.events import (
     Callback,
     EvalEnd,
@@ -43,21 +39,15 @@ from selfdistill.runs.scale import ScaleOptions
 from selfdistill.runs.store import CHECKPOINTS, allowed_changes
 from selfdistill.training import recording
 from selfdistill.training.evaluation import EVERY_SPLIT, STUDENT_SPLITS, measure_splits
-from selfdistill.training.forward import move_teacher
-from selfdistill.training.optimiser import set_rate
-from selfdistill.training.out_of_memory import lowered, out_of_memory, within_memory
+from selfdistill.training.out_of_memory import lowered, out_of_memory
 from selfdistill.training.preflight import preflight, recorded_preflight, refusal
-from selfdistill.training.recording import rollout_record, step_record
-from selfdistill.training.samples import CreditedRollout, credit_rollouts, replay_sample, session_groups, solved
 from selfdistill.training.session import Learner, Session, Totals, open_session, saved_totals
+from selfdistill.training.steps import one_step
 from selfdistill.training.stopping import StopSign
-from selfdistill.training.update import update_all
 from selfdistill.training.watching import Watch, check_guards, watch
-from selfdistill.types import ANSWER, Rollout, RolloutGroup, TrainingSample
+from selfdistill.types import RolloutGroup
 
 PATIENCE = 10  # steps in a row without a training sample, after which a run ends
-Records: TypeAlias = tuple[StepRecord, list[RolloutRecord]]
-"""Of a step and of its rollouts."""
 MAY_CHANGE = (
     *("steps", "out", "checkpoint_every", "evaluation.every"),
     *("micro_batch_tokens", "sampling.batch_tokens", "activation_checkpointing", "offload"),  # none changes a result
@@ -276,125 +266,3 @@ def _info(out: Path, session: Session, totals: Totals) -> RunStart:
         given=given,
         more=len(stages) > 1,
     )
-
-
-def one_step(session: Session, totals: Totals, callback: Callback, began: float) -> Records:
-    """Samples and scores a generation batch, and learns from it; `totals` counts what it used."""
-    config, learner = session.config, session.learner
-    assert learner is not None
-    timer = Timer()
-    seed_global(config.seed, "batch", totals.step)
-    callback(Phase("sampling and scoring"))
-    drawn, skip, before = {**totals.drawn}, config.skip_solved, spent_by(session.env)
-    if skip or isinstance(session.tasks, MixedTasks):
-        options: dict[str, Any] = {"drawn": drawn, "solved": totals.solved, "skip": skip}
-        tasks, passed_over = next_tasks(session.tasks, config.tasks_per_step, totals.step, config.seed, **options)
-    else:
-        tasks, passed_over = draw_tasks(session.tasks, config.tasks_per_step, totals.step, config.seed), 0
-    bad = {} if session.all_usable else session.bad_rows(tasks)
-    groups = within_memory(
-        session,
-        totals,
-        callback,
-        lambda _: session_groups(
-            session,
-            tasks,
-            rollouts=config.rollouts_per_task,
-            label=str(totals.step + 1),
-            version=totals.step,
-            stages=learner.method.stages,
-            bad_rows=bad,
-        ),
-    )
-    record, rollouts = learn(session, groups, totals, callback, began, timer, spent_by(session.env) - before)
-    totals.drawn = drawn
-    if skip:
-        totals.solved = solved_lately(totals.solved, groups, totals.step, skip)
-        record = replace(record, extra={**record.extra, "solved_passed_over": passed_over})
-    return record, rollouts
-
-
-def solved_lately(earlier: Mapping[str, int], groups: Sequence[RolloutGroup], step: int, skip: int) -> dict[str, int]:
-    """By task the step in which all its answers were solved, where it is not drawn in the next one."""
-    answers = {group.task.id: [one for one in group.rollouts if one.stage == ANSWER] for group in groups}
-    lately = {name: at for name, at in earlier.items() if step - at < skip and name not in answers}
-    return lately | {name: step for name, found in answers.items() if found and all(map(solved, found))}
-
-
-def learn(
-    session: Session,
-    groups: Sequence[RolloutGroup],
-    totals: Totals,
-    callback: Callback,
-    began: float,
-    timer: Timer,
-    spent: Mapping[str, float] = MappingProxyType({}),
-) -> Records:
-    """Updates the weights from a scored generation batch. `spent`: what the environment counted as its cost."""
-    config, learner, step = session.config, session.learner, totals.step
-    assert learner is not None
-    seed_global(config.seed, "step", step)
-    credited = credit_rollouts(learner.method, groups, session.renderer)
-    replayed: list[TrainingSample] = []
-    if config.replay is not None and any(entry.samples for entry in credited):
-        replay = partial(_replay, session, step, config.replay)
-        replayed = within_memory(session, totals, callback, lambda _: replay())
-    timer.lap("rollout")
-    callback(Phase("updating"))
-    lr = config.optimiser.rate(step, config.steps)
-    set_rate(learner.optimizer, lr)
-    attempt = partial(within_memory, session, totals, callback)
-    found = update_all(session.policy, learner, session.config, groups, credited, replayed, totals, attempt)
-    reports, numbers, log_ratio = found
-    if totals.lowered_to:
-        numbers = {**numbers, "micro_batch_tokens": session.config.micro_batch_tokens}
-    skipped = sum(report.skipped for report in reports)
-    if skipped:
-        callback(Note(f"step {step + 1}: {skipped} of {len(reports)} updates skipped: loss or gradient not finite"))
-    shock = None
-    if skipped < len(reports):  # without an update the teacher does not move either
-        samples = [sample for entry in credited for sample in entry.samples]
-        shock = move_teacher(session.policy, learner.teacher, samples, config.micro_batch_tokens)
-    numbers = {**numbers, **({} if shock is None else {"refresh_shock": shock})}
-    timer.lap("update")
-    totals.wall_s = time.monotonic() - began
-    totals.tokens += sum(len(sample.completion_ids) for sample in replayed)
-    numbers = {**numbers, **spent, "contexts_lost": sum(entry.lost for entry in credited), "replayed": len(replayed)}
-    record = step_record(totals, credited, reports, lr, timer.seconds, numbers, log_ratio)
-    return record, [rollout_record(step + 1, entry, log_ratio, session.renderer.tokenizer) for entry in credited]
-
-
-def record_round(
-    session: Session, groups: Sequence[RolloutGroup], totals: Totals, began: float, timer: Timer
-) -> Records:
-    """The records of a generation batch from which nothing is to be learned."""
-    timer.lap("rollout")
-    credited = [CreditedRollout(rollout, drop=rollout.drop) for group in groups for rollout in group.rollouts]
-    totals.wall_s = time.monotonic() - began
-    record = step_record(totals, credited, [], 0.0, timer.seconds, {}, {})
-    return record, [rollout_record(totals.step + 1, entry, {}, session.renderer.tokenizer) for entry in credited]
-
-
-def _replay(session: Session, step: int, options: ReplayOptions) -> list[TrainingSample]:
-    """The student's own answers to prompts of the replay set."""
-    config = session.config
-    assert session.learner is not None
-    tasks = draw_tasks(session.learner.replay, options.per_step, step, config.seed)
-    prompts = [session.renderer.prompt(task.messages) for task in tasks]
-    uids = [f"rehearsal-{step + 1}-{place}-0" for place in range(len(tasks))]
-    found = sample(session.policy, prompts, config.sampling, seed=config.seed, uids=uids, version=step)
-    rollouts = [Rollout(*entry) for entry in zip(tasks, prompts, found, strict=True)]
-    return [replay_sample(rollout, options.weight) for rollout in rollouts if rollout.completion.token_ids]
-
-
-@dataclass
-class Timer:
-    """Seconds by phase; the first one began at `since`."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-    since: float = field(default_factory=time.monotonic)
-
-    def lap(self, name: str) -> None:
-        """Ends a phase; the time since the last lap is its time."""
-        now = time.monotonic()
-        self.seconds[name], self.since = now - self.since, now

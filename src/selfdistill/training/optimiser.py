@@ -55,12 +55,3 @@ def new_optimizer(config: RunConfig, weights: list[nn.Parameter]) -> torch.optim
         kind = type("Offloaded", (OnHost, kind), {})
     optimizer: torch.optim.Optimizer = kind(weights, weight_decay=options.weight_decay, **given)
     return optimizer
-
-
-def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Sets the learning rate of all parameters."""
-    for group in optimizer.param_groups:
-        if isinstance(group["lr"], Tensor):  # torchao compiles its step, and a number would be a constant in it
-            group["lr"].fill_(lr)
-        else:
-            group["lr"] = lr
