@@ -2,13 +2,13 @@
 
     load_config(Path("run.toml"), ["method=grpo", "teacher.kind=ema", "optimiser.lr=1e-5"])
 
-Later sources win: defaults, what the method needs, what the model needs (`FOR_MODEL`), the file, the overrides.
+Later sources win: defaults, what the method needs, what the model needs (`FOR_MODEL`), the files that the file names as
+its `base`, the file, the overrides.
 `method` and `env` name an entry of their registry, which checks the other keys of its table.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import tomllib
@@ -24,7 +24,7 @@ from selfdistill.data.tasks import data_tasks, training_tasks
 from selfdistill.envs.base import Environment, tasks_of
 from selfdistill.envs.registry import ENVIRONMENTS, make_environment
 from selfdistill.errors import ConfigError, Ranged, RunError
-from selfdistill.files import is_whole, read_text
+from selfdistill.files import is_whole, read_settings
 from selfdistill.methods import Method, find_method, get_method
 from selfdistill.models.load import LoraOptions
 from selfdistill.models.sampler import SamplingOptions
@@ -230,7 +230,7 @@ def load_config(
     Raises `ConfigError`: a file that is missing or no TOML (with its line), an unknown key (with its file, line and the
     nearest known one), a value of the wrong type or outside its range.
     """
-    tree, sources = _read_toml(file) if file else ({}, {})
+    tree, sources = _read(file) if file else ({}, {})
     pairs = [parse_override(text) if isinstance(text, str) else text for text in overrides]
     for key, value in sorted(pairs, key=lambda pair: pair[0].count(".")):  # a table before what is in it
         _put(tree, key, value)
@@ -330,26 +330,21 @@ def parse_override(text: str) -> tuple[str, Any]:
         return key.strip(), value.strip()
 
 
-def _read_toml(file: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    text = read_text(file, what="the config file", do="check --config", kind=ConfigError)
-    form, load = ("JSON", json.loads) if text.lstrip().startswith("{") else ("TOML", tomllib.loads)
-    try:
-        tree = load(text)
-    except (ValueError, RecursionError) as error:  # also of numbers of thousands of digits, and of deep nesting
-        raise ConfigError(f"the config file is not {form}", got=f"{file}: {error}", do="correct that line") from error
-    return tree, {key: f"{file}, line {line}" for key, line in _lines(text).items()}
-
-
-def _lines(text: str) -> dict[str, int]:
-    """The line on which each dotted key is written (tables and bare keys; enough to point a reader to it)."""
-    table, lines = "", {}
-    for number, line in enumerate(text.split("\n"), start=1):
-        if header := re.match(r"\s*\[+\s*([\w.\- ]+?)\s*\]+", line):
-            table = header[1].replace(" ", "") + "."
-            lines[table[:-1]] = number
-        elif key := re.match(r"\s*([\w.\-]+)\s*=", line):
-            lines[table + key[1]] = number
-    return lines
+def _read(file: Path, above: tuple[Path, ...] = ()) -> tuple[dict[str, Any], dict[str, str]]:
+    """The settings of a file over those of the files that its `base` names, and the place of each key."""
+    tree, sources = read_settings(file)
+    _refuse_depth(tree)
+    bases = tree.pop("base", [])
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(name, str) for name in bases):
+        raise ConfigError("base names other files of settings", got=f"base = {bases!r}", do='write base = "other.toml"')
+    below, places = dict[str, Any](), dict[str, str]()
+    for path in [file.parent / name for name in bases]:
+        if path.resolve() in (*above, file.resolve()):
+            raise ConfigError("files of settings are the base of one another", got=f"{file}: {path}", do="remove one")
+        found, where = _read(path, (*above, file.resolve()))
+        below, places = _merged(below, found), places | where
+    return _merged(below, tree), places | sources
 
 
 def _refuse_depth(tree: Mapping[str, Any]) -> None:

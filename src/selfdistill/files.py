@@ -8,10 +8,11 @@ from __future__ import annotations
 import json
 import math
 import re
+import tomllib
 from pathlib import Path
 from typing import Any, TypeVar
 
-from selfdistill.errors import DataError, SelfDistillError
+from selfdistill.errors import ConfigError, DataError, SelfDistillError
 
 T = TypeVar("T")
 
@@ -52,6 +53,29 @@ def numbered_lines(path: str | Path, *, what: str = "the data file") -> list[tup
     if not numbered:
         raise DataError(f"{path} has no rows", do="give one JSON object a line")
     return numbered
+
+
+def read_settings(file: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """The tree of a TOML or JSON file, and the file and line of each dotted key. Raises `ConfigError`."""
+    text = read_text(file, what="the config file", do="check --config", kind=ConfigError)
+    form, load = ("JSON", json.loads) if text.lstrip().startswith("{") else ("TOML", tomllib.loads)
+    try:
+        tree = load(text)
+    except (ValueError, RecursionError) as error:  # also of numbers of thousands of digits, and of deep nesting
+        raise ConfigError(f"the config file is not {form}", got=f"{file}: {error}", do="correct that line") from error
+    return tree, {key: f"{file}, line {line}" for key, line in _lines(text).items()}
+
+
+def _lines(text: str) -> dict[str, int]:
+    """The line on which each dotted key is written (tables and bare keys; enough to point a reader to it)."""
+    table, lines = "", {}
+    for number, line in enumerate(text.split("\n"), start=1):
+        if header := re.match(r"\s*\[+\s*([\w.\- ]+?)\s*\]+", line):
+            table = header[1].replace(" ", "") + "."
+            lines[table[:-1]] = number
+        elif key := re.match(r"\s*([\w.\-]+)\s*=", line):
+            lines[table + key[1]] = number
+    return lines
 
 
 def json_object(line: str, place: str) -> dict[str, Any]:

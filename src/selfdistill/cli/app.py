@@ -93,7 +93,13 @@ def train(
     out: Annotated[str | None, optional("Run directory. (default: runs/<method>-<environment>-seed<seed>)")] = None,
     resume: Annotated[Path | None, optional("Run directory to resume, with its settings.")] = None,
     list_settings: Annotated[bool, flag("--list-settings", "Print all settings and exit.")] = False,
-    plan: Annotated[bool, flag("--plan", "Print what the run needs of its device's memory, and exit.")] = False,
+    plan: Annotated[bool, flag("--plan", "Print what the run needs and costs, and exit.")] = False,
+    gpu: Annotated[
+        str | None, optional("Device that --plan computes for, such as H100. (default: this machine's)")
+    ] = None,
+    answer_tokens: Annotated[
+        int, optional("Mean tokens of an answer, for --plan. (default: as many as an answer may have)")
+    ] = 0,
     track: arg.Track = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print notes and errors only.")] = False,
 ) -> None:
@@ -112,11 +118,11 @@ def train(
         _print_all_settings(settings)
         return
     if plan:
-        from selfdistill.training.planner import check_memory, needs_of, plan_memory
+        from selfdistill.cli.plan import print_plan
 
-        print_table(("part", "size", "when"), plan_memory(settings).rows())
-        check_memory(settings, needs_of(settings, 1, settings.make_env()))
+        print_plan(settings, gpu, answer_tokens)
         return
+    arg.refuse(arg.given({"gpu": gpu, "answer_tokens": answer_tokens or None}), "only --plan reads these options")
     from selfdistill.training.callbacks import all_of, tracker
     from selfdistill.training.loop import train as run_training
 

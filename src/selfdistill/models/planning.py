@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -15,11 +16,38 @@ from selfdistill.errors import ModelError
 from selfdistill.models.adapter import ALL_LINEAR, LoraOptions
 from selfdistill.models.load import is_local, loading, places_of
 
+_QWEN3 = {"model_type": "qwen3", "vocab_size": 151936, "head_dim": 128, "max_position_embeddings": 40960}
+# The sizes in the config.json of models that recipes name: they are planned without a network.
+KNOWN: Mapping[str, Mapping[str, Any]] = {
+    "Qwen/Qwen3-8B": {
+        **_QWEN3, "hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "tie_word_embeddings": False,
+    },
+    "Qwen/Qwen3-4B": {
+        **_QWEN3, "hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 36,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "tie_word_embeddings": True,
+    },
+    "Qwen/Qwen3-1.7B": {
+        **_QWEN3, "hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 28,
+        "num_attention_heads": 16, "num_key_value_heads": 8, "tie_word_embeddings": True,
+    },
+    "allenai/Olmo-3-7B-Instruct": {
+        "model_type": "olmo3", "vocab_size": 100278, "hidden_size": 4096, "intermediate_size": 11008,
+        "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 32,
+        "max_position_embeddings": 65536, "tie_word_embeddings": False,
+    },
+    "Qwen/Qwen2.5-7B-Instruct": {
+        "model_type": "qwen2", "vocab_size": 152064, "hidden_size": 3584, "intermediate_size": 18944,
+        "num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4,
+        "max_position_embeddings": 32768, "tie_word_embeddings": False,
+    },
+}  # fmt: skip
+
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
     """Counts of parameters (`head`: those of the output layer) and widths of a decoder: `query` and `key_value` are
-    those of all heads together. `published` is the format of its file."""
+    those of all heads together. `published` is the format of its file, `tied` whether the head is the embedding."""
 
     parameters: int
     trained: int
@@ -34,12 +62,12 @@ class ModelShape:
     vocabulary: int
     context: int
     published: torch.dtype
+    tied: bool = False
 
 
 def model_shape(name: str, lora: LoraOptions | None) -> ModelShape:
-    """Of a model by its name, as `load_policy` takes it; no weights are read. Raises `ModelError`."""
-    from transformers import AutoConfig
-
+    """Of a model by its name, as `load_policy` takes it; no weights are read, and of a `KNOWN` model no file. Raises
+    `ModelError`."""
     adapter, base = places_of(name) if is_local(name) else (name, name)
     if adapter != base:
         with loading(name):
@@ -47,16 +75,24 @@ def model_shape(name: str, lora: LoraOptions | None) -> ModelShape:
         lora = LoraOptions(rank=int(saved.get("r") or 16))
     try:
         with loading(name):
-            return _shape(AutoConfig.from_pretrained(base).to_json_string(use_diff=False), str(base), lora)
+            return _shape(_config(str(base)).to_json_string(use_diff=False), str(base), lora)
     except (AttributeError, TypeError, RuntimeError, ArithmeticError) as error:
         raise ModelError("the size of this architecture is not known", got=name, why=str(error)) from error
 
 
+def _config(name: str) -> Any:
+    from transformers import AutoConfig
+
+    if name in KNOWN and not Path(name).is_dir():
+        return AutoConfig.for_model(**KNOWN[name], dtype="bfloat16")
+    return AutoConfig.from_pretrained(name)
+
+
 @cache
 def _shape(_: str, base: str, lora: LoraOptions | None) -> ModelShape:
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    config: Any = AutoConfig.from_pretrained(base)
+    config = _config(base)
     text = config.get_text_config()
     with torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
@@ -80,6 +116,7 @@ def _shape(_: str, base: str, lora: LoraOptions | None) -> ModelShape:
         vocabulary=text.vocab_size,
         context=int(getattr(text, "max_position_embeddings", None) or 2**20),
         published=published if isinstance(published, torch.dtype) else getattr(torch, str(published)),
+        tied=bool(getattr(text, "tie_word_embeddings", False)),
     )
 
 

@@ -28,6 +28,7 @@ from selfdistill.models.teacher import Frozen, Live, Other, TrustRegion
 GIB, CPU = 2**30, torch.device("cpu")
 LOADING = "loading"
 PHASES = (LOADING, "sampling", "reading contexts", "updating", "moving the weights")
+SHARDED = ("weights", "rounded weights", "shadow", "shadow, converted", "gradients", "gradients ", "optimiser")
 ROOM = 0.95  # of what is free, at most, is planned for
 FEWEST = 256  # tokens of a micro-batch or of a batch of the sampler that a remedy names, at least
 
@@ -89,7 +90,7 @@ def _shown(size: float) -> str:
 class Needs:
     """What a plan reads beside settings and model: the longest prompt, the answers of one step and the most turns of
     one, whether the run learns, how many copies of its weights teacher and reference policy keep, and whether those
-    never move."""
+    never move. Of `learners` that share weights and answers the plan is one's; with `samples=False` others sample."""
 
     prompt_tokens: int
     answers: int
@@ -99,6 +100,8 @@ class Needs:
     fixed: bool = True
     device: torch.device = CPU
     available: float = float("inf")
+    learners: int = 1
+    samples: bool = True
 
 
 def plan_memory(config: RunConfig, *, prompt_tokens: int | None = None, learns: bool = True) -> MemoryPlan:
@@ -127,11 +130,14 @@ def needs_of(
         isinstance(rule, Frozen | TrustRegion),
         device,
         device_memory(device),
+        config.scale.learners,
     )
 
 
 def memory_plan(config: RunConfig, shape: ModelShape, needs: Needs) -> MemoryPlan:
-    """The plan of a run, from its settings and the form of its model."""
+    """The plan of a run, from its settings and the form of its model: of several learners that of each. They hold equal
+    shards, and gather one layer at a time and the next."""
+    many = needs.learners
     device, dtype = needs.device, pick_dtype(config.dtype, needs.device)
     full, on_cpu = needs.learns and config.lora is None, device.type == "cpu"
     narrow = dtype == torch.bfloat16 and (full or multiplies_bfloat16(device))
@@ -141,12 +147,14 @@ def memory_plan(config: RunConfig, shape: ModelShape, needs: Needs) -> MemoryPla
     turn, whole = config.sampling.max_new_tokens, config.sampling.conversation_tokens
     read_and_sampled = min((2 * needs.turns - 1) * turn, max(whole, turn))
     length = min(needs.prompt_tokens + read_and_sampled, shape.context)
-    step = needs.answers * length
+    answers = -(-needs.answers // many)
+    step = answers * length
     sampled = min(max(config.sampling.batch_tokens, length), step)
     read = min(max(config.micro_batch_tokens, length), step)
-    own = min(needs.answers, (config.tasks_per_update or needs.answers) * config.rollouts_per_task)
+    own = min(answers, -(-(config.tasks_per_update or needs.answers) * config.rollouts_per_task // many))
     prompts = own if config.activation_checkpointing else -(-own // config.rollouts_per_task)  # a group's is read once
-    all_read = prompts * needs.prompt_tokens + own * (length - needs.prompt_tokens)
+    answer = min(read_and_sampled, length - 1)
+    all_read = prompts * (length - answer) + own * answer
     updated = min(max(config.micro_batch_tokens, length), all_read)
     weights = 4.0 * shape.parameters if full else float(dtype.itemsize * shape.parameters + 4 * trained)
     file = float(shape.parameters * shape.published.itemsize)
@@ -162,7 +170,7 @@ def memory_plan(config: RunConfig, shape: ModelShape, needs: Needs) -> MemoryPla
     shadow = needs.shadows * trained * (2.0 if compact else 4.0)
     away = not on_cpu and config.offload in ("teacher", "both")
     several = all_read > updated
-    states = needs.answers * min(needs.turns * turn, length) * shape.hidden * residual
+    states = answers * min(needs.turns * turn, length) * shape.hidden * residual
     states *= max(1, needs.shadows)
     kept = _kept(shape, full=full, narrow=narrow, rank=config.lora.rank if config.lora else 0)
     if prompts < own:
@@ -176,7 +184,7 @@ def memory_plan(config: RunConfig, shape: ModelShape, needs: Needs) -> MemoryPla
         "weights on file": (file, frozenset({LOADING})),
         "rounded weights": (rounded, sampling | forward | updating),
         "keys and values": (2.5 * sampled * shape.layers * shape.key_value * wide, sampling),
-        "reading prompts": (live * min(needs.answers * needs.prompt_tokens, sampled), sampling),
+        "reading prompts": (live * min(answers * needs.prompt_tokens, sampled), sampling),
         "logits of the sampler": (4.0 * shape.vocabulary * -(-sampled // length) + widened, sampling),
     }
     if needs.learns:
@@ -192,6 +200,11 @@ def memory_plan(config: RunConfig, shape: ModelShape, needs: Needs) -> MemoryPla
             "optimiser": (0.0 if moved else moments, frozenset(PHASES[1:])),
             "optimiser's sums": (8.0 * min(shape.largest, trained), optimiser),
         }
+    if many > 1:
+        parts = {name: (size / (many if name in SHARDED else 1), phases) for name, (size, phases) in parts.items()}
+        parts["layers gathered"] = 2.0 * wide * shape.parameters / shape.layers, frozenset(PHASES[1:-1])
+    if not needs.samples:
+        parts = {name: part for name, part in parts.items() if part[1] != sampling}
     return MemoryPlan(str(device), needs.available, parts)
 
 
