@@ -42,6 +42,7 @@ def test_the_evidence_is_that_of_the_kernel(policy, renderer, temperature: float
     stats = fused_loss(spec, student_ND, head, tokens_N, weights, teacher=[TeacherStates(teacher_ND, head)]).stats
     assert [token.log_ratio for token in found.tokens] == pytest.approx(stats.log_ratio_N.tolist(), abs=1e-4)
     assert [token.student for token in found.tokens] == pytest.approx(stats.logprobs_N.tolist(), abs=1e-4)
+    assert [token.entropy for token in found.tokens] == pytest.approx(stats.entropy_N.tolist(), abs=1e-3)
     assert found.total == pytest.approx(float(stats.log_ratio_N.sum()), abs=1e-3)
 
 

@@ -390,6 +390,7 @@ def test_a_run_over_turns_records_what_each_turn_read(config_of, attempts: str) 
     for rollout in several:
         assert sum(turn.tokens for turn in rollout.turns) == len(rollout.token_ids) == len(rollout.logprobs)
         assert len(rollout.log_ratio) in (0, len(rollout.token_ids))
+        assert len(rollout.entropy) == (0 if rollout.drop else len(rollout.token_ids))
         assert rollout.turns[0].read == rollout.prompt_ids
         assert {turn.observation for turn in rollout.turns[:-1]} == {(("user", "Not a multiple of three."),)}
     assert any(rollout.log_ratio for rollout in several)

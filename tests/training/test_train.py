@@ -72,6 +72,7 @@ def test_sampled_is_trained_plus_dropped_in_every_step(config_of, method: str) -
         for rollout in mine:
             distilled = rollout.drop is None and method != "grpo"
             assert len(rollout.log_ratio) == (len(rollout.token_ids) if distilled else 0)
+            assert len(rollout.entropy) == (0 if rollout.drop else len(rollout.token_ids))
             assert len(rollout.logprobs) == len(rollout.token_ids)
             assert rollout.policy_version == rollout.step - 1
             assert bool(rollout.teacher_prompt_ids) == distilled
@@ -94,6 +95,10 @@ def test_evidence_is_that_of_the_weights_at_the_start_of_the_step(config_of, tmp
     assert one.keys() == several.keys()
     for uid, log_ratio in one.items():
         assert several[uid] == pytest.approx(log_ratio, abs=1e-4)
+    first, second = ([r.entropy for r in run.rollouts() if r.entropy] for run in runs)
+    assert len(first) == len(second) > 0
+    for row, same in zip(first, second, strict=True):
+        assert row == pytest.approx(same, abs=2e-4)
 
 
 def test_a_run_changes_the_weights_and_the_same_settings_give_the_same_bits(config_of, model_dir, tmp_path) -> None:

@@ -214,6 +214,8 @@ def test_evidence_is_the_teachers_log_probability_minus_the_students(tiny_policy
         q = probabilities(policy.base, s.teacher_prompts[0], s.completion_ids)[rows, s.completion_ids]
         p = probabilities(policy.base, s.student_prompt_ids, s.completion_ids)[rows, s.completion_ids]
         assert report.log_ratio[s.uid] == pytest.approx((q.log() - p.log()).tolist(), rel=1e-6, abs=1e-9)
+        whole = probabilities(policy.base, s.student_prompt_ids, s.completion_ids)
+        assert report.entropies[s.uid] == pytest.approx((-whole * whole.log()).sum(-1).tolist(), rel=1e-6)
 
 
 def test_evidence_is_given_of_distilled_answers_only(tiny_policy) -> None:

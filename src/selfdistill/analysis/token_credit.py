@@ -121,9 +121,8 @@ def _tokens(
             token = query.answer[place]
             recorded = query.recorded[place] if query.recorded else None
             others = _alternatives(policy.tokenizer, log_p_V, log_q_V, top)
-            found.append(
-                TokenCredit(texts[place], float(log_p_V[token]), float(log_q_V[token]), others, own[place], recorded)
-            )
+            p, q, entropy = log_p_V[token], log_q_V[token], torch.special.entr(log_p_V.exp()).sum()
+            found.append(TokenCredit(texts[place], float(p), float(q), others, own[place], recorded, float(entropy)))
     return tuple(found)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from math import log
+from math import log, nan
 
 from selfdistill.types import Context, Message
 
@@ -30,7 +30,7 @@ class Alternative:
 class TokenCredit:
     """One token of the answer: its log-probabilities in nats, and the likeliest alternatives, the teacher's first.
     `text` is empty for a part of a character; the last part has it. `own` is the log-ratio minus that under control
-    contexts; None: not measured."""
+    contexts; None: not measured. `entropy` is the student's here, in nats."""
 
     text: str
     student: float
@@ -38,6 +38,7 @@ class TokenCredit:
     alternatives: tuple[Alternative, ...]
     own: float | None = None
     recorded: float | None = None
+    entropy: float = nan
 
     @property
     def log_ratio(self) -> float:

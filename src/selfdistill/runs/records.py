@@ -164,8 +164,10 @@ class RolloutRecord(Json):
     its update). `policy_version` counts the steps that the sampling weights had been trained for. `right` is whether an
     answer that passed the public tests also passed the private ones (False: its `reward` is 0 for that); None: they
     were not run. Of a conversation of several `turns`, `completion` is the text of the last one, and all that is by
-    token is about the sampled tokens of all turns; `log_ratio` is 0 in turns that were not distilled. `data_set`
-    is that of the task in a mixture of several.
+    token is about the sampled tokens of all turns; `log_ratio` is 0 in turns that were not distilled. `entropy` [T] is
+    the student's at each sampled token in nats, at the start of the step and the temperature of the loss, rounded to
+    4 digits (NaN in turns that were not trained); empty when the rollout took no part in an update, and in older runs.
+    `data_set` is that of the task in a mixture of several.
     """
 
     step: int
@@ -189,6 +191,7 @@ class RolloutRecord(Json):
     logprobs: tuple[float, ...] = ()
     log_ratio: tuple[float, ...] = ()
     log_ratio_at: Literal["step_start", ""] = ""
+    entropy: tuple[float, ...] = ()
     prompt_ids: tuple[int, ...] = ()
     teacher_prompt_ids: tuple[int, ...] = ()
     token_texts: tuple[str, ...] = ()

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import chain
+from math import nan
 from typing import Any
 
 from selfdistill.config import RunConfig
@@ -18,7 +19,7 @@ from selfdistill.runs import Accuracies, EvalRecord, RolloutRecord, StepRecord, 
 from selfdistill.runs.records import TurnRecord
 from selfdistill.training.samples import CreditedRollout, solved
 from selfdistill.training.session import Totals
-from selfdistill.training.update import MEANS, UpdateReport
+from selfdistill.training.update import MEANS, PerToken, UpdateReport
 from selfdistill.types import Context, DropReason, StopReason, TokenIds
 
 WINDOW = 8  # tokens, at least, with which a token is decoded: some tokenizers drop the first space of a text
@@ -32,7 +33,7 @@ def step_record(
     lr: float,
     seconds: Mapping[str, float],
     numbers: Mapping[str, float],
-    log_ratio: Mapping[str, tuple[float, ...]],
+    tokens: PerToken,
 ) -> StepRecord:
     """The record of a step, whose completions are added to `totals`."""
     rollouts = [entry.rollout for entry in credited]
@@ -51,7 +52,7 @@ def step_record(
         loss=_mean([report.loss for report in reports]),
         grad_norm=_mean([report.grad_norm for report in reports]),
         lr=lr,
-        log_ratio=_mean([abs(value) for row in log_ratio.values() for value in row]),
+        log_ratio=_mean([abs(value) for row in tokens.get("log_ratio", {}).values() for value in row]),
         completion_tokens=_mean([len(rollout.completion.token_ids) for rollout in rollouts]),
         truncated=_mean([rollout.completion.stop is StopReason.LENGTH for rollout in rollouts]),
         samples=len(samples),
@@ -70,14 +71,13 @@ def step_record(
     )
 
 
-def rollout_record(
-    step: int, entry: CreditedRollout, log_ratio: Mapping[str, tuple[float, ...]], tokenizer: Any
-) -> RolloutRecord:
+def rollout_record(step: int, entry: CreditedRollout, tokens: PerToken, tokenizer: Any) -> RolloutRecord:
     """One rollout, with the prompts of its first training sample; of several samples, the largest weights."""
     rollout, context = entry.rollout, entry.context
     first = entry.samples[0] if entry.samples else None
     done, outcome = rollout.completion, rollout.outcome
-    ratios = _log_ratio(entry, log_ratio) if rollout.turns else log_ratio.get(done.uid, ())
+    found = {n: _of_turns(entry, by, n) if rollout.turns else by.get(done.uid, ()) for n, by in tokens.items()}
+    ratios = found.get("log_ratio", ())
     whole = rollout.all_turns[0].whole
     messages = whole.messages if whole else rollout.messages or rollout.task.messages
     return RolloutRecord(
@@ -101,6 +101,7 @@ def rollout_record(
         logprobs=done.logprobs,
         log_ratio=ratios,
         log_ratio_at="step_start" if ratios else "",
+        entropy=tuple(round(value, 4) for value in found.get("entropy", ())),
         prompt_ids=first.student_prompt_ids if first else rollout.prompt_ids,
         teacher_prompt_ids=first.teacher_prompts[0] if first and first.teacher_prompts else (),
         token_texts=token_texts(tokenizer, done.token_ids),
@@ -110,15 +111,17 @@ def rollout_record(
     )
 
 
-def _log_ratio(entry: CreditedRollout, log_ratio: Mapping[str, tuple[float, ...]]) -> tuple[float, ...]:
-    """log q − log p of every sampled token of a conversation; empty where it was not distilled."""
+def _of_turns(entry: CreditedRollout, by_uid: Mapping[str, tuple[float, ...]], name: str) -> tuple[float, ...]:
+    """A number of every sampled token of a conversation; empty where it was not measured. In turns without one the
+    log-ratio is 0, and the entropy not known."""
     uid, turns = entry.rollout.completion.uid, entry.rollout.turns
-    by_turn = any(f"{uid}@{number}" in log_ratio for number in range(len(turns)))
+    by_turn = any(f"{uid}@{number}" in by_uid for number in range(len(turns)))
     parts = {f"{uid}@{number}": len(turn.completion.token_ids) for number, turn in enumerate(turns)}
     if not by_turn:
         parts = {sample.uid: len(sample.completion_ids) for sample in entry.samples}
-    found = [log_ratio.get(name, (0.0,) * length) for name, length in parts.items()]
-    return tuple(chain(*found)) if parts.keys() & log_ratio.keys() else ()
+    blank = nan if name == "entropy" else 0.0
+    found = [by_uid.get(part, (blank,) * length) for part, length in parts.items()]
+    return tuple(chain(*found)) if parts.keys() & by_uid.keys() else ()
 
 
 def _turn_records(entry: CreditedRollout) -> tuple[TurnRecord, ...]:

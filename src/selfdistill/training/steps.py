@@ -114,7 +114,7 @@ def learn(
         group["lr"] = group["lr"].fill_(lr) if isinstance(group["lr"], Tensor) else lr
     attempt = partial(within_memory, session, totals, callback)
     found = update_all(session.policy, learner, session.config, groups, credited, replayed, totals, attempt)
-    reports, numbers, log_ratio = found
+    reports, numbers, tokens = found
     if totals.lowered_to:
         numbers = {**numbers, "micro_batch_tokens": session.config.micro_batch_tokens}
     skipped = sum(report.skipped for report in reports)
@@ -129,8 +129,8 @@ def learn(
     totals.wall_s = time.monotonic() - began
     totals.tokens += sum(len(sample.completion_ids) for sample in replayed)
     numbers = {**numbers, **spent, "contexts_lost": sum(entry.lost for entry in credited), "replayed": len(replayed)}
-    record = step_record(totals, credited, reports, lr, timer.seconds, numbers, log_ratio)
-    return record, [rollout_record(step + 1, entry, log_ratio, session.renderer.tokenizer) for entry in credited]
+    record = step_record(totals, credited, reports, lr, timer.seconds, numbers, tokens)
+    return record, [rollout_record(step + 1, entry, tokens, session.renderer.tokenizer) for entry in credited]
 
 
 def record_round(

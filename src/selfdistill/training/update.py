@@ -43,6 +43,9 @@ MEANS = ("divergence", "magnitude", "entropy", "clipped")  # over the tokens tha
 Share: TypeAlias = tuple[list[TrainingSample], Denominators]
 """The samples of one update, and the numbers of answers and tokens that share its weight of 1."""
 
+PerToken: TypeAlias = Mapping[str, Mapping[str, tuple[float, ...]]]
+"""`log_ratio` and `entropy`, each [T] by uid."""
+
 
 @dataclass(frozen=True, slots=True)
 class UpdateBatch:
@@ -62,8 +65,8 @@ class UpdateBatch:
 class UpdateReport:
     """`loss` is the objective before the update, its tokens weighed: the sum of `terms`. `log_ratio` [T] by uid is
     log q − log p in nats, p the student at the start of the step. `divergence` and `entropy` are means over tokens,
-    `magnitude` that of Σ p|a|, the size of the teacher's push before any clipping. `skipped`: loss or gradient were not
-    finite, and the optimiser made no step."""
+    `magnitude` that of Σ p|a|, the size of the teacher's push before any clipping. `entropies` [T] by uid are those of
+    the student before this update. `skipped`: loss or gradient were not finite, and the optimiser made no step."""
 
     loss: float
     terms: Mapping[LossTerm, float]
@@ -74,6 +77,7 @@ class UpdateReport:
     entropy: float
     clipped: float
     log_ratio: Mapping[str, tuple[float, ...]]
+    entropies: Mapping[str, tuple[float, ...]]
 
 
 def update_all(
@@ -85,11 +89,11 @@ def update_all(
     replayed: Sequence[TrainingSample],
     totals: Totals,
     attempt: Attempt | None = None,
-) -> tuple[list[UpdateReport], dict[str, float], dict[str, tuple[float, ...]]]:
+) -> tuple[list[UpdateReport], dict[str, float], PerToken]:
     """All updates of a step, each on the samples of `tasks_per_update` groups and an even share of the replayed ones.
 
-    Returns their reports, numbers about the token weights, and log-ratios [T] by uid. `totals.memory` is brought up to
-    date. `attempt` calls what an out-of-memory error leaves undone.
+    Returns their reports, numbers about the token weights, and log-ratios and the student's entropy at the start of the
+    step. `totals.memory` is brought up to date. `attempt` calls what an out-of-memory error leaves undone.
     """
     method, memory = learner.method, totals.memory
     attempt = attempt or partial(_once, config.micro_batch_tokens)
@@ -145,7 +149,10 @@ def update_all(
     totals.memory = memory
     weighed = [s.uid for s in samples if _weighs_tokens(loss_specs[s.spec_index], s)]
     log_ratio = _known({uid: stats[uid].log_ratio_N for uid in weighed})
-    return reports, numbers, log_ratio | {uid: row for report in reports for uid, row in report.log_ratio.items()}
+    log_ratio |= {uid: row for report in reports for uid, row in report.log_ratio.items()}
+    entropy = {uid: row for report in reports for uid, row in report.entropies.items()}
+    entropy |= _known({uid: found.entropy_N for uid, found in stats.items()})
+    return reports, numbers, {"log_ratio": log_ratio, "entropy": entropy}
 
 
 def _with_replay(shares: Sequence[Share], replayed: Sequence[TrainingSample], how: Reduction) -> list[Share]:
@@ -244,13 +251,14 @@ def update_policy(
     attempt = attempt or partial(_once, tokens)
     parts = attempt(partial(_accumulate, policy, optimizer, loss_specs, batch))
     by_part, stats = [found.terms for _, found in parts], [found.stats for _, found in parts]
-    log_ratio = dict[str, tuple[float, ...]]()
+    log_ratio, entropies = dict[str, tuple[float, ...]](), dict[str, tuple[float, ...]]()
     for part, found in parts:
         started_N = found.stats.logprobs_N
         if batch.old_logprobs is not None:
             started_N = torch.cat([batch.old_logprobs[s.uid] for s in part])
         rows = by_uid(part, found.stats.teacher_logprobs_N - started_N)
         log_ratio |= _known({s.uid: rows[s.uid] for s in part if s.distil})
+        entropies |= _known(by_uid(part, found.stats.entropy_N))
     limit = max_grad_norm if max_grad_norm > 0 else math.inf
     grad_norm = float(torch.nn.utils.clip_grad_norm_(list(policy.trainable().values()), limit))
     terms = {name: float(torch.stack([own[name] for own in by_part]).sum()) for name in LOSS_TERMS}
@@ -261,7 +269,7 @@ def update_policy(
     optimizer.zero_grad(set_to_none=True)
     numbers = {name: torch.cat([getattr(own, f"{name}_N") for own in stats]) * 1.0 for name in MEANS}
     means = {name: 0.0 if row_N.isnan().all() else float(row_N.nanmean()) for name, row_N in numbers.items()}
-    return UpdateReport(loss, terms, grad_norm, skipped, **means, log_ratio=log_ratio)
+    return UpdateReport(loss, terms, grad_norm, skipped, **means, log_ratio=log_ratio, entropies=entropies)
 
 
 def _once(tokens: int, work: Callable[[int], T]) -> T:
