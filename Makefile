@@ -36,8 +36,7 @@ test: setup
 	$(RUN) $(OFFLINE) $(BIN)/python -m pytest -n 2
 
 browser-test: setup
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check playwright
-	$(RUN) $(OFFLINE) $(BIN)/python -m pytest tests/view/test_pages_in_a_browser.py
+	$(RUN) $(OFFLINE) $(BIN)/python -m pytest tests/view/test_pages_in_a_browser.py tests/view/long_browser_checks.py
 
 numerics: setup
 	OMP_NUM_THREADS=2 $(OFFLINE) $(AVX2) $(BIN)/python -m pytest $(NUMERICAL)

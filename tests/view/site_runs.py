@@ -32,7 +32,8 @@ def row(step: int, group: int, number: int, **changes: Any) -> RolloutRecord:
         "feedback": "" if solved else f"Expected 1, got {number}.", "context_kind": "none" if solved else "solution",
         "context": {} if solved else {"solution": right}, "drop": "only_success" if solved else None,
         "distil": 0.0 if solved else 1.0, "token_ids": tuple(range(len(texts))), "log_ratio_at": "step_start",
-        "logprobs": (-0.5,) * len(texts), "log_ratio": () if solved else tuple(u * number for u in RATIOS),
+        "logprobs": (-0.5,) * len(texts), "entropy": () if solved else tuple(n / 2 for n in range(len(texts))),
+        "log_ratio": () if solved else tuple(u * number for u in RATIOS),
         "prompt_ids": PLAIN, "teacher_prompt_ids": () if solved else TOLD, "details": {"tests": 3},
     }  # fmt: skip
     return RolloutRecord(**{**given, **changes})

@@ -10,23 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from site_runs import HOSTILE, make_run, make_site, row
+from site_runs import HOSTILE, add_step, make_run, row
 
 from selfdistill import read_run
 from selfdistill.errors import ConfigError, RunError
+from selfdistill.runs import RunDir
 from selfdistill.runs.credit import Alternative, AnswerCredit, TokenCredit
 from selfdistill.runs.store import METRICS, ROLLOUTS
 from selfdistill.types import Context
+from selfdistill.view.site import answers as pages
+from selfdistill.view.site import journal
 from selfdistill.view.site.answers import Answers, in_short
 from selfdistill.view.site.app import SCRIPTS, application, static
 from selfdistill.view.site.export import export
 from selfdistill.view.site.library import Library
 from selfdistill.view.site.prompts import compared
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_site(tmp_path_factory.mktemp("site"))
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +110,65 @@ def test_rows_are_short_filtered_by_text_and_show_where_grpo_differs(answers: An
     assert len(ask(answers, "rows", id="new", steps="2-3")["rows"]) == 16
 
 
+@pytest.mark.parametrize(
+    ("written", "searched"),
+    [("Straße 12", "STRASSE"), ("Ὀδυσσεύς", "ὈΔΥΣΣΕΎΣ"), ('Say "No\\Yes"\n\tÄrger', '"no\\yes"\n\tä'), ("K", "k")],
+)
+def test_text_is_found_in_upper_and_lower_case(tmp_path: Path, written: str, searched: str) -> None:
+    with RunDir.create(tmp_path / "run", {"settings": {}}) as run:
+        run.append(row(1, 0, 1, completion=f"x{written}"), row(1, 0, 2, feedback=written), row(1, 0, 3))
+    lines = ask(Answers(Library([tmp_path])), "rows", id="run", q=searched)["rows"]
+    assert [line["uid"] for line in lines] == ["1-0-1", "1-0-2"]
+    assert [line["grpo"] for line in lines] == [0, 0], "the advantage is that of the whole group"
+
+
+def test_a_long_table_is_sorted_and_filtered_over_all_of_its_pages(
+    answers: Answers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = ask(answers, "rows", id="new")["rows"]
+    monkeypatch.setattr(pages, "MOST_ROWS", 5)
+    first, last = (ask(answers, "rows", id="new", order=f"page={page}") for page in (0, 4))
+    assert [line["uid"] for line in first["rows"]] == [line["uid"] for line in whole[:5]]
+    assert (first["first"], first["more"], first["of"]) == (0, True, 24)
+    assert ([line["uid"] for line in last["rows"]], last["more"]) == ([line["uid"] for line in whole[20:]], False)
+    found = [ask(answers, "rows", id="new", order=f"sort=-against&page={page}")["rows"] for page in range(4)]
+    sizes = [line["against"] for rows in found for line in rows]
+    assert sizes[:18] == sorted((size for size in sizes if size is not None), reverse=True)
+    assert sizes[18:] == [None, None], "rows that were not distilled come last"
+    assert all(line["grpo"] == (0.75 if line["uid"].endswith("0") else -0.25) for rows in found for line in rows)
+    for order, count in (
+        ("outcome=solved", 6), ("outcome=unscored", 0), ("drop=trained", 18), ("kind=solution&sort=reward", 18),
+        ("task=task-1", 11), ("group=2-1", 4), ("min=10", 0), ("max=9&outcome=unsolved", 18),
+    ):  # fmt: skip
+        assert ask(answers, "rows", id="new", order=order)["found"] == count, order
+    assert ask(answers, "rows", id="new", order="sort=sum")["labels"] == {
+        "kind": ["none", "solution"], "drop": ["only_success", "trained"]
+    }  # fmt: skip
+    second = ask(answers, "rows", id="new", q="GOT", order="page=1")
+    assert [line["uid"] for line in second["rows"]] == ["1-1-3", "2-0-1", "2-0-2", "2-0-3", "2-1-2"]
+    assert second["more"]
+
+
+def test_a_comparison_shows_the_rollouts_and_the_tasks_that_differ_most(answers: Answers) -> None:
+    found = ask(answers, "differences", ids="new|search/000-task-0|old")
+    new, _, old = found["runs"]
+    assert [line["uid"] for line in new["top"]] == ["1-0-3", "1-1-3", "2-0-3", "2-1-3", "3-0-3"]
+    assert (new["top"][0]["token"], new["top"][0]["u"], new["top"][0]["grpo"]) == ("):", pytest.approx(2.7), -0.25)
+    assert (old["top"][0]["u"], old["top"][0]["token"]) == (-1.5, None), "it recorded no texts of tokens"
+    assert found["of"] == 1
+    means = [{"mean": 0.25, "n": 12}, {"mean": 0.25, "n": 4}, None]
+    assert found["tasks"][0] == {"task": "task-0", "spread": 0, "means": means}
+
+
+def test_a_resumed_run_is_sorted_without_what_was_taken_back(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "run", finished=False)
+    answers = Answers(Library([tmp_path]))
+    assert len(ask(answers, "rows", id="run", order="sort=tokens")["rows"]) == 24
+    with RunDir.resume(path, 1) as run:
+        add_step(run, 2)
+    assert len(ask(answers, "rows", id="run", order="sort=tokens")["rows"]) == 16
+
+
 def test_a_reward_that_is_not_there_or_not_finite_stays_one() -> None:
     lines = in_short(
         [row(1, 0, 1, reward=None, drop="env_raised"), row(1, 0, 2, reward=0.0), row(1, 0, 3, log_ratio=())]
@@ -165,13 +222,17 @@ def test_parts_of_two_prompts() -> None:
     assert parts("a" + "x" * 3000, "b" + "y" * 3000) == [("student", "a" + "x" * 3000), ("teacher", "b" + "y" * 3000)]
 
 
-def test_a_journal_is_read_and_searched(answers: Answers) -> None:
+def test_a_journal_is_read_and_searched(answers: Answers, monkeypatch: pytest.MonkeyPatch) -> None:
     found = ask(answers, "journal", id="journal.db")
     assert found["counts"]["exchanges"] == 2
     assert [version["state"] for version in found["versions"]] == ["served"]
     names = [line["name"] for line in found["conversations"]]
     assert names[0] == "c-hostile"
     assert [line["name"] for line in ask(answers, "journal", id="journal.db", q="BLUE")["conversations"]] == names[1:]
+    monkeypatch.setattr(journal, "MOST", 1)
+    for page, more in enumerate((True, False)):
+        part = ask(answers, "journal", id="journal.db", page=str(page))
+        assert ([line["name"] for line in part["conversations"]], part["more"]) == ([names[page]], more)
     (exchange,) = ask(answers, "conversation", id="journal.db", name=names[1])["exchanges"]
     assert (exchange["text"], exchange["feedback"]) == (
         "It scatters blue light.",
@@ -281,7 +342,7 @@ def test_a_page_in_a_file_holds_the_chosen_steps(tmp_path: Path, site: Path) -> 
     text = file.read_text(encoding="utf-8")
     assert size == len(text.encode())
     keys = re.findall(r'data-key="([^"]*)"', text)
-    assert keys[:2] == ["run\nnew", "rows\nnew\n2\n"]
+    assert keys[:2] == ["run\nnew", "rows\nnew\n2\n\n"]
     assert len(keys) == 2 + 2 * 8
     assert "<img src=x" not in text
     assert "script-src 'sha256-" in text

@@ -34,8 +34,9 @@ def test_rows_are_found_by_step_and_uid(run: Path) -> None:
     assert index.steps == [1, 2, 3]
     assert uids(index, 2) == [f"2-{group}-{number}" for group in range(2) for number in range(4)]
     place = {uid: place for place, uid in index.heads(3)}["3-1-2"]
-    assert next(index.read([place])).feedback == "Expected 1, got 2."
-    assert [row.uid for row in index.read(index.places(), "got 3")] == [
+    assert next(index.read([place]))[1].feedback == "Expected 1, got 2."
+    places = [place for own in index.by_step().values() for place in own]
+    assert [row.uid for _, row in index.read(places, "Got 3")] == [
         "1-0-3",
         "1-1-3",
         "2-0-3",
@@ -93,7 +94,7 @@ def test_the_index_is_kept_beside_a_long_file_and_made_anew_for_another_one(
 
 def test_rows_of_an_earlier_version_have_todays_names(tmp_path: Path) -> None:
     index = fresh(make_old(tmp_path / "old"))
-    row = next(index.read(index.places(1)))
+    _, row = next(index.read(index.by_step()[1]))
     assert row.log_ratio == (0.5, -1.5)
     assert row.drop == "zero_advantage"
 

@@ -47,7 +47,7 @@ def _questions(name: str, rollouts: list[tuple[int, list[str]]]) -> Iterator[tup
     """What the pages of a run ask, with these rollouts by step."""
     yield "run", name
     for step, uids in rollouts:
-        yield "rows", name, str(step), ""
+        yield "rows", name, str(step), "", ""
         for uid in dict.fromkeys(uids):
             yield "rollout", name, str(step), uid
             yield "prompts", name, str(step), uid

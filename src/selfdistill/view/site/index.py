@@ -11,7 +11,7 @@ import json
 import os
 import re
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from threading import Lock
@@ -25,17 +25,25 @@ _HEAD = re.compile(rb'\{"step":(\d+),"uid":"')
 _UID = re.compile(rb'\{"step":\d+,"uid":("(?:[^"\\]|\\.)*")')
 
 
+def _texts(line: bytes) -> str:
+    """A line without its numbers by token, which stand between its texts and its turns."""
+    head, _, numbers = line.partition(b'"token_ids":[')
+    turns = numbers.find(b'"turns":[{')
+    return (head + numbers[turns:] if turns >= 0 else head).decode(errors="replace")
+
+
 class RowIndex:
     """The rows of one file, by step. `refresh` before reading; safe between threads."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self._lock = path, Lock()
+        self.path, self.cleared, self._lock = path, 0, Lock()
         self._clear()
         self._load()
 
     def _clear(self) -> None:
         self.size, self.torn, self._saved = 0, False, 0
         self._starts, self._steps, self._seen = array("Q"), array("i"), ""
+        self.cleared += 1
 
     def refresh(self) -> None:
         """Reads what was added since the last time; everything where the file was replaced."""
@@ -103,33 +111,38 @@ class RowIndex:
         """The steps that have rows."""
         return sorted(step for step in set(self._steps) if step >= 0)
 
-    def places(self, step: int | None = None) -> list[int]:
-        """The rows of a step that count, or of all."""
-        return [place for place, found in enumerate(self._steps) if found >= 0 and step in (None, found)]
+    def by_step(self) -> dict[int, list[int]]:
+        """The places of the rows that count, by step."""
+        found: dict[int, list[int]] = {}
+        for place, step in enumerate(self._steps):
+            if step >= 0:
+                found.setdefault(step, []).append(place)
+        return found
 
-    def read(self, places: list[int], text: str = "") -> Iterator[RolloutRecord]:
-        """Rows, one after the other; with a text those whose line holds it. One that is damaged within is left out."""
-        needle = text.encode()
+    def read(self, places: Sequence[int], text: str = "") -> Iterator[tuple[int, RolloutRecord]]:
+        """Rows with their places, one after the other; with a text those whose line may hold it, in upper or lower
+        case. One that is damaged within is left out."""
+        needle = json.dumps(text.casefold(), ensure_ascii=False)[1:-1]
         with self.path.open("rb") as file:
             for place in places:
                 file.seek(self._starts[place])
                 end = self._starts[place + 1] if place + 1 < len(self._starts) else self.size
                 line = file.read(end - self._starts[place]).partition(b"\n")[0]
-                if needle not in line:
+                if needle and needle not in _texts(line).casefold():
                     continue
                 with suppress(ValueError):
                     record = record_from_json(line.decode(errors="replace"))
                     if isinstance(record, RolloutRecord):
-                        yield record
+                        yield place, record
 
     def heads(self, step: int) -> list[tuple[int, str]]:
         """The rows of a step that count, each with its uid: of a row only the head is read, where it is as today's."""
         found = list[tuple[int, str]]()
         with self.path.open("rb", buffering=512) as file:
-            for place in self.places(step):
+            for place in [place for place, found in enumerate(self._steps) if found == step]:
                 file.seek(self._starts[place])
                 head = _UID.match(file.read(512))
-                found += [(place, json.loads(head[1]))] if head else [(place, row.uid) for row in self.read([place])]
+                found += [(place, json.loads(head[1]))] if head else [(place, row.uid) for _, row in self.read([place])]
         return found
 
     def _print(self, size: int) -> str:

@@ -23,6 +23,7 @@ from selfdistill.runs import Run, read_run
 from selfdistill.runs.solving import RESULT
 from selfdistill.runs.store import CHECKPOINTS, CONFIG, METRICS, ROLLOUTS, SEARCH, SUMMARY, saved_config
 from selfdistill.view.site.index import RowIndex
+from selfdistill.view.site.table import Columns
 
 COMPARISON = "comparison.json"
 DEEPEST, MOST = 5, 5000  # levels of directories below one that was named, and entries
@@ -42,6 +43,7 @@ class Entry:
     kind: Kind
     path: Path
     index: RowIndex | None = None
+    columns: Columns = field(default_factory=Columns)
     _run: Run | None = None
     _mark: tuple[object, ...] = ()
     _lock: Lock = field(default_factory=Lock)

@@ -4,7 +4,7 @@ function pageAt({ parts, query }) {
   if (kind === "compare") return [html`<${ComparePage} query=${query} />`, []];
   if (kind === "search" || kind === "comparison") return [html`<${SearchPage} key=${id} id=${id} query=${query} />`, []];
   if (kind === "attempts") return [html`<${AttemptsPage} key=${id} id=${id} query=${query} />`, []];
-  if (kind === "journal") return parts.length > 2 ? [html`<${ConversationPage} key=${parts[2]} id=${id} name=${parts[2]} />`, [[id, ["journal", id]]]] : [html`<${JournalPage} key=${id} id=${id} query=${query} />`, []];
+  if (kind === "journal") return parts.length > 2 ? [html`<${ConversationPage} key=${parts[2]} id=${id} name=${parts[2]} query=${query} />`, [[id, ["journal", id]]]] : [html`<${JournalPage} key=${id} id=${id} query=${query} />`, []];
   if (kind !== "run") return [html`<${RunsPage} query=${query} />`, null];
   const run = [id, ["run", id]], at = [`step ${step}`, ["run", id, "step", step]];
   if (part === "group") return [html`<${GroupPage} key=${rest} id=${id} step=${step} group=${rest} query=${query} />`, [run, at]];

@@ -3,8 +3,8 @@ const { render } = preact, { useState, useEffect, useLayoutEffect, useRef, useMe
 const html = htm.bind(preact.h);
 
 const PARAMETERS = {
-  runs: [], run: ["id"], rows: ["id", "steps", "q"], rollout: ["id", "step", "uid"], prompts: ["id", "step", "uid"],
-  search: ["id"], journal: ["id", "q"], conversation: ["id", "name"],
+  runs: [], run: ["id"], rows: ["id", "steps", "q", "order"], rollout: ["id", "step", "uid"], prompts: ["id", "step", "uid"],
+  differences: ["ids"], search: ["id"], journal: ["id", "q", "page"], conversation: ["id", "name", "page"],
 };
 const POLL_MS = 2000;
 const embedded = new Map([...document.querySelectorAll("script[data-key]")].map((one) => [one.dataset.key, one]));
@@ -27,14 +27,17 @@ function fromFile(name, values) {
   const [id, steps, q] = values;
   const [first, last] = steps ? steps.split("-").map(Number) : [0, Infinity];
   const parts = [...embedded.keys()].map((key) => key.split("\n")).filter(([kind, , step]) => kind === "rows"
-    && Number(step) >= first && Number(step) <= (last ?? first)).map(([, , step]) => fromFile("rows", [id, step, ""]));
+    && Number(step) >= first && Number(step) <= (last ?? first)).map(([, , step]) => fromFile("rows", [id, step, "", ""]));
   const rows = parts.flatMap((part) => part.rows);
   const holds = ({ step, uid }) => {
     const { row } = fromFile("rollout", [id, step, uid]);
-    return [row.prompt, row.completion, row.feedback, ...Object.values(row.context)].join("\n").includes(q);
+    return folded([row.prompt, row.completion, row.feedback, ...Object.values(row.context), ...row.turns.map((turn) => turn.completion)].join("\n")).includes(folded(q));
   };
-  return { of: rows.length, most: rows.length, rows: q ? rows.filter(holds) : rows, counts: parts[0]?.counts ?? {} };
+  return { of: rows.length, first: 0, more: false, rows: q ? rows.filter(holds) : rows, counts: parts[0]?.counts ?? {} };
 }
+
+/** Text in which upper and lower case are the same. */
+const folded = (text) => text.toLowerCase().toUpperCase();
 
 /** The answer to a question as {data, error}, asked again and again while `live(data)`. */
 function useAnswer(name, values, live = () => false) {
@@ -73,10 +76,10 @@ function to(parts, query = {}) {
   const rest = given.length ? `?${new URLSearchParams(given)}` : "";
   return `#/${parts.map(encodeURIComponent).join("/")}${rest}`;
 }
-/** Changes what stands behind the ? of the address, so that the link shows what the page shows. */
+/** Changes what stands behind the ? of the address, so that the link shows what the page shows; a table begins anew. */
 function setQuery(changes) {
   const { parts, query } = route();
-  history.replaceState(null, "", to(parts, { ...query, ...changes }));
+  history.replaceState(null, "", to(parts, { ...query, page: "", ...changes }));
   dispatchEvent(new Event("hashchange"));
 }
 
@@ -141,6 +144,14 @@ function Table({ label, columns, rows, sort, name = "sort", rowKey }) {
     <tbody>${sorted.slice(0, most).map((row) => html`<tr key=${rowKey?.(row)}>${columns.map((one) => html`<td class=${one.text ? one.text : "n"}>${one.cell ? one.cell(row) : number(row[one.key])}</td>`)}</tr>`)}</tbody></table><//>
     ${sorted.length > most && html`<p><button onClick=${() => setMost(most * 5)}>Show more (${number(most)} of ${number(sorted.length)} are shown)</button></p>`}
     ${!sorted.length && html`<p class="quiet">Nothing matches.</p>`}`;
+}
+
+/** The way to the other pages of a table of `count` rows that is longer. */
+function Pages({ data, count }) {
+  const page = Number(route().query.page || 0);
+  if (!data.first && !data.more) return null;
+  return html`<p class="bar" id="pages">${page > 0 && html`<button onClick=${() => setQuery({ page: page - 1 || "" })}>← page ${page}</button>`}
+    <b>${number(data.first + 1)} to ${number(data.first + count)}</b>${data.more && html`<button onClick=${() => setQuery({ page: page + 1 })}>page ${page + 2} →</button>`}</p>`;
 }
 
 // Keys

@@ -142,7 +142,32 @@ function ComparePage({ query }) {
   }, [query.runs]);
   if (!found.runs) return html`<${Waiting} answer=${found} />`;
   return html`<h1>${found.runs.length} runs beside one another</h1>${found.errors.map((error) => html`<p class="error">${error}</p>`)}
-    <p><${Pick} label="along" name="x" value=${axis} options=${Object.entries(AXES)} /></p>
     <ol class="key">${found.runs.map((run) => html`<li><a data-row href=${to(["run", run.id])}>${run.id}</a> <span class="quiet">${run.method}</span></li>`)}</ol>
+    <${Differences} ids=${found.runs.map((run) => run.id)} />
+    <h2>Curves</h2><p><${Pick} label="along" name="x" value=${axis} options=${Object.entries(AXES)} /></p>
     <${ComparePlots} runs=${found.runs} axis=${axis} />`;
+}
+
+/** Where to look: rollouts in which the teacher's credit is least like that of GRPO, and tasks that the runs solve differently. */
+function Differences({ ids }) {
+  const answer = useAnswer("differences", [ids.join("|")]), data = answer.data;
+  if (!data) return html`<${Waiting} answer=${answer} />`;
+  const top = data.runs.flatMap((run) => run.top.map((row) => ({ ...row, id: run.id }))), all = (id, query) => to(["run", id, "step", "all"], query);
+  const rollouts = [
+    { key: "uid", head: "rollout", text: "name", value: null, cell: (row) => html`<a data-row href=${rolloutLink(row.id, row, { token: row.at + 1 })}>${row.uid}</a> <span class="quiet">of ${row.id}</span>` },
+    { key: "task", head: "task", text: "narrow", value: null, cell: (row) => plain(row.task) }, { key: "reward", head: "reward", value: null, cell: (row) => html`${outcome(row)[0]} ${number(row.reward)}` },
+    { key: "grpo", head: "GRPO gives each token", value: null, cell: (row) => signed(row.grpo) }, { key: "u", head: "the teacher gives one", value: null, cell: (row) => html`<b class="quoted">${row.token == null ? `token ${row.at + 1}` : quoted(row.token)}</b> ${signed(row.u)}` },
+  ];
+  const tasks = [
+    { key: "task", head: "task", text: "name", value: null, cell: (row) => plain(row.task) },
+    ...data.runs.map((run, n) => ({ key: run.id, head: run.id, value: null, cell: (row) => (row.means[n] ? html`<a data-row href=${all(run.id, { task: row.task })}>${number(row.means[n].mean)}</a> <span class="quiet">of ${number(row.means[n].n)}</span>` : "–") })),
+    { key: "spread", head: "difference", value: null },
+  ];
+  return html`<h2>Rollouts where teacher and GRPO differ most</h2>
+    ${top.length ? html`<p class="quiet">GRPO gives all tokens of an answer one number, its reward minus the mean of the group. A teacher that read more gives each token its own, u = log q − log p. Listed is the largest u that goes another way than GRPO's number.</p>
+      <${Table} label="rollouts that differ most" columns=${rollouts} rows=${top} rowKey=${(row) => `${row.id} ${row.uid}`} />
+      <p class="bar">${data.runs.filter((run) => run.top.length).map((run) => html`<a href=${all(run.id, { sort: "-against" })}>all rollouts of ${run.id} in this order</a>`)}</p>`
+    : html`<p class="quiet">None of these runs recorded log-ratios that differ from GRPO: none of them has a teacher.</p>`}
+    <h2>Tasks that they solve differently</h2>${data.of ? html`<p class="quiet">Mean reward of all rollouts of a task, ${data.of > data.tasks.length ? `the ${data.tasks.length} of ${number(data.of)} tasks with the largest difference` : "largest difference first"}.</p>
+      <${Table} label="tasks that differ most" columns=${tasks} rows=${data.tasks} rowKey=${(row) => row.task} />` : html`<p class="quiet">They share no task.</p>`}`;
 }

@@ -23,8 +23,8 @@ function SearchPage({ id, query }) {
 }
 
 function AttemptsPage({ id, query }) {
-  const answer = useAnswer("rows", [id, "", query.q ?? ""]), run = useAnswer("run", [id], (one) => one.status === "writing");
-  const rows = useMemo(() => (answer.data?.rows ?? []).map((row, place) => ({ ...row, place: place + 1 })), [answer.data]);
+  const answer = useAnswer("rows", [id, "", query.q ?? "", query.page ? `page=${query.page}` : ""]), run = useAnswer("run", [id], (one) => one.status === "writing");
+  const rows = useMemo(() => (answer.data?.rows ?? []).map((row, place) => ({ ...row, place: answer.data.first + place + 1 })), [answer.data]);
   if (!answer.data || !run.data) return html`<${Waiting} answer=${answer.error ? answer : run} />`;
   const result = run.data.result, again = rows.filter((row) => row.same_as).length, shown = matching(rows, query);
   const columns = [
@@ -34,8 +34,7 @@ function AttemptsPage({ id, query }) {
   return html`<h1>Attempts: ${plain(result?.task ?? id)}</h1>
     <p>${result ? html`${result.strategy}, ${result.model}: ${result.solved_at != null ? html`<b>solved at attempt ${result.solved_at}</b>` : "not solved"} within ${number(result.attempts)} attempts in ${number(result.rounds)} rounds.` : "No result yet."}${" "}
       ${number(again)} of ${number(rows.length)} attempts repeat an earlier one word for word. <a href=${to(["run", id])}>Curves of this run</a></p><${Complete} rows=${answer.data.counts} />
-    ${answer.data.of > answer.data.most && !query.q && html`<p><b>The first ${number(answer.data.most)} of ${number(answer.data.of)} attempts.</b></p>`}
     <p class="bar"><${Pick} label="outcome" name="outcome" value=${query.outcome ?? ""} options=${[["", "all"], ["solved", "solved"], ["unsolved", "not solved"], ["unscored", "not scored"]]} /> <${Field} label="text" name="q" value=${query.q} filter=${true} /></p>
-    <${Table} label="attempts" columns=${columns} rows=${shown} sort=${query.sort} rowKey=${(row) => row.uid} />
+    <${Table} label="attempts" columns=${columns} rows=${shown} sort=${query.sort} rowKey=${(row) => row.uid} /><${Pages} data=${answer.data} count=${rows.length} />
     ${result?.solution && html`<h2>Solution</h2><${Text} label="solution" text=${result.solution} />`}`;
 }

@@ -17,9 +17,9 @@ const ROLLOUTS = (id, query) => [
   { key: "uid", head: "rollout", text: "name", cell: (row) => html`<a data-row href=${rolloutLink(id, row, { color: query.color })}>${row.uid}</a>${row.stage !== "answer" ? html` <span class="quiet">${row.stage}</span>` : ""}` },
   { key: "task", head: "task", text: "narrow", cell: (row) => plain(row.task) },
   { key: "reward", head: "reward", cell: (row) => html`${outcome(row)[0]} ${number(row.reward)}` }, { key: "tokens", head: "tokens", cell: (row) => html`${number(row.tokens)}${row.stop === "length" ? " cut" : ""}` },
-  { key: "kind", head: "teacher read", text: "narrow", value: (row) => row.drop ?? row.kind, cell: (row) => (row.drop ? html`<i>dropped: ${names(row.drop)}</i>` : names(row.kind)) },
+  { key: "kind", head: "teacher read", text: "narrow", cell: (row) => (row.drop ? html`<i>dropped: ${names(row.drop)}</i>` : names(row.kind)) },
   { key: "largest", head: "largest |u|", note: "u = log q − log p of a token, in nats" }, { key: "sum", head: "Σ u", note: "of all tokens", cell: (row) => (row.largest == null ? "–" : signed(row.sum)) },
-  { key: "grpo", head: "GRPO", note: "its advantage, for all tokens alike", cell: (row) => signed(row.grpo) }, { key: "against", head: "against GRPO", note: AGAINST },
+  { key: "grpo", head: "GRPO", note: "its advantage, for all tokens alike", cell: (row) => signed(row.grpo) }, { key: "against", head: "against GRPO", note: AGAINST, cell: (row) => (row.at == null ? "–" : html`<a href=${rolloutLink(id, row, { color: query.color, token: row.at + 1 })}>${number(row.against)}</a>`) },
   { key: "begins", head: "begins with", text: "begins", value: null, cell: (row) => html`${row.fault ? html`<b>fault </b>` : ""}${row.same_as ? html`<i>as ${row.same_as} </i>` : ""}${plain(row.begins)}` },
 ];
 function grouped(rows) {
@@ -41,29 +41,32 @@ const GROUPS = (id) => [
 ];
 const SORTS = [["", "as sampled"], ["reward", "lowest reward"], ["-against", "most unlike GRPO"], ["-largest", "largest |u|"], ["sum", "most blamed"], ["-tokens", "longest"], ["tokens", "shortest"]];
 
+const ORDER = ["sort", "outcome", "drop", "kind", "min", "max", "task", "page"];
 function StepPage({ id, step, query }) {
-  const all = step === "all";
-  const answer = useAnswer("rows", [id, all ? "" : step, query.q ?? ""]), data = answer.data;
+  const all = step === "all", view = query.view || "rollouts";
+  const [wide, setWide] = useState(all || Boolean(query.page)); // of a long table the program sorts and filters all pages
+  const given = wide ? ORDER.filter((key) => query[key] && (view === "rollouts" || key !== "sort")).map((key) => [key, query[key]]) : [];
+  const answer = useAnswer("rows", [id, all ? "" : step, query.q ?? "", new URLSearchParams(given).toString()]), data = answer.data;
+  useEffect(() => { if (data?.more) setWide(true); }, [data]);
   useKeys(all ? {} : { n: () => { location.hash = to(["run", id, "step", Number(step) + 1], query); }, p: () => { if (step > 1) location.hash = to(["run", id, "step", step - 1], query); } });
   const rows = data?.rows ?? [], shown = useMemo(() => matching(rows, query), [data, JSON.stringify(query)]);
-  const among = (key) => [...new Set(rows.map(key))].sort().map((value) => [value, names(value)]);
-  const view = query.view || "rollouts";
+  const among = (name, key) => (data?.labels?.[name] ?? [...new Set(rows.map(key))].sort()).map((value) => [value, names(value)]);
   return html`<h1>${all ? "All steps" : `Step ${step}`} of ${id}</h1>
     ${!all && html`<p class="bar">${step > 1 && html`<a href=${to(["run", id, "step", step - 1], query)}>← step ${step - 1}</a>`} <a href=${to(["run", id, "step", Number(step) + 1], query)}>step ${Number(step) + 1} →</a></p>`}
     <form class="bar" role="search" onSubmit=${(event) => event.preventDefault()}>
       <${Pick} label="show" name="view" value=${view} options=${[["rollouts", "rollouts"], ["groups", "groups"]]} />
       <${Pick} label="sort by" name="sort" value=${query.sort ?? ""} options=${SORTS} />
       <${Pick} label="outcome" name="outcome" value=${query.outcome ?? ""} options=${[["", "all"], ["solved", "solved"], ["unsolved", "not solved"], ["unscored", "not scored"]]} />
-      <${Pick} label="dropped" name="drop" value=${query.drop ?? ""} options=${[["", "all"], ...among((row) => row.drop ?? "trained")]} />
-      <${Pick} label="teacher read" name="kind" value=${query.kind ?? ""} options=${[["", "all"], ...among((row) => row.kind)]} />
+      <${Pick} label="dropped" name="drop" value=${query.drop ?? ""} options=${[["", "all"], ...among("drop", (row) => row.drop ?? "trained")]} />
+      <${Pick} label="teacher read" name="kind" value=${query.kind ?? ""} options=${[["", "all"], ...among("kind", (row) => row.kind)]} />
       <${Field} label="tokens from" name="min" type="number" value=${query.min} /> <${Field} label="to" name="max" type="number" value=${query.max} />
-      <${Field} label="text" name="q" value=${query.q} filter=${true} />
+      <${Field} label="text" name="q" value=${query.q} filter=${true} /> <${Field} label="task" name="task" value=${query.task} />
     </form>
     ${!data ? html`<${Waiting} answer=${answer} />` : html`<${Complete} rows=${data.counts} />
-      <p id="shown">${number(shown.length)} of ${number(query.q ? rows.length : data.of)} rollouts${query.q ? " with this text (upper and lower case differ)" : ""}${!query.q && data.of > rows.length ? html`, <b>among the first ${number(rows.length)}: take one step for the others</b>` : ""}.${" "}
+      <p id="shown">${number(data.found ?? shown.length)} of ${query.q ? `${number(rows.length)} rollouts with this text` : plural(data.of, "rollout")}${data.more || data.first ? html`, <b>those of this page</b>${view === "groups" ? "; groups are sorted within it" : ""}` : ""}.${" "}
         <span class="quiet">u = log q − log p: what the teacher makes of a token, beside the student, in nats.</span></p>
       ${view === "groups" ? html`<${Table} label="groups" columns=${GROUPS(id)} rows=${grouped(shown)} sort=${query.sort === "reward" ? "solved" : query.sort} rowKey=${(row) => `${row.step} ${row.group}`} />`
-    : html`<${Table} label="rollouts" columns=${ROLLOUTS(id, query)} rows=${shown} sort=${query.sort} rowKey=${(row) => row.uid} />`}`}`;
+    : html`<${Table} label="rollouts" columns=${ROLLOUTS(id, query)} rows=${shown} sort=${query.sort} rowKey=${(row) => row.uid} />`}<${Pages} data=${data} count=${rows.length} />`}`;
 }
 
 // Differences between two texts, by words: a longest common subsequence between the common beginning and end.
@@ -100,7 +103,7 @@ function runsOf(pieces) {
 const said = (row) => [...row.turns.slice(0, -1).map((turn) => turn.completion), row.completion].join("\n\n――\n\n");
 
 function GroupPage({ id, step, group, query }) {
-  const answer = useAnswer("rows", [id, step, ""]);
+  const answer = useAnswer("rows", [id, step, "", new URLSearchParams({ group }).toString()]);
   const [found, setFound] = useState([]);
   const members = (answer.data?.rows ?? []).filter((row) => row.group === group);
   useEffect(() => {
