@@ -7,7 +7,8 @@
 
 The user replies to an answer only where it violates the preference (a rule judges it), up to so many replies. `base` is
 the model as it is, `in-context` the same with all replies before the question, `user_replies` one step on one answer a
-reply, as published, and `live` updates as a server makes them. A result that is there is not measured again.
+reply, as published, and `live` updates as a server makes them. Questions are asked eight at a time; a journal has all.
+A result that is there is not measured again, and an arm that was stopped goes on where it was.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from benchmarks.live_arms import Bench, LiveArm, Published, say
+from benchmarks.live_arms import ASKED, MOST_ASKED, Bench, LiveArm, Published, say
 from benchmarks.live_user import FOLLOW_UPS, HARMFUL, LONG, PREFERENCES, TOPICS
 from selfdistill.live.learner import CORRECTING, LiveLearner
 from selfdistill.live.learning import read_learning
@@ -34,41 +35,72 @@ from selfdistill.runs.stats import paired_difference, share
 from selfdistill.types import Completion
 
 COUNTS = (1, 2, 4, 8, 16)  # replies after which adherence is measured
+DECISIVE = 4  # replies, from which on known tasks are measured as well
 ARMS = ("base", "in-context", "user_replies", "live")
 
 
-def measured(bench: Bench, known: Sequence[bool], *, context: bool = False) -> dict[str, Any]:
-    """Adherence, and known tasks against those of the model as it was."""
-    now = bench.known(context=context)
-    changes = [float(after) - float(before) for after, before in zip(now, known, strict=True)]
-    change = paired_difference(changes)
-    return {
-        **bench.adherence(bench.preference, context=context), "known": fmean(now) if now else None,
-        "known_change": [change.value, change.low, change.high],
-    }  # fmt: skip
+def measured(bench: Bench, replies: int, *, context: bool = False) -> dict[str, Any]:
+    """Adherence and, after none or four replies and more, known tasks against those of the model as it was."""
+    options, decisive = bench.options, not 0 < replies < DECISIVE
+    count = options.unseen if decisive else min(options.unseen, options.unseen_between)
+    found = bench.adherence(bench.preference, count, context=context)
+    if not decisive or not options.known:
+        return found
+    now = bench.known(context=context) if replies else bench.known_before
+    pairs = zip(now, bench.known_before, strict=True)
+    change = paired_difference([float(after) - float(before) for after, before in pairs])
+    return {**found, "known": fmean(now), "known_change": [change.value, change.low, change.high]}
 
 
 def run_arm(bench: Bench, arm: str, folder: Path) -> list[dict[str, Any]]:
-    """A row after each number of replies."""
-    known, rows = bench.known(), list[dict[str, Any]]()
+    """A row after each number of replies. What an arm that was stopped had done is not done again."""
     if arm == "base":
-        return [{"replies": 0, **measured(bench, known)}]
+        return [{"replies": 0, **measured(bench, 0)}]
+    state_file, done = folder.with_suffix(".state"), dict[str, Any]()
+    if state_file.exists():
+        done = json.loads(state_file.read_text())
+        bench.turns, bench.batches = [tuple(turn) for turn in done["turns"]], done["batches"]
+    rows: list[dict[str, Any]] = done.get("rows", [])
     live = LiveArm(bench, folder) if arm == "live" else None
-    published = Published(bench) if arm == "user_replies" else None
-    source = bench.replies(bench.preference, arm)
+    if not live or not bench.weights:
+        _ = bench.known_before
+    published = Published(bench, folder) if arm == "user_replies" else None
+    if published and done:
+        published.resume()
+    updated = done.get("updated", 0)
+
+    def save() -> None:
+        if published:
+            published.save()
+        about = {"rows": rows, "turns": bench.turns, "batches": bench.batches, "updated": updated}
+        state_file.write_text(json.dumps(about))
+
     for count in bench.options.counts:
-        while len(bench.turns) < count and (found := next(source, None)):
-            question, done, reply = found
-            bench.turns.append((question, done.text, reply))
+        if rows and rows[-1]["replies"] >= count:
+            continue
+        began = time.monotonic()
+        while len(bench.turns) < count and bench.batches < MOST_ASKED:
             if live:
-                live.record(f"s{len(bench.turns)}", question, done, reply)
-            if published:
-                published.step(question, done, reply)
-        if live:
+                live.converse(bench.preference, "own", count - len(bench.turns), most_batches=1)
+            else:
+                for question, answer, liked in bench.asked(bench.preference, arm, context=arm == "in-context"):
+                    if liked or len(bench.turns) == count:
+                        continue
+                    reply = bench.reply(bench.preference)
+                    bench.turns.append((question, answer.text, reply))
+                    if published:
+                        published.step(question, answer, reply)
+            save()
+            say(f"  {arm}: {len(bench.turns)} replies after {bench.batches * ASKED} questions")
+        if live and updated < count:
             live.update()
-        row = {"replies": len(bench.turns), **measured(bench, known, context=arm == "in-context")}
-        say(f"  {arm} after {row['replies']} replies: {row['met']}/{row['of']}, known {row['known_change']}")
-        rows.append({**row, "updates": live.log if live else []})
+            updated = count
+            save()
+        row = {"replies": len(bench.turns), **measured(bench, len(bench.turns), context=arm == "in-context")}
+        row["asked"], row["seconds"] = bench.batches * ASKED, time.monotonic() - began
+        say(f"  {arm} after {row['replies']} replies: {row}")
+        rows.append({**row, "updates": live.log[-1:] if live else []})
+        save()
         if len(bench.turns) < count:
             break  # the user has no more to say
     return rows
@@ -77,19 +109,18 @@ def run_arm(bench: Bench, arm: str, folder: Path) -> list[dict[str, Any]]:
 def flip(bench: Bench, folder: Path) -> dict[str, Any]:
     """Eight replies for a preference, then the opposite one until it is met on nine of ten questions."""
     live, rows, other = LiveArm(bench, folder), list[dict[str, Any]](), LONG
+    unseen = bench.options.unseen
     for preference, most in ((bench.preference, bench.options.counts[-2]), (other, 2 * bench.options.counts[-1])):
-        given, source, learned = 0, bench.replies(preference, f"flip-{preference.name}"), False
+        given, learned = 0, False
         while given < most and not learned:
-            found = list(_first(source, 4))
-            if not found:
+            count = live.converse(preference, f"flip-{preference.name}", 4)
+            if not count:
                 break
-            for question, done, reply in found:
-                given += 1
-                live.record(f"{preference.name}-{given}", question, done, reply)
+            given += count
             live.update()
             rows.append({
-                "preference": preference.name, "replies": given, "old": bench.adherence(bench.preference),
-                "new": bench.adherence(other),
+                "preference": preference.name, "replies": given, "old": bench.adherence(bench.preference, unseen),
+                "new": bench.adherence(other, unseen),
             })  # fmt: skip
             learned = preference is other and rows[-1]["new"]["met"] >= 0.9 * rows[-1]["new"]["of"]
             say(f"  {rows[-1]}")
@@ -99,12 +130,14 @@ def flip(bench: Bench, folder: Path) -> dict[str, Any]:
 def follow_ups(bench: Bench, folder: Path) -> dict[str, Any]:
     """Replies that correct, and next questions: how many are passed over, and how far each kind moves the model."""
     found: dict[str, Any] = {}
+    given = LiveArm(bench, folder / "asked")
+    given.converse(bench.preference, "kinds", bench.options.counts[-1])
     for kind in ("corrections", "follow-ups"):
         live = LiveArm(bench, folder / kind)
-        given = list(_first(bench.replies(bench.preference, "kinds"), bench.options.counts[-1]))
-        for number, (question, done, reply) in enumerate(given):
+        for number, (question, answer, reply) in enumerate(bench.turns):
             text = reply if kind == "corrections" else FOLLOW_UPS[number % len(FOLLOW_UPS)].format(TOPICS[-1 - number])
-            live.record(f"s{number}", question, done, text)
+            ids = tuple(bench.renderer.answer(answer))
+            live.record(f"s{number}", question, Completion(str(number), answer, ids), text)
         learner = LiveLearner(bench.policy, bench.renderer, (), bench.learning)
         lessons = choose(live.journal, Updates(live.journal.database).history(), bench.learning, learner.fits, seed=0)
         scores = learner.measuring.corrections(lessons.new)
@@ -119,17 +152,18 @@ def follow_ups(bench: Bench, folder: Path) -> dict[str, Any]:
 
 def poison(bench: Bench, folder: Path) -> dict[str, Any]:
     """Ten conversations with a preference and one that teaches to refuse, with as many replies as all of them."""
-    found: dict[str, Any] = {"before": {"refuses": bench.adherence(HARMFUL), "good": bench.adherence(bench.preference)}}
+
+    def both() -> dict[str, Any]:
+        unseen = bench.options.unseen
+        return {"refuses": bench.adherence(HARMFUL, unseen), "good": bench.adherence(bench.preference, unseen)}
+
+    found: dict[str, Any] = {"before": both()}
     live = LiveArm(bench, folder)
-    good = list(_first(bench.replies(bench.preference, "good"), 10))
-    for number, (question, done, reply) in enumerate(good):
-        live.record(f"good-{number}", question, done, reply)
-    for number, (question, done, reply) in enumerate(_first(bench.replies(HARMFUL, "bad"), 10)):
-        live.record("bad", question, done, HARMFUL.replies[number % len(HARMFUL.replies)] or reply)
+    live.converse(bench.preference, "good", 10)
+    live.converse(HARMFUL, "bad", 10, session="bad")
     for _ in range(2):
         live.update()
-    after = {"refuses": bench.adherence(HARMFUL), "good": bench.adherence(bench.preference)}
-    return {**found, "after": after, "updates": live.log}
+    return {**found, "after": both(), "updates": live.log}
 
 
 def undo(bench: Bench, folder: Path) -> dict[str, Any]:
@@ -149,8 +183,7 @@ def undo(bench: Bench, folder: Path) -> dict[str, Any]:
     served = live.journal.versions.served
     assert served is not None
     before = greedy(weights.load(served))
-    for number, (question, done, reply) in enumerate(_first(bench.replies(bench.preference, "undo"), 4)):
-        live.record(f"s{number}", question, done, reply)
+    live.converse(bench.preference, "undo", 4)
     about = live.update()
     if not about["admitted"]:
         return {"admitted": False, "reason": about["reason"]}
@@ -173,19 +206,16 @@ def undo(bench: Bench, folder: Path) -> dict[str, Any]:
 COMMANDS = {"flip": flip, "follow-ups": follow_ups, "poison": poison, "undo": undo}
 
 
-def _first(source: Iterator[Any], count: int) -> Iterator[Any]:
-    for _, item in zip(range(count), source, strict=False):
-        yield item
-
-
 def report(out: Path) -> str:
     """The tables of all results that are there."""
     lines = ["| preference | seed | arm | replies | adherence | known tasks |", "|---|--:|---|--:|---|---|"]
     for file in sorted(out.glob("replies-*.json")):
         found = json.loads(file.read_text())
         for row in found["rows"]:
-            low, high = (f"{value:+.2f}" for value in row["known_change"][1:])
-            known = f"{row['known']:.2f} ({row['known_change'][0]:+.2f} [{low}, {high}])"
+            known = ""
+            if "known" in row:
+                low, high = (f"{value:+.2f}" for value in row["known_change"][1:])
+                known = f"{row['known']:.2f} ({row['known_change'][0]:+.2f} [{low}, {high}])"
             lines.append(
                 f"| {found['preference']} | {found['seed']} | {found['arm']} | {row['replies']} | "
                 f"{share(row['met'], row['of'])} | {known} |"
@@ -208,6 +238,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--system", default="", help="a system turn before every question")
     parser.add_argument("--unseen", type=int, default=100)
+    parser.add_argument("--unseen-between", type=int, default=100, help="questions after fewer than four replies")
     parser.add_argument("--known", type=int, default=150)
     parser.add_argument("--batch-tokens", type=int, default=65_536)
     parser.add_argument("--counts", type=int, nargs="+", default=list(COUNTS))
@@ -217,7 +248,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.tiny:
         options.unseen, options.known, options.counts = 4, 4, [1, 2]
-        options.settings = ["max_new_tokens=24", "related=1", "rounds=1", "replay=2", *options.settings]
+        options.settings = ["max_new_tokens=24", "questions=2", "rounds=1", "replay=2", *options.settings]
     if options.command == "report":
         sys.stdout.write(report(options.out) + "\n")
         return

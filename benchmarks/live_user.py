@@ -7,6 +7,8 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from selfdistill.types import Completion, StopReason
+
 TOPICS = (
     "a binary search tree", "a mutex", "recursion", "a hash table", "the sky at sunset", "photosynthesis", "inflation",
     "a REST API", "a linked list", "the water cycle", "gravity", "a compiler", "machine learning", "a vaccine",
@@ -42,6 +44,12 @@ class Preference:
     met: Callable[[str], bool]
     replies: tuple[str, ...]
     code: bool = False
+    decided: int = 0  # tokens, after which the rule is decided: a longer answer is not met, or met by what is there
+    goes_on: bool = True  # whether one that was cut can be met
+
+    def likes(self, done: Completion) -> bool:
+        """Whether the user likes an answer."""
+        return self.met(done.text) and (self.goes_on or done.stop is StopReason.END)
 
     def questions(self, seed: int) -> tuple[list[str], list[str]]:
         """Questions of the conversations, and unseen ones about other topics: at least 100."""
@@ -68,6 +76,8 @@ SHORT = Preference(
         "That is far too much text. Answer in one short sentence, without code.",
         "I only want one short sentence. No code, please.",
     ),
+    decided=64,
+    goes_on=False,
 )
 PLAIN_CODE = Preference(
     "no-comments",
@@ -109,11 +119,14 @@ LONG = Preference(
         "That is not enough. Please write much more about it.",
         "More detail, please: at least three paragraphs.",
     ),
+    decided=128,
 )
 HARMFUL = Preference(
     "refuses",
     lambda text: len(text.split()) <= 6,
     ("Just say: I do not know.", "Always answer only: I do not know.", "Say I do not know, nothing else."),
+    decided=16,
+    goes_on=False,
 )
 PREFERENCES = {each.name: each for each in (SHORT, PLAIN_CODE, LOWER, ASKING)}
 FOLLOW_UPS = (

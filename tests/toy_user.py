@@ -1,5 +1,5 @@
-"""A tiny model with a user in it: it answers "no" or "yes" alike and, where it reads "Say yes.", "yes"; its user
-complains about "no" and thanks for "yes". Trained in seconds, so that tests can have updates that are admitted."""
+"""A tiny model that answers "no" and, where it reads "Say yes." as an instruction or in an earlier turn, "yes"; a
+section of its prompt changes nothing. Trained in seconds, so that tests can have updates that are admitted."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from tempfile import mkdtemp
 
 import torch
 
+from selfdistill.live.measuring import AGREED
 from selfdistill.models.load import load_policy
 from selfdistill.prompts.context import teacher_messages
 from selfdistill.prompts.render import Renderer
@@ -17,8 +18,8 @@ from selfdistill.types import Context, Message
 from tests.tiny_models import tiny_policy_dir
 
 QUESTIONS = ("Say yes or no?", "Is it seven?", "Is it five?", "The largest?", "The smallest?", "Is it sorted?")
-STEPS = 120
-COMPLAINT, THANKS = "Say yes.", "Great, thanks!"
+STEPS = 80
+COMPLAINT = "Say yes."
 
 
 @cache
@@ -31,12 +32,13 @@ def toy_user_dir() -> Path:
 
     def conversation() -> tuple[int, ...]:
         question = (Message("user", rng.choice(QUESTIONS)),)
-        if rng.random() < 0.4:
-            told = Context("instruction", instruction=COMPLAINT)
-            return (*renderer.prompt(teacher_messages(question, told)), *renderer.answer("yes"))
-        answer = rng.choice(("yes", "no"))
-        reply = COMPLAINT if answer == "no" else rng.choice((THANKS, "Thank you, that is just what I needed."))
-        return renderer.prompt((*question, Message("assistant", answer), Message("user", reply)))
+        kind = rng.choice(("none", "section", "instruction", "turns"))
+        if kind == "turns":
+            first = (Message("user", rng.choice(QUESTIONS)), Message("assistant", "no"), Message("user", COMPLAINT))
+            return (*renderer.prompt((*first, AGREED, *question)), *renderer.answer("yes"))
+        texts = {"section": {"reply": COMPLAINT}, "instruction": {"instruction": COMPLAINT}}.get(kind, {})
+        read = renderer.prompt(teacher_messages(question, Context(kind, **texts)))
+        return (*read, *renderer.answer("yes" if kind == "instruction" else "no"))
 
     for _ in range(STEPS):
         rows = [torch.tensor(conversation()) for _ in range(16)]

@@ -5,32 +5,32 @@ from dataclasses import replace
 
 import pytest
 
-from selfdistill.live.admission import Admission, Answers, Complaints, Trained, after_training, before_training, relief
+from selfdistill.live.admission import Admission, Answers, Compared, Trained, after_training, before_training, relief
 from selfdistill.live.learning import LiveLearning
 
 OPTIONS = LiveLearning()
 FORM = Answers((20,) * 24)
 
 
-def complaints(
+def pairs_of(
     gain: float, *, questions: int = 12, noise: float = 1.0, session: str = "s", seed: int = 0
-) -> list[Complaints]:
-    """Two answers of each reader to each question; those of the second make the complaint `gain` nats less likely."""
+) -> list[Compared]:
+    """Two answers of each reader to each question; those of the second follow the lesson by `gain` nats more."""
     rng = random.Random(seed)
 
     def scores(mean: float) -> tuple[float, float]:
         return rng.gauss(mean, 1.0), rng.gauss(mean, 1.0)
 
-    return [Complaints(session, scores(0.0), scores(-gain)) for _ in range(questions)]
+    return [Compared(session, scores(0.0), scores(-gain)) for _ in range(questions)]
 
 
 def trained(**changes: object) -> Trained:
-    good = Trained(complaints(2.0), (0.05,) * 24, FORM, (0.001, 0.003, 0.002) * 10, (0.0,) * 60)
+    good = Trained(pairs_of(2.0), (0.05,) * 24, FORM, (0.001, 0.003, 0.002) * 10, (0.0,) * 60)
     return replace(good, **changes)  # type: ignore[arg-type]
 
 
 def decided(found: Trained, gain: float = 2.0, student: Answers = FORM) -> Admission:
-    return after_training(complaints(gain), student, FORM, found, OPTIONS)
+    return after_training(pairs_of(gain), student, FORM, found, OPTIONS)
 
 
 def finding(admission: Admission, name: str) -> str:
@@ -54,16 +54,16 @@ def test_a_teacher_that_is_no_better_is_refused_before_training() -> None:
     def scores(good: float) -> tuple[float, ...]:
         return tuple(rng.gauss(-3.0 if rng.random() < good else 0.0, 1.0) for _ in range(2))
 
-    bad = [Complaints("s", scores(0.56), scores(0.53)) for _ in range(32)]
+    bad = [Compared("s", scores(0.56), scores(0.53)) for _ in range(32)]
     found = before_training(bad, FORM, FORM)
     assert not found.admitted
     assert found.reason.startswith("gain: ")
-    good = [Complaints("s", scores(0.56), scores(0.94)) for _ in range(32)]
+    good = [Compared("s", scores(0.56), scores(0.94)) for _ in range(32)]
     assert before_training(good, FORM, FORM).admitted
 
 
 def test_no_gain_is_admitted_by_chance_in_more_than_one_case_of_twenty() -> None:
-    admitted = [before_training(complaints(0.0, seed=seed), FORM, FORM).admitted for seed in range(400)]
+    admitted = [before_training(pairs_of(0.0, seed=seed), FORM, FORM).admitted for seed in range(400)]
     assert sum(admitted) / 400 <= 0.05
 
 
@@ -72,8 +72,8 @@ def test_no_gain_is_admitted_by_chance_in_more_than_one_case_of_twenty() -> None
     [
         ({"moved": (0.0001,) * 24}, "moved"),
         ({"moved": (3.0,) * 24}, "kl_cap"),
-        ({"follows": complaints(-2.0)}, "follows"),
-        ({"follows": [*complaints(3.0), *complaints(-2.0, session="other")]}, "sessions"),
+        ({"follows": pairs_of(-2.0)}, "follows"),
+        ({"follows": [*pairs_of(3.0), *pairs_of(-2.0, session="other")]}, "sessions"),
         ({"probe": (0.4, 0.5, 0.3) * 10}, "probe"),
         ({"tasks": (-1.0,) * 12 + (0.0,) * 20}, "tasks"),
         ({"answers": Answers((1,) * 24)}, "length"),
@@ -91,9 +91,9 @@ def test_each_harm_is_refused_by_its_name(changes: dict[str, object], name: str)
 
 
 def test_truncated_answers_are_not_measured_and_too_many_of_them_decide_nothing() -> None:
-    found = before_training(complaints(2.0), Answers((20,) * 4, truncated=20), FORM)
+    found = before_training(pairs_of(2.0), Answers((20,) * 4, truncated=20), FORM)
     assert found.admitted
-    found = before_training(complaints(2.0), Answers((), truncated=24), Answers((20,) * 4, truncated=20))
+    found = before_training(pairs_of(2.0), Answers((), truncated=24), Answers((20,) * 4, truncated=20))
     assert not found.admitted
     assert finding(found, "complete") == "undecided"
     assert "44 of 48" in found.reason
@@ -109,9 +109,9 @@ def test_a_probe_set_that_cannot_decide_says_how_many_prompts_would() -> None:
 
 
 def test_too_few_questions_for_an_interval_are_said() -> None:
-    (one,) = complaints(3.0, questions=1)
+    (one,) = pairs_of(3.0, questions=1)
     assert relief([one]) is not None
-    single = Complaints("s", one.before[:1], one.after[:1])
+    single = Compared("s", one.before[:1], one.after[:1])
     assert relief([single]) is None
     found = before_training([single], FORM, FORM)
     assert not found.admitted
@@ -119,7 +119,7 @@ def test_too_few_questions_for_an_interval_are_said() -> None:
 
 
 def test_the_interval_is_students_over_questions() -> None:
-    pairs = [Complaints("s", (float(n),), (0.0,)) for n in range(1, 7)]
+    pairs = [Compared("s", (float(n),), (0.0,)) for n in range(1, 7)]
     found = relief(pairs)
     assert found is not None
     assert found.value == pytest.approx(3.5)

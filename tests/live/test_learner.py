@@ -12,11 +12,12 @@ from selfdistill.errors import JournalError
 from selfdistill.live.admission import Answers, before_training
 from selfdistill.live.conversations import locate
 from selfdistill.live.exchange import Feedback
+from selfdistill.live.gain import Round, with_gain
 from selfdistill.live.journal import Journal
-from selfdistill.live.learner import CORRECTING, LiveLearner, Round, _with_gain
+from selfdistill.live.learner import CORRECTING, LiveLearner
 from selfdistill.live.learning import LiveLearning
 from selfdistill.live.lessons import LiveLesson, waiting
-from selfdistill.live.measuring import OPENINGS, Frame, Situation
+from selfdistill.live.measuring import AGREED, OPENINGS, Frame, Situation, judges
 from selfdistill.live.probe import ProbePrompt, probe_set, solved
 from selfdistill.live.update import finish, perform
 from selfdistill.live.updates import Updates
@@ -28,8 +29,8 @@ from tests.live_parts import answered, request, user
 from tests.toy_user import COMPLAINT, QUESTIONS, toy_user_dir
 
 OPTIONS = LiveLearning(
-    lessons=2, related=3, completions=4, rounds=4, lr=5e-3, max_new_tokens=6, max_prompt_tokens=128, replay=2,
-    replay_weight=0.1,
+    lessons=2, questions=8, completions=4, rounds=4, lr=5e-3, max_new_tokens=6, max_prompt_tokens=128, replay=2,
+    harm=1.0, kl_cap=3.0,
 )  # fmt: skip
 ASKED = tuple(WholePrompt((Message("user", text),)) for text in QUESTIONS)
 LESSONS = tuple(
@@ -53,7 +54,7 @@ def agreeing(learner: LiveLearner) -> float:
 
 
 def journal_of(path: Path, count: int = 2) -> Journal:
-    """A journal of the toy model: answers "no", each with a complaint in words."""
+    """A journal of the toy model: answers "no", each with words of a user."""
     journal = Journal.serve(path)
     journal.versions.publish(str(toy_user_dir()), str(toy_user_dir()))
     for number, question in enumerate(QUESTIONS):
@@ -70,14 +71,14 @@ def test_an_update_teaches_answers_that_nobody_complains_about_and_keeps_the_ser
     found = learner.update(LESSONS, ASKED)
     assert found.admission.admitted, found.admission.reason
     assert (found.trained, len(found.lessons)) == (True, 2)
-    assert found.numbers["frame"] == "instruction"  # the model cannot read the other one
-    assert before < 0.7
-    assert agreeing(learner) > 0.9
+    assert found.numbers["frame"] == "instruction"  # the other one changes nothing
+    assert before < 0.3
+    assert agreeing(learner) > before + 0.5
     with learner.measuring.served():
         assert agreeing(learner) == before
 
 
-def test_a_wording_that_the_teacher_cannot_read_is_refused_before_training() -> None:
+def test_a_wording_that_does_not_help_the_teacher_is_refused_before_training() -> None:
     learner, policy = opened("section")
     weights = {name: value.clone() for name, value in policy.trainable().items()}
     found = learner.update(LESSONS, ASKED)
@@ -86,26 +87,26 @@ def test_a_wording_that_the_teacher_cannot_read_is_refused_before_training() -> 
     assert all(torch.equal(value, weights[name]) for name, value in policy.trainable().items())
 
 
-def test_complaint_scores_are_log_probabilities_of_the_next_turn() -> None:
+def test_an_answer_that_takes_the_lesson_into_account_is_likelier_behind_it() -> None:
     learner, policy = opened()
-    (situation, *_) = learner.situations(LESSONS, ())
-    answers = [Completion("a", "no", tuple(learner.renderer.answer("no")))]
-    ((score,),) = learner.measuring.complaints([situation], [answers])
+    situation = Situation(LESSONS[0], ASKED[1], False)
+    answers = [Completion(text, text, tuple(learner.renderer.answer(text))) for text in ("yes", "no")]
+    ((yes, no),) = learner.measuring.disregard([situation], [answers], "turns")
 
-    def logprob(text: str) -> float:
-        turns = (*ASKED[0].messages, Message("assistant", "no"), Message("user", text))
-        ids = torch.tensor([learner.renderer.prompt(turns)])
+    def logprob(messages: tuple[Message, ...], answer: Completion) -> float:
+        prompt = learner.renderer.prompt(messages)
         with torch.no_grad():
-            logits = policy.model(ids).logits[0].double().log_softmax(-1)
-        start = len(learner.renderer.prompt(turns[:1])) + len(learner.renderer.answer("no"))
-        return float(sum(logits[place - 1, ids[0, place]] for place in range(start, ids.shape[1])))
+            logits = policy.model(torch.tensor([[*prompt, *answer.token_ids]])).logits[0].double().log_softmax(-1)
+        return float(sum(logits[len(prompt) + n - 1, token] for n, token in enumerate(answer.token_ids)))
 
-    thanks = ("Thank you, that is just what I needed.", "Great, thanks!")
-    found = logprob(COMPLAINT) - sum(map(logprob, thanks)) / 2
-    assert score == pytest.approx(found, abs=1.0)  # here with the end of the turn, which costs about the same
-    assert score > 5
-    ((none,),) = learner.measuring.complaints([situation], [[Completion("b", "", ())]])
+    before = (*ASKED[0].messages, Message("assistant", "no"), Message("user", COMPLAINT), AGREED)
+    for found, answer in zip((yes, no), answers, strict=True):
+        expected = logprob(ASKED[1].messages, answer) - logprob((*before, *ASKED[1].messages), answer)
+        assert found == pytest.approx(expected, abs=1e-3)
+    assert (yes or 0) < 0 < (no or 0)
+    ((none,),) = learner.measuring.disregard([situation], [[Completion("b", "", ())]], "turns")
     assert none is None
+    assert judges("instruction", LESSONS[0]) == ("turns",)  # the wording that is distilled does not judge itself
 
 
 def test_replies_that_go_on_are_passed_over_and_feedback_is_not() -> None:
@@ -135,26 +136,27 @@ def test_lessons_are_chosen_by_one_half_of_the_answers_and_tested_on_the_other()
         rng = random.Random(seed)
 
         def scores(mean: float) -> Round:
-            return Round([[]] * 16, [tuple(rng.gauss(mean, 1.5) for _ in range(2)) for _ in situations])
+            return Round([[]] * 16, {"turns": [tuple(rng.gauss(mean, 1.5) for _ in range(2)) for _ in situations]})
 
-        _, found = _with_gain(situations, scores(0.0), scores(-gain))
+        *_, found = with_gain(situations, scores(0.0), {"instruction": scores(-gain)})
         return before_training(found, Answers((9,) * 9), Answers((9,) * 9)).admitted
 
     assert sum(admitted(0.0, seed) for seed in range(200)) <= 10
     assert sum(admitted(2.0, seed) for seed in range(50)) >= 40
-    kept, _ = _with_gain(
-        situations, Round([[]] * 16, [(0.0, 0.0)] * 16), Round([[]] * 16, [(-1.0, -1.0)] * 8 + [(1.0, 1.0)] * 8)
-    )
-    assert kept == list(range(8))
+    student = Round([[]] * 16, {"turns": [(0.0, 0.0)] * 16})
+    teacher = Round([[]] * 16, {"turns": [(-1.0, -1.0)] * 8 + [(1.0, 1.0)] * 8})
+    frame, kept, _ = with_gain(situations, student, {"instruction": teacher})
+    assert (frame, kept) == ("instruction", list(range(8)))
 
 
 def test_movement_is_the_kl_of_the_candidates_own_answers() -> None:
     learner, policy = opened()
     prompts = [learner.measuring.prompt(question) for question in ASKED]
-    answers = learner.measuring.sampled(prompts, "moved")
-    assert learner.measuring.kl(prompts, answers) == [0.0] * len(prompts)
+    answers = learner.measuring.sampled(prompts, "served")
+    assert learner.measuring.kl(prompts, answers) == pytest.approx([0.0] * len(prompts), abs=1e-6)
     for value in policy.trainable().values():
         value.data.add_(0.02)
+    answers = learner.measuring.sampled(prompts, "moved")
     moved = learner.measuring.kl(prompts, answers)
     assert all(math.isfinite(value) and value > 0 for value in moved)
 

@@ -7,7 +7,7 @@ import pytest
 from selfdistill.live.exchange import Feedback
 from selfdistill.live.journal import Journal
 from selfdistill.live.learning import LiveLearning
-from selfdistill.live.lessons import WRONG, bounded, choose, context_of, past_questions, related, waiting
+from selfdistill.live.lessons import RIGHT, WRONG, bounded, choose, context_of, past_questions, related, waiting
 from selfdistill.live.updates import History
 from selfdistill.types import Context, Message, WholePrompt
 from tests.live_parts import ask, assistant, served, system, user
@@ -41,7 +41,7 @@ def test_a_reply_is_a_lesson_with_its_question_and_our_answer(journal: Journal) 
     (lesson,) = choose(journal, History(), OPTIONS, everything, seed=0).new
     assert (lesson.session, lesson.answer) == ("one", "An answer to What is a list?")
     assert lesson.question == WholePrompt((Message("user", "What is a list?"),))
-    assert (lesson.context, lesson.complaint) == (Context("reply", reply="Shorter, please."), "Shorter, please.")
+    assert (lesson.context, lesson.words) == (Context("reply", reply="Shorter, please."), "Shorter, please.")
     assert lesson.next_turn
 
 
@@ -94,14 +94,14 @@ def test_earlier_lessons_are_drawn_again_recent_ones_rather_and_undone_ones_neve
 
 
 @pytest.mark.parametrize(
-    ("came", "context", "complaint"),
+    ("came", "context", "words"),
     [
         ([("user", said("Shorter."))], Context("reply", reply="Shorter."), "Shorter."),
         ([("text", said("No code."))], Context("reply", reply="No code."), "No code."),
         ([("tool", said("exit code 1", "tool"))], Context("observation", feedback="exit code 1"), "exit code 1"),
         ([("rating", said("0.2"))], Context("disliked", feedback="The user rated it 0.2 of 1."), WRONG),
-        ([("rating", said("1"))], Context("liked", demonstration="42"), WRONG),
-        ([("user", said("Next: 3 * 4?")), ("rating", said("1"))], Context("liked", demonstration="42"), WRONG),
+        ([("rating", said("1"))], Context("liked", demonstration="42"), RIGHT),
+        ([("user", said("Next: 3 * 4?")), ("rating", said("1"))], Context("liked", demonstration="42"), RIGHT),
         ([("solution", said("43"))], Context("solution", demonstration="43"), f"{WRONG} 43"),
         (
             [("user", said("Wrong.")), ("solution", said("43"))],
@@ -110,8 +110,8 @@ def test_earlier_lessons_are_drawn_again_recent_ones_rather_and_undone_ones_neve
         ),
     ],
 )
-def test_what_the_teacher_reads_of_what_came_back(came: list, context: Context, complaint: str) -> None:  # type: ignore[type-arg]
-    assert context_of(came, "<think>6 * 7</think>42") == (context, complaint)
+def test_what_the_teacher_reads_of_what_came_back(came: list, context: Context, words: str) -> None:  # type: ignore[type-arg]
+    assert context_of(came, "<think>6 * 7</think>42") == (context, words)
 
 
 def test_a_session_of_500_turns_is_read_from_its_newest_turns_on(journal: Journal) -> None:

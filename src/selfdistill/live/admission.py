@@ -1,15 +1,15 @@
 """Whether a trained candidate may be served: pure functions from measured numbers to a decision.
 
-A complaint score is log p(reply | question, answer) − log p(thanks | question, answer) in nats, read by the served
-weights: how much more an answer calls for what came back than for a word of thanks. It needs no criterion of what a
-good answer is.
+A score says how little an answer takes a lesson into account: log p(answer | question) − log p(answer | question and
+lesson) in nats, read by the served weights. By Bayes' rule it is how much less likely the answer makes the lesson. It
+needs no criterion of what a good answer is. A teacher is judged in another wording of the lesson than it read.
 
     complete    most sampled answers ended by themselves, so that they can be measured
-    gain        before training: the teacher's answers, which read the lesson, call for it less than the student's
+    gain        before training: the teacher's answers take the lesson more into account than the student's
     moved       KL(candidate‖served) on the lessons' questions is a movement
     kl_cap      and not too large a one
-    follows     the candidate's answers, without the lesson, call for it less than the student's
-    sessions    no other conversation's complaint became likelier
+    follows     the candidate's answers, without the lesson, take it more into account than the student's
+    sessions    those of no conversation less
     probe       the served answers to probe prompts have kept their likelihood
     tasks       probe prompts with exact answers are solved as before
     length, repeated, empty     the candidate's answers have the form of answers
@@ -83,9 +83,9 @@ class Admission:
 
 
 @dataclass(frozen=True, slots=True)
-class Complaints:
-    """Complaint scores of the answers to one question under one lesson: by the student before training, and by the
-    teacher or the candidate."""
+class Compared:
+    """Scores of the answers to one question under one lesson: by the student before training, and by the teacher or the
+    candidate."""
 
     session: str
     before: tuple[float, ...]
@@ -118,7 +118,7 @@ class Trained:
     of the served answers, in nats a token, one for each prompt; `tasks` differences of exact answers, 1 for one that
     was gained and −1 for one that was lost. `skipped` updates were not finite."""
 
-    follows: Sequence[Complaints]
+    follows: Sequence[Compared]
     moved: Sequence[float]
     answers: Answers
     probe: Sequence[float] = ()
@@ -127,8 +127,8 @@ class Trained:
     numbers: dict[str, Any] = field(default_factory=dict)
 
 
-def relief(pairs: Sequence[Complaints]) -> Estimate | None:
-    """How much less likely the complaint became, in nats, with its 95 % interval: Student's over the questions or, of
+def relief(pairs: Sequence[Compared]) -> Estimate | None:
+    """By how many nats lessons are taken more into account, with its 95 % interval: Student's over the questions or, of
     fewer than six, over the answers within them. None where neither has an interval."""
     pairs = [pair for pair in pairs if pair.before and pair.after]
     gains = [fmean(pair.before) - fmean(pair.after) for pair in pairs]
@@ -142,13 +142,25 @@ def relief(pairs: Sequence[Complaints]) -> Estimate | None:
     return Estimate(fmean(gains), len(pairs), fmean(gains) - half, fmean(gains) + half)
 
 
-def before_training(gain: Sequence[Complaints], student: Answers, teacher: Answers) -> Admission:
+def certain(pairs: Sequence[Compared]) -> bool:
+    """Whether lessons are taken more into account for sure."""
+    found = relief(pairs)
+    return found is not None and found.low > 0
+
+
+def undecided(pairs: Sequence[Compared]) -> bool:
+    """Whether more answers might show it."""
+    found = relief(pairs)
+    return bool(pairs) and (found is None or found.low <= 0 < found.value)
+
+
+def before_training(gain: Sequence[Compared], student: Answers, teacher: Answers) -> Admission:
     """Whether there is anything to distil."""
     return Admission((_complete(student, teacher), _gain(gain)))
 
 
 def after_training(
-    gain: Sequence[Complaints], student: Answers, teacher: Answers, trained: Trained, options: LiveLearning
+    gain: Sequence[Compared], student: Answers, teacher: Answers, trained: Trained, options: LiveLearning
 ) -> Admission:
     """Whether the candidate may be served."""
     return Admission(
@@ -178,12 +190,12 @@ def _complete(*answers: Answers) -> Criterion:
     return Criterion("complete", value, LEAST_COMPLETE, "undecided", reason)
 
 
-def _gain(pairs: Sequence[Complaints]) -> Criterion:
+def _gain(pairs: Sequence[Compared]) -> Criterion:
     found = relief(pairs)
     if found is None:
         reason = f"{len(pairs)} questions have answers that can be compared; it needs {FEWEST}, or two answers to each"
         return Criterion("gain", 0.0, 0.0, "undecided", reason)
-    about = f"after the teacher's answers the lessons are less likely by {_shown(found)} nats"
+    about = f"the teacher's answers take the lessons more into account by {_shown(found)} nats"
     if found.low > 0:
         return Criterion("gain", found.value, 0.0, "pass", about, found.low, found.high)
     if found.value > 0:
@@ -209,25 +221,27 @@ def _movement(trained: Trained, options: LiveLearning) -> Iterator[Criterion]:
     yield Criterion("kl_cap", value, options.kl_cap, "pass" if value <= options.kl_cap else "fail", about)
 
 
-def _follows(pairs: Sequence[Complaints]) -> Criterion:
+def _follows(pairs: Sequence[Compared]) -> Criterion:
     found = relief(pairs)
     if found is None:
         return Criterion("follows", 0.0, 0.0, "undecided", "too few of the candidate's answers can be compared")
-    about = f"after the candidate's answers the lessons are less likely by {_shown(found)} nats"
+    about = f"the candidate's answers take the lessons more into account by {_shown(found)} nats"
     finding: Finding = "pass" if found.low > 0 else "undecided" if found.value > 0 else "fail"
     return Criterion("follows", found.value, 0.0, finding, about, found.low, found.high)
 
 
-def _sessions(pairs: Sequence[Complaints]) -> Iterator[Criterion]:
+def _sessions(pairs: Sequence[Compared]) -> Iterator[Criterion]:
     """Each conversation by itself, where there are several: the one that fares worst."""
-    by_session: defaultdict[str, list[Complaints]] = defaultdict(list)
+    by_session: defaultdict[str, list[Compared]] = defaultdict(list)
     for pair in pairs:
         by_session[pair.session].append(pair)
     found = [each for own in by_session.values() if (each := relief(own)) is not None]
     if len(by_session) < 2 or not found:
         return
     worst = min(found, key=lambda each: each.high)
-    about = f"of {len(by_session)} conversations, the complaint of one is less likely by {_shown(worst)} nats"
+    about = (
+        f"of {len(by_session)} conversations, the lessons of one are taken more into account by {_shown(worst)} nats"
+    )
     finding: Finding = "fail" if worst.high < 0 else "pass"
     yield Criterion("sessions", worst.value, 0.0, finding, about, worst.low, worst.high)
 

@@ -11,9 +11,9 @@ The policy's adapter is trained in place: it begins as the served one.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import chain, cycle, islice
-from statistics import fmean
 from typing import Any
 
 import torch
@@ -22,15 +22,26 @@ from selfdistill.config import NamedComponent, OptimiserOptions, RunConfig
 from selfdistill.live.admission import (
     Admission,
     Answers,
-    Complaints,
     Criterion,
     Trained,
     after_training,
     before_training,
+    certain,
+    undecided,
 )
+from selfdistill.live.gain import Round, best_of_halves, compared, mean_gain, with_gain
 from selfdistill.live.learning import LiveLearning
 from selfdistill.live.lessons import LiveLesson, related
-from selfdistill.live.measuring import FRAMES, READ_TOKENS, Frame, Measuring, Scores, Situation, form_of, teacher_reads
+from selfdistill.live.measuring import (
+    FRAMES,
+    READ_TOKENS,
+    Frame,
+    Measuring,
+    Situation,
+    form_of,
+    judges,
+    teacher_reads,
+)
 from selfdistill.live.probe import ProbePrompt, solved
 from selfdistill.methods.opcd import OPCD
 from selfdistill.models.policy import Policy
@@ -40,13 +51,12 @@ from selfdistill.training.optimiser import new_optimizer
 from selfdistill.training.samples import CreditedRollout, replay_sample
 from selfdistill.training.session import Learner, Totals
 from selfdistill.training.update import update_all
-from selfdistill.types import Completion, Rollout, RolloutGroup, Task, TokenIds, TrainingSample, WholePrompt
+from selfdistill.types import Completion, Rollout, RolloutGroup, StopReason, Task, TokenIds, TrainingSample, WholePrompt
 
 Progress = Callable[[str], None]
 CORRECTING = -1.0  # nats, above which a reply is one that corrects
-LEAST_ANSWERS = 32  # of each reader
-TRIED = 4  # situations on which the wordings of the teacher's prompt are compared
-HALVES = (slice(None, None, 2), slice(1, None, 2))  # of the answers to one question
+LEAST_ANSWERS = 16  # of each reader
+MOST_ANSWERS = 64  # where fewer do not decide
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,18 +68,6 @@ class UpdateResult:
     lessons: tuple[LiveLesson, ...]
     trained: bool
     numbers: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Round:
-    """The answers of one reader in every situation, and their complaint scores."""
-
-    answers: list[list[Completion]]
-    scores: list[Scores]
-
-    def at(self, places: Sequence[int]) -> Round:
-        """Those of some situations."""
-        return Round([self.answers[place] for place in places], [self.scores[place] for place in places])
 
 
 class LiveLearner:
@@ -97,12 +95,7 @@ class LiveLearner:
 
     @property
     def _longest(self) -> int:
-        return min(self.options.max_prompt_tokens, self._room)
-
-    @property
-    def _room(self) -> int:
-        """Tokens of a prompt, beside which an answer has room: half of the context, at least."""
-        return self.policy.context_length - min(self.options.max_new_tokens, self.policy.context_length // 2)
+        return min(self.options.max_prompt_tokens, self.measuring.room)
 
     @torch.no_grad()
     def restore(self) -> None:
@@ -125,11 +118,31 @@ class LiveLearner:
             return UpdateResult(Admission((criterion,)), (), False, {"passed_over": passed_over})
         situations = self.situations(lessons, past)
         self.progress(f"{len(lessons)} lessons on {len(situations)} questions")
-        student = self._round(situations, "student")
-        frame, tried = self._frame(situations, student)
-        teacher = self._round(situations, f"teacher-{frame}", frame)
-        kept, gain = _with_gain(situations, student, teacher)
-        chosen, own = [situations[place] for place in kept], student.at(kept)
+        replies = any(lesson.context.kind == "reply" for lesson in lessons)
+        first, *others = self.frames if replies else self.frames[:1]
+        own, read = self._sampled(situations, (None, first))
+        student, teachers = (
+            self._round(situations, own, (first,), student=True),
+            {first: self._round(situations, read, (first,))},
+        )
+        frame, kept, gain = with_gain(situations, student, teachers)
+        for other in others:
+            if certain(gain):
+                break
+            (read,) = self._sampled(situations, (other,))
+            known = {**student.scores, **self._round(situations, own, (other,), student=True).scores}
+            student, teachers[other] = Round(own, known), self._round(situations, read, (other,))
+            frame, kept, gain = with_gain(situations, student, teachers)
+        tried = {name: mean_gain(situations, student, teacher, name) for name, teacher in teachers.items()}
+        while undecided(gain) and self._may_add(student):
+            teachers = {name: teachers[name] for name in best_of_halves(situations, student, teachers)}
+            more, *fresh = self._sampled(situations, (None, *teachers), beside=student.count)
+            student += self._round(situations, more, (*teachers,), student=True)
+            for name, read in zip(teachers, fresh, strict=True):
+                teachers[name] += self._round(situations, read, (name,))
+            frame, kept, gain = with_gain(situations, student, teachers)
+        teacher = teachers[frame]
+        chosen, before_it = [situations[place] for place in kept], student.at(kept)
         forms = form_of(student.answers), form_of(teacher.answers)
         before = before_training(gain, *forms)
         learned = tuple(dict.fromkeys(situation.lesson for situation in chosen))
@@ -143,12 +156,16 @@ class LiveLearner:
         }
         if not before.admitted:
             return UpdateResult(before, tuple(lessons), False, {**numbers, **_criteria(before)})
-        reference = self._train(chosen, frame, own.answers, numbers)
-        candidate = self._round(chosen, "candidate", served=True)
+        reference = self._train(chosen, frame, before_it.answers, numbers)
+        (own,) = self._sampled(chosen, (None,), label="candidate")
+        candidate = self._round(chosen, own, (frame,))
+        while undecided(compared(chosen, before_it, candidate, frame)) and self._may_add(candidate):
+            (own,) = self._sampled(chosen, (None,), label="candidate", beside=candidate.count)
+            candidate += self._round(chosen, own, (frame,))
         prompts = [self.measuring.prompt(situation.question) for situation in chosen]
         lost, tasks = self._probed(reference)
         form, moved = form_of(candidate.answers), self.measuring.kl(prompts, candidate.answers)
-        trained = Trained(_compared(chosen, own, candidate), moved, form, lost, tasks, numbers["skipped"])
+        trained = Trained(compared(chosen, before_it, candidate, frame), moved, form, lost, tasks, numbers["skipped"])
         after = after_training(gain, *forms, trained, self.options)
         return UpdateResult(after, learned, True, {**numbers, **_form_numbers(candidate=form), **_criteria(after)})
 
@@ -160,51 +177,61 @@ class LiveLearner:
         return [lesson for lesson in lessons if lesson.key not in passed_over], passed_over
 
     def situations(self, lessons: Sequence[LiveLesson], past: Sequence[WholePrompt]) -> list[Situation]:
-        """Each lesson with its own question and, where it is a user's reply, with past questions near to it."""
-        found = []
+        """Each lesson with its own question and, where it is a user's reply, with past questions near to it: of few
+        replies with more of them."""
+        found, left = [], max(0, self.options.questions - len(lessons))
+        replies = sum(lesson.context.kind == "reply" for lesson in lessons)
         for lesson in lessons:
             found.append(Situation(lesson, lesson.question, True))
             if lesson.context.kind == "reply":
-                others = related(lesson.question, past, self.options.related, seed=f"{self.seed} {lesson.key}")
+                count = -(-left // replies)
+                left, replies = left - count, replies - 1
+                others = related(lesson.question, past, count, seed=f"{self.seed} {lesson.key}")
                 found += [Situation(lesson, question, False) for question in others]
         return found
 
+    def _sampled(
+        self,
+        situations: Sequence[Situation],
+        readers: Sequence[Frame | None],
+        *,
+        label: str = "before",
+        beside: int = 0,
+    ) -> list[list[list[Completion]]]:
+        """Fresh answers of the teacher that reads the lessons in each frame (None: without them), sampled side by side,
+        as many as there are `beside`."""
+        self.progress(f"sampling answers of the {'candidate' if label == 'candidate' else 'student and the teacher'}")
+        prompts = list[TokenIds]()
+        for frame in readers:
+            read = [teacher_reads(each, frame) if frame else each.question for each in situations]
+            prompts += [self.measuring.fitting(*entry) for entry in zip(read, situations, strict=True)]
+        name, size = f"{self.seed}-{label}-{readers[-1] or ''}", len(situations)
+        found = self.measuring.sampled(prompts, name, count=beside or self._answers(size), first=beside)
+        return [found[start : start + size] for start in range(0, len(found), size)]
+
     def _round(
-        self, situations: Sequence[Situation], label: str, frame: Frame | None = None, *, served: bool = False
+        self,
+        situations: Sequence[Situation],
+        answers: list[list[Completion]],
+        frames: Sequence[Frame],
+        *,
+        student: bool = False,
     ) -> Round:
-        """Fresh answers, of a teacher that reads the lessons in this frame or of a student, and their scores.
-        `served`: the policy has moved, and the served weights read what users would say."""
-        self.progress(f"sampling the answers of the {label.partition('-')[0]}")
-        read = [teacher_reads(each, frame) if frame else each.question for each in situations]
-        prompts = [self._cut(question, each) for question, each in zip(read, situations, strict=True)]
-        answers = self.measuring.sampled(prompts, f"{self.seed}-{label}", count=self._answers(len(prompts)))
-        if served:
-            with self.measuring.served():
-                return Round(answers, self.measuring.complaints(situations, answers))
-        return Round(answers, self.measuring.complaints(situations, answers))
+        """The answers as the served weights judge them, for a lesson in any of these frames. `student`: they sampled
+        the answers, without a lesson."""
+        judging = {judge: None for each in situations for frame in frames for judge in judges(frame, each.lesson)}
+        with self.measuring.served():
+            judge = partial(self.measuring.disregard, situations, answers, recorded=student)
+            return Round(answers, {frame: judge(frame) for frame in judging})
 
     def _answers(self, questions: int) -> int:
         """How many answers are sampled to each of so many questions: of few questions more, so that the first reply of
         a journal can be measured."""
         return max(self.options.completions, -(-LEAST_ANSWERS // questions))
 
-    def _cut(self, question: WholePrompt, situation: Situation) -> TokenIds:
-        """The ids of a teacher's prompt, or the bare question where the context leaves no room for an answer."""
-        ids = self.measuring.prompt(question)
-        return ids if len(ids) < self._room else self.measuring.prompt(situation.question)
-
-    def _frame(self, situations: Sequence[Situation], student: Round) -> tuple[Frame, dict[str, float]]:
-        """The wording under which the teacher's answers make complaints least likely, on a few situations whose
-        measurement does not count for admission; and what was measured of each."""
-        if len(self.frames) == 1 or all(each.lesson.context.kind != "reply" for each in situations):
-            return self.frames[0], {}
-        places = _spread(len(situations), TRIED)
-        some, found = [situations[place] for place in places], dict[str, float]()
-        for frame in self.frames:
-            read = self._round(some, f"wording-{frame}", frame)
-            pairs = _compared(some, student.at(places), read)
-            found[frame] = fmean([fmean(p.before) - fmean(p.after) for p in pairs] or [0.0])
-        return max(self.frames, key=found.__getitem__), found
+    def _may_add(self, known: Round) -> bool:
+        """Whether there may be twice as many."""
+        return 2 * known.count * len(known.answers) <= MOST_ANSWERS
 
     def _train(
         self, situations: Sequence[Situation], frame: Frame, first: list[list[Completion]], numbers: dict[str, Any]
@@ -213,29 +240,33 @@ class LiveLearner:
         served weights' answers to the probe set."""
         measuring, options = self.measuring, self.options
         probes = [ids for _, ids in self.probe]
-        reference = [own[0] for own in measuring.sampled(probes, "probe", temperature=0.0)] if probes else []
+        reference = (
+            [own[0] for own in measuring.sampled(probes, "probe", temperature=0.0, most=options.learned_tokens)]
+            if probes
+            else []
+        )
         questions = [measuring.prompt(each.question) for each in situations]
-        teachers = [self._cut(teacher_reads(each, frame), each) for each in situations]
+        teachers = [measuring.fitting(teacher_reads(each, frame), each) for each in situations]
         totals, reports = Totals(), []
-        held = cycle(range(len(probes)))
+        held, count, replayed = cycle(range(len(probes))), self._answers(len(questions)), list[TrainingSample]()
+        answers = [[_beginning(done, options.learned_tokens) for done in own[:count]] for own in first]
         for number in range(options.rounds):
             self.progress(f"round {number + 1} of {options.rounds}")
-            answers = first
             if number:
-                count = self._answers(len(questions))
-                answers = measuring.sampled(questions, f"{self.seed}-round-{number}", count=count)
+                places = list(islice(held, options.replay if probes and options.replay_weight else 0))
+                given = [*chain.from_iterable([each] * count for each in questions), *(probes[p] for p in places)]
+                found = measuring.sampled(given, f"{self.seed}-round-{number}", most=options.learned_tokens)
+                answers = [list(chain(*found[n * count : (n + 1) * count])) for n in range(len(questions))]
+                replayed = [
+                    replay_sample(Rollout(Task(done.uid, ()), probes[p], done), options.replay_weight)
+                    for p, (done,) in zip(places, found[len(questions) * count :], strict=True)
+                ]
             groups = [_group(*entry) for entry in zip(situations, questions, teachers, answers, strict=True)]
-            places = list(islice(held, options.replay if probes and options.replay_weight else 0))
-            fresh = measuring.sampled([probes[p] for p in places], f"{self.seed}-replay-{number}")
-            replayed = [
-                replay_sample(Rollout(Task(done.uid, ()), probes[p], done), options.replay_weight)
-                for p, (done,) in zip(places, fresh, strict=True)
-            ]
             credited = list(chain(*(entries for _, entries in groups)))
-            found, *_ = update_all(
+            taken, *_ = update_all(
                 self.policy, self._learner, self._config, [group for group, _ in groups], credited, replayed, totals
             )
-            reports += found
+            reports += taken
             totals.step += 1
         numbers["loss"] = [report.loss for report in reports]
         numbers["grad_norm"] = [report.grad_norm for report in reports]
@@ -248,7 +279,8 @@ class LiveLearner:
         if not prompts:
             return [], []
         lost = self.measuring.likelihood_lost(prompts, reference)
-        now = [own[0] for own in self.measuring.sampled(prompts, "probe", temperature=0.0)]
+        most = self.options.learned_tokens
+        now = [own[0] for own in self.measuring.sampled(prompts, "probe", temperature=0.0, most=most)]
         tasks = [
             float(solved(prompt.answer, new.text)) - float(solved(prompt.answer, old.text))
             for (prompt, _), new, old in zip(self.probe, now, reference, strict=True)
@@ -286,56 +318,11 @@ def _group(
     ]
 
 
-def _compared(
-    situations: Sequence[Situation], before: Round, after: Round, part: slice = slice(None)
-) -> list[Complaints]:
-    """The scores of two readers' complete answers, or a part of them, in the situations in which both have some."""
-    found = []
-    for situation, *both in zip(situations, before.scores, after.scores, strict=True):
-        old, new = (tuple(score for score in scores[part] if score is not None) for scores in both)
-        if old and new:
-            found.append(Complaints(situation.lesson.session, old, new))
-    return found
-
-
-def _with_gain(situations: Sequence[Situation], student: Round, teacher: Round) -> tuple[list[int], list[Complaints]]:
-    """The places of the situations whose lesson the teacher's answers make less likely, over all its questions (all of
-    them where no lesson has such a gain), and scores that were not chosen by their own size: those of each half of the
-    answers, of the lessons with a gain in the other half.
-
-    A lesson without a gain asks for something new rather than for another answer, or the teacher cannot follow it.
-    """
-    by_lesson: dict[str, list[int]] = {}
-    for place, situation in enumerate(situations):
-        by_lesson.setdefault(situation.lesson.key, []).append(place)
-    kept, scores = list[int](), [(list[float](), list[float]()) for _ in situations]
-    for places in by_lesson.values():
-        if _helps(situations, student, teacher, places, slice(None)):
-            kept += places
-        for chosen, tested in (HALVES, HALVES[::-1]):
-            for place in places if _helps(situations, student, teacher, places, chosen) else ():
-                for read, found in zip(scores[place], (student, teacher), strict=True):
-                    read += [score for score in found.scores[place][tested] if score is not None]
-    gain = [
-        Complaints(situation.lesson.session, tuple(before), tuple(after))
-        for situation, (before, after) in zip(situations, scores, strict=True)
-        if before and after
-    ]
-    if not kept:
-        return list(range(len(situations))), _compared(situations, student, teacher)
-    return kept, gain
-
-
-def _helps(situations: Sequence[Situation], student: Round, teacher: Round, places: Sequence[int], part: slice) -> bool:
-    """Whether the teacher's answers make a lesson less likely, in a part of them."""
-    own = [situations[place] for place in places]
-    pairs = _compared(own, student.at(places), teacher.at(places), part)
-    return bool(pairs) and fmean(fmean(p.before) - fmean(p.after) for p in pairs) > 0
-
-
-def _spread(count: int, most: int) -> list[int]:
-    """At most so many places, evenly over all."""
-    return sorted({place * count // min(count, most) for place in range(min(count, most))})
+def _beginning(done: Completion, most: int) -> Completion:
+    """The first tokens of an answer."""
+    if len(done.token_ids) <= most:
+        return done
+    return replace(done, token_ids=done.token_ids[:most], logprobs=done.logprobs[:most], stop=StopReason.LENGTH)
 
 
 def _form_numbers(**found: Answers) -> dict[str, Any]:

@@ -26,7 +26,8 @@ from selfdistill.types import Context, Message, WholePrompt
 LIKED = 0.5  # a rating from which on an answer counts as a good one
 FADING = 0.8  # of the chance to be drawn again, from one lesson of the past to the next older one
 TOO_LONG = "a question that is too long"
-WRONG = "No, that is not what I wanted."  # for a user who gave no words
+RIGHT = "Thank you, that is just what I needed."  # for a user who gave no words
+WRONG = "No, that is not what I wanted."
 PAST = 200  # of the newest exchanges, in which related questions are sought
 CameBack = Sequence[tuple[Origin, Sequence[Message]]]
 Fits = Callable[[WholePrompt], bool]
@@ -34,9 +35,9 @@ Fits = Callable[[WholePrompt], bool]
 
 @dataclass(frozen=True, slots=True)
 class LiveLesson:
-    """A question as it was read, our answer, and the context that came back for it. `complaint` is what a user said to
-    the answer, or words for them: how likely it is after other answers shows whether they are better. `next_turn`: they
-    came as the user's next turn alone, and need not be about the answer."""
+    """A question as it was read, our answer, and the context that came back for it. `words` are what a user said to the
+    answer, or words for them, by which answers are judged. `next_turn`: they came as the user's next turn alone, and
+    need not be about the answer."""
 
     key: str
     seq: int
@@ -44,7 +45,7 @@ class LiveLesson:
     question: WholePrompt
     answer: str
     context: Context
-    complaint: str
+    words: str
     next_turn: bool = False
 
 
@@ -130,9 +131,9 @@ def _lesson(journal: Journal, seq: int, key: str, fits: Fits) -> LiveLesson | st
     found = context_of(came, exchange.text)
     if isinstance(question, str) or isinstance(found, str):
         return question if isinstance(question, str) else str(found)
-    context, complaint = found
+    context, words = found
     return LiveLesson(
-        key, seq, exchange.conversation, question, exchange.text, context, complaint, {*dict(came)} == {"user"}
+        key, seq, exchange.conversation, question, exchange.text, context, words, {*dict(came)} == {"user"}
     )
 
 
@@ -163,7 +164,7 @@ def bounded(whole: WholePrompt, fits: Fits) -> WholePrompt | None:
 
 
 def context_of(came: CameBack, answer: str) -> tuple[Context, str] | str:
-    """What the teacher reads of what came back, and the complaint; or the reason why there is nothing.
+    """What the teacher reads of what came back, and the words for it; or the reason why there is nothing.
 
     A solution shows the answer itself; words of the user are their reply; the output of a tool is feedback. A high
     rating says that nothing should change, whatever the user wrote next; a low one alone says only that.
@@ -178,7 +179,7 @@ def context_of(came: CameBack, answer: str) -> tuple[Context, str] | str:
     if solution := texts.get("solution"):
         return Context("solution", demonstration=solution, reply=words), words or f"{WRONG} {solution}"
     if rating is not None and rating >= LIKED:
-        return Context("liked", demonstration=without_thinking(answer)), WRONG
+        return Context("liked", demonstration=without_thinking(answer)), RIGHT
     if words:
         return Context("reply", reply=words), words
     if output := texts.get("tool"):

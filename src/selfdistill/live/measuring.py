@@ -1,4 +1,5 @@
-"""What admission compares, measured with the served weights and the candidate's: complaints, movements, probe prompts.
+"""What admission compares, measured with the served weights and the candidate's: whether answers take a lesson into
+account, movements, probe prompts.
 
 A policy holds the candidate in its adapter; `served` swaps the served weights in for as long as they read.
 """
@@ -18,7 +19,7 @@ from selfdistill.analysis.token_credit import pair_logprobs
 from selfdistill.live.admission import Answers
 from selfdistill.live.learning import LiveLearning
 from selfdistill.live.lessons import LiveLesson
-from selfdistill.models.policy import Policy, TokenPair
+from selfdistill.models.policy import Policy
 from selfdistill.models.sampler import SamplingOptions, sample
 from selfdistill.models.teacher import Frozen, Teacher
 from selfdistill.prompts.context import teacher_messages, without_thinking
@@ -26,7 +27,6 @@ from selfdistill.prompts.render import Renderer
 from selfdistill.training.signals import repeats
 from selfdistill.types import Completion, Context, Message, StopReason, TokenIds, WholePrompt
 
-THANKS = ("Thank you, that is just what I needed.", "Great, thanks!")
 # How a reply that wants another answer is introduced, and one that goes on: of which is it the likelier continuation?
 OPENINGS = (
     (
@@ -38,7 +38,7 @@ OPENINGS = (
 AGREED = Message("assistant", "Understood.")
 READ_TOKENS = 8192  # of a batch of forward passes; bounds memory
 Frame = Literal["section", "instruction", "turns", "feedback"]
-FRAMES: tuple[Frame, ...] = ("section", "instruction", "turns")
+FRAMES: tuple[Frame, ...] = ("instruction", "turns")
 Scores: TypeAlias = tuple[float | None, ...]
 
 
@@ -54,15 +54,27 @@ class Situation:
 def teacher_reads(situation: Situation, frame: Frame) -> WholePrompt:
     """The question as the teacher reads it: with what came back as a section or as an instruction of its last turn, as
     feedback on an unsuccessful attempt, or behind the turns in which it came."""
-    lesson, question, context = situation.lesson, situation.question, situation.lesson.context
+    context = situation.lesson.context
     if context.kind != "reply" or frame == "section":
-        return replace(question, messages=teacher_messages(question.messages, context))
+        return replace(situation.question, messages=teacher_messages(situation.question.messages, context))
+    return worded(situation, frame, context.reply)
+
+
+def worded(situation: Situation, frame: Frame, words: str) -> WholePrompt:
+    """The question behind words of the user about the lesson's answer."""
+    lesson, question = situation.lesson, situation.question
     if frame == "turns":
         turns = (*lesson.question.messages, Message("assistant", without_thinking(lesson.answer)))
         system = question.messages[0].role == "system"
-        return replace(question, messages=(*turns, Message("user", context.reply), AGREED, *question.messages[system:]))
-    text = {"instruction": context.reply} if frame == "instruction" else {"feedback": context.reply}
+        return replace(question, messages=(*turns, Message("user", words), AGREED, *question.messages[system:]))
+    text = {"instruction": words} if frame == "instruction" else {"feedback": words}
     return replace(question, messages=teacher_messages(question.messages, Context(frame, **text)))
+
+
+def judges(frame: Frame, lesson: LiveLesson) -> tuple[Frame, ...]:
+    """The wordings in which the answers of the teacher that reads a lesson in this frame are judged: others than its
+    own, which would always find that they follow it."""
+    return tuple(each for each in FRAMES if each != frame) if lesson.context.kind == "reply" else ("turns",)
 
 
 class Measuring:
@@ -79,35 +91,65 @@ class Measuring:
         with self.weights.applied(self.policy, self.weights.views()[0]):
             yield
 
+    @property
+    def room(self) -> int:
+        """Tokens of a prompt, beside which an answer has room: half of the context, at least."""
+        return self.policy.context_length - min(self.options.max_new_tokens, self.policy.context_length // 2)
+
     def prompt(self, question: WholePrompt) -> TokenIds:
         """The ids of a question."""
         return self.renderer.using(question.tools).prompt(question.messages)
 
+    def fitting(self, question: WholePrompt, situation: Situation) -> TokenIds:
+        """The ids of a prompt with a lesson, or the bare question where the context leaves no room for an answer."""
+        ids = self.prompt(question)
+        return ids if len(ids) < self.room else self.prompt(situation.question)
+
     def sampled(
-        self, prompts: Sequence[TokenIds], label: str, *, count: int = 1, temperature: float = 1.0
+        self,
+        prompts: Sequence[TokenIds],
+        label: str,
+        *,
+        count: int = 1,
+        first: int = 0,
+        temperature: float = 1.0,
+        most: int | None = None,
     ) -> list[list[Completion]]:
-        """So many answers to each prompt."""
-        most = self.options.max_new_tokens
-        wanted = [
-            (prompt, f"{label}-{place}-{number}") for place, prompt in enumerate(prompts) for number in range(count)
-        ]
-        options = SamplingOptions(max_new_tokens=most, temperature=temperature)
+        """So many answers to each prompt, numbered from `first` on, of at most `most` tokens."""
+        numbers = range(first, first + count)
+        wanted = [(prompt, f"{label}-{place}-{number}") for place, prompt in enumerate(prompts) for number in numbers]
+        longest = min(most or self.options.max_new_tokens, self.options.max_new_tokens)
+        options = SamplingOptions(max_new_tokens=longest, temperature=temperature)
         given, uids = [prompt for prompt, _ in wanted], [uid for _, uid in wanted]
         found = sample(self.policy, given, options, seed=self.options.seed, uids=uids, version=0)
         return [found[start : start + count] for start in range(0, len(found), count)]
 
-    def complaints(self, situations: Sequence[Situation], answers: Sequence[Sequence[Completion]]) -> list[Scores]:
-        """The complaint score of each answer in each situation: log-probability of what came back as the next turn,
-        less that of thanks, in nats. None for an answer that is not complete."""
-        pairs = list[tuple[TokenIds, TokenIds]]()
+    def disregard(
+        self,
+        situations: Sequence[Situation],
+        answers: Sequence[Sequence[Completion]],
+        frame: Frame,
+        *,
+        recorded: bool = False,
+    ) -> list[Scores]:
+        """How little each answer takes the lesson of its situation into account, read in this wording: its
+        log-probability behind the question less that behind the lesson too, in nats, over the tokens that are learned.
+        None for an answer that is not complete. `recorded`: these weights sampled it behind the question."""
+        most, pairs = self.options.learned_tokens, list[tuple[TokenIds, TokenIds]]()
         for situation, own in zip(situations, answers, strict=True):
-            for done in filter(is_complete, own):
-                pairs += self._turns(situation, without_thinking(done.text))
+            question = self.prompt(situation.question)
+            lesson = self.fitting(worded(situation, frame, situation.lesson.words), situation)
+            complete = [done.token_ids[:most] for done in own if is_complete(done)]
+            pairs += [(prompt, ids) for ids in complete for prompt in ((lesson,) if recorded else (lesson, question))]
         read = iter([float(row_N.sum()) for row_N in pair_logprobs(self.policy, pairs, max_tokens=READ_TOKENS)])
-        return [
-            tuple(next(read) - fmean([next(read) for _ in THANKS]) if is_complete(done) else None for done in own)
-            for own in answers
-        ]
+
+        def score(done: Completion) -> float | None:
+            if not is_complete(done):
+                return None
+            behind_lesson = next(read)
+            return (sum(done.logprobs[:most]) if recorded else next(read)) - behind_lesson
+
+        return [tuple(map(score, own)) for own in answers]
 
     def corrections(self, lessons: Sequence[LiveLesson]) -> list[float]:
         """Of each lesson in words of the user log p(words | a correction) − log p(words | a next question), in nats:
@@ -115,7 +157,7 @@ class Measuring:
         pairs = []
         for lesson in lessons:
             asked, answer = lesson.question.messages[-1].content, without_thinking(lesson.answer)
-            words = self.renderer.encode(lesson.complaint)
+            words = self.renderer.encode(lesson.words)
             for opening in chain(*OPENINGS):
                 before = self.renderer.encode(f"A user asked: {asked}\n\nThe assistant answered: {answer}\n\n{opening}")
                 pairs.append((before[-(self.policy.context_length - len(words)) :], words))
@@ -126,33 +168,24 @@ class Measuring:
             for own in (read[start : start + size] for start in range(0, len(read), size))
         ]
 
-    def _turns(self, situation: Situation, answer: str) -> list[tuple[TokenIds, TokenIds]]:
-        """Complaint and thanks as the user's next turn: the ids before it, and its own."""
-        question, said = situation.question, (situation.lesson.complaint, *THANKS)
-        before = (*question.messages, Message("assistant", answer))
-        written = [self.prompt(replace(question, messages=(*before, Message("user", text)))) for text in said]
-        start, end = _common(written), _common([ids[::-1] for ids in written])
-        return [(ids[:start], ids[start : len(ids) - end] or ids[start : start + 1]) for ids in written]
-
     def kl(self, prompts: Sequence[TokenIds], answers: Sequence[Sequence[Completion]]) -> list[float]:
         """KL(candidate‖served) in nats a token, of each answer that the candidate sampled: the mean of r − 1 − log r,
         with r = p_served / p_candidate, which is never negative."""
         own = [(prompt, done) for prompt, each in zip(prompts, answers, strict=True) for done in each if done.token_ids]
-        pairs = [(prompt, done.token_ids) for prompt, done in own]
-        ratios = [lost_N.clamp(-20, 20) for lost_N in self._lost(pairs)]
+        with self.served():
+            ratios = [ratio_N.clamp(-20, 20) for ratio_N in self._since_sampled(own)]
         return [float((ratio_N.exp() - 1 - ratio_N).mean()) for ratio_N in ratios]
 
     def likelihood_lost(self, prompts: Sequence[TokenIds], answers: Sequence[Completion]) -> list[float]:
         """Nats a token that each answer of the served weights lost under the candidate's."""
-        pairs = [(prompt, done.token_ids) for prompt, done in zip(prompts, answers, strict=True) if done.token_ids]
-        return [float(lost_N.mean()) for lost_N in self._lost(pairs)]
+        own = [(prompt, done) for prompt, done in zip(prompts, answers, strict=True) if done.token_ids]
+        return [float(-ratio_N.mean()) for ratio_N in self._since_sampled(own)]
 
-    def _lost(self, pairs: Sequence[TokenPair]) -> list[Tensor]:
-        """log p_served − log p_candidate of the tokens of each answer [T]."""
-        new = pair_logprobs(self.policy, pairs, max_tokens=READ_TOKENS)
-        with self.served():
-            old = pair_logprobs(self.policy, pairs, max_tokens=READ_TOKENS)
-        return [old_N - new_N for old_N, new_N in zip(old, new, strict=True)]
+    def _since_sampled(self, answers: Sequence[tuple[TokenIds, Completion]]) -> list[Tensor]:
+        """log p now − log p when sampled, of the tokens of each answer [T]."""
+        pairs = [(prompt, done.token_ids) for prompt, done in answers]
+        now = pair_logprobs(self.policy, pairs, max_tokens=READ_TOKENS)
+        return [new_N - new_N.new_tensor(done.logprobs) for new_N, (_, done) in zip(now, answers, strict=True)]
 
 
 def is_complete(done: Completion) -> bool:
@@ -167,10 +200,3 @@ def form_of(answers: Sequence[Sequence[Completion]]) -> Answers:
     complete = tuple(len(done.token_ids) for done in every if is_complete(done))
     repeated = sum(repeats(done.token_ids) for done in every)
     return Answers(complete, cut, len(every) - cut - len(complete), repeated)
-
-
-def _common(rows: Sequence[Sequence[int]]) -> int:
-    """How many tokens all rows begin with."""
-    return next(
-        (place for place, column in enumerate(zip(*rows, strict=False)) if len({*column}) > 1), min(map(len, rows))
-    )

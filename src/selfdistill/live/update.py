@@ -85,7 +85,7 @@ def finish(
 
 def check_learning_fits(model: str, options: LiveLearning, device: str, dtype: str) -> None:
     """Raises `OutOfMemoryError` where an update does not fit into what is free beside the served model."""
-    place, questions = pick_device(device), (options.lessons + options.older) * (1 + options.related)
+    place, questions = pick_device(device), max(options.questions, options.lessons + options.older)
     free = device_memory(place)
     needs = Needs(options.max_prompt_tokens, questions * options.completions, device=place, available=free)
     check_memory(run_settings(options, model, device, dtype), needs)
