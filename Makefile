@@ -15,7 +15,7 @@ NUMERICAL := tests/losses tests/methods tests/models tests/training/test_update.
     tests/training/test_train.py tests/training/test_methods_in_runs.py
 AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
 
-.PHONY: help setup demo test browser-test numerics lint budgets agents smollm2 sapling clean
+.PHONY: help setup demo test browser-test numerics lint budgets agents ray smollm2 sapling clean
 
 help:
 	@echo "make demo      train by self-distillation and by GRPO, side by side, in minutes on a CPU"
@@ -25,6 +25,7 @@ help:
 	@echo "make lint      ruff, formatting, types"
 	@echo "make budgets   print the sizes of functions and files"
 	@echo "make agents    run agents that people use against a server; fetches them into .agents the first time (1 GB)"
+	@echo "make ray       run what needs a Ray cluster on a simulated one; fetches Ray into .ray the first time (80 MB)"
 	@echo "make smollm2   fetch SmolLM2-135M-Instruct for the tests and print its directory (the only target that fetches a model)"
 	@echo "make sapling   grow the embedded model again (up to two hours)"
 	@echo "make clean     remove .venv and caches; run directories stay"
@@ -59,6 +60,14 @@ agents: setup
 	@export $(RUN) $(OFFLINE) PYTHONPATH=tests; set -- $(BIN)/python tests/live/agents.py; \
 	    if unshare -rn ip link set lo up 2>/dev/null; then \
 	        set -- unshare -rn sh -c 'ip link set lo up; exec "$$@"' sh "$$@"; fi; "$$@"
+
+# Beside .venv, whose packages it reads, so that torch is not fetched again.
+ray: setup
+	@test -x .ray/bin/ray || { $(BIN)/python -m venv .ray && \
+	    $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+	        > $$(.ray/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/selfdistill.pth && \
+	    .ray/bin/pip install --quiet --disable-pip-version-check ray==2.60.0; } || { rm -rf .ray; false; }
+	$(RUN) $(OFFLINE) PYTHONPATH=src .ray/bin/python -m pytest -rs tests/scale/test_ray_cluster.py
 
 smollm2: setup
 	@$(BIN)/python tools/smollm2.py

@@ -100,6 +100,9 @@ def train(
     answer_tokens: Annotated[
         int, optional("Mean tokens of an answer, for --plan. (default: as many as an answer may have)")
     ] = 0,
+    ray: Annotated[
+        str | None, optional("Ray cluster (host:port, or auto) that places learners and environment workers.")
+    ] = None,
     track: arg.Track = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print notes and errors only.")] = False,
 ) -> None:
@@ -123,13 +126,18 @@ def train(
         print_plan(settings, gpu, answer_tokens)
         return
     arg.refuse(arg.given({"gpu": gpu, "answer_tokens": answer_tokens or None}), "only --plan reads these options")
+    from selfdistill.cli.on_ray import scored_on_ray, train_on_ray
     from selfdistill.training.callbacks import all_of, tracker
     from selfdistill.training.loop import train as run_training
 
     trackers = [tracker(name) for name in track or ()]
     shown: AbstractContextManager[Callback] = nullcontext(print_notes) if quiet else RunDisplay(settings.method.name)
     with shown as display, all_of([display, *trackers], lambda text: display(Note(text))) as callback:
-        path = run_training(settings, callback, resume=resume is not None)
+        if ray:
+            path = train_on_ray(settings, ray, callback, resume=resume is not None)
+        else:
+            with scored_on_ray(settings, callback) as settings:
+                path = run_training(settings, callback, resume=resume is not None)
     if not quiet:
         print_comparison([read_run(path)])
 

@@ -17,3 +17,4 @@ class ScaleOptions(Ranged):
     timeout_s: float = option(
         1800.0, "seconds after which a learner that the others wait for counts as lost", above=0, most=604_800
     )
+    env_workers: int = option(0, "processes of a Ray cluster that score answers; 0: learners do", least=0, most=4096)

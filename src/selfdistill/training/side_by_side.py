@@ -138,15 +138,62 @@ def side_by_side(jobs: Sequence[Job], callback: Callback, *, at_once: int) -> No
         raise KeyboardInterrupt
 
 
-class _Process:
+class Followed:
+    """The records of a run, or of the runs of a folder, as events while other processes write them. What was written
+    before is no news."""
+
+    def __init__(self, start: RunStart, callback: Callback) -> None:
+        self.start, self.callback = start, callback
+        self.read = {file: file.stat().st_size for file in self._metrics()}
+        self.ended = {file: _written(file) for file in self._metrics()}
+
+    def report(self) -> None:
+        """Reports what is new."""
+        for file in self._metrics():
+            self._report(file)
+
+    def _metrics(self) -> list[Path]:
+        """Those of a run, or of the runs of a folder."""
+        return [*self.start.path.glob(METRICS), *sorted(self.start.path.glob(f"*/{METRICS}"))]
+
+    def _report(self, file: Path) -> None:
+        if file not in self.read:
+            self.callback(replace(self.start, path=file.parent))
+        for line in self.new_lines(file):
+            try:
+                record = record_from_json(line)
+            except ValueError:  # the rest of a line that a kill had cut short
+                continue
+            match record:
+                case ResumedRecord():
+                    self.callback(replace(self.start, path=file.parent, first_step=record.step))
+                case StepRecord():
+                    self.callback(StepEnd(record))
+                case EvalRecord():
+                    self.callback(EvalEnd(record))
+        written = _written(file)
+        if written != self.ended.get(file, 0):
+            self.ended[file] = written
+            self.callback(RunEnd(value_from_json(Summary, file.with_name(SUMMARY).read_text("utf-8"))))
+
+    def new_lines(self, file: Path) -> list[str]:
+        """The whole lines of a file that were written since the last call."""
+        start = self.read.get(file, 0)
+        with file.open("rb") as opened:
+            opened.seek(start)
+            data = opened.read()
+        end = data.rfind(b"\n") + 1
+        self.read[file] = start + end
+        return data[:end].decode("utf-8", "replace").splitlines()
+
+
+class _Process(Followed):
     """A job that runs. What it prints goes to files, so that no full pipe holds it up."""
 
     def __init__(self, job: Job, callback: Callback, files: Path) -> None:
-        self.job, self.callback, self.stops = job, named(callback, job.path.name), 0
+        super().__init__(job.start, named(callback, job.path.name))
+        self.job, self.stops = job, 0
         self.out, self.err = files.with_suffix(".out"), files.with_suffix(".err")
-        # How far each file was read; what an earlier process wrote is no news.
-        self.read = {file: file.stat().st_size for file in self._metrics()}
-        self.ended = {file: _written(file) for file in self._metrics()}
         self.callback(Phase("starting"))
         # SIGINT waits until the child calls `attend`, so that it interrupts no import. In a session of its own the
         # child gets it from here alone: of a terminal it would get it twice, and the second one ends a step half done.
@@ -166,10 +213,9 @@ class _Process:
     def poll(self, stops: int) -> int | None:
         """Reports what is new, passes on stops that the process did not get yet, and returns its exit code."""
         code = self.process.poll()
-        for line in self._new_lines(self.out):
+        for line in self.new_lines(self.out):
             self.callback(Note(line))
-        for file in self._metrics():
-            self._report(file)
+        self.report()
         for _ in range(self.stops, stops if code is None else self.stops):
             self.process.send_signal(signal.SIGINT)
         self.stops = stops
@@ -181,39 +227,6 @@ class _Process:
         errors = [match.start() for match in re.finditer(r"^\w+Error: ", text, re.MULTILINE)]
         place = text.find("Traceback (") if "Traceback (" in text else max(errors, default=0)
         return text[place:].strip() or f"the process ended with code {code}"
-
-    def _metrics(self) -> list[Path]:
-        """Those of a run, or of the runs of a folder."""
-        return [*self.job.path.glob(METRICS), *sorted(self.job.path.glob(f"*/{METRICS}"))]
-
-    def _report(self, file: Path) -> None:
-        if file not in self.read:
-            self.callback(replace(self.job.start, path=file.parent))
-        for line in self._new_lines(file):
-            try:
-                record = record_from_json(line)
-            except ValueError:  # the rest of a line that a kill had cut short
-                continue
-            match record:
-                case ResumedRecord():
-                    self.callback(replace(self.job.start, path=file.parent, first_step=record.step))
-                case StepRecord():
-                    self.callback(StepEnd(record))
-                case EvalRecord():
-                    self.callback(EvalEnd(record))
-        written = _written(file)
-        if written != self.ended.get(file, 0):
-            self.ended[file] = written
-            self.callback(RunEnd(value_from_json(Summary, file.with_name(SUMMARY).read_text("utf-8"))))
-
-    def _new_lines(self, file: Path) -> list[str]:
-        start = self.read.get(file, 0)
-        with file.open("rb") as opened:
-            opened.seek(start)
-            data = opened.read()
-        end = data.rfind(b"\n") + 1
-        self.read[file] = start + end
-        return data[:end].decode("utf-8", "replace").splitlines()
 
 
 def _written(metrics: Path) -> int:
