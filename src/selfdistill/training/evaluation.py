@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
@@ -17,6 +18,7 @@ from selfdistill.losses.shaping import Attract
 from selfdistill.runs import Estimate, EvalRecord, EvalSplit
 from selfdistill.runs.events import Callback, EvalEnd, Note, Phase, no_callback
 from selfdistill.runs.stats import clustered_share
+from selfdistill.training.ahead import sampled_ahead
 from selfdistill.training.recording import check_environment, rollout_record
 from selfdistill.training.samples import CreditedRollout, credit_rollouts, session_groups, solved
 from selfdistill.training.session import Session, Totals, open_session
@@ -57,7 +59,8 @@ def measure(
     and `EnvError` when most answers could not be scored.
     """
     session, records = open_session(config, callback), list[EvalRecord]()
-    with session.new_run(Path(config.out), resolved(config)) if config.out else nullcontext() as run:
+    new_run = partial(session.new_run, Path(config.out), resolved(config)) if config.out else nullcontext
+    with sampled_ahead(session, Path(config.out or "evaluation"), 0, callback), new_run() as run:
         for record, groups in measure_splits(session, Totals(), callback, splits):
             records.append(record)
             callback(EvalEnd(record))
@@ -144,7 +147,7 @@ def _teacher(
         read = list({(task.id, prompt): (task, prompt) for task, prompt in read}.values())
     with learner.teacher.applied(session.policy, learner.teacher.views()[0]) as reader:
         tasks, prompts = [task for task, _ in read], [prompt for _, prompt in read]
-        answers = _answers(replace(session, policy=reader), tasks, prompts, "teacher", callback)
+        answers = _answers(replace(session, policy=reader, sampler=None), tasks, prompts, "teacher", callback)
         return answers, {"distilled": fmean(towards)} if towards else {}
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from selfdistill.config import RunConfig, completed, resolved
 from selfdistill.data.tasks import wanted_answers
-from selfdistill.errors import CollapseError, TrainingError, is_out_of_memory
+from selfdistill.errors import CollapseError, EndpointError, SelfDistillError, TrainingError, is_out_of_memory
 from selfdistill.models.checkpoint import set_aside
 from selfdistill.plugins import short_name
 from selfdistill.runs import EvalSplit, GuardRecord, RunDir, StepRecord, fresh_path, read_run
@@ -35,9 +35,10 @@ from selfdistill.runs.events import (
 )
 from selfdistill.runs.guards import GuardOptions
 from selfdistill.runs.reader import check_records
-from selfdistill.runs.scale import ScaleOptions
+from selfdistill.runs.scale import Colocate, SamplerOptions, ScaleOptions
 from selfdistill.runs.store import CHECKPOINTS, allowed_changes
 from selfdistill.training import recording
+from selfdistill.training.ahead import Ahead, sampled_ahead
 from selfdistill.training.evaluation import EVERY_SPLIT, STUDENT_SPLITS, measure_splits
 from selfdistill.training.out_of_memory import lowered, out_of_memory
 from selfdistill.training.preflight import preflight, recorded_preflight, refusal
@@ -48,10 +49,14 @@ from selfdistill.training.watching import Watch, check_guards, watch
 from selfdistill.types import RolloutGroup
 
 PATIENCE = 10  # steps in a row without a training sample, after which a run ends
+TABLES: tuple[tuple[str, type[Any]], ...] = (
+    *(("guards", GuardOptions), ("scale", ScaleOptions)),
+    *(("scale.sampler", SamplerOptions), ("scale.sampler.colocate", Colocate)),
+)
 MAY_CHANGE = (
     *("steps", "out", "checkpoint_every", "evaluation.every"),
     *("micro_batch_tokens", "sampling.batch_tokens", "activation_checkpointing", "offload"),  # none changes a result
-    *(f"{table}.{x.name}" for table, kind in (("guards", GuardOptions), ("scale", ScaleOptions)) for x in fields(kind)),
+    *(f"{table}.{item.name}" for table, kind in TABLES for item in fields(kind)),
 )
 
 
@@ -76,9 +81,10 @@ def train(config: RunConfig, callback: Callback = no_callback, *, resume: bool =
         session.config = lowered(session.config, totals.lowered_to)
     if resume:
         check_records(out, totals.step, measured=True)
-    with RunDir.resume(out, totals.step, changes) if resume else session.new_run(out, settings) as run:
+    opened = partial(RunDir.resume, out, totals.step, changes) if resume else partial(session.new_run, out, settings)
+    with sampled_ahead(session, out, totals.step, callback) as ahead, opened() as run:  # servers start before all else
         callback(_info(out, session, totals))
-        return _Training(session, run, callback, totals, StopSign(callback), watch(session, out)).run_all()
+        return _Training(session, run, callback, totals, StopSign(callback), watch(session, out), ahead).run_all()
 
 
 @dataclass
@@ -89,6 +95,7 @@ class _Training:
     totals: Totals
     stop: StopSign
     guards: Watch
+    ahead: Ahead | None = None
     changed: bool = False  # the weights, since the last whole step
 
     @property
@@ -104,7 +111,7 @@ class _Training:
         began = time.monotonic() - self.totals.wall_s
         if self.totals.step == 0:
             self._before_the_first_step()
-        with self.stop.watched(), self._saved_when_out_of_memory():
+        with self.stop.watched(), self._saved_at_an_error():
             while not self.done:
                 self._one_step(began)
                 if self.stop.requested and not self.done:
@@ -119,17 +126,21 @@ class _Training:
         return self.run.path
 
     @contextmanager
-    def _saved_when_out_of_memory(self) -> Iterator[None]:
-        """Turns an out-of-memory error into `OutOfMemoryError`. The state after the last whole step is saved, if no
-        update of the next one has changed it."""
+    def _saved_at_an_error(self) -> Iterator[None]:
+        """Turns an out-of-memory error into `OutOfMemoryError`. There, and where no server is left to sample with, the
+        state after the last whole step is saved, if no update of the next one has changed it."""
         changed = self.learner.optimizer.register_step_pre_hook(lambda *_: setattr(self, "changed", True))
         try:
             yield
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
+        except (MemoryError, RuntimeError, EndpointError) as error:
             resume = f"selfdistill train --resume {self.run.path}"
-            found = out_of_memory(self.session.config, error.__cause__ or error, resume)
+            if isinstance(error, EndpointError):
+                do = f"{error.do}; the run is saved, and resumes with {resume}"
+                found: SelfDistillError = EndpointError(error.what, got=error.got, why=error.why, do=do)
+            elif is_out_of_memory(error):
+                found = out_of_memory(self.session.config, error.__cause__ or error, resume)
+            else:
+                raise
         else:
             return
         finally:
@@ -143,7 +154,8 @@ class _Training:
         self.changed = False
         config, totals = self.session.config, self.totals
         self.learner.teacher.held = self.guards.last.action == "hold"
-        record, rollouts = one_step(self.session, totals, self.callback, began)
+        batch = self.ahead.next(totals) if self.ahead else None
+        record, rollouts = one_step(self.session, totals, self.callback, began, batch)
         due = bool(config.evaluation.every) and record.step % config.evaluation.every == 0
         record = self.guards.measured(self.session, () if due else totals.kept, record, rollouts)
         self.run.append(*rollouts, record)
@@ -184,6 +196,8 @@ class _Training:
     ) -> dict[str, list[RolloutGroup]]:
         """The answers by split; what was `measured` before is not recorded again. `early`: guards want it."""
         answers: dict[str, list[RolloutGroup]] = {}
+        if self.ahead:
+            self.ahead.load(self.totals.step)
         for record, groups in measure_splits(self.session, self.totals, self.callback, splits):
             record = replace(record, extra={**record.extra, "early": 1.0}) if early else record
             answers[record.split] = groups
@@ -191,6 +205,8 @@ class _Training:
                 self.guards.evals.append(record)
                 self.run.append(record)
                 self.callback(EvalEnd(record))
+        if self.ahead:
+            self.ahead.sampler.rest()
         if (split := self.guards.read_again) and split in answers:
             self.totals.kept = self.guards.right_answers(self.session, answers[split])
         return answers

@@ -112,6 +112,7 @@ def session_groups(
     """`roll_out` with what a session holds: as in training, or as in evaluation. `options` are its other arguments."""
     config, env = session.config, session.evaluation_env if evaluates else session.env
     sampling = replace(config.sampling, temperature=config.evaluation.temperature) if evaluates else config.sampling
+    options["sampler"] = session.sampler.generate if session.sampler else None
     return roll_out(session.policy, env, session.renderer, tasks, sampling, seed=config.seed, **options)
 
 

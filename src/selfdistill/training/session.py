@@ -43,6 +43,7 @@ from selfdistill.prompts.stages import Attempts, examples
 from selfdistill.runs import RunDir
 from selfdistill.runs.environment import describe_environment
 from selfdistill.runs.events import Callback, Note, Phase
+from selfdistill.scale.sampler import Sampler
 from selfdistill.training.optimiser import new_optimizer
 from selfdistill.training.planner import check_memory, needs_of, planned
 from selfdistill.training.policy_replies import PolicyReplies, initial_weights
@@ -110,7 +111,8 @@ class Learner:
 
 @dataclass
 class Session:
-    """Everything a run works with: it samples from `policy`, scores with `env`, and learns if it has a `learner`."""
+    """Everything a run works with: it samples from `policy`, or by `sampler` where it has one, scores with `env`, and
+    learns if it has a `learner`."""
 
     config: RunConfig
     env: Environment
@@ -120,6 +122,7 @@ class Session:
     held_out: Mapping[str, Sequence[Task]]
     learner: Learner | None = None
     all_usable: bool = False  # else tasks are checked when they are drawn
+    sampler: Sampler | None = None
 
     @property
     def evaluation_env(self) -> Environment:

@@ -35,13 +35,14 @@ Records: TypeAlias = tuple[StepRecord, list[RolloutRecord]]
 @dataclass(frozen=True, slots=True)
 class GenerationBatch:
     """The scored answers of one step, what the draws of the next one read (`drawn` and `solved`, see `Totals`), what
-    the environment counted as its cost, and numbers for the records."""
+    the environment counted as its cost, numbers for the records, and how long the learner waited for it."""
 
     groups: Sequence[RolloutGroup]
     drawn: dict[str, int]
     solved: dict[str, int]
     spent: Mapping[str, float]
     numbers: Mapping[str, float]
+    waited_s: float = 0.0
 
 
 def one_step(
@@ -49,7 +50,7 @@ def one_step(
 ) -> Records:
     """Learns from the batch that was sampled `ahead`, or from one that it samples and scores; `totals` counts what it
     used."""
-    timer, batch = Timer(), ahead
+    timer, batch = Timer(since=time.monotonic() - (ahead.waited_s if ahead else 0.0)), ahead
     if batch is None:
         callback(Phase("sampling and scoring"))
         work = partial(sample_batch, session, totals.step, totals.drawn, totals.solved)
@@ -151,7 +152,10 @@ def _replay(session: Session, step: int, options: ReplayOptions) -> list[Trainin
     tasks = draw_tasks(session.learner.replay, options.per_step, step, config.seed)
     prompts = [session.renderer.prompt(task.messages) for task in tasks]
     uids = [f"rehearsal-{step + 1}-{place}-0" for place in range(len(tasks))]
-    found = sample(session.policy, prompts, config.sampling, seed=config.seed, uids=uids, version=step)
+    draw = session.sampler.generate if session.sampler else sample
+    found = draw(session.policy, prompts, config.sampling, seed=config.seed, uids=uids, version=step)
+    if session.sampler:
+        session.sampler.rest()
     rollouts = [Rollout(*entry) for entry in zip(tasks, prompts, found, strict=True)]
     return [replay_sample(rollout, options.weight) for rollout in rollouts if rollout.completion.token_ids]
 

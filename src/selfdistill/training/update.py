@@ -38,7 +38,7 @@ from selfdistill.types import RolloutGroup, TokenIds, TrainingSample
 T = TypeVar("T")
 MAGNITUDE = "magnitude"  # in a run's memory: the running mean of Σ p|a|
 DECAY = 0.99  # of that mean, per step
-MEANS = ("divergence", "magnitude", "entropy", "clipped")  # over the tokens that have such a number
+MEANS = ("divergence", "magnitude", "entropy", "clipped", "sampler_ratio")  # over the tokens that have such a number
 
 Share: TypeAlias = tuple[list[TrainingSample], Denominators]
 """The samples of one update, and the numbers of answers and tokens that share its weight of 1."""
@@ -65,8 +65,9 @@ class UpdateBatch:
 class UpdateReport:
     """`loss` is the objective before the update, its tokens weighed: the sum of `terms`. `log_ratio` [T] by uid is
     log q − log p in nats, p the student at the start of the step. `divergence` and `entropy` are means over tokens,
-    `magnitude` that of Σ p|a|, the size of the teacher's push before any clipping. `entropies` [T] by uid are those of
-    the student before this update. `skipped`: loss or gradient were not finite, and the optimiser made no step."""
+    `magnitude` that of Σ p|a|, the size of the teacher's push before any clipping, `sampler_ratio` that of
+    π(y)/π_sampler(y) before its cap. `entropies` [T] by uid are those of the student before this update. `skipped`:
+    loss or gradient were not finite, and the optimiser made no step."""
 
     loss: float
     terms: Mapping[LossTerm, float]
@@ -76,6 +77,7 @@ class UpdateReport:
     magnitude: float
     entropy: float
     clipped: float
+    sampler_ratio: float
     log_ratio: Mapping[str, tuple[float, ...]]
     entropies: Mapping[str, tuple[float, ...]]
 

@@ -1,0 +1,90 @@
+"""vLLM servers that a run starts on its own machine, and ends."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from selfdistill.errors import ConfigError
+from selfdistill.runs.scale import SamplerOptions
+from selfdistill.scale.engine import ENVIRONMENT, SERVED_AS
+
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM makes room for
+END_S = 20.0
+SHOWN = 12  # last lines of a log
+
+
+class Process:
+    """One `vllm serve` in a process group of its own, so that Ctrl-C does not reach it; it ends with its parent."""
+
+    def __init__(self, options: SamplerOptions, number: int, model: str, flags: Sequence[str], log: Path) -> None:
+        program = shutil.which(options.command)
+        if program is None:
+            raise ConfigError(
+                "the program that starts vLLM servers is not there",
+                got=f"scale.sampler.command = {options.command}",
+                why="vLLM pins its own torch and wants an environment of its own",
+                do="name it, such as scale.sampler.command=/opt/vllm/bin/vllm (on a CPU `make vllm` builds .vllm), "
+                "or name servers that run already with scale.sampler.addresses",
+            )
+        self.port, self.log = _free_port(options.port + number if options.port else 0), log
+        self.url = f"http://127.0.0.1:{self.port}"
+        command = [program, "serve", model, "--host", "127.0.0.1", "--port", str(self.port), *SERVED_AS.split(), *flags]
+        devices = {"CUDA_VISIBLE_DEVICES": options.devices[number]} if options.devices else {}
+        with log.open("wb") as file:
+            self.child = subprocess.Popen(
+                [*command, *options.arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=file,
+                env={**os.environ, **ENVIRONMENT, **devices},
+                start_new_session=True,
+                preexec_fn=_end_with_parent,
+            )
+
+    @property
+    def ended(self) -> str:
+        """How the process ended, with the last lines of its log; "" while it runs."""
+        code = self.child.poll()
+        if code is None:
+            return ""
+        last = self.log.read_text(errors="replace").splitlines()[-SHOWN:] if self.log.is_file() else []
+        return "\n".join([f"the server's process ended with code {code}; the end of its log:", *last])
+
+    def end(self) -> None:
+        """Ends the server and all that it started."""
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            try:
+                os.killpg(self.child.pid, number)
+            except ProcessLookupError:
+                break
+            try:
+                self.child.wait(END_S)
+            except subprocess.TimeoutExpired:
+                continue
+
+
+def _end_with_parent() -> None:
+    """SIGTERM rather than SIGKILL: the server ends the processes of its engine."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM, 0, 0, 0)
+
+
+def _free_port(port: int) -> int:
+    """The port, or any free one for 0. Raises `ConfigError` where it is in use."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            do = "choose another with scale.sampler.port, or 0 for any that is free"
+            raise ConfigError("a port for a vLLM server is in use", got=f"{port}: {error.strerror}", do=do) from None
+        found: int = probe.getsockname()[1]
+        return found

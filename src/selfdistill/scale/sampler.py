@@ -1,0 +1,385 @@
+"""Samplers outside of the learner's process: several vLLM servers as one.
+
+    with open_samplers(config, policy, probe, folder, note) as sampler:
+        sampler.load(policy, version)                               # every server, or it is left out
+        completions = sampler.generate(policy, prompts, options, seed=0, uids=uids)
+
+Weights are written to a directory of their version, renamed into place when it is whole, and every server loads it: an
+adapter under a new name each time, a whole model by vLLM's reload. After each load a few tokens of every server are
+compared with the model's own log-probabilities: vLLM can keep old weights without an error.
+
+Each server takes the next request as soon as one of its own is answered, so a faster one takes more. What a lost server
+had in progress is sampled by another. Lost servers are started, or tried, again at the next load.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+import shutil
+import ssl
+import time
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias, TypeVar
+
+import httpx
+from safetensors.torch import save_file
+
+from selfdistill.config import RunConfig
+from selfdistill.errors import EndpointError
+from selfdistill.models.checkpoint import save_weights
+from selfdistill.models.load import places_of
+from selfdistill.models.policy import Policy
+from selfdistill.models.sampler import SamplingOptions
+from selfdistill.runs.scale import SamplerOptions
+from selfdistill.runs.store import lock_directory
+from selfdistill.scale import engine as routes
+from selfdistill.scale.engine import Engine, LostError
+from selfdistill.scale.exchange import compare, completion, request
+from selfdistill.scale.nccl import sender
+from selfdistill.scale.processes import LORA_RANKS, Process
+from selfdistill.types import Completion, TokenIds
+
+T = TypeVar("T")
+Launch: TypeAlias = Callable[[SamplerOptions, int, str, Sequence[str], Path], Process]
+PROBED = 16  # tokens of each server that are compared after a load
+KEPT = 2  # versions on the disk
+HEALTH_S = 30.0
+
+
+class Sampler(Protocol):
+    """Samples completions by weights of a known version. `models.sampler.sample` with the learner's own weights is the
+    sampler in process; this one is for all others."""
+
+    version: int
+
+    def generate(
+        self,
+        policy: Policy,
+        prompts: Sequence[TokenIds],
+        options: SamplingOptions,
+        *,
+        seed: int,
+        uids: Sequence[str],
+        **_: object,
+    ) -> list[Completion]:
+        """As `models.sampler.sample`; completions carry the version that sampled them. Raises `EndpointError`."""
+
+    def load(self, policy: Policy, version: int) -> Mapping[str, float]:
+        """Makes the policy's weights the ones that sample, and returns numbers for the records. Raises
+        `EndpointError`."""
+
+    def rest(self) -> None:
+        """Gives memory of the learner's device back until the next call."""
+
+
+class Servers:
+    """Several vLLM servers that sample one policy; `note` gets a line when one is started, lost or back.
+
+    `launch` starts a server of a number, for a model directory with flags of `vllm serve` and a log. `tokens` bounds
+    prompt and answer together. `probe` is a prompt of the run, behind which log-probabilities are compared.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        folder: Path,
+        probe: TokenIds,
+        tokens: int,
+        note: Callable[[str], None],
+        launch: Launch = Process,
+    ) -> None:
+        options = config.scale.sampler
+        assert options is not None
+        self.version, self.config, self.options, self.probe, self.tokens = -1, config, options, probe, tokens
+        self.folder, self._note, self._launch = folder.resolve(), note, launch
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = lock_directory(self.folder)  # or an error: another process makes this run
+        for left in self.folder.glob("v*"):  # by a process that was killed
+            shutil.rmtree(left, ignore_errors=True)
+        addresses = options.addresses or ("",) * options.servers
+        self.engines = [Engine(url.rstrip("/"), lost="not started", group=options.tensor_parallel) for url in addresses]
+        self._processes: dict[int, Process] = {}
+        self._name, self._loads, self._asleep = (
+            f"selfdistill-{secrets.token_hex(4)}",
+            0,
+            False,
+        )  # several runs may share a server
+        self._tls = ssl.create_default_context()  # reading its certificates takes as long as a small batch
+        self._send: Callable[[], None] = lambda: None  # all weights, over NCCL
+        self._sends_to: list[Engine] = []
+        self._running: dict[asyncio.Task[Any], asyncio.AbstractEventLoop] = {}
+
+    @property
+    def live(self) -> list[Engine]:
+        """The servers that take requests."""
+        return [engine for engine in self.engines if not engine.lost]
+
+    def generate(
+        self,
+        policy: Policy,
+        prompts: Sequence[TokenIds],
+        options: SamplingOptions,
+        *,
+        seed: int,
+        uids: Sequence[str],
+        **_: object,
+    ) -> list[Completion]:
+        """As `models.sampler.sample`, but for the draws, which are vLLM's. Raises `EndpointError`."""
+        if self._asleep:
+            self._run(
+                self._each(
+                    lambda client, engine: engine.call(client, routes.WAKE, {}, timeout_s=self.options.timeout_s)
+                )
+            )
+            self._asleep = False
+        asked = [request(policy, *named, options, seed) for named in zip(prompts, uids, strict=True)]
+        found = self._run(self._spread(asked)) if asked else []
+        return [
+            completion(policy, prompt, uid, body, *answer, self.version)
+            for prompt, uid, body, answer in zip(prompts, uids, asked, found, strict=True)
+        ]
+
+    def load(self, policy: Policy, version: int) -> dict[str, float]:
+        """Writes the policy's weights and has every server load them. Raises `EndpointError`: no server is left, one
+        refuses the weights, or its log-probabilities are not the policy's."""
+        began, known = time.monotonic(), version == self.version and all(not engine.lost for engine in self.engines)
+        if known:
+            return {}
+        path, self._loads = self.folder / f"v{version:06d}", self._loads + 1
+        if not path.is_dir() or version != self.version:
+            save_weights(path, policy)
+            if self._unties(policy):
+                save_file({"lm_head.weight": policy.output.weight.detach().contiguous()}, path / "lm_head.safetensors")
+        self._run(self._started(path, policy))
+        self._asleep = False  # servers that slept were woken to load
+        if nccl := self.options.transfer == "nccl" and not policy.has_adapter:
+            if self._sends_to != self.live:  # a group that lost a member cannot be used
+                self._send, self._sends_to = sender(policy, self.live, self.options.timeout_s), self.live
+            self._send()
+        self._run(
+            self._each(lambda client, engine: self._loaded(client, engine, path, version, policy.has_adapter, nccl))
+        )
+        self._require_live()
+        self.version = version
+        gap = self._compare(policy)
+        for old in sorted(self.folder.glob("v*"))[:-KEPT]:
+            shutil.rmtree(old, ignore_errors=True)
+        return {"sync_s": time.monotonic() - began, "sampler_gap": gap, "samplers": float(len(self.live))}
+
+    def rest(self) -> None:
+        """Servers on the learner's GPU give memory back until the next call; others do nothing."""
+        if self.options.colocate and not self._asleep:
+            level = str(self.options.colocate.sleep)
+            self._run(self._each(lambda client, engine: engine.call(
+                client, routes.SLEEP, {}, timeout_s=self.options.timeout_s, level=level, mode="wait"
+            )))  # fmt: skip
+            self._asleep = True
+
+    def close(self) -> None:
+        """Ends requests in progress, servers that were started, and the weights written for them."""
+        for task, loop in list(self._running.items()):
+            loop.call_soon_threadsafe(task.cancel)
+        for process in self._processes.values():
+            process.end()
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self._lock.close()
+
+    def _run(self, work: Coroutine[Any, Any, T]) -> T:
+        """The result of a coroutine, from any thread; `close` cancels it."""
+
+        async def tracked() -> T:
+            task = asyncio.current_task()
+            assert task is not None
+            self._running[task] = asyncio.get_running_loop()
+            try:
+                return await work
+            finally:
+                del self._running[task]
+
+        try:
+            asyncio.get_running_loop()  # such as a notebook's
+        except RuntimeError:
+            return asyncio.run(tracked())
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(asyncio.run, tracked()).result()
+
+    async def _each(self, call: Callable[[httpx.AsyncClient, Engine], Coroutine[Any, Any, Any]]) -> None:
+        """One call to every live server; those that are lost by it are left out from then on."""
+
+        async def one(client: httpx.AsyncClient, engine: Engine) -> None:
+            try:
+                await call(client, engine)
+            except LostError as error:
+                self._lose(engine, error)
+
+        async with httpx.AsyncClient(verify=self._tls) as client:
+            await asyncio.gather(*(one(client, engine) for engine in self.live))
+
+    async def _spread(self, bodies: Sequence[Mapping[str, Any]]) -> list[tuple[str, Any]]:
+        """The answers to requests, in order. A server takes the next one when one of its own is answered."""
+        waiting: asyncio.Queue[int] = asyncio.Queue()
+        found, done = dict[int, tuple[str, Any]](), asyncio.get_running_loop().create_future()
+        for place in range(len(bodies)):
+            waiting.put_nowait(place)
+
+        async def work(client: httpx.AsyncClient, engine: Engine) -> None:
+            while True:
+                place = await waiting.get()
+                try:
+                    if engine.lost:
+                        waiting.put_nowait(place)
+                        return
+                    body = {**bodies[place], "model": engine.model}
+                    answer = await engine.call(client, routes.GENERATE, body, timeout_s=self.options.timeout_s)
+                    found[place] = engine.url, answer
+                except LostError as error:
+                    waiting.put_nowait(place)
+                    self._lose(engine, error)
+                    if not self.live and not done.done():
+                        done.set_exception(self._none_left())
+                    return
+                except BaseException as error:
+                    if not done.done():
+                        done.set_exception(error)
+                    raise
+                if len(found) == len(bodies) and not done.done():
+                    done.set_result(None)
+
+        self._require_live()
+        unbounded = httpx.Limits(max_connections=None, max_keepalive_connections=self.options.requests)
+        async with httpx.AsyncClient(verify=self._tls, limits=unbounded) as client:
+            count = min(self.options.requests, len(bodies))
+            workers = [asyncio.create_task(work(client, engine)) for engine in self.live for _ in range(count)]
+            try:
+                await done
+            finally:
+                for worker in workers:
+                    worker.cancel()
+                await asyncio.gather(*workers, return_exceptions=True)
+        return [found[place] for place in range(len(bodies))]
+
+    async def _loaded(
+        self, client: httpx.AsyncClient, engine: Engine, path: Path, version: int, adapter: bool, sent: bool
+    ) -> None:
+        seconds = self.options.timeout_s
+        if adapter:
+            await engine.load_adapter(client, f"{self._name}-{version}-{self._loads}", str(path), seconds)
+        elif sent:
+            await engine.forget(client, seconds)
+        else:
+            await engine.reload(client, str(path), seconds)
+
+    async def _started(self, path: Path, policy: Policy) -> None:
+        """Wakes, starts or tries again the servers that take no requests; waits for them where there is no other."""
+        needs = [routes.GENERATE, *((routes.LOAD, routes.UNLOAD) if policy.has_adapter else (routes.RPC, routes.RESET))]
+        needs += [routes.SLEEP, routes.WAKE] if self.options.colocate else []
+        await self._each(lambda client, engine: engine.call(client, "/health", timeout_s=HEALTH_S))
+        wait = not self.live
+        if not self.options.addresses:
+            for number, engine in enumerate(self.engines):
+                process = self._processes.get(number)
+                if engine.lost and (process is None or process.ended):
+                    self._start(number, path, policy)
+
+        async def one(client: httpx.AsyncClient, number: int, engine: Engine) -> None:
+            end = time.monotonic() + (self.options.start_s if wait else 0.0)
+            while True:
+                try:
+                    await engine.call(client, "/health", timeout_s=HEALTH_S)
+                    break
+                except LostError as error:
+                    process = self._processes.get(number)
+                    if (process and process.ended) or time.monotonic() >= end:
+                        engine.lost = process.ended if process and process.ended else error.what
+                        return
+                    await asyncio.sleep(0.3)
+            await engine.check(client, needs, self.tokens, 60.0)
+            engine.model = engine.base
+            if engine.lost != "not started":
+                self._note(f"the sampler {engine.url} is back")
+            engine.lost = ""
+
+        async with httpx.AsyncClient(verify=self._tls) as client:
+            if self._asleep:
+                await self._each(lambda c, e: e.call(c, routes.WAKE, {}, timeout_s=self.options.timeout_s))
+            await asyncio.gather(*(one(client, n, e) for n, e in enumerate(self.engines) if e.lost))
+        if not self.live:
+            raise self._none_left()
+
+    def _start(self, number: int, path: Path, policy: Policy) -> None:
+        options, dtype = self.options, str(policy.dtype).removeprefix("torch.")
+        flags = ["--served-model-name", "policy", "--dtype", dtype, "--max-model-len", str(self.tokens)]
+        flags += ["--tensor-parallel-size", str(options.tensor_parallel)] if options.tensor_parallel > 1 else []
+        model = path
+        if policy.has_adapter:
+            model, peft = places_of(self.config.model)[1], json.loads((path / "adapter_config.json").read_text())
+            rank = next((size for size in LORA_RANKS if size >= peft.get("r", 1)), LORA_RANKS[-1])
+            flags += ["--enable-lora", "--max-lora-rank", str(rank), "--max-loras", "2"]
+        elif self._unties(policy):
+            flags += ["--hf-overrides", '{"tie_word_embeddings": false}']
+        elif options.transfer == "nccl":
+            flags += ["--weight-transfer-config", '{"backend": "nccl"}']
+        if options.colocate:
+            flags += ["--enable-sleep-mode", "--gpu-memory-utilization", str(options.colocate.memory)]
+        process = self._launch(options, number, str(model), flags, self.folder / f"server-{number}.log")
+        self._processes[number], engine = process, self.engines[number]
+        engine.url = process.url
+        self._note(f"starting a vLLM server at {process.url}; its log is {process.log}")
+
+    def _unties(self, policy: Policy) -> bool:
+        """Whether servers get the head of a tied model as a weight of its own. On a CPU vLLM 0.32 packs a copy of the
+        head when it starts, and a reload leaves that as it was."""
+        embeddings: Any = policy.base.get_input_embeddings()
+        tied = policy.output.weight.data_ptr() == embeddings.weight.data_ptr()
+        return tied and policy.device.type == "cpu" and not policy.has_adapter
+
+    def _lose(self, engine: Engine, error: LostError) -> None:
+        if not engine.lost:
+            number = self.engines.index(engine)
+            process = self._processes.get(number)
+            engine.lost = (process.ended if process else "") or error.what
+            self._note(f"the sampler {engine.url} is lost: {engine.lost.splitlines()[0]}; {len(self.live)} left")
+
+    def _require_live(self) -> None:
+        if not self.live:
+            raise self._none_left()
+
+    def _none_left(self) -> EndpointError:
+        reasons = "\n       ".join(f"{engine.url or 'not started'}: {engine.lost}" for engine in self.engines)
+        do = "see the logs above, and that servers which run already can be reached"
+        return EndpointError("no vLLM server is left to sample with", got=reasons, do=do)
+
+    def _compare(self, policy: Policy) -> float:
+        """The mean distance of every server's log-probabilities from the policy's, in nats; of the worst one. Raises
+        `EndpointError` beyond the bound."""
+        options, apart, bound = replace(self.config.sampling, max_new_tokens=PROBED), [0.0], self.options.logprob_bound
+
+        async def ask(client: httpx.AsyncClient, engine: Engine) -> None:
+            body = request(policy, self.probe, f"probe-{self.version}", options, self.config.seed)
+            reply = await engine.call(
+                client, routes.GENERATE, {**body, "model": engine.model}, timeout_s=self.options.timeout_s
+            )
+            done = completion(policy, self.probe, "", body, engine.url, reply, self.version)
+            apart.append(compare(policy, self.probe, done, options, bound, engine.url))
+
+        self._run(self._each(ask))
+        self._require_live()
+        return max(apart)
+
+
+@contextmanager
+def open_samplers(
+    config: RunConfig, folder: Path, probe: TokenIds, tokens: int, note: Callable[[str], None]
+) -> Iterator[Servers]:
+    """Servers for as long as a run needs them. Weights and logs lie in `folder` until then."""
+    servers = Servers(config, folder, probe, tokens, note)
+    try:
+        yield servers
+    finally:
+        servers.close()
