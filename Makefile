@@ -15,11 +15,12 @@ NUMERICAL := tests/losses tests/methods tests/models tests/training/test_update.
     tests/training/test_train.py tests/training/test_methods_in_runs.py
 AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
 
-.PHONY: help setup demo test browser-test numerics lint budgets agents ray vllm smollm2 sapling clean
+.PHONY: help setup demo test slow-test browser-test numerics lint budgets agents ray vllm smollm2 sapling clean
 
 help:
 	@echo "make demo      train by self-distillation and by GRPO, side by side, in minutes on a CPU"
 	@echo "make test      run the tests, offline"
+	@echo "make slow-test all methods over ranks, as processes of torchrun and of scale.learners; ranks that are killed (20 minutes)"
 	@echo "make browser-test  run the pages of selfdistill view in Chromium (Debian: apt install chromium)"
 	@echo "make numerics  run the numerical tests again, on an older instruction set and with two threads"
 	@echo "make lint      ruff, formatting, types"
@@ -36,6 +37,9 @@ demo: setup
 
 test: setup
 	$(RUN) $(OFFLINE) $(BIN)/python -m pytest -n 2
+
+slow-test: setup
+	$(RUN) $(OFFLINE) $(BIN)/python -m pytest tests/scale/slow_ranks.py
 
 browser-test: setup
 	$(RUN) $(OFFLINE) $(BIN)/python -m pytest tests/view/test_pages_in_a_browser.py tests/view/long_browser_checks.py

@@ -33,6 +33,7 @@ LAYERS = (
 # Only these may import inside a function, each for its reason.
 LATE_IMPORTS = {
     "cli": "torch takes seconds to import, and --help should not",
+    "scale": "torch's FSDP takes seconds to import, and one process needs none of it",
     "models": "transformers and peft take seconds to import, and a toy model needs neither",
 }
 BROAD, BROAD_IN = ("Exception", "BaseException"), ("envs", "training", "cli")

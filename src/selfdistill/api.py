@@ -8,6 +8,7 @@ settings, paths, names. Functions, objects and tasks in memory are passed again 
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -133,7 +134,7 @@ def reporting(label: str, callbacks: Callback | Iterable[Callback], *, progress:
         _expect(callable(callback), "callbacks", "callables that take an event", callback)
     with ExitStack() as stack:
         warn: Callable[[str], None] = warnings.warn
-        if progress:
+        if progress and os.environ.get("RANK", "0") == "0":  # of ranks that torchrun started
             display = stack.enter_context(RunDisplay(label, Console(stderr=True)))
             every, warn = [display, *every], lambda text: display(Note(text))
         yield stack.enter_context(all_of(every, warn))

@@ -11,6 +11,7 @@
     ├── TrainingError          a batch without anything to learn, and why                 (also a RuntimeError)
     │   └── CollapseError      … guards stopped the run; the last good checkpoint is back
     ├── RunError               a run directory that cannot be written, read or resumed    (also an OSError)
+    │   └── RankError          … one of several learners failed, ended or did not answer
     ├── EndpointError          a server that does not answer, or refuses a request        (also an OSError)
     └── JournalError           a journal that cannot be opened, read or written           (also an OSError)
         ├── JournalFullError   … since its disk is full: nothing was recorded
@@ -86,6 +87,10 @@ class CollapseError(TrainingError):
 
 class RunError(SelfDistillError, OSError):
     """A run directory that cannot be written, read or resumed."""
+
+
+class RankError(RunError):
+    """One of several learners failed, ended or did not answer, and with it the others."""
 
 
 class EndpointError(SelfDistillError, OSError):

@@ -27,7 +27,7 @@ from selfdistill.envs.rewards import as_environment
 from selfdistill.errors import ConfigError
 from selfdistill.losses import Head
 from selfdistill.methods import Method
-from selfdistill.models.policy import Policy, TokenPair
+from selfdistill.models.policy import ALONE, Policy, Ranks, TokenPair
 from selfdistill.models.sampler import SamplingOptions
 from selfdistill.models.teacher import Frozen, Live, Other, Teacher, TeacherRule
 from selfdistill.prompts.render import Renderer
@@ -173,6 +173,7 @@ class ThreeTokenPolicy:
     dtype: ClassVar[torch.dtype] = torch.float32
     has_adapter: ClassVar[bool] = False
     shares_prompts: ClassVar[bool] = False
+    ranks: ClassVar[Ranks] = ALONE
 
     def __post_init__(self) -> None:
         self.parameters = {n: nn.Parameter(torch.empty(len(rows), 3).double()) for n, rows in self.tables.items()}
@@ -188,6 +189,14 @@ class ThreeTokenPolicy:
     def trainable(self) -> dict[str, nn.Parameter]:
         """Logits [T, 3] by table."""
         return self.parameters
+
+    def shards(self) -> dict[str, Tensor]:
+        """The same, without gradients."""
+        return {name: value.data for name, value in self.parameters.items()}
+
+    def put(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """As `Policy.put`."""
+        return Policy.put(cast(Policy, self), weights)
 
     def head(self) -> Head:
         """The identity."""

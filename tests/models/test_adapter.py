@@ -15,9 +15,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from selfdistill.errors import ConfigError, ModelError
 from selfdistill.losses import LossSpec, TokenWeights, fused_loss
-from selfdistill.models.checkpoint import Resumable, load_checkpoint, save_checkpoint
+from selfdistill.models.checkpoint import load_checkpoint, save_checkpoint
 from selfdistill.models.factors import FactoredLinear
 from selfdistill.models.load import LoraOptions, Policy, load_policy
+from selfdistill.models.resumable import Resumable
 from selfdistill.models.sampler import SamplingOptions, sample
 from selfdistill.models.teacher import Ema, Teacher
 from tiny_models import padded, tiny_policy_dir

@@ -21,17 +21,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from selfdistill.errors import RunError
 from selfdistill.models.checkpoint import (
-    Resumable,
     check_whole,
     latest_checkpoint,
     load_checkpoint,
     load_newest,
-    random_states,
     read_about,
-    restore_random_states,
     save_checkpoint,
 )
 from selfdistill.models.load import LoraOptions, Policy, load_policy
+from selfdistill.models.resumable import Resumable, random_states, restore_random_states
 from selfdistill.models.teacher import Ema, Frozen, Teacher
 
 PAIRS = [((5, 6), (7, 8)), ((9, 10, 11), (12,))]

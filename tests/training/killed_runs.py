@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from selfdistill.config import from_settings
-from selfdistill.models import checkpoint, policy
+from selfdistill.models import checkpoint, policy, resumable
 from selfdistill.models.load import load_policy
 from selfdistill.runs import store
 from selfdistill.training import loop as train
@@ -76,7 +76,7 @@ MOMENTS: dict[str, Callable[[], None]] = {
     "between two updates": nth_call(update, "update_policy", 6),
     "after the last update of a step": nth_call(train, "step_record", 3),
     "while records are written": half_a_line(9),
-    "after the model of a checkpoint": nth_call(checkpoint, "_write_model", 2, after=True),
+    "after the model of a checkpoint": nth_call(resumable, "write_model", 2, after=True),
     "before a checkpoint is durable": nth_call(checkpoint, "_make_durable", 2),
     "before the rename": nth_call(checkpoint, "_put_in_place", 2),
     "right after the rename": nth_call(checkpoint, "_put_in_place", 2, after=True),

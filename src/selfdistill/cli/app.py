@@ -130,6 +130,7 @@ def train(
     from selfdistill.training.callbacks import all_of, tracker
     from selfdistill.training.loop import train as run_training
 
+    quiet |= os.environ.get("RANK", "0") != "0"  # of the ranks that torchrun starts, one reports
     trackers = [tracker(name) for name in track or ()]
     shown: AbstractContextManager[Callback] = nullcontext(print_notes) if quiet else RunDisplay(settings.method.name)
     with shown as display, all_of([display, *trackers], lambda text: display(Note(text))) as callback:

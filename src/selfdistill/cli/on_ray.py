@@ -18,9 +18,10 @@ from selfdistill.plugins import short_name
 from selfdistill.runs import Callback, Note, fresh_path, read_run
 from selfdistill.runs.events import Interrupted, RunStart
 from selfdistill.runs.store import CONFIG, refuse_in_use
+from selfdistill.scale.launch import COMMAND
 from selfdistill.scale.placement import INTERRUPTED, RAY, Group
 from selfdistill.scale.workers import RemoteEnvironment, connected, workers
-from selfdistill.training.side_by_side import COMMAND, STOPS, Followed
+from selfdistill.training.side_by_side import STOPS, Followed
 from selfdistill.training.stopping import handled
 
 

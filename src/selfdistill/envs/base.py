@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 import threading
 import time
 import traceback
@@ -288,7 +289,7 @@ def checked(returned: Any) -> Scored:
     wrong = ""
     if not isinstance(reward, Real):
         wrong = f"expected a number, (number, feedback) or an Outcome, got {type(returned).__name__}: {returned!r:.200}"
-    elif not math.isfinite(_as_float(reward)):
+    elif not abs(outcome.reward) <= sys.float_info.max:
         wrong = f"the reward is not a finite number: {reward!r:.200}"
     elif not _is_text(outcome.feedback):
         wrong = f"the feedback is not text: {outcome.feedback!r:.200}"
@@ -304,13 +305,6 @@ def checked(returned: Any) -> Scored:
         key: value if type(value) is not float or math.isfinite(value) else str(value) for key, value in details.items()
     }
     return replace(outcome, reward=float(reward), details=writable)
-
-
-def _as_float(number: Real) -> float:
-    try:
-        return float(number)
-    except OverflowError:
-        return math.inf
 
 
 def _is_text(value: Any) -> bool:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from selfdistill.errors import ConfigError, ModelError, Ranged, nearest, option
+from selfdistill.models.shards import part_of
 from selfdistill.options import SEED
 
 if TYPE_CHECKING:
@@ -123,14 +124,14 @@ def base_of(adapter: Path) -> str:
 
 def restore_adapter(model: Any, saved: Mapping[str, Tensor]) -> None:
     """Copies a saved adapter into the model's own parameters. Raises `ValueError` where it does not fit."""
-    from peft import set_peft_model_state_dict
-
     state = _state(model)
     for name, value in state.items():
         found = tuple(saved[name].shape) if name in saved else "nothing"
         if found != tuple(value.shape):
             raise ValueError(f"{name}: {found} was saved, {tuple(value.shape)} is needed")
-    set_peft_model_state_dict(model, {name: saved[name] for name in state})
+    with torch.no_grad():
+        for name, value in state.items():
+            value.copy_(part_of(saved[name], value))
 
 
 def _factored(model: Any) -> Any:

@@ -5,6 +5,7 @@
         (under LoRA: adapter_config.json, adapter_model.safetensors)
         teacher.safetensors     the teacher's shadow
         trainer.pt              optimiser and random states (read with `weights_only=True`)
+        shards/                 of several ranks: shadow and optimiser, as `torch.distributed.checkpoint` writes them
         checkpoint.json         step, whether it is the run's last, the caller's own `extra`, and checksums
 
 A checkpoint is written beside its final place, made durable, and then renamed: a directory named `step-…` is whole
@@ -18,23 +19,17 @@ import errno
 import hashlib
 import json
 import os
-import random
 import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
 from selfdistill.errors import RunError
-from selfdistill.models.adapter import restore_adapter
 from selfdistill.models.policy import Policy
-from selfdistill.models.precision import MASTER, quiet
-from selfdistill.models.teacher import Teacher
+from selfdistill.models.resumable import Resumable, write_model
 
 FORMAT = 1
 ABOUT = "checkpoint.json"
@@ -42,14 +37,6 @@ BLANK = "0" * 64  # stands for the file's own digest while that is computed
 PARTIAL = ".partial-"  # being written
 ASIDE = "stopped-"  # of a run that guards stopped, from after the trouble began
 REPLACED = ".replaced-"  # an older checkpoint of the same step, being removed
-
-
-class Resumable(NamedTuple):
-    """What a checkpoint restores: everything that a step changes, beside the caller's own state."""
-
-    policy: Policy
-    optimizer: torch.optim.Optimizer
-    teacher: Teacher
 
 
 def save_checkpoint(
@@ -69,34 +56,43 @@ def save_checkpoint(
     written, a full disk for example; what was there before is then untouched.
     """
     assert keep >= 1
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    for stray in (*directory.glob(f"{PARTIAL}*"), *directory.glob(f"{REPLACED}*")):  # of a killed run
-        shutil.rmtree(stray, ignore_errors=True)
+    directory, ranks = Path(directory), state.policy.ranks
     target = directory / f"step-{step:06d}"
     partial = directory / f"{PARTIAL}{target.name}"
-    try:
+
+    def begin() -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        for stray in (*directory.glob(f"{PARTIAL}*"), *directory.glob(f"{REPLACED}*")):  # of a killed run
+            shutil.rmtree(stray, ignore_errors=True)
         partial.mkdir()
-        _write_model(partial, state.policy)
-        shadow = {name: value.cpu().contiguous() for name, value in state.teacher.state_dict().items()}
-        save_file(shadow, partial / "teacher.safetensors")
-        with (partial / "trainer.pt").open("wb") as file:
-            torch.save({"optimizer": state.optimizer.state_dict(), "rng": random_states()}, file)
+
+    def finish() -> None:
         _write_about(partial, {"format": FORMAT, "step": step, "final": final, "extra": dict(extra)})
         _make_durable(partial)
         _put_in_place(partial, target)
+
+    try:
+        ranks.same(begin)
+        state.write(partial)
+        ranks.same(finish)
     except BaseException as error:
-        shutil.rmtree(partial, ignore_errors=True)
+        if ranks.rank == 0:
+            shutil.rmtree(partial, ignore_errors=True)
         if isinstance(error, OSError | SafetensorError | RuntimeError):  # torch and safetensors wrap the system's
             raise _not_written(error, target) from error
         raise
+    if ranks.rank == 0:
+        _remove_older(directory, keep, well)
+    return target
+
+
+def _remove_older(directory: Path, keep: int, well: int) -> None:
     good = [path for path in _checkpoints(directory) if _step(path) <= well][-1:]
     for path in _checkpoints(directory)[:-keep]:
         if path not in good and not _is_final(path):
             going = path.with_name(f"{REPLACED}{path.name}")
             path.rename(going)  # first out of sight, so that a kill here cannot leave half a checkpoint
             shutil.rmtree(going, ignore_errors=True)
-    return target
 
 
 def save_weights(target: Path, policy: Policy) -> None:
@@ -106,7 +102,7 @@ def save_weights(target: Path, policy: Policy) -> None:
     shutil.rmtree(partial, ignore_errors=True)  # of a killed process
     try:
         partial.mkdir(parents=True)
-        _write_model(partial, policy)
+        write_model(partial, policy, None)
         _make_durable(partial)
         _put_in_place(partial, target)
     except (OSError, SafetensorError, RuntimeError) as error:
@@ -120,13 +116,9 @@ def load_checkpoint(path: Path, state: Resumable) -> dict[str, Any]:
     The policy must be loaded, and the optimiser and the teacher made, as they were when the run began. Raises
     `RunError` when the checkpoint is damaged or belongs to another model.
     """
-    extra: dict[str, Any] = check_whole(path)["extra"]
+    extra: dict[str, Any] = state.policy.ranks.same(lambda: check_whole(path))["extra"]
     try:
-        _read_model(path, state.policy)
-        state.teacher.load_state_dict(load_file(path / "teacher.safetensors"))
-        trainer = torch.load(path / "trainer.pt", map_location="cpu", weights_only=True)
-        state.optimizer.load_state_dict(trainer["optimizer"])
-        restore_random_states(trainer["rng"])
+        state.read(path)
     except RunError:
         raise
     except (OSError, ValueError, LookupError, RuntimeError) as error:  # of libraries, for another model's files
@@ -206,30 +198,6 @@ def read_about(path: Path) -> dict[str, Any]:
     return about
 
 
-def random_states() -> dict[str, Any]:
-    """The states of the random generators of torch, CUDA, MPS, Python and numpy."""
-    words: Any = numpy.random.get_state()  # of which only an array may not be in a file
-    words = [part.tolist() if isinstance(part, numpy.ndarray) else part for part in words]
-    states = {"torch": torch.get_rng_state(), "python": random.getstate(), "numpy": words}
-    if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.get_rng_state_all()
-    if torch.backends.mps.is_available():
-        states["mps"] = torch.mps.get_rng_state()
-    return states
-
-
-def restore_random_states(states: Mapping[str, Any]) -> None:
-    """Restores `random_states`; generators of devices that are not here are left alone."""
-    torch.set_rng_state(states["torch"])
-    version, words, gauss = states["python"]
-    random.setstate((version, tuple(words), gauss))  # earlier checkpoints hold lists
-    numpy.random.set_state(tuple(states["numpy"]))
-    if "cuda" in states and torch.cuda.device_count() == len(states["cuda"]):
-        torch.cuda.set_rng_state_all(states["cuda"])
-    if "mps" in states and torch.backends.mps.is_available():
-        torch.mps.set_rng_state(states["mps"])
-
-
 def _write_about(directory: Path, about: Mapping[str, Any]) -> None:
     """Writes `checkpoint.json`, with the checksums of all that the directory holds by now."""
     names = [str(file.relative_to(directory)) for file in sorted(directory.rglob("*")) if file.is_file()]
@@ -245,27 +213,6 @@ def _digests(directory: Path, names: list[str]) -> dict[str, str]:
 
     with ThreadPoolExecutor() as pool:  # hashing lets other threads run
         return dict(zip(names, pool.map(digest, names), strict=True))
-
-
-def _write_model(directory: Path, policy: Policy) -> None:
-    """An ordinary model (or adapter) directory."""
-    with quiet():
-        # The base of an adapter is not saved; peft would make an exception for embeddings that are a target.
-        options = {"save_embedding_layers": False} if policy.has_adapter else {}
-        policy.model.save_pretrained(directory, **options)  # type: ignore[operator]
-        policy.tokenizer.save_pretrained(directory)
-
-
-@torch.no_grad()
-def _read_model(path: Path, policy: Policy) -> None:
-    """Copies the saved parameters into the policy's own, which an optimiser may already point at."""
-    if policy.has_adapter:
-        restore_adapter(policy.model, load_file(path / "adapter_model.safetensors"))
-        return
-    with quiet():  # transformers knows the names that its own files use
-        saved = dict(type(policy.base).from_pretrained(path, dtype=MASTER).named_parameters())
-    for name, value in policy.trainable().items():
-        value.copy_(saved[name])
 
 
 def _make_durable(directory: Path) -> None:

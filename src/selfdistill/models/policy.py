@@ -8,12 +8,12 @@ Legend: B rows of a batch, L tokens of the longest, N answer positions, T of one
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,14 +23,49 @@ from selfdistill.errors import ModelError
 from selfdistill.losses.head import Head, widened
 from selfdistill.models import precision
 from selfdistill.prompts.render import ChatTemplate
-from selfdistill.types import TokenIds
+from selfdistill.types import TokenIds, TrainingSample
 
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
+T = TypeVar("T")
+R = TypeVar("R")
 TokenPair: TypeAlias = tuple[TokenIds, TokenIds]  # prompt and completion
 
 PAYS_FROM = 0.25  # share of the tokens, padding included, that sharing must save
+
+
+class Ranks:
+    """The processes that make a run together. Here it is one, which shares nothing; see `scale.ranks`."""
+
+    rank: int = 0
+    size: int = 1
+
+    def share(self, samples: Sequence[TrainingSample]) -> list[TrainingSample]:
+        """The samples from which this rank learns, in order."""
+        return list(samples)
+
+    def even(self, parts: Sequence[list[T]]) -> Sequence[list[T]]:
+        """This rank's parts, with empty ones after them, so that every rank has as many."""
+        return parts
+
+    def gather(self, own: list[T]) -> list[T]:
+        """The items of all ranks."""
+        return own
+
+    def most(self, number: int) -> int:
+        """The largest of the ranks' numbers."""
+        return number
+
+    def same(self, work: Callable[[], T]) -> T:
+        """What `work` returns on rank 0, which alone calls it, or the error of ours that it raises there."""
+        return work()
+
+    def agree(self, what: str, value: object) -> None:
+        """Raises `RunError` where the ranks have different values."""
+
+
+ALONE = Ranks()
 
 
 @dataclass
@@ -41,7 +76,8 @@ class Policy:
     zero. `model` is `base`, the transformers model, or the adapter around it; `output` is the linear layer of the head.
     `dtype` is the precision of forward passes; trained parameters are float32 (see `models.precision`). `end_ids` end
     the model's turn. `context_length` bounds prompt and answer together. Rows of the head from `vocabulary` on are
-    padding: they are neither sampled nor compared. `recomputes`: see `models.activations`.
+    padding: they are neither sampled nor compared. `recomputes`: see `models.activations`. `body` is `base` without its
+    head. `ranks` are the processes that read and learn together with this one.
     """
 
     model: nn.Module
@@ -55,6 +91,8 @@ class Policy:
     end_ids: frozenset[int] = field(init=False)
     vocabulary: int = field(init=False)
     recomputes: bool = field(init=False, default=False)
+    body: nn.Module = field(init=False)
+    ranks: Ranks = ALONE
 
     def __post_init__(self) -> None:
         generation = self.base.generation_config
@@ -65,6 +103,7 @@ class Policy:
         self.end_ids = frozenset(end for end in ends if isinstance(end, int))
         self.context_length = context_length(self.base.config, self.tokenizer)
         self.vocabulary = 1 + max(self.tokenizer.get_vocab().values())
+        self.body = getattr(self.base, self.base.base_model_prefix)
 
     @property
     def has_adapter(self) -> bool:
@@ -100,6 +139,27 @@ class Policy:
         """The parameters that an optimiser moves, by name; a tied weight appears once."""
         return {name: value for name, value in self.model.named_parameters() if value.requires_grad}
 
+    def shards(self) -> dict[str, Tensor]:
+        """What this process holds of each trained parameter: all of it, or its shard (`scale.sharded`)."""
+        return {name: value.data for name, value in self.trainable().items()}
+
+    def put(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Computes with these `shards` from now on; returns those that were there, which are never written."""
+        parameters = self.trainable() if weights else {}
+        before = {name: value.data for name, value in parameters.items()}
+        for name, value in parameters.items():
+            value.data = weights[name].to(value.device, value.dtype)
+        return before
+
+    def gathered(self) -> dict[str, Tensor] | None:
+        """On rank 0 the weights that a checkpoint holds, whole and on the host; None: the model has them."""
+        return None
+
+    def each(self, items: Sequence[T], work: Callable[[Sequence[T]], list[R]]) -> list[R]:
+        """The results of `work`, one per item and in their order. Every rank computes some, with all weights, and gets
+        all."""
+        return work(items)
+
     def head(self, *, sampling: bool = False) -> Head:
         """The map from hidden states to the model's own logits (`load_policy` checks it), without padding rows; for
         `sampling` cut off from the graph and ready for many products."""
@@ -109,7 +169,7 @@ class Policy:
         softcap = getattr(config, "final_logit_softcapping", None)
         softcap, products = (
             None if softcap is None else float(softcap),
-            precision.head_products(self.device, self.dtype),
+            torch.bfloat16 if self.device.type == "cuda" and self.dtype == torch.bfloat16 else None,
         )
         head = Head(self.output.weight, self.output.bias, softcap, float(scale), products)
         head = head if self.vocabulary == head.vocabulary else head.first(self.vocabulary)
@@ -119,8 +179,8 @@ class Policy:
         return head.detached() if self.device.type == "cpu" else widened([head])[0]
 
     def autocast(self) -> torch.autocast:
-        """The context of forward passes."""
-        return precision.autocast(self.device, self.dtype)
+        """The context of forward passes: autocast for bfloat16, nothing for float32."""
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16)
 
     def backbone(self, ids_BL: Tensor, cache: Cache | None = None, mask_BL: Tensor | None = None) -> Tensor:
         """hidden_BLD: the model without its head. With a cache, ids follow what it holds, and are added to it.
@@ -133,8 +193,7 @@ class Policy:
             # Pads after a short answer may lie past the end of the context; their states are never used.
             positions_BL = (mask_BL.cumsum(1) - 1).clamp(0, self.context_length - 1)
             options = {"attention_mask": mask_BL, "position_ids": positions_BL[:, -ids_BL.shape[1] :]}
-        backbone = getattr(self.base, self.base.base_model_prefix)
-        found = backbone(input_ids=ids_BL, past_key_values=cache, use_cache=cache is not None, **options)
+        found = self.body(input_ids=ids_BL, past_key_values=cache, use_cache=cache is not None, **options)
         hidden_BLD: Tensor = found.last_hidden_state
         return hidden_BLD
 

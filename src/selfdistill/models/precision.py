@@ -7,7 +7,8 @@ parameters that are not trained, keys and values          the run's dtype; where
                                                           bfloat16, multiplied in float32 (`narrow.py`)
 a shadow that never moves                                 bfloat16 where that holds it exactly
 products with the head                                    summed in float32; on CUDA of bfloat16 inputs
-                                                          (`losses/head.py` computes them), else of float32
+                                                          (`losses/head.py` computes them), else of float32: a CPU
+                                                          would round the sums too, or convert its inputs back
 log-probabilities, losses                                 float32; sums of probabilities in float64
 """
 
@@ -50,21 +51,10 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     return DTYPES[name]
 
 
-def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
-    """The context of forward passes: autocast for bfloat16, nothing for float32."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)
-
-
 def cache_dtype(dtype: torch.dtype) -> torch.dtype | None:
     """The format of keys and values; None: as they come. Under autocast a rotation makes float32 of bfloat16 keys,
     which attention rounds again."""
     return torch.bfloat16 if dtype == torch.bfloat16 else None
-
-
-def head_products(device: torch.device, dtype: torch.dtype) -> torch.dtype | None:
-    """The format to which inputs of products with the head are rounded; None: they are not. A CPU would round the sums
-    too, or convert its rounded inputs back."""
-    return torch.bfloat16 if device.type == "cuda" and dtype == torch.bfloat16 else None
 
 
 def compact(value: Tensor, dtype: torch.dtype) -> Tensor:

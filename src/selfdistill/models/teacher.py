@@ -1,8 +1,9 @@
 """Teachers: which weights read the privileged context, and how those that are kept follow the student.
 
 A rule names the weights (`Teacher.views`) and moves the kept ones. The kept weights, the *shadow*, are copies of the
-trainable parameters alone: under LoRA that is the adapter, and a fresh adapter's shadow is the base model. They are
-float32; where they never move, in the precision of forward passes if that holds them exactly.
+trainable parameters alone: under LoRA that is the adapter, and a fresh adapter's shadow is the base model. Where ranks
+divide a policy they are those of the own shards. They are float32; where they never move, in the precision of forward
+passes if that holds them exactly.
 """
 
 from __future__ import annotations
@@ -109,8 +110,8 @@ class Teacher:
         self._applied = False
         self._on_host = on_host
         self._fixed_in = policy.dtype if isinstance(rule, Frozen | TrustRegion) else MASTER
-        kept = {} if isinstance(rule, Live | Other) else policy.trainable()
-        self._shadow = {name: self._copy(value.detach()) for name, value in kept.items()}
+        kept = {} if isinstance(rule, Live | Other) else policy.shards()
+        self._shadow = {name: self._copy(value) for name, value in kept.items()}
 
     def views(self) -> tuple[View, ...]:
         """The forward passes of the teacher's prompt."""
@@ -129,17 +130,13 @@ class Teacher:
         """
         assert not self._applied, "a teacher is already applied"
         assert not torch.is_autocast_enabled(policy.device.type), "autocast has cached copies of the student"
-        parameters = policy.trainable() if view.source == "shadow" else {}
-        student = {name: value.data for name, value in parameters.items()}
+        student = policy.put(self._shadow if view.source == "shadow" else {})
         self._applied = True
         try:
-            for name, value in parameters.items():
-                value.data = self._shadow[name].to(value.device, value.dtype)
             with torch.no_grad():
                 yield self.other if view.source == "other" and self.other else policy
         finally:
-            for name, value in parameters.items():
-                value.data = student[name]
+            policy.put(student)
             self._applied = False
 
     @property
@@ -160,8 +157,8 @@ class Teacher:
         rate = self.next_rate if isinstance(self.rule, Ema | Snapshot) else 0.0
         self.batches += 1
         if rate > 0:
-            for name, value in policy.trainable().items():
-                self._shadow[name].lerp_(value.detach().to(self._shadow[name]), rate)
+            for name, value in policy.shards().items():
+                self._shadow[name].lerp_(value.to(self._shadow[name]), rate)
 
     def _copy(self, value: Tensor) -> Tensor:
         """A copy for the shadow."""

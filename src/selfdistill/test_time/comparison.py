@@ -30,9 +30,10 @@ from selfdistill.options import option
 from selfdistill.runs.events import Callback, Interrupted, Note
 from selfdistill.runs.solving import SolveResult, read_result
 from selfdistill.runs.store import CONFIG, probe, read_json_file, write_atomic
+from selfdistill.scale.launch import COMMAND
 from selfdistill.test_time.config import SolveConfig, is_file, solve_config
 from selfdistill.test_time.solve import solve
-from selfdistill.training.side_by_side import COMMAND, Job, places, side_by_side
+from selfdistill.training.side_by_side import Job, places, side_by_side
 
 COMPARISON, SKIPPED = "comparison.json", "skipped.json"
 TASKS_A_JOB = 20  # loading a model takes about as long as a few attempts at one task

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -93,7 +94,7 @@ def measure_splits(
             first_fault = in_short(faults[0])
             callback(Note(f"measuring {split}: {len(faults)} answers count as wrong, not scored: {first_fault}"))
             extra["faults"] = float(len(faults))
-        extra |= spent_by(session.env) - before
+        extra |= sum(session.policy.ranks.gather([spent_by(session.env) - before]), Counter[str]())
         if isinstance(session.env, ConversationEnvironment):
             extra |= _by_turns([rollout for group in groups for rollout in group.rollouts])
         used = totals.step, totals.completions_sampled, totals.wall_s

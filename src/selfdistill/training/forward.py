@@ -9,7 +9,7 @@ Legend: N answer positions of a micro-batch, T answer tokens of one sample, D hi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
@@ -44,9 +44,16 @@ class ForwardPass:
         return torch.cat(rows)
 
 
-def teacher_pass(policy: Policy, teacher: Teacher, samples: Sequence[TrainingSample], tokens: int) -> list[ForwardPass]:
+def teacher_pass(
+    policy: Policy,
+    teacher: Teacher,
+    samples: Sequence[TrainingSample],
+    tokens: int,
+    own: Collection[str] | None = None,
+) -> list[ForwardPass]:
     """Every context of every sample, read by the teacher's weights, or by the student's current ones for samples that
-    are `live`. At most `tokens` tokens are read at a time."""
+    are `live`. At most `tokens` tokens are read at a time. Of the samples this rank reads its `own`, by uid (None: all
+    are), in as many passes as the others."""
     passes: list[ForwardPass] = []
     heads: dict[Source, Head] = {}
     for against in (False, True):
@@ -54,22 +61,28 @@ def teacher_pass(policy: Policy, teacher: Teacher, samples: Sequence[TrainingSam
         for slot in range(max((len(own) for own in prompts.values()), default=0)):
             for live, views in ((False, teacher.views()), (True, (STUDENT,))):
                 chosen = [s for s in samples if s.live == live and len(prompts[s.uid]) > slot]
-                read = [prompts[s.uid][slot] for s in chosen]
+                mine = [s for s in chosen if own is None or s.uid in own]
+                read = [prompts[s.uid][slot] for s in mine]
                 for view in views if chosen else ():
-                    passes.append(_forward(policy, teacher, view, read, chosen, tokens, heads, against))
+                    passes.append(_forward(policy, teacher, view, read, mine, tokens, heads, against))
     return passes
 
 
 def reference_pass(
-    policy: Policy, reference_policy: Teacher | None, samples: Sequence[TrainingSample], tokens: int
+    policy: Policy,
+    reference_policy: Teacher | None,
+    samples: Sequence[TrainingSample],
+    tokens: int,
+    own: Collection[str] | None = None,
 ) -> ForwardPass | None:
-    """The student's prompts, read by the weights at the start; None when no sample has a reference divergence."""
+    """The student's prompts, read by the weights at the start; None when no sample has a reference divergence. `own` as
+    in `teacher_pass`."""
     samples = [s for s in samples if s.reference]
     if not samples:
         return None
     assert reference_policy is not None, "a method whose credits have a reference divergence declares needs_reference"
-    read, view = [s.student_prompt_ids for s in samples], reference_policy.views()[0]
-    return _forward(policy, reference_policy, view, read, samples, tokens, {})
+    mine, view = [s for s in samples if own is None or s.uid in own], reference_policy.views()[0]
+    return _forward(policy, reference_policy, view, [s.student_prompt_ids for s in mine], mine, tokens, {})
 
 
 def move_teacher(policy: Policy, teacher: Teacher, samples: Sequence[TrainingSample], tokens: int) -> float | None:
@@ -109,7 +122,7 @@ def _forward(
     with teacher.applied(policy, view) as reader:
         hidden_ND, head = sampled_hidden(reader, prompts, samples, tokens), reader.head().detached()
     if view.source not in heads:
-        trained = {value.data_ptr() for value in policy.trainable().values()}
+        trained = {value.data_ptr() for value in policy.shards().values()}
         weight_VD, bias_V = head.rounded(head.weight_VD), head.bias_V
         heads[view.source] = replace(
             head,
@@ -145,9 +158,11 @@ def behaviour_pass(
     """Numbers of every token [T] by uid, under the weights as they are. Those of the teacher are NaN where the sample's
     loss does not weigh tokens by them."""
     found: dict[str, TokenStats] = {}
-    for part in _portions(samples, tokens):
-        loss_spec = loss_specs[part[0].spec_index]
+    for part in policy.ranks.even(_portions(samples, tokens)):
         hidden_ND = sampled_hidden(policy, [s.student_prompt_ids for s in part], part, tokens)
+        if not part:
+            continue
+        loss_spec = loss_specs[part[0].spec_index]
         reads_teacher = loss_spec.needs_log_ratio
         stats = fused_loss(
             loss_spec,

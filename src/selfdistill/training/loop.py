@@ -19,8 +19,9 @@ from selfdistill.config import RunConfig, completed, resolved
 from selfdistill.data.tasks import wanted_answers
 from selfdistill.errors import CollapseError, EndpointError, SelfDistillError, TrainingError, is_out_of_memory
 from selfdistill.models.checkpoint import set_aside
+from selfdistill.models.policy import Ranks
 from selfdistill.plugins import short_name
-from selfdistill.runs import EvalSplit, GuardRecord, RunDir, StepRecord, fresh_path, read_run
+from selfdistill.runs import EvalSplit, GuardRecord, Run, RunDir, StepRecord, fresh_path, read_run
 from selfdistill.runs.events import (
     Callback,
     EvalEnd,
@@ -37,6 +38,7 @@ from selfdistill.runs.guards import GuardOptions
 from selfdistill.runs.reader import check_records
 from selfdistill.runs.scale import Colocate, SamplerOptions, ScaleOptions
 from selfdistill.runs.store import CHECKPOINTS, allowed_changes
+from selfdistill.scale.launch import learners, opened_by_first
 from selfdistill.training import recording
 from selfdistill.training.ahead import Ahead, sampled_ahead
 from selfdistill.training.evaluation import EVERY_SPLIT, STUDENT_SPLITS, measure_splits
@@ -60,31 +62,38 @@ MAY_CHANGE = (
 )
 
 
-def train(config: RunConfig, callback: Callback = no_callback, *, resume: bool = False) -> Path:
-    """Starts or resumes one training run and returns its directory.
+def train(
+    config: RunConfig, callback: Callback = no_callback, *, resume: bool = False, ranks: Ranks | None = None
+) -> Path:
+    """Starts or resumes one training run and returns its directory. `ranks`: of a process that has joined others.
 
     Raises what `selfdistill.errors` lists; `Interrupted` after Ctrl-C, when the step is finished and saved.
     """
     name = f"{short_name(config.method.name)}-{short_name(config.env.name)}-seed{config.seed}"
     out = Path(config.out) if config.out else fresh_path(Path("runs"), name)
-    config = replace(config, out=str(out))
-    settings = resolved(config)
-    changes: dict[str, Any] = {}
+    with learners(replace(config, out=str(out)), ranks, resume=resume) as (joined, config):
+        return _train(config, callback if joined.rank == 0 else no_callback, joined, resume=resume)
+
+
+def _train(config: RunConfig, callback: Callback, ranks: Ranks, *, resume: bool) -> Path:
+    """The run of this rank, of which rank 0 alone writes and reports."""
+    out, settings, changes = Path(config.out), resolved(config), dict[str, Any]()
     if resume:  # before another model may be loaded
         changes = allowed_changes(out, settings, MAY_CHANGE, partial(completed, method=type(config.make_method())))
     else:
         recorded_preflight(config)  # or an error
-    session = open_session(config, callback, learns=True)
+    session = open_session(config, callback, learns=True, ranks=ranks)
     check_guards(session)
     totals = saved_totals(session.restore(out / CHECKPOINTS, callback) if resume else None)
     if totals.lowered_to:
         session.config = lowered(session.config, totals.lowered_to)
     if resume:
-        check_records(out, totals.step, measured=True)
+        ranks.same(lambda: check_records(out, totals.step, measured=True))
     opened = partial(RunDir.resume, out, totals.step, changes) if resume else partial(session.new_run, out, settings)
-    with sampled_ahead(session, out, totals.step, callback) as ahead, opened() as run:  # servers start before all else
-        callback(_info(out, session, totals))
-        return _Training(session, run, callback, totals, StopSign(callback), watch(session, out), ahead).run_all()
+    with sampled_ahead(session, out, totals.step, callback) as ahead, opened_by_first(ranks, out, opened) as run:
+        callback(_info(out, session, totals))  # servers start before all else
+        guards = ranks.same(lambda: watch(session, out))
+        return _Training(session, run, callback, totals, StopSign(callback), guards, ahead).run_all()
 
 
 @dataclass
@@ -104,6 +113,15 @@ class _Training:
         return self.session.learner
 
     @property
+    def ranks(self) -> Ranks:
+        return self.session.policy.ranks
+
+    @property
+    def _known(self) -> Run:
+        """The records so far."""
+        return self.ranks.same(lambda: read_run(self.run.path))
+
+    @property
     def done(self) -> bool:
         return self.totals.step >= self.session.config.steps or self.totals.ended
 
@@ -114,13 +132,13 @@ class _Training:
         with self.stop.watched(), self._saved_at_an_error():
             while not self.done:
                 self._one_step(began)
-                if self.stop.requested and not self.done:
+                if self.ranks.most(self.stop.requested) and not self.done:
                     self._save()
                     raise Interrupted(self.run.path, self.totals.step)
-        if not any(record.step == self.totals.step for record in read_run(self.run.path).evals):
+        if not any(record.step == self.totals.step for record in self._known.evals):
             self._evaluate(EVERY_SPLIT)  # a resume that ends where the run had stopped
         self._save(final=True)
-        summary = recording.summarise(self.session.config, self.totals, read_run(self.run.path).evals)
+        summary = recording.summarise(self.session.config, self.totals, self._known.evals)
         self.run.finish(summary)
         self.callback(RunEnd(summary))
         return self.run.path
@@ -146,7 +164,7 @@ class _Training:
         finally:
             changed.remove()
         self.learner.optimizer.zero_grad(set_to_none=True)
-        if self.totals.step and not self.changed:
+        if self.totals.step and not self.changed and self.ranks.size == 1:  # other ranks would not save with this one
             self._save()
         raise found
 
@@ -173,7 +191,7 @@ class _Training:
     def _before_the_first_step(self) -> None:
         """Measures what is not measured yet: a run that was killed early may have some of it. Raises `TrainingError`
         where the context does not help."""
-        known, options = read_run(self.run.path), self.session.config.guards
+        known, options = self._known, self.session.config.guards
         measured = {record.split for record in known.evals}
         found = known.preflight or recorded_preflight(self.session.config)
         checks = options.preflight == "on" and options.action != "off" and found is None
@@ -217,7 +235,7 @@ class _Training:
         path, restored = self.run.path, None
         if decision.action == "stop":
             self._save(well=decision.since)
-            restored = set_aside(self.run.checkpoints, decision.since)
+            restored = self.ranks.same(lambda: set_aside(self.run.checkpoints, decision.since))
             if restored is not None:
                 self.session.restore(self.run.checkpoints, self.callback)
             decision = replace(decision, restored=restored)

@@ -38,7 +38,7 @@ def within_memory(session: Session, totals: Totals, callback: Callback, work: Ca
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        if totals.lowered_to:
+        if totals.lowered_to or session.policy.ranks.size > 1:  # other ranks would not try again
             raise out_of_memory(session.config, error) from error
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
     # From here on nothing refers to the tensors of the failed attempt.

@@ -107,13 +107,30 @@ def roll_out(
 
 
 def session_groups(
-    session: Session, tasks: Sequence[Task], *, evaluates: bool = False, **options: Any
+    session: Session,
+    tasks: Sequence[Task],
+    *,
+    label: str | Sequence[str],
+    prompts: Sequence[TokenIds] | None = None,
+    evaluates: bool = False,
+    **options: Any,
 ) -> list[RolloutGroup]:
-    """`roll_out` with what a session holds: as in training, or as in evaluation. `options` are its other arguments."""
+    """`roll_out` with what a session holds: as in training, or as in evaluation. `options` are its other arguments.
+    Each rank samples and scores its share of the groups."""
     config, env = session.config, session.evaluation_env if evaluates else session.env
     sampling = replace(config.sampling, temperature=config.evaluation.temperature) if evaluates else config.sampling
     options["sampler"] = session.sampler.generate if session.sampler else None
-    return roll_out(session.policy, env, session.renderer, tasks, sampling, seed=config.seed, **options)
+    policy, labels = session.policy, [f"{label}-{n}" for n in range(len(tasks))] if isinstance(label, str) else label
+    return policy.each(
+        range(len(tasks)),
+        lambda places: roll_out(
+            policy, env, session.renderer, [tasks[n] for n in places], sampling,
+            seed=config.seed,
+            label=[labels[n] for n in places],
+            prompts=prompts and [prompts[n] for n in places],
+            **options,
+        ),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

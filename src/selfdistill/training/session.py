@@ -30,20 +30,24 @@ from selfdistill.envs.base import ConversationEnvironment, Environment, tasks_of
 from selfdistill.errors import ConfigError, ModelError, RunError
 from selfdistill.files import read_text
 from selfdistill.losses import LossSpec
-from selfdistill.methods import METHODS, Method
+from selfdistill.methods import Method
 from selfdistill.models.activations import recompute_activations
-from selfdistill.models.checkpoint import Resumable, load_newest, save_checkpoint
+from selfdistill.models.checkpoint import load_newest, save_checkpoint
 from selfdistill.models.load import load_policy, load_tokenizer
-from selfdistill.models.policy import Policy
+from selfdistill.models.policy import ALONE, Policy, Ranks
+from selfdistill.models.resumable import Resumable
 from selfdistill.models.teacher import Frozen, Live, Other, Teacher, TeacherRule
 from selfdistill.plugins import seed_global
 from selfdistill.prompts.context import Instruction, teacher_messages
 from selfdistill.prompts.render import Renderer
-from selfdistill.prompts.stages import Attempts, examples
+from selfdistill.prompts.stages import examples
 from selfdistill.runs import RunDir
 from selfdistill.runs.environment import describe_environment
 from selfdistill.runs.events import Callback, Note, Phase
+from selfdistill.scale.launch import check_ranks
+from selfdistill.scale.ranks import divided
 from selfdistill.scale.sampler import Sampler
+from selfdistill.training.fitting import check_sampling, check_turns
 from selfdistill.training.optimiser import new_optimizer
 from selfdistill.training.planner import check_memory, needs_of, planned
 from selfdistill.training.policy_replies import PolicyReplies, initial_weights
@@ -209,23 +213,26 @@ def _renderer(
     return renderer
 
 
-def open_session(config: RunConfig, callback: Callback, *, learns: bool = False, answers: int = 0) -> Session:
+def open_session(
+    config: RunConfig, callback: Callback, *, learns: bool = False, answers: int = 0, ranks: Ranks = ALONE
+) -> Session:
     """Loads environment, tasks and model; with `learns` also the method, its teacher and an optimiser.
 
-    `answers` are those of one step; 0: as many as the settings say. Everything that can be refused is refused here,
-    before anything is written or sampled, and what does not fit into memory before it is loaded. Raises whatever is
-    wrong.
+    `answers` are those of one step; 0: as many as the settings say. `ranks` divide the weights.
+    Everything that can be refused is refused here, before anything is written or sampled, and what does not fit into
+    memory before it is loaded. Raises whatever is wrong.
     """
     seed_global(config.seed)  # a method or an environment of the user's may draw as well
     method = rule = None
     if learns:
         method = config.make_method()
         rule = _teacher_rule(config, method)
-        _check_sampling(config, method)
+        check_sampling(config, method)
         seed_global(config.seed)
     env = config.make_env()
+    check_ranks(config, env, ranks)
     if method is not None:
-        _check_turns(config, method, env)
+        check_turns(config, method, env)
     callback(Phase("reading the tasks"))
     tasks = config.tasks_of(env)
     note_left_out(tasks, callback)
@@ -233,7 +240,7 @@ def open_session(config: RunConfig, callback: Callback, *, learns: bool = False,
     needs = needs_of(config, 1, env, learns=learns, answers=answers)
     with suppress(ModelError):  # the loader says more about a model that cannot be loaded
         check_memory(config, needs)
-    policy = open_policy(config, callback, trained=learns)
+    policy = divided(open_policy(config, callback, trained=learns), ranks)
     if config.model.startswith("sapling") and config.env.name != "verbs":
         callback(
             Note("the sapling understands the coined-verb environment alone; for other tasks name a model with --model")
@@ -311,33 +318,6 @@ def _loss_specs(method: Method, config: RunConfig) -> tuple[LossSpec, ...]:
     return method.loss_specs(config.sampling.temperature or 1.0)
 
 
-def _check_sampling(config: RunConfig, method: Method) -> None:
-    """Raises `ConfigError` where a method corrects for a distribution that the sampler does not report."""
-    if method.needs_sampler_logprobs and not config.sampling.whole:
-        raise ConfigError(
-            f"the method {config.method.name!r} weighs answers by the ratio of two probabilities",
-            got=f"top_p {config.sampling.top_p:g}, temperature {config.sampling.temperature:g}",
-            why="those of a truncated or greedy choice are not the model's, and the ratio would be left out",
-            do="sample with top_p=1 and a temperature above 0",
-        )
-
-
-def _check_turns(config: RunConfig, method: Method, env: Environment) -> None:
-    """Raises `ConfigError` where a method does not learn from the conversations of an environment."""
-    if isinstance(env, ConversationEnvironment) and not _learns_turns(method):
-        learning = ", ".join(sorted(name for name, kind in METHODS.items() if _learns_turns(kind())))
-        raise ConfigError(
-            f"the method {config.method.name!r} does not learn from conversations of several turns",
-            got=f"the environment {env.name!r}",
-            why="it does not say what every turn reads, or samples more than attempts",
-            do=f"choose one of {learning}, or an environment of one turn",
-        )
-
-
-def _learns_turns(method: Method) -> bool:
-    return method.takes_turns and method.stages == (Attempts(),)
-
-
 def _teacher_rule(config: RunConfig, method: Method) -> TeacherRule:
     """The run's, else the method's own. Raises `ConfigError` for a rule that nobody would follow."""
     if config.teacher is not None and method.teacher is None:
@@ -368,7 +348,7 @@ def _other_model(rule: TeacherRule, config: RunConfig, policy: Policy, callback:
             why="both are compared token by token",
             do="choose a teacher of the same family",
         )
-    return other
+    return divided(other, policy.ranks)
 
 
 def _conversations(method: Method, task: Task) -> list[tuple[Message, ...]]:

@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -26,12 +25,12 @@ from selfdistill.runs import EvalRecord, StepRecord, Summary, fresh_path, no_cal
 from selfdistill.runs.events import Callback, EvalEnd, Interrupted, Note, Phase, RunEnd, RunStart, StepEnd, named
 from selfdistill.runs.records import ResumedRecord, record_from_json, value_from_json
 from selfdistill.runs.store import CONFIG, METRICS, SUMMARY
+from selfdistill.scale.launch import COMMAND
 from selfdistill.training.stopping import PARENT, handled
 
 STOPS = (signal.SIGINT, signal.SIGTERM)
 STOPPED = (130, *(-number for number in STOPS))  # exit codes
 POLL_S = 0.2
-COMMAND = (sys.executable, "-P", "-m", "selfdistill")  # -P: modules of the current directory shadow none of ours
 # Each method at the rate that did best for it on the embedded model (EXPERIMENTS.md); all else is the same for both.
 DEMO_RATES: Mapping[str, float] = {"sdpo": 5e-4, "grpo": 2.5e-4}
 DEMO: Mapping[str, Any] = {"replay": {"per_step": 64, "weight": 0.5}, "evaluation": {"every": 4}}

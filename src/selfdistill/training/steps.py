@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -22,7 +23,12 @@ from selfdistill.runs.events import Callback, Note, Phase
 from selfdistill.training.forward import move_teacher
 from selfdistill.training.out_of_memory import within_memory
 from selfdistill.training.recording import rollout_record, step_record
-from selfdistill.training.samples import CreditedRollout, credit_rollouts, replay_sample, session_groups
+from selfdistill.training.samples import (
+    CreditedRollout,
+    credit_rollouts,
+    replay_sample,
+    session_groups,
+)
 from selfdistill.training.samples import solved as is_solved
 from selfdistill.training.session import Session, Totals
 from selfdistill.training.update import update_all
@@ -79,7 +85,8 @@ def sample_batch(session: Session, step: int, drawn: Mapping[str, int], solved: 
         stages=session.learner.method.stages,
         bad_rows={} if session.all_usable else session.bad_rows(tasks),
     )
-    spent, numbers = spent_by(session.env) - before, {"solved_passed_over": float(passed_over)} if skip else {}
+    spent = sum(session.policy.ranks.gather([spent_by(session.env) - before]), Counter[str]())
+    numbers = {"solved_passed_over": float(passed_over)} if skip else {}
     return GenerationBatch(groups, now, solved_lately(solved, groups, step, skip) if skip else {}, spent, numbers)
 
 
@@ -153,7 +160,13 @@ def _replay(session: Session, step: int, options: ReplayOptions) -> list[Trainin
     prompts = [session.renderer.prompt(task.messages) for task in tasks]
     uids = [f"rehearsal-{step + 1}-{place}-0" for place in range(len(tasks))]
     draw = session.sampler.generate if session.sampler else sample
-    found = draw(session.policy, prompts, config.sampling, seed=config.seed, uids=uids, version=step)
+    found = session.policy.each(
+        range(len(uids)),
+        lambda places: draw(
+            session.policy, [prompts[n] for n in places], config.sampling,
+            seed=config.seed, uids=[uids[n] for n in places], version=step,
+        ),
+    )  # fmt: skip
     if session.sampler:
         session.sampler.rest()
     rollouts = [Rollout(*entry) for entry in zip(tasks, prompts, found, strict=True)]

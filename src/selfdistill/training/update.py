@@ -114,7 +114,7 @@ def update_all(
             for entry in entries
             for s in entry.samples
         ]
-        used = [whole_length(entry.samples[0]) for entry in entries if entry.samples]
+        used = [s.answer_tokens or len(s.completion_ids) for entry in entries for s in entry.samples[:1]]
         dropped = [len(entry.rollout.completion.token_ids) for entry in entries if not entry.samples]
         if samples:
             shares.append((samples, denominators(used, dropped, count_dropped=method.count_dropped)))
@@ -122,14 +122,20 @@ def update_all(
         return [], {}, {}
     samples = [s for own, _ in shares for s in own]
     everything = [*samples, *replayed]
-    teacher = attempt(partial(forward.teacher_pass, policy, learner.teacher, samples))
-    reference = attempt(partial(forward.reference_pass, policy, learner.reference_policy, everything))
+    if replayed:
+        shares = _with_replay(shares, replayed, method.reduction)
+    own = [policy.ranks.share(of_update) for of_update, _ in shares]
+    mine = {s.uid for of_update in own for s in of_update}
+    teacher = attempt(partial(forward.teacher_pass, policy, learner.teacher, samples, own=mine))
+    reference = None
+    if any(s.reference for s in everything):
+        reference = attempt(partial(forward.reference_pass, policy, learner.reference_policy, everything, own=mine))
     several = len(shares) > 1
     stats: dict[str, TokenStats] = {}
     if several or any(spec.needs_table for spec in loss_specs):
-        stats = attempt(partial(forward.behaviour_pass, policy, loss_specs, everything, teacher))
-    if replayed:
-        shares = _with_replay(shares, replayed, method.reduction)
+        read = [s for s in everything if s.uid in mine]
+        found = attempt(partial(forward.behaviour_pass, policy, loss_specs, read, teacher))
+        stats = dict(policy.ranks.gather(list(found.items())))
     weights, memory, numbers = token_weights(loss_specs, method.reduction, shares, stats, totals.step, memory)
     old = {uid: found.logprobs_N for uid, found in stats.items()} if several else None
     reports = [
@@ -137,19 +143,19 @@ def update_all(
             policy,
             learner.optimizer,
             loss_specs,
-            UpdateBatch(own, weights, teacher, reference, old, config.sampling.whole),
+            UpdateBatch(of_update, weights, teacher, reference, old, config.sampling.whole),
             max_grad_norm=config.optimiser.max_grad_norm,
             tokens=config.micro_batch_tokens,
             attempt=attempt,
         )
-        for own, _ in shares
+        for of_update in own
     ]
     pushes = [report.magnitude for report in reports if not report.skipped and report.magnitude > 0]
     if pushes:
         mean = fmean(pushes)
         memory[MAGNITUDE] = DECAY * memory.get(MAGNITUDE, mean) + (1 - DECAY) * mean
     totals.memory = memory
-    weighed = [s.uid for s in samples if _weighs_tokens(loss_specs[s.spec_index], s)]
+    weighed = [s.uid for s in samples if loss_specs[s.spec_index].needs_table and (s.teacher_prompts or s.advantage)]
     log_ratio = _known({uid: stats[uid].log_ratio_N for uid in weighed})
     log_ratio |= {uid: row for report in reports for uid, row in report.log_ratio.items()}
     entropy = {uid: row for report in reports for uid, row in report.entropies.items()}
@@ -185,31 +191,22 @@ def token_weights(
     weighed: dict[str, Tensor] = {}
     numbers: dict[str, float] = {}
     for index, spec in enumerate(loss_specs):
-        chosen = [s for own, _ in shares for s in own if s.spec_index == index and _weighs_tokens(spec, s)]
-        if chosen:
+        chosen = [s for own, _ in shares for s in own if s.spec_index == index and (s.teacher_prompts or s.advantage)]
+        if chosen and spec.needs_table:  # which weighs them one by one
             result = weigh_tokens(spec, token_table(chosen, [stats[s.uid] for s in chosen]), step, memory)
             weighed |= by_uid(chosen, torch.stack([result.distil_N, result.advantage_N]).float().cpu())
             memory, numbers = result.memory, {**numbers, **result.numbers}
     weights: dict[str, Tensor] = {}
     for own, divisor in shares:
         lengths = [len(s.completion_ids) for s in own]
-        shares_N = reduction_weights(lengths, reduction, divisor, [whole_length(s) for s in own]) * counted(own)
+        whole = [s.answer_tokens or len(s.completion_ids) for s in own]
+        shares_N = reduction_weights(lengths, reduction, divisor, whole) * counted(own)
         for s, share_T in zip(own, torch.split(shares_N, lengths), strict=True):
             credit_3T = torch.tensor([[s.distil], [s.advantage], [s.reference]]).float().repeat(1, len(share_T))
             if s.uid in weighed:
                 credit_3T[:2] = weighed[s.uid]
             weights[s.uid] = share_T * credit_3T
     return weights, dict(memory), numbers
-
-
-def whole_length(sample: TrainingSample) -> int:
-    """Sampled tokens of the answer that the sample is, or is a part of."""
-    return sample.answer_tokens or len(sample.completion_ids)
-
-
-def _weighs_tokens(spec: LossSpec, sample: TrainingSample) -> bool:
-    """Whether the loss weighs the tokens of this sample one by one."""
-    return spec.needs_table and bool(sample.teacher_prompts or sample.advantage)
 
 
 def token_table(samples: Sequence[TrainingSample], stats: Sequence[TokenStats]) -> TokenTable:
@@ -252,26 +249,30 @@ def update_policy(
         loss_specs = [replace(spec, reference=ReferenceKL(1.0)) for spec in loss_specs]
     attempt = attempt or partial(_once, tokens)
     parts = attempt(partial(_accumulate, policy, optimizer, loss_specs, batch))
-    by_part, stats = [found.terms for _, found in parts], [found.stats for _, found in parts]
-    log_ratio, entropies = dict[str, tuple[float, ...]](), dict[str, tuple[float, ...]]()
+    measured = []
     for part, found in parts:
         started_N = found.stats.logprobs_N
-        if batch.old_logprobs is not None:
+        if batch.old_logprobs is not None and part:
             started_N = torch.cat([batch.old_logprobs[s.uid] for s in part])
         rows = by_uid(part, found.stats.teacher_logprobs_N - started_N)
-        log_ratio |= _known({s.uid: rows[s.uid] for s in part if s.distil})
-        entropies |= _known(by_uid(part, found.stats.entropy_N))
+        known = _known({s.uid: rows[s.uid] for s in part if s.distil}), _known(by_uid(part, found.stats.entropy_N))
+        terms_T = torch.stack([found.terms[name] for name in LOSS_TERMS]).cpu()
+        numbers_MN = torch.stack([getattr(found.stats, f"{name}_N") * 1.0 for name in MEANS]).cpu()
+        measured.append((known, terms_T, numbers_MN))
+    by_token, terms, numbers = zip(*policy.ranks.gather(measured), strict=True)
     limit = max_grad_norm if max_grad_norm > 0 else math.inf
-    grad_norm = float(torch.nn.utils.clip_grad_norm_(list(policy.trainable().values()), limit))
-    terms = {name: float(torch.stack([own[name] for own in by_part]).sum()) for name in LOSS_TERMS}
-    loss = sum(terms.values())
+    norm = torch.nn.utils.clip_grad_norm_(list(policy.trainable().values()), limit)
+    grad_norm = float(getattr(norm, "full_tensor", lambda: norm)())  # of weights that are divided among ranks
+    by_term = dict(zip(LOSS_TERMS, torch.stack(terms).sum(0).tolist(), strict=True))
+    loss = sum(by_term.values())
     skipped = not (math.isfinite(loss) and math.isfinite(grad_norm))
     if not skipped:
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    numbers = {name: torch.cat([getattr(own, f"{name}_N") for own in stats]) * 1.0 for name in MEANS}
-    means = {name: 0.0 if row_N.isnan().all() else float(row_N.nanmean()) for name, row_N in numbers.items()}
-    return UpdateReport(loss, terms, grad_norm, skipped, **means, log_ratio=log_ratio, entropies=entropies)
+    columns = zip(MEANS, torch.cat(numbers, dim=1), strict=True)
+    means = {name: 0.0 if row_N.isnan().all() else float(row_N.nanmean()) for name, row_N in columns}
+    log_ratio, entropies = ({uid: row for known in by_token for uid, row in known[place].items()} for place in (0, 1))
+    return UpdateReport(loss, by_term, grad_norm, skipped, **means, log_ratio=log_ratio, entropies=entropies)
 
 
 def _once(tokens: int, work: Callable[[int], T]) -> T:
@@ -287,8 +288,8 @@ def _accumulate(
 ) -> list[tuple[list[TrainingSample], FusedResult]]:
     """Sums the gradient over micro-batches of so many tokens, from zero; their samples and results."""
     optimizer.zero_grad(set_to_none=True)  # of an attempt that ran out of memory
-    parts = micro_batches(batch.samples, tokens, shares=policy.shares_prompts)
-    return [(part, _backward(policy, loss_specs[part[0].spec_index], batch, part)) for part in parts]
+    parts = policy.ranks.even(micro_batches(batch.samples, tokens, shares=policy.shares_prompts))
+    return [(part, _backward(policy, loss_specs[part[0].spec_index if part else 0], batch, part)) for part in parts]
 
 
 def micro_batches(samples: Sequence[TrainingSample], tokens: int, *, shares: bool = True) -> list[list[TrainingSample]]:
@@ -321,25 +322,25 @@ def _known(rows: Mapping[str, Tensor]) -> dict[str, tuple[float, ...]]:
 
 def _backward(policy: Policy, loss_spec: LossSpec, batch: UpdateBatch, part: Sequence[TrainingSample]) -> FusedResult:
     """Adds the gradient of one micro-batch. Log-probabilities are NaN for tokens that were not sampled from their
-    prompt: there is no policy to correct for."""
+    prompt: there is no policy to correct for. An empty micro-batch adds zeros: other ranks have samples left."""
     hidden_ND = forward.sampled_hidden(policy, [s.student_prompt_ids for s in part], part)
     device = hidden_ND.device
     old_N = sampled_N = reference = None
-    if batch.old_logprobs is not None:
+    if batch.old_logprobs is not None and part:
         old = {s.uid: batch.old_logprobs[s.uid] for s in part}
         old_N = torch.cat([old[s.uid] if s.sampled_logprobs else torch.full_like(old[s.uid], math.nan) for s in part])
     if batch.sampler_correction:
         unknown = (math.nan,)
         rows = [s.sampled_logprobs or unknown * len(s.completion_ids) for s in part]
         sampled_N = torch.tensor(list(chain(*rows)), device=device)
-    if batch.reference is not None:
+    if batch.reference is not None and part:
         reference = TeacherStates(batch.reference.rows(part, hidden_ND), batch.reference.head)
     result = fused_loss(
         loss_spec,
         hidden_ND,
         policy.head(),
-        torch.tensor([token for s in part for token in s.completion_ids], device=device),
-        TokenWeights(*torch.cat([batch.weights[s.uid] for s in part], dim=1).to(device)),
+        torch.tensor([token for s in part for token in s.completion_ids], dtype=torch.long, device=device),
+        TokenWeights(*torch.cat([torch.zeros(3, 0), *(batch.weights[s.uid] for s in part)], dim=1).to(device)),
         teacher=forward.teacher_states(batch.teacher, part, hidden_ND),
         reference=reference,
         old_logprobs_N=old_N,

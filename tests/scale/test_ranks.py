@@ -1,0 +1,132 @@
+"""Learners over ranks: the single process again, whatever their number; what they refuse; how they end."""
+
+from __future__ import annotations
+
+import json
+import math
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from two_ranks import METHODS
+
+from core_parts import sample_of
+from selfdistill.config import load_config
+from selfdistill.errors import ConfigError
+from selfdistill.files import read_text
+from selfdistill.runs import no_callback, read_run
+from selfdistill.scale.launch import learners
+from selfdistill.scale.ranks import Joined, store_at
+from selfdistill.training.loop import train
+from selfdistill.training.session import open_session
+
+SCRIPT = Path(__file__).with_name("two_ranks.py")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
+    folder = tmp_path_factory.mktemp("ranks")
+    done = subprocess.run([sys.executable, SCRIPT, folder], capture_output=True, check=False, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return folder, json.loads(done.stdout.splitlines()[-1])
+
+
+def weights_of(run: Path, step: int) -> dict[str, torch.Tensor]:
+    [file] = [f for f in (run / "checkpoints" / f"step-{step:06d}").glob("*.safetensors") if f.stem != "teacher"]
+    return load_file(file)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_two_ranks_give_the_run_of_one_process(runs, name: str):
+    folder, found = runs
+    one, two = (found["steps"][f"{name}-{size}"] for size in (1, 2))
+    for (loss, norm, samples), (other_loss, other_norm, other_samples) in zip(one[:3], two[:3], strict=True):
+        assert samples == other_samples > 0
+        assert loss == pytest.approx(other_loss, rel=1e-5, abs=1e-6)
+        assert norm == pytest.approx(other_norm, rel=1e-5)
+    mine, theirs = (weights_of(folder / f"{name}-{size}", 3) for size in (1, 2))
+    assert mine.keys() == theirs.keys()
+    start = load_file(folder / "tiny-qwen3-0" / "model.safetensors")
+    moved = [n for n in mine if n in start or "lora_B" in n]  # that factor starts at zero
+    change = math.sqrt(sum(float((mine[n] - start.get(n, torch.zeros(()))).square().sum()) for n in moved))
+    difference = math.sqrt(sum(float((mine[n] - theirs[n]).square().sum()) for n in moved))
+    assert difference <= 1e-3 * change
+
+
+def test_a_checkpoint_of_two_ranks_is_an_ordinary_model_and_resumes_in_one_process(runs):
+    from transformers import AutoModelForCausalLM
+
+    folder, found = runs
+    model = AutoModelForCausalLM.from_pretrained(folder / "sdpo-2" / "checkpoints" / "step-000003")
+    assert type(model).__name__ == "Qwen3ForCausalLM"
+    config = json.loads(read_text(folder / "sdpo-2" / "checkpoints" / "step-000003" / "config.json"))
+    assert config["architectures"] == ["Qwen3ForCausalLM"]
+    (loss, norm, _), (other_loss, other_norm, _) = (found["steps"][f"sdpo-{size}"][3] for size in (1, 2))
+    assert loss == pytest.approx(other_loss, rel=1e-4, abs=1e-6)  # moments of the optimiser and the teacher were read
+    assert norm == pytest.approx(other_norm, rel=1e-3, abs=1e-6)
+
+
+def test_a_rank_that_is_killed_is_named_and_the_resumed_run_is_bit_identical(runs):
+    folder, found = runs
+    assert "rank 1 ended" in found["lost"]
+    assert "resume" in found["lost"]
+    assert found["steps"]["killed"] == found["steps"]["many-2"]
+    whole, again = (weights_of(folder / name, 3) for name in ("many-2", "killed"))
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+def test_rank_0_alone_writes_records(runs):
+    folder, _ = runs
+    assert [step.step for step in read_run(folder / "sdpo-2").steps] == [1, 2, 3, 4]
+    assert not list((folder / "sdpo-2" / "checkpoints").glob(".partial*"))
+
+
+def test_samples_are_shared_by_tokens_and_prompts_stay_together():
+    samples = [sample_of(f"{p}-{n}", (p,) * 4, (1,) * (5 + n)) for p in (1, 2, 3, 4) for n in range(3)]
+    shares = [Joined(rank, 2).share(samples) for rank in (0, 1)]
+    assert sorted(s.uid for share in shares for s in share) == sorted(s.uid for s in samples)
+    assert not {s.student_prompt_ids for s in shares[0]} & {s.student_prompt_ids for s in shares[1]}
+    assert sum(len(s.completion_ids) for s in shares[0]) == sum(len(s.completion_ids) for s in shares[1])
+    alone = [Joined(rank, 2).share(samples[:3]) for rank in (0, 1)]  # one prompt: its answers are shared
+    assert [len(share) for share in alone] in ([1, 2], [2, 1])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [("optimiser.states=8bit", "optimiser.states = 8bit works in one process"), ("offload=both", "offload = both")],
+)
+def test_what_cannot_be_divided_is_refused_before_anything_is_loaded(override: str, message: str, tmp_path: Path):
+    config = load_config(
+        None, ["model=there-is-no-such-model", "scale.learners=2", override, f"out={tmp_path / 'run'}"]
+    )
+    with pytest.raises(ConfigError, match=message):
+        train(config)
+    assert not (tmp_path / "run").exists()
+
+
+def test_torchrun_and_the_settings_must_agree(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    config = load_config(None, ["scale.learners=2"])
+    with pytest.raises(ConfigError, match="torchrun decides"), learners(config, None, resume=False):
+        pass
+
+
+def test_other_commands_have_one_process(model_dir: Path):
+    with pytest.raises(ConfigError, match="works in one process"):
+        open_session(load_config(None, [f"model={model_dir}", "scale.learners=2"]), no_callback)
+
+
+def test_a_port_in_use_is_named():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(ConfigError, match="this port is in use") as caught:
+            store_at(address, 0, 2)
+    assert address in str(caught.value)
+    with pytest.raises(ConfigError, match="host:port"):
+        store_at("127.0.0.1", 0, 2)

@@ -1,0 +1,137 @@
+"""Runs of one, two and three gloo processes that start as forks of this one, which has imported everything.
+
+python tests/scale/two_ranks.py FOLDER      prints what `test_ranks.py` compares, as JSON
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch._C._distributed_c10d import FileStore
+
+import selfdistill.scale.sharded
+import selfdistill.training.loop as loop
+from selfdistill import Completion, Outcome, Task
+from selfdistill.config import RunConfig, Values, load_config
+from selfdistill.envs.rewards import as_environment
+from selfdistill.errors import RankError
+from selfdistill.models.adapter import LoraOptions
+from selfdistill.models.load import load_policy
+from selfdistill.models.policy import Ranks
+from selfdistill.runs import read_run
+from selfdistill.scale.ranks import joined
+from tiny_models import tiny_policy_dir
+
+SMALL = [
+    *("tasks_per_step=3", "rollouts_per_task=3", "sampling.max_new_tokens=12", "evaluation.tasks=3", "device=cpu"),
+    *("guards.preflight=off", "evaluation.every=0", "optimiser.warmup_steps=0", "optimiser.lr=1e-3"),
+]
+METHODS: Mapping[str, list[str]] = {
+    "sdpo": ["method=sdpo", "replay.per_step=3", "replay.prompts=REPLAY"],
+    "many": ["method=grpo", "tasks_per_update=1", "lora.rank=4", "checkpoint_every=1"],
+}
+
+
+def reward(task: Task, completion: Completion) -> Outcome:
+    """An odd number of letters is right, and the feedback is as long as the answer."""
+    odd = len(completion.text) % 2
+    return Outcome(float(odd), feedback="" if odd else "x" * len(completion.text))
+
+
+def config_of(folder: Path, name: str, out: str, *overrides: str) -> RunConfig:
+    """Questions of different lengths, which a tiny model answers at random."""
+    rows = [{"prompt": "Say yes or no. " * (1 + number), "id": f"q{number}"} for number in range(5)]
+    (folder / "replay.jsonl").write_text("".join(json.dumps({"prompt": f"What is {n}?"}) + "\n" for n in range(4)))
+    chosen = [text.replace("REPLAY", str(folder / "replay.jsonl")) for text in METHODS[name]]
+    pairs: list[Any] = [*SMALL, *chosen, f"model={folder / 'tiny-qwen3-0'}", f"out={folder / out}", *overrides]
+    values = Values(env=as_environment(reward), tasks=rows)
+    return load_config(None, [*pairs, ("env", "python:reward"), ("data", "python:data")], values=values)
+
+
+def forked(folder: Path, size: int, work: Callable[[Ranks], Any]) -> str:
+    """Calls `work` on all ranks, each a fork, and returns the error of rank 0. This process stays alone: torch keeps
+    what it computed as one rank."""
+    children, said, store = [], folder / "said", folder / f"store-{os.urandom(4).hex()}"
+    said.write_text("")
+    for rank in range(size):
+        if child := os.fork():
+            children.append(child)
+            continue
+        try:
+            with joined(rank, size, FileStore(str(store), size), device="cpu", timeout_s=120) as ranks:
+                work(ranks)
+        except RankError as error:
+            said.write_text(str(error))
+        except SystemExit:
+            pass
+        except BaseException:  # noqa: BLE001 (a fork must not return)
+            traceback.print_exc()
+        finally:
+            sys.stderr.flush()
+            os._exit(0)
+    for child in children:
+        os.waitpid(child, 0)
+    return said.read_text()
+
+
+def over_two(folder: Path) -> dict[str, str]:
+    """All runs of two ranks: each method; one whose rank 1 is killed, and its resume."""
+
+    def work(ranks: Ranks) -> None:
+        for name in METHODS:
+            loop.train(config_of(folder, name, f"{name}-2", "steps=3", "scale.learners=2"), ranks=ranks)
+
+    forked(folder, 2, work)
+
+    def dies(ranks: Ranks) -> None:
+        real = loop.one_step
+
+        def step(session: Any, totals: Any, *rest: Any) -> Any:
+            if ranks.rank == 1 and totals.step == 2:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(session, totals, *rest)
+
+        loop.one_step = step
+        try:
+            loop.train(config_of(folder, "many", "killed", "steps=3", "scale.learners=2"), ranks=ranks)
+        finally:
+            loop.one_step = real
+
+    error = forked(folder, 2, dies)
+
+    def resumed(ranks: Ranks) -> None:
+        loop.train(config_of(folder, "many", "killed", "steps=3", "scale.learners=2"), ranks=ranks, resume=True)
+
+    forked(folder, 2, resumed)
+    return {"lost": error}
+
+
+def main(folder: Path) -> None:
+    torch.set_num_threads(1)
+    tiny_policy_dir(folder)
+    load_policy(str(folder / "tiny-qwen3-0"), device="cpu", lora=LoraOptions(4))  # imports what that needs
+    found: dict[str, Any] = over_two(folder)
+    for name in METHODS:
+        loop.train(config_of(folder, name, f"{name}-1", "steps=3"))
+    # A run of two ranks goes on in one process.
+    loop.train(config_of(folder, "sdpo", "sdpo-2", "steps=4"), resume=True)
+    loop.train(config_of(folder, "sdpo", "sdpo-1", "steps=4"), resume=True)
+    found["steps"] = {
+        path.name: [(step.loss, step.grad_norm, step.samples) for step in read_run(path).steps]
+        for path in folder.iterdir()
+        if (path / "metrics.jsonl").exists()
+    }
+    print(json.dumps(found))  # noqa: T201 (this is its result)
+
+
+if __name__ == "__main__":
+    assert selfdistill.scale.sharded
+    main(Path(sys.argv[1]))
