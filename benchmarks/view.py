@@ -1,4 +1,5 @@
-"""How fast `selfdistill view` is on a long run: makes one of 200,000 rows (1.4 GB) and measures its answers.
+"""How fast `selfdistill view` is: its answers on a run of 200,000 rows (1.4 GB), which it makes, and an answer of 8,192
+tokens in Chromium (needs playwright). By the clock, and in processor time of the program or of the page.
 
 python -m benchmarks.view [--rows 200000] [--out DIR]
 """
@@ -9,18 +10,32 @@ import argparse
 import json
 import random
 import resource
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from queue import Queue
+from threading import Thread
 from typing import Any
 
 from selfdistill.runs.records import RolloutRecord, StepRecord, to_json
 from selfdistill.view.site.answers import Answers
+from selfdistill.view.site.app import serve
 from selfdistill.view.site.index import NAME
 from selfdistill.view.site.library import Library
 
 PER_STEP, TOKENS, KINDS = 1024, 115, 64
+LONG = 8192  # tokens of one answer
+WALK = """([hash, selector]) => new Promise(done => {
+  const start = performance.now();
+  const painted = () => requestAnimationFrame(() => requestAnimationFrame(() => done(performance.now() - start)));
+  const seen = new MutationObserver(() => {
+    if (document.querySelector(selector)) { seen.disconnect(); painted(); }
+  });
+  seen.observe(document.body, { subtree: true, childList: true, attributes: true });
+  location.hash = hash;
+})"""
 
 
 def main() -> None:
@@ -47,14 +62,55 @@ def main() -> None:
         query = {"id": "run", "step": step, "uid": f"{step}-{40 * number + 3}-5"}
         measure("a rollout", lambda query=query: answers("rollout", query))  # type: ignore[misc]
     measure("text search in all rows", lambda: answers("rows", {"id": "run", "steps": "", "q": "not there"}))
+    for name in ("all rows, sorted, the first time", "all rows, sorted and filtered"):
+        measure(name, lambda: answers("rows", {"id": "run", "order": "sort=-against&outcome=solved"}))
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print(f"{'memory above the start':34}{(after - before) / 1024:8.0f} MB")  # noqa: T201
+    in_a_browser(given.out / "long")
 
 
 def measure(name: str, act: Callable[[], Any]) -> None:
-    start = time.perf_counter()
+    start, used = time.perf_counter(), time.process_time()
     act()
-    print(f"{name:34}{1000 * (time.perf_counter() - start):8.0f} ms")  # noqa: T201
+    wall, used = (1000 * (now - then) for now, then in ((time.perf_counter(), start), (time.process_time(), used)))
+    print(f"{name:34}{wall:8.0f} ms, processor {used:6.0f} ms")  # noqa: T201
+
+
+def in_a_browser(folder: Path) -> None:
+    """An answer of 8,192 tokens: from the click until it is painted, in other colours, and at its end."""
+    from playwright.sync_api import sync_playwright
+
+    if not folder.exists():
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text(json.dumps({"settings": {"model": "m", "method": "sdpo", "env": "code"}}))
+        line = '{"step":1,"uid":"1-0-0","task":"t"' + next(_bodies(random.Random(0), LONG, 1))
+        (folder / "rollouts.jsonl").write_text(line)
+        (folder / "metrics.jsonl").write_text("")
+    ready = Queue[str]()
+    Thread(target=serve, args=(Answers(Library([folder])), 0, ready.put), daemon=True).start()
+    url, place = ready.get(), "#/run/long/step/1/rollout/1-0-0"
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1280, "height": 900})
+        session = page.context.new_cdp_session(page)
+        session.send("Performance.enable", {"timeDomain": "threadTicks"})
+
+        def used() -> float:
+            found = session.send("Performance.getMetrics")["metrics"]
+            return 1000 * float(next(one["value"] for one in found if one["name"] == "TaskDuration"))
+
+        page.goto(f"{url}#/run/long")
+        for turn in range(4):  # the first one compiles the script
+            for name, hash_, selector in (
+                (f"{LONG:,} tokens: asked for and drawn", place, ".tokens .t"),
+                (f"{LONG:,} tokens: other colours", f"{place}?color=p", ".tokens .rare"),
+                ("away", "#/run/long", ".plots"),
+            ):
+                before, wall = used(), page.evaluate(WALK, [hash_, selector])
+                if turn and name != "away":
+                    print(f"{name:34}{wall:8.0f} ms, processor {used() - before:6.0f} ms")  # noqa: T201
+                page.wait_for_timeout(500)
+        browser.close()
 
 
 def make_run(path: Path, rows: int) -> None:
@@ -76,11 +132,11 @@ def make_run(path: Path, rows: int) -> None:
                 metrics.write(to_json(record) + "\n")
 
 
-def _bodies(rng: random.Random) -> Iterator[str]:
+def _bodies(rng: random.Random, tokens: int = TOKENS, kinds: int = KINDS) -> Iterator[str]:
     """Lines behind their first three fields."""
     words = ("def", " f", "(", "x", "):", "\n", "    return", " x", " + 1")
-    for number in range(KINDS):
-        texts = tuple(rng.choices(words, k=TOKENS))
+    for number in range(kinds):
+        texts = tuple(rng.choices(words, k=tokens))
         numbers = tuple(rng.gauss(0, 0.5) for _ in texts)
         row = RolloutRecord(
             0, "", "", "Write f.", "".join(texts), "end", reward=float(number % 2), feedback="Wrong answer.",

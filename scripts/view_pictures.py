@@ -1,9 +1,10 @@
 """Makes docs/view-rollout.png and docs/view-compare.png: drives `selfdistill view` in Chromium (needs playwright).
 
-    python scripts/view_pictures.py --rollout runs/mbpp 1 1-1-2 --compare runs sdpo-seed0 grpo-seed0
+    python scripts/view_pictures.py --rollout runs/mbpp 1 1-1-2 --compare runs sdpo grpo
 
 The pictures in the README are of two SDPO steps of Qwen2.5-Coder-0.5B on MBPP (EXPERIMENTS.md has the command), and of
-runs of `python benchmarks/coined_verbs.py`.
+`selfdistill train method=METHOD env=verbs steps=12 tasks_per_step=8 optimiser.lr=0.0005 optimiser.warmup_steps=0
+evaluation.every=4 evaluation.tasks=24 guards.action=off guards.preflight=off out=runs/METHOD` for sdpo and grpo.
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ def main() -> None:
         if given.compare:
             with served(Path(given.compare[0])) as url:
                 page.goto(f"{url}#/compare?runs={quote('|'.join(given.compare[1:]), '')}&x=completions")
-                page.wait_for_selector("[aria-label^='Reward over']")
-                picture(page, "view-compare.png", 800)
+                page.wait_for_selector("text=Tasks that they solve")
+                picture(page, "view-compare.png", 1000)
         browser.close()
 
 

@@ -20,7 +20,9 @@ from selfdistill.data.load import load_tasks, question_rows
 from selfdistill.envs.judge import JudgeOptions
 from selfdistill.methods import METHODS, Credit
 from selfdistill.options import build
-from selfdistill.runs import EvalRecord, RolloutRecord, StepRecord
+from selfdistill.runs import EvalRecord, RolloutRecord, StepRecord, Summary
+from selfdistill.runs.records import Accuracies, Finding, GuardRecord, PreflightRecord, ResumedRecord, TurnRecord
+from selfdistill.runs.stats import Estimate
 from selfdistill.test_time.comparison import StrategyComparison, parse_arm
 from selfdistill.types import DropReason, Outcome, Task
 from tiny_models import tiny_policy_dir
@@ -140,11 +142,28 @@ def test_the_page_of_commands_is_what_the_program_says():
 
 def test_the_contract_of_run_directories_names_every_field():
     text = (ROOT / "docs" / "run-directory.md").read_text()
-    for record in (StepRecord, EvalRecord, RolloutRecord):
+    rows, others = (
+        (RolloutRecord, TurnRecord),
+        (EvalRecord, PreflightRecord, GuardRecord, Finding, ResumedRecord, Estimate),
+    )
+    for record in (StepRecord, *rows, *others, Summary, Accuracies):
         names = [field.name for field in fields(record) if field.name not in ("event", "extra")]
-        table = text if record is EvalRecord else text.split("## rollouts.jsonl")[record is RolloutRecord]
+        table = text.split("## rollouts.jsonl")[record in rows] if record in (StepRecord, *rows) else text
         assert not [name for name in names if f"`{name}`" not in table]
     assert not [reason for reason in DropReason if f"`{reason}`" not in text]
+
+
+def test_curves_of_the_pages_have_the_names_that_trackers_log():
+    """Both take them from the fields of a step's record; those of its tables stand in the contract."""
+    script = (ROOT / "src" / "selfdistill" / "view" / "site" / "static" / "curves.js").read_text()
+    text = (ROOT / "docs" / "run-directory.md").read_text()
+    titles = script.partition("const CURVES = [")[2].partition("\n];")[0]
+    drawn = [name for names in re.findall(r"\[((?:\"[\w/]+\"(?:, )?)+)\]", titles) for name in json.loads(f"[{names}]")]
+    assert len(drawn) > 12
+    for name in drawn:
+        table, _, key = name.partition("/")
+        assert table in {field.name for field in fields(StepRecord)}, name
+        assert not key or f"`{key}`" in text, name
 
 
 def test_the_whole_example_is_shown_and_the_readme_is_short_and_has_a_place_for_results():

@@ -11,6 +11,7 @@ from selfdistill.runs import RunDir
 from selfdistill.runs.store import ROLLOUTS
 from selfdistill.view.site import index as module
 from selfdistill.view.site.index import NAME, RowIndex
+from selfdistill.view.site.table import in_short
 
 
 @pytest.fixture
@@ -44,6 +45,21 @@ def test_rows_are_found_by_step_and_uid(run: Path) -> None:
         "3-0-3",
         "3-1-3",
     ]
+
+
+def test_rows_in_brief_have_the_lines_of_whole_ones(run: Path) -> None:
+    index, file = fresh(run), run / ROLLOUTS
+    with file.open("ab") as out:  # of a later version, of a reward that is no number, and not distilled
+        line = file.read_bytes().splitlines()[1]
+        out.write(line.replace(b'"stage":', b'"colour":"red","stage":') + b"\n")
+        out.write(line.replace(b'"reward":0.0', b'"reward":"NaN"') + b"\n")
+        out.write(line.partition(b'"log_ratio":')[0] + b'"log_ratio":[],"event":"rollout"}\n')
+    index.refresh()
+    places = [place for own in index.by_step().values() for place in own]
+    assert len(places) == 27
+    whole, brief = ([row for _, row in index.read(places, brief=brief)] for brief in (False, True))
+    assert repr(in_short(brief)) == repr(in_short(whole))
+    assert brief[0].token_ids != whole[0].token_ids, "read in the fast way"
 
 
 def test_a_growing_file_is_read_on_and_a_torn_line_waits_for_its_end(run: Path) -> None:

@@ -32,7 +32,7 @@ class Columns:
         with self._lock:
             seen, columns = self._kept.get(step, ((), {}))
             if seen != mark:
-                found = list(index.read(places))
+                found = list(index.read(places, brief=True))
                 lines = in_short([row for _, row in found])
                 columns = {"place": array("Q", (place for place, _ in found))}
                 for key in NUMBERS:
@@ -105,13 +105,13 @@ def in_short(rows: Sequence[RolloutRecord], advantages: Sequence[float] = ()) ->
         grpo = None if row.reward is None else advantages[number] if advantages else row.reward - means[group]
         text = "\n".join([*(turn.completion for turn in row.turns[:-1]), row.completion])
         same = first.setdefault((row.task, text), row.uid)
-        size, place = max(((abs(x), n) for n, x in enumerate(u) if x * (grpo or 0) <= 0), default=(None, None))
+        other = max((x for x in u if x * grpo <= 0) if grpo else u, key=abs, default=None)
         lines.append({
             "step": row.step, "uid": row.uid, "group": group, "task": row.task, "stage": row.stage, "grpo": grpo,
             "reward": row.reward, "right": row.right, "drop": row.drop, "kind": row.context_kind, "stop": row.stop,
             "tokens": len(row.token_ids), "turns": len(row.turns), "fault": bool(row.fault), "data_set": row.data_set,
             "advantage": row.advantage, "distil": row.distil, "begins": row.completion[:BEGINNING],
             "same_as": "" if same == row.uid else same, "largest": max(map(abs, u), default=None), "sum": sum(u),
-            "against": size, "at": place,
+            "against": None if other is None else abs(other), "at": None if other is None else u.index(other),
         })  # fmt: skip
     return lines

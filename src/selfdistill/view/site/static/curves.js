@@ -156,7 +156,7 @@ function Differences({ ids }) {
   const rollouts = [
     { key: "uid", head: "rollout", text: "name", value: null, cell: (row) => html`<a data-row href=${rolloutLink(row.id, row, { token: row.at + 1 })}>${row.uid}</a> <span class="quiet">of ${row.id}</span>` },
     { key: "task", head: "task", text: "narrow", value: null, cell: (row) => plain(row.task) }, { key: "reward", head: "reward", value: null, cell: (row) => html`${outcome(row)[0]} ${number(row.reward)}` },
-    { key: "grpo", head: "GRPO gives each token", value: null, cell: (row) => signed(row.grpo) }, { key: "u", head: "the teacher gives one", value: null, cell: (row) => html`<b class="quoted">${row.token == null ? `token ${row.at + 1}` : quoted(row.token)}</b> ${signed(row.u)}` },
+    { key: "grpo", head: "GRPO gives each token", value: null, cell: (row) => signed(row.grpo) }, { key: "u", head: "the teacher gives this one", value: null, cell: (row) => html`<b class="quoted">${row.token == null ? `token ${row.at + 1}` : quoted(row.token)}</b> ${signed(row.u)}` },
   ];
   const tasks = [
     { key: "task", head: "task", text: "name", value: null, cell: (row) => plain(row.task) },
@@ -164,10 +164,10 @@ function Differences({ ids }) {
     { key: "spread", head: "difference", value: null },
   ];
   return html`<h2>Rollouts where teacher and GRPO differ most</h2>
-    ${top.length ? html`<p class="quiet">GRPO gives all tokens of an answer one number, its reward minus the mean of the group. A teacher that read more gives each token its own, u = log q − log p. Listed is the largest u that goes another way than GRPO's number.</p>
+    ${top.length ? html`<p class="quiet">GRPO gives all tokens of an answer one number: its reward minus the mean of its group. SDPO's teacher, which read feedback or a solution, gives each token its own: u = log q − log p, below 0 where it finds the token less likely than the student does. Listed is the largest u that goes another way than GRPO's number, or where that is 0. The page of a rollout shows both beside what the teacher read.</p>
       <${Table} label="rollouts that differ most" columns=${rollouts} rows=${top} rowKey=${(row) => `${row.id} ${row.uid}`} />
       <p class="bar">${data.runs.filter((run) => run.top.length).map((run) => html`<a href=${all(run.id, { sort: "-against" })}>all rollouts of ${run.id} in this order</a>`)}</p>`
     : html`<p class="quiet">None of these runs recorded log-ratios that differ from GRPO: none of them has a teacher.</p>`}
     <h2>Tasks that they solve differently</h2>${data.of ? html`<p class="quiet">Mean reward of all rollouts of a task, ${data.of > data.tasks.length ? `the ${data.tasks.length} of ${number(data.of)} tasks with the largest difference` : "largest difference first"}.</p>
-      <${Table} label="tasks that differ most" columns=${tasks} rows=${data.tasks} rowKey=${(row) => row.task} />` : html`<p class="quiet">They share no task.</p>`}`;
+      <${Table} label="tasks that differ most" columns=${tasks} rows=${data.tasks} rowKey=${(row) => row.task} />` : html`<p class="quiet">No task has rollouts in more than one of these runs.</p>`}`;
 }

@@ -74,7 +74,7 @@ function Numbers({ row, place, grpo, entropy, exact, credit }) {
     <dl><div><dt>student's probability</dt><dd>${isNumber(log_p) ? percent(Math.exp(log_p)) : "–"}</dd></div>
       <div><dt>teacher's</dt><dd>${isNumber(u) && isNumber(log_p) && exact ? percent(Math.exp(Math.min(0, log_p + u))) : "–"}</dd></div>
       <div><dt>u = log q − log p</dt><dd>${isNumber(u) ? html`${signed(u)} nats (${times(u)})` : "not recorded"}</dd></div>
-      <div><dt>entropy</dt><dd>${isNumber(entropy[place]) ? `${number(entropy[place])} nats` : "not recorded"}</dd></div>
+      ${isNumber(entropy[place]) && html`<div><dt>entropy</dt><dd>${number(entropy[place])} nats</dd></div>`}
       <div><dt>GRPO</dt><dd>${signed(grpo)}</dd></div></dl>
     ${credit?.tokens && html`<p><span class="quiet">Likeliest here, student → teacher:</span> ${credit.tokens[place].alternatives.map((one, n) => html`${n ? "; " : ""}<b class="quoted">${quoted(one.text)}</b> ${percent(one.student)} → ${percent(one.teacher)}`)}</p>`}`;
 }
@@ -119,9 +119,10 @@ function Contrast({ row, grpo, against, order: [places, half], jump }) {
   const moved = useMemo(() => row.log_ratio.filter((u) => Math.abs(u) >= FAINT), [row]);
   if (!half) return html`<p class="note">${row.drop ? `Dropped (${names(row.drop)}): no teacher read it, so there is no log-ratio.` : "No log-ratio was recorded: this rollout was not distilled."}
     ${isNumber(grpo) && ` GRPO gives every token ${signed(grpo)}.`}</p>`;
+  const read = row.context_kind === "none" ? "nothing else" : `the ${names(row.context_kind).replace("+", " and the ")}`;
   const other = moved.filter((u) => u * grpo <= 0).length;
   return html`<p class="note">${isNumber(grpo) ? html`<b>GRPO</b> gives all ${row.token_ids.length} tokens ${signed(grpo)}${grpo === 0 ? " (the rewards of the group are equal, or it is their mean): nothing is learned" : ""}. ` : ""}${" "}
-    <b>The teacher</b> moves ${moved.length} of them, and ${plural(half, "token")} ${half === 1 ? "carries" : "carry"} half of the credit${isNumber(grpo) && grpo !== 0 ? `; ${other} of the ${moved.length} go another way than GRPO, by up to ${number(against)} nats` : ""}.${" "}
+    <b>The teacher</b>, which read ${read}, moves ${moved.length} of them, and ${plural(half, "token")} ${half === 1 ? "carries" : "carry"} half of the credit${isNumber(grpo) && grpo !== 0 ? `; ${other} of the ${moved.length} go another way than GRPO, by up to ${number(against)} nats` : ""}.${" "}
     Largest: ${places.map((place, n) => html`${n ? ", " : ""}<button class="quoted" onClick=${() => jump(place)}>${quoted(row.token_texts[place] ?? `token ${place + 1}`)} ${signed(row.log_ratio[place], 1)}</button>`)}.</p>`;
 }
 
@@ -136,7 +137,7 @@ function Read({ turn, number_, several, record }) {
     const context = Object.entries(record?.context ?? {});
     return html`<p class="quiet">Read ${head}: ${student ? `${student} tokens by the student, ${teacher || "no prompt of its own for"} ${teacher ? "by " : ""}the teacher` : "token ids were not recorded by this version"}. There is no checkpoint whose tokenizer could write them out; the texts are those of the record.</p>
       <div class="sides"><section><h3>Student</h3><${Text} label="student's prompt" text=${record?.prompt ?? ""} /></section>
-      <section><h3>Teacher</h3><pre class="text" tabindex="0" role="region" aria-label="teacher's prompt">${plain(record?.prompt ?? "")}${context.map(([name, text]) => html`\n\n<mark class="only">${names(name)}: ${plain(text)}</mark>`)}</pre></section></div>`;
+      <section><h3>Teacher</h3><pre class="text" tabindex="0" role="region" aria-label="teacher's prompt">${plain(record?.prompt ?? "")}${context.map(([name, text]) => html`${"\n\n"}<mark class="only">${names(name)}: ${plain(text)}</mark>`)}</pre></section></div>`;
   }
   const side = (who) => html`<pre class="text" ref=${toMark} tabindex="0" role="region" aria-label=${`${who}'s prompt ${head}`}>${parts.filter(([one]) => one === "same" || one === who).map(([one, text]) => (one === "same" ? plain(text) : html`<mark class="only">${plain(text)}</mark>`))}</pre>`;
   if (!differ) return html`<details open=${!several}><summary>Read ${head} by both (${student} tokens)${teacher ? "" : "; no teacher read it"}</summary>${side("student")}</details>`;
@@ -184,7 +185,7 @@ function RolloutPage({ id, step, uid, query }) {
     ${!exact && html`<p class="quiet">Probabilities are those under the temperature and support that sampled; the teacher's cannot be worked out from them.</p>`}
     ${row.log_ratio.length > 0 && row.log_ratio_at === "" && html`<p class="quiet">This version recorded the log-ratio just before the update of this rollout.</p>`}
     ${!several && html`<h2>What was read</h2>${prompts.data ? read(0) : html`<${Waiting} answer=${prompts} />`}`}
-    ${Object.entries(row.context).map(([name, text]) => html`<h2>Context: ${names(name)}</h2><${Text} label=${name} text=${text} />`)}
+    ${(several || (prompts.data?.turns[0]?.parts.length > 0 && !prompts.data.turns[0].teacher)) && Object.entries(row.context).map(([name, text]) => html`<h2>Context: ${names(name)}</h2><${Text} label=${name} text=${text} />`)}
     ${row.feedback && html`<h2>Feedback of the environment</h2><${Text} label="feedback" text=${row.feedback} />`}
     ${row.fault && html`<h2>Fault</h2><${Text} label="fault" text=${row.fault} />`}
     ${Object.keys(row.details).length > 0 && html`<h2>Details</h2><dl>${Object.entries(row.details).map(([name, value]) => html`<div><dt>${names(name)}</dt><dd>${plain(number(value))}</dd></div>`)}</dl>`}`;

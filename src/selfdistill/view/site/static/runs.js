@@ -31,7 +31,7 @@ function RunsPage({ query }) {
   return html`<h1>Runs</h1><p class="quiet">${plural(entries.length, "entry").replace("entrys", "entries")} under ${roots.join(", ")}. Accuracies before → after, with 95 % intervals below.</p>
     ${answer.error && html`<p class="error" role="alert">No answer from the program: ${answer.error}</p>`}
     <p class="bar"><${Field} label="filter" name="q" value=${query.q} filter=${true} />
-      ${chosen.size > 1 ? html`<a class="button" href=${to(["compare"], { runs: [...chosen].join("|") })}>Compare ${chosen.size} runs</a>` : html`<span class="quiet">tick two runs or more to compare them</span>`}</p>
+      ${chosen.size > 1 ? html`<a class="button" href=${to(["compare"], { runs: [...chosen].join("|") })}>Compare ${chosen.size} runs</a>` : html`<span class="quiet">tick two runs or more to see where they differ</span>${!chosen.size && runs.length > 1 && runs.length <= 8 ? html`<a class="button" href=${to(["compare"], { runs: runs.map((line) => line.id).join("|") })}>Compare all ${runs.length} runs</a>` : ""}`}</p>
     ${runs.length > 0 && html`<${Table} label="runs" columns=${columns} rows=${runs} sort=${query.sort} rowKey=${(line) => line.id} />`}
     ${others.length > 0 && html`<h2>Searches, comparisons, journals</h2><ul>${others.map((line) => html`<li><a data-row href=${to(pageOf(line))}>${line.id}</a> <span class="quiet">${line.kind}</span></li>`)}</ul>`}`;
 }
