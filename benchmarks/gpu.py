@@ -24,6 +24,7 @@ from benchmarks.against_trl.board import GENERATE, OURS, TRL, Board, Entry
 from benchmarks.against_trl.child import trl_refusal
 from benchmarks.against_trl.sections import PEAK_FLOPS
 from benchmarks.against_trl.work import FIRST_ID, SIZES, Ragged, update_flops, work_of
+from benchmarks.scale import step_entries
 
 LORA = {"4b": 16, "8b": 16}  # rank, of the sizes whose optimiser would not fit
 CASE_S = 150.0
@@ -90,7 +91,10 @@ def entries(chosen: argparse.Namespace) -> list[Entry]:
     label = f"{len(lengths)} ragged prompts, {rollouts['new_tokens']} tokens"
     for side, sampler in ((OURS, "ours"), (GENERATE, "generate")):
         found.append(Entry("Rollouts", label, side, "sampling", rollouts | {"sampler": sampler}))
-    return [*found, run_entry(chosen)]
+    scale = (
+        step_entries("sapling" if tiny else str(chosen.model), None, tiny=tiny, gpus=1) if tiny or chosen.model else []
+    )
+    return [*found, run_entry(chosen), *scale[:1]]
 
 
 def written(entry: Entry) -> None:

@@ -130,4 +130,7 @@ def _notes(found: Mapping[str, Any], own: Mapping[str, Any]) -> str:
         notes.append(differs or "same loss")
     if isinstance(value, dict) and "reward" in value:
         notes.append(f"reward of the last step {value['reward']:.2f}")
-    return "; ".join(notes)
+        notes += [f"{name} {part / found['seconds']:.1%}" for name, part in found["phases"].items()]
+        notes.append(f"else {1 - sum(found['phases'].values()) / found['seconds']:.1%}")
+        notes.append(f"weights to the sampler {value['sync_s']:.2f} s" if value["sync_s"] else "")
+    return "; ".join(filter(None, notes))

@@ -6,7 +6,9 @@ import json
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -17,7 +19,7 @@ from selfdistill.models.load import load_policy
 from selfdistill.models.policy import Policy
 from selfdistill.models.precision import pick_dtype
 from selfdistill.models.sampler import SamplingOptions, sample
-from selfdistill.runs import Event, StepEnd
+from selfdistill.runs import Event, StepEnd, StepRecord
 from selfdistill.training.loop import train
 
 Case = dict[str, Any]
@@ -79,21 +81,27 @@ def evaluation_case(case: Case) -> dict[str, Any]:
 
 
 def train_case(case: Case) -> dict[str, Any]:
-    """Steps of SDPO as a user runs them."""
-    seconds, rewards = list[float](), list[float]()
+    """Steps of SDPO as a user runs them; the parts are means by phase, which the records have."""
+    records = list[StepRecord]()
 
     def watch(event: Event) -> None:
         if isinstance(event, StepEnd):
-            seconds.append(sum(event.record.seconds.values()))
-            rewards.append(event.record.reward)
+            records.append(event.record)
 
     before = level_before()
     with tempfile.TemporaryDirectory() as folder:
         settings = case["settings"] | {"out": str(Path(folder) / "run"), "model": case["model"]}
         train(from_settings(settings), watch)
+    ends = [record.wall_s for record in records]
+    seconds = [ends[0], *(end - start for start, end in pairwise(ends))][1:] or ends  # the first one warms up
+    timed = records[1:] or records
+    means = {name: fmean(record.seconds[name] for record in timed) for name in timed[0].seconds}
+    synced = [record.extra["sync_s"] for record in timed if "sync_s" in record.extra]
+    tokens = (records[-1].tokens - (records[0].tokens if records[1:] else 0)) / len(timed)
+    value = {"reward": records[-1].reward, "sampled": tokens / means["rollout"], "sync_s": fmean(synced or [0.0])}
     return {
-        "seconds": sum(seconds) / len(seconds), "all_seconds": seconds, "peak": peak_bytes() - before,
-        "value": {"reward": rewards[-1]},
+        "seconds": fmean(seconds), "all_seconds": seconds, "peak": peak_bytes() - before, "value": value,
+        "phases": means,
     }  # fmt: skip
 
 

@@ -18,7 +18,9 @@ from selfdistill.envs.base import Fault, score_all
 from selfdistill.envs.turns import RepeatedAttempts
 from selfdistill.errors import ConfigError, EnvError, RunError
 from selfdistill.runs import no_callback
+from selfdistill.runs.scale import SamplerOptions
 from selfdistill.scale import placement
+from selfdistill.scale.placed import PlacedServer
 from selfdistill.scale.placement import Group
 from selfdistill.scale.workers import RemoteEnvironment, connected, workers
 from selfdistill.types import Completion, Message, Task
@@ -200,3 +202,28 @@ def test_the_attempts_of_a_conversation_are_scored_by_workers_too(settings, monk
         again = [(env.start(state.task), done) for state, done in pairs]
         assert [env.step_batch(again), env.step_batch(again)] == expected
     assert resolved(placed) == resolved(config)
+
+
+def test_a_vllm_server_is_placed_and_its_end_is_known(tmp_path: Path, monkeypatch) -> None:
+    """The server is a script that prints its arguments and ends."""
+    monkeypatch.setenv(placement.RAY, "auto")
+    lost = list[str]()
+    ray = LocalRay(lambda actor, name, given: name in lost)
+    monkeypatch.setattr("selfdistill.scale.placed.connected", lambda address: ray)
+    program = tmp_path / "vllm"
+    program.write_text('#!/bin/sh\necho "$@ $VLLM_SERVER_DEV_MODE" >&2\nexit 3\n')
+    program.chmod(0o755)
+    server = PlacedServer(SamplerOptions(command=str(program)), 0, "a-model", ["--max-loras", "2"], tmp_path / "log")
+    while not (ended := server.ended):
+        pass
+    port = server.url.rpartition(":")[2]
+    assert server.url == f"http://127.0.0.1:{port}"
+    assert "ended with code 3" in ended
+    assert f"serve a-model --host 127.0.0.1 --port {port}" in ended
+    assert ended.endswith("--max-loras 2 1")
+    lost.append("state")
+    assert server.ended == "the machine of the server is lost (RayActorError)"
+    server.end()
+    lost.append("address")
+    with pytest.raises(ConfigError, match="no room for a vLLM server"):
+        PlacedServer(SamplerOptions(command=str(program)), 1, "a-model", [], tmp_path / "log")

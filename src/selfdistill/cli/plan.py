@@ -21,7 +21,9 @@ def print_plan(config: RunConfig, gpu_name: str | None, answer_tokens: int) -> N
     needs = needs_of(here, config.context.max_prompt_tokens, config.make_env())
     if gpu:
         needs = replace(needs, device=torch.device("cuda"), available=gpu.memory)
-    layout = Layout(config.scale.learners)
+    sampler = config.scale.sampler
+    servers = (len(sampler.addresses) or sampler.servers) * sampler.tensor_parallel if sampler else 0
+    layout = Layout(config.scale.learners, servers)
     plan = memory_plan(config, shape, needs)
     print_table((f"memory of a device ({gpu.name if gpu else plan.device})", "size", "when"), plan.rows())
     costs = step_costs(config, shape, layout, answer=answer_tokens)

@@ -24,6 +24,7 @@ from selfdistill.errors import RunError, SelfDistillError
 
 RAY = "SELFDISTILL_RAY"  # environment variable of a learner: the address of the cluster that placed it
 PLACE_S = 60.0  # for the cluster to find room for all learners
+START_S = 300.0  # for a process of Ray to start on a busy machine
 CALL_S = 60.0  # for a machine to say how its learner is
 POLL_S = 0.5
 RESTARTS = 3  # of a group that records nothing new in between
@@ -154,14 +155,14 @@ class Group:
             kind.options(scheduling_strategy=strategy(self.room, placement_group_bundle_index=rank), **needs).remote()
             for rank in range(self.learners)
         ]
-        host, _, port = self._asked(self.seats[0].address.remote(self.head)).rpartition(":")
+        host, _, port = self._asked(self.seats[0].address.remote(self.head), START_S).rpartition(":")
         self.hosts = []
         for rank, seat in enumerate(self.seats):
             meeting = {"RANK": rank, "WORLD_SIZE": self.learners, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}
             meeting |= {"MASTER_ADDR": host, "MASTER_PORT": port}
             own = {name: str(value) for name, value in meeting.items()} if self.learners > 1 else {}
             started = seat.start.remote(list(self.arguments()), self.text, {**self.variables, **own}, os.getcwd())
-            self.hosts.append(self._asked(started))
+            self.hosts.append(self._asked(started, START_S))
 
     def _attend(self, poll: Callable[[], int]) -> int | None:
         """Waits for the end of all learners; None where one was lost, which ends the others."""
@@ -185,9 +186,9 @@ class Group:
             raise RunError(f"the run failed on {self.hosts[failed]}", got=text)
         return codes[0]
 
-    def _asked(self, call: Any) -> Any:
+    def _asked(self, call: Any, limit_s: float = CALL_S) -> Any:
         try:
-            return self.ray.get(call, timeout=CALL_S)
+            return self.ray.get(call, timeout=limit_s)
         except self.ray.exceptions.RayTaskError as error:
             cause = getattr(error, "cause", error)
             if isinstance(cause, SelfDistillError):

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import secrets
 import shutil
 import ssl
@@ -42,6 +43,8 @@ from selfdistill.scale import engine as routes
 from selfdistill.scale.engine import Engine, LostError
 from selfdistill.scale.exchange import compare, completion, request
 from selfdistill.scale.nccl import sender
+from selfdistill.scale.placed import PlacedServer
+from selfdistill.scale.placement import RAY
 from selfdistill.scale.processes import LORA_RANKS, Process
 from selfdistill.types import Completion, TokenIds
 
@@ -377,8 +380,9 @@ class Servers:
 def open_samplers(
     config: RunConfig, folder: Path, probe: TokenIds, tokens: int, note: Callable[[str], None]
 ) -> Iterator[Servers]:
-    """Servers for as long as a run needs them. Weights and logs lie in `folder` until then."""
-    servers = Servers(config, folder, probe, tokens, note)
+    """Servers for as long as a run needs them, on this machine, or where the Ray cluster of this learner has room.
+    Weights and logs lie in `folder` until then."""
+    servers = Servers(config, folder, probe, tokens, note, PlacedServer if RAY in os.environ else Process)
     try:
         yield servers
     finally:

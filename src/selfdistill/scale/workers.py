@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import re
 import socket
+import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -92,6 +93,7 @@ class Pool:
     note: Callable[[str], None]
     handles: list[Any] = field(default_factory=list)
     spent: Counter[str] = field(default_factory=Counter)
+    turn: threading.Lock = field(default_factory=threading.Lock)
 
     def open(self) -> None:
         """Starts the workers. Raises what their environment raises, with the name of the machine."""
@@ -106,7 +108,11 @@ class Pool:
         self.handles = []
 
     def scored(self, pairs: Sequence[Pair], *, evaluates: bool) -> list[Scored]:
-        """One result a pair, in order. Answers that took `TRIES` workers with them are dropped."""
+        """One result a pair, in order, one batch at a time. Answers that took `TRIES` workers with them are dropped."""
+        with self.turn:  # a batch may be sampled ahead in another thread, and an evaluation scored meanwhile
+            return self._scored(pairs, evaluates)
+
+    def _scored(self, pairs: Sequence[Pair], evaluates: bool) -> list[Scored]:
         size = max(1, -(-len(pairs) // (CHUNKS * self.count)))
         waiting: deque[Chunk] = deque((start, pairs[start : start + size]) for start in range(0, len(pairs), size))
         results, losses = dict[int, list[Scored]](), Counter[int]()

@@ -131,6 +131,7 @@ def needs_of(
         device,
         device_memory(device),
         config.scale.learners,
+        config.scale.sampler is None or config.scale.sampler.colocate is not None,
     )
 
 
