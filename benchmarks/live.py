@@ -62,7 +62,7 @@ def run_arm(bench: Bench, arm: str, folder: Path) -> list[dict[str, Any]]:
         bench.turns, bench.batches = [tuple(turn) for turn in done["turns"]], done["batches"]
     rows: list[dict[str, Any]] = done.get("rows", [])
     live = LiveArm(bench, folder) if arm == "live" else None
-    if not live or not bench.weights:
+    if bench.options.known and not bench.weights:
         _ = bench.known_before
     published = Published(bench, folder) if arm == "user_replies" else None
     if published and done:

@@ -29,7 +29,7 @@ from tests.live_parts import answered, request, user
 from tests.toy_user import COMPLAINT, QUESTIONS, toy_user_dir
 
 OPTIONS = LiveLearning(
-    lessons=2, questions=8, completions=4, rounds=4, lr=5e-3, max_new_tokens=6, max_prompt_tokens=128, replay=2,
+    lessons=2, completions=4, rounds=4, lr=5e-3, max_new_tokens=6, max_prompt_tokens=128, replay=2,
     harm=1.0, kl_cap=3.0,
 )  # fmt: skip
 ASKED = tuple(WholePrompt((Message("user", text),)) for text in QUESTIONS)
@@ -196,3 +196,11 @@ def test_the_probe_set_is_read_from_a_file_or_short_facts(tmp_path: Path) -> Non
     assert solved("Paris", "It is paris.")
     assert not solved("12", "It is 120.")
     assert not solved("12", "<think>12</think>It is 13.")
+
+
+def test_the_defaults_are_those_that_were_measured() -> None:
+    """EXPERIMENTS.md, 2026-11-27: updates of the 0.5 B model that were admitted, after one reply and after eight."""
+    found = LiveLearning()
+    assert (found.questions, found.completions, found.rounds, found.lr) == (8, 2, 6, 5e-4)
+    assert (found.learned_tokens, found.replay, found.replay_weight) == (64, 4, 0.5)
+    assert (found.kl_cap, found.harm, found.movement) == (1.0, 0.1, 0.002)

@@ -99,6 +99,7 @@ def test_earlier_lessons_are_drawn_again_recent_ones_rather_and_undone_ones_neve
         ([("user", said("Shorter."))], Context("reply", reply="Shorter."), "Shorter."),
         ([("text", said("No code."))], Context("reply", reply="No code."), "No code."),
         ([("tool", said("exit code 1", "tool"))], Context("observation", feedback="exit code 1"), "exit code 1"),
+        ([("user", said("もっと短く、bitte."))], Context("reply", reply="もっと短く、bitte."), "もっと短く、bitte."),
         ([("rating", said("0.2"))], Context("disliked", feedback="The user rated it 0.2 of 1."), WRONG),
         ([("rating", said("1"))], Context("liked", demonstration="42"), RIGHT),
         ([("user", said("Next: 3 * 4?")), ("rating", said("1"))], Context("liked", demonstration="42"), RIGHT),

@@ -57,6 +57,7 @@ Progress = Callable[[str], None]
 CORRECTING = -1.0  # nats, above which a reply is one that corrects
 LEAST_ANSWERS = 16  # of each reader
 MOST_ANSWERS = 64  # where fewer do not decide
+WARM_UP = 3  # rounds, over which the learning rate rises
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,6 +264,8 @@ class LiveLearner:
                 ]
             groups = [_group(*entry) for entry in zip(situations, questions, teachers, answers, strict=True)]
             credited = list(chain(*(entries for _, entries in groups)))
+            for group in self._learner.optimizer.param_groups:  # its first steps are as large as the rate allows
+                group["lr"] = options.lr * min(1.0, (number + 1) / WARM_UP)
             taken, *_ = update_all(
                 self.policy, self._learner, self._config, [group for group, _ in groups], credited, replayed, totals
             )

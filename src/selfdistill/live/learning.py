@@ -36,10 +36,10 @@ class LiveLearning(Ranged):
         8, "questions of one update: replies are applied to past ones too, the nearest by their words", least=0
     )
     completions: int = option(2, "answers sampled to each question, in every round", least=2, most=64)
-    rounds: int = option(4, "optimiser steps, each on fresh answers", least=1, most=1000)
-    lr: float = option(2e-4, "learning rate", above=0, most=1)
+    rounds: int = option(6, "optimiser steps, each on fresh answers", least=1, most=1000)
+    lr: float = option(5e-4, "learning rate", above=0, most=1)
     lora: LoraOptions = field(default_factory=LoraOptions)
-    replay: int = option(8, "probe prompts a round that are held to the served weights", least=0)
+    replay: int = option(4, "probe prompts a round, after the first, that are held to the served weights", least=0)
     replay_weight: float = option(0.5, "their weight relative to an answer that is learned", least=0)
     max_new_tokens: int = option(256, "tokens of a sampled answer; longer ones are cut", least=1, most=100_000)
     learned_tokens: int = option(64, "tokens of an answer that are learned, the first ones", least=1)
