@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import socket
 import subprocess
 import sys
@@ -12,7 +13,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from two_ranks import METHODS
 
 from core_parts import sample_of
 from selfdistill.config import load_config
@@ -30,7 +30,9 @@ SCRIPT = Path(__file__).with_name("two_ranks.py")
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
     folder = tmp_path_factory.mktemp("ranks")
-    done = subprocess.run([sys.executable, SCRIPT, folder], capture_output=True, check=False, text=True)
+    path = os.pathsep.join(filter(None, (str(SCRIPT.parent.parent), os.environ.get("PYTHONPATH"))))
+    command, env = [sys.executable, SCRIPT, folder], {**os.environ, "PYTHONPATH": path}
+    done = subprocess.run(command, capture_output=True, check=False, text=True, env=env)
     assert done.returncode == 0, done.stderr[-4000:]
     return folder, json.loads(done.stdout.splitlines()[-1])
 
@@ -40,7 +42,7 @@ def weights_of(run: Path, step: int) -> dict[str, torch.Tensor]:
     return load_file(file)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", ["sdpo", "many"])
 def test_two_ranks_give_the_run_of_one_process(runs, name: str):
     folder, found = runs
     one, two = (found["steps"][f"{name}-{size}"] for size in (1, 2))
