@@ -170,7 +170,8 @@ def _curve(run: Run, split: Any) -> str:
 
 
 def healthy(out: Path, count: int) -> list[str]:
-    """So many short runs of all methods and of variants, and the decisions of guards that may stop."""
+    """Short runs of all methods and of variants, and the decisions of guards that may stop, until so many are healthy:
+    a run that loses half of its held-out accuracy is not."""
     plans: list[tuple[str, Mapping[str, Any]]]
     plans = [(f"{name}-1", {"method": name, "seed": 1}) for name in METHODS if name != "opd"]
     plans += [
@@ -178,8 +179,10 @@ def healthy(out: Path, count: int) -> list[str]:
         for seed in range(2, 2 + count)
         for place in range(len(VARIANTS))
     ]
-    lines = list[str]()
-    for name, settings in plans[:count]:
+    lines, stopped = list[str](), {"healthy": list[bool](), "collapsed": list[bool]()}
+    for name, settings in plans:
+        if len(stopped["healthy"]) == count:
+            break
         path = out / "healthy" / name
         found = run(path, {**SHORT, **settings, "optimiser": {**COMMON["optimiser"], **settings.get("optimiser", {})}})
         if len(found.steps) < 6:
@@ -189,9 +192,14 @@ def healthy(out: Path, count: int) -> list[str]:
         stops = [f"step {one.step}: {_names(one)}" for one in decisions if one.action == "stop"]
         warned = sorted({name for one in decisions for name in _names(one)})
         curves = {split: _curve(found, split) for split in ("train", "held_out", "forgetting")}
+        held_out = [record.accuracy.value for record in found.evals_of("held_out")]
+        kind = "collapsed" if held_out[-1] <= held_out[0] / 2 else "healthy"
+        stopped[kind].append(bool(stops))
         early = sum("early" in one.extra and one.split == "train" for one in found.evals)
-        lines.append(f"{name}: {'STOP ' + stops[0] if stops else 'ran'}; warned of {warned}; {early} early; {curves}")
+        decided = f"STOP {stops[0]}" if stops else "ran"
+        lines.append(f"{name}: {kind}; {decided}; warned of {warned}; {early} early; {curves}")
         print(lines[-1], flush=True)  # noqa: T201
+    lines += [f"{len(stops)} {kind} runs, {sum(stops)} of them stopped" for kind, stops in stopped.items()]
     return lines
 
 
