@@ -108,11 +108,8 @@ class Servers:
         addresses = options.addresses or ("",) * options.servers
         self.engines = [Engine(url.rstrip("/"), lost="not started", group=options.tensor_parallel) for url in addresses]
         self._processes: dict[int, Process] = {}
-        self._name, self._loads, self._asleep = (
-            f"selfdistill-{secrets.token_hex(4)}",
-            0,
-            False,
-        )  # several runs may share a server
+        self._name = f"selfdistill-{secrets.token_hex(4)}"  # several runs may share a server
+        self._loads, self._asleep = 0, False
         self._tls = ssl.create_default_context()  # reading its certificates takes as long as a small batch
         self._send: Callable[[], None] = lambda: None  # all weights, over NCCL
         self._sends_to: list[Engine] = []
