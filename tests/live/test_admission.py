@@ -113,6 +113,7 @@ def test_too_few_questions_for_an_interval_are_said() -> None:
     assert relief([one]) is not None
     single = Compared("s", one.before[:1], one.after[:1])
     assert relief([single]) is None
+    assert relief([one, single]) == relief([one]), "a question with a single answer has no spread"
     found = before_training([single], FORM, FORM)
     assert not found.admitted
     assert "it needs 6" in found.reason

@@ -1,6 +1,7 @@
 """A server that learns: triggers, what a client reads of updates, approval, and what is refused."""
 
 import json
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -155,6 +156,19 @@ def test_a_process_that_ends_fails_its_update_and_leaves_the_lessons(
     assert found["reason"] == "its process ended with status 1; its lessons wait for the next update"
     assert found["lessons"] == 0
     assert learning.lines == [f"update 1 failed: {found['reason']}"]
+
+
+def test_an_update_whose_server_was_killed_ends_and_is_found_by_the_next_one(learning: Learning) -> None:
+    child = os.fork()
+    if child == 0:
+        update_module._end_with(os.getpid())  # no process is its own parent: the server is gone
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
+    updates = Updates(learning.journal.database)
+    left = updates.queue("now")
+    updates.change(left.id, "training", only_from=["queued"], process=f"{child} long ago")
+    learning.schedule.options = replace(OPTIONS, trigger="now")
+    assert learning.schedule._due() is None
+    assert updates.get(left.id).state == "failed"
 
 
 def test_settings_of_learning_are_read_from_the_command_line() -> None:

@@ -109,17 +109,22 @@ def test_a_run_on_a_cluster_is_that_of_one_process(cluster, alone, tmp_path: Pat
 
 
 def test_ctrl_c_ends_a_run_after_its_step_and_it_resumes(cluster, alone, tmp_path: Path) -> None:
-    settings = config(tmp_path / "run")
+    settings = config(tmp_path / "run", "steps=12")
+
+    stopped = list[int]()
 
     def stop(event: Event) -> None:
-        if isinstance(event, StepEnd) and event.record.step == 1:
+        if isinstance(event, StepEnd) and not stopped:
+            stopped.append(event.record.step)
             signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt, match="saved in"):
         train_on_ray(settings, cluster.address, stop, resume=False)
     with pytest.raises(RunError, match="already in use"):
         train_on_ray(settings, cluster.address, lambda event: None, resume=False)
-    assert learned(train_on_ray(settings, cluster.address, lambda event: None, resume=True)) == alone
+    again = learned(train_on_ray(settings, cluster.address, lambda event: None, resume=True))
+    whole = learned(train(replace(settings, out=str(tmp_path / "whole"))))
+    assert again == whole
 
 
 def test_two_learners_on_one_run_directory_are_refused(cluster, tmp_path: Path) -> None:

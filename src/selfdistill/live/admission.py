@@ -129,17 +129,19 @@ class Trained:
 
 def relief(pairs: Sequence[Compared]) -> Estimate | None:
     """By how many nats lessons are taken more into account, with its 95 % interval: Student's over the questions or, of
-    fewer than six, over the answers within them. None where neither has an interval."""
+    fewer than six, over the answers within those that have several. None where neither has an interval."""
     pairs = [pair for pair in pairs if pair.before and pair.after]
     gains = [fmean(pair.before) - fmean(pair.after) for pair in pairs]
     if len(gains) >= FEWEST:
         return mean(gains)
-    sides = [side for pair in pairs for side in (pair.before, pair.after)]
-    if not sides or any(len(side) < 2 for side in sides):
+    pairs = [pair for pair in pairs if min(len(pair.before), len(pair.after)) > 1]
+    if not pairs:
         return None
+    gain = fmean(fmean(pair.before) - fmean(pair.after) for pair in pairs)
+    sides = [side for pair in pairs for side in (pair.before, pair.after)]
     error = sqrt(sum(variance(side) / len(side) for side in sides)) / len(pairs)
     half = t_quantile(sum(len(side) - 1 for side in sides)) * error
-    return Estimate(fmean(gains), len(pairs), fmean(gains) - half, fmean(gains) + half)
+    return Estimate(gain, len(pairs), gain - half, gain + half)
 
 
 def certain(pairs: Sequence[Compared]) -> bool:

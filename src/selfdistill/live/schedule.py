@@ -8,6 +8,7 @@ schedule.approve(number)                   serves a candidate that waits for a p
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -26,6 +27,7 @@ from selfdistill.live.updates import UpdateRecord, Updates
 from selfdistill.options import plain
 from selfdistill.prompts.render import Thinking
 from selfdistill.protocol.chat import ChatError
+from selfdistill.training.stopping import PARENT
 
 TICK_S = 0.5
 GRACE_S = 5.0  # for a process that is to end
@@ -54,8 +56,7 @@ class Schedule:
 
     def start(self) -> None:
         """Finishes what an earlier server left behind, and begins to wait."""
-        for record in self.updates.repaired():
-            self._say(f"update {record.id} {record.state}: {record.reason}")
+        self._repair()
         self._thread.start()
 
     def close(self) -> None:
@@ -122,8 +123,14 @@ class Schedule:
             except SelfDistillError as error:
                 self._say(f"learning: {' '.join(str(error).split())}")
 
+    def _repair(self) -> None:
+        for record in self.updates.repaired():
+            self._say(f"update {record.id} {record.state}: {record.reason}")
+
     def _due(self) -> UpdateRecord | None:
         """The update that should begin now."""
+        if any(each.state == "training" for each in self.updates.all):
+            self._repair()  # one of a server that was killed
         engine, now = self.service.engine, time.monotonic()
         if any(engine.load) or engine.sampled != self._moved:
             self._busy, self._moved = now, engine.sampled
@@ -156,7 +163,8 @@ class Schedule:
         self._tried |= self._waiting
         path = self.service.journal.database.path.resolve()
         arguments = [str(path), str(record.id), json.dumps(self._settings)]
-        child = subprocess.Popen([sys.executable, "-m", "selfdistill.live.update", *arguments])
+        variables = {**os.environ, PARENT: str(os.getpid())}
+        child = subprocess.Popen([sys.executable, "-m", "selfdistill.live.update", *arguments], env=variables)
         while child.poll() is None and not self._closed:
             time.sleep(0.05)
         if child.poll() is None:

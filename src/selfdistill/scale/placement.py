@@ -59,6 +59,7 @@ class Seat:
         libc, inherited = ctypes.CDLL(None), {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
 
         def end_with_parent() -> None:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # a process of Ray blocks it
             libc.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
         self.process = subprocess.Popen(
