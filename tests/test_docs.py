@@ -29,7 +29,7 @@ from tiny_models import tiny_policy_dir
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-WRITTEN = [*PAGES, *sorted((ROOT / "examples").iterdir())]
+WRITTEN = [*PAGES, *sorted(path for path in (ROOT / "examples").rglob("*.*") if "__pycache__" not in path.parts)]
 
 
 def blocks(page: Path, tag: str) -> list[str]:
