@@ -52,8 +52,10 @@ from selfdistill.types import RolloutGroup
 
 PATIENCE = 10  # steps in a row without a training sample, after which a run ends
 TABLES: tuple[tuple[str, type[Any]], ...] = (
-    *(("guards", GuardOptions), ("scale", ScaleOptions)),
-    *(("scale.sampler", SamplerOptions), ("scale.sampler.colocate", Colocate)),
+    ("guards", GuardOptions),
+    ("scale", ScaleOptions),
+    ("scale.sampler", SamplerOptions),
+    ("scale.sampler.colocate", Colocate),
 )
 MAY_CHANGE = (
     *("steps", "out", "checkpoint_every", "evaluation.every"),
