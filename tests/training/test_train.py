@@ -156,8 +156,8 @@ def test_distillation_on_a_schedule_is_not_read_where_it_weighs_nothing(config_o
     """SDPG begins at 0; answers that are to be distilled keep their credit in the records."""
     real, passes = forward.teacher_pass, list[int]()
 
-    def counted(*arguments):
-        found = real(*arguments)
+    def counted(*arguments, **options):
+        found = real(*arguments, **options)
         passes.append(len(found))
         return found
 

@@ -167,10 +167,8 @@ class Policy:
         # Cohere multiplies logits, Granite divides them; Gemma bounds them.
         scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
         softcap = getattr(config, "final_logit_softcapping", None)
-        softcap, products = (
-            None if softcap is None else float(softcap),
-            torch.bfloat16 if self.device.type == "cuda" and self.dtype == torch.bfloat16 else None,
-        )
+        softcap = None if softcap is None else float(softcap)
+        products = precision.HEAD_PRODUCTS.get((self.device.type, self.dtype))
         head = Head(self.output.weight, self.output.bias, softcap, float(scale), products)
         head = head if self.vocabulary == head.vocabulary else head.first(self.vocabulary)
         if not sampling:

@@ -25,6 +25,8 @@ from selfdistill.errors import ConfigError, nearest
 
 MASTER = torch.float32
 DTYPES = {"float32": MASTER, "bfloat16": torch.bfloat16}
+# To which inputs of products with the head are rounded, by kind of device and dtype of the run; others are not.
+HEAD_PRODUCTS = {("cuda", torch.bfloat16): torch.bfloat16}
 
 
 def pick_device(name: str) -> torch.device:
