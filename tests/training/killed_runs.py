@@ -24,7 +24,7 @@ from selfdistill.models import checkpoint, policy, resumable
 from selfdistill.models.load import load_policy
 from selfdistill.runs import store
 from selfdistill.training import loop as train
-from selfdistill.training import recording, update
+from selfdistill.training import recording, steps, update
 
 
 def die() -> None:
@@ -74,7 +74,7 @@ MOMENTS: dict[str, Callable[[], None]] = {
     "while the first measurements are written": half_a_line(2),
     "while sampling": nth_call(policy.Policy, "backbone", 220),
     "between two updates": nth_call(update, "update_policy", 6),
-    "after the last update of a step": nth_call(train, "step_record", 3),
+    "after the last update of a step": nth_call(steps, "step_record", 3),
     "while records are written": half_a_line(9),
     "after the model of a checkpoint": nth_call(resumable, "write_model", 2, after=True),
     "before a checkpoint is durable": nth_call(checkpoint, "_make_durable", 2),
