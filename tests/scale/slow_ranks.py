@@ -29,7 +29,7 @@ METHODS = {
     "many-updates": ["method=grpo", "tasks_per_update=1"],
     "trust-region": ["method=sdpo", "teacher.kind=trust_region"],
     "frozen-replay": ["method=sdpo", "teacher.kind=frozen", "replay.per_step=6"],
-    "conversations": ["method=sdpo", "env=tools"],
+    "conversations": ["method=sdpo", "env=verbs", "env.turns=2"],
 }
 TRAIN = (sys.executable, "-m", "selfdistill", "train", "-q")
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "selfdistill", "train", "-q")
