@@ -33,6 +33,8 @@ from typing import Any
 
 BEYOND = 1e9  # a number of this size, where no other range was chosen, is a slip
 
+USER_ERROR, COLLAPSED, INTERRUPTED = 2, 3, 130  # exit codes of a command
+
 
 class SelfDistillError(Exception):
     """Base of every error that a user of this package can cause or fix.

@@ -22,6 +22,7 @@ from selfdistill.live.service import Service
 from selfdistill.live.update import check_learning_fits, finish, perform
 from selfdistill.live.updates import Updates
 from selfdistill.live.weights import Weights
+from selfdistill.training.stopping import PARENT, watch_parent
 from tests.live.test_learner import OPTIONS, journal_of
 from tests.toy_user import COMPLAINT, QUESTIONS, toy_user_dir
 
@@ -161,7 +162,10 @@ def test_a_process_that_ends_fails_its_update_and_leaves_the_lessons(
 def test_an_update_whose_server_was_killed_ends_and_is_found_by_the_next_one(learning: Learning) -> None:
     child = os.fork()
     if child == 0:
-        update_module._end_with(os.getpid())  # no process is its own parent: the server is gone
+        os.environ[PARENT] = str(os.getpid())  # no process is its own parent: the server is gone
+        watch_parent(lambda: os._exit(1))
+        time.sleep(60)
+        os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
     updates = Updates(learning.journal.database)
     left = updates.queue("now")

@@ -7,11 +7,9 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from selfdistill.errors import CollapseError, SelfDistillError, is_out_of_memory
+from selfdistill.errors import COLLAPSED, INTERRUPTED, USER_ERROR, CollapseError, SelfDistillError, is_out_of_memory
 from selfdistill.runs.events import Interrupted
 from selfdistill.runs.old_names import WORDS
-
-USER_ERROR, COLLAPSED, INTERRUPTED = 2, 3, 130
 
 
 class Guarded(TyperGroup):

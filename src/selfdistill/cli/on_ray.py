@@ -13,13 +13,13 @@ from typing import Any
 from selfdistill.config import RunConfig, resolved
 from selfdistill.envs.base import ConversationEnvironment
 from selfdistill.envs.turns import RepeatedAttempts
-from selfdistill.errors import ConfigError
+from selfdistill.errors import INTERRUPTED, ConfigError
 from selfdistill.plugins import short_name
 from selfdistill.runs import Callback, Note, fresh_path, read_run
 from selfdistill.runs.events import Interrupted, RunStart
 from selfdistill.runs.store import CONFIG, refuse_in_use
 from selfdistill.scale.launch import COMMAND
-from selfdistill.scale.placement import INTERRUPTED, RAY, Group
+from selfdistill.scale.placement import RAY, Group
 from selfdistill.scale.workers import RemoteEnvironment, connected, workers
 from selfdistill.training.side_by_side import STOPS, Followed
 from selfdistill.training.stopping import handled

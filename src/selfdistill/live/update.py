@@ -10,10 +10,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
-from threading import Thread
 
 import torch
 
@@ -32,7 +30,7 @@ from selfdistill.models.precision import pick_device
 from selfdistill.options import build
 from selfdistill.prompts.render import Renderer, Thinking
 from selfdistill.training.planner import Needs, check_memory
-from selfdistill.training.stopping import PARENT
+from selfdistill.training.stopping import watch_parent
 
 Progress = Callable[[str], None]
 NICE = 10
@@ -146,8 +144,7 @@ def main(arguments: list[str]) -> None:
     """The update of a server, with the rest of the machine's time and half of its cores."""
     path, number, settings = arguments
     given = json.loads(settings)
-    if server := int(os.environ.pop(PARENT, "0")):
-        Thread(target=_end_with, args=(server,), daemon=True).start()
+    watch_parent(lambda: os._exit(1))  # once its server is gone nobody would serve what it learns
     os.nice(NICE)
     torch.set_num_threads(max(1, (os.cpu_count() or 2) // 2))
 
@@ -157,13 +154,6 @@ def main(arguments: list[str]) -> None:
     with Journal.open(path) as journal:
         options = build(LiveLearning, given.pop("learning"))
         perform(journal, int(number), options, progress=progress, **given)
-
-
-def _end_with(server: int) -> None:
-    """Ends this process once its server is gone: nobody would serve what it learns."""
-    while os.getppid() == server:
-        time.sleep(0.5)
-    os._exit(1)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from selfdistill.errors import ConfigError
 from selfdistill.runs.scale import SamplerOptions
 from selfdistill.scale.engine import ENVIRONMENT, SERVED_AS
 from selfdistill.scale.placement import CALL_S, RAY, START_S, Seat
-from selfdistill.scale.processes import SHOWN, Process
+from selfdistill.scale.processes import Process, how_it_ended
 from selfdistill.scale.workers import connected
 
 
@@ -42,10 +42,9 @@ class PlacedServer(Process):
             code, _ = self.ray.get(self.seat.state.remote(), timeout=CALL_S)
             if code is None:
                 return ""
-            last = self.ray.get(self.seat.errors.remote(), timeout=CALL_S).splitlines()[-SHOWN:]
+            return how_it_ended(code, self.ray.get(self.seat.errors.remote(), timeout=CALL_S))
         except self.ray.exceptions.RayError as error:
             return f"the machine of the server is lost ({type(error).__name__})"
-        return "\n".join([f"the server's process ended with code {code}; the end of its log:", *last])
 
     def end(self) -> None:
         """Ends the server, and all that it started."""

@@ -1,7 +1,7 @@
 """Learners on a Ray cluster: each is a process of our own command on a machine that Ray chose, all of them one group.
 
-Ray places the processes and tells which are lost. A lost learner ends the group, which is placed again and resumes from
-the newest checkpoint; so the run directory must be one that all machines see.
+Ray places the processes and reports which are lost. A lost learner ends the group, which is placed again and resumes
+from the newest checkpoint; so the run directory must be one that all machines see.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
-from selfdistill.errors import RunError, SelfDistillError
+from selfdistill.errors import INTERRUPTED, RunError, SelfDistillError
 
 RAY = "SELFDISTILL_RAY"  # environment variable of a learner: the address of the cluster that placed it
 PLACE_S = 60.0  # for the cluster to find room for all learners
@@ -29,7 +29,6 @@ CALL_S = 60.0  # for a machine to say how its learner is
 POLL_S = 0.5
 RESTARTS = 3  # of a group that records nothing new in between
 KILLED = (-signal.SIGKILL, 128 + signal.SIGKILL, -signal.SIGBUS, -signal.SIGSEGV, -signal.SIGABRT)
-INTERRUPTED = 130  # exit code of a run that Ctrl-C ended after its step
 TAIL = 20_000  # characters of what a learner printed
 
 

@@ -55,8 +55,7 @@ class Process:
         code = self.child.poll()
         if code is None:
             return ""
-        last = self.log.read_text(errors="replace").splitlines()[-SHOWN:] if self.log.is_file() else []
-        return "\n".join([f"the server's process ended with code {code}; the end of its log:", *last])
+        return how_it_ended(code, self.log.read_text(errors="replace") if self.log.is_file() else "")
 
     def end(self) -> None:
         """Ends the server and all that it started."""
@@ -69,6 +68,11 @@ class Process:
                 self.child.wait(END_S)
             except subprocess.TimeoutExpired:
                 continue
+
+
+def how_it_ended(code: int, log: str) -> str:
+    """The exit code of a server, with the last lines of its log."""
+    return "\n".join([f"the server's process ended with code {code}; the end of its log:", *log.splitlines()[-SHOWN:]])
 
 
 def _end_with_parent() -> None:

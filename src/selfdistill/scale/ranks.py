@@ -24,7 +24,7 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
-from selfdistill.errors import ConfigError, RankError, SelfDistillError
+from selfdistill.errors import INTERRUPTED, USER_ERROR, ConfigError, RankError, SelfDistillError
 from selfdistill.models.policy import Policy, Ranks
 from selfdistill.models.precision import pick_device
 from selfdistill.types import TrainingSample
@@ -36,7 +36,6 @@ Ended: TypeAlias = Callable[[], Mapping[int, str]]
 JOIN_S = 300.0  # for all ranks to start: loading the libraries from a cold disk takes a minute
 REPORT_S = 5.0  # for the ranks that are left to say so
 LOST = re.compile("gloo|nccl|peer|timed ?out|process group|connection|broken pipe|socket", re.IGNORECASE)
-USER_ERROR, INTERRUPTED = 2, 130  # exit codes
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +141,7 @@ def store_at(address: str, rank: int, size: int, timeout_s: float = JOIN_S) -> S
 def joined(
     rank: int, size: int, store: Store, *, device: str = "auto", timeout_s: float = 1800.0, ended: Ended = dict
 ) -> Iterator[Ranks]:
-    """Inside, this process is one of the ranks of a run. `ended` tells of ranks that have ended, and why.
+    """Inside, this process is one of the ranks of a run. `ended` returns the ranks that have ended, and why.
 
     Raises `RankError` where another rank is the reason; ranks other than the lowest one that is left end without a
     message then (`SystemExit`).
@@ -200,7 +199,7 @@ class _Meeting:
             raise SystemExit(USER_ERROR)
         if text:
             return
-        why, do = "ranks learn together, and none goes on alone", "correct that, then resume from the last checkpoint"
+        why, do = "each rank holds a share of the weights", "correct that, then resume from the last checkpoint"
         for other in left:
             if other != self.rank and (found := self.store.get(f"end/{other}").decode()[1:]):
                 raise RankError(f"rank {other} failed", got=found, why=why, do=do) from error

@@ -132,12 +132,7 @@ class Servers:
     ) -> list[Completion]:
         """As `models.sampler.sample`, but for the draws, which are vLLM's. Raises `EndpointError`."""
         if self._asleep:
-            self._run(
-                self._each(
-                    lambda client, engine: engine.call(client, routes.WAKE, {}, timeout_s=self.options.timeout_s)
-                )
-            )
-            self._asleep = False
+            self._run(self._wake())
         asked = [request(policy, *named, options, seed) for named in zip(prompts, uids, strict=True)]
         found = self._run(self._spread(asked)) if asked else []
         return [
@@ -157,7 +152,6 @@ class Servers:
             if self._unties(policy):
                 save_file({"lm_head.weight": policy.output.weight.detach().contiguous()}, path / "lm_head.safetensors")
         self._run(self._started(path, policy))
-        self._asleep = False  # servers that slept were woken to load
         if nccl := self.options.transfer == "nccl" and not policy.has_adapter:
             if self._sends_to != self.live:  # a group that lost a member cannot be used
                 self._send, self._sends_to = sender(policy, self.live, self.options.timeout_s), self.live
@@ -180,6 +174,10 @@ class Servers:
                 client, routes.SLEEP, {}, timeout_s=self.options.timeout_s, level=level, mode="wait"
             )))  # fmt: skip
             self._asleep = True
+
+    async def _wake(self) -> None:
+        await self._each(lambda client, engine: engine.call(client, routes.WAKE, {}, timeout_s=self.options.timeout_s))
+        self._asleep = False
 
     def close(self) -> None:
         """Ends requests in progress, servers that were started, and the weights written for them."""
@@ -305,9 +303,9 @@ class Servers:
                 self._note(f"the sampler {engine.url} is back")
             engine.lost = ""
 
+        if self._asleep:
+            await self._wake()
         async with httpx.AsyncClient(verify=self._tls) as client:
-            if self._asleep:
-                await self._each(lambda c, e: e.call(c, routes.WAKE, {}, timeout_s=self.options.timeout_s))
             await asyncio.gather(*(one(client, n, e) for n, e in enumerate(self.engines) if e.lost))
         if not self.live:
             raise self._none_left()

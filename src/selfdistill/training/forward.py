@@ -58,7 +58,7 @@ def teacher_pass(
     heads: dict[Source, Head] = {}
     for against in (False, True):
         prompts = {s.uid: s.against_prompts if against else s.teacher_prompts for s in samples}
-        for slot in range(max((len(own) for own in prompts.values()), default=0)):
+        for slot in range(max(map(len, prompts.values()), default=0)):
             for live, views in ((False, teacher.views()), (True, (STUDENT,))):
                 chosen = [s for s in samples if s.live == live and len(prompts[s.uid]) > slot]
                 mine = [s for s in chosen if own is None or s.uid in own]

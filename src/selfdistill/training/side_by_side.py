@@ -13,23 +13,22 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from threading import Thread
 from typing import Any
 
 import torch
 
 from selfdistill.config import RunConfig, from_settings, resolved
-from selfdistill.errors import ConfigError, RunError
+from selfdistill.errors import INTERRUPTED, ConfigError, RunError
 from selfdistill.models.precision import pick_device
 from selfdistill.runs import EvalRecord, StepRecord, Summary, fresh_path, no_callback
 from selfdistill.runs.events import Callback, EvalEnd, Interrupted, Note, Phase, RunEnd, RunStart, StepEnd, named
 from selfdistill.runs.records import ResumedRecord, record_from_json, value_from_json
 from selfdistill.runs.store import CONFIG, METRICS, SUMMARY
 from selfdistill.scale.launch import COMMAND
-from selfdistill.training.stopping import PARENT, handled
+from selfdistill.training.stopping import PARENT, handled, watch_parent
 
 STOPS = (signal.SIGINT, signal.SIGTERM)
-STOPPED = (130, *(-number for number in STOPS))  # exit codes
+STOPPED = (INTERRUPTED, *(-number for number in STOPS))  # exit codes
 POLL_S = 0.2
 # Each method at the rate that did best for it on the embedded model (EXPERIMENTS.md); all else is the same for both.
 DEMO_RATES: Mapping[str, float] = {"sdpo": 5e-4, "grpo": 2.5e-4}
@@ -237,15 +236,7 @@ def _written(metrics: Path) -> int:
 def attend() -> None:
     """Called by a child of `side_by_side` once its imports are done: from here on SIGINT is let through, and it comes
     when the parent has died as well."""
-    parent = int(os.environ.pop(PARENT, "0"))
-    if parent:
+    if watch_parent(lambda: os.kill(os.getpid(), signal.SIGINT)):
         torch.set_num_threads(1)
-        Thread(target=_outlive, args=(parent,), daemon=True).start()
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-
-
-def _outlive(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(POLL_S)
-    os.kill(os.getpid(), signal.SIGINT)

@@ -1,16 +1,20 @@
-"""Ctrl-C in a loop that saves: the first one ends it after the step, a second one interrupts at once."""
+"""Ctrl-C in a loop that saves: the first one ends it after the step, a second one interrupts at once. And the end of a
+parent process."""
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from selfdistill.runs.events import Callback, Note
 
-PARENT = "SELFDISTILL_PARENT"  # environment variable of the children of `side_by_side`: the parent's process id
+PARENT = "SELFDISTILL_PARENT"  # environment variable of a child that ends with its parent: the parent's process id
+PARENT_S = 0.2  # between two looks at the parent
 
 
 @dataclass
@@ -46,3 +50,17 @@ def handled(numbers: Iterable[int], handler: Callable[..., None]) -> Iterator[No
     finally:
         for number, before in previous.items():
             signal.signal(number, before)
+
+
+def watch_parent(then: Callable[[], object]) -> bool:
+    """Calls `then`, in a thread, once the parent that `PARENT` names has ended. Whether it names one."""
+    parent = int(os.environ.pop(PARENT, "0"))
+
+    def wait() -> None:
+        while os.getppid() == parent:
+            time.sleep(PARENT_S)
+        then()
+
+    if parent:
+        threading.Thread(target=wait, daemon=True).start()
+    return bool(parent)
