@@ -14,13 +14,13 @@ from selfdistill.config import RunConfig, resolved
 from selfdistill.envs.base import ConversationEnvironment
 from selfdistill.envs.turns import RepeatedAttempts
 from selfdistill.errors import INTERRUPTED, ConfigError
-from selfdistill.plugins import short_name
-from selfdistill.runs import Callback, Note, fresh_path, read_run
+from selfdistill.runs import Callback, Note, read_run
 from selfdistill.runs.events import Interrupted, RunStart
 from selfdistill.runs.store import CONFIG, refuse_in_use
 from selfdistill.scale.launch import COMMAND
 from selfdistill.scale.placement import RAY, Group
 from selfdistill.scale.workers import RemoteEnvironment, connected, workers
+from selfdistill.training.loop import run_directory
 from selfdistill.training.side_by_side import STOPS, Followed
 from selfdistill.training.stopping import handled
 
@@ -28,8 +28,7 @@ from selfdistill.training.stopping import handled
 def train_on_ray(config: RunConfig, address: str, callback: Callback, *, resume: bool) -> Path:
     """Trains on a cluster as `training.loop.train` does in this process, with the same records and errors."""
     ray = connected(address)
-    name = f"{short_name(config.method.name)}-{short_name(config.env.name)}-seed{config.seed}"
-    out = Path(config.out) if config.out else fresh_path(Path("runs"), name)
+    out = run_directory(config)
     if not resume:
         refuse_in_use(out)
     config = replace(config, out=str(out))

@@ -71,10 +71,14 @@ def train(
 
     Raises what `selfdistill.errors` lists; `Interrupted` after Ctrl-C, when the step is finished and saved.
     """
-    name = f"{short_name(config.method.name)}-{short_name(config.env.name)}-seed{config.seed}"
-    out = Path(config.out) if config.out else fresh_path(Path("runs"), name)
-    with learners(replace(config, out=str(out)), ranks, resume=resume) as (joined, config):
+    with learners(replace(config, out=str(run_directory(config))), ranks, resume=resume) as (joined, config):
         return _train(config, callback if joined.rank == 0 else no_callback, joined, resume=resume)
+
+
+def run_directory(config: RunConfig) -> Path:
+    """`out`, or one in runs/ that is not there yet."""
+    name = f"{short_name(config.method.name)}-{short_name(config.env.name)}-seed{config.seed}"
+    return Path(config.out) if config.out else fresh_path(Path("runs"), name)
 
 
 def _train(config: RunConfig, callback: Callback, ranks: Ranks, *, resume: bool) -> Path:
