@@ -189,7 +189,7 @@ def test_nothing_is_learned_while_a_version_is_pinned(tmp_path: Path) -> None:
 
 
 def test_the_probe_set_is_read_from_a_file_or_short_facts(tmp_path: Path) -> None:
-    assert len(probe_set()) == 24
+    assert len(probe_set()) >= 80
     assert all(prompt.answer for prompt in probe_set())
     (tmp_path / "probe.jsonl").write_text('{"prompt": "Say hi."}\n{"prompt": "2 + 2?", "answer": 4}\n')
     assert [prompt.answer for prompt in probe_set(str(tmp_path / "probe.jsonl"))] == ["", "4"]

@@ -10,7 +10,7 @@ needs no criterion of what a good answer is. A teacher is judged in another word
     kl_cap      and not too large a one
     follows     the candidate's answers, without the lesson, take it more into account than the student's
     sessions    those of no conversation less
-    probe       the served answers to probe prompts have kept their likelihood
+    probe       the served answers to probe prompts without an exact answer have kept their likelihood
     tasks       probe prompts with exact answers are solved as before
     length, repeated, empty     the candidate's answers have the form of answers
 
@@ -259,7 +259,7 @@ def _probe(trained: Trained, options: LiveLearning) -> Iterator[Criterion]:
                 f": too few prompts to exclude a harm of {options.harm:g}, about {_needed(found, options.harm)} would"
             )
         yield Criterion("probe", found.value, options.harm, finding, about, found.low, found.high, blocks=False)
-    else:
+    elif not trained.tasks:
         reason = f"{len(trained.probe)} probe prompts cannot show harm; name a set of 20 or more with probe=FILE"
         yield Criterion("probe", 0.0, options.harm, "undecided", reason, blocks=False)
     if trained.tasks:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain, cycle, islice
+from random import Random
 from typing import Any
 
 import torch
@@ -57,6 +58,7 @@ Progress = Callable[[str], None]
 CORRECTING = -1.0  # nats, above which a reply is one that corrects
 LEAST_ANSWERS = 16  # of each reader
 MOST_ANSWERS = 64  # where fewer do not decide
+HELD = 3  # one of so many probe prompts is held to the served weights, the others are measured
 WARM_UP = 3  # rounds, over which the learning rate rises
 
 
@@ -88,7 +90,10 @@ class LiveLearner:
         self.policy, self.renderer, self.options, self.frames = policy, renderer, options, tuple(frames)
         self.measuring, self.progress, self.seed = Measuring(policy, renderer, options), progress, seed
         ids = [(prompt, renderer.prompt(prompt.messages)) for prompt in probe]
-        self.probe = [(prompt, own) for prompt, own in ids if len(own) < self._longest]
+        fitting = [(prompt, own) for prompt, own in ids if len(own) < self._longest]
+        Random(f"probe {seed}").shuffle(fitting)
+        self.held = [own for _, own in fitting[::HELD]]
+        self.probe = [entry for place, entry in enumerate(fitting) if place % HELD]
         self._config = run_settings(options, policy.name, str(policy.device), "auto")
         method, weights = OPCD(), list(policy.trainable().values())
         teacher, optimizer = self.measuring.weights, new_optimizer(self._config, weights)
@@ -240,27 +245,22 @@ class LiveLearner:
         """A few rounds of fresh answers, the `first` of the served weights, and one optimiser step each; returns the
         served weights' answers to the probe set."""
         measuring, options = self.measuring, self.options
-        probes = [ids for _, ids in self.probe]
-        reference = (
-            [own[0] for own in measuring.sampled(probes, "probe", temperature=0.0, most=options.learned_tokens)]
-            if probes
-            else []
-        )
+        reference = self._solutions()
         questions = [measuring.prompt(each.question) for each in situations]
         teachers = [measuring.fitting(teacher_reads(each, frame), each) for each in situations]
         totals, reports = Totals(), []
-        held, count, replayed = cycle(range(len(probes))), self._answers(len(questions)), list[TrainingSample]()
+        held, count, replayed = cycle(self.held), self._answers(len(questions)), list[TrainingSample]()
         answers = [[_beginning(done, options.learned_tokens) for done in own[:count]] for own in first]
         for number in range(options.rounds):
             self.progress(f"round {number + 1} of {options.rounds}")
             if number:
-                places = list(islice(held, options.replay if probes and options.replay_weight else 0))
-                given = [*chain.from_iterable([each] * count for each in questions), *(probes[p] for p in places)]
+                kept = list(islice(held, options.replay if options.replay_weight else 0))
+                given = [*chain.from_iterable([each] * count for each in questions), *kept]
                 found = measuring.sampled(given, f"{self.seed}-round-{number}", most=options.learned_tokens)
                 answers = [list(chain(*found[n * count : (n + 1) * count])) for n in range(len(questions))]
                 replayed = [
-                    replay_sample(Rollout(Task(done.uid, ()), probes[p], done), options.replay_weight)
-                    for p, (done,) in zip(places, found[len(questions) * count :], strict=True)
+                    replay_sample(Rollout(Task(done.uid, ()), prompt, done), options.replay_weight)
+                    for prompt, (done,) in zip(kept, found[len(questions) * count :], strict=True)
                 ]
             groups = [_group(*entry) for entry in zip(situations, questions, teachers, answers, strict=True)]
             credited = list(chain(*(entries for _, entries in groups)))
@@ -276,17 +276,21 @@ class LiveLearner:
         numbers["skipped"] = sum(report.skipped for report in reports)
         return reference
 
-    def _probed(self, reference: Sequence[Completion]) -> tuple[list[float], list[float]]:
-        """Nats a token that the served answers to the probe set lost, and the changes of exact answers."""
-        prompts = [ids for _, ids in self.probe]
-        if not prompts:
-            return [], []
-        lost = self.measuring.likelihood_lost(prompts, reference)
+    def _solutions(self) -> list[Completion]:
+        """The likeliest answers to the probe set."""
         most = self.options.learned_tokens
-        now = [own[0] for own in self.measuring.sampled(prompts, "probe", temperature=0.0, most=most)]
+        found = self.measuring.sampled([ids for _, ids in self.probe], "probe", temperature=0.0, most=most)
+        return [own for own, *_ in found]
+
+    def _probed(self, reference: Sequence[Completion]) -> tuple[list[float], list[float]]:
+        """Of prompts without an exact answer, the nats a token that the served answers lost; of the others, the changes
+        of right ones. (A user may want another form of every answer, which is no harm.)"""
+        pairs = [(prompt, ids, old) for (prompt, ids), old in zip(self.probe, reference, strict=True)]
+        free = [(ids, old) for prompt, ids, old in pairs if not prompt.answer]
+        lost = self.measuring.likelihood_lost([ids for ids, _ in free], [old for _, old in free])
         tasks = [
             float(solved(prompt.answer, new.text)) - float(solved(prompt.answer, old.text))
-            for (prompt, _), new, old in zip(self.probe, now, reference, strict=True)
+            for (prompt, _, old), new in zip(pairs, self._solutions(), strict=True)
             if prompt.answer
         ]
         return lost, tasks
