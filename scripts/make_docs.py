@@ -21,6 +21,7 @@ from selfdistill.models.load import LoraOptions
 from selfdistill.models.teacher import Ema, Snapshot, TrustRegion
 from selfdistill.options import Setting, settings_of
 from selfdistill.runs.scale import Colocate, SamplerOptions
+from selfdistill.training.documents import DocumentOptions
 
 TARGET = Path(__file__).parent.parent / "docs" / "cli.md"
 HEAD = """# Commands and settings
@@ -83,6 +84,8 @@ def cli_page() -> str:
     parts += [_section(title, value, prefix) for title, value, prefix in OPTIONAL]
     parts += ["## Settings of learning from a journal\n", "Of `serve --learn` and `journal learn`.\n"]
     parts += [settings_table(settings_of(LiveLearning()))]
+    parts += ["## Settings of learning from documents\n", "Of `learn`.\n"]
+    parts += [settings_table(settings_of(DocumentOptions(), "documents."))]
     parts += ["## Settings of methods\n"]
     parts += [_section(f"method={name}", get_method(name, {}), "method.") for name in METHODS]
     parts += ["## Settings of environments\n"]

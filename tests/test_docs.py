@@ -24,6 +24,7 @@ from selfdistill.runs import EvalRecord, RolloutRecord, StepRecord, Summary
 from selfdistill.runs.records import Accuracies, Finding, GuardRecord, PreflightRecord, ResumedRecord, TurnRecord
 from selfdistill.runs.stats import Estimate
 from selfdistill.test_time.comparison import StrategyComparison, parse_arm
+from selfdistill.training.documents import DocumentOptions
 from selfdistill.types import DropReason, Outcome, Task
 from tiny_models import tiny_policy_dir
 
@@ -106,9 +107,10 @@ def test_command_lines_are_understood():
         assert not arms or StrategyComparison(tuple(arms), ("task",)).config(arms[-1])
         weighted = [word for flag, word in pairwise(rest) if flag == "--data"]
         settings = [word for word in rest if "=" in word and " " not in word and word not in weighted]
-        load_config(None, [word for word in settings if not word.startswith("judge.")])
-        judge = dict(parse_override(word.removeprefix("judge.")) for word in settings if word.startswith("judge."))
-        build(JudgeOptions, judge)
+        load_config(None, [word for word in settings if not word.startswith(("judge.", "documents."))])
+        for prefix, kind in (("judge.", JudgeOptions), ("documents.", DocumentOptions)):
+            own = [parse_override(word.removeprefix(prefix)) for word in settings if word.startswith(prefix)]
+            build(kind, dict(own))
 
 
 def test_relative_links_lead_somewhere():

@@ -19,6 +19,7 @@ from selfdistill.cli.credit import credit
 from selfdistill.cli.faces import chat, code
 from selfdistill.cli.guard import Guarded
 from selfdistill.cli.journal import app as journal
+from selfdistill.cli.learn import learn
 from selfdistill.cli.output import print_comparison, print_listing, print_notes, print_settings, print_table
 from selfdistill.cli.serve import serve
 from selfdistill.cli.solve import solve
@@ -45,6 +46,7 @@ app.command()(check)
 app.command()(code)
 app.command()(compare)
 app.command()(credit)
+app.command()(learn)
 app.command()(serve)
 app.command()(solve)
 app.command()(view)

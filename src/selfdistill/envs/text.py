@@ -16,6 +16,7 @@ from selfdistill.envs.rows import Mark, RowsEnvironment, RowsOptions, clipped, d
 from selfdistill.envs.scoring import fenced_blocks
 from selfdistill.errors import ConfigError, nearest, option
 from selfdistill.files import BadJson, decode_json
+from selfdistill.prompts.questions import holds
 from selfdistill.types import Task
 
 REGEX_S = 5.0
@@ -33,10 +34,11 @@ _FIELDS = ("reason", "answer")
 class TextOptions(RowsOptions):
     """Options of `text`. Raises `ConfigError`."""
 
-    compare: Literal["exact", "contains", "regex", "number", "json"] = option(
+    compare: Literal["exact", "contains", "words", "regex", "number", "json"] = option(
         "exact",
-        "exact: equal but for white space around it; contains: holds the row's answer; regex: the row's answer is a "
-        "regular expression that is found; number: the last number is equal; json: the last fenced block, or all, is",
+        "exact: equal but for white space around it; contains: holds the row's answer; words: holds it as words of its "
+        "own, whatever their case; regex: the row's answer is a regular expression that is found; number: the last "
+        "number is equal; json: the last fenced block, or all, is",
     )
     after: str = option("", "a marker, such as ####: what stands behind its last occurrence counts; empty: all")
     ignore_case: bool = option(False, "exact, contains, regex: upper and lower case are alike")
@@ -52,7 +54,7 @@ class TextOptions(RowsOptions):
 
 
 class TextEnvironment(RowsEnvironment[Any]):
-    """Text compared with the row's `answer`: exact, contains, regex, number or json.
+    """Text compared with the row's `answer`: exact, contains, words, regex, number or json.
 
     But for json, the `answer` of a row may be a list of right ones. A regular expression is tried in a process with a
     limit of its own, since one of the data may take for ever.
@@ -109,8 +111,9 @@ class TextEnvironment(RowsEnvironment[Any]):
 
     def _text(self, gold: list[str], answer: str, cut: bool) -> Mark:
         known = [self._folded(text) for text in gold]
-        if self.options.compare == "contains":
-            right = any(text in self._folded(answer) for text in known)
+        if self.options.compare in ("contains", "words"):
+            whole = self.options.compare == "words"
+            right = any(holds(one, answer) if whole else one in self._folded(answer) for one in known)
             return Mark.compared(right, "The answer does not hold the text that is expected.", answer)
         loose = ["".join(text.split()).casefold() for text in (answer, *gold)]
         nearly = "The answer is right but for white space, or upper and lower case."
