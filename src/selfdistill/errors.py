@@ -42,6 +42,8 @@ class SelfDistillError(Exception):
     `got`, `why` and `do` may be empty; each non-empty one becomes a line of the message.
     """
 
+    everywhere = False  # raised on all ranks of a run, at one place
+
     def __init__(self, what: str, *, got: object = None, why: str = "", do: str = "") -> None:
         self.what, self.got, self.why, self.do = what, got, why, do
         lines = [what]

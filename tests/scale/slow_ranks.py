@@ -1,5 +1,8 @@
-"""By hand (`make slow-test`): every method on the embedded model in one process, over two processes of torchrun, and
-over two that `scale.learners` starts; a rank that is killed, and Ctrl-C. Prints the differences that it measures."""
+"""By hand (`make slow-test`): every method on the embedded model in one process and over two of torchrun; a run that
+`scale.learners` starts; a rank that is killed, and Ctrl-C. Prints the differences that it measures.
+
+torchrun --nproc-per-node 2 tests/scale/slow_ranks.py FOLDER      trains all methods, one after the other
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from fake_vllm import FakeVllm
 from safetensors.torch import load_file
 
+from selfdistill.config import load_config
+from selfdistill.models.checkpoint import save_weights
+from selfdistill.models.load import load_policy
 from selfdistill.runs import read_run
+from selfdistill.training.loop import train
 
 SMALL = [
     *("model=sapling-small", "steps=5", "tasks_per_step=4", "rollouts_per_task=4", "sampling.max_new_tokens=24"),
@@ -29,20 +37,42 @@ METHODS = {
     "many-updates": ["method=grpo", "tasks_per_update=1"],
     "trust-region": ["method=sdpo", "teacher.kind=trust_region"],
     "frozen-replay": ["method=sdpo", "teacher.kind=frozen", "replay.per_step=6"],
+    "few-tasks": ["method=sdpo", "tasks_per_step=2"],
     "conversations": ["method=sdpo", "env=verbs", "env.turns=2"],
 }
 TRAIN = (sys.executable, "-m", "selfdistill", "train", "-q")
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "selfdistill", "train", "-q")
 
 
-def run(folder: Path, name: str, way: str, *more: str) -> Path:
-    out = folder / f"{name}-{way}"
+def run(out: Path, name: str, way: str, *more: str) -> Path:
     command = TORCHRUN if way == "torchrun" else TRAIN
     learners = ["scale.learners=2"] if way == "learners" else []
-    given = [*SMALL, *METHODS[name], *learners, f"out={out}", *more]
-    done = subprocess.run([*command, *given], capture_output=True, text=True)
+    done = subprocess.run(
+        [*command, *SMALL, *METHODS[name], *learners, f"out={out}", *more], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr[-4000:]
     return out
+
+
+def train_all(folder: Path) -> None:
+    """All methods in this process, or in all of torchrun's; alone also what the weights are before the first step:
+    those after one whose rate is too small to move any."""
+    for name in METHODS:
+        train(load_config(None, [*SMALL, *METHODS[name], f"out={folder / name}"]))
+    if "WORLD_SIZE" not in os.environ:
+        for name in ("sdpo", "lora"):
+            still = ["steps=1", "optimiser.lr=1e-30", "optimiser.weight_decay=0", f"out={folder / 'start' / name}"]
+            train(load_config(None, [*SMALL, *METHODS[name], *still]))
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders `alone` and `torchrun`."""
+    folder = tmp_path_factory.mktemp("runs")
+    for way, program in (("alone", TRAIN[:1]), ("torchrun", TORCHRUN[:5])):
+        done = subprocess.run([*program, __file__, folder / way], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-4000:]
+    return folder
 
 
 def final(out: Path) -> dict[str, torch.Tensor]:
@@ -50,37 +80,34 @@ def final(out: Path) -> dict[str, torch.Tensor]:
     return load_file(file)
 
 
-@pytest.mark.parametrize("way", ["torchrun", "learners"])
-@pytest.mark.parametrize("name", METHODS)
-def test_two_ranks_give_the_run_of_one_process(tmp_path_factory: pytest.TempPathFactory, name: str, way: str):
-    folder = tmp_path_factory.getbasetemp()
-    alone = folder / f"{name}-alone"
-    if not alone.exists():
-        run(folder, name, "alone")
-    other = run(folder, name, way)
+def compare(runs: Path, name: str, other: Path) -> None:
+    """That a run over ranks is the one of one process."""
+    alone = runs / "alone" / name
     one, two = read_run(alone).steps, read_run(other).steps
     losses = [abs(a.loss - b.loss) / max(abs(a.loss), 1e-9) for a, b in zip(one, two, strict=True)]
     norms = [abs(a.grad_norm - b.grad_norm) / max(a.grad_norm, 1e-9) for a, b in zip(one, two, strict=True)]
-    mine, theirs, short = final(alone), final(other), run_start(folder, name)
-    change = math.sqrt(sum(float((mine[n] - short[n]).square().sum()) for n in mine))
+    mine, theirs = final(alone), final(other)
+    start = final(runs / "alone" / "start" / ("lora" if name == "lora" else "sdpo"))
+    change = math.sqrt(sum(float((mine[n] - start[n]).square().sum()) for n in mine))
     difference = math.sqrt(sum(float((mine[n] - theirs[n]).square().sum()) for n in mine)) / change
-    print(f"{name} {way}: loss {max(losses):.2g}, norm {max(norms):.2g}, weights {difference:.2g}")  # noqa: T201
+    print(f"{name}: loss {max(losses):.2g}, norm {max(norms):.2g}, weights {difference:.2g}")  # noqa: T201
     assert max(losses) <= 1e-5
     assert max(norms) <= 1e-5
     assert difference <= 1e-3
 
 
-def run_start(folder: Path, name: str) -> dict[str, torch.Tensor]:
-    """The weights before the first step: those after one whose rate is too small to move any."""
-    out = folder / f"{name}-start"
-    if not out.exists():
-        run(folder, name, "start", "steps=1", "optimiser.lr=1e-30", "optimiser.weight_decay=0")
-    return final(out)
+@pytest.mark.parametrize("name", METHODS)
+def test_two_ranks_give_the_run_of_one_process(runs: Path, name: str):
+    compare(runs, name, runs / "torchrun" / name)
+
+
+def test_three_ranks_that_a_command_starts_give_it_too_with_fewer_tasks_than_ranks(runs: Path, tmp_path: Path):
+    compare(runs, "few-tasks", run(tmp_path / "run", "few-tasks", "learners", "scale.learners=3"))
 
 
 @pytest.mark.parametrize("way", ["torchrun", "learners"])
 def test_a_killed_rank_is_named_and_the_resumed_run_is_bit_identical(tmp_path: Path, way: str):
-    whole = run(tmp_path, "lora", way, "checkpoint_every=1")
+    whole = run(tmp_path / "whole", "lora", way, "checkpoint_every=1")
     out = tmp_path / "killed"
     command, learners = (TORCHRUN, []) if way == "torchrun" else (TRAIN, ["scale.learners=2"])
     given = [*command, *SMALL, *METHODS["lora"], *learners, f"out={out}", "checkpoint_every=1"]
@@ -96,17 +123,40 @@ def test_a_killed_rank_is_named_and_the_resumed_run_is_bit_identical(tmp_path: P
     assert all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
-def test_ctrl_c_saves_on_all_ranks(tmp_path: Path):
+@pytest.mark.parametrize("way", ["torchrun", "learners"])
+def test_ctrl_c_saves_on_all_ranks(tmp_path: Path, way: str):
     out = tmp_path / "stopped"
-    given = [*TRAIN, *SMALL, *METHODS["sdpo"], "scale.learners=2", f"out={out}", "steps=50"]
+    command, learners = (TORCHRUN, []) if way == "torchrun" else (TRAIN, ["scale.learners=2"])
+    given = [*command, *SMALL, *METHODS["sdpo"], *learners, f"out={out}", "steps=50"]
     process = subprocess.Popen(given, stderr=subprocess.PIPE, text=True)
     while not (out / "metrics.jsonl").exists() or not read_run(out).steps:
         time.sleep(0.2)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=300)
-    assert process.returncode == 130
+    assert process.returncode == 130 or way == "torchrun"
     assert "Resume with" in said
     assert read_run(out).model_dir.name == f"step-{len(read_run(out).steps):06d}"
+
+
+def test_learners_whose_server_dies_are_saved_together_and_resume(tmp_path: Path):
+    out, model = tmp_path / "run", tmp_path / "model"
+    save_weights(model, load_policy("sapling-small", device="cpu", dtype="float32"))
+    given = [*TRAIN, *SMALL, *METHODS["frozen-replay"], "scale.learners=2", f"out={out}", "scale.sampler.start_s=1"]
+
+    def served(fake: FakeVllm, *more: str) -> subprocess.CompletedProcess[str]:
+        where = f'scale.sampler.addresses=["{fake.url}"]'
+        return subprocess.run([*given, where, *more], capture_output=True, text=True)
+
+    done = served(FakeVllm(model, dies_after=90))
+    assert done.returncode != 0
+    assert "no vLLM server is left" in done.stderr
+    steps = len(read_run(out).steps)
+    assert 0 < steps < 5
+    assert read_run(out).model_dir.name == f"step-{steps:06d}"
+    done = served(FakeVllm(model), "--resume", str(out))
+    assert done.returncode == 0, done.stderr[-4000:]
+    records = list(read_run(out).rollouts())
+    assert len({(r.step, r.uid) for r in records}) == len(records) == 5 * 16, "nothing is learned twice"
 
 
 def _rank_1(parent: int) -> int:
@@ -120,3 +170,7 @@ def _rank_1(parent: int) -> int:
         if b"RANK=1" in variables and above == parent:
             return int(folder.name)
     raise AssertionError("no rank 1")
+
+
+if __name__ == "__main__":
+    train_all(Path(sys.argv[1]))

@@ -42,7 +42,7 @@ def weights_of(run: Path, step: int) -> dict[str, torch.Tensor]:
     return load_file(file)
 
 
-@pytest.mark.parametrize("name", ["sdpo", "many"])
+@pytest.mark.parametrize("name", ["sdpo", "many", "served"])
 def test_two_ranks_give_the_run_of_one_process(runs, name: str):
     folder, found = runs
     one, two = (found["steps"][f"{name}-{size}"] for size in (1, 2))
@@ -81,6 +81,16 @@ def test_a_rank_that_is_killed_is_named_and_the_resumed_run_is_bit_identical(run
     assert all(torch.equal(whole[name], again[name]) for name in whole)
 
 
+def test_rank_0_samples_by_servers_for_all(runs):
+    folder, _ = runs
+    one, two = (read_run(folder / f"served-{size}") for size in (1, 2))
+    assert [step.extra["staleness"] for step in two.steps] == [0, 1, 1]
+    assert all(step.extra["sampler_gap"] < 1e-4 for step in two.steps if "sampler_gap" in step.extra)
+    answers = [[(r.uid, r.token_ids, r.policy_version) for r in run.rollouts()] for run in (one, two)]
+    assert answers[0] == answers[1]
+    assert not list(folder.glob("*.samplers")), "weights for servers are removed"
+
+
 def test_rank_0_alone_writes_records(runs):
     folder, _ = runs
     assert [step.step for step in read_run(folder / "sdpo-2").steps] == [1, 2, 3, 4]
@@ -100,7 +110,11 @@ def test_samples_are_shared_by_tokens_and_prompts_stay_together(monkeypatch: pyt
 
 @pytest.mark.parametrize(
     ("override", "message"),
-    [("optimiser.states=8bit", "optimiser.states = 8bit works in one process"), ("offload=both", "offload = both")],
+    [
+        ("optimiser.states=8bit", "optimiser.states = 8bit works in one process"),
+        ("offload=both", "offload = both"),
+        ("scale.sampler.transfer=nccl", r"transfer = nccl works in one process alone\n  got  2 learners"),
+    ],
 )
 def test_what_cannot_be_divided_is_refused_before_anything_is_loaded(override: str, message: str, tmp_path: Path):
     config = load_config(

@@ -108,6 +108,29 @@ def test_a_run_on_a_cluster_is_that_of_one_process(cluster, alone, tmp_path: Pat
     assert len(callback.killed) == sum("a learner was lost" in note for note in callback.notes) == (what != "nothing")
 
 
+@pytest.fixture(scope="module")
+def pair(cluster, tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Any, ...]]:
+    """Of a run of two learners, each on a machine of its own, with a worker each."""
+    settings = config(tmp_path_factory.mktemp("pair") / "run", "scale.learners=2", "scale.env_workers=2")
+    return learned(train_on_ray(settings, cluster.address, lambda event: None, resume=False))
+
+
+def test_two_learners_give_the_run_of_one(alone, pair) -> None:
+    (one, first), (two, second) = ((found[:3], found[3:]) for found in (alone, pair))
+    assert first == second, "rollouts"
+    for (_, loss, norm, *rest), (_, other_loss, other_norm, *others) in zip(one, two, strict=True):
+        assert (loss, norm) == (pytest.approx(other_loss, rel=1e-5), pytest.approx(other_norm, rel=1e-5))
+        assert rest == others
+    print([abs(a[2] - b[2]) / b[2] for a, b in zip(one, two, strict=True)])  # noqa: T201 (a measurement)
+
+
+def test_a_lost_learner_of_two_starts_the_group_again(cluster, pair, tmp_path: Path) -> None:
+    callback = killer(lambda text: "-m selfdistill train --quiet --config" in text)
+    settings = config(tmp_path / "run", "scale.learners=2", "scale.env_workers=2")
+    assert learned(train_on_ray(settings, cluster.address, callback, resume=False)) == pair
+    assert len(callback.killed) == sum("a learner was lost" in note for note in callback.notes) == 1
+
+
 def test_ctrl_c_ends_a_run_after_its_step_and_it_resumes(cluster, alone, tmp_path: Path) -> None:
     settings = config(tmp_path / "run", "steps=12")
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from fake_vllm import FakeVllm
 from torch._C._distributed_c10d import FileStore
 
 import selfdistill.scale.sharded
@@ -36,6 +37,10 @@ SMALL = [
 ]
 METHODS: Mapping[str, list[str]] = {
     "sdpo": ["method=sdpo", "replay.per_step=3", "replay.prompts=REPLAY"],
+    "served": [
+        *("method=sdpo", "replay.per_step=1", "replay.prompts=REPLAY", "scale.sampler.staleness=1"),
+        *("tasks_per_step=2", "sampling.max_new_tokens=8", "evaluation.tasks=1"),
+    ],
     "many": ["method=grpo", "tasks_per_update=1", "lora.rank=4", "checkpoint_every=1"],
 }
 
@@ -82,13 +87,21 @@ def forked(folder: Path, size: int, work: Callable[[Ranks], Any]) -> str:
     return said.read_text()
 
 
+def served(folder: Path, name: str) -> list[str]:
+    """The setting that names a new server, for the method that wants one."""
+    wants = name == "served"
+    return [f'scale.sampler.addresses=["{FakeVllm(folder / "tiny-qwen3-0").url}"]'] if wants else []
+
+
 def over_two(folder: Path) -> dict[str, str]:
     """All runs of two ranks: each method; one whose rank 1 is killed, and its resume."""
 
     def work(ranks: Ranks) -> None:
         for name in METHODS:
-            loop.train(config_of(folder, name, f"{name}-2", "steps=3", "scale.learners=2"), ranks=ranks)
+            own = server if name == "served" else []
+            loop.train(config_of(folder, name, f"{name}-2", "steps=3", "scale.learners=2", *own), ranks=ranks)
 
+    server = served(folder, "served")
     forked(folder, 2, work)
 
     def dies(ranks: Ranks) -> None:
@@ -120,7 +133,7 @@ def main(folder: Path) -> None:
     load_policy(str(folder / "tiny-qwen3-0"), device="cpu", lora=LoraOptions(4))  # imports what that needs
     found: dict[str, Any] = over_two(folder)
     for name in METHODS:
-        loop.train(config_of(folder, name, f"{name}-1", "steps=3"))
+        loop.train(config_of(folder, name, f"{name}-1", "steps=3", *served(folder, name)))
     # A run of two ranks goes on in one process.
     loop.train(config_of(folder, "sdpo", "sdpo-2", "steps=4"), resume=True)
     loop.train(config_of(folder, "sdpo", "sdpo-1", "steps=4"), resume=True)

@@ -64,7 +64,8 @@ def scored_on_ray(config: RunConfig, callback: Callback) -> Iterator[RunConfig]:
     """Inside a learner that Ray placed, the settings with an environment whose answers are scored by workers, where
     the run has any; else the settings as they are. Raises `ConfigError` for workers without a cluster."""
     address, count = os.environ.get(RAY), config.scale.env_workers
-    if not count:
+    first = config.scale.sampler is not None  # and rank 0 alone scores answers
+    if not count or (first and os.environ.get("RANK", "0") != "0"):
         yield config
         return
     if address is None:
@@ -77,7 +78,7 @@ def scored_on_ray(config: RunConfig, callback: Callback) -> Iterator[RunConfig]:
         callback(Note(f"{what} stay with the learner: scale.env_workers is not used"))
         yield config
         return
-    own = max(1, count // config.scale.learners)
+    own = count if first else max(1, count // config.scale.learners)
     with workers(connected(address), resolved(config), own, _noted(callback)) as pool:
         env: Any = RemoteEnvironment(scoring, pool)
         env = env if scoring is local else RepeatedAttempts(env, local.turns)

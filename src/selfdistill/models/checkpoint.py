@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
+from torch import Tensor
 
 from selfdistill.errors import RunError
 from selfdistill.models.policy import Policy
@@ -95,14 +96,14 @@ def _remove_older(directory: Path, keep: int, well: int) -> None:
             shutil.rmtree(going, ignore_errors=True)
 
 
-def save_weights(target: Path, policy: Policy) -> None:
-    """Writes a model, or an adapter, as a directory that is whole or not there. Raises `RunError`, as
-    `save_checkpoint`."""
+def save_weights(target: Path, policy: Policy, weights: Mapping[str, Tensor] | None = None) -> None:
+    """Writes a model, or an adapter, as a directory that is whole or not there; with the `weights` that were gathered
+    from several ranks. Raises `RunError`, as `save_checkpoint`."""
     partial = target.with_name(f"{PARTIAL}{target.name}")
     shutil.rmtree(partial, ignore_errors=True)  # of a killed process
     try:
         partial.mkdir(parents=True)
-        write_model(partial, policy, None)
+        write_model(partial, policy, weights)
         _make_durable(partial)
         _put_in_place(partial, target)
     except (OSError, SafetensorError, RuntimeError) as error:

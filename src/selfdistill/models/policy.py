@@ -155,9 +155,9 @@ class Policy:
         """On rank 0 the weights that a checkpoint holds, whole and on the host; None: the model has them."""
         return None
 
-    def each(self, items: Sequence[T], work: Callable[[Sequence[T]], list[R]]) -> list[R]:
+    def each(self, items: Sequence[T], work: Callable[[Sequence[T]], list[R]], *, first: bool = False) -> list[R]:
         """The results of `work`, one per item and in their order. Every rank computes some, with all weights, and gets
-        all."""
+        all; with `first` the first rank computes them, without weights."""
         return work(items)
 
     def head(self, *, sampling: bool = False) -> Head:

@@ -32,12 +32,12 @@ from selfdistill.models.precision import pick_device
 from selfdistill.runs import RunDir, Summary
 from selfdistill.runs.records import Record
 from selfdistill.runs.store import CONFIG
+from selfdistill.scale.processes import how_it_ended
 from selfdistill.scale.ranks import JOIN_S, Ended, joined
 
 COMMAND = (sys.executable, "-P", "-m", "selfdistill")  # -P: modules of the current directory shadow none of ours
 HERE = "127.0.0.1"
 END_S = 10.0  # for the other ranks to end by themselves
-LINES = 12  # of what a rank printed last
 
 
 @contextmanager
@@ -74,9 +74,11 @@ def learners(config: RunConfig, ranks: Ranks | None, *, resume: bool) -> Iterato
 
 def _refuse_settings(config: RunConfig) -> None:
     """Raises `ConfigError` for settings that only one learner can have."""
+    transfer = config.scale.sampler.transfer if config.scale.sampler else ""
     for key, value, refused, do in (
         ("optimiser.states", config.optimiser.states, ("8bit",), "float32: each learner keeps its share of them alone"),
         ("offload", config.offload, ("optimiser", "both"), "offload=teacher, or more learners"),
+        ("scale.sampler.transfer", transfer, ("nccl",), "directory: nobody has all weights on one GPU"),
         ("device", pick_device(config.device).type, ("mps",), "device=cpu"),
     ):
         if config.scale.learners > 1 and value in refused:
@@ -124,7 +126,11 @@ def _started(config: RunConfig, *, resume: bool) -> Iterator[tuple[Store, Ended]
 
         def ended() -> dict[int, str]:
             codes = {rank: process.poll() for rank, process in processes.items()}
-            return {rank: _ended(code, Path(folder, str(rank))) for rank, code in codes.items() if code}
+            return {
+                rank: how_it_ended(code, Path(folder, str(rank)).read_text("utf-8", "replace"))
+                for rank, code in codes.items()
+                if code
+            }
 
         try:
             for rank in range(1, size):
@@ -148,12 +154,6 @@ def _started(config: RunConfig, *, resume: bool) -> Iterator[tuple[Store, Ended]
                     process.wait(max(0.0, until - time.monotonic()))
                 process.kill()
                 process.wait()
-
-
-def _ended(code: int, printed: Path) -> str:
-    lines = printed.read_text("utf-8", "replace").strip().splitlines()[-LINES:]
-    how = f"signal {-code} ended it" if code < 0 else f"it ended with code {code}"
-    return "\n".join([how, *lines])
 
 
 class _OtherRank(RunDir):

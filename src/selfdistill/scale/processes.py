@@ -18,7 +18,7 @@ from selfdistill.scale.engine import ENVIRONMENT, SERVED_AS
 
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM makes room for
 END_S = 20.0
-SHOWN = 12  # last lines of a log
+SHOWN = 12  # last lines
 
 
 class Process:
@@ -71,8 +71,9 @@ class Process:
 
 
 def how_it_ended(code: int, log: str) -> str:
-    """The exit code of a server, with the last lines of its log."""
-    return "\n".join([f"the server's process ended with code {code}; the end of its log:", *log.splitlines()[-SHOWN:]])
+    """The exit code of a process, with the last lines that it printed."""
+    how = f"signal {-code} ended it" if code < 0 else f"it ended with code {code}"
+    return "\n".join([f"{how}; its last lines:", *log.strip().splitlines()[-SHOWN:]])
 
 
 def _end_with_parent() -> None:

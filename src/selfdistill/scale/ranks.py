@@ -87,6 +87,7 @@ class Joined(Ranks):
         dist.broadcast_object_list(found, src=0)
         value, failed = found[0]
         if failed is not None:
+            failed.everywhere = True
             raise failed
         return value  # type: ignore[no-any-return]
 

@@ -26,16 +26,17 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias, TypeVar
+from typing import IO, Any, Protocol, TypeAlias, TypeVar
 
 import httpx
 from safetensors.torch import save_file
+from torch import Tensor
 
 from selfdistill.config import RunConfig
 from selfdistill.errors import EndpointError
 from selfdistill.models.checkpoint import save_weights
 from selfdistill.models.load import places_of
-from selfdistill.models.policy import Policy
+from selfdistill.models.policy import ALONE, Policy, Ranks
 from selfdistill.models.sampler import SamplingOptions
 from selfdistill.runs.scale import SamplerOptions
 from selfdistill.runs.store import lock_directory
@@ -100,11 +101,8 @@ class Servers:
         options = config.scale.sampler
         assert options is not None
         self.version, self.config, self.options, self.probe, self.tokens = -1, config, options, probe, tokens
+        self._lock: IO[bytes] | None = None
         self.folder, self._note, self._launch = folder.resolve(), note, launch
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = lock_directory(self.folder)  # or an error: another process makes this run
-        for left in self.folder.glob("v*"):  # by a process that was killed
-            shutil.rmtree(left, ignore_errors=True)
         addresses = options.addresses or ("",) * options.servers
         self.engines = [Engine(url.rstrip("/"), lost="not started", group=options.tensor_parallel) for url in addresses]
         self._processes: dict[int, Process] = {}
@@ -113,7 +111,15 @@ class Servers:
         self._tls = ssl.create_default_context()  # reading its certificates takes as long as a small batch
         self._send: Callable[[], None] = lambda: None  # all weights, over NCCL
         self._sends_to: list[Engine] = []
+        self._threads = ThreadPoolExecutor()  # a server ends with the thread that started it
         self._running: dict[asyncio.Task[Any], asyncio.AbstractEventLoop] = {}
+
+    def open(self) -> None:
+        """Takes the folder of weights. Raises `RunError` where another process has it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = lock_directory(self.folder)
+        for left in self.folder.glob("v*"):  # by a process that was killed
+            shutil.rmtree(left, ignore_errors=True)
 
     @property
     def live(self) -> list[Engine]:
@@ -142,15 +148,25 @@ class Servers:
 
     def load(self, policy: Policy, version: int) -> dict[str, float]:
         """Writes the policy's weights and has every server load them. Raises `EndpointError`: no server is left, one
-        refuses the weights, or its log-probabilities are not the policy's."""
-        began, known = time.monotonic(), version == self.version and all(not engine.lost for engine in self.engines)
-        if known:
+        refuses the weights, or its log-probabilities are not the policy's. All ranks call it."""
+        began, same = time.monotonic(), policy.ranks.same
+        if same(lambda: version == self.version and all(not engine.lost for engine in self.engines)):
             return {}
+        weights = policy.gathered()
+        probes = same(lambda: self._load(policy, version, weights))
+        options, bound = self.config.sampling, self.options.logprob_bound
+        apart = [compare(policy, self.probe, done, options, bound, url) for url, done in probes]
+        return {"sync_s": time.monotonic() - began, "sampler_gap": max(apart), "samplers": float(len(apart))}
+
+    def _load(self, policy: Policy, version: int, weights: Mapping[str, Tensor] | None) -> list[tuple[str, Completion]]:
+        """What every server samples behind the probe with these weights (None: the policy has them), by its url."""
         path, self._loads = self.folder / f"v{version:06d}", self._loads + 1
         if not path.is_dir() or version != self.version:
-            save_weights(path, policy)
+            save_weights(path, policy, weights)
             if self._unties(policy):
-                save_file({"lm_head.weight": policy.output.weight.detach().contiguous()}, path / "lm_head.safetensors")
+                [name] = [name for name, value in policy.base.named_parameters() if value is policy.output.weight]
+                head = policy.output.weight.detach() if weights is None else weights[name]
+                save_file({"lm_head.weight": head.contiguous()}, path / "lm_head.safetensors")
         self._run(self._started(path, policy))
         if nccl := self.options.transfer == "nccl" and not policy.has_adapter:
             if self._sends_to != self.live:  # a group that lost a member cannot be used
@@ -160,11 +176,20 @@ class Servers:
             self._each(lambda client, engine: self._loaded(client, engine, path, version, policy.has_adapter, nccl))
         )
         self._require_live()
-        self.version = version
-        gap = self._compare(policy)
+        self.version, probes = version, list[tuple[str, Completion]]()
+        options = replace(self.config.sampling, max_new_tokens=PROBED)
+
+        async def probed(client: httpx.AsyncClient, engine: Engine) -> None:
+            body = request(policy, self.probe, f"probe-{version}", options, self.config.seed)
+            named = {**body, "model": engine.model}
+            reply = await engine.call(client, routes.GENERATE, named, timeout_s=self.options.timeout_s)
+            probes.append((engine.url, completion(policy, self.probe, "", body, engine.url, reply, version)))
+
+        self._run(self._each(probed))
+        self._require_live()
         for old in sorted(self.folder.glob("v*"))[:-KEPT]:
             shutil.rmtree(old, ignore_errors=True)
-        return {"sync_s": time.monotonic() - began, "sampler_gap": gap, "samplers": float(len(self.live))}
+        return probes
 
     def rest(self) -> None:
         """Servers on the learner's GPU give memory back until the next call; others do nothing."""
@@ -185,11 +210,13 @@ class Servers:
             loop.call_soon_threadsafe(task.cancel)
         for process in self._processes.values():
             process.end()
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self._lock.close()
+        self._threads.shutdown(wait=False)
+        if self._lock is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self._lock.close()
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
-        """The result of a coroutine, from any thread; `close` cancels it."""
+        """The result of a coroutine, from any thread, also one with a loop such as a notebook's; `close` cancels it."""
 
         async def tracked() -> T:
             task = asyncio.current_task()
@@ -200,12 +227,7 @@ class Servers:
             finally:
                 del self._running[task]
 
-        try:
-            asyncio.get_running_loop()  # such as a notebook's
-        except RuntimeError:
-            return asyncio.run(tracked())
-        with ThreadPoolExecutor(1) as pool:
-            return pool.submit(asyncio.run, tracked()).result()
+        return self._threads.submit(asyncio.run, tracked()).result()
 
     async def _each(self, call: Callable[[httpx.AsyncClient, Engine], Coroutine[Any, Any, Any]]) -> None:
         """One call to every live server; those that are lost by it are left out from then on."""
@@ -334,8 +356,7 @@ class Servers:
         """Whether servers get the head of a tied model as a weight of its own. On a CPU vLLM 0.32 packs a copy of the
         head when it starts, and a reload leaves that as it was."""
         embeddings: Any = policy.base.get_input_embeddings()
-        tied = policy.output.weight.data_ptr() == embeddings.weight.data_ptr()
-        return tied and policy.device.type == "cpu" and not policy.has_adapter
+        return policy.output.weight is embeddings.weight and policy.device.type == "cpu" and not policy.has_adapter
 
     def _lose(self, engine: Engine, error: LostError) -> None:
         if not engine.lost:
@@ -353,32 +374,16 @@ class Servers:
         do = "see the logs above, and that servers which run already can be reached"
         return EndpointError("no vLLM server is left to sample with", got=reasons, do=do)
 
-    def _compare(self, policy: Policy) -> float:
-        """The mean distance of every server's log-probabilities from the policy's, in nats; of the worst one. Raises
-        `EndpointError` beyond the bound."""
-        options, apart, bound = replace(self.config.sampling, max_new_tokens=PROBED), [0.0], self.options.logprob_bound
-
-        async def ask(client: httpx.AsyncClient, engine: Engine) -> None:
-            body = request(policy, self.probe, f"probe-{self.version}", options, self.config.seed)
-            reply = await engine.call(
-                client, routes.GENERATE, {**body, "model": engine.model}, timeout_s=self.options.timeout_s
-            )
-            done = completion(policy, self.probe, "", body, engine.url, reply, self.version)
-            apart.append(compare(policy, self.probe, done, options, bound, engine.url))
-
-        self._run(self._each(ask))
-        self._require_live()
-        return max(apart)
-
 
 @contextmanager
 def open_samplers(
-    config: RunConfig, folder: Path, probe: TokenIds, tokens: int, note: Callable[[str], None]
+    config: RunConfig, folder: Path, probe: TokenIds, tokens: int, note: Callable[[str], None], ranks: Ranks = ALONE
 ) -> Iterator[Servers]:
     """Servers for as long as a run needs them, on this machine, or where the Ray cluster of this learner has room.
-    Weights and logs lie in `folder` until then."""
+    Weights and logs lie in `folder` until then. Rank 0 alone has servers."""
     servers = Servers(config, folder, probe, tokens, note, PlacedServer if RAY in os.environ else Process)
     try:
+        ranks.same(servers.open)
         yield servers
     finally:
         servers.close()

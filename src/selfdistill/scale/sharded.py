@@ -110,8 +110,10 @@ class ShardedPolicy(Policy):
             for layer in layers:
                 layer.set_reshard_after_forward(True, recurse=False)
 
-    def each(self, items: Sequence[T], work: Callable[[Sequence[T]], list[R]]) -> list[R]:
+    def each(self, items: Sequence[T], work: Callable[[Sequence[T]], list[R]], *, first: bool = False) -> list[R]:
         """As `Policy.each`: this rank works on every n-th item."""
+        if first:
+            return self.ranks.same(lambda: work(items))
         rank, size = self.ranks.rank, self.ranks.size
         with self.whole():
             own = work(items[rank::size])

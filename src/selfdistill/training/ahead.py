@@ -3,6 +3,7 @@
 With `scale.sampler.staleness` 0 a batch is sampled by the weights that learn from it. With s, the samplers load the
 weights of step t and sample the batches of steps t to t + s, one after the other, while the learner works on them. The
 records say by which weights each answer was sampled; the ratio of both is an importance weight with a cap, as always.
+Of several learners the first one samples and scores, and the others get its batches.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from typing import Any, cast
 from selfdistill.config import RunConfig
 from selfdistill.envs.base import ConversationEnvironment
 from selfdistill.errors import ConfigError
+from selfdistill.models.policy import ALONE
+from selfdistill.prompts.render import Renderer
 from selfdistill.runs.events import Callback, Note, Phase
 from selfdistill.scale.sampler import Sampler, open_samplers
 from selfdistill.training.session import Session, Totals
@@ -28,13 +31,15 @@ from selfdistill.training.steps import GenerationBatch, sample_batch
 
 @dataclass
 class Ahead:
-    """The batches of one run. `numbers` are those of the last load of weights, until a record takes them."""
+    """The batches of one run, with a `renderer` of their own. `numbers` are those of the last load of weights, until a
+    record takes them."""
 
     session: Session
     sampler: Sampler
     callback: Callback
+    renderer: Renderer
     numbers: dict[str, float] = field(default_factory=dict)
-    batches: deque[Future[GenerationBatch]] = field(default_factory=deque)
+    batches: deque[Future[GenerationBatch]] = field(default_factory=deque)  # of other ranks: without results
     pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
 
     def next(self, totals: Totals) -> GenerationBatch:
@@ -45,7 +50,7 @@ class Ahead:
         began = time.monotonic()
         if not self.batches:
             self._begin(step, step, 1, totals.drawn, totals.solved)
-        batch = self.batches.popleft().result()
+        batch = self.session.policy.ranks.same(self.batches.popleft().result)
         if options.staleness and not self.batches:
             self._begin(step, step + 1, options.staleness, batch.drawn, batch.solved)
         self.sampler.rest()
@@ -57,23 +62,27 @@ class Ahead:
 
     def load(self, step: int) -> None:
         """Waits for the batches in progress, and has the samplers load the weights as they are."""
-        wait(self.batches)
+        if not self.session.policy.ranks.rank:
+            wait(self.batches)
         self.numbers |= self.sampler.load(self.session.policy, step)
 
     def _begin(self, step: int, first: int, count: int, drawn: Mapping[str, int], solved: Mapping[str, int]) -> None:
         self.load(step)
         before: Future[GenerationBatch] | None = None
         for number in range(first, min(first + count, self.session.config.steps)):
-            before = self.pool.submit(self._sampled, number, drawn, solved, before)
+            here = not self.session.policy.ranks.rank
+            before = self.pool.submit(self._sampled, number, drawn, solved, before) if here else Future()
             self.batches.append(before)
 
     def _sampled(
         self, step: int, drawn: Mapping[str, int], solved: Mapping[str, int], before: Future[GenerationBatch] | None
     ) -> GenerationBatch:
-        """A batch, whose tasks follow from those `before` it."""
+        """A batch, whose tasks follow from those `before` it. In this thread nothing is exchanged with other ranks, and
+        the tokenizer is another: each belongs to one thread."""
         if before is not None:
             drawn, solved = before.result().drawn, before.result().solved
-        return sample_batch(self.session, step, drawn, solved)
+        alone = replace(self.session, policy=replace(self.session.policy, ranks=ALONE), renderer=self.renderer)
+        return sample_batch(alone, step, drawn, solved)
 
 
 def refuse_servers(config: RunConfig, command: str) -> None:
@@ -91,10 +100,6 @@ def sampled_ahead(session: Session, out: Path, step: int, callback: Callback) ->
     if options is None:
         yield None
         return
-    if config.scale.learners > 1:
-        got, why = f"scale.learners = {config.scale.learners}", "the servers load the weights that one process writes"
-        do = "learn in one process, or let the learners sample: scale.sampler=none"
-        raise ConfigError("several learners do not sample by servers yet", got=got, why=why, do=do)
     if options.staleness and not config.sampling.whole:
         got = f"top_p {config.sampling.top_p:g}, temperature {config.sampling.temperature:g}"
         why = "a truncated or greedy choice has no ratio that corrects for older weights"
@@ -108,11 +113,11 @@ def sampled_ahead(session: Session, out: Path, step: int, callback: Callback) ->
     most += sampling.conversation_tokens if isinstance(env, ConversationEnvironment) else 0
     tokens, probe = min(most, session.policy.context_length), session.renderer.prompt(session.tasks[0].messages)
     folder = Path(options.folder or out.parent) / f"{out.name}.samplers"
-    with open_samplers(config, folder, probe, tokens, lambda text: callback(Note(text))) as sampler:
+    note, ranks = (lambda text: callback(Note(text))), session.policy.ranks
+    with open_samplers(config, folder, probe, tokens, note, ranks) as sampler:
         session.sampler = sampler
-        # Batches are rendered in a thread of their own, and a tokenizer belongs to one thread.
         own = replace(session.renderer, tokenizer=deepcopy(session.renderer.tokenizer))
-        ahead = Ahead(replace(session, renderer=own), sampler, callback)
+        ahead = Ahead(session, sampler, callback, own)
         try:
             ahead.load(step)
             yield ahead

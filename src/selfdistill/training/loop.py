@@ -157,9 +157,9 @@ class _Training:
         try:
             yield
         except (MemoryError, RuntimeError, EndpointError) as error:
-            resume = f"selfdistill train --resume {self.run.path}"
+            resume, together = f"selfdistill train --resume {self.run.path}", self.ranks.size == 1
             if isinstance(error, EndpointError):
-                do = f"{error.do}; the run is saved, and resumes with {resume}"
+                do, together = f"{error.do}; the run is saved, and resumes with {resume}", together or error.everywhere
                 found: SelfDistillError = EndpointError(error.what, got=error.got, why=error.why, do=do)
             elif is_out_of_memory(error):
                 found = out_of_memory(self.session.config, error.__cause__ or error, resume)
@@ -170,7 +170,7 @@ class _Training:
         finally:
             changed.remove()
         self.learner.optimizer.zero_grad(set_to_none=True)
-        if self.totals.step and not self.changed and self.ranks.size == 1:  # other ranks would not save with this one
+        if self.totals.step and not self.changed and together:  # else other ranks would not save with this one
             self._save()
         raise found
 

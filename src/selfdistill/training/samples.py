@@ -116,7 +116,7 @@ def session_groups(
     **options: Any,
 ) -> list[RolloutGroup]:
     """`roll_out` with what a session holds: as in training, or as in evaluation. `options` are its other arguments.
-    Each rank samples and scores its share of the groups."""
+    Each rank samples and scores its share of the groups; by servers the first one samples and scores all."""
     config, env = session.config, session.evaluation_env if evaluates else session.env
     sampling = replace(config.sampling, temperature=config.evaluation.temperature) if evaluates else config.sampling
     options["sampler"] = session.sampler.generate if session.sampler else None
@@ -130,6 +130,7 @@ def session_groups(
             prompts=prompts and [prompts[n] for n in places],
             **options,
         ),
+        first=session.sampler is not None,
     )  # fmt: skip
 
 

@@ -166,6 +166,7 @@ def _replay(session: Session, step: int, options: ReplayOptions) -> list[Trainin
             session.policy, [prompts[n] for n in places], config.sampling,
             seed=config.seed, uids=[uids[n] for n in places], version=step,
         ),
+        first=session.sampler is not None,
     )  # fmt: skip
     if session.sampler:
         session.sampler.rest()
