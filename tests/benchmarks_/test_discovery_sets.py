@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
+import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
-from selfdistill.runs.discovery import pass_at_k
+from selfdistill.runs.discovery import Sequential, pass_at_k
 
 SAMPLES = 2176
 
 
 @pytest.fixture(scope="module")
 def benchmark() -> ModuleType:
-    file = Path(__file__).parents[2] / "benchmarks" / "discovery.py"
-    spec = importlib.util.spec_from_file_location("discovery_benchmark", file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    sys.path.insert(0, str(Path(__file__).parents[2]))
+    return importlib.import_module("benchmarks.discovery")
 
 
 def test_sets_are_the_first_that_the_rule_admits(benchmark: ModuleType) -> None:
@@ -37,14 +34,29 @@ def test_sets_are_the_first_that_the_rule_admits(benchmark: ModuleType) -> None:
     found = benchmark.choose_sets(rows, SAMPLES, 20)
     assert found == {"very hard": ["a", "c", "d", "e"], "teacher blind": ["a", "d"]}
     assert benchmark.choose_sets(rows, SAMPLES, 1) == {"very hard": ["a"], "teacher blind": ["a"]}
+    programs = [
+        {"task": name, "place": place, "right": right}
+        for place, (name, right) in enumerate({"x": 1, "y": 9, "z": 90}.items())
+    ]
+    assert benchmark.choose_sets(programs, 640, 20, sets=("hard", "very hard")) == {"hard": ["x"], "very hard": []}
+    assert pass_at_k(640, 1, 64) == pytest.approx(0.1)
+
+
+def test_arms_are_compared_with_the_form_of_multi_turn_that_needs_the_fewest_attempts(benchmark: ModuleType) -> None:
+    def arm(label: str, *times: int) -> Any:
+        return benchmark.ArmResults(label, [Sequential((time,), 64) for time in times], [], 64)
+
+    arms = [arm("multi-turn", 4, 4), arm("multi-turn, random", 2, 4), arm("read-first", 4, 8)]
+    assert "those of multi-turn, random (" in benchmark.against_reading(arms, 64)
+    assert "read-first 2.00 (2.00–2.00)" in benchmark.against_reading(arms, 64)
 
 
 def test_every_way_is_a_strategy_with_settings_it_has(benchmark: ModuleType) -> None:
-    strategy_comparison = benchmark.StrategyComparison(
-        tuple(benchmark.parse_arm(arm) for arm in benchmark.ARMS), ("verb",)
-    )
-    names = [strategy_comparison.config(arm).strategy.name for arm in strategy_comparison.arms]
-    assert sorted(set(names)) == ["best-of-k", "hybrid", "multi-turn", "self-distill"]
+    for texts in (benchmark.VERBS, benchmark.PROGRAMS):
+        arms = tuple(benchmark.parse_arm(arm) for arm in benchmark.arms_for(texts))
+        strategy_comparison = benchmark.StrategyComparison(arms, ("verb",))
+        names = [strategy_comparison.config(arm).strategy.name for arm in strategy_comparison.arms]
+        assert sorted(set(names)) == ["best-of-k", "hybrid", "multi-turn", "read-first", "self-distill"]
 
 
 def test_a_line_that_a_kill_cut_short_is_measured_again(benchmark: ModuleType, tmp_path: Path) -> None:

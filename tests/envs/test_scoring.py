@@ -247,6 +247,7 @@ def test_group_members_may_be_shown_different_cases(sandbox):
     assert len(set(shown)) > 1
     assert shown == [o.feedback for o in score_batch(sandbox, pairs, cases=1, random_cases=True)]
     assert len({outcome.feedback for outcome in score_batch(sandbox, pairs, cases=1)}) == 1
+    assert {outcome.feedback for outcome in score_batch(sandbox, pairs, cases=0)} == {"Wrong answer."}
 
 
 def test_a_task_without_tests_or_of_unknown_kind_is_refused(sandbox):

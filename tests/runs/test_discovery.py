@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import random
 from math import comb
 from statistics import fmean
@@ -15,7 +16,9 @@ from selfdistill.runs.discovery import (
     attempts_to_reach,
     discovery_at,
     mean_attempts,
+    mean_log,
     mean_of,
+    paired_ratio,
     pass_at_k,
     ratio_of_means,
 )
@@ -140,3 +143,23 @@ def test_the_ratio_of_means_is_paired() -> None:
     fast = [Sequential((time,), 100) for time in (1, 5, 25, 50)]
     found = ratio_of_means(slow, fast, 100)
     assert (found.low, found.value, found.high) == (2.0, 2.0, 2.0)
+
+
+def test_the_paired_ratio_is_a_geometric_mean_over_tasks() -> None:
+    """Task one: seeds need 2 and 8 attempts against 4 and 1: √16 / √4 = 2. Task two, of a budget of 32: 32 (none)
+    against 4: 8. Together √(2 · 8) = 4, whose logarithm varies by ln 2 about ln 4: t(1) = 12.706, over √2 · √2 / √2."""
+    own = [Sequential((2, 8), 32), Sequential((None, 32), 32)]
+    other = [Sequential((4, 1), 32), Sequential((4, 4), 32)]
+    found = paired_ratio(own, other, 32)
+    assert found.value == pytest.approx(4)
+    assert (found.low, found.high) == pytest.approx((4 * 2**-12.706, 4 * 2**12.706))
+    assert paired_ratio(other, own, 32).value == pytest.approx(1 / 4)
+    assert paired_ratio([*own, *own], [*other, *other], 32).high < found.high, "more tasks are worth more"
+    assert mean_log(Sequential((None,), 32), 8) == pytest.approx(math.log(8)), "capped at the budget"
+
+
+def test_the_mean_logarithm_of_independent_attempts_is_that_of_all_orders() -> None:
+    """Two right ones of five, a budget of three: the first is at 1, 2 or 3, or counts as 3."""
+    first = [min(chosen) for chosen in itertools.combinations(range(1, 6), 2)]
+    assert mean_log(Independent(5, 2), 3) == pytest.approx(fmean(math.log(min(at, 3)) for at in first))
+    assert mean_log(Independent(5, 0), 3) == pytest.approx(math.log(3))

@@ -164,10 +164,11 @@ class Killed(RuntimeError):
 def test_a_search_that_was_killed_goes_on_to_the_same_bits(
     search_of, tmp_path, monkeypatch, strategy: str, moment: str
 ) -> None:
-    """Two tasks of six rounds. Learning, killed in the fourth round of the second: before it is sampled, or when only
-    its rollouts are written. Without learning both go on together, and are killed in the fifth: before it is sampled,
-    or when the first task has its records of it and the second not all of them."""
-    config = search_of(strategy, "hints", 24, tasks=["q0", "q2"], settings={"strategy.batch": 4}, keep=True)
+    """Two tasks of six rounds, read-first seven. Learning, killed late in the second: before it is sampled, or when
+    only its rollouts are written. Without learning both go on together, and are killed in the fifth: before it is
+    sampled, or when the first task has its records of it and the second not all of them."""
+    settings = {"strategy.batch": 4, **({"strategy.patience": 1} if strategy == "read-first" else {})}
+    config = search_of(strategy, "hints", 24, tasks=["q0", "q2"], settings=settings, keep=True)
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     solve(config, out=whole)
     owner, name = (search, "session_groups") if moment == "sampling" else (search.RunDir, "append")
@@ -259,6 +260,40 @@ def test_tasks_that_are_searched_together_make_the_attempts_they_make_alone(sear
         assert replace(single, wall_s=0.0) == replace(result, wall_s=0.0)
         together = rollouts(tmp_path / f"{number:03d}-{result.task}")
         assert [r.token_ids for r in together] == [r.token_ids for r in rollouts(alone / f"000-{result.task}")]
+
+
+@pytest.mark.parametrize("strategy", ["best-of-k", "multi-turn", "read-first"])
+def test_a_unique_attempt_repeats_no_failure_and_what_was_drawn_in_between_is_counted(
+    search_of, tmp_path, monkeypatch, strategy: str
+) -> None:
+    """Texts of one token at a low temperature: the model repeats itself."""
+    few = {"sampling.max_new_tokens": 1, "sampling.temperature": 0.5, "seed": 1, "strategy.batch": 4}
+    if strategy == "read-first":
+        few["strategy.patience"] = 4
+    (plain,) = solve(search_of(strategy, "hints", 12, settings=few), out=tmp_path / "plain")
+    assert len({rollout.completion for rollout in rollouts(tmp_path / "plain" / "000-q1")}) < 12
+    config = search_of(strategy, "hints", 12, settings={**few, "strategy.unique": True})
+    (result,) = solve(config, out=tmp_path / "whole")
+    found = rollouts(tmp_path / "whole" / "000-q1")
+    assert len({rollout.completion for rollout in found}) == len(found) == 12
+    assert result.redrawn > 0 == plain.redrawn
+    assert result.tokens == result.redrawn + len(found), "one token each, also of those not submitted"
+
+    name, calls = "learn" if strategy == "read-first" else "record_round", []
+    real = getattr(search, name)
+
+    def killed_in_the_second_round(*given: Any) -> Any:
+        calls.append(given)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*given)
+
+    monkeypatch.setattr(search, name, killed_in_the_second_round)
+    with pytest.raises(KeyboardInterrupt):
+        solve(config, out=tmp_path / "cut")
+    monkeypatch.undo()
+    solve(config, out=tmp_path / "cut", resume=True)
+    assert facts(tmp_path / "cut") == facts(tmp_path / "whole")
 
 
 def test_a_task_solved_at_once_is_said_to_be(search_of, tmp_path, recorder) -> None:

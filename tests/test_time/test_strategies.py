@@ -17,11 +17,12 @@ from selfdistill.prompts.context import Templates
 from selfdistill.prompts.render import CUT, Renderer
 from selfdistill.test_time.config import SolveConfig, solve_config
 from selfdistill.test_time.solve import solve
-from selfdistill.test_time.strategies import get_strategy
+from selfdistill.test_time.strategies import STRATEGIES, get_strategy
 from selfdistill.test_time.strategies.bare import SelfDistill
 from selfdistill.test_time.strategies.base import Attempt, Prompt, SolveState, Strategy, learner_of, prompts_of
 from selfdistill.test_time.strategies.hybrid import Hybrid, unlikelihood_weight
 from selfdistill.test_time.strategies.multi_turn import MultiTurn
+from selfdistill.test_time.strategies.read_first import ReadFirst
 from selfdistill.test_time.strategies.window import most
 from selfdistill.training.samples import credit_rollouts
 from selfdistill.types import DropReason, Message, RolloutGroup, Task
@@ -55,6 +56,7 @@ def test_attempts_of_plain_strategies_read_the_question_alone(renderer: Renderer
 def test_the_first_round_is_bare_for_all(renderer: Renderer) -> None:
     for strategy in (MultiTurn(), MultiTurn(attempts=True), Hybrid()):
         assert texts(strategy, renderer, [], 2) == [QUESTION] * 2
+    assert texts(ReadFirst(), renderer, [], 2) == [QUESTION]
 
 
 def test_feedback_is_read_in_order_without_repetition_and_without_what_passed(renderer: Renderer) -> None:
@@ -169,11 +171,32 @@ def test_hybrid_attempts_may_read_the_whole_round_and_some_stay_bare(renderer: R
     assert found[2:] == [QUESTION] * 2
 
 
+def test_read_first_is_multi_turn_until_failures_repeat_or_go_on(renderer: Renderer) -> None:
+    attempts = failures(*(f"number {n} is wrong" for n in range(20)))
+    reading = ReadFirst(repeats=2, patience=9)
+    for made in (1, 5, 8):
+        state = SolveState(TASK, renderer, ANSWER, 0, attempts[:made])
+        assert reading.prompts(state, 4) == MultiTurn().prompts(state, 1)
+        assert not reading.learns_from(state)
+    same = [replace(attempt, text="ten") for attempt in attempts[:3]]
+    for past in (attempts[:9], same):  # nine failures; two that repeat the first
+        state = SolveState(TASK, renderer, ANSWER, 0, past)
+        assert reading.learns_from(state)
+        assert [reading.prompts(state, 1)[0]] == MultiTurn().prompts(state, 1)
+    state = SolveState(TASK, renderer, ANSWER, 0, attempts)
+    found = reading.prompts(state, 4)
+    assert found == reading.prompts(state, 4)
+    assert len({prompt.messages for prompt in found}) == 4, "all but the first read a random choice of the feedback"
+    passed = [replace(attempt, passed_public=True) for attempt in same]
+    assert not reading.learns_from(SolveState(TASK, renderer, ANSWER, 0, passed)), "only failures count"
+
+
 def test_a_hybrid_is_learned_under_the_bare_question(renderer: Renderer) -> None:
     """An attempt that had read feedback: the student reads the question, the teacher the attempt's own feedback."""
     informed = renderer.prompt((Message("user", f"{QUESTION} Not eleven."),))
     group = RolloutGroup(TASK, (rollout(0, 0.0, "Not ten.", task=TASK, prompt_ids=informed),))
     method = Hybrid().learner(SDPO(alpha=1.0))
+    assert ReadFirst().learner(SDPO(alpha=1.0)) == method
     (entry,) = credit_rollouts(method, [group], renderer)
     sample, pushed = entry.samples
     assert sample.student_prompt_ids == renderer.prompt(TASK.messages) != informed
@@ -229,6 +252,8 @@ def test_most_finds_the_last_that_fits() -> None:
         ("multi-turn", {"batch": 0}, "strategy.batch"),
         ("multi-turn", {"keep": "oldest"}, "one of newest, random"),
         ("best-of-k", {"batch": 0}, "strategy.batch"),
+        ("best-of-k", {"unqiue": True}, "did you mean 'unique'"),
+        ("read-first", {"patience": 0}, "strategy.patience"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(name: str, options: dict[str, object], said: str) -> None:
@@ -265,16 +290,16 @@ def own(tmp_path: Path) -> Callable[..., Strategy]:
 def test_prompts_of_a_users_own_strategy_are_taken_as_they_are(own, renderer: Renderer) -> None:
     state = SolveState(TASK, renderer, ANSWER, 0)
     assert prompts_of(own(), state, 3) == [Prompt(TASK.messages)] * 3
+    assert prompts_of(own("[Prompt(state.task.messages)]"), state, 3) == [Prompt(TASK.messages)], "a smaller round"
     assert learner_of(own(), SDPO()) == SDPO()
 
 
 @pytest.mark.parametrize(
     ("prompts", "said"),
     [
-        ("[]", r"a list of 3 prompts\s+got  0"),
-        ("[Prompt(state.task.messages)] * 4", r"a list of 3 prompts\s+got  4"),
-        ("[Prompt(state.task.messages)] * 2", r"a list of 3 prompts\s+got  2"),
-        ("None", r"a list of 3 prompts\s+got  None"),
+        ("[]", r"a list of 1 to 3 prompts\s+got  0"),
+        ("[Prompt(state.task.messages)] * 4", r"a list of 1 to 3 prompts\s+got  4"),
+        ("None", r"a list of 1 to 3 prompts\s+got  None"),
         ("[state.task.messages] * 3", "a Prompt with a tuple of Messages"),
         ("[Prompt(list(state.task.messages))] * 3", "a Prompt with a tuple of Messages"),
         ("[Prompt(())] * 3", "a Prompt with a tuple of Messages"),
@@ -298,7 +323,7 @@ def test_a_users_own_strategy_that_gives_nothing_ends_the_search(own, model_dir:
     env = Path(__file__).with_name("solve_envs.py")
     settings = [("model", str(model_dir)), ("env", f"{env}:hints"), ("device", "cpu")]
     config = solve_config(own("[]").name, settings, tasks=["q0"])
-    with pytest.raises(ConfigError, match=r"mine\.py:Mine' should give a list of 16 prompts"):
+    with pytest.raises(ConfigError, match=r"mine\.py:Mine' should give a list of 1 to 16 prompts"):
         solve(config, out=tmp_path / "out")
 
 
@@ -318,8 +343,21 @@ def test_a_method_that_a_users_own_strategy_learns_with_is_looked_at(own) -> Non
         ("hybrid", ["method=grpo"], "grpo", None),
         ("hybrid", ["method.name=sdpo_outcome"], "sdpo_outcome", None),
         ("self-distill", [], "sdpo", None),
+        ("read-first", [], "sdpo", 0.0),
     ],
 )
 def test_a_strategy_says_how_its_method_is_set_unless_somebody_else_does(strategy, overrides, method, alpha) -> None:
     found = solve_config(strategy, overrides).run.method
     assert (found.name, found.options.get("alpha")) == (method, alpha)
+
+
+def test_unique_attempts_need_a_temperature() -> None:
+    with pytest.raises(ConfigError, match=r"strategy\.unique needs a temperature above 0"):
+        solve_config("multi-turn", ["strategy.unique=true", "sampling.temperature=0"])
+
+
+def test_commands_and_documents_name_every_strategy() -> None:
+    root = Path(__file__).parents[2]
+    for file in ("src/selfdistill/cli/solve.py", "docs/solve.md", "docs/cli.md"):
+        text = (root / file).read_text(encoding="utf-8")
+        assert [name for name in STRATEGIES if name not in text] == [], file

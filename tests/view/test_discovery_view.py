@@ -42,6 +42,7 @@ def test_the_table_of_means() -> None:
     lines = means_table(arms(), BUDGET).splitlines()
     assert "discovery@2 | discovery@8 | discovery@32" in lines[0]
     assert "| slow | 0.00 (0.00–0.66) | 0.00 (0.00–0.66) | 0.75 (0.20–0.97) | 24 (6–31) | 3.4× (" in lines[2]
+    assert "| 3.36× (" in lines[2], "paired: √(16 / √32 · 32 / 8)"
     assert lines[2].endswith("| 6.0 |"), "rounds of four: (4 + 4 + 8 + 8) / 4"
     assert "| fast | 0.00 (0.00–0.66) | 1.00 (0.34–1.00) | 1.00 (0.34–1.00) | 7 (" in lines[3]
 

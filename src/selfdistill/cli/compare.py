@@ -124,7 +124,7 @@ def arms_of(
     for arm in chosen.arms:
         strategy = chosen.config(arm).strategy
         own = [result for result in found[arm.label] if not tasks or result.task in tasks]
-        arms.append(arm_of(arm.label, own, batch=strategy.batch, independent=strategy.independent))
+        arms.append(arm_of(arm.label, own, batch=strategy.batch, independent=strategy.pooled))
     return arms
 
 

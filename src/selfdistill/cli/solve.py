@@ -28,8 +28,9 @@ def solve(
         str | None,
         optional(
             "self-distill: train on the feedback on each failure. hybrid: the same, with recent feedback in the "
-            "prompt. multi-turn: feedback in the prompt, no training. best-of-k: independent attempts. grpo: train on "
-            "the reward alone. FILE.py:NAME: one of your own. (default: self-distill)"
+            "prompt. read-first: multi-turn, and training once failures repeat. multi-turn: feedback in the prompt, no "
+            "training. best-of-k: independent attempts. grpo: train on the reward alone. FILE.py:NAME: one of your "
+            "own. (default: self-distill)"
         ),
     ] = None,
     budget: Annotated[
@@ -112,3 +113,5 @@ def print_results(results: Sequence[SolveResult]) -> None:
     if contexts or prompts:
         text = f"shortened to fit: {contexts:,} prompts of the teacher; left out or shortened in prompts of attempts: "
         console.print(f"{text}{prompts:,} feedbacks", style="dim", highlight=False)
+    if redrawn := sum(result.redrawn for result in results):
+        console.print(f"sampled and not submitted: {redrawn:,} attempts that repeat a failure", style="dim")

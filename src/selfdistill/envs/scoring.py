@@ -58,7 +58,9 @@ class CodeOptions(SandboxLimits):
     """Limits of a program, which tests decide, and how much feedback a failure gets. Raises `ConfigError`."""
 
     split: TestSplit = option("public", "tests that decide: public, private, all; an empty one gives way")
-    cases: int = option(2, "wrong answers shown in the feedback", least=1, most=1000)
+    cases: int = option(
+        2, "wrong answers shown in the feedback; 0: it says only that there are some", least=0, most=1000
+    )
     random_cases: bool = option(False, "draw those for each completion, instead of the shortest")
     turns: int = option(1, "attempts in one conversation, each after the feedback on the one before", least=1, most=100)
     allow_weaker: bool = option(False, "run programs also where this machine cannot isolate them fully")
@@ -261,7 +263,7 @@ def feedback_text(
     """The feedback on an answer, in at most `limit` characters; empty when every test passed.
 
     Of the wrong answers the `cases` shortest are shown, or, with `pick`, ones drawn at random: group members that fail
-    alike then learn different things.
+    alike then learn different things. With 0 the feedback is that there are some.
     """
     errors, timeouts, wrong = (
         [record for record in records if record.status is status]
@@ -284,6 +286,7 @@ def feedback_text(
             else f"Wrong answer.\n{clip_text(case.output)}"  # an assertion: its text is the output
             for case in shown
         )
+        text = text or "Wrong answer." * bool(wrong)
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 

@@ -16,10 +16,12 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
+from math import exp, log
 from statistics import fmean
 from typing import TypeAlias
 
-from selfdistill.runs.stats import Estimate, bootstrap, clustered_share
+from selfdistill.runs.stats import Estimate, bootstrap, clustered_share, mean
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +109,26 @@ def ratio_of_means(slower: Sequence[Discovery], faster: Sequence[Discovery], bud
     order. The 95 % interval resamples tasks, each with both of its means."""
     pairs = [[mean_of(a, budget), mean_of(b, budget)] for a, b in zip(slower, faster, strict=True)]
     return bootstrap(pairs, lambda row: row[0] / row[1])
+
+
+def mean_log(task: Discovery, budget: int) -> float:
+    """E[ln min(T, budget)] = Σ_{k ≤ budget} P(T = k) ln k + P(T > budget) ln budget."""
+    by = [task.by(k) for k in range(budget)]  # at k = 0 nothing is solved, at the budget all that are left count
+    chances = [*(now - before for before, now in pairwise(by)), 1 - by[-1]]
+    return sum(chance * log(k) for k, chance in enumerate(chances, start=1))
+
+
+def paired_ratio(own: Sequence[Discovery], other: Sequence[Discovery], budget: int) -> Estimate:
+    """The geometric mean over tasks of how many times the attempts of `other` `own` needs, both capped at the budget;
+    the same tasks in the same order.
+
+        exp of the mean over tasks of  E[ln min(T_own, budget)] − E[ln min(T_other, budget)]
+
+    The 95 % interval is Student's t over tasks, whose seeds so form one cluster. Unlike the ratio of means it weighs
+    an easy task as much as a hard one.
+    """
+    found = mean([mean_log(a, budget) - mean_log(b, budget) for a, b in zip(own, other, strict=True)])
+    return Estimate(exp(found.value), found.n, exp(found.low), exp(found.high))
 
 
 def attempts_to_reach(tasks: Sequence[Discovery], level: float, budget: int) -> int | None:

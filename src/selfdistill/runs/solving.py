@@ -18,7 +18,8 @@ class SolveResult(Json):
     An attempt is right when it earns a reward of 1 by the tests that training may see, and by the private ones too.
     `solved_at` is the first right one, `passed_at` the first that passed what training may see, `right` and `passed`
     count both kinds. `contexts_cut` and `prompts_cut` count prompts of the teacher and of attempts in which a text had
-    to be shortened, `left_out` the feedback that found no room in them.
+    to be shortened, `left_out` the feedback that found no room in them. `redrawn` counts
+    completions that were sampled and not submitted, since they repeat a failed attempt (`strategy.unique`).
     """
 
     task: str
@@ -41,6 +42,7 @@ class SolveResult(Json):
     contexts_cut: int = 0
     prompts_cut: int = 0
     left_out: int = 0
+    redrawn: int = 0
 
     @property
     def solved(self) -> bool:

@@ -98,7 +98,7 @@ class StrategyComparison(Ranged):
         """The settings of one search. Independent attempts use the whole budget, which their estimate needs."""
         settings = [*self.settings, *arm.settings, ("seed", seed)]
         found = solve_config(arm.strategy, settings, tasks=tasks, limits={"budget": self.budget})
-        return replace(found, limits=replace(found.limits, exhaust_budget=found.strategy.independent))
+        return replace(found, limits=replace(found.limits, exhaust_budget=found.strategy.pooled))
 
 
 def parse_arm(text: str) -> Arm:

@@ -73,6 +73,9 @@ class SolveConfig:
     def __post_init__(self) -> None:
         # A strategy of the user's may declare the field anew, without a range.
         check_range(Strategy.__dataclass_fields__["batch"], self.strategy.batch, "strategy.batch")
+        if self.strategy.unique and not self.run.sampling.temperature:
+            why = "an attempt that is drawn again is the same"
+            raise ConfigError("strategy.unique needs a temperature above 0", got=0, why=why, do="leave one of them out")
 
     @property
     def name(self) -> str:

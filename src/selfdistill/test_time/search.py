@@ -13,7 +13,10 @@ from typing import Any
 
 from selfdistill.envs.base import score_all
 from selfdistill.envs.turns import single_turn
-from selfdistill.plugins import seed_global
+from selfdistill.models.policy import Policy
+from selfdistill.models.sampler import sample
+from selfdistill.plugins import seed_global, their_code
+from selfdistill.prompts.render import Renderer
 from selfdistill.prompts.stages import Prompted
 from selfdistill.runs import Accuracies, RolloutRecord, RunDir, StepRecord, Summary, read_run
 from selfdistill.runs.events import Callback, Interrupted, Note, Phase, RunEnd, StepEnd
@@ -22,16 +25,18 @@ from selfdistill.runs.solving import SolveResult, write_result
 from selfdistill.runs.store import CHECKPOINTS, CONFIG, allowed_changes
 from selfdistill.test_time.config import SolveConfig, completed_settings, solve_settings
 from selfdistill.test_time.strategies.base import PASSED, Attempt, Prompt, SolveState, prompts_of
+from selfdistill.training.conversations import Sampler
 from selfdistill.training.recording import check_environment
 from selfdistill.training.samples import session_groups
 from selfdistill.training.session import Session, Totals, saved_totals
 from selfdistill.training.steps import Timer, learn, record_round
 from selfdistill.training.stopping import StopSign
-from selfdistill.types import Outcome, Rollout, RolloutGroup, Task
+from selfdistill.types import Completion, Outcome, Rollout, RolloutGroup, Task, TokenIds
 
+REDRAWS = (1, 2, 4, 8, 16, 32)  # draws at a time in place of a repeated failure
 WINDOW = 16  # attempts, at least, on more than half of which an environment must fail before a search stops
 MAY_CHANGE = ("checkpoint_every", "micro_batch_tokens", "activation_checkpointing", "offload", "solve.keep")
-COUNTS = ("contexts_cut", "prompts_cut", "left_out")  # of a result, summed over steps
+COUNTS = ("contexts_cut", "prompts_cut", "left_out", "redrawn")  # of a result, summed over steps
 
 
 def found_changes(config: SolveConfig, path: Path) -> dict[str, Any]:
@@ -87,13 +92,18 @@ class Search:
         used = {"attempts": len(self.attempts), "tokens": self.totals.tokens, "seconds": self.totals.wall_s}
         return used[limits.unit] >= limits.budget
 
+    @property
+    def state(self) -> SolveState:
+        """The input of the strategy before the next round."""
+        run = self.config.run
+        return SolveState(self.task, self.session.renderer, run.sampling.max_new_tokens, run.seed, tuple(self.attempts))
+
     def prompts(self) -> list[Prompt]:
         """The prompts of the next round."""
         made, allowed = len(self.attempts), self.config.attempts
         self.callback(Phase("sampling and scoring", made, allowed))
-        run, strategy, renderer = self.config.run, self.config.strategy, self.session.renderer
-        seed_global(run.seed, "prompts", self.task.id, self.totals.step)
-        state = SolveState(self.task, renderer, run.sampling.max_new_tokens, run.seed, tuple(self.attempts))
+        strategy, renderer, state = self.config.strategy, self.session.renderer, self.state
+        seed_global(state.seed, "prompts", self.task.id, self.totals.step)
         prompts = prompts_of(strategy, state, min(strategy.batch, allowed - made) if allowed else strategy.batch)
         if any(prompt.left_out for prompt in prompts) and all(p.messages == self.task.messages for p in prompts):
             self._note(
@@ -105,24 +115,33 @@ class Search:
         return prompts
 
     def learn_round(
-        self, group: RolloutGroup, prompts: Sequence[Prompt], solved: Mapping[str, bool], spent: float
+        self,
+        group: RolloutGroup,
+        prompts: Sequence[Prompt],
+        solved: Mapping[str, bool],
+        spent: float,
+        unused: Sequence[Completion],
     ) -> list[RolloutRecord]:
-        """Learns from a round of attempts and records it; sampling and scoring took `spent` seconds."""
+        """Learns from a round of attempts and records it; sampling and scoring took `spent` seconds. `unused` are
+        completions that were not submitted."""
         now = time.monotonic()
         began, timer = now - self.totals.wall_s - spent, Timer(since=now - spent)
         found = any(solved.get(r.completion.uid) for r in group.rollouts) and not self.config.limits.exhaust_budget
-        if self.session.learner is not None and not found:
+        self.totals.tokens += sum(len(done.token_ids) for done in unused)
+        with their_code(self.config.strategy, "its `learns_from`"):
+            learns = self.session.learner is not None and not found and self.config.strategy.learns_from(self.state)
+        if learns:
             record, rollouts = learn(self.session, [group], self.totals, self.callback, began, timer)
         else:
             record, rollouts = record_round(self.session, [group], self.totals, began, timer)
         shortened = {"prompts_cut": sum(p.cut for p in prompts), "left_out": sum(p.left_out for p in prompts)}
-        record = replace(record, extra={**record.extra, **shortened})
+        record = replace(record, extra={**record.extra, **shortened, "redrawn": len(unused)})
         rollouts = [replace(rollout, right=solved.get(rollout.uid)) for rollout in rollouts]
         self.run.append(*rollouts, record)
         self.totals.step = record.step
         self._add(rollouts)
         self.callback(StepEnd(record))
-        self._note_round(record, rollouts, found)
+        self._note_round(record, rollouts, learns)
         every = self.config.run.checkpoint_every
         if every and self.totals.step % every == 0 and not self.over:
             self.save()
@@ -144,7 +163,7 @@ class Search:
                 for place, rollout in enumerate(made)
             ]
 
-    def _note_round(self, record: StepRecord, rollouts: Sequence[RolloutRecord], found: bool) -> None:
+    def _note_round(self, record: StepRecord, rollouts: Sequence[RolloutRecord], learns: bool) -> None:
         """Notes attempts that passed the public tests alone, and a round from which nothing is learned."""
         wrong = sum(rollout.right is False for rollout in rollouts)
         if wrong:
@@ -153,10 +172,10 @@ class Search:
         why = ""
         if failed and not any(rollout.feedback.strip() for rollout in failed):
             why = "no failed attempt has feedback"
-        elif self.session.learner is not None and record.informative == 0:
+        elif learns and record.informative == 0:
             reasons = ", ".join(f"{count} {reason}" for reason, count in record.dropped.items())
             why = f"round {record.step} produced no training samples ({reasons})"
-        if why and not found and self.config.strategy.idle:
+        if why and self.config.strategy.idle and not any(rollout.right for rollout in rollouts):
             self._note(f"{why}: {self.config.strategy.idle}", once="idle")
 
     def _note(self, text: str, once: str = "") -> None:
@@ -247,21 +266,59 @@ def _round(searches: Sequence[Search]) -> list[RolloutRecord]:
     """The records of one round of each search. The time of the round is divided evenly."""
     began, session = time.monotonic(), searches[0].session
     prompts = {search.task.id: search.prompts() for search in searches}
+    labels = [f"{search.totals.step + 1}-{search.task.id}" for search in searches]
+    unused: dict[str, list[Completion]] = {label: [] for label in labels}
+    failed = {
+        label: {past.text for past in search.attempts if past.scored and not past.solved}
+        for label, search in zip(labels, searches, strict=True)
+    }
+    unique: dict[str, Any] = (
+        {"sampler": _unlike(failed, unused, session.renderer)} if searches[0].config.strategy.unique else {}
+    )
     groups = session_groups(
         session,
         [search.task for search in searches],
         rollouts=0,  # as many as there are prompts
-        label=[f"{search.totals.step + 1}-{search.task.id}" for search in searches],
+        label=labels,
         version=searches[0].totals.step if session.learner is not None else 0,
         stages=(Prompted({task: [prompt.messages for prompt in own] for task, own in prompts.items()}),),
+        **unique,
     )
     private = _private_rewards(session, groups)
     solved = {uid: reward >= PASSED for uid, reward in private.items()}
     spent = (time.monotonic() - began) / len(searches)
     made: list[RolloutRecord] = []
-    for search, group in zip(searches, groups, strict=True):
-        made += search.learn_round(_without_false_reward(group, private), prompts[search.task.id], solved, spent)
+    for search, group, label in zip(searches, groups, labels, strict=True):
+        group = _without_false_reward(group, private)
+        made += search.learn_round(group, prompts[search.task.id], solved, spent, unused[label])
     return made
+
+
+def _unlike(failed: Mapping[str, set[str]], unused: Mapping[str, list[Completion]], renderer: Renderer) -> Sampler:
+    """The sampler, whose completions are none of the `failed` texts of their group and differ from each other, as far
+    as 63 more draws find such ones. Those that were drawn and not returned go to `unused`. Both are by label."""
+
+    def draw(policy: Policy, prompts: Sequence[TokenIds], *, uids: Sequence[str], **options: Any) -> list[Completion]:
+        found, groups = sample(policy, prompts, uids=uids, **options), [uid.rpartition("-")[0] for uid in uids]
+
+        def repeats(place: int) -> bool:
+            text, before = renderer.opened(prompts[place]) + found[place].text, len(failed[groups[place]])
+            failed[groups[place]].add(text)
+            return len(failed[groups[place]]) == before
+
+        left = [place for place in range(len(found)) if repeats(place)]
+        for count in REDRAWS:
+            names = [(place, f"{uids[place]}~{number}") for place in left for number in range(count, 2 * count)]
+            again = [prompts[place] for place, _ in names]
+            drawn = sample(policy, again, uids=[name for _, name in names], **options) if names else []
+            for (place, _), done in zip(names, drawn, strict=True):
+                unused[groups[place]].append(found[place] if place in left else done)
+                if place in left:
+                    found[place] = replace(done, uid=uids[place])
+                    left = [other for other in left if other != place or repeats(place)]
+        return found
+
+    return draw
 
 
 def _private_rewards(session: Session, groups: Sequence[RolloutGroup]) -> dict[str, float]:

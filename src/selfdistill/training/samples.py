@@ -119,7 +119,7 @@ def session_groups(
     Each rank samples and scores its share of the groups; by servers the first one samples and scores all."""
     config, env = session.config, session.evaluation_env if evaluates else session.env
     sampling = replace(config.sampling, temperature=config.evaluation.temperature) if evaluates else config.sampling
-    options["sampler"] = session.sampler.generate if session.sampler else None
+    options = {"sampler": session.sampler.generate if session.sampler else None} | options
     policy, labels = session.policy, [f"{label}-{n}" for n in range(len(tasks))] if isinstance(label, str) else label
     return policy.each(
         range(len(tasks)),

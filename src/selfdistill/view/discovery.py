@@ -46,6 +46,7 @@ def arm_of(label: str, results: Sequence[SolveResult], *, batch: int, independen
         counts = [(sum(r.attempts for r in own), sum(r.right for r in own)) for own in tasks.values()]
         by_rounds = [Independent(*both, per=batch) for both in counts]
         return ArmResults(label, [Independent(*both) for both in counts], by_rounds, rounds)
+    rounds = max(rounds, *(result.rounds for result in results))  # a round may have fewer attempts than its batch
     return ArmResults(
         label,
         [Sequential(tuple(r.solved_at for r in own), budget) for own in tasks.values()],
@@ -58,6 +59,7 @@ def report(arms: Sequence[ArmResults], budget: int) -> str:
     """The tables as Markdown."""
     parts = [
         means_table(arms, budget),
+        f"paired: geometric mean over tasks of the attempts of the arm ÷ those of {arms[-1].label} at the same task\n",
         f"Attempts to reach each level of discovery, and how many times fewer {arms[-1].label} needs:\n",
         levels_table(arms, budget),
     ]
@@ -101,16 +103,20 @@ def _curve(axes: Axes, label: str, tasks: Sequence[Discovery], last: int, index:
 
 
 def means_table(arms: Sequence[ArmResults], budget: int) -> str:
-    """Markdown: each arm's discovery@k, mean attempts, and their ratio to those of the last arm."""
+    """Markdown: each arm's discovery@k, mean attempts, their ratio to those of the last arm, and the geometric mean of
+    the ratio of the same task's attempts."""
     best, rows = arms[-1], []
     marks = sorted({max(1, budget // share) for share in (16, 4, 1)})
-    head = ["arm", *(f"discovery@{k}" for k in marks), f"mean attempts (≤ {budget:,})", f"÷ {best.label}", "rounds"]
+    head = ["arm", *(f"discovery@{k}" for k in marks), f"mean attempts (≤ {budget:,})"]
+    head += [f"÷ {best.label}", "paired", "rounds"]
     for arm in arms:
         ratio = discovery.ratio_of_means(arm.by_attempts, best.by_attempts, budget)
         rounds = discovery.mean_attempts(arm.by_rounds, arm.rounds)
         cells = [with_interval(discovery.discovery_at(arm.by_attempts, k), ".2f") for k in marks]
         cells += [with_interval(discovery.mean_attempts(arm.by_attempts, budget), ",.0f")]
-        cells += ["" if arm is best else with_interval(ratio, ".1f", "×"), f"{rounds.value:,.1f}"]
+        paired = discovery.paired_ratio(arm.by_attempts, best.by_attempts, budget)
+        cells += ["" if arm is best else with_interval(ratio, ".1f", "×")]
+        cells += ["" if arm is best else with_interval(paired, ".2f", "×"), f"{rounds.value:,.1f}"]
         rows.append([arm.label, *cells])
     return Table(head, rows).markdown()
 

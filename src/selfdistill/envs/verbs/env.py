@@ -42,7 +42,12 @@ class VerbsOptions(Ranged):
     verbs: int = option(16, "fresh verbs to learn", least=1, most=HELD_OUT)
     steps: tuple[int, ...] = option((1, 2), "steps of their programs, 1 to 3, taken in turn", least=1, most=3)
     draw: int = option(-1, "decides which verbs; -1: as the run's seed", least=-1, most=SEED)
-    cases: int = option(2, "failing cases in the feedback, drawn anew for each attempt", least=1, most=1000)
+    cases: int = option(
+        2,
+        "failing cases in the feedback, drawn anew for each attempt; 0: it says only Wrong answer",
+        least=0,
+        most=1000,
+    )
     turns: int = option(1, "attempts in one conversation, each after the feedback on the one before", least=1, most=100)
     held_out: int = option(200, "plain-English tasks that are never trained on", least=0)
     allow_weaker: bool = option(False, "run programs also where this machine cannot isolate them fully")

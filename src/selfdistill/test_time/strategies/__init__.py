@@ -12,9 +12,10 @@ from selfdistill.test_time.strategies.bare import BestOfK, Grpo, SelfDistill
 from selfdistill.test_time.strategies.base import Strategy
 from selfdistill.test_time.strategies.hybrid import Hybrid
 from selfdistill.test_time.strategies.multi_turn import MultiTurn
+from selfdistill.test_time.strategies.read_first import ReadFirst
 
 STRATEGIES: Mapping[str, type[Strategy]] = {
-    strategy.name: strategy for strategy in (SelfDistill, Hybrid, MultiTurn, BestOfK, Grpo)
+    strategy.name: strategy for strategy in (SelfDistill, Hybrid, ReadFirst, MultiTurn, BestOfK, Grpo)
 }
 
 

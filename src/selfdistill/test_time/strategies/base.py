@@ -91,11 +91,25 @@ class Strategy(Ranged, ABC):
     idle: ClassVar[str] = ""
     independent: ClassVar[bool] = False
 
-    batch: int = option(16, "attempts of a round, sampled before any of them is learned from", least=1, most=100_000)
+    batch: int = option(
+        16, "attempts of a round, at most, sampled before any of them is learned from", least=1, most=100_000
+    )
+    unique: bool = option(
+        False, "an attempt that equals a failed one word for word is drawn again, up to 63 times, and not submitted"
+    )
+
+    @property
+    def pooled(self) -> bool:
+        """Whether attempts are independent, so that those of all seeds are one sample."""
+        return self.independent and not self.unique
 
     @abstractmethod
     def prompts(self, state: SolveState, count: int) -> list[Prompt]:
-        """The prompts of the next `count` attempts."""
+        """The prompts of the attempts of the next round: `count`, or fewer."""
+
+    def learns_from(self, state: SolveState) -> bool:
+        """Whether the next round is learned from, where the strategy learns."""
+        return True
 
     def learner(self, method: Method) -> Method:
         """The method, adapted to the attempts of this strategy."""
@@ -103,15 +117,15 @@ class Strategy(Ranged, ABC):
 
 
 def prompts_of(strategy: Strategy, state: SolveState, count: int) -> list[Prompt]:
-    """The prompts of the next `count` attempts. Raises `ConfigError` where the strategy's code fails or returns
+    """The prompts of the next round, at most `count`. Raises `ConfigError` where the strategy's code fails or returns
     something else."""
     with their_code(strategy, "its `prompts`"):
         found = strategy.prompts(state, count)
     what, do = f"the strategy {strategy.name or type(strategy).__name__!r} should give ", "fix its `prompts`"
-    if not isinstance(found, list | tuple) or len(found) != count:
+    if not isinstance(found, list | tuple) or not 0 < len(found) <= count:
         got = len(found) if isinstance(found, list | tuple) else repr(found)[:200]
         why = "a search counts every attempt, and makes as many as its budget has"
-        raise ConfigError(f"{what}a list of {count} prompts", got=got, why=why, do=do)
+        raise ConfigError(f"{what}a list of 1 to {count} prompts", got=got, why=why, do=do)
     for prompt in found:
         if not isinstance(prompt, Prompt) or not _is_conversation(prompt.messages):
             what += "a Prompt with a tuple of Messages for each attempt"
