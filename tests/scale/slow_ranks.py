@@ -19,7 +19,9 @@ import torch
 from fake_vllm import FakeVllm
 from safetensors.torch import load_file
 
-from selfdistill.config import load_config
+from selfdistill import Completion, Task
+from selfdistill.config import Values, load_config
+from selfdistill.envs.rewards import as_environment
 from selfdistill.models.checkpoint import save_weights
 from selfdistill.models.load import load_policy
 from selfdistill.runs import read_run
@@ -40,6 +42,7 @@ METHODS = {
     "few-tasks": ["method=sdpo", "tasks_per_step=2"],
     "conversations": ["method=sdpo", "env=verbs", "env.turns=2"],
 }
+OWN = (("env", "python:reward"), ("data", "python:data"))
 TRAIN = (sys.executable, "-m", "selfdistill", "train", "-q")
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "selfdistill", "train", "-q")
 
@@ -54,11 +57,20 @@ def run(out: Path, name: str, way: str, *more: str) -> Path:
     return out
 
 
+def reward(task: Task, completion: Completion) -> float:
+    """An odd number of letters is right: half of the answers of a model that solves no task of its environment."""
+    return float(len(completion.text) % 2)
+
+
 def train_all(folder: Path) -> None:
     """All methods in this process, or in all of torchrun's; alone also what the weights are before the first step:
     those after one whose rate is too small to move any."""
-    for name in METHODS:
-        train(load_config(None, [*SMALL, *METHODS[name], f"out={folder / name}"]))
+    rows = [{"prompt": "Write f(xs) to nebab the list." + " Please." * n, "id": f"q{n}"} for n in range(5)]
+    values = Values(env=as_environment(reward), tasks=rows)
+    for name, settings in METHODS.items():
+        given = [*SMALL, *settings, f"out={folder / name}"]
+        own = "method=grpo" in settings
+        train(load_config(None, [*given, *OWN], values=values) if own else load_config(None, given))
     if "WORLD_SIZE" not in os.environ:
         for name in ("sdpo", "lora"):
             still = ["steps=1", "optimiser.lr=1e-30", "optimiser.weight_decay=0", f"out={folder / 'start' / name}"]
@@ -84,6 +96,8 @@ def compare(runs: Path, name: str, other: Path) -> None:
     """That a run over ranks is the one of one process."""
     alone = runs / "alone" / name
     one, two = read_run(alone).steps, read_run(other).steps
+    assert [step.samples for step in one] == [step.samples for step in two]
+    assert sum(step.samples for step in one) > 0
     losses = [abs(a.loss - b.loss) / max(abs(a.loss), 1e-9) for a, b in zip(one, two, strict=True)]
     norms = [abs(a.grad_norm - b.grad_norm) / max(a.grad_norm, 1e-9) for a, b in zip(one, two, strict=True)]
     mine, theirs = final(alone), final(other)

@@ -8,19 +8,24 @@ import os
 import socket
 import subprocess
 import sys
+from contextlib import AbstractContextManager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch._C._distributed_c10d import FileStore
 
 from core_parts import sample_of
-from selfdistill.config import load_config
-from selfdistill.errors import ConfigError
+from selfdistill.config import Values, load_config
+from selfdistill.envs.rewards import as_environment
+from selfdistill.errors import ConfigError, RankError
 from selfdistill.files import read_text
-from selfdistill.runs import no_callback, read_run
-from selfdistill.scale.launch import learners
-from selfdistill.scale.ranks import Joined, store_at
+from selfdistill.runs import RunDir, no_callback, read_run
+from selfdistill.scale.launch import check_ranks, learners, opened_by_first
+from selfdistill.scale.ranks import Joined, joined, store_at
 from selfdistill.training.loop import train
 from selfdistill.training.session import open_session
 
@@ -89,6 +94,39 @@ def test_rank_0_samples_by_servers_for_all(runs):
     answers = [[(r.uid, r.token_ids, r.policy_version) for r in run.rollouts()] for run in (one, two)]
     assert answers[0] == answers[1]
     assert not list(folder.glob("*.samplers")), "weights for servers are removed"
+
+
+def test_a_rank_without_the_model_is_named(runs):
+    _, found = runs
+    assert "rank 1 failed\n  got  ModelError: there is no such model\n  got  /models/of-another-node" in found["failed"]
+
+
+def entered(context: AbstractContextManager[object]) -> None:
+    with context:
+        pass
+
+
+def test_ranks_that_do_not_fit_together_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr(Joined, "gather", lambda self, own: [*own, "another"])
+    with pytest.raises(RankError, match="do not have the same settings\n  got  another on rank 1"):
+        Joined(0, 2).agree("settings", {"steps": 3})
+    monkeypatch.setattr(Joined, "same", lambda self, work: None)
+    with pytest.raises(RankError, match="rank 1 does not see the run directory"):
+        entered(opened_by_first(Joined(1, 2), tmp_path / "run", lambda: RunDir.resume(tmp_path, 0, {})))
+    monkeypatch.setattr("selfdistill.scale.ranks.JOIN_S", 0.1)
+    with pytest.raises(RankError, match=r"rank 1 did not start[\s\S]*2 ranks learn together"):
+        entered(joined(0, 2, FileStore(str(tmp_path / "store"), 2), device="cpu"))
+    values = Values(env=as_environment(lambda task, done: 1.0), tasks=[{"prompt": "Say yes."}])
+    own = load_config(None, ["scale.learners=2", ("env", "python:f"), ("data", "python:data")], values=values)
+    with pytest.raises(ConfigError, match=r"given to other processes[\s\S]*torchrun --nproc-per-node 2 PROGRAM.py"):
+        entered(learners(own, None, resume=False))
+    judge: Any = SimpleNamespace(policy_weights="trained", name="judged")
+    with pytest.raises(ConfigError, match="the run's own model cannot be its judge over ranks"):
+        check_ranks(own, judge, Joined(0, 2))
+    monkeypatch.setattr("selfdistill.scale.launch.pick_device", lambda _: torch.device("cuda"))
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    with pytest.raises(ConfigError, match="every learner needs a GPU of its own\n  got  2 learners, 1 GPUs"):
+        entered(learners(own, None, resume=False))
 
 
 def test_rank_0_alone_writes_records(runs):

@@ -23,7 +23,7 @@ import selfdistill.training.loop as loop
 from selfdistill import Completion, Outcome, Task
 from selfdistill.config import RunConfig, Values, load_config
 from selfdistill.envs.rewards import as_environment
-from selfdistill.errors import RankError
+from selfdistill.errors import ModelError, RankError
 from selfdistill.models.adapter import LoraOptions
 from selfdistill.models.load import load_policy
 from selfdistill.models.policy import Ranks
@@ -94,7 +94,8 @@ def served(folder: Path, name: str) -> list[str]:
 
 
 def over_two(folder: Path) -> dict[str, str]:
-    """All runs of two ranks: each method; one whose rank 1 is killed, and its resume."""
+    """All runs of two ranks: each method; one whose rank 1 is killed, and its resume; one whose rank 1 lacks the
+    model."""
 
     def work(ranks: Ranks) -> None:
         for name in METHODS:
@@ -124,7 +125,13 @@ def over_two(folder: Path) -> dict[str, str]:
         loop.train(config_of(folder, "many", "killed", "steps=3", "scale.learners=2"), ranks=ranks, resume=True)
 
     forked(folder, 2, resumed)
-    return {"lost": error}
+
+    def without_model(ranks: Ranks) -> None:
+        if ranks.rank:
+            raise ModelError("there is no such model", got="/models/of-another-node")
+        ranks.most(1)
+
+    return {"lost": error, "failed": forked(folder, 2, without_model)}
 
 
 def main(folder: Path) -> None:
