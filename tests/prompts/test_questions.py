@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from selfdistill.prompts.questions import Question, folded, holds, why_not, written_questions, written_wordings
+from selfdistill.prompts.questions import Question, bare, folded, holds, why_not, written_questions
 
 TEXT = "Orvenholm was founded in 1687 by Mara Ellquist. Every March it holds the Lantern Race."
 
@@ -17,22 +17,19 @@ TEXT = "Orvenholm was founded in 1687 by Mara Ellquist. Every March it holds the
         "**Question 1:** Who founded Orvenholm? **Answer:** Mara Ellquist",
         "- Who founded Orvenholm? - Mara Ellquist",
         "Question: Who founded Orvenholm?\n\nAnswer: Mara Ellquist.",
+        "1. Who founded Orvenholm?\n   - Answer: Mara Ellquist",
+        "Who founded Orvenholm?\nMara Ellquist.",
     ],
 )
 def test_questions_are_read_in_the_forms_that_models_write(written: str) -> None:
+    assert bare("12. 1687.") == "1687"
     assert written_questions(f"Here they are:\n{written}\n") == [Question("Who founded Orvenholm?", "Mara Ellquist")]
 
 
-def test_lines_without_an_answer_are_no_questions() -> None:
-    assert written_questions("Who founded Orvenholm?\n\nI hope this helps!") == []
+def test_questions_without_an_answer_have_an_empty_one() -> None:
+    found = written_questions("Who founded Orvenholm?\nWhen was Orvenholm founded?\nWh?")
+    assert found == [Question("Who founded Orvenholm?", ""), Question("When was Orvenholm founded?", "")]
     assert written_questions("") == []
-
-
-def test_other_wordings_are_lines_with_a_question_mark() -> None:
-    assert written_wordings("1. Who began it?\n- By whom was it begun?\nSure!") == [
-        "Who began it?",
-        "By whom was it begun?",
-    ]
 
 
 @pytest.mark.parametrize(
@@ -42,7 +39,8 @@ def test_other_wordings_are_lines_with_a_question_mark() -> None:
         ("In which year was Orvenholm founded?", "1687", ""),
         ("In which year was Orvenholm founded?", "168", "answer not in the text"),
         ("Who lives in Orvenholm?", "Nobody", "answer not in the text"),
-        ("Who founded the town in this text?", "Mara Ellquist", "refers to the text"),
+        ("Who founded Orvenholm in this text?", "Mara Ellquist", "refers to the text"),
+        ("Who founded the town?", "Mara Ellquist", "names nothing"),
         ("Did Mara Ellquist found Orvenholm?", "Mara Ellquist", "holds its answer"),
         ("What happens in Orvenholm?", TEXT, "answer not in the text"),
         ("what is the race, in Orvenholm?", "Lantern Race", "twice"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +30,14 @@ def learn(*words: str) -> tuple[int, str]:
     return found.exit_code, found.output
 
 
+def with_context(model: Path, folder: Path, tokens: int) -> Path:
+    """The tiny model with a context of so many tokens."""
+    about, target = json.loads((model / "config.json").read_text()), folder / f"context-{tokens}"
+    shutil.copytree(model, target)
+    (target / "config.json").write_text(json.dumps({**about, "max_position_embeddings": tokens}))
+    return target
+
+
 def test_input_that_cannot_be_learned_is_refused_before_a_model_is_loaded(tmp_path: Path) -> None:
     notes, used = tmp_path / "notes.md", tmp_path / "used"
     notes.write_text(TEXT)
@@ -52,8 +61,12 @@ def test_input_that_cannot_be_learned_is_refused_before_a_model_is_loaded(tmp_pa
 
 def test_a_model_that_writes_no_question_is_refused_with_the_count(model_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "tor.md").write_text(TEXT)
-    out = str(tmp_path / "out")
-    code, output = learn(str(tmp_path), "--model", str(model_dir), "--out", out, "documents.questions=1", *SMALL)
+    own, out = ("documents.questions=1", *SMALL), str(tmp_path / "out")
+    narrow, roomy = (with_context(model_dir, tmp_path, tokens) for tokens in (200, 2048))
+    code, output = learn(f"{tmp_path}/tor.md", "--model", str(narrow), "--out", str(tmp_path / "narrow"), *own)
+    assert code == 2
+    assert "the model reads too little text" in output
+    code, output = learn(f"{tmp_path}/tor.md", "--model", str(roomy), "--out", out, *own)
     assert code == 2
     assert "the model wrote no question that can be used" in output
     assert "0 questions about 1 passages" in output
@@ -71,10 +84,10 @@ class Scripted(Reader):
 
     def line(self, uid: str) -> str:
         if uid.startswith("questions"):
-            return "Who founded Tor? | Mara\nWhat does Tor make? | paper\nWhere is Tor? | Hill\nWho founded Tor? | Mara"
+            return "Who founded Tor? | Mara\nWhat does Tor make? | paper\nWhere is Tor?\nWho founded Tor? | Mara"
         if uid.startswith("wordings"):
             return "By whom was Tor founded?\nWho founded Tor?\nWho was the founder of Tor?"
-        return "It was Mara, I think."
+        return "Hill." if uid.startswith("answer") else "It was Mara, I think."
 
 
 def test_questions_are_kept_that_are_answered_alike_with_the_passage(model_dir: Path) -> None:
@@ -95,7 +108,9 @@ def test_a_learning_goes_on_where_it_was_and_reports_before_and_after(model_dir:
     (tmp_path / "tor.md").write_text(TEXT)
     (tmp_path / "known.jsonl").write_text('{"prompt": "Say yes", "answer": "yes"}\n')
     out = tmp_path / "out"
-    config = load_config(None, [("model", str(model_dir)), ("steps", 2), *SMALL], base=documents.SETTINGS)
+    config = load_config(
+        None, [("model", str(with_context(model_dir, tmp_path, 2048))), ("steps", 2), *SMALL], base=documents.SETTINGS
+    )
     options = DocumentOptions(held_out=0.5, known=str(tmp_path / "known.jsonl"))
     documents.prepare([str(tmp_path / "tor.md")], config, options, out, steps=True)
     written = [

@@ -24,7 +24,7 @@ from typing import Any
 from selfdistill.config import RunConfig, from_settings, read_saved, resolved
 from selfdistill.data.documents import Passage, passages, read_documents
 from selfdistill.data.known import known_tasks
-from selfdistill.errors import DataError, Ranged, RunError, option
+from selfdistill.errors import DataError, ModelError, Ranged, RunError, option
 from selfdistill.files import json_object, numbered_lines, read_text
 from selfdistill.models.policy import Policy
 from selfdistill.models.sampler import SamplingOptions, sample
@@ -58,6 +58,7 @@ LEARN, TEXTS, QUESTIONS = "learn.json", "documents.jsonl", "questions.jsonl"
 TRAIN, HELD_OUT, BEFORE, AFTER, RUN = "train.jsonl", "held_out.jsonl", "before.jsonl", "after.jsonl", "run"
 TOGETHER = 16  # passages about which questions are written at a time
 SLICE = 64  # answers between two reports of progress
+LEAST = 16  # tokens of a passage
 PER_QUESTION = 40  # tokens for a question and its answer
 WORDING, UNSEEN, KNOWN = "wording", "unseen", "known"
 
@@ -66,7 +67,7 @@ WORDING, UNSEEN, KNOWN = "wording", "unseen", "known"
 class DocumentOptions(Ranged):
     """How documents become questions. Raises `ConfigError`."""
 
-    passage_tokens: int = option(400, "longest passage; a longer document is split", least=16)
+    passage_tokens: int = option(400, "longest passage; a longer document is split", least=LEAST)
     questions: int = option(8, "questions requested about a passage at a time", least=1, most=100)
     tries: int = option(2, "times that they are requested", least=1, most=100)
     wordings: int = option(3, "other wordings of each question, the first of which is held out", least=0, most=20)
@@ -222,7 +223,12 @@ def reader_of(config: RunConfig, callback: Callback) -> Reader:
 def _questions(out: Path, reader: Reader, options: DocumentOptions) -> list[tuple[Passage, list[Question]]]:
     """The usable questions about every passage. Raises `DataError` where there is none."""
     texts = {row["name"]: row["text"] for row in _lines(out / TEXTS)}
-    longest = min(options.passage_tokens, reader.renderer.context_length // 2)
+    context = reader.renderer.context_length
+    around = len(reader.renderer.prompt(wording.request("", options.questions)))
+    longest = min(options.passage_tokens, (context - around) // 2)
+    if longest < LEAST:
+        got = f"{context} tokens, of which the request for questions takes {around}"
+        raise ModelError("the model reads too little text to write questions about it", got=got)
     every = passages(texts, lambda text: len(reader.renderer.encode(text)), longest)
     rows = _lines(out / QUESTIONS)
     reader.callback(Note(f"{len(every)} passages of {len(texts)} documents"))
@@ -279,22 +285,37 @@ def write_questions(
         uids = [f"questions-{passage.id}-{attempt}" for passage in own]
         found = reader.texts(prompts, uids, temperature, PER_QUESTION * count, f"writing questions, {where}")
         written = [(name, q) for name, text in zip(texts, found, strict=True) for q in wording.written_questions(text)]
-        usable += keep(label, written, True)
+        usable += keep(label, _answered(reader, written, texts, label), True)
     if options.wordings and usable:
         prompts = [reader.renderer.prompt(wording.request_wordings(q.text, options.wordings)) for _, q in usable]
         uids = [f"wordings-{own[0].id}-{place}" for place in range(len(usable))]
         most = PER_QUESTION * options.wordings
         found = reader.texts(prompts, uids, temperature, most, f"writing other wordings, {where}")
-        other = [
-            (name, Question(text, question.answer, (question.text,)))
+        others = [
+            (name, Question(other.text, question.answer, (question.text,)))
             for (name, question), written in zip(usable, found, strict=True)
-            for text in wording.written_wordings(written)[: options.wordings]
+            for other in wording.written_questions(written)[: options.wordings]
         ]
         of: dict[str, list[str]] = {}
-        for _, new in keep(f"{own[0].id}-wordings", other, False):
+        for _, new in keep(f"{own[0].id}-wordings", others, False):
             of.setdefault(new.wordings[0], []).append(new.text)
         usable = [(name, replace(question, wordings=tuple(of.get(question.text, ())))) for name, question in usable]
     return {name: [question for owner, question in usable if owner == name] for name in texts}, dropped
+
+
+def _answered(
+    reader: Reader, written: Sequence[tuple[str, Question]], texts: Mapping[str, str], label: str
+) -> list[tuple[str, Question]]:
+    """The questions, those without an answer in words of their text with one that the model gives on request."""
+    lacking = [place for place, (name, q) in enumerate(written) if not wording.short_answer(q.answer, texts[name])]
+    pairs = [(texts[name], question.text) for name, question in map(written.__getitem__, lacking)]
+    prompts = [reader.renderer.prompt(wording.request_answer(*pair)) for pair in pairs]
+    uids = [f"answer-{label}-{place}" for place in lacking]
+    found = dict(zip(lacking, reader.texts(prompts, uids, 0.0, PER_QUESTION, "answering questions"), strict=True))
+    return [
+        (name, replace(question, answer=wording.bare(found[place])) if place in found else question)
+        for place, (name, question) in enumerate(written)
+    ]
 
 
 def training_rows(out: Path, reader: Reader, options: DocumentOptions) -> list[dict[str, Any]]:
