@@ -7,8 +7,6 @@
 #
 # --data: a folder with mbpp/mbpp.jsonl, gsm8k, sciknoweval and tooluse. --hours: most of one experiment.
 set -uo pipefail
-cd "$(dirname "$0")/.."
-export PYTHONPATH="$PWD/src:$PWD${PYTHONPATH:+:$PYTHONPATH}" TOKENIZERS_PARALLELISM=false
 model='' data='' out=runs/evidence seeds=3 hours=4 tiny='' only=()
 while [ $# -gt 0 ]; do
     case $1 in
@@ -28,6 +26,9 @@ if [ -z "$tiny" ] && ! { [ -d "$model" ] && [ -d "$data" ]; }; then
     exit 2
 fi
 mkdir -p "$out"
+model=$(realpath -m -- "${model:-.}") data=$(realpath -m -- "${data:-.}") out=$(realpath -- "$out")
+cd "$(dirname "$0")/.."
+export PYTHONPATH="$PWD/src:$PWD${PYTHONPATH:+:$PYTHONPATH}" TOKENIZERS_PARALLELISM=false
 failed=0
 
 experiment() { # name, module, arguments
@@ -47,7 +48,11 @@ mbpp=("${real[@]}" --data "$data/mbpp/mbpp.jsonl" --held-out 500 --steps 40 --st
 experiment feedback benchmarks.mbpp "${mbpp[@]}"
 experiment turns benchmarks.mbpp "${mbpp[@]}" --turns 3 --gain-tasks 0
 experiment skills benchmarks.skills "${real[@]}" --data "$data" --steps 30 --measured 200
+experiment knowledge benchmarks.knowledge "${real[@]}" --articles 30 --steps 300
+experiment discovery benchmarks.discovery "${real[@]}" --data "$data/mbpp/mbpp.jsonl" \
+    --candidates 200 --samples 256 --tasks 24 --budget 512 --unique
 experiment kinds benchmarks.feedback_kinds --seeds "$seeds" --steps 40
+experiment teachers benchmarks.teachers --seeds "$seeds" --steps 800
 experiment logged benchmarks.logged "${real[@]}"
 experiment credit benchmarks.credit_picture --model "$model" --controls 19
 exit $failed

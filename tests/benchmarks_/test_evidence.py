@@ -5,6 +5,7 @@ import importlib
 import json
 import re
 import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -124,7 +125,9 @@ def test_blame_is_that_of_the_tokens_of_plus_one() -> None:
     assert not credit_picture.right("```python\nreturn list(range(1, n + 1))\n```")
 
 
-def test_the_script_is_bash_and_names_commands_that_are_there(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_script_is_bash_and_names_commands_that_are_there(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert subprocess.run(["bash", "-n", str(SCRIPT)], check=False).returncode == 0
     refused = subprocess.run([str(SCRIPT), "--model", "nowhere"], capture_output=True, text=True, check=False)
     assert refused.returncode == 2
@@ -132,8 +135,9 @@ def test_the_script_is_bash_and_names_commands_that_are_there(capsys: pytest.Cap
     modules = re.findall(r"^experiment \w+ (benchmarks\.\w+)", SCRIPT.read_text("utf-8"), re.MULTILINE)
     assert len(modules) >= 6
     for name in set(modules):
+        monkeypatch.setattr(sys, "argv", [name, "--help"])
         with pytest.raises(SystemExit) as ended:
-            importlib.import_module(name).main(["--help"])
+            importlib.import_module(name).main()
         assert ended.value.code == 0
     assert "--out" in capsys.readouterr().out
 
