@@ -103,6 +103,10 @@ class Strategy(Ranged, ABC):
         """Whether attempts are independent, so that those of all seeds are one sample."""
         return self.independent and not self.unique
 
+    def rounds(self, attempts: int) -> int:
+        """The most rounds in which so many attempts are made."""
+        return -(-attempts // self.batch)
+
     @abstractmethod
     def prompts(self, state: SolveState, count: int) -> list[Prompt]:
         """The prompts of the attempts of the next round: `count`, or fewer."""

@@ -33,6 +33,11 @@ class ReadFirst(Strategy):
     unlikelihood: float = changed(Hybrid, "unlikelihood", 0.1)
     window: int = changed(MultiTurn, "window", 32_000)
 
+    def rounds(self, attempts: int) -> int:
+        """With rounds of one attempt as long as possible."""
+        alone = min(attempts, self.patience)
+        return alone + -(-(attempts - alone) // self.batch)
+
     def learns_from(self, state: SolveState) -> bool:
         """Whether failures have repeated or gone on."""
         failures = [past.text for past in state.attempts if past.failed]
