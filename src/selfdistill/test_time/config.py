@@ -89,7 +89,7 @@ class SolveConfig:
 
     def run_start(self, path: Path, env: str, device: str, first_step: int = 0) -> RunStart:
         """The event with which the search for a solution of one task begins."""
-        rounds = self.strategy.rounds(self.attempts)
+        rounds = self.strategy.most_rounds(self.attempts)
         return RunStart(path, self.name, self.run.model, env, device, rounds, self.attempts, first_step)
 
 

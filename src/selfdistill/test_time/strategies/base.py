@@ -103,7 +103,7 @@ class Strategy(Ranged, ABC):
         """Whether attempts are independent, so that those of all seeds are one sample."""
         return self.independent and not self.unique
 
-    def rounds(self, attempts: int) -> int:
+    def most_rounds(self, attempts: int) -> int:
         """The most rounds in which so many attempts are made."""
         return -(-attempts // self.batch)
 

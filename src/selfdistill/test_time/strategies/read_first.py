@@ -33,7 +33,7 @@ class ReadFirst(Strategy):
     unlikelihood: float = changed(Hybrid, "unlikelihood", 0.1)
     window: int = changed(MultiTurn, "window", 32_000)
 
-    def rounds(self, attempts: int) -> int:
+    def most_rounds(self, attempts: int) -> int:
         """With rounds of one attempt as long as possible."""
         alone = min(attempts, self.patience)
         return alone + -(-(attempts - alone) // self.batch)
