@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -24,15 +25,15 @@ from typing import Any
 
 from benchmarks.live_arms import ASKED, MOST_ASKED, Bench, LiveArm, Published, say
 from benchmarks.live_user import FOLLOW_UPS, HARMFUL, LONG, PREFERENCES, TOPICS
+from selfdistill.live.exchange import Version
 from selfdistill.live.learner import CORRECTING, LiveLearner
 from selfdistill.live.learning import read_learning
 from selfdistill.live.lessons import choose
 from selfdistill.live.updates import Updates
 from selfdistill.live.weights import Weights
-from selfdistill.models.policy import Policy
 from selfdistill.models.sampler import SamplingOptions, sample
 from selfdistill.runs.stats import paired_difference, share
-from selfdistill.types import Completion
+from selfdistill.types import Completion, TokenIds
 
 COUNTS = (1, 2, 4, 8, 16)  # replies after which adherence is measured
 DECISIVE = 4  # replies, from which on known tasks are measured as well
@@ -167,40 +168,31 @@ def poison(bench: Bench, folder: Path) -> dict[str, Any]:
 
 
 def undo(bench: Bench, folder: Path) -> dict[str, Any]:
-    """Whether the answers after undoing are those of before, token for token."""
+    """Whether the answers after undoing are those of before, token for token; on the journal of the arm `live` where
+    there is one."""
     questions = bench.preference.questions(bench.seed)[1][: bench.options.unseen]
+    taught = bench.options.out / f"replies-{bench.preference.name}-{bench.seed}-live"
+    if taught.exists() and not folder.exists():
+        shutil.copytree(taught, folder)
     live = LiveArm(bench, folder)
-
-    def greedy(policy: Policy) -> list[Completion]:
-        prompts = [bench.renderer.prompt(bench.messages(question)) for question in questions]
-        options = SamplingOptions(max_new_tokens=bench.learning.max_new_tokens, temperature=0.0)
-        found = []
-        for number, prompt in enumerate(prompts):  # alone, as a single request
-            found += sample(policy, [prompt], options, seed=0, uids=[str(number)], version=0)
-        return found
-
+    versions = live.journal.versions
+    if not (versions.served and versions.served.is_adapter):
+        live.converse(bench.preference, "undo", 4)
+        if not live.update()["admitted"]:
+            return {"admitted": False}
     weights = Weights(live.journal, device=bench.options.device, dtype=bench.options.dtype)
-    served = live.journal.versions.served
-    assert served is not None
-    before = greedy(weights.load(served))
-    live.converse(bench.preference, "undo", 4)
-    about = live.update()
-    if not about["admitted"]:
-        return {"admitted": False, "reason": about["reason"]}
-    now = live.journal.versions.served
-    assert now is not None
-    after = greedy(weights.load(now))
-    again = greedy(weights.load(live.journal.versions.undo()))
 
-    def same(one: Sequence[Completion], other: Sequence[Completion]) -> int:
-        return sum(a.token_ids == b.token_ids for a, b in zip(one, other, strict=True))
+    def greedy(version: Version) -> list[TokenIds]:
+        options, policy = SamplingOptions(bench.learning.max_new_tokens, temperature=0.0), weights.load(version)
+        prompts = [bench.renderer.prompt(bench.messages(question)) for question in questions]
+        alone = [sample(policy, [prompt], options, seed=0, uids=["alone"], version=0)[0] for prompt in prompts]
+        return [done.token_ids for done in alone]
 
-    return {
-        "admitted": True,
-        "answers": len(before),
-        "changed": len(before) - same(before, after),
-        "same": same(before, again),
-    }
+    assert versions.served
+    now, before = versions.served, versions.before()
+    answers = [greedy(before), greedy(now), greedy(versions.undo())]
+    changed, same = (sum(one == other for one, other in zip(answers[0], after, strict=True)) for after in answers[1:])
+    return {"admitted": True, "answers": len(questions), "changed": len(questions) - changed, "same": same}
 
 
 COMMANDS = {"flip": flip, "follow-ups": follow_ups, "poison": poison, "undo": undo}
