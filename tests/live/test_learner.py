@@ -2,6 +2,7 @@
 
 import math
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from selfdistill.live.updates import Updates
 from selfdistill.models.load import load_policy
 from selfdistill.models.policy import Policy
 from selfdistill.prompts.render import Renderer
-from selfdistill.types import Completion, Context, Message, WholePrompt
+from selfdistill.types import Completion, Context, Message, TokenIds, WholePrompt
 from tests.live_parts import answered, request, user
 from tests.toy_user import COMPLAINT, QUESTIONS, toy_user_dir
 
@@ -39,11 +40,11 @@ LESSONS = tuple(
 )
 
 
-def opened(*frames: Frame) -> tuple[LiveLearner, Policy]:
+def opened(*frames: Frame, options: LiveLearning = OPTIONS) -> tuple[LiveLearner, Policy]:
     policy = load_policy(str(toy_user_dir()), device="cpu", lora=OPTIONS.lora)
     renderer = Renderer(policy.tokenizer, policy.context_length, policy.context_length)
     probe = [ProbePrompt((Message("user", text),)) for text in ("list", "sorted", "first")]
-    return LiveLearner(policy, renderer, probe, OPTIONS, frames=frames or ("section", "instruction")), policy
+    return LiveLearner(policy, renderer, probe, options, frames=frames or ("section", "instruction")), policy
 
 
 def agreeing(learner: LiveLearner) -> float:
@@ -76,6 +77,21 @@ def test_an_update_teaches_answers_that_nobody_complains_about_and_keeps_the_ser
     assert agreeing(learner) > before + 0.5
     with learner.measuring.served():
         assert agreeing(learner) == before
+
+
+def test_rounds_take_turns_over_the_questions(monkeypatch: pytest.MonkeyPatch) -> None:
+    learner, _ = opened(options=replace(OPTIONS, round_questions=2, completions=2))
+    rounds, sampled = list[set[TokenIds]](), learner.measuring.sampled
+
+    def watched(prompts: Sequence[TokenIds], label: str, **options: int) -> list[list[Completion]]:
+        if "-round-" in label:
+            rounds.append({*prompts} - {*learner.held})
+        return sampled(prompts, label, **options)
+
+    monkeypatch.setattr(learner.measuring, "sampled", watched)
+    assert learner.update(LESSONS, ASKED).trained
+    assert [len(each) for each in rounds] == [2, 2, 2]
+    assert len(set[TokenIds]().union(*rounds)) > 4  # two lessons may have a question in common
 
 
 def test_a_wording_that_does_not_help_the_teacher_is_refused_before_training() -> None:
@@ -201,6 +217,6 @@ def test_the_probe_set_is_read_from_a_file_or_short_facts(tmp_path: Path) -> Non
 def test_the_defaults_are_those_that_were_measured() -> None:
     """EXPERIMENTS.md, 2026-11-27: updates of the 0.5 B model that were admitted, after one reply and after eight."""
     found = LiveLearning()
-    assert (found.questions, found.completions, found.rounds, found.lr) == (8, 2, 6, 5e-4)
-    assert (found.learned_tokens, found.replay, found.replay_weight) == (64, 4, 0.5)
+    assert (found.questions, found.completions, found.rounds, found.lr) == (16, 2, 10, 5e-4)
+    assert (found.round_questions, found.learned_tokens, found.replay, found.replay_weight) == (8, 64, 8, 1.0)
     assert (found.kl_cap, found.harm, found.movement) == (1.0, 0.1, 0.002)

@@ -248,21 +248,26 @@ class LiveLearner:
         reference = self._solutions()
         questions = [measuring.prompt(each.question) for each in situations]
         teachers = [measuring.fitting(teacher_reads(each, frame), each) for each in situations]
-        totals, reports = Totals(), []
-        held, count, replayed = cycle(self.held), self._answers(len(questions)), list[TrainingSample]()
-        answers = [[_beginning(done, options.learned_tokens) for done in own[:count]] for own in first]
+        totals, reports, size = Totals(), [], min(options.round_questions, len(questions))
+        turns, held = cycle(range(len(questions))), cycle(self.held)
+        count, replayed = self._answers(size), list[TrainingSample]()
         for number in range(options.rounds):
             self.progress(f"round {number + 1} of {options.rounds}")
+            places = list(islice(turns, size))
+            answers = [[_beginning(done, options.learned_tokens) for done in first[place][:count]] for place in places]
             if number:
                 kept = list(islice(held, options.replay if options.replay_weight else 0))
-                given = [*chain.from_iterable([each] * count for each in questions), *kept]
+                given = [*chain.from_iterable([questions[place]] * count for place in places), *kept]
                 found = measuring.sampled(given, f"{self.seed}-round-{number}", most=options.learned_tokens)
-                answers = [list(chain(*found[n * count : (n + 1) * count])) for n in range(len(questions))]
+                answers = [list(chain(*found[n * count : (n + 1) * count])) for n in range(size)]
                 replayed = [
                     replay_sample(Rollout(Task(done.uid, ()), prompt, done), options.replay_weight)
-                    for prompt, (done,) in zip(kept, found[len(questions) * count :], strict=True)
+                    for prompt, (done,) in zip(kept, found[size * count :], strict=True)
                 ]
-            groups = [_group(*entry) for entry in zip(situations, questions, teachers, answers, strict=True)]
+            groups = [
+                _group(situations[place], questions[place], teachers[place], own)
+                for place, own in zip(places, answers, strict=True)
+            ]
             credited = list(chain(*(entries for _, entries in groups)))
             for group in self._learner.optimizer.param_groups:  # its first steps are as large as the rate allows
                 group["lr"] = options.lr * min(1.0, (number + 1) / WARM_UP)

@@ -33,14 +33,15 @@ class LiveLearning(Ranged):
     older: int = option(4, "lessons of earlier updates that are drawn again beside them, recent ones rather", least=0)
     session_share: float = option(0.5, "most that one conversation has of them, beside others", above=0, most=1)
     questions: int = option(
-        8, "questions of one update: replies are applied to past ones too, the nearest by their words", least=0
+        16, "questions of one update: replies are applied to past ones too, the nearest by their words", least=0
     )
+    round_questions: int = option(8, "of them in one round: rounds take turns", least=1)
     completions: int = option(2, "answers sampled to each question, in every round", least=2, most=64)
-    rounds: int = option(6, "optimiser steps, each on fresh answers", least=1, most=1000)
+    rounds: int = option(10, "optimiser steps, each on fresh answers", least=1, most=1000)
     lr: float = option(5e-4, "learning rate", above=0, most=1)
     lora: LoraOptions = field(default_factory=LoraOptions)
-    replay: int = option(4, "probe prompts a round, after the first, that are held to the served weights", least=0)
-    replay_weight: float = option(0.5, "their weight relative to an answer that is learned", least=0)
+    replay: int = option(8, "probe prompts a round, after the first, that are held to the served weights", least=0)
+    replay_weight: float = option(1.0, "their weight relative to an answer that is learned", least=0)
     max_new_tokens: int = option(256, "tokens of a sampled answer; longer ones are cut", least=1, most=100_000)
     learned_tokens: int = option(64, "tokens of an answer that are learned, the first ones", least=1)
     max_prompt_tokens: int = option(2048, "tokens of a conversation that are read, the newest turns", least=64)

@@ -86,9 +86,8 @@ def finish(
 
 def check_learning_fits(model: str, options: LiveLearning, device: str, dtype: str) -> None:
     """Raises `OutOfMemoryError` where an update does not fit into what is free beside the served model."""
-    place, questions = pick_device(device), max(options.questions, options.lessons + options.older)
-    free = device_memory(place)
-    needs = Needs(options.max_prompt_tokens, questions * options.completions, device=place, available=free)
+    place, rows = pick_device(device), options.round_questions * options.completions
+    needs = Needs(options.max_prompt_tokens, rows, device=place, available=device_memory(place))
     check_memory(run_settings(options, model, device, dtype), needs)
 
 
