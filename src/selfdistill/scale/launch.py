@@ -17,11 +17,12 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, suppre
 from dataclasses import fields, replace
 from datetime import timedelta
 from functools import partial
+from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from torch._C._distributed_c10d import Store, TCPStore
+from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 from torch.distributed.rendezvous import rendezvous
 
 from selfdistill.config import RunConfig, resolved
@@ -37,6 +38,7 @@ from selfdistill.scale.ranks import JOIN_S, Ended, joined
 
 COMMAND = (sys.executable, "-P", "-m", "selfdistill")  # -P: modules of the current directory shadow none of ours
 HERE = "127.0.0.1"
+RUNS = count()  # of this process; every rank makes them in the same order
 END_S = 10.0  # for the other ranks to end by themselves
 
 
@@ -62,7 +64,8 @@ def learners(config: RunConfig, ranks: Ranks | None, *, resume: bool) -> Iterato
                 ranks = stack.enter_context(join(0, size, store, ended=ended))
             else:
                 store, rank, size = next(rendezvous("env://", timeout=timedelta(seconds=JOIN_S)))
-                ranks = stack.enter_context(join(rank, size, store))
+                apart = PrefixStore(f"run-{next(RUNS)}", store)  # the store of torchrun outlives a run of the program
+                ranks = stack.enter_context(join(rank, size, apart))
         if ranks is None or ranks.size == 1:
             yield ALONE, config
             return
