@@ -76,7 +76,7 @@ def test_the_environment_states_its_isolation():
 
 
 @pytest.mark.parametrize("wrong", [
-    {"time_limit_s": 0}, {"memory_mb": 1}, {"cases": 0}, {"time_limit_s": math.inf}, {"time_limit_s": math.nan},
+    {"time_limit_s": 0}, {"memory_mb": 1}, {"cases": -1}, {"time_limit_s": math.inf}, {"time_limit_s": math.nan},
     {"time_limit_s": -1}, {"time_limit_s": 1e300}, {"memory_mb": 10**12}, {"memory_mb": -1}, {"output_kb": 0},
     {"output_kb": 10**9}, {"value_parts": 0}, {"value_parts": 10**12}, {"recursion_limit": 1},
     {"recursion_limit": 10**9},

@@ -221,7 +221,7 @@ def test_inputs_are_different_from_each_other() -> None:
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"steps": ()}, "steps"), ({"steps": (4,)}, "steps"), ({"verbs": 0}, "verbs"), ({"cases": 0}, "cases")],
+    [({"steps": ()}, "steps"), ({"steps": (4,)}, "steps"), ({"verbs": 0}, "verbs"), ({"cases": -1}, "cases")],
 )
 def test_options_out_of_range_are_refused(options, message: str) -> None:
     with pytest.raises(ConfigError, match=message):

@@ -18,7 +18,7 @@ from selfdistill.live.journal import Journal
 from selfdistill.live.learner import CORRECTING, LiveLearner
 from selfdistill.live.learning import LiveLearning
 from selfdistill.live.lessons import LiveLesson, waiting
-from selfdistill.live.measuring import AGREED, OPENINGS, Frame, Situation, judges
+from selfdistill.live.measuring import AGREED, OPENINGS, Frame, Situation, judges, teacher_reads
 from selfdistill.live.probe import ProbePrompt, probe_set, solved
 from selfdistill.live.update import finish, perform
 from selfdistill.live.updates import Updates
@@ -101,6 +101,21 @@ def test_a_wording_that_does_not_help_the_teacher_is_refused_before_training() -
     assert not found.admission.admitted
     assert not found.trained
     assert all(torch.equal(value, weights[name]) for name, value in policy.trainable().items())
+
+
+def test_replies_of_other_conversations_are_read_together_one_of_each() -> None:
+    def lesson(session: str, reply: str) -> LiveLesson:
+        return replace(LESSONS[0], key=reply, session=session, context=Context("reply", reply=reply))
+
+    learner, _ = opened("together", "instruction", "turns")
+    given = [lesson("a", "Yes."), lesson("b", "Yes!"), lesson("b", "Say yes."), lesson("c", "Yes.")]
+    found = learner.situations(given, ())
+    assert [each.replies for each in found] == ["Say yes.\nYes.", "Yes.\nYes!", "Yes.\nSay yes.", "Say yes.\nYes."]
+    system, question = teacher_reads(found[1], "together").messages
+    assert (system.content, question) == ("Yes.\nYes!", ASKED[0].messages[0])
+    assert judges("together", given[0]) == ("turns",)
+    assert learner._frames(given) == (("together", "instruction"), ("turns",))
+    assert learner._frames(given[:1]) == (("instruction",), ("turns",))
 
 
 def test_an_answer_that_takes_the_lesson_into_account_is_likelier_behind_it() -> None:

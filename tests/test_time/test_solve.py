@@ -262,7 +262,7 @@ def test_tasks_that_are_searched_together_make_the_attempts_they_make_alone(sear
         assert [r.token_ids for r in together] == [r.token_ids for r in rollouts(alone / f"000-{result.task}")]
 
 
-@pytest.mark.parametrize("strategy", ["best-of-k", "multi-turn", "read-first"])
+@pytest.mark.parametrize("strategy", ["best-of-k", "read-first"])
 def test_a_unique_attempt_repeats_no_failure_and_what_was_drawn_in_between_is_counted(
     search_of, tmp_path, monkeypatch, strategy: str
 ) -> None:

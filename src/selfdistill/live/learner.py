@@ -124,13 +124,10 @@ class LiveLearner:
             return UpdateResult(Admission((criterion,)), (), False, {"passed_over": passed_over})
         situations = self.situations(lessons, past)
         self.progress(f"{len(lessons)} lessons on {len(situations)} questions")
-        replies = any(lesson.context.kind == "reply" for lesson in lessons)
-        first, *others = self.frames if replies else self.frames[:1]
-        own, read = self._sampled(situations, (None, first))
-        student, teachers = (
-            self._round(situations, own, (first,), student=True),
-            {first: self._round(situations, read, (first,))},
-        )
+        first, others = self._frames(lessons)
+        own, *fresh = self._sampled(situations, (None, *first))
+        student = self._round(situations, own, first, student=True)
+        teachers = {name: self._round(situations, read, (name,)) for name, read in zip(first, fresh, strict=True)}
         frame, kept, gain = with_gain(situations, student, teachers)
         for other in others:
             if certain(gain):
@@ -182,18 +179,28 @@ class LiveLearner:
         passed_over = {key: score for key, score in scores.items() if score <= CORRECTING}
         return [lesson for lesson in lessons if lesson.key not in passed_over], passed_over
 
+    def _frames(self, lessons: Sequence[LiveLesson]) -> tuple[tuple[Frame, ...], tuple[Frame, ...]]:
+        """The wordings of a teacher that are tried, and those that are tried where none of these helps for sure."""
+        spoken = {lesson.session for lesson in lessons if lesson.context.kind == "reply"}
+        frames = tuple(frame for frame in self.frames if frame != "together" or len(spoken) > 1)
+        return (frames[:-1], frames[-1:]) if spoken and len(frames) > 1 else (frames[:1], ())
+
     def situations(self, lessons: Sequence[LiveLesson], past: Sequence[WholePrompt]) -> list[Situation]:
         """Each lesson with its own question and, where it is a user's reply, with past questions near to it: of few
         replies with more of them."""
         found, left = [], max(0, self.options.questions - len(lessons))
-        replies = sum(lesson.context.kind == "reply" for lesson in lessons)
+        spoken = [lesson for lesson in lessons if lesson.context.kind == "reply"]
+        newest, replies = {lesson.session: lesson.context.reply for lesson in spoken}, len(spoken)
         for lesson in lessons:
-            found.append(Situation(lesson, lesson.question, True))
+            last = lesson.context.reply
+            others = [reply for session, reply in newest.items() if session != lesson.session and reply != last]
+            known = "\n".join([*dict.fromkeys(others), last])
+            found.append(Situation(lesson, lesson.question, True, known))
             if lesson.context.kind == "reply":
                 count = -(-left // replies)
                 left, replies = left - count, replies - 1
-                others = related(lesson.question, past, count, seed=f"{self.seed} {lesson.key}")
-                found += [Situation(lesson, question, False) for question in others]
+                near = related(lesson.question, past, count, seed=f"{self.seed} {lesson.key}")
+                found += [Situation(lesson, question, False, known) for question in near]
         return found
 
     def _sampled(

@@ -37,26 +37,32 @@ OPENINGS = (
 )
 AGREED = Message("assistant", "Understood.")
 READ_TOKENS = 8192  # of a batch of forward passes; bounds memory
-Frame = Literal["section", "instruction", "turns", "feedback"]
-FRAMES: tuple[Frame, ...] = ("instruction", "turns")
+Frame = Literal["section", "together", "instruction", "turns", "feedback"]
+FRAMES: tuple[Frame, ...] = ("together", "instruction", "turns")
+JUDGES: tuple[Frame, ...] = ("instruction", "turns")
 Scores: TypeAlias = tuple[float | None, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Situation:
-    """A question to which a lesson is applied: its `own`, or a related one of the past."""
+    """A question to which a lesson is applied: its `own`, or a related one of the past. `replies`: what users said in
+    all conversations of the update, one reply of each, the lesson's own at the end."""
 
     lesson: LiveLesson
     question: WholePrompt
     own: bool
+    replies: str = ""
 
 
 def teacher_reads(situation: Situation, frame: Frame) -> WholePrompt:
-    """The question as the teacher reads it: with what came back as a section or as an instruction of its last turn, as
-    feedback on an unsuccessful attempt, or behind the turns in which it came."""
+    """The question as the teacher reads it: with what came back as a section or as an instruction, alone or together
+    with the replies of other conversations, as feedback on an unsuccessful attempt, or behind the turns in which it
+    came."""
     context = situation.lesson.context
     if context.kind != "reply" or frame == "section":
         return replace(situation.question, messages=teacher_messages(situation.question.messages, context))
+    if frame == "together":
+        return worded(situation, "instruction", situation.replies)
     return worded(situation, frame, context.reply)
 
 
@@ -74,7 +80,8 @@ def worded(situation: Situation, frame: Frame, words: str) -> WholePrompt:
 def judges(frame: Frame, lesson: LiveLesson) -> tuple[Frame, ...]:
     """The wordings in which the answers of the teacher that reads a lesson in this frame are judged: others than its
     own, which would always find that they follow it."""
-    return tuple(each for each in FRAMES if each != frame) if lesson.context.kind == "reply" else ("turns",)
+    own = "instruction" if frame == "together" else frame
+    return tuple(each for each in JUDGES if each != own) if lesson.context.kind == "reply" else ("turns",)
 
 
 class Measuring:
