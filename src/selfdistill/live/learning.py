@@ -37,7 +37,7 @@ class LiveLearning(Ranged):
     )
     round_questions: int = option(8, "of them in one round: rounds take turns", least=1)
     completions: int = option(2, "answers sampled to each question, in every round", least=2, most=64)
-    rounds: int = option(10, "optimiser steps, each on fresh answers", least=1, most=1000)
+    rounds: int = option(6, "optimiser steps, each on fresh answers", least=1, most=1000)
     lr: float = option(5e-4, "learning rate", above=0, most=1)
     lora: LoraOptions = field(default_factory=LoraOptions)
     replay: int = option(8, "probe prompts a round, after the first, that are held to the served weights", least=0)
