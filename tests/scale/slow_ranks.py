@@ -98,7 +98,8 @@ def compare(runs: Path, name: str, other: Path) -> None:
     one, two = read_run(alone).steps, read_run(other).steps
     assert [step.samples for step in one] == [step.samples for step in two]
     assert sum(step.samples for step in one) > 0
-    losses = [abs(a.loss - b.loss) / max(abs(a.loss), 1e-9) for a, b in zip(one, two, strict=True)]
+    grpo = "method=grpo" in METHODS[name]  # its loss on policy is a sum of terms of size 1 that cancel
+    losses = [abs(a.loss - b.loss) / (1.0 if grpo else max(abs(a.loss), 1e-9)) for a, b in zip(one, two, strict=True)]
     norms = [abs(a.grad_norm - b.grad_norm) / max(a.grad_norm, 1e-9) for a, b in zip(one, two, strict=True)]
     mine, theirs = final(alone), final(other)
     start = final(runs / "alone" / "start" / ("lora" if name == "lora" else "sdpo"))
@@ -106,7 +107,7 @@ def compare(runs: Path, name: str, other: Path) -> None:
     difference = math.sqrt(sum(float((mine[n] - theirs[n]).square().sum()) for n in mine)) / change
     print(f"{name}: loss {max(losses):.2g}, norm {max(norms):.2g}, weights {difference:.2g}")  # noqa: T201
     assert max(losses) <= 1e-5
-    assert max(norms) <= 1e-5
+    assert max(norms) <= 1e-5 * (4 if name == "many-updates" else 1)  # four updates a step, each with its rounding
     assert difference <= 1e-3
 
 
