@@ -23,7 +23,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from benchmarks.live_arms import ASKED, MOST_ASKED, Bench, LiveArm, Published, say
+from benchmarks.arms import say
+from benchmarks.live_arms import ASKED, MOST_ASKED, Bench, LiveArm, Published
 from benchmarks.live_user import FOLLOW_UPS, HARMFUL, LONG, PREFERENCES, TOPICS
 from selfdistill.live.exchange import Version
 from selfdistill.live.learner import CORRECTING, LiveLearner

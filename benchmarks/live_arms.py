@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -15,6 +14,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.arms import say
 from benchmarks.live_user import Preference, known_tasks
 from selfdistill.config import OptimiserOptions
 from selfdistill.live.exchange import Exchange, Feedback, FollowUp
@@ -45,12 +45,6 @@ from selfdistill.types import Completion, Context, Message, Rollout, RolloutGrou
 ASKED = 8  # questions at a time
 MOST_ASKED = 30  # times, after which a user who never complains has no more to say
 KNOWN_TOKENS = 64  # of an answer to a known task
-
-
-def say(text: str) -> None:
-    """A line of progress."""
-    sys.stderr.write(text + "\n")
-    sys.stderr.flush()
 
 
 class SharedBeginning(KeptStates):

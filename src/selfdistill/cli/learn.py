@@ -39,7 +39,7 @@ def learn(
     ] = None,
     seed: arg.Seed = None,
     out: Annotated[Path | None, optional("Directory of all results. (default: runs/learn)")] = None,
-    resume: Annotated[Path | None, optional("Directory to go on with, with its settings.")] = None,
+    resume: Annotated[Path | None, optional("Directory to resume, with its settings.")] = None,
     list_settings: Annotated[bool, flag("--list-settings", "Print the settings of documents and exit.")] = False,
 ) -> None:
     """Learn what documents say: the model answers questions about them without reading them.

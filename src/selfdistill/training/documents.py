@@ -6,7 +6,7 @@
           before.jsonl      answers to these and to known tasks, without and with the passage; after.jsonl likewise
           run/              an ordinary run directory
 
-Each file is written whole, and what is there is not made again: a learning that was stopped goes on where it was.
+Each file is written whole, and what is there is not made again: a command that was stopped is resumed from them.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ class Reader:
 
 
 def learn(out: Path, callback: Callback) -> list[Compared]:
-    """Begins, or goes on with, what `prepare` described in `out`. Raises `Interrupted` at Ctrl-C, and what a run
+    """Begins, or resumes, what `prepare` described in `out`. Raises `Interrupted` at Ctrl-C, and what a run
     raises; `DataError` where no question can be used."""
     settings, options = _settings(out), options_of(out)
     config = from_settings(settings["settings"])
@@ -158,7 +158,7 @@ def prepare(documents: Sequence[str], config: RunConfig, options: DocumentOption
     known_tasks(options.known)
     texts = read_documents(documents)
     if (out / LEARN).exists():
-        do = f"go on with it by selfdistill learn --resume {out}, or choose another --out"
+        do = f"resume it with selfdistill learn --resume {out}, or choose another --out"
         raise RunError("documents are learned in this directory already", got=out, do=do)
     refuse_in_use(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -363,7 +363,7 @@ def _measure(out: Path, name: str, reader: Reader, options: DocumentOptions) -> 
 
 @contextmanager
 def _stopped_in(out: Path) -> Iterator[None]:
-    """Ctrl-C names the command that goes on."""
+    """Ctrl-C names the command that resumes."""
     try:
         yield
     except KeyboardInterrupt as stop:
