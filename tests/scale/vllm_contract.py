@@ -65,12 +65,12 @@ def test_log_probabilities_are_ours_after_every_update(tmp_path, lora) -> None:
     assert not list(tmp_path.iterdir()), "servers and their weights are gone"
 
 
-@pytest.mark.parametrize("changes", [{"lora": {"rank": 4}}, {}])
-def test_a_run_learns_from_what_vllm_samples(tmp_path, changes) -> None:
+@pytest.mark.parametrize(("changes", "learners"), [({"lora": {"rank": 4}}, 1), ({}, 1), ({}, 2)])
+def test_a_run_learns_from_what_vllm_samples(tmp_path, changes, learners) -> None:
     settings = {
         "model": "sapling-small", "dtype": "float32", "steps": 3, "tasks_per_step": 4, "rollouts_per_task": 4,
         "out": str(tmp_path / "run"), "evaluation": {"every": 0, "tasks": 8}, "guards": {"action": "off"},
-        "scale": {"sampler": {**TABLE, "staleness": 1}}, **changes,
+        "scale": {"learners": learners, "sampler": {**TABLE, "staleness": 1}}, **changes,
     }  # fmt: skip
     run = read_run(train(from_settings(settings)))
     assert [step.extra["staleness"] for step in run.steps] == [0, 1, 1]
