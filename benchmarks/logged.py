@@ -116,7 +116,7 @@ def run_arm(chosen: argparse.Namespace, arm: str, seed: int) -> tuple[dict[str, 
     settings: dict[str, Any] = {
         "model": chosen.model, "method": {"name": "user_replies", "logged": arm == "log"}, "seed": seed,
         "data": folder / ("log.jsonl" if arm == "log" else "online.jsonl"), "tasks_per_step": chosen.tasks,
-        "env": "chats" if arm == "log" else f"{Path(__file__).resolve()}:USER", "lora": chosen.lora,
+        "env": "chats" if arm == "log" else f"{Path(__file__).resolve()}:USER", "lora": chosen.lora or None,
         "optimiser": {"lr": chosen.lr, "warmup_steps": 1}, "evaluation": {"every": 0, "tasks": 2},
         "guards": {"action": "warn", "preflight": "off"}, "checkpoint_every": 5, **shared(chosen),
     }  # fmt: skip
@@ -147,22 +147,12 @@ def report(base: Mapping[str, arms.Scores], found: Mapping[str, Sequence[Any]]) 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs what is missing, and writes the table after every arm."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="", help="directory or hub name; left out with --tiny")
-    parser.add_argument("--out", type=Path, default=Path("runs/logged"), help="folder of runs and results")
+    parser = arms.parser(__doc__, "logged")
     parser.add_argument("--arms", nargs="+", choices=("log", "online"), default=["log", "online"])
-    parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--dtype", default="auto")
     parser.add_argument("--conversations", type=int, default=500)
     parser.add_argument("--tasks", type=int, default=20, help="conversations of a step")
     parser.add_argument("--unseen", type=int, default=60, help="unseen questions of each kind of user")
     parser.add_argument("--known", type=int, default=150)
-    parser.add_argument("--new-tokens", type=int, default=128)
-    parser.add_argument("--lr", type=float, default=1e-4)
-    parser.add_argument("--lora", type=int, default=16)
-    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings of every run")
-    parser.add_argument("--tiny", action="store_true", help="a small random model, to see that it runs")
     chosen = parser.parse_args(arguments)
     if chosen.tiny:
         chosen.model = str(write_model(chosen.out / "model", SIZES["tiny"]))

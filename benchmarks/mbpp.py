@@ -37,26 +37,16 @@ TINY_ROWS = [
 
 def options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="", help="directory or hub name; left out with --tiny")
+    parser = arms.parser(__doc__, "mbpp")
     parser.add_argument("--data", type=Path, help="MBPP as JSONL; left out with --tiny")
-    parser.add_argument("--out", type=Path, default=Path("runs/mbpp"), help="folder of runs and results")
     parser.add_argument("--arms", nargs="+", choices=tuple(ARMS), default=list(ARMS))
-    parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--dtype", default="auto")
     parser.add_argument("--turns", type=int, default=1, help="attempts of a conversation, each after the feedback")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--stages", type=int, default=2, help="evaluations, the last one at the end")
     parser.add_argument("--tasks", type=int, default=8, help="tasks of a step")
     parser.add_argument("--rollouts", type=int, default=8, help="answers to each")
-    parser.add_argument("--new-tokens", type=int, default=128)
-    parser.add_argument("--lr", type=float, default=1e-4)
-    parser.add_argument("--lora", type=int, default=16)
     parser.add_argument("--held-out", type=int, default=150)
     parser.add_argument("--gain-tasks", type=int, default=48, help="tasks of the context gain; 0: not measured")
-    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings of every run")
-    parser.add_argument("--tiny", action="store_true", help="a small random model, to see that it runs")
     chosen = parser.parse_args(arguments)
     if chosen.tiny:
         chosen.model = str(write_model(chosen.out / "model", SIZES["tiny"]))
@@ -88,7 +78,7 @@ def shared(chosen: argparse.Namespace) -> dict[str, Any]:
 def training(chosen: argparse.Namespace, train: Path, arm: str, seed: int) -> dict[str, Any]:
     """The settings of one run. It measures little itself: what is paired by task is measured between the stages."""
     return {
-        "model": chosen.model, "data": train, "seed": seed, "lora": chosen.lora, "tasks_per_step": chosen.tasks,
+        "model": chosen.model, "data": train, "seed": seed, "lora": chosen.lora or None, "tasks_per_step": chosen.tasks,
         "rollouts_per_task": chosen.rollouts, "tasks_per_update": 2, "checkpoint_every": 1,
         "optimiser": {"lr": chosen.lr, "warmup_steps": 1}, "evaluation": {"every": 0, "tasks": 4},
         "guards": {"action": "warn", "preflight": "off"}, **ARMS[arm], **shared(chosen),

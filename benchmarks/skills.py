@@ -186,25 +186,16 @@ def report(found: Mapping[str, Sequence[Matrix]]) -> str:
 
 def options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="", help="directory or hub name; left out with --tiny")
+    parser = arms.parser(__doc__, "skills")
+    parser.set_defaults(new_tokens=384)
     parser.add_argument("--data", type=Path, help="folder with sciknoweval, tooluse, gsm8k and mbpp")
-    parser.add_argument("--out", type=Path, default=Path("runs/skills"), help="folder of runs and results")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--replay", nargs="+", choices=("off", "on"), default=["off", "on"])
-    parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--dtype", default="auto")
     parser.add_argument("--steps", type=int, default=20, help="of each skill")
     parser.add_argument("--tasks", type=int, default=16, help="tasks of a step")
     parser.add_argument("--rollouts", type=int, default=8, help="answers to each, of sdpo and grpo")
     parser.add_argument("--replayed", type=int, default=64, help="prompts of a step to replay")
-    parser.add_argument("--new-tokens", type=int, default=384)
     parser.add_argument("--measured", type=int, default=150, help="tasks of each set that are measured, at most")
-    parser.add_argument("--lr", type=float, default=1e-4)
-    parser.add_argument("--lora", type=int, default=16, help="rank; 0: all weights")
-    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings of every run")
-    parser.add_argument("--tiny", action="store_true", help="a small random model, to see that it runs")
     chosen = parser.parse_args(arguments)
     if chosen.tiny:
         chosen.model = str(write_model(chosen.out / "model", SIZES["tiny"]))
