@@ -86,6 +86,11 @@ def test_a_rank_that_is_killed_is_named_and_the_resumed_run_is_bit_identical(run
     assert all(torch.equal(whole[name], again[name]) for name in whole)
 
 
+def test_a_rank_that_scale_learners_starts_is_one_of_two(runs):
+    _, found = runs
+    assert found["steps"]["started"] == found["steps"]["sdpo-2"][:1]
+
+
 def test_rank_0_samples_by_servers_for_all(runs):
     folder, _ = runs
     one, two = (read_run(folder / f"served-{size}") for size in (1, 2))

@@ -20,14 +20,13 @@ from torch._C._distributed_c10d import FileStore
 
 import selfdistill.scale.sharded
 import selfdistill.training.loop as loop
-from selfdistill import Completion, Outcome, Task
-from selfdistill.config import RunConfig, Values, load_config
-from selfdistill.envs.rewards import as_environment
+from selfdistill.config import RunConfig, load_config
 from selfdistill.errors import ModelError, RankError
 from selfdistill.models.adapter import LoraOptions
 from selfdistill.models.load import load_policy
 from selfdistill.models.policy import Ranks
 from selfdistill.runs import read_run
+from selfdistill.scale.launch import RUNS
 from selfdistill.scale.ranks import joined
 from tiny_models import tiny_policy_dir
 
@@ -45,20 +44,23 @@ METHODS: Mapping[str, list[str]] = {
 }
 
 
-def reward(task: Task, completion: Completion) -> Outcome:
-    """An odd number of letters is right, and the feedback is as long as the answer."""
-    odd = len(completion.text) % 2
-    return Outcome(float(odd), feedback="" if odd else "x" * len(completion.text))
+# An odd number of letters is right, and the feedback is as long as the answer.
+REWARD = """
+def reward(task, completion):
+    odd = len(completion) % 2
+    return float(odd), "" if odd else "x" * len(completion)
+"""
 
 
 def config_of(folder: Path, name: str, out: str, *overrides: str) -> RunConfig:
     """Questions of different lengths, which a tiny model answers at random."""
     rows = [{"prompt": "Say yes or no. " * (1 + number), "id": f"q{number}"} for number in range(5)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "own.py").write_text(REWARD)
     (folder / "replay.jsonl").write_text("".join(json.dumps({"prompt": f"What is {n}?"}) + "\n" for n in range(4)))
     chosen = [text.replace("REPLAY", str(folder / "replay.jsonl")) for text in METHODS[name]]
-    pairs: list[Any] = [*SMALL, *chosen, f"model={folder / 'tiny-qwen3-0'}", f"out={folder / out}", *overrides]
-    values = Values(env=as_environment(reward), tasks=rows)
-    return load_config(None, [*pairs, ("env", "python:reward"), ("data", "python:data")], values=values)
+    own = [f"model={folder / 'tiny-qwen3-0'}", f"env={folder / 'own.py'}:reward", f"data={folder / 'rows.jsonl'}"]
+    return load_config(None, [*SMALL, *chosen, *own, f"out={folder / out}", *overrides])
 
 
 def forked(folder: Path, size: int, work: Callable[[Ranks], Any]) -> str:
@@ -85,6 +87,21 @@ def forked(folder: Path, size: int, work: Callable[[Ranks], Any]) -> str:
     for child in children:
         os.waitpid(child, 0)
     return said.read_text()
+
+
+def started(folder: Path) -> None:
+    """A run whose other rank is started by `scale.learners`, in a fork that had another run before."""
+    if child := os.fork():
+        os.waitpid(child, 0)
+        return
+    try:
+        next(RUNS)
+        loop.train(config_of(folder, "sdpo", "started", "steps=1", "scale.learners=2"))
+    except BaseException:  # noqa: BLE001 (a fork must not return)
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def served(folder: Path, name: str) -> list[str]:
@@ -137,6 +154,7 @@ def over_two(folder: Path) -> dict[str, str]:
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
     tiny_policy_dir(folder)
+    started(folder)
     load_policy(str(folder / "tiny-qwen3-0"), device="cpu", lora=LoraOptions(4))  # imports what that needs
     found: dict[str, Any] = over_two(folder)
     for name in METHODS:

@@ -39,6 +39,7 @@ from selfdistill.scale.ranks import JOIN_S, Ended, joined
 COMMAND = (sys.executable, "-P", "-m", "selfdistill")  # -P: modules of the current directory shadow none of ours
 HERE = "127.0.0.1"
 RUNS = count()  # of this process; every rank makes them in the same order
+FIRST = "run-0"  # of a process that `scale.learners` starts, which makes no other
 END_S = 10.0  # for the other ranks to end by themselves
 
 
@@ -61,7 +62,7 @@ def learners(config: RunConfig, ranks: Ranks | None, *, resume: bool) -> Iterato
             _take_device(config.device, 0 if started else local, here)
             if started:
                 store, ended = stack.enter_context(_started(config, resume=resume))
-                ranks = stack.enter_context(join(0, size, store, ended=ended))
+                ranks = stack.enter_context(join(0, size, PrefixStore(FIRST, store), ended=ended))
             else:
                 store, rank, size = next(rendezvous("env://", timeout=timedelta(seconds=JOIN_S)))
                 apart = PrefixStore(f"run-{next(RUNS)}", store)  # the store of torchrun outlives a run of the program
