@@ -20,6 +20,16 @@ from safetensors.torch import load_file
 from selfdistill.models.load import load_policy, with_adapter
 from selfdistill.models.sampler import SamplingOptions, sample
 
+
+class Refusal(Exception):
+    """Of a request, with the status that vLLM gives."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+PROMPT = (5, 6, 7, 8)
 LOCK = threading.Lock()  # transformers loads one model at a time
 ROUTES = (
     "/v1/completions", "/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/collective_rpc",
@@ -29,7 +39,8 @@ ROUTES = (
 
 class FakeVllm:
     """Runs in a thread. `edit` changes an answer before it is sent; `dies_after` completions it closes every connection
-    and takes no more; `waits_s` before each completion. `calls` are the routes that were called, with their bodies."""
+    and takes no more; `waits_s` before each completion, `trickles_s` after each of its first bytes. The route that it
+    `fails` has status 500. `calls` are the routes that were called, with their bodies."""
 
     def __init__(
         self,
@@ -46,6 +57,7 @@ class FakeVllm:
         self.policies = {"policy": load_policy(str(model), device="cpu", dtype="float32", trained=False)}
         self.version, self.routes, self.length, self.edit = version, routes, length, edit
         self.dies_after, self.waits_s, self.dead = dies_after, waits_s, False
+        self.trickles_s, self.fails = 0.0, ""
         self.calls: list[tuple[str, Any]] = []
         self.gate = threading.Event()  # completions wait until it is set
         self.gate.set()
@@ -59,6 +71,8 @@ class FakeVllm:
         return sum(name == route for name, _ in self.calls)
 
     def answer(self, route: str, body: Any) -> Any:
+        if route == self.fails:
+            raise Refusal(500, "an error of its own")
         if route in ("/health", "/version", "/openapi.json", "/v1/models"):
             return {
                 "/health": None,
@@ -71,7 +85,8 @@ class FakeVllm:
             if route == "/v1/load_lora_adapter":
                 self.policies[body["lora_name"]] = with_adapter(self.policies["policy"], body["lora_path"])
             elif route == "/v1/unload_lora_adapter":
-                del self.policies[body["lora_name"]]
+                if self.policies.pop(body["lora_name"], None) is None:
+                    raise Refusal(404, f"The lora adapter '{body['lora_name']}' cannot be found.")
             elif route == "/collective_rpc":
                 weights = load_file(Path(body["kwargs"]["weights_path"]) / "model.safetensors")
                 self.policies["policy"].base.load_state_dict(weights, strict=False)  # the head is tied
@@ -90,6 +105,8 @@ class FakeVllm:
 
     def _completed(self, body: Any) -> dict[str, Any]:
         options = SamplingOptions(body["max_tokens"], body["temperature"], body["top_p"])
+        if body["model"] not in self.policies:
+            raise Refusal(404, f"The model `{body['model']}` does not exist.")
         policy, prompt = self.policies[body["model"]], tuple(body["prompt"])
         [done] = sample(policy, [prompt], options, seed=body["seed"], uids=["0"], version=0)
         return {
@@ -101,6 +118,11 @@ class FakeVllm:
                 }
             ]
         }
+
+
+def edited(**changes: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """An `edit` that puts these fields into a completion."""
+    return lambda found: {"choices": [found["choices"][0] | changes]}
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -117,11 +139,17 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             if self.fake.dead:
                 raise ConnectionAbortedError
-            found = self.fake.answer(urlsplit(self.path).path, body)
+            try:
+                status, found = 200, self.fake.answer(urlsplit(self.path).path, body)
+            except Refusal as refusal:
+                status, found = refusal.status, {"error": {"message": str(refusal)}}
             data = b"" if found is None else found.encode() if isinstance(found, str) else json.dumps(found).encode()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(data)))
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(data) + (20 if self.fake.trickles_s else 0)))
             self.end_headers()
+            for _ in range(20 if self.fake.trickles_s else 0):
+                self.wfile.write(b" ")
+                time.sleep(self.fake.trickles_s)
             self.wfile.write(data)
         except OSError:
             self.close_connection = True

@@ -6,13 +6,11 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import torch
-from fake_vllm import ROUTES, FakeVllm
+from fake_vllm import PROMPT, ROUTES, FakeVllm, edited
 
 from selfdistill.analysis.context_gain import measure_context_gain
 from selfdistill.errors import ConfigError, EndpointError
@@ -22,26 +20,10 @@ from selfdistill.runs import read_run
 from selfdistill.runs.events import Interrupted, no_callback
 from selfdistill.runs.scale import SamplerOptions
 from selfdistill.scale.processes import Process
-from selfdistill.scale.sampler import Servers, open_samplers
 from selfdistill.training.loop import train
 
-PROMPT, OPTIONS = (5, 6, 7, 8), SamplingOptions(max_new_tokens=3, temperature=0.7)
+OPTIONS = SamplingOptions(max_new_tokens=3, temperature=0.7)
 FAKE = Path(__file__).with_name("fake_vllm.py")
-
-
-@pytest.fixture
-def opened(config_of, tmp_path) -> Iterator:
-    """Opens samplers of these servers."""
-    with ExitStack() as stack:
-
-        def build(*fakes: FakeVllm, notes: list[str] | None = None, **options) -> Servers:
-            table = {"addresses": [fake.url for fake in fakes], "timeout_s": 20.0, "start_s": 3.0, **options}
-            config = config_of(sampling={"max_new_tokens": 3, "temperature": 0.7}, scale={"sampler": table})
-            return stack.enter_context(
-                open_samplers(config, tmp_path / "weights", PROMPT, 64, (notes if notes is not None else []).append)
-            )
-
-        yield build
 
 
 def moved(policy, seed: int = 0) -> None:
@@ -106,10 +88,6 @@ def test_without_a_server_left_there_is_one_error(model_dir, tiny_policy, opened
         sampler.generate(policy, [PROMPT] * 4, OPTIONS, seed=1, uids=["a", "b", "c", "d"])
 
 
-def edited(**changes):
-    return lambda found: {"choices": [found["choices"][0] | changes]}
-
-
 FAULTS = (
     ("version", "0.11.2", "its version is 0.11.2, and 0.32 is the oldest"),
     ("version", "", "/version names no version"),
@@ -121,7 +99,7 @@ FAULTS = (
     ("edit", edited(token_ids=[9] * 99), "99 tokens and .* log-probabilities"),
     (
         "edit",
-        edited(token_ids=[9], logprobs={"token_logprobs": [-9.0]}),
+        edited(token_ids=[9] * 16, logprobs={"token_logprobs": [-9.0] * 16}),
         r"not those of the model[\s\S]*weights of step 0: [\d.]+ nats apart on average, .* the bound is 0.05",
     ),
 )
@@ -257,6 +235,8 @@ def test_an_own_server_runs_on_and_ends_with_what_it_started(tmp_path, opened) -
     ("table", "words"),
     [
         ({"addresses": ["localhost:8000"]}, "http://HOST:PORT"),
+        ({"addresses": ["http://localhost:80000"]}, "http://HOST:PORT"),
+        ({"addresses": ["http://[::1"]}, "http://HOST:PORT"),
         ({"addresses": ["http://a:1"], "port": 8000}, "servers that run already cannot be configured"),
         ({"servers": 2, "devices": ["1"]}, "1 devices, 2 servers"),
         ({"colocate": {"memory": 0.3}, "staleness": 1}, "sleep while it learns"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from typing import Literal
+from urllib.parse import urlsplit
 
 from selfdistill.errors import ConfigError, Ranged, option
 
@@ -60,7 +61,7 @@ class SamplerOptions(Ranged):
         if self.addresses and (self.devices or self.arguments or self.command != "vllm" or self.port):
             what, do = "servers that run already cannot be configured", "leave out addresses, or the options of a start"
             raise ConfigError(what, got=", ".join(self.addresses), why="no server is started", do=do)
-        wrong = [one for one in self.addresses if not re.fullmatch(r"https?://[^/\s]+(:\d+)?/?", one)]
+        wrong = [one for one in self.addresses if not _is_address(one)]
         if wrong:
             raise ConfigError("an address of a server is none", got=wrong[0], do="write it as http://HOST:PORT")
         if self.devices and len(self.devices) != self.servers:
@@ -71,6 +72,13 @@ class SamplerOptions(Ranged):
             raise ConfigError(
                 "staleness needs servers on GPUs of their own", got=self.staleness, why=why, do="set it to 0"
             )
+
+
+def _is_address(text: str) -> bool:
+    try:
+        return bool(re.fullmatch(r"https?://[^/\s]+/?", text)) and urlsplit(text).port != 0
+    except ValueError:  # brackets of no IPv6 address, or a port that is none
+        return False
 
 
 @dataclass(frozen=True, slots=True)

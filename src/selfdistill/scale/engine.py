@@ -7,13 +7,14 @@
     POST /collective_rpc              `reload_weights`: all weights of a directory; then /reset_prefix_cache
     POST /sleep, /wake_up             gives memory of the device back, and takes it again
 
-Every call has a time limit. A server that does not answer, or that fails, is lost: `LostError`.
+Every call has a time limit. A server that does not answer, that fails or gives up an answer, is lost: `LostError`.
 """
 
 from __future__ import annotations
 
+import asyncio
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -24,6 +25,7 @@ from selfdistill.errors import EndpointError
 
 GENERATE, LOAD, UNLOAD = "/v1/completions", "/v1/load_lora_adapter", "/v1/unload_lora_adapter"
 RPC, RESET, SLEEP, WAKE = "/collective_rpc", "/reset_prefix_cache", "/sleep", "/wake_up"
+GIVEN_UP = ("abort", "error")  # reasons of an end that is none
 OLDEST = (0, 32)  # whose routes the contract tests use
 SERVED_AS = "--logprobs-mode processed_logprobs --generation-config vllm"
 ENVIRONMENT = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
@@ -51,8 +53,9 @@ class Engine:
         that the server refuses."""
         verb = "GET" if body is None else "POST"
         try:
-            answer = await client.request(verb, self.url + route, json=body, params=query, timeout=timeout_s)
-        except httpx.TimeoutException:
+            async with asyncio.timeout(timeout_s):  # httpx limits each read alone
+                answer = await client.request(verb, self.url + route, json=body, params=query, timeout=timeout_s)
+        except (httpx.TimeoutException, TimeoutError):
             raise LostError(f"no answer to {route} in {timeout_s:g} s", got=self.url) from None
         except httpx.HTTPError as error:
             raise LostError(f"{route} failed: {type(error).__name__} {error}".strip(), got=self.url) from None
@@ -66,6 +69,15 @@ class Engine:
             return answer.json()
         except ValueError:
             return answer.text
+
+    async def complete(self, client: httpx.AsyncClient, body: Mapping[str, Any], timeout_s: float) -> Any:
+        """The answer to a request for one completion. Raises `LostError` also for one that the server gave up."""
+        reply = await self.call(client, GENERATE, {**body, "model": self.model}, timeout_s=timeout_s)
+        choices = reply.get("choices") if isinstance(reply, dict) else None
+        for choice in choices if isinstance(choices, list) else ():
+            if isinstance(choice, dict) and choice.get("finish_reason") in GIVEN_UP:
+                raise LostError(f"{GENERATE} ended with {choice['finish_reason']}", got=self.url)
+        return reply
 
     async def check(self, client: httpx.AsyncClient, routes: Sequence[str], tokens: int, timeout_s: float) -> None:
         """Raises `EndpointError` for a server that is too old, lacks one of the routes, or reads fewer tokens."""
@@ -104,7 +116,11 @@ class Engine:
         await self.call(client, LOAD, {"lora_name": name, "lora_path": path}, timeout_s=timeout_s)
         before, self.model = self.model, name
         if before not in (self.base, name):
-            await self.call(client, UNLOAD, {"lora_name": before}, timeout_s=timeout_s)
+            try:
+                await self.call(client, UNLOAD, {"lora_name": before}, timeout_s=timeout_s)
+            except EndpointError as error:
+                if error.status != HTTPStatus.NOT_FOUND:  # a server that was started anew has none to unload
+                    raise
 
     async def reload(self, client: httpx.AsyncClient, path: str, timeout_s: float) -> None:
         """Loads all weights of a model directory in place of its own."""

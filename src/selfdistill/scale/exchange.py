@@ -5,8 +5,10 @@ Legend: T new tokens, V vocabulary.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from hashlib import blake2b
+from operator import index
 from typing import Any
 
 import torch
@@ -38,7 +40,7 @@ def completion(
     most, wrong = asked["max_tokens"], ""
     try:
         [choice] = reply["choices"]
-        read, ids = tuple(choice["prompt_token_ids"]), tuple(choice["token_ids"])
+        read, ids = tuple(choice["prompt_token_ids"]), tuple(map(index, choice["token_ids"]))
         logprobs = tuple(map(float, choice["logprobs"]["token_logprobs"]))
     except (KeyError, TypeError, ValueError) as error:
         raise other_api(url, f"{GENERATE} answers in another form: {type(error).__name__} {error}") from None
@@ -48,16 +50,25 @@ def completion(
         wrong = f"it read {len(read)} tokens, not the {len(prompt)} of the prompt; they differ from number {place} on"
     elif not 0 < len(ids) <= most or len(ids) != len(logprobs):
         wrong = f"{len(ids)} tokens and {len(logprobs)} log-probabilities, where at most {most} were wanted"
-    elif max(ids) >= policy.vocabulary:
-        wrong = f"the token {max(ids)} of a vocabulary of {policy.vocabulary}"
+    elif beyond := [token for token in ids if not 0 <= token < policy.vocabulary]:
+        wrong = f"the token {beyond[0]} of a vocabulary of {policy.vocabulary}"
     elif any(token in policy.end_ids for token in ids[:-1]):
         wrong = "it sampled on behind an end token"
+    elif len(ids) < most and ids[-1] not in policy.end_ids:
+        wrong = f"it ended after {len(ids)} tokens of {most}, without an end token"
     if wrong:
         raise EndpointError(
             "a server sampled other tokens than the run requested",
             got=f"{url}: {wrong}",
             why="every log-probability would belong to another text",
             do="serve the run's own model, by vLLM 0.32 or newer without plug-ins",
+        )
+    if lost := [place for place, value in enumerate(logprobs) if not math.isfinite(value)]:
+        raise EndpointError(
+            "a server's log-probabilities are not numbers",
+            got=f"{url}: {logprobs[lost[0]]} for token {lost[0]} of {len(ids)}",
+            why="the ratio of model and sampler, which weighs the answer, would not be known",
+            do="see the server's log, and start it with the run's dtype",
         )
     text = policy.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
     stop = StopReason.END if ids[-1] in policy.end_ids else StopReason.LENGTH

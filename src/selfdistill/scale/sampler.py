@@ -181,8 +181,7 @@ class Servers:
 
         async def probed(client: httpx.AsyncClient, engine: Engine) -> None:
             body = request(policy, self.probe, f"probe-{version}", options, self.config.seed)
-            named = {**body, "model": engine.model}
-            reply = await engine.call(client, routes.GENERATE, named, timeout_s=self.options.timeout_s)
+            reply = await engine.complete(client, body, self.options.timeout_s)
             probes.append((engine.url, completion(policy, self.probe, "", body, engine.url, reply, version)))
 
         self._run(self._each(probed))
@@ -229,6 +228,11 @@ class Servers:
 
         return self._threads.submit(asyncio.run, tracked()).result()
 
+    def _client(self) -> httpx.AsyncClient:
+        """Of no proxy: servers are on this machine, or on a private network."""
+        unbounded = httpx.Limits(max_connections=None, max_keepalive_connections=self.options.requests)
+        return httpx.AsyncClient(verify=self._tls, limits=unbounded, trust_env=False)
+
     async def _each(self, call: Callable[[httpx.AsyncClient, Engine], Coroutine[Any, Any, Any]]) -> None:
         """One call to every live server; those that are lost by it are left out from then on."""
 
@@ -238,7 +242,7 @@ class Servers:
             except LostError as error:
                 self._lose(engine, error)
 
-        async with httpx.AsyncClient(verify=self._tls) as client:
+        async with self._client() as client:
             await asyncio.gather(*(one(client, engine) for engine in self.live))
 
     async def _spread(self, bodies: Sequence[Mapping[str, Any]]) -> list[tuple[str, Any]]:
@@ -255,9 +259,7 @@ class Servers:
                     if engine.lost:
                         waiting.put_nowait(place)
                         return
-                    body = {**bodies[place], "model": engine.model}
-                    answer = await engine.call(client, routes.GENERATE, body, timeout_s=self.options.timeout_s)
-                    found[place] = engine.url, answer
+                    found[place] = engine.url, await engine.complete(client, bodies[place], self.options.timeout_s)
                 except LostError as error:
                     waiting.put_nowait(place)
                     self._lose(engine, error)
@@ -272,8 +274,7 @@ class Servers:
                     done.set_result(None)
 
         self._require_live()
-        unbounded = httpx.Limits(max_connections=None, max_keepalive_connections=self.options.requests)
-        async with httpx.AsyncClient(verify=self._tls, limits=unbounded) as client:
+        async with self._client() as client:
             count = min(self.options.requests, len(bodies))
             workers = [asyncio.create_task(work(client, engine)) for engine in self.live for _ in range(count)]
             try:
@@ -312,6 +313,7 @@ class Servers:
             while True:
                 try:
                     await engine.call(client, "/health", timeout_s=HEALTH_S)
+                    await engine.check(client, needs, self.tokens, 60.0)
                     break
                 except LostError as error:
                     process = self._processes.get(number)
@@ -319,7 +321,6 @@ class Servers:
                         engine.lost = process.ended if process and process.ended else error.what
                         return
                     await asyncio.sleep(0.3)
-            await engine.check(client, needs, self.tokens, 60.0)
             engine.model = engine.base
             if engine.lost != "not started":
                 self._note(f"the sampler {engine.url} is back")
@@ -327,7 +328,7 @@ class Servers:
 
         if self._asleep:
             await self._wake()
-        async with httpx.AsyncClient(verify=self._tls) as client:
+        async with self._client() as client:
             await asyncio.gather(*(one(client, n, e) for n, e in enumerate(self.engines) if e.lost))
         if not self.live:
             raise self._none_left()
