@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import time
+from pathlib import Path
 
 import pytest
 from fake_vllm import PROMPT, ROUTES, FakeVllm, edited
 
-from selfdistill.errors import EndpointError
+from selfdistill.errors import ConfigError, EndpointError
 from selfdistill.models.load import LoraOptions
 from selfdistill.models.sampler import SamplingOptions
+from selfdistill.scale.sampler import Servers
 
 OPTIONS = SamplingOptions(max_new_tokens=3, temperature=0.7)
 
@@ -81,6 +83,38 @@ def test_a_server_that_comes_back_half_ends_nothing_while_another_samples(model_
     assert sampler.load(policy, 1)["samplers"] == 1
     fakes[1].fails = ""
     assert sampler.load(policy, 2)["samplers"] == 2
+
+
+class Launched:
+    """A server that a run starts, of which two find room: the place of one is free once `end` was called."""
+
+    room, log = 2, "its log"
+
+    def __init__(self, model: Path) -> None:
+        if not Launched.room:
+            raise ConfigError("the cluster has no room for a vLLM server", got="server 2")
+        Launched.room -= 1
+        self.fake, self.ended = FakeVllm(model), ""
+        self.url = self.fake.url
+
+    def end(self) -> None:
+        Launched.room += 1
+
+
+def test_a_server_is_started_again_in_its_own_place_and_stays_lost_without_one(
+    model_dir, tiny_policy, config_of, tmp_path
+) -> None:
+    policy, notes, options = tiny_policy(), list[str](), {"servers": 2, "timeout_s": 20.0, "start_s": 3.0}
+    config = config_of(sampling={"max_new_tokens": 3, "temperature": 0.7}, scale={"sampler": options})
+    servers = Servers(config, tmp_path / "w", PROMPT, 64, notes.append, lambda *_: Launched(model_dir))
+    assert servers.load(policy, 0)["samplers"] == 2
+    for version, left in ((1, 2), (2, 1)):
+        servers._processes[1].fake.dead, servers._processes[1].ended = True, "it ended with code 1"
+        assert servers.load(policy, version)["samplers"] == left
+        Launched.room -= 1  # the machine is gone that it would take next
+    assert notes[-1] == "the sampler 2 is not started again: the cluster has no room for a vLLM server; 1 left"
+    assert servers.load(policy, 3)["samplers"] == 1
+    servers.close()
 
 
 def test_a_proxy_of_the_environment_is_not_asked(model_dir, tiny_policy, opened, monkeypatch) -> None:

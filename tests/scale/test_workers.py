@@ -16,7 +16,7 @@ from selfdistill.cli.on_ray import scored_on_ray
 from selfdistill.config import Values, load_config, resolved
 from selfdistill.envs.base import Fault, score_all
 from selfdistill.envs.turns import RepeatedAttempts
-from selfdistill.errors import ConfigError, EnvError, RunError
+from selfdistill.errors import INTERRUPTED, ConfigError, EnvError, RunError
 from selfdistill.runs import no_callback
 from selfdistill.runs.scale import SamplerOptions
 from selfdistill.scale import placement
@@ -183,6 +183,25 @@ def test_an_error_of_a_learner_is_not_tried_again(tmp_path: Path, monkeypatch) -
     assert notes == []
 
 
+def test_a_learner_that_ctrl_c_ends_before_it_attends_to_it_was_interrupted(tmp_path: Path, monkeypatch) -> None:
+    dies = "import os, signal; signal.signal(2, signal.SIG_DFL); os.kill(os.getpid(), 2)"
+    assert group(dies, tmp_path, monkeypatch, []).run(lambda: 0) == INTERRUPTED
+
+
+def test_what_a_learner_prints_while_it_is_read_is_kept(tmp_path: Path) -> None:
+    seat, go = placement.Seat(), tmp_path / "go"
+    script = f"import os\nprint('one', flush=True)\nwhile not os.path.exists({str(go)!r}): pass\nprint('two')"
+    seat.start([sys.executable, "-S", "-c", script], "", {}, str(tmp_path))
+    while not seat.state()[1]:
+        pass
+    seat.out.seek(0)  # where a reader may be
+    go.touch()
+    while seat.state()[0] is None:
+        pass
+    seat.out.seek(0)
+    assert seat.out.read() == b"one\ntwo\n"
+
+
 def test_a_stop_ends_the_group_after_its_step(tmp_path: Path, monkeypatch) -> None:
     waits = "import signal, sys, time; signal.signal(2, lambda *_: sys.exit(130)); print(1, flush=True); time.sleep(20)"
     notes = list[str]()
@@ -221,9 +240,16 @@ def test_a_vllm_server_is_placed_and_its_end_is_known(tmp_path: Path, monkeypatc
     assert "ended with code 3" in ended
     assert f"serve a-model --host 127.0.0.1 --port {port}" in ended
     assert ended.endswith("--max-loras 2 1")
+    assert "serve a-model" in (tmp_path / "log").read_text(), "where the notes of the run say"
     lost.append("state")
     assert server.ended == "the machine of the server is lost (RayActorError)"
     server.end()
+    with pytest.raises(RunError, match=rf"cannot start this\n  got  {socket.gethostname()}: .*No such file.*no-vllm"):
+        PlacedServer(SamplerOptions(command="/no-vllm"), 1, "a-model", [], tmp_path / "log")
+    lost.append("start")
+    with pytest.raises(ConfigError, match=r"cannot start a vLLM server\n  got  http://127.*RayActorError"):
+        PlacedServer(SamplerOptions(command=str(program)), 1, "a-model", [], tmp_path / "log")
+    assert [actor.killed for actor in ray.actors] == [True] * 3
     lost.append("address")
     with pytest.raises(ConfigError, match="no room for a vLLM server"):
         PlacedServer(SamplerOptions(command=str(program)), 1, "a-model", [], tmp_path / "log")

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from selfdistill.errors import ConfigError
+from selfdistill.errors import ConfigError, SelfDistillError
 from selfdistill.runs.scale import SamplerOptions
 from selfdistill.scale.engine import ENVIRONMENT, SERVED_AS
 from selfdistill.scale.placement import CALL_S, RAY, START_S, Seat
@@ -32,8 +32,17 @@ class PlacedServer(Process):
         host, _, port = address.rpartition(":")
         self.url, self.port = f"http://{address}", int(port)
         command = [options.command, "serve", model, "--host", host, "--port", port, *SERVED_AS.split(), *flags]
-        start = self.seat.start.remote([*command, *options.arguments], "", dict(ENVIRONMENT), os.getcwd())
-        self.ray.get(start, timeout=START_S)
+        command += options.arguments
+        try:
+            started = self.seat.start.remote(command, "", dict(ENVIRONMENT), os.getcwd(), str(log))
+            self.ray.get(started, timeout=START_S)
+        except self.ray.exceptions.RayError as error:
+            self.ray.kill(self.seat)
+            cause = getattr(error, "cause", None)
+            if isinstance(cause, SelfDistillError):
+                raise cause from error
+            what, do = "a machine of the cluster cannot start a vLLM server", "see its state with `ray status`"
+            raise ConfigError(what, got=f"{self.url}: {type(error).__name__} {cause or ''}".strip(), do=do) from error
 
     @property
     def ended(self) -> str:

@@ -7,6 +7,7 @@ from the newest checkpoint; so the run directory must be one that all machines s
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import signal
 import socket
@@ -18,7 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any
+from typing import IO, Any
 
 from selfdistill.errors import INTERRUPTED, RunError, SelfDistillError
 
@@ -37,7 +38,7 @@ class Seat:
 
     def __init__(self) -> None:
         self.process: subprocess.Popen[bytes] | None = None
-        self.out, self.err, self.read = TemporaryFile(), TemporaryFile(), 0  # noqa: SIM115 (as long as this process)
+        self.out, self.err, self.read = _appended(TemporaryFile()), _appended(TemporaryFile()), 0  # noqa: SIM115
 
     def address(self, head: str) -> str:
         """host:port at which others may reach this machine, as it reaches the head; the port is free now."""
@@ -47,9 +48,11 @@ class Seat:
             way.connect((host, int(port)))  # sends nothing
             return f"{way.getsockname()[0]}:{found.getsockname()[1]}"
 
-    def start(self, arguments: Sequence[str], text: str, variables: Mapping[str, str], folder: str) -> str:
-        """Starts the learner in a folder, with `text` on its standard input; the machine's name. Raises `RunError`
-        where this machine does not have the folder."""
+    def start(
+        self, arguments: Sequence[str], text: str, variables: Mapping[str, str], folder: str, log: str = ""
+    ) -> str:
+        """Starts the learner in a folder, with `text` on its standard input; the machine's name. What it prints goes to
+        `log`, where that is named. Raises `RunError` where this machine has not the folder, or not the program."""
         if not Path(folder).is_dir():
             do = "start the run in a directory that all machines share, under one path"
             raise RunError(
@@ -61,10 +64,17 @@ class Seat:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # a process of Ray blocks it
             libc.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
-        self.process = subprocess.Popen(
-            arguments, stdin=subprocess.PIPE, stdout=self.out, stderr=self.err, start_new_session=True,
-            cwd=folder, env={**inherited, **variables}, preexec_fn=end_with_parent if sys.platform == "linux" else None,
-        )  # fmt: skip
+        before = end_with_parent if sys.platform == "linux" else None
+        try:
+            if log:
+                self.out = self.err = _appended(Path(log).open("w+b"))  # noqa: SIM115
+            self.process = subprocess.Popen(
+                arguments, stdin=subprocess.PIPE, stdout=self.out, stderr=self.err, start_new_session=True,
+                cwd=folder, env={**inherited, **variables}, preexec_fn=before,
+            )  # fmt: skip
+        except OSError as error:
+            what, do = "a machine of the cluster cannot start this", "install it on all machines, under one path"
+            raise RunError(what, got=f"{socket.gethostname()}: {error}", do=do) from error
         assert self.process.stdin is not None
         with suppress(BrokenPipeError), self.process.stdin as stdin:
             stdin.write(text.encode())
@@ -184,7 +194,7 @@ class Group:
         if failed is not None:
             text = _error(self._asked(self.seats[failed].errors.remote()))
             raise RunError(f"the run failed on {self.hosts[failed]}", got=text)
-        return codes[0]
+        return INTERRUPTED if codes[0] == -signal.SIGINT else codes[0]
 
     def _asked(self, call: Any, limit_s: float = CALL_S) -> Any:
         try:
@@ -204,6 +214,13 @@ class Group:
         if self.room is not None:
             self.ray.util.remove_placement_group(self.room)
             self.room = None
+
+
+def _appended(file: IO[bytes]) -> IO[bytes]:
+    """The file for a process that writes while this one reads: both share one place in it, unless what is written goes
+    to its end."""
+    fcntl.fcntl(file, fcntl.F_SETFL, fcntl.fcntl(file, fcntl.F_GETFL) | os.O_APPEND)
+    return file
 
 
 def _error(text: str) -> str:

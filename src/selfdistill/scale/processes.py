@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import shutil
 import signal
@@ -11,8 +12,12 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from selfdistill.config import RunConfig
 from selfdistill.errors import ConfigError
+from selfdistill.models.load import places_of
+from selfdistill.models.policy import Policy
 from selfdistill.runs.scale import SamplerOptions
 from selfdistill.scale.engine import ENVIRONMENT, SERVED_AS
 
@@ -68,6 +73,33 @@ class Process:
                 self.child.wait(END_S)
             except subprocess.TimeoutExpired:
                 continue
+
+
+def served(config: RunConfig, policy: Policy, path: Path, tokens: int) -> tuple[str, list[str]]:
+    """The model directory of a server, and its flags, for weights that lie in `path`."""
+    options, dtype = config.scale.sampler, str(policy.dtype).removeprefix("torch.")
+    assert options is not None
+    flags = ["--served-model-name", "policy", "--dtype", dtype, "--max-model-len", str(tokens)]
+    flags += ["--tensor-parallel-size", str(options.tensor_parallel)] if options.tensor_parallel > 1 else []
+    model = path
+    if policy.has_adapter:
+        model, peft = places_of(config.model)[1], json.loads((path / "adapter_config.json").read_text())
+        rank = next((size for size in LORA_RANKS if size >= peft.get("r", 1)), LORA_RANKS[-1])
+        flags += ["--enable-lora", "--max-lora-rank", str(rank), "--max-loras", "2"]
+    elif unties(policy):
+        flags += ["--hf-overrides", '{"tie_word_embeddings": false}']
+    elif options.transfer == "nccl":
+        flags += ["--weight-transfer-config", '{"backend": "nccl"}']
+    if options.colocate:
+        flags += ["--enable-sleep-mode", "--gpu-memory-utilization", str(options.colocate.memory)]
+    return str(model), flags
+
+
+def unties(policy: Policy) -> bool:
+    """Whether servers get the head of a tied model as a weight of its own. On a CPU vLLM 0.32 packs a copy of the
+    head when it starts, and a reload leaves that as it was."""
+    embeddings: Any = policy.base.get_input_embeddings()
+    return policy.output.weight is embeddings.weight and policy.device.type == "cpu" and not policy.has_adapter
 
 
 def how_it_ended(code: int, log: str) -> str:

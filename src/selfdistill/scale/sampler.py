@@ -15,7 +15,6 @@ had in progress is sampled by another. Lost servers are started, or tried, again
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import secrets
 import shutil
@@ -33,9 +32,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from selfdistill.config import RunConfig
-from selfdistill.errors import EndpointError
+from selfdistill.errors import EndpointError, SelfDistillError
 from selfdistill.models.checkpoint import save_weights
-from selfdistill.models.load import places_of
 from selfdistill.models.policy import ALONE, Policy, Ranks
 from selfdistill.models.sampler import SamplingOptions
 from selfdistill.runs.scale import SamplerOptions
@@ -46,7 +44,7 @@ from selfdistill.scale.exchange import compare, completion, request
 from selfdistill.scale.nccl import sender
 from selfdistill.scale.placed import PlacedServer
 from selfdistill.scale.placement import RAY
-from selfdistill.scale.processes import LORA_RANKS, Process
+from selfdistill.scale.processes import Process, served, unties
 from selfdistill.types import Completion, TokenIds
 
 T = TypeVar("T")
@@ -54,6 +52,7 @@ Launch: TypeAlias = Callable[[SamplerOptions, int, str, Sequence[str], Path], Pr
 PROBED = 16  # tokens of each server that are compared after a load
 KEPT = 2  # versions on the disk
 HEALTH_S = 30.0
+AGAIN_S = 600.0  # between two tries to start a server, which may take minutes of a full cluster, while others sample
 
 
 class Sampler(Protocol):
@@ -106,6 +105,7 @@ class Servers:
         addresses = options.addresses or ("",) * options.servers
         self.engines = [Engine(url.rstrip("/"), lost="not started", group=options.tensor_parallel) for url in addresses]
         self._processes: dict[int, Process] = {}
+        self._not_before: dict[int, float] = {}  # when a server that could not be started is tried again
         self._name = f"selfdistill-{secrets.token_hex(4)}"  # several runs may share a server
         self._loads, self._asleep = 0, False
         self._tls = ssl.create_default_context()  # reading its certificates takes as long as a small batch
@@ -163,7 +163,7 @@ class Servers:
         path, self._loads = self.folder / f"v{version:06d}", self._loads + 1
         if not path.is_dir() or version != self.version:
             save_weights(path, policy, weights)
-            if self._unties(policy):
+            if unties(policy):
                 [name] = [name for name, value in policy.base.named_parameters() if value is policy.output.weight]
                 head = policy.output.weight.detach() if weights is None else weights[name]
                 save_file({"lm_head.weight": head.contiguous()}, path / "lm_head.safetensors")
@@ -304,8 +304,8 @@ class Servers:
         wait = not self.live
         if not self.options.addresses:
             for number, engine in enumerate(self.engines):
-                process = self._processes.get(number)
-                if engine.lost and (process is None or process.ended):
+                process, rests = self._processes.get(number), time.monotonic() < self._not_before.get(number, 0.0)
+                if engine.lost and (process is None or process.ended) and (wait or not rests):
                     self._start(number, path, policy)
 
         async def one(client: httpx.AsyncClient, number: int, engine: Engine) -> None:
@@ -329,35 +329,27 @@ class Servers:
         if self._asleep:
             await self._wake()
         async with self._client() as client:
-            await asyncio.gather(*(one(client, n, e) for n, e in enumerate(self.engines) if e.lost))
+            known = self._processes if not self.options.addresses else range(len(self.engines))
+            await asyncio.gather(*(one(client, n, e) for n, e in enumerate(self.engines) if e.lost and n in known))
         if not self.live:
             raise self._none_left()
 
     def _start(self, number: int, path: Path, policy: Policy) -> None:
-        options, dtype = self.options, str(policy.dtype).removeprefix("torch.")
-        flags = ["--served-model-name", "policy", "--dtype", dtype, "--max-model-len", str(self.tokens)]
-        flags += ["--tensor-parallel-size", str(options.tensor_parallel)] if options.tensor_parallel > 1 else []
-        model = path
-        if policy.has_adapter:
-            model, peft = places_of(self.config.model)[1], json.loads((path / "adapter_config.json").read_text())
-            rank = next((size for size in LORA_RANKS if size >= peft.get("r", 1)), LORA_RANKS[-1])
-            flags += ["--enable-lora", "--max-lora-rank", str(rank), "--max-loras", "2"]
-        elif self._unties(policy):
-            flags += ["--hf-overrides", '{"tie_word_embeddings": false}']
-        elif options.transfer == "nccl":
-            flags += ["--weight-transfer-config", '{"backend": "nccl"}']
-        if options.colocate:
-            flags += ["--enable-sleep-mode", "--gpu-memory-utilization", str(options.colocate.memory)]
-        process = self._launch(options, number, str(model), flags, self.folder / f"server-{number}.log")
-        self._processes[number], engine = process, self.engines[number]
-        engine.url = process.url
+        """Starts a server, in place of what is left of the one before. Raises `SelfDistillError` where it cannot, and
+        at a later load it stays lost, to be tried again after `AGAIN_S`."""
+        if number in self._processes:
+            self._processes.pop(number).end()  # its engine may run on, and a cluster keeps its place
+        engine, model = self.engines[number], served(self.config, policy, path, self.tokens)
+        try:
+            process = self._launch(self.options, number, *model, self.folder / f"server-{number}.log")
+        except SelfDistillError as error:
+            if self.version < 0:
+                raise
+            engine.lost, self._not_before[number] = f"{error.what}: {error.got}", time.monotonic() + AGAIN_S
+            self._note(f"the sampler {number + 1} is not started again: {error.what}; {len(self.live)} left")
+            return
+        self._processes[number], engine.url = process, process.url
         self._note(f"starting a vLLM server at {process.url}; its log is {process.log}")
-
-    def _unties(self, policy: Policy) -> bool:
-        """Whether servers get the head of a tied model as a weight of its own. On a CPU vLLM 0.32 packs a copy of the
-        head when it starts, and a reload leaves that as it was."""
-        embeddings: Any = policy.base.get_input_embeddings()
-        return policy.output.weight is embeddings.weight and policy.device.type == "cpu" and not policy.has_adapter
 
     def _lose(self, engine: Engine, error: LostError) -> None:
         if not engine.lost:
