@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
-from selfdistill.errors import ConfigError, OutOfMemoryError
+from selfdistill.errors import ConfigError, ModelError, OutOfMemoryError
 from selfdistill.live import update as update_module
+from selfdistill.live import weights as weights_module
+from selfdistill.live.conversations import locate
 from selfdistill.live.engine import Engine
 from selfdistill.live.exchange import Feedback
 from selfdistill.live.journal import Journal
@@ -24,6 +26,7 @@ from selfdistill.live.updates import Updates
 from selfdistill.live.weights import Weights
 from selfdistill.training.stopping import PARENT, watch_parent
 from tests.live.test_learner import OPTIONS, journal_of
+from tests.live_parts import answered, request, user
 from tests.toy_user import COMPLAINT, QUESTIONS, toy_user_dir
 
 httpx = pytest.importorskip("httpx")
@@ -68,6 +71,14 @@ class Learning:
         self.schedule.close()
         self.engine.close()
         self.engine.join()
+
+
+def answer_of(learning: Learning, version: int) -> str:
+    """The receipt of an answer of this version."""
+    asked = request(user(QUESTIONS[0]))
+    exchange = answered(learning.journal, locate(learning.journal, asked, {}), asked, "no")
+    assert exchange.version == version
+    return exchange.receipt
 
 
 @pytest.fixture
@@ -116,6 +127,79 @@ def test_what_is_not_learned_is_said(learning: Learning) -> None:
     learning.call("POST", "selfdistill/pause", paused=False)
     assert learning.call("POST", "selfdistill/learn") == (200, {"update": 1, "state": "queued"})
     assert learning.call("POST", "selfdistill/learn") == (200, {"update": 1, "state": "queued"})
+
+
+def test_feedback_on_an_answer_that_nothing_is_learned_from_says_so(learning: Learning) -> None:
+    _, plain = learning.call("POST", "completions", prompt="no", max_tokens=2)
+    _, body = learning.call("POST", "feedback", receipt=plain["selfdistill"]["receipt"], text="Wrong.")
+    assert (body["new"], body["learned"]) == (1, False)
+    assert body["why"] == "nothing is learned from this answer: it is a side call"
+    first = next(iter(learning.journal.exchanges())).receipt
+    learning.service.publish(str(toy_user_dir()), parent=1)
+    learning.service.undo()
+    assert learning.call("POST", "feedback", receipt=first, text="Again.")[1]["learned"] is True
+    version = learning.journal.versions.pin(2)  # what an undone version answers while it is pinned
+    receipt = answer_of(learning, version.id)
+    learning.service.pin(1)
+    learning.journal.database.rows("UPDATE versions SET state = 'undone' WHERE id = 2")
+    learning.service.pin(None)
+    assert "of an undone version" in learning.call("POST", "feedback", receipt=receipt, text="No.")[1]["why"]
+
+
+def test_a_candidate_that_waits_outlives_an_approval_that_is_not_possible(learning: Learning) -> None:
+    record = perform(learning.journal, learning.schedule.request().id, OPTIONS, device="cpu")
+    finish(learning.journal, record, learning.schedule._publish, review=True)
+    learning.call("POST", "selfdistill/pin", version=1)
+    status, body = learning.call("POST", "selfdistill/approve", update=1)
+    assert (status, "version 1; update 1 still waits" in body["error"]["message"]) == (409, True)
+    learning.call("POST", "selfdistill/pin", version=None)
+    assert learning.call("POST", "selfdistill/approve", update=1)[1]["state"] == "accepted"
+
+
+@pytest.mark.parametrize(("path", "body", "why"), [
+    ("pause", {"paused": True}, "learning is paused"),
+    ("pin", {"version": 1}, "version 1 is pinned"),
+    ("undo", {}, "version 1 is served now"),
+])  # fmt: skip
+def test_an_update_that_would_not_be_served_any_more_ends_at_once(
+    learning: Learning, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, body: dict[str, Any], why: str
+) -> None:
+    if path == "undo":
+        learning.service.publish(str(toy_user_dir()), parent=1)
+    (tmp_path / "child").write_text("#!/bin/sh\nexec sleep 60\n")
+    (tmp_path / "child").chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(tmp_path / "child"))
+    learning.schedule.options = replace(OPTIONS, trigger="now")
+    number = learning.schedule.request().id
+    learning.schedule.start()
+    time.sleep(0.3)
+    assert learning.call("POST", f"selfdistill/{path}", **body)[0] == 200
+    found = learning.ended(number, "failed", seconds=20)
+    assert found["reason"] == f"{why}; its lessons wait for the next update"
+    until = time.monotonic() + 20
+    while learning.schedule._tried and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not learning.schedule._tried  # so that they are learned once nothing stands in the way
+
+
+def test_a_process_that_cannot_begin_or_a_candidate_that_does_not_fit_ends_the_update_alone(
+    learning: Learning, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.executable", "/nowhere/python")
+    learning.schedule.options = replace(OPTIONS, trigger="now")
+    first = learning.schedule.request()
+    learning.schedule.start()
+    assert "could not begin" in learning.ended(first.id, "failed")["reason"]
+    assert learning.schedule._thread.is_alive()
+
+    def full(*_: Any) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(weights_module, "with_adapter", full)
+    (Path(learning.journal.database.path).parent / "adapter_config.json").write_text("{}")
+    with pytest.raises(ModelError, match="does not fit"):
+        learning.service.publish(str(learning.journal.database.path.parent), parent=1)
+    assert learning.service.version.id == 1
 
 
 def test_why_shows_the_log_ratio_of_every_token_of_our_answer(learning: Learning) -> None:

@@ -41,6 +41,10 @@ _TEXT = (
     "reply_hash",
 )  # fmt: skip
 _COLUMNS = ("created", *_TEXT, *JSON_COLUMNS)
+_UNLEARNABLE = (
+    "CASE WHEN kind = 'side' THEN 'a side call' WHEN status = 'cancelled' THEN 'cancelled' "
+    "WHEN version IN (SELECT id FROM versions WHERE state = 'undone') THEN 'of an undone version'"
+)
 _INSERT = f"INSERT INTO exchanges({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"
 
 
@@ -177,6 +181,12 @@ class Journal:
             found.append(("tool" if any(m.role == "tool" for m in messages) else "user", messages))
         return [*found, *((kind, (Message("user", value),)) for kind, value in self.feedback(seq))]
 
+    def unlearnable(self, receipt: str) -> str:
+        """Why nothing is learned from an answer, whatever comes back for it; empty where something is. Raises
+        `UnknownReceiptError`."""
+        (found,) = self.database.rows(f"SELECT {_UNLEARNABLE} END FROM exchanges WHERE seq = ?", (self._seq(receipt),))
+        return found[0] or ""
+
     def unlearned(self, conversations: Collection[str] = ()) -> Counter[str]:
         """How many exchanges give no lesson, by the reason."""
         return Counter(reason for _, reason in self._learned(conversations) if reason)
@@ -184,9 +194,7 @@ class Journal:
     def _learned(self, conversations: Collection[str]) -> list[tuple[int, str]]:
         """Each exchange, and why it gives no lesson, or nothing."""
         found = self.database.rows(
-            "SELECT seq, conversation, CASE WHEN kind = 'side' THEN 'a side call' "
-            "WHEN status = 'cancelled' THEN 'cancelled' "
-            "WHEN version IN (SELECT id FROM versions WHERE state = 'undone') THEN 'of an undone version' "
+            f"SELECT seq, conversation, {_UNLEARNABLE} "
             "WHEN seq IN (SELECT exchange FROM follow_ups) OR seq IN (SELECT exchange FROM feedback) THEN '' "
             "ELSE 'nothing came back' END AS reason FROM exchanges ORDER BY seq"
         )

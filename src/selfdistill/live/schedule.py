@@ -17,7 +17,7 @@ from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 
-from selfdistill.errors import JournalError, SelfDistillError
+from selfdistill.errors import JournalError, SelfDistillError, VersionError
 from selfdistill.live.exchange import Version
 from selfdistill.live.learning import LiveLearning
 from selfdistill.live.lessons import waiting
@@ -31,6 +31,7 @@ from selfdistill.training.stopping import PARENT
 
 TICK_S = 0.5
 GRACE_S = 5.0  # for a process that is to end
+FAILURES = (OSError, RuntimeError, MemoryError)  # of the system and of torch, which end an update and not the server
 
 
 class Schedule:
@@ -84,8 +85,13 @@ class Schedule:
         return ""
 
     def approve(self, number: int) -> UpdateRecord:
-        """Serves a candidate that waits for approval. Raises `JournalError`, `ModelError`."""
-        return finish(self.service.journal, self._reviewed(number), self._publish)
+        """Serves a candidate that waits for approval. Raises `JournalError`, `ModelError`; while a version is pinned the
+        candidate goes on waiting."""
+        record = self._reviewed(number)
+        if (served := self.service.version).pinned:
+            why, do = f"update {number} still waits", "unpin it first"
+            raise VersionError("the served version is pinned", got=f"version {served.id}", why=why, do=do)
+        return finish(self.service.journal, record, self._publish)
 
     def reject(self, number: int) -> UpdateRecord:
         """Drops a candidate that waits for approval. Raises `JournalError`."""
@@ -120,8 +126,8 @@ class Schedule:
                 record = self._due()
                 if record and not self._closed:
                     self._perform(record)
-            except SelfDistillError as error:
-                self._say(f"learning: {' '.join(str(error).split())}")
+            except (SelfDistillError, *FAILURES) as error:
+                self._say(f"learning: {' '.join(str(error).split()) or type(error).__name__}")
 
     def _repair(self) -> None:
         for record in self.updates.repaired():
@@ -164,23 +170,45 @@ class Schedule:
         path = self.service.journal.database.path.resolve()
         arguments = [str(path), str(record.id), json.dumps(self._settings)]
         variables = {**os.environ, PARENT: str(os.getpid())}
-        child = subprocess.Popen([sys.executable, "-m", "selfdistill.live.update", *arguments], env=variables)
-        while child.poll() is None and not self._closed:
-            time.sleep(0.05)
-        if child.poll() is None:
-            child.terminate()
-            try:
-                child.wait(GRACE_S)
-            except subprocess.TimeoutExpired:
-                child.kill()
-                child.wait()
+        try:
+            child = subprocess.Popen([sys.executable, "-m", "selfdistill.live.update", *arguments], env=variables)
+        except OSError as error:
+            reason = f"its process could not begin: {error}"
+            self.updates.change(record.id, "failed", only_from=["queued"], reason=reason)
+            raise
+        stopped, version = "", self.service.version.id
+        try:
+            while child.poll() is None and not (stopped := self._stopped(version)):
+                time.sleep(0.05)
+        finally:
+            _end(child)
+        stopped = stopped or self._stopped(version)
         done = self.updates.get(record.id)
-        if done.state in ("queued", "training") and not (done.path and child.returncode == 0):
-            why = "the server ended" if self._closed else f"its process ended with status {child.returncode}"
+        if done.state in ("queued", "training") and (stopped or not done.path or child.returncode):
+            why = stopped or f"its process ended with status {child.returncode}"
             reason = f"{why}; its lessons wait for the next update"
             done = self.updates.change(done.id, "failed", only_from=["queued", "training"], reason=reason)
-        elif not self._closed:
+            self._tried -= self._waiting if stopped else set()  # they failed for no reason of their own
+        elif not stopped:
             done = finish(self.service.journal, done, self._publish, review=self.options.trigger == "review")
         self._seen = ()
-        version = f", version {done.version}" if done.version else ""
-        self._say(f"update {done.id} {done.state}{version}: {done.reason}")
+        served = f", version {done.version}" if done.version else ""
+        self._say(f"update {done.id} {done.state}{served}: {done.reason}")
+
+    def _stopped(self, version: int) -> str:
+        """Why an update from this version would not be served any more; empty where it would."""
+        if self._closed:
+            return "the server ended"
+        served = self.service.version.id
+        return self.obstacle().partition(":")[0] or (f"version {served} is served now" if served != version else "")
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    """Ends a process, and waits for it."""
+    if child.poll() is None:
+        child.terminate()
+        try:
+            child.wait(GRACE_S)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from selfdistill.errors import ModelError
+from selfdistill.errors import ModelError, SelfDistillError
 from selfdistill.live.exchange import Version
 from selfdistill.live.journal import Journal
 from selfdistill.models.checkpoint import latest_checkpoint
@@ -71,17 +71,19 @@ class Weights:
         not fit beside what is loaded; then nothing has changed."""
         below = self.model_of(version)
         name = below.path or below.model
-        if self._model is None or self._model[0] != name:
-            check_fits(name, self._device, self._dtype)
-            try:
+        try:
+            if self._model is None or self._model[0] != name:
+                check_fits(name, self._device, self._dtype)
                 policy = load_policy(
                     name, device=self._device, dtype=self._dtype, trained=False, progress=self._progress
                 )
-            except (RuntimeError, MemoryError) as error:
-                do = "name a smaller model, another --device, or --dtype bfloat16"
-                raise ModelError("the model does not fit", got=f"{name}: {str(error)[:200]}", do=do) from error
-            self._model = name, policy
-        return self._model[1] if version is below else with_adapter(self._model[1], version.path)
+                self._model = name, policy
+            return self._model[1] if version is below else with_adapter(self._model[1], version.path)
+        except (RuntimeError, MemoryError) as error:
+            if isinstance(error, SelfDistillError):
+                raise
+            do = "name a smaller model, another --device, or --dtype bfloat16"
+            raise ModelError("the model does not fit", got=f"{name}: {str(error)[:200]}", do=do) from error
 
     def model_of(self, version: Version) -> Version:
         """The version whose whole model is loaded for this one: itself, unless it is an adapter that was trained from
