@@ -188,6 +188,13 @@ def test_nothing_that_orders_or_hides_reaches_a_terminal():
     assert plain(hidden) == "a␛]0;t␇⟨9b⟩2J⟨202e⟩b⟨200b⟩⟨feff⟩⟨e0041⟩⟨d800⟩␍\n\tc"
 
 
+def test_bytes_that_are_no_letters_are_read_as_unknown_ones():
+    with scripted("Hello.", "Again.") as server:
+        result = CliRunner().invoke(app, ["chat", "--url", server.url], input=b"caf\xe9\nnext\n")
+        assert result.exit_code == 0, result.output
+        assert [message["content"] for message in messages(server, 1)[::2]] == ["caf\ufffd", "next"]
+
+
 def test_options_that_do_not_fit():
     for words, what in (
         (["--url", "http://x", "--model", "sapling"], "its own"),

@@ -201,6 +201,13 @@ def test_an_editor_that_fails_and_the_end_of_the_lines(folder: Path, monkeypatch
     assert (folder / "a.py").read_text() == BEFORE
 
 
+def test_the_lines_end_at_the_question_about_the_tests(folder: Path):
+    with scripted(EDIT, ("write", {"path": "b.py", "content": "1\n"}), "Done.") as server:
+        shown = code(server, folder, "Go", "a", words=("--test", "touch tested"))
+        assert "did not approve one by one" in shown
+    assert not (folder / "tested").exists()
+
+
 def test_a_server_that_ends_in_the_middle(folder: Path):
     with scripted(EDIT, "Done.") as server:
         server.learns(REJECTED)

@@ -279,7 +279,11 @@ class Coder(Chat):
         self.terminal.note(f"tests: {self.test}")
         if self.approvals.unseen:
             question = "they run changes that you did not approve one by one: [y]es, [n]o: "
-            if self.terminal.decide(question).lower() not in ("y", "yes"):
+            try:
+                decision = self.terminal.decide(question).lower()
+            except EOFError:
+                raise KeyboardInterrupt from None
+            if decision not in ("y", "yes"):
                 return ""
         output, ended = self._output(self.test)
         self.terminal.show(output[-SHOWN:], style="dim")

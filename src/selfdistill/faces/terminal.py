@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import shlex
@@ -40,6 +41,8 @@ class Terminal:
     def __init__(self) -> None:
         self.interactive = sys.stdin.isatty() and sys.stdout.isatty()
         self.console = Console(highlight=False, markup=False, soft_wrap=True)
+        if isinstance(sys.stdin, io.TextIOWrapper):  # bytes that are no letters are read as such, and end nothing
+            sys.stdin.reconfigure(errors="replace")
         self._notes = self.console if self.interactive else Console(stderr=True, highlight=False, soft_wrap=True)
         if self.interactive:
             with suppress(ImportError):  # it gives `input` editing of lines, and those before

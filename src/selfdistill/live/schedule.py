@@ -85,8 +85,8 @@ class Schedule:
         return ""
 
     def approve(self, number: int) -> UpdateRecord:
-        """Serves a candidate that waits for approval. Raises `JournalError`, `ModelError`; while a version is pinned the
-        candidate goes on waiting."""
+        """Serves a candidate that waits for approval; while a version is pinned it goes on waiting. Raises
+        `JournalError`, `ModelError`."""
         record = self._reviewed(number)
         if (served := self.service.version).pinned:
             why, do = f"update {number} still waits", "unpin it first"
