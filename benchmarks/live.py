@@ -141,7 +141,9 @@ def follow_ups(bench: Bench, folder: Path) -> dict[str, Any]:
             ids = tuple(bench.renderer.answer(answer))
             live.record(f"s{number}", question, Completion(str(number), answer, ids), text)
         learner = LiveLearner(bench.policy, bench.renderer, (), bench.learning)
-        lessons = choose(live.journal, Updates(live.journal.database).history(), bench.learning, learner.fits, seed=0)
+        lessons = choose(
+            live.journal, Updates(live.journal.database).history(), bench.learning, learner.fits, learner.reads, seed=0
+        )
         scores = learner.measuring.corrections(lessons.new)
         about = live.update()
         moved = next((c["value"] for c in about["numbers"].get("criteria", ()) if c["name"] == "moved"), 0.0)

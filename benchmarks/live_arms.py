@@ -210,7 +210,9 @@ class LiveArm:
             bench.policy, bench.renderer, probe_set(), bench.learning, seed=1000 * bench.seed + record.id,
             frames=self.frames, progress=lambda text: say(f"    {time.monotonic() - began:.0f} s {text}"),
         )  # fmt: skip
-        found = choose(self.journal, self.updates.history(), bench.learning, learner.fits, seed=record.id)
+        found = choose(
+            self.journal, self.updates.history(), bench.learning, learner.fits, learner.reads, seed=record.id
+        )
         parent = self.journal.versions.served
         assert parent is not None
         self.updates.change(record.id, "training", only_from=["queued"], parent=parent.id)

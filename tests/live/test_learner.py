@@ -13,7 +13,7 @@ from selfdistill.errors import JournalError
 from selfdistill.live.admission import Answers, before_training
 from selfdistill.live.conversations import locate
 from selfdistill.live.exchange import Feedback
-from selfdistill.live.gain import Round, with_gain
+from selfdistill.live.gain import Round, measured, with_gain
 from selfdistill.live.journal import Journal
 from selfdistill.live.learner import CORRECTING, LiveLearner
 from selfdistill.live.learning import LiveLearning
@@ -107,7 +107,7 @@ def test_replies_of_other_conversations_are_read_together_one_of_each() -> None:
     def lesson(session: str, reply: str) -> LiveLesson:
         return replace(LESSONS[0], key=reply, session=session, context=Context("reply", reply=reply))
 
-    learner, _ = opened("together", "instruction", "turns")
+    learner, policy = opened("together", "instruction", "turns")
     given = [lesson("a", "Yes."), lesson("b", "Yes!"), lesson("b", "Say yes."), lesson("c", "Yes.")]
     found = learner.situations(given, ())
     assert [each.replies for each in found] == ["Say yes.\nYes.", "Yes.\nYes!", "Yes.\nSay yes.", "Say yes.\nYes."]
@@ -116,6 +116,31 @@ def test_replies_of_other_conversations_are_read_together_one_of_each() -> None:
     assert judges("together", given[0]) == ("turns",)
     assert learner._frames(given) == (("together", "instruction"), ("turns",))
     assert learner._frames(given[:1]) == (("instruction",), ("turns",))
+    newer = [given[0], replace(given[2], seq=9), given[1]]  # as lessons are chosen, the newest first
+    assert learner.situations(newer, ())[0].replies == "Say yes.\nYes."
+    alone = opened("together", "instruction", "turns", options=replace(OPTIONS, together=False))[0]
+    assert alone._frames(given) == (("instruction",), ("turns",))
+    for words in (f"Say {'yes ' * 100}", "a " * policy.context_length):  # one that drowns the others, and no room
+        assert learner.situations([given[0], lesson("b", words)], ())[0].replies == "Yes."
+
+
+def test_a_reply_that_does_not_fit_is_left_out_and_said(tmp_path: Path) -> None:
+    learner, policy = opened()
+    huge = "yes " * policy.context_length
+    assert learner.reads(LESSONS[0])
+    assert not learner.reads(replace(LESSONS[0], context=Context("reply", reply=huge), words=huge))
+    assert not learner.reads(replace(LESSONS[0], context=Context("solution", demonstration=huge)))
+    long = "yes " * (OPTIONS.max_prompt_tokens // 4)  # each part fits, but not all turns beside an answer
+    turns = replace(LESSONS[0], context=Context("reply", reply=long), words=long, answer=long * 8)
+    assert learner.fits(WholePrompt((Message("user", long),)))
+    assert not learner.reads(turns)
+    assert len(learner.situations([turns], ASKED)) == 1  # no related question either
+    with journal_of(tmp_path / "journal.db", count=0) as journal:
+        journal.add_feedback(Feedback(next(iter(journal.exchanges())).receipt, text=huge))
+        found = perform(journal, Updates(journal.database).queue("now").id, OPTIONS, device="cpu")
+        assert (found.state, found.lessons) == ("rejected", ())
+        assert "1 times a reply that is too long (max_prompt_tokens)" in found.reason
+        assert found.numbers["left_out"]["a reply that is too long"] == 1
 
 
 def test_an_answer_that_takes_the_lesson_into_account_is_likelier_behind_it() -> None:
@@ -178,6 +203,8 @@ def test_lessons_are_chosen_by_one_half_of_the_answers_and_tested_on_the_other()
     teacher = Round([[]] * 16, {"turns": [(-1.0, -1.0)] * 8 + [(1.0, 1.0)] * 8})
     frame, kept, _ = with_gain(situations, student, {"instruction": teacher})
     assert (frame, kept) == ("instruction", list(range(8)))
+    cut = Round([[]] * 16, {"turns": [(-1.0, None)] * 4 + [(None, None)] * 4 + [(1.0, 1.0)] * 8})
+    assert measured(situations, student, cut, "instruction") == {"0", "2", "3"}
 
 
 def test_movement_is_the_kl_of_the_candidates_own_answers() -> None:

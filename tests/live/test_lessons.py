@@ -7,7 +7,17 @@ import pytest
 from selfdistill.live.exchange import Feedback
 from selfdistill.live.journal import Journal
 from selfdistill.live.learning import LiveLearning
-from selfdistill.live.lessons import RIGHT, WRONG, bounded, choose, context_of, past_questions, related, waiting
+from selfdistill.live.lessons import (
+    RIGHT,
+    WRONG,
+    LiveLesson,
+    bounded,
+    choose,
+    context_of,
+    past_questions,
+    related,
+    waiting,
+)
 from selfdistill.live.updates import History
 from selfdistill.types import Context, Message, WholePrompt
 from tests.live_parts import ask, assistant, served, system, user
@@ -79,6 +89,24 @@ def test_no_conversation_has_more_than_its_share_beside_others(journal: Journal)
     assert alone.count("loud") == 4
 
 
+def test_a_long_conversation_is_not_read_beyond_what_an_update_takes(journal: Journal) -> None:
+    for number in range(30):
+        replied(journal, "long", f"Question {number}?", f"Shorter {number}.")
+    replied(journal, "other", "What is a list?", "Shorter.")
+    read, refused = list[LiveLesson](), list[LiveLesson]()
+
+    def reads(lesson: LiveLesson) -> bool:
+        read.append(lesson)
+        if lesson.words == "Shorter 28.":
+            refused.append(lesson)
+        return lesson not in refused
+
+    found = choose(journal, History(), LiveLearning(lessons=4), everything, reads, seed=0)
+    assert [lesson.words for lesson in found.new] == ["Shorter.", "Shorter 29.", "Shorter 27."]
+    assert (len(read), len(refused)) == (6, 1)
+    assert (found.left_out["more than one update takes"], found.left_out["a reply that is too long"]) == (27, 1)
+
+
 def test_earlier_lessons_are_drawn_again_recent_ones_rather_and_undone_ones_never(journal: Journal) -> None:
     for number in range(12):
         replied(journal, f"s{number}", f"Question {number}?", f"Shorter {number}.")
@@ -86,6 +114,7 @@ def test_earlier_lessons_are_drawn_again_recent_ones_rather_and_undone_ones_neve
     history, options = History(keys[:10], {keys[10]}), LiveLearning(older=3)
     drawn = [choose(journal, history, options, everything, seed=seed) for seed in range(30)]
     assert all([lesson.key for lesson in found.new] == [keys[11]] for found in drawn)
+    assert {lesson.older for found in drawn for lesson in found.older} == {True}
     older = [lesson.key for found in drawn for lesson in found.older]
     assert len(older) == 90
     assert set(older) <= set(keys[:10])

@@ -47,11 +47,14 @@ def test_only_accepted_updates_have_learned_their_lessons(journal: Journal) -> N
     updates.change(begun(journal, "1.a", "2.b"), "accepted", only_from=["training"], version=1)
     for _ in range(2):
         updates.change(begun(journal, "3.c"), "rejected", only_from=["training"], numbers={"passed_over": {"4.d": -2}})
-        updates.change(begun(journal, "6.f"), "rejected", only_from=["training"], numbers={"undecided": True})
+        undecided = {"undecided": True, "without_gain": ["7.g"]}
+        updates.change(begun(journal, "6.f"), "rejected", only_from=["training"], numbers=undecided)
+        lacking = {"without_gain": ["8.h"], "not_measured": ["9.i"]}
+        updates.change(begun(journal, "6.f"), "accepted", only_from=["training"], numbers=lacking)
     updates.change(begun(journal, "5.e"), "failed", only_from=["training"])
     history = updates.history()
-    assert list(history.learned) == ["1.a", "2.b"]
-    assert set(history.barred) == {"3.c", "4.d"}  # tried twice; a reply that goes on
+    assert list(history.learned) == ["1.a", "2.b", "6.f"]
+    assert set(history.barred) == {"3.c", "4.d", "8.h"}  # tried twice; a reply that goes on; twice without a gain
 
 
 def test_undoing_a_version_bars_its_lessons_but_not_those_of_versions_that_stay(journal: Journal) -> None:

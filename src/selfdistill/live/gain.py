@@ -60,6 +60,16 @@ def compared(
     return found
 
 
+def measured(situations: Sequence[Situation], before: Round, after: Round, frame: Frame) -> set[str]:
+    """The lessons, by their keys, with complete answers of both readers in some situation: the others cannot be
+    judged."""
+    return {
+        situation.lesson.key
+        for place, situation in enumerate(situations)
+        if all(any(x is not None for x in read.judged(place, situation, frame)) for read in (before, after))
+    }
+
+
 def with_gain(
     situations: Sequence[Situation], student: Round, teachers: Mapping[Frame, Round]
 ) -> tuple[Frame, list[int], list[Compared]]:

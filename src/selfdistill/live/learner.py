@@ -30,9 +30,9 @@ from selfdistill.live.admission import (
     certain,
     undecided,
 )
-from selfdistill.live.gain import Round, best_of_halves, compared, mean_gain, with_gain
+from selfdistill.live.gain import Round, best_of_halves, compared, mean_gain, measured, with_gain
 from selfdistill.live.learning import LiveLearning
-from selfdistill.live.lessons import LiveLesson, related
+from selfdistill.live.lessons import LiveLesson, related, said_elsewhere
 from selfdistill.live.measuring import (
     FRAMES,
     READ_TOKENS,
@@ -42,6 +42,7 @@ from selfdistill.live.measuring import (
     form_of,
     judges,
     teacher_reads,
+    worded,
 )
 from selfdistill.live.probe import ProbePrompt, solved
 from selfdistill.methods.opcd import OPCD
@@ -52,7 +53,17 @@ from selfdistill.training.optimiser import new_optimizer
 from selfdistill.training.samples import CreditedRollout, replay_sample
 from selfdistill.training.session import Learner, Totals
 from selfdistill.training.update import update_all
-from selfdistill.types import Completion, Rollout, RolloutGroup, StopReason, Task, TokenIds, TrainingSample, WholePrompt
+from selfdistill.types import (
+    Completion,
+    Message,
+    Rollout,
+    RolloutGroup,
+    StopReason,
+    Task,
+    TokenIds,
+    TrainingSample,
+    WholePrompt,
+)
 
 Progress = Callable[[str], None]
 CORRECTING = -1.0  # nats, above which a reply is one that corrects
@@ -115,6 +126,12 @@ class LiveLearner:
         """Whether a conversation can be read, with room for an answer."""
         return len(self.measuring.prompt(question)) < self._longest
 
+    def reads(self, lesson: LiveLesson) -> bool:
+        """Whether what came back can be read with its question."""
+        said = dict.fromkeys((lesson.words, lesson.context.demonstration, lesson.context.feedback))
+        came = WholePrompt((Message("user", "\n\n".join(filter(None, said))),))
+        return self.fits(came) and self.measuring.reads(Situation(lesson, lesson.question, True))
+
     def update(self, lessons: Sequence[LiveLesson], past: Sequence[WholePrompt]) -> UpdateResult:
         """Trains the policy on these lessons, applied to past questions too, unless nothing is to be gained."""
         lessons, passed_over = self._correcting(lessons)
@@ -149,11 +166,13 @@ class LiveLearner:
         forms = form_of(student.answers), form_of(teacher.answers)
         before = before_training(gain, *forms)
         learned = tuple(dict.fromkeys(situation.lesson for situation in chosen))
+        judged = measured(situations, student, teacher, frame)
         numbers: dict[str, Any] = {
             "frame": frame,
             "frames": tried,
             "situations": len(situations),
-            "without_gain": [lesson.key for lesson in lessons if lesson not in learned],
+            "without_gain": [each.key for each in lessons if each not in learned and each.key in judged],
+            "not_measured": [each.key for each in lessons if each.key not in judged],
             "passed_over": passed_over,
             **_form_numbers(student=forms[0], teacher=forms[1]),
         }
@@ -182,7 +201,8 @@ class LiveLearner:
     def _frames(self, lessons: Sequence[LiveLesson]) -> tuple[tuple[Frame, ...], tuple[Frame, ...]]:
         """The wordings of a teacher that are tried, and those that are tried where none of these helps for sure."""
         spoken = {lesson.session for lesson in lessons if lesson.context.kind == "reply"}
-        frames = tuple(frame for frame in self.frames if frame != "together" or len(spoken) > 1)
+        together = self.options.together and len(spoken) > 1
+        frames = tuple(frame for frame in self.frames if frame != "together" or together)
         return (frames[:-1], frames[-1:]) if spoken and len(frames) > 1 else (frames[:1], ())
 
     def situations(self, lessons: Sequence[LiveLesson], past: Sequence[WholePrompt]) -> list[Situation]:
@@ -190,17 +210,18 @@ class LiveLearner:
         replies with more of them."""
         found, left = [], max(0, self.options.questions - len(lessons))
         spoken = [lesson for lesson in lessons if lesson.context.kind == "reply"]
-        newest, replies = {lesson.session: lesson.context.reply for lesson in spoken}, len(spoken)
+        replies = len(spoken)
         for lesson in lessons:
-            last = lesson.context.reply
-            others = [reply for session, reply in newest.items() if session != lesson.session and reply != last]
-            known = "\n".join([*dict.fromkeys(others), last])
-            found.append(Situation(lesson, lesson.question, True, known))
+            last, own = lesson.context.reply, [Situation(lesson, lesson.question, True)]
+            known = "\n".join([*said_elsewhere(lesson, spoken), last])
             if lesson.context.kind == "reply":
                 count = -(-left // replies)
                 left, replies = left - count, replies - 1
                 near = related(lesson.question, past, count, seed=f"{self.seed} {lesson.key}")
-                found += [Situation(lesson, question, False, known) for question in near]
+                own += [each for question in near if self.measuring.reads(each := Situation(lesson, question, False))]
+            for each in own:
+                fits = len(self.measuring.prompt(worded(each, "instruction", known))) < self.measuring.room
+                found.append(replace(each, replies=known if fits else last))
         return found
 
     def _sampled(

@@ -36,6 +36,9 @@ class LiveLearning(Ranged):
         16, "questions of one update: replies are applied to past ones too, the nearest by their words", least=0
     )
     round_questions: int = option(8, "of them in one round: rounds take turns", least=1)
+    together: bool = option(
+        True, "whether the teacher of a lesson may read the replies of an update's other conversations too"
+    )
     completions: int = option(2, "answers sampled to each question, in every round", least=2, most=64)
     rounds: int = option(6, "optimiser steps, each on fresh answers", least=1, most=1000)
     lr: float = option(5e-4, "learning rate", above=0, most=1)
@@ -44,7 +47,9 @@ class LiveLearning(Ranged):
     replay_weight: float = option(1.0, "their weight relative to an answer that is learned", least=0)
     max_new_tokens: int = option(256, "tokens of a sampled answer; longer ones are cut", least=1, most=100_000)
     learned_tokens: int = option(64, "tokens of an answer that are learned, the first ones", least=1)
-    max_prompt_tokens: int = option(2048, "tokens of a conversation that are read, the newest turns", least=64)
+    max_prompt_tokens: int = option(
+        2048, "tokens of a conversation that are read, the newest turns; no more may have come back", least=64
+    )
     probe: str = option("", "JSONL file of the probe set, {prompt, answer} a line; empty: a set of short facts")
     kl_cap: float = option(1.0, "largest KL from the served weights on the lessons' questions, nats a token", above=0)
     harm: float = option(

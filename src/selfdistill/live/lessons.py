@@ -26,18 +26,21 @@ from selfdistill.types import Context, Message, WholePrompt
 LIKED = 0.5  # a rating from which on an answer counts as a good one
 FADING = 0.8  # of the chance to be drawn again, from one lesson of the past to the next older one
 TOO_LONG = "a question that is too long"
+REPLY_TOO_LONG = "a reply that is too long"
 RIGHT = "Thank you, that is just what I needed."  # for a user who gave no words
 WRONG = "No, that is not what I wanted."
+HEARD = 400  # letters of a reply at most, for the teachers of other conversations: a longer one would drown theirs
 PAST = 200  # of the newest exchanges, in which related questions are sought
 CameBack = Sequence[tuple[Origin, Sequence[Message]]]
 Fits = Callable[[WholePrompt], bool]
+Reads = Callable[["LiveLesson"], bool]
 
 
 @dataclass(frozen=True, slots=True)
 class LiveLesson:
     """A question as it was read, our answer, and the context that came back for it. `words` are what a user said to the
     answer, or words for them, by which answers are judged. `next_turn`: they came as the user's next turn alone, and
-    need not be about the answer."""
+    need not be about the answer. `older`: an earlier update learned it."""
 
     key: str
     seq: int
@@ -47,6 +50,7 @@ class LiveLesson:
     context: Context
     words: str
     next_turn: bool = False
+    older: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,22 +75,34 @@ def waiting(journal: Journal, history: History) -> list[tuple[int, str]]:
     return [(seq, key) for seq, key in found if key not in done]
 
 
-def choose(journal: Journal, history: History, options: LiveLearning, fits: Fits, *, seed: int) -> Lessons:
+def choose(
+    journal: Journal,
+    history: History,
+    options: LiveLearning,
+    fits: Fits,
+    reads: Reads = lambda _: True,
+    *,
+    seed: int,
+) -> Lessons:
     """The lessons of the next update: the newest of each conversation in turn, no conversation with more than its
     share, and earlier ones drawn again. `fits` says whether a conversation can be read; longer ones lose their oldest
-    turns. Raises `JournalError`."""
-    left_out, found = journal.unlearned(), dict[str, list[LiveLesson]]()
+    turns. `reads` says whether a lesson can be, with what came back. Raises `JournalError`."""
+    left_out, found, more = journal.unlearned(), dict[str, list[LiveLesson]](), 0
     for seq, key in waiting(journal, history):
-        lesson = _lesson(journal, seq, key, fits)
+        exchange = journal.numbered(seq)
+        if exchange and len(found.get(exchange.conversation, ())) >= options.lessons:
+            more += 1  # that many are looked at: a conversation of 500 turns would take minutes
+            continue
+        lesson = _lesson(journal, exchange, key, fits, reads)
         if isinstance(lesson, str):
             left_out[lesson] += 1
         else:
             found.setdefault(lesson.session, []).append(lesson)
-    count = sum(map(len, found.values()))
+    count = sum(map(len, found.values())) + more
     turns = zip_longest(*(own[: _share(options, len(found), count)] for own in found.values()))
     new = [lesson for turn in turns for lesson in turn if lesson][: options.lessons]
     left_out["more than one update takes"] = count - len(new)
-    older = tuple(_drawn_again(journal, history, options, fits, seed)) if new else ()
+    older = tuple(_drawn_again(journal, history, options, fits, reads, seed)) if new else ()
     return Lessons(tuple(new), older, {reason: number for reason, number in left_out.items() if number})
 
 
@@ -97,7 +113,7 @@ def _share(options: LiveLearning, sessions: int, count: int) -> int:
 
 
 def _drawn_again(
-    journal: Journal, history: History, options: LiveLearning, fits: Fits, seed: int
+    journal: Journal, history: History, options: LiveLearning, fits: Fits, reads: Reads, seed: int
 ) -> Iterator[LiveLesson]:
     """Earlier lessons, recent ones with a higher chance, that are still there as they were."""
     rng, left, sessions = random.Random(f"older {seed}"), list(reversed(history.learned)), Counter[str]()
@@ -108,10 +124,11 @@ def _drawn_again(
             key = left.pop(place)
             seq = int(key.partition(".")[0])
             came = journal.came_back(seq)
-            lesson = _lesson(journal, seq, key, fits) if came and lesson_key(seq, came) == key else ""
+            same = bool(came) and lesson_key(seq, came) == key
+            lesson = _lesson(journal, journal.numbered(seq), key, fits, reads) if same else ""
             if isinstance(lesson, LiveLesson) and seq in there and sessions[lesson.session] < cap:
                 sessions[lesson.session] += 1
-                yield lesson
+                yield replace(lesson, older=True)
                 break
 
 
@@ -121,20 +138,19 @@ def lesson_key(seq: int, came: CameBack) -> str:
     return f"{seq}.{blake2b(text.encode(), digest_size=6).hexdigest()}"
 
 
-def _lesson(journal: Journal, seq: int, key: str, fits: Fits) -> LiveLesson | str:
+def _lesson(journal: Journal, exchange: Exchange | None, key: str, fits: Fits, reads: Reads) -> LiveLesson | str:
     """The lesson of an exchange, or the reason why it has none."""
-    exchange = journal.numbered(seq)
     if exchange is None:
         return "deleted"
     question = question_of(exchange, fits)
-    came = journal.came_back(seq)
+    came = journal.came_back(exchange.seq)
     found = context_of(came, exchange.text)
     if isinstance(question, str) or isinstance(found, str):
         return question if isinstance(question, str) else str(found)
     context, words = found
-    return LiveLesson(
-        key, seq, exchange.conversation, question, exchange.text, context, words, {*dict(came)} == {"user"}
-    )
+    next_turn = {*dict(came)} == {"user"}
+    lesson = LiveLesson(key, exchange.seq, exchange.conversation, question, exchange.text, context, words, next_turn)
+    return lesson if reads(lesson) else REPLY_TOO_LONG
 
 
 def question_of(exchange: Exchange, fits: Fits) -> WholePrompt | str:
@@ -187,6 +203,16 @@ def context_of(came: CameBack, answer: str) -> tuple[Context, str] | str:
     if rating is not None:
         return Context("disliked", feedback=f"The user rated it {rating:g} of 1."), WRONG
     return "nothing in words came back"
+
+
+def said_elsewhere(lesson: LiveLesson, spoken: Sequence[LiveLesson]) -> list[str]:
+    """The newest reply of every other conversation, without what the lesson's own says too, and without long ones."""
+    newest: dict[str, LiveLesson] = {}
+    for each in spoken:
+        if each.session != lesson.session and each.seq >= newest.get(each.session, each).seq:
+            newest[each.session] = each
+    said = dict.fromkeys(each.context.reply for each in newest.values())
+    return [reply for reply in said if reply != lesson.context.reply and len(reply) <= HEARD]
 
 
 def past_questions(journal: Journal, fits: Fits, without: Collection[int] = ()) -> list[WholePrompt]:

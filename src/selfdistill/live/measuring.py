@@ -85,8 +85,7 @@ def judges(frame: Frame, lesson: LiveLesson) -> tuple[Frame, ...]:
 
 
 class Measuring:
-    """Samples and reads answers under the candidate's weights, and under the served ones inside `served`. `cut` counts
-    contexts that did not fit."""
+    """Samples and reads answers under the candidate's weights, and under the served ones inside `served`."""
 
     def __init__(self, policy: Policy, renderer: Renderer, options: LiveLearning) -> None:
         self.policy, self.renderer, self.options = policy, renderer, options
@@ -106,6 +105,12 @@ class Measuring:
     def prompt(self, question: WholePrompt) -> TokenIds:
         """The ids of a question."""
         return self.renderer.using(question.tools).prompt(question.messages)
+
+    def reads(self, situation: Situation) -> bool:
+        """Whether a lesson can be read at its question in every wording, alone and as a judge, with room for an
+        answer."""
+        wordings = teacher_reads(situation, "instruction"), worded(situation, "turns", situation.lesson.words)
+        return all(len(self.prompt(each)) < self.room for each in wordings)
 
     def fitting(self, question: WholePrompt, situation: Situation) -> TokenIds:
         """The ids of a prompt with a lesson, or the bare question where the context leaves no room for an answer."""

@@ -20,7 +20,7 @@ from selfdistill.live.exchange import Version
 from selfdistill.live.journal import Journal
 from selfdistill.live.learner import LiveLearner, run_settings
 from selfdistill.live.learning import LiveLearning
-from selfdistill.live.lessons import TOO_LONG, choose, past_questions
+from selfdistill.live.lessons import REPLY_TOO_LONG, TOO_LONG, choose, past_questions
 from selfdistill.live.probe import probe_set
 from selfdistill.live.updates import UpdateRecord, Updates, this_process
 from selfdistill.models.checkpoint import save_weights
@@ -113,10 +113,12 @@ def _performed(
     policy = load_policy(name, device=device, dtype=dtype, lora=lora, progress=progress)
     renderer = Renderer(policy.tokenizer, policy.context_length, policy.context_length, thinking=thinking)
     learner = LiveLearner(policy, renderer, probe_set(options.probe), options, seed=number, progress=progress)
-    lessons = choose(journal, history, options, learner.fits, seed=number)
+    lessons = choose(journal, history, options, learner.fits, learner.reads, seed=number)
     if not lessons.new:
-        left_out, long = {"left_out": dict(lessons.left_out)}, lessons.left_out.get(TOO_LONG, 0)
-        reason = f"{NO_LESSON}; {long} questions are too long (max_prompt_tokens)" if long else NO_LESSON
+        left_out = {"left_out": dict(lessons.left_out)}
+        long = [f"{lessons.left_out.get(name, 0)} times {name}" for name in (TOO_LONG, REPLY_TOO_LONG)]
+        long = [text for text in long if not text.startswith("0 ")]
+        reason = f"{NO_LESSON}; {', '.join(long)} (max_prompt_tokens)" if long else NO_LESSON
         return updates.change(number, "rejected", only_from=["training"], reason=reason, numbers=left_out)
     past = past_questions(journal, learner.fits)
     found = learner.update(lessons.all, past)

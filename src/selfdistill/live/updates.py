@@ -113,7 +113,8 @@ class Updates:
         learned = dict.fromkeys(key for each in done if each.state == "accepted" for key in each.lessons)
         decided = [each for each in done if each.state == "rejected" and not each.numbers.get("undecided")]
         tries = Counter(key for each in decided for key in each.lessons)
-        tries += Counter(key for each in done for key in each.numbers.get("without_gain", ()))
+        known = [each for each in done if not each.numbers.get("undecided")]
+        tries += Counter(key for each in known for key in each.numbers.get("without_gain", ()))
         barred = {key for key, count in tries.items() if count >= MOST_TRIES}
         barred |= {key for each in done if each.state == "review" for key in each.lessons}
         barred |= {key for each in done if each.state == "undone" for key in each.lessons if key not in learned}
