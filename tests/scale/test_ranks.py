@@ -106,6 +106,14 @@ def test_a_rank_without_the_model_is_named(runs):
     assert "rank 1 failed\n  got  ModelError: there is no such model\n  got  /models/of-another-node" in found["failed"]
 
 
+def test_shards_that_one_rank_cannot_write_or_read_are_named_on_all(runs):
+    _, found = runs
+    assert "could not be written" in found["unwritten"]
+    assert "rank 1: OSError: [Errno 27] File too large" in found["unwritten"]
+    assert "cannot be resumed from" in found["unread"]
+    assert "rank 1: OSError: [Errno 5] Input/output error" in found["unread"]
+
+
 def entered(context: AbstractContextManager[object]) -> None:
     with context:
         pass
@@ -173,6 +181,24 @@ def test_torchrun_and_the_settings_must_agree(monkeypatch: pytest.MonkeyPatch):
     config = load_config(None, ["scale.learners=2"])
     with pytest.raises(ConfigError, match="torchrun decides"), learners(config, None, resume=False):
         pass
+
+
+def test_learners_that_cannot_meet_are_told_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    config = load_config(None, ["device=cpu", f"out={tmp_path / 'run'}"])
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match=r"cannot meet\n  got  RANK=None, WORLD_SIZE=2[\s\S]*RANK expected"):
+        train(config)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        for name, value in (("RANK", "0"), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", port)):
+            monkeypatch.setenv(name, value)
+        with pytest.raises(ConfigError, match=rf"MASTER_PORT={port}[\s\S]*address already in use"):
+            train(config)
+    monkeypatch.setenv("RANK", "first")
+    with pytest.raises(ConfigError, match="RANK is no number\n  got  first"):
+        train(config)
 
 
 def test_other_commands_have_one_process(model_dir: Path):

@@ -5,29 +5,37 @@ python tests/scale/two_ranks.py FOLDER      prints what `test_ranks.py` compares
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import resource
 import signal
 import sys
 import traceback
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from fake_vllm import FakeVllm
 from torch._C._distributed_c10d import FileStore
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 
 import selfdistill.scale.sharded
 import selfdistill.training.loop as loop
 from selfdistill.config import RunConfig, load_config
-from selfdistill.errors import ModelError, RankError
+from selfdistill.errors import ModelError, RankError, RunError
 from selfdistill.models.adapter import LoraOptions
+from selfdistill.models.checkpoint import load_newest, save_checkpoint
 from selfdistill.models.load import load_policy
 from selfdistill.models.policy import Ranks
+from selfdistill.models.resumable import Resumable
+from selfdistill.models.teacher import Ema, Teacher
 from selfdistill.runs import read_run
 from selfdistill.scale.launch import RUNS
-from selfdistill.scale.ranks import joined
+from selfdistill.scale.ranks import divided, joined
 from tiny_models import tiny_policy_dir
 
 SMALL = [
@@ -148,7 +156,42 @@ def over_two(folder: Path) -> dict[str, str]:
             raise ModelError("there is no such model", got="/models/of-another-node")
         ranks.most(1)
 
-    return {"lost": error, "failed": forked(folder, 2, without_model)}
+    forked(folder, 2, partial(shards_that_one_cannot_write_or_read, folder))
+    said = {path.stem: path.read_text() for path in folder.glob("*.said")}
+    return {"lost": error, "failed": forked(folder, 2, without_model), **said}
+
+
+def shards_that_one_cannot_write_or_read(folder: Path, ranks: Ranks) -> None:
+    """Writes what rank 0 says of each."""
+    policy = divided(load_policy(str(folder / "tiny-qwen3-0"), device="cpu"), ranks)
+    optimizer = torch.optim.AdamW(list(policy.trainable().values()))
+    state = Resumable(policy, optimizer, Teacher(Ema(0.1), policy))
+    save_checkpoint(folder / "one", 1, state, extra={})
+
+    def said(name: str, work: Callable[[], object]) -> None:
+        try:
+            work()
+        except RunError as error:
+            if ranks.rank == 0:
+                (folder / f"{name}.said").write_text(str(error))
+
+    def limited(own: Resumable, folder: Path, real: Any = Resumable.write) -> None:
+        limit, none = resource.RLIMIT_FSIZE, resource.RLIM_INFINITY
+        resource.setrlimit(limit, (64 if ranks.rank else none, none))
+        real(own, folder)
+
+    def unread(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Resumable, "write", limited)
+        said("unwritten", lambda: save_checkpoint(folder / "one", 2, state, extra={}))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    assert ranks.same(lambda: [path.name for path in (folder / "one").iterdir()]) == ["step-000001"]
+    with pytest.MonkeyPatch.context() as patch:
+        if ranks.rank:
+            patch.setattr(FileSystemReader, "read_data", unread)
+        said("unread", lambda: load_newest(folder / "one", print, state))
 
 
 def main(folder: Path) -> None:

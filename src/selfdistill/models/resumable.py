@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,8 +39,7 @@ class Resumable:
         if ranks.size > 1:
             from torch.distributed.checkpoint.state_dict_saver import save
 
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
+            with _together():
                 save(self._tensors(), checkpoint_id=folder / SHARDS)
         if ranks.rank:
             return
@@ -88,11 +88,25 @@ class Resumable:
         if any(name.startswith("optimiser.") for name in written):
             make_moments(self.optimizer)
         tensors = self._tensors()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with _together():
             load(tensors, checkpoint_id=folder, no_dist=self.policy.ranks.size == 1)
         shadow = {key.removeprefix("teacher."): local(x) for key, x in tensors.items() if key.startswith("teacher.")}
         self.teacher.load_state_dict(shadow)
+
+
+@contextmanager
+def _together() -> Iterator[None]:
+    """Inside, ranks write or read shards. Where one fails, all raise its error, as an `OSError`."""
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except CheckpointException as error:  # which is no Exception, and whose text is the tracebacks of all
+        rank, (cause, _) = next(iter(error.failures.items()))
+        number = [cause.errno] if isinstance(cause, OSError) and cause.errno else []
+        raise OSError(*number, f"rank {rank}: {type(cause).__name__}: {cause}") from cause
 
 
 def random_states() -> dict[str, Any]:

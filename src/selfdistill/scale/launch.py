@@ -47,7 +47,7 @@ END_S = 10.0  # for the other ranks to end by themselves
 def learners(config: RunConfig, ranks: Ranks | None, *, resume: bool) -> Iterator[tuple[Ranks, RunConfig]]:
     """Inside, this process is one of the ranks of a run: one of the caller's, of torchrun's, of those that
     `scale.learners` starts here, or the only one. With the settings as all of them have them. Raises `ConfigError`."""
-    rank, size, local = (int(os.environ.get(name, "0")) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    rank, size, local = map(_number, ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     wanted, join = config.scale.learners, partial(joined, device=config.device, timeout_s=config.scale.timeout_s)
     size = ranks.size if ranks else size if size > 1 else wanted
     if wanted not in (1, size):
@@ -57,14 +57,14 @@ def learners(config: RunConfig, ranks: Ranks | None, *, resume: bool) -> Iterato
     _refuse_settings(config)
     with ExitStack() as stack:
         if ranks is None and size > 1:
-            started = "WORLD_SIZE" not in os.environ or os.environ["WORLD_SIZE"] == "1"
-            here = size if started else int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+            started = _number("WORLD_SIZE") <= 1
+            here = size if started else _number("LOCAL_WORLD_SIZE", 1)
             _take_device(config.device, 0 if started else local, here)
             if started:
                 store, ended = stack.enter_context(_started(config, resume=resume))
                 ranks = stack.enter_context(join(0, size, PrefixStore(FIRST, store), ended=ended))
             else:
-                store, rank, size = next(rendezvous("env://", timeout=timedelta(seconds=JOIN_S)))
+                store, rank, size = _met()
                 apart = PrefixStore(f"run-{next(RUNS)}", store)  # the store of torchrun outlives a run of the program
                 ranks = stack.enter_context(join(rank, size, apart))
         if ranks is None or ranks.size == 1:
@@ -74,6 +74,27 @@ def learners(config: RunConfig, ranks: Ranks | None, *, resume: bool) -> Iterato
         config = replace(config, out=out)
         ranks.agree("settings", resolved(config))
         yield ranks, config
+
+
+def _number(name: str, default: int = 0) -> int:
+    """A variable of torchrun. Raises `ConfigError`."""
+    text = os.environ.get(name, "")
+    if text and not text.isdigit():
+        do = "leave it out, or start the learners with torchrun"
+        raise ConfigError(f"the environment variable {name} is no number", got=text, do=do)
+    return int(text or default)
+
+
+def _met() -> tuple[Store, int, int]:
+    """The store of the ranks that torchrun's variables describe, with rank and size. Raises `ConfigError`."""
+    try:
+        store, rank, size = next(rendezvous("env://", timeout=timedelta(seconds=JOIN_S)))
+    except (RuntimeError, ValueError) as error:  # a port in use, nobody at the address, a variable that is missing
+        names = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+        got, why = ", ".join(f"{name}={os.environ.get(name)}" for name in names), str(error).splitlines()[0][:300]
+        do = "start all learners with torchrun, at an address of rank 0 that all reach and a port that is free"
+        raise ConfigError("the learners cannot meet", got=got, why=why, do=do) from error
+    return store, rank, size
 
 
 def _refuse_settings(config: RunConfig) -> None:
