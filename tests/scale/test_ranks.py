@@ -201,6 +201,18 @@ def test_learners_that_cannot_meet_are_told_why(monkeypatch: pytest.MonkeyPatch,
         train(config)
 
 
+def test_a_rank_that_ends_while_another_joins_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    def closed(*_: object, **__: object) -> None:
+        raise RuntimeError("Gloo connectFullMesh failed: Connection closed by peer")
+
+    store = FileStore(str(tmp_path / "store"), 2)
+    store.set("here/1", "-")
+    store.set("end/1", "-ModelError: there is no such model")
+    monkeypatch.setattr("torch.distributed.init_process_group", closed)
+    with pytest.raises(RankError, match="rank 1 failed\n  got  ModelError: there is no such model"):
+        entered(joined(0, 2, store, device="cpu"))
+
+
 def test_other_commands_have_one_process(model_dir: Path):
     with pytest.raises(ConfigError, match="works in one process"):
         open_session(load_config(None, [f"model={model_dir}", "scale.learners=2"]), no_callback)

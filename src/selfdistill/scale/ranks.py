@@ -153,12 +153,13 @@ def joined(
         raise RankError(what, got=ended().get(other), why=f"{size} ranks learn together", do=do)
     backend = "cpu:gloo,cuda:nccl" if pick_device(device).type == "cuda" else "gloo"
     limit, group = timedelta(seconds=timeout_s), PrefixStore("group", store)
-    dist.init_process_group(backend, store=group, rank=rank, world_size=size, timeout=limit)
     try:
+        dist.init_process_group(backend, store=group, rank=rank, world_size=size, timeout=limit)
         yield Joined(rank, size)
         dist.barrier()
     except BaseException as error:
-        dist.destroy_process_group()  # whoever waits for this rank waits no longer
+        if dist.is_initialized():
+            dist.destroy_process_group()  # whoever waits for this rank waits no longer
         meeting.explain(error)
         raise
     dist.destroy_process_group()
