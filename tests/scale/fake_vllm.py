@@ -57,7 +57,7 @@ class FakeVllm:
         self.policies = {"policy": load_policy(str(model), device="cpu", dtype="float32", trained=False)}
         self.version, self.routes, self.length, self.edit = version, routes, length, edit
         self.dies_after, self.waits_s, self.dead = dies_after, waits_s, False
-        self.trickles_s, self.fails = 0.0, ""
+        self.trickles_s, self.fails, self.query = 0.0, "", ""  # the last one is of the last call
         self.calls: list[tuple[str, Any]] = []
         self.gate = threading.Event()  # completions wait until it is set
         self.gate.set()
@@ -87,6 +87,9 @@ class FakeVllm:
             elif route == "/v1/unload_lora_adapter":
                 if self.policies.pop(body["lora_name"], None) is None:
                     raise Refusal(404, f"The lora adapter '{body['lora_name']}' cannot be found.")
+            elif route == "/sleep" and "level=2" in self.query:
+                for value in self.policies["policy"].base.parameters():
+                    value.data.zero_()
             elif route == "/collective_rpc":
                 weights = load_file(Path(body["kwargs"]["weights_path"]) / "model.safetensors")
                 self.policies["policy"].base.load_state_dict(weights, strict=False)  # the head is tied
@@ -140,6 +143,7 @@ class _Handler(BaseHTTPRequestHandler):
             if self.fake.dead:
                 raise ConnectionAbortedError
             try:
+                self.fake.query = urlsplit(self.path).query
                 status, found = 200, self.fake.answer(urlsplit(self.path).path, body)
             except Refusal as refusal:
                 status, found = refusal.status, {"error": {"message": str(refusal)}}

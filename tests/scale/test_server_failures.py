@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fake_vllm import PROMPT, ROUTES, FakeVllm, edited
 
-from selfdistill.errors import ConfigError, EndpointError
+from selfdistill.errors import ConfigError, EndpointError, RunError
+from selfdistill.models.checkpoint import latest_checkpoint
 from selfdistill.models.load import LoraOptions
+from selfdistill.models.policy import Ranks
 from selfdistill.models.sampler import SamplingOptions
-from selfdistill.scale.sampler import Servers
+from selfdistill.runs.events import Phase
+from selfdistill.scale.sampler import Servers, open_samplers
+from selfdistill.training.loop import train
 
 OPTIONS = SamplingOptions(max_new_tokens=3, temperature=0.7)
 
@@ -83,6 +89,81 @@ def test_a_server_that_comes_back_half_ends_nothing_while_another_samples(model_
     assert sampler.load(policy, 1)["samplers"] == 1
     fakes[1].fails = ""
     assert sampler.load(policy, 2)["samplers"] == 2
+
+
+def test_a_server_that_dropped_its_weights_to_sleep_loads_them_again(model_dir, tiny_policy, opened) -> None:
+    policy, fake = tiny_policy(), FakeVllm(model_dir)
+    sampler = opened(fake, colocate={"sleep": 2})
+    sampler.load(policy, 0)
+    before = sampler.generate(policy, [PROMPT], OPTIONS, seed=1, uids=["a"])
+    sampler.rest()
+    assert sampler.load(policy, 0) == {}
+    assert sampler.generate(policy, [PROMPT], OPTIONS, seed=1, uids=["a"]) == before
+    with pytest.raises(ConfigError, match=r"base of an adapter[\s\S]*colocate.sleep=1"):
+        sampler.load(tiny_policy(lora=LoraOptions(rank=2)), 1)
+
+
+def test_the_last_adapter_is_given_back(model_dir, tiny_policy, config_of, tmp_path) -> None:
+    fakes = [FakeVllm(model_dir) for _ in range(2)]
+    config = config_of(scale={"sampler": {"addresses": [fake.url for fake in fakes]}})
+    with open_samplers(config, tmp_path / "w", PROMPT, 64, lambda _: None) as sampler:
+        sampler.load(tiny_policy(lora=LoraOptions(rank=2)), 0)
+        assert [len(fake.policies) for fake in fakes] == [2, 2]
+        fakes[0].dead = True
+    assert list(fakes[1].policies) == ["policy"]
+
+
+def test_weights_that_cannot_be_written_end_a_run_saved(model_dir, config_of) -> None:
+    small = {"tasks_per_step": 1, "evaluation": {"every": 0, "tasks": 1}}
+    table = {"addresses": [FakeVllm(model_dir).url]}
+    config = config_of(**small, scale={"sampler": table})
+
+    def in_the_way(event) -> None:
+        if type(event).__name__ == "StepEnd":
+            (Path(config.out).parent / "run.samplers" / ".partial-v000001").write_text(
+                "a file in the place of a folder"
+            )
+
+    with pytest.raises(EndpointError, match=r"weights for the servers could not be written[\s\S]*the run is saved"):
+        train(config, in_the_way)
+    assert latest_checkpoint(Path(config.out) / "checkpoints").name == "step-000001"
+    with pytest.raises(RunError, match=r"cannot be made\n  got  /dev/null.*Not a directory"):
+        train(config_of(**small, out="", scale={"sampler": {**table, "folder": "/dev/null"}}))
+
+
+def test_a_run_that_is_not_saved_does_not_say_so(model_dir, config_of) -> None:
+    fake = FakeVllm(model_dir)
+
+    def die(event) -> None:
+        fake.dead |= isinstance(event, Phase) and event.name.startswith("sampling")
+
+    config = config_of(
+        scale={"sampler": {"addresses": [fake.url], "start_s": 0.5}}, evaluation={"every": 0, "tasks": 1}
+    )
+    with pytest.raises(EndpointError, match="the run resumes from its newest checkpoint with selfdistill"):
+        train(config, die)
+
+
+class Passed(Ranks):
+    """As of several: the error of the first one is raised on all."""
+
+    size = 2
+
+    def same(self, work: Callable[[], Any]) -> Any:
+        try:
+            return work()
+        except EndpointError as error:
+            error.everywhere = True
+            raise
+
+
+def test_log_probabilities_that_disagree_end_all_learners_at_one_place(model_dir, tiny_policy, opened) -> None:
+    policy, fake = tiny_policy(), FakeVllm(model_dir)
+    policy.ranks = Passed()
+    fake.edit = edited(token_ids=[9] * 16, logprobs=numbers(*[-9.0] * 16))
+    with pytest.raises(EndpointError, match="not those of the model") as caught:
+        opened(fake).load(policy, 0)
+    assert caught.value.everywhere, "they save together"
 
 
 class Launched:

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor
 
 from selfdistill.errors import RunError
@@ -96,14 +97,18 @@ def _remove_older(directory: Path, keep: int, well: int) -> None:
             shutil.rmtree(going, ignore_errors=True)
 
 
-def save_weights(target: Path, policy: Policy, weights: Mapping[str, Tensor] | None = None) -> None:
+def save_weights(
+    target: Path, policy: Policy, weights: Mapping[str, Tensor] | None = None, *, head: Tensor | None = None
+) -> None:
     """Writes a model, or an adapter, as a directory that is whole or not there; with the `weights` that were gathered
-    from several ranks. Raises `RunError`, as `save_checkpoint`."""
+    from several ranks, and the head of a tied model in a file of its own. Raises `RunError`, as `save_checkpoint`."""
     partial = target.with_name(f"{PARTIAL}{target.name}")
     shutil.rmtree(partial, ignore_errors=True)  # of a killed process
     try:
         partial.mkdir(parents=True)
         write_model(partial, policy, weights)
+        if head is not None:
+            save_file({"lm_head.weight": head.contiguous()}, partial / "lm_head.safetensors")
         _make_durable(partial)
         _put_in_place(partial, target)
     except (OSError, SafetensorError, RuntimeError) as error:

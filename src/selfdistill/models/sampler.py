@@ -10,9 +10,10 @@ vocabulary, cut into K blocks of C tokens.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass
 from hashlib import blake2b
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -46,6 +47,31 @@ class SamplingOptions(Ranged):
     def whole(self) -> bool:
         """Whether completions are drawn from all tokens: `logprobs` are then the model's at this temperature."""
         return self.top_p == 1.0 and self.temperature > 0
+
+
+class Sampler(Protocol):
+    """Samples completions by weights of a known version, outside of the learner's process: `scale.sampler`."""
+
+    version: int
+
+    def generate(
+        self,
+        policy: Policy,
+        prompts: Sequence[TokenIds],
+        options: SamplingOptions,
+        *,
+        seed: int,
+        uids: Sequence[str],
+        **_: object,
+    ) -> list[Completion]:
+        """As `sample`; completions carry the version that sampled them. Raises `EndpointError`."""
+
+    def load(self, policy: Policy, version: int) -> Mapping[str, float]:
+        """Makes the policy's weights the ones that sample, and returns numbers for the records. Raises
+        `EndpointError`."""
+
+    def rest(self) -> None:
+        """Gives memory of the learner's device back until the next call."""
 
 
 @torch.no_grad()

@@ -116,11 +116,15 @@ class Engine:
         await self.call(client, LOAD, {"lora_name": name, "lora_path": path}, timeout_s=timeout_s)
         before, self.model = self.model, name
         if before not in (self.base, name):
-            try:
-                await self.call(client, UNLOAD, {"lora_name": before}, timeout_s=timeout_s)
-            except EndpointError as error:
-                if error.status != HTTPStatus.NOT_FOUND:  # a server that was started anew has none to unload
-                    raise
+            await self.unload(client, before, timeout_s)
+
+    async def unload(self, client: httpx.AsyncClient, name: str, timeout_s: float) -> None:
+        """Gives an adapter back."""
+        try:
+            await self.call(client, UNLOAD, {"lora_name": name}, timeout_s=timeout_s)
+        except EndpointError as error:
+            if error.status != HTTPStatus.NOT_FOUND:  # a server that was started anew has none to unload
+                raise
 
     async def reload(self, client: httpx.AsyncClient, path: str, timeout_s: float) -> None:
         """Loads all weights of a model directory in place of its own."""

@@ -6,12 +6,13 @@ Legend: T new tokens, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from operator import index
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from selfdistill.errors import EndpointError
 from selfdistill.models.policy import Policy
@@ -76,24 +77,26 @@ def completion(
 
 
 @torch.no_grad()
-def compare(
-    policy: Policy, prompt: TokenIds, done: Completion, options: SamplingOptions, bound: float, url: str
-) -> float:
-    """How far a server's log-probabilities are from the policy's: a mean over the tokens, in nats. Raises
-    `EndpointError` beyond the bound."""
+def distance(policy: Policy, prompt: TokenIds, done: Completion, options: SamplingOptions) -> Tensor:
+    """apart_T: how far a server's log-probabilities are from the policy's, in nats."""
     logits_TV = policy.head().logits(policy.answer_hidden([(prompt, done.token_ids)])).float()
     own_TV = normalised(logits_TV / (options.temperature or 1.0))
     own_TV = nucleus(own_TV, options.top_p) if options.top_p < 1 and options.temperature else own_TV
     own_T = own_TV[range(len(done.token_ids)), done.token_ids].cpu()
-    apart_T = (own_T - torch.tensor(done.logprobs)).abs()
-    mean, most = float(apart_T.mean()), float(apart_T.max())
-    if not mean <= bound:
+    return (own_T - torch.tensor(done.logprobs)).abs()
+
+
+def refuse_beyond(bound: float, rows: Sequence[Tensor], probes: Sequence[tuple[str, Completion]]) -> None:
+    """Raises `EndpointError` for a server whose log-probabilities are further apart than the bound, on average."""
+    for apart_T, (url, done) in zip(rows, probes, strict=True):
+        mean = float(apart_T.mean())
+        if mean <= bound:
+            continue
         raise EndpointError(
             "a server's log-probabilities are not those of the model",
-            got=f"{url}, weights of step {done.policy_version}: {mean:.4g} nats apart on average, {most:.4g} at most, "
-            f"over {len(apart_T)} tokens; the bound is {bound:g}",
+            got=f"{url}, weights of step {done.policy_version}: {mean:.4g} nats apart on average, "
+            f"{float(apart_T.max()):.4g} at most, over {len(apart_T)} tokens; the bound is {bound:g}",
             why="it kept other weights (vLLM keeps the old head of a tied model), or reports them before temperature "
             "and top_p: answers would be weighed by wrong ratios",
             do=f"start it with {SERVED_AS} and the run's dtype, or raise scale.sampler.logprob_bound",
         )
-    return mean

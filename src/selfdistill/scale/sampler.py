@@ -22,17 +22,16 @@ import ssl
 import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any, Protocol, TypeAlias, TypeVar
+from typing import IO, Any, TypeAlias, TypeVar
 
 import httpx
-from safetensors.torch import save_file
 from torch import Tensor
 
 from selfdistill.config import RunConfig
-from selfdistill.errors import EndpointError, SelfDistillError
+from selfdistill.errors import ConfigError, EndpointError, RunError, SelfDistillError
 from selfdistill.models.checkpoint import save_weights
 from selfdistill.models.policy import ALONE, Policy, Ranks
 from selfdistill.models.sampler import SamplingOptions
@@ -40,7 +39,7 @@ from selfdistill.runs.scale import SamplerOptions
 from selfdistill.runs.store import lock_directory
 from selfdistill.scale import engine as routes
 from selfdistill.scale.engine import Engine, LostError
-from selfdistill.scale.exchange import compare, completion, request
+from selfdistill.scale.exchange import completion, distance, refuse_beyond, request
 from selfdistill.scale.nccl import sender
 from selfdistill.scale.placed import PlacedServer
 from selfdistill.scale.placement import RAY
@@ -51,34 +50,9 @@ T = TypeVar("T")
 Launch: TypeAlias = Callable[[SamplerOptions, int, str, Sequence[str], Path], Process]
 PROBED = 16  # tokens of each server that are compared after a load
 KEPT = 2  # versions on the disk
-HEALTH_S = 30.0
+HEALTH_S, END_S = 30.0, 5.0
+DROPS = 2  # the level of sleep at which a server keeps no weights
 AGAIN_S = 600.0  # between two tries to start a server, which may take minutes of a full cluster, while others sample
-
-
-class Sampler(Protocol):
-    """Samples completions by weights of a known version. `models.sampler.sample` with the learner's own weights is the
-    sampler in process; this one is for all others."""
-
-    version: int
-
-    def generate(
-        self,
-        policy: Policy,
-        prompts: Sequence[TokenIds],
-        options: SamplingOptions,
-        *,
-        seed: int,
-        uids: Sequence[str],
-        **_: object,
-    ) -> list[Completion]:
-        """As `models.sampler.sample`; completions carry the version that sampled them. Raises `EndpointError`."""
-
-    def load(self, policy: Policy, version: int) -> Mapping[str, float]:
-        """Makes the policy's weights the ones that sample, and returns numbers for the records. Raises
-        `EndpointError`."""
-
-    def rest(self) -> None:
-        """Gives memory of the learner's device back until the next call."""
 
 
 class Servers:
@@ -115,8 +89,12 @@ class Servers:
         self._running: dict[asyncio.Task[Any], asyncio.AbstractEventLoop] = {}
 
     def open(self) -> None:
-        """Takes the folder of weights. Raises `RunError` where another process has it."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        """Takes the folder of weights. Raises `RunError` where another process has it, or nobody can write there."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            what, do = "the folder for servers' weights cannot be made", "choose another with scale.sampler.folder"
+            raise RunError(what, got=f"{self.folder} ({error.strerror})", do=do) from error
         self._lock = lock_directory(self.folder)
         for left in self.folder.glob("v*"):  # by a process that was killed
             shutil.rmtree(left, ignore_errors=True)
@@ -138,7 +116,7 @@ class Servers:
     ) -> list[Completion]:
         """As `models.sampler.sample`, but for the draws, which are vLLM's. Raises `EndpointError`."""
         if self._asleep:
-            self._run(self._wake())
+            self._run(self._wake(policy))
         asked = [request(policy, *named, options, seed) for named in zip(prompts, uids, strict=True)]
         found = self._run(self._spread(asked)) if asked else []
         return [
@@ -154,19 +132,19 @@ class Servers:
             return {}
         weights = policy.gathered()
         probes = same(lambda: self._load(policy, version, weights))
-        options, bound = self.config.sampling, self.options.logprob_bound
-        apart = [compare(policy, self.probe, done, options, bound, url) for url, done in probes]
-        return {"sync_s": time.monotonic() - began, "sampler_gap": max(apart), "samplers": float(len(apart))}
+        rows = [distance(policy, self.probe, done, self.config.sampling) for _, done in probes]
+        same(lambda: refuse_beyond(self.options.logprob_bound, rows, probes))
+        gap = max(float(apart_T.mean()) for apart_T in rows)
+        return {"sync_s": time.monotonic() - began, "sampler_gap": gap, "samplers": float(len(rows))}
 
     def _load(self, policy: Policy, version: int, weights: Mapping[str, Tensor] | None) -> list[tuple[str, Completion]]:
         """What every server samples behind the probe with these weights (None: the policy has them), by its url."""
-        path, self._loads = self.folder / f"v{version:06d}", self._loads + 1
+        if self.options.colocate and self.options.colocate.sleep == DROPS and policy.has_adapter:
+            do = "set scale.sampler.colocate.sleep=1"
+            raise ConfigError("a server that drops its weights loses the base of an adapter", got="sleep=2", do=do)
+        path, self._loads = self._path(version), self._loads + 1
         if not path.is_dir() or version != self.version:
-            save_weights(path, policy, weights)
-            if unties(policy):
-                [name] = [name for name, value in policy.base.named_parameters() if value is policy.output.weight]
-                head = policy.output.weight.detach() if weights is None else weights[name]
-                save_file({"lm_head.weight": head.contiguous()}, path / "lm_head.safetensors")
+            self._write(path, policy, weights)
         self._run(self._started(path, policy))
         if nccl := self.options.transfer == "nccl" and not policy.has_adapter:
             if self._sends_to != self.live:  # a group that lost a member cannot be used
@@ -190,6 +168,20 @@ class Servers:
             shutil.rmtree(old, ignore_errors=True)
         return probes
 
+    def _path(self, version: int) -> Path:
+        return self.folder / f"v{version:06d}"
+
+    def _write(self, path: Path, policy: Policy, weights: Mapping[str, Tensor] | None) -> None:
+        head = None
+        if unties(policy):
+            [name] = [name for name, value in policy.base.named_parameters() if value is policy.output.weight]
+            head = policy.output.weight.detach() if weights is None else weights[name]
+        try:
+            save_weights(path, policy, weights, head=head)
+        except RunError as error:
+            what, do = "the weights for the servers could not be written", "make room, or set scale.sampler.folder"
+            raise EndpointError(what, got=path, why=error.why.partition(";")[0], do=do) from error
+
     def rest(self) -> None:
         """Servers on the learner's GPU give memory back until the next call; others do nothing."""
         if self.options.colocate and not self._asleep:
@@ -199,14 +191,24 @@ class Servers:
             )))  # fmt: skip
             self._asleep = True
 
-    async def _wake(self) -> None:
-        await self._each(lambda client, engine: engine.call(client, routes.WAKE, {}, timeout_s=self.options.timeout_s))
+    async def _wake(self, policy: Policy | None = None) -> None:
+        """With a policy servers that dropped their weights load them again."""
+
+        async def one(client: httpx.AsyncClient, engine: Engine) -> None:
+            await engine.call(client, routes.WAKE, {}, timeout_s=self.options.timeout_s)
+            if policy and self.options.colocate and self.options.colocate.sleep == DROPS:
+                await engine.reload(client, str(self._path(self.version)), self.options.timeout_s)
+
+        await self._each(one)
         self._asleep = False
 
     def close(self) -> None:
         """Ends requests in progress, servers that were started, and the weights written for them."""
         for task, loop in list(self._running.items()):
-            loop.call_soon_threadsafe(task.cancel)
+            with suppress(RuntimeError):  # it has just ended, and its loop with it
+                loop.call_soon_threadsafe(task.cancel)
+        if self.options.addresses:
+            self._run(self._unloaded())
         for process in self._processes.values():
             process.end()
         self._threads.shutdown(wait=False)
@@ -227,6 +229,12 @@ class Servers:
                 del self._running[task]
 
         return self._threads.submit(asyncio.run, tracked()).result()
+
+    async def _unloaded(self) -> None:
+        """The servers of others give the last adapter back."""
+        async with self._client() as client:
+            calls = [e.unload(client, e.model, END_S) for e in self.live if e.model != e.base]
+            await asyncio.gather(*calls, return_exceptions=True)
 
     def _client(self) -> httpx.AsyncClient:
         """Of no proxy: servers are on this machine, or on a private network."""

@@ -22,9 +22,10 @@ from selfdistill.config import RunConfig
 from selfdistill.envs.base import ConversationEnvironment
 from selfdistill.errors import ConfigError
 from selfdistill.models.policy import ALONE
+from selfdistill.models.sampler import Sampler
 from selfdistill.prompts.render import Renderer
 from selfdistill.runs.events import Callback, Note, Phase
-from selfdistill.scale.sampler import Sampler, open_samplers
+from selfdistill.scale.sampler import open_samplers
 from selfdistill.training.session import Session, Totals
 from selfdistill.training.steps import GenerationBatch, sample_batch
 

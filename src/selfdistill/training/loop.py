@@ -17,7 +17,7 @@ from typing import Any
 
 from selfdistill.config import RunConfig, completed, resolved
 from selfdistill.data.tasks import wanted_answers
-from selfdistill.errors import CollapseError, EndpointError, SelfDistillError, TrainingError, is_out_of_memory
+from selfdistill.errors import CollapseError, EndpointError, TrainingError, is_out_of_memory
 from selfdistill.models.checkpoint import set_aside
 from selfdistill.models.policy import Ranks
 from selfdistill.plugins import short_name
@@ -157,22 +157,22 @@ class _Training:
         try:
             yield
         except (MemoryError, RuntimeError, EndpointError) as error:
-            resume, together = f"selfdistill train --resume {self.run.path}", self.ranks.size == 1
-            if isinstance(error, EndpointError):
-                do, together = f"{error.do}; the run is saved, and resumes with {resume}", together or error.everywhere
-                found: SelfDistillError = EndpointError(error.what, got=error.got, why=error.why, do=do)
-            elif is_out_of_memory(error):
-                found = out_of_memory(self.session.config, error.__cause__ or error, resume)
-            else:
+            if not (isinstance(error, EndpointError) or is_out_of_memory(error)):
                 raise
+            failed = error
         else:
             return
         finally:
             changed.remove()
         self.learner.optimizer.zero_grad(set_to_none=True)
-        if self.totals.step and not self.changed and together:  # else other ranks would not save with this one
+        together = self.ranks.size == 1 or getattr(failed, "everywhere", False)
+        if saved := self.totals.step > 0 and not self.changed and together:  # else other ranks would not save with this
             self._save()
-        raise found
+        resume = f"selfdistill train --resume {self.run.path}"
+        if not isinstance(failed, EndpointError):
+            raise out_of_memory(self.session.config, failed.__cause__ or failed, resume) from failed
+        how = "the run is saved, and resumes" if saved else "the run resumes from its newest checkpoint"
+        raise EndpointError(failed.what, got=failed.got, why=failed.why, do=f"{failed.do}; {how} with {resume}")
 
     def _one_step(self, began: float) -> None:
         self.changed = False

@@ -36,6 +36,7 @@ from selfdistill.models.checkpoint import load_newest, save_checkpoint
 from selfdistill.models.load import load_policy, load_tokenizer
 from selfdistill.models.policy import ALONE, Policy, Ranks
 from selfdistill.models.resumable import Resumable
+from selfdistill.models.sampler import Sampler
 from selfdistill.models.teacher import Frozen, Live, Other, Teacher, TeacherRule
 from selfdistill.plugins import seed_global
 from selfdistill.prompts.context import Instruction, teacher_messages
@@ -46,7 +47,6 @@ from selfdistill.runs.environment import describe_environment
 from selfdistill.runs.events import Callback, Note, Phase
 from selfdistill.scale.launch import check_ranks
 from selfdistill.scale.ranks import divided
-from selfdistill.scale.sampler import Sampler
 from selfdistill.training.fitting import check_sampling, check_turns
 from selfdistill.training.optimiser import new_optimizer
 from selfdistill.training.planner import check_memory, needs_of, planned
