@@ -1,5 +1,5 @@
 """As much of Ray as `scale` uses, in this process: a call runs when its result is read. Actors in `lost` raise as those
-of a machine that is gone."""
+of a machine that is gone; those behind the first `room` find no place."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ class LocalRay:
         RayError=RayError, RayActorError=RayActorError, RayTaskError=RayTaskError, GetTimeoutError=GetTimeoutError
     )
 
-    def __init__(self, loses: Any = lambda actor, name, given: False) -> None:
-        self.loses, self.actors, self.rooms = loses, list[Actor](), 0
+    def __init__(self, loses: Any = lambda actor, name, given: False, room: int = 99) -> None:
+        self.loses, self.actors, self.room = loses, list[Actor](), room
         strategy = SimpleNamespace(PlacementGroupSchedulingStrategy=lambda *_, **__: None)
         self.util = SimpleNamespace(
             placement_group=lambda bundles, strategy: SimpleNamespace(wait=lambda _: len(bundles) <= 4),
@@ -66,8 +66,11 @@ class LocalRay:
 
         return SimpleNamespace(options=lambda **_: SimpleNamespace(remote=made))
 
-    def wait(self, calls: list[Any], num_returns: int) -> tuple[list[Any], list[Any]]:
-        return calls[-num_returns:], calls[:-num_returns]
+    def wait(self, calls: list[Any], num_returns: int, timeout: float | None) -> tuple[list[Any], list[Any]]:
+        """The last ones whose actor has found room; where none has, the time is over at once."""
+        placed = [call for call in calls if self.actors.index(call.func.__self__) < self.room]
+        assert placed or timeout is not None, "it would wait for ever"
+        return placed[-num_returns:], placed[:-num_returns]
 
     def get(self, call: Any, timeout: float | None = None) -> Any:
         return call()

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from local_ray import LocalRay
+from local_ray import LocalRay, RayError
 
 from selfdistill.cli.on_ray import scored_on_ray
 from selfdistill.config import Values, load_config, resolved
@@ -76,6 +76,40 @@ def test_what_a_lost_worker_had_is_scored_again_and_counts_once(settings) -> Non
     assert found == score_all(settings.make_env(), pairs, seed=settings.seed)
     assert (len(ray.actors), len(notes)) == (5, 2)
     assert "4 answers are scored again" in notes[0]
+
+
+def test_results_that_are_lost_with_their_machine_are_scored_again(settings) -> None:
+    class Gone(LocalRay):
+        lost = False
+
+        def get(self, call, timeout=None):
+            found = call()
+            if self.lost or "scored" not in call.args:
+                return found
+            self.lost = True
+            raise RayError("the object is lost")
+
+    pairs, notes = answers(20), list[str]()
+    with workers(Gone(), resolved(settings), 3, notes.append) as pool:
+        found = score_all(RemoteEnvironment(settings.make_env(), pool), pairs, seed=settings.seed)
+    assert (found, len(notes)) == (score_all(settings.make_env(), pairs, seed=settings.seed), 1)
+
+
+def test_the_others_score_on_where_a_lost_worker_finds_no_room(settings) -> None:
+    pairs, lost = answers(20), [2]
+    expected = score_all(settings.make_env(), pairs, seed=settings.seed)
+    ray = LocalRay(lambda actor, name, given: name == "scored" and ray.actors.index(actor) in lost, room=3)
+    with workers(ray, resolved(settings), 3, print) as pool:
+        env = RemoteEnvironment(settings.make_env(), pool)
+        for _ in range(2):
+            assert score_all(env, pairs, seed=settings.seed) == expected
+        assert len(ray.actors) == 4, "the one that is waiting for room"
+        ray.room = 4
+        assert score_all(env, pairs, seed=settings.seed) == expected
+        assert ray.actors[3].value.env is not None, "it has found some"
+        lost += [0, 1, 3]
+        with pytest.raises(EnvError, match="an environment worker cannot be placed"):
+            score_all(env, pairs, seed=settings.seed)
 
 
 def test_answers_that_take_three_workers_with_them_are_dropped_alone(settings) -> None:

@@ -93,6 +93,8 @@ class Pool:
     note: Callable[[str], None]
     handles: list[Any] = field(default_factory=list)
     spent: Counter[str] = field(default_factory=Counter)
+    starting: dict[Any, int] = field(default_factory=dict)  # calls of workers that take the place of lost ones
+    tries: Counter[int] = field(default_factory=Counter)  # of them, one after the other
     turn: threading.Lock = field(default_factory=threading.Lock)
 
     def open(self) -> None:
@@ -105,7 +107,7 @@ class Pool:
         """Ends them."""
         for handle in self.handles:
             self.ray.kill(handle)
-        self.handles = []
+        self.handles, self.starting = [], {}
 
     def scored(self, pairs: Sequence[Pair], *, evaluates: bool) -> list[Scored]:
         """One result a pair, in order, one batch at a time. Answers that took `TRIES` workers with them are dropped."""
@@ -117,12 +119,19 @@ class Pool:
         waiting: deque[Chunk] = deque((start, pairs[start : start + size]) for start in range(0, len(pairs), size))
         results, losses = dict[int, list[Scored]](), Counter[int]()
         busy: dict[Any, tuple[int, Chunk]] = {}
-        idle = list(range(self.count))
+        idle = [number for number in range(self.count) if number not in self.starting.values()]
         while waiting or busy:
             while waiting and idle:
                 number, chunk = idle.pop(0), waiting.popleft()
                 busy[self.handles[number].scored.remote(chunk[1], evaluates)] = number, chunk
-            for call in self.ray.wait(list(busy), num_returns=1)[0]:
+            calls = [*busy, *self.starting]
+            ready, _ = self.ray.wait(calls, num_returns=1, timeout=None if busy else START_S)
+            if not ready:
+                raise self._no_room()
+            for call in ready:
+                if call in self.starting:
+                    idle += self._started(call)
+                    continue
                 number, chunk = busy.pop(call)
                 start, own = chunk
                 try:
@@ -130,18 +139,41 @@ class Pool:
                     self.spent += spent
                 except self.ray.exceptions.RayTaskError as error:
                     raise self._own(error) from error
-                except self.ray.exceptions.RayActorError:
+                except self.ray.exceptions.RayError:  # of the worker, or of its machine, which had the results
                     losses[start] += 1
                     self.note(f"environment worker {number + 1} was lost: {len(own)} answers are scored again")
-                    self.ray.kill(self.handles[number])  # one that only seems to be
-                    self.handles[number] = self._ready(self._new())
+                    self._replace(number)
                     if losses[start] < TRIES:
                         waiting.appendleft(chunk)
                     else:
                         text = f"{TRIES} environment workers ended while they scored {len(own)} answers, this one too"
                         results[start] = [Fault(DropReason.SCORING_FAILED, text)] * len(own)
-                idle.append(number)
+                else:
+                    idle.append(number)
         return [result for start in sorted(results) for result in results[start]]
+
+    def _replace(self, number: int) -> None:
+        """Starts another worker in the place of one, which takes chunks once it is there: the cluster may have no room
+        for it as long as the machine of the lost one is gone."""
+        self.ray.kill(self.handles[number])  # one that only seems to be lost
+        self.handles[number] = self._new()
+        self.starting[self.handles[number].opened.remote()] = number
+
+    def _started(self, call: Any) -> list[int]:
+        """The worker that has made its environment, if it has; else another is started, `TRIES` in all."""
+        number = self.starting.pop(call)
+        try:
+            self.ray.get(call)
+        except self.ray.exceptions.RayTaskError as error:
+            raise self._own(error) from error
+        except self.ray.exceptions.RayError as error:
+            self.tries[number] += 1
+            if self.tries[number] >= TRIES:
+                raise self._all_ended(error) from error
+            self._replace(number)
+            return []
+        self.tries[number] = 0
+        return [number]
 
     def _new(self) -> Any:
         kind = self.ray.remote(Worker).options(num_cpus=1, scheduling_strategy="SPREAD", max_restarts=0)
@@ -158,14 +190,20 @@ class Pool:
                 raise self._own(error) from error
             except self.ray.exceptions.GetTimeoutError as error:
                 self.ray.kill(handle)
-                do = "add machines, ask for fewer scale.env_workers, or end what else runs on the cluster"
-                got = f"none free within {START_S:g} s, of {self.ray.cluster_resources().get('CPU', 0):g} processors"
-                raise EnvError("an environment worker cannot be placed", got=got, do=do) from error
-            except self.ray.exceptions.RayActorError as error:
+                raise self._no_room() from error
+            except self.ray.exceptions.RayError as error:
                 why, handle = error, self._new()
+        raise self._all_ended(why)
+
+    def _no_room(self) -> EnvError:
+        do = "add machines, ask for fewer scale.env_workers, or end what else runs on the cluster"
+        got = f"none free within {START_S:g} s, of {self.ray.cluster_resources().get('CPU', 0):g} processors"
+        return EnvError("an environment worker cannot be placed", got=got, do=do)
+
+    def _all_ended(self, why: object) -> EnvError:
         do = "see that this package is installed on every machine, in the same version"
         text = re.sub(r"\x1b\[\d+m", "", str(why))[-300:]
-        raise EnvError(f"{TRIES} environment workers ended before they scored anything", got=text, do=do)
+        return EnvError(f"{TRIES} environment workers ended before they scored anything", got=text, do=do)
 
     def _own(self, error: Any) -> Exception:
         """The error of our own that a worker raised, with the machine it was raised on."""
