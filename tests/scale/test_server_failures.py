@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from fake_vllm import PROMPT, ROUTES, FakeVllm, edited
+from test_samplers import moved, own_logprobs
 
 from selfdistill.errors import ConfigError, EndpointError, RunError
 from selfdistill.models.checkpoint import latest_checkpoint
@@ -101,6 +103,24 @@ def test_a_server_that_dropped_its_weights_to_sleep_loads_them_again(model_dir, 
     assert sampler.generate(policy, [PROMPT], OPTIONS, seed=1, uids=["a"]) == before
     with pytest.raises(ConfigError, match=r"base of an adapter[\s\S]*colocate.sleep=1"):
         sampler.load(tiny_policy(lora=LoraOptions(rank=2)), 1)
+
+
+def test_a_server_that_is_started_anew_between_two_batches_loads_the_weights_again(
+    model_dir, tiny_policy, opened, monkeypatch
+) -> None:
+    policy, fakes, notes = tiny_policy(), [FakeVllm(model_dir) for _ in range(2)], list[str]()
+    sampler = opened(*fakes, notes=notes, requests=1)
+    moved(policy)
+    sampler.load(policy, 1)
+    fakes[1].policies = FakeVllm(model_dir).policies
+    monkeypatch.setattr("selfdistill.scale.sampler.RESTART_S", 0.0)
+    for _ in range(2):
+        for done in sampler.generate(policy, [PROMPT] * 4, OPTIONS, seed=1, uids=list("abcd")):
+            torch.testing.assert_close(torch.tensor(done.logprobs), own_logprobs(policy, done), atol=1e-4, rtol=0)
+    assert [note for note in notes if "other weights" in note] == [
+        f"the sampler {fakes[1].url} has other weights than it was sent: it loads them again"
+    ]
+    assert [fake.count("/collective_rpc") for fake in fakes] == [1, 2]
 
 
 def test_the_last_adapter_is_given_back(model_dir, tiny_policy, config_of, tmp_path) -> None:

@@ -14,9 +14,12 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http import HTTPStatus
+from itertools import takewhile
+from statistics import fmean
 from typing import Any
 
 import httpx
@@ -38,13 +41,17 @@ class LostError(EndpointError):
 @dataclass(slots=True)
 class Engine:
     """One server. `lost` is why it gets no more requests, "" while it does; `model` is what requests name: its base,
-    or the adapter that it loaded last. `group` is the number of its GPUs."""
+    or the adapter that it loaded last. `group` is the number of its GPUs. After a load it `said` these tokens, with
+    their log-probabilities, to the request `probe`; `answered` is when it last answered anything."""
 
     url: str
     base: str = ""
     model: str = ""
     lost: str = ""
     group: int = 1
+    probe: Mapping[str, Any] = field(default_factory=dict)
+    said: Sequence[tuple[int, float]] = ()
+    answered: float = 0.0
 
     async def call(
         self, client: httpx.AsyncClient, route: str, body: Any = None, *, timeout_s: float, **query: str
@@ -59,6 +66,7 @@ class Engine:
             raise LostError(f"no answer to {route} in {timeout_s:g} s", got=self.url) from None
         except httpx.HTTPError as error:
             raise LostError(f"{route} failed: {type(error).__name__} {error}".strip(), got=self.url) from None
+        self.answered = time.monotonic()
         gone = answer.status_code == HTTPStatus.NOT_FOUND and route == GENERATE  # started anew, without our adapter
         if answer.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR or gone:
             raise LostError(f"{route} failed with status {answer.status_code}: {answer.text[:300]}", got=self.url)
@@ -78,6 +86,18 @@ class Engine:
             if isinstance(choice, dict) and choice.get("finish_reason") in GIVEN_UP:
                 raise LostError(f"{GENERATE} ended with {choice['finish_reason']}", got=self.url)
         return reply
+
+    async def kept(self, client: httpx.AsyncClient, bound: float, timeout_s: float) -> bool:
+        """Whether it has the weights of its last load: it says again what it said then."""
+        reply = await self.complete(client, self.probe, timeout_s)
+        try:
+            [choice] = reply["choices"]
+            now = zip(choice["token_ids"], choice["logprobs"]["token_logprobs"], strict=True)
+            equal = takewhile(lambda both: both[0][0] == both[1][0], zip(self.said, now, strict=False))
+            apart = [abs(before[1] - after[1]) for before, after in equal]
+        except (KeyError, TypeError, ValueError):
+            return False
+        return bool(apart) and fmean(apart) <= bound
 
     async def check(self, client: httpx.AsyncClient, routes: Sequence[str], tokens: int, timeout_s: float) -> None:
         """Raises `EndpointError` for a server that is too old, lacks one of the routes, or reads fewer tokens."""

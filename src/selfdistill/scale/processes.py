@@ -10,12 +10,15 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from selfdistill.config import RunConfig
-from selfdistill.errors import ConfigError
+from selfdistill.errors import ConfigError, EndpointError, RunError
+from selfdistill.models.checkpoint import save_weights
 from selfdistill.models.load import places_of
 from selfdistill.models.policy import Policy
 from selfdistill.runs.scale import SamplerOptions
@@ -93,6 +96,19 @@ def served(config: RunConfig, policy: Policy, path: Path, tokens: int) -> tuple[
     if options.colocate:
         flags += ["--enable-sleep-mode", "--gpu-memory-utilization", str(options.colocate.memory)]
     return str(model), flags
+
+
+def write_weights(path: Path, policy: Policy, weights: Mapping[str, Tensor] | None) -> None:
+    """The directory that servers load. Raises `EndpointError`."""
+    head = None
+    if unties(policy):
+        [name] = [name for name, value in policy.base.named_parameters() if value is policy.output.weight]
+        head = policy.output.weight.detach() if weights is None else weights[name]
+    try:
+        save_weights(path, policy, weights, head=head)
+    except RunError as error:
+        what, do = "the weights for the servers could not be written", "make room, or set scale.sampler.folder"
+        raise EndpointError(what, got=path, why=error.why.partition(";")[0], do=do) from error
 
 
 def unties(policy: Policy) -> bool:

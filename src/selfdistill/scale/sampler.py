@@ -32,7 +32,6 @@ from torch import Tensor
 
 from selfdistill.config import RunConfig
 from selfdistill.errors import ConfigError, EndpointError, RunError, SelfDistillError
-from selfdistill.models.checkpoint import save_weights
 from selfdistill.models.policy import ALONE, Policy, Ranks
 from selfdistill.models.sampler import SamplingOptions
 from selfdistill.runs.scale import SamplerOptions
@@ -43,7 +42,7 @@ from selfdistill.scale.exchange import completion, distance, refuse_beyond, requ
 from selfdistill.scale.nccl import sender
 from selfdistill.scale.placed import PlacedServer
 from selfdistill.scale.placement import RAY
-from selfdistill.scale.processes import Process, served, unties
+from selfdistill.scale.processes import Process, served, write_weights
 from selfdistill.types import Completion, TokenIds
 
 T = TypeVar("T")
@@ -51,6 +50,7 @@ Launch: TypeAlias = Callable[[SamplerOptions, int, str, Sequence[str], Path], Pr
 PROBED = 16  # tokens of each server that are compared after a load
 KEPT = 2  # versions on the disk
 HEALTH_S, END_S = 30.0, 5.0
+RESTART_S = 10.0  # in which no vLLM starts: one that is silent for longer may be another, with its first weights
 DROPS = 2  # the level of sleep at which a server keeps no weights
 AGAIN_S = 600.0  # between two tries to start a server, which may take minutes of a full cluster, while others sample
 
@@ -117,6 +117,8 @@ class Servers:
         """As `models.sampler.sample`, but for the draws, which are vLLM's. Raises `EndpointError`."""
         if self._asleep:
             self._run(self._wake(policy))
+        elif not policy.has_adapter and any(time.monotonic() - one.answered > RESTART_S for one in self.live):
+            self._run(self._each(self._refreshed))
         asked = [request(policy, *named, options, seed) for named in zip(prompts, uids, strict=True)]
         found = self._run(self._spread(asked)) if asked else []
         return [
@@ -144,7 +146,7 @@ class Servers:
             raise ConfigError("a server that drops its weights loses the base of an adapter", got="sleep=2", do=do)
         path, self._loads = self._path(version), self._loads + 1
         if not path.is_dir() or version != self.version:
-            self._write(path, policy, weights)
+            write_weights(path, policy, weights)
         self._run(self._started(path, policy))
         if nccl := self.options.transfer == "nccl" and not policy.has_adapter:
             if self._sends_to != self.live:  # a group that lost a member cannot be used
@@ -160,7 +162,9 @@ class Servers:
         async def probed(client: httpx.AsyncClient, engine: Engine) -> None:
             body = request(policy, self.probe, f"probe-{version}", options, self.config.seed)
             reply = await engine.complete(client, body, self.options.timeout_s)
-            probes.append((engine.url, completion(policy, self.probe, "", body, engine.url, reply, version)))
+            done = completion(policy, self.probe, "", body, engine.url, reply, version)
+            engine.probe, engine.said = body, tuple(zip(done.token_ids, done.logprobs, strict=True))
+            probes.append((engine.url, done))
 
         self._run(self._each(probed))
         self._require_live()
@@ -171,16 +175,11 @@ class Servers:
     def _path(self, version: int) -> Path:
         return self.folder / f"v{version:06d}"
 
-    def _write(self, path: Path, policy: Policy, weights: Mapping[str, Tensor] | None) -> None:
-        head = None
-        if unties(policy):
-            [name] = [name for name, value in policy.base.named_parameters() if value is policy.output.weight]
-            head = policy.output.weight.detach() if weights is None else weights[name]
-        try:
-            save_weights(path, policy, weights, head=head)
-        except RunError as error:
-            what, do = "the weights for the servers could not be written", "make room, or set scale.sampler.folder"
-            raise EndpointError(what, got=path, why=error.why.partition(";")[0], do=do) from error
+    async def _refreshed(self, client: httpx.AsyncClient, engine: Engine) -> None:
+        """Loads the weights once more where a server was started anew meanwhile, with those that it begins with."""
+        if not await engine.kept(client, self.options.logprob_bound, self.options.timeout_s):
+            self._note(f"the sampler {engine.url} has other weights than it was sent: it loads them again")
+            await engine.reload(client, str(self._path(self.version)), self.options.timeout_s)
 
     def rest(self) -> None:
         """Servers on the learner's GPU give memory back until the next call; others do nothing."""
