@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,8 @@ import torch
 from fake_vllm import PROMPT, ROUTES, FakeVllm, edited
 
 from selfdistill.analysis.context_gain import measure_context_gain
+from selfdistill.config import Values
+from selfdistill.envs.rewards import as_environment
 from selfdistill.errors import ConfigError, EndpointError
 from selfdistill.models.load import LoraOptions
 from selfdistill.models.sampler import SamplingOptions
@@ -21,6 +25,7 @@ from selfdistill.runs.events import Interrupted, no_callback
 from selfdistill.runs.scale import SamplerOptions
 from selfdistill.scale.processes import Process
 from selfdistill.training.loop import train
+from selfdistill.types import Completion, Task
 
 OPTIONS = SamplingOptions(max_new_tokens=3, temperature=0.7)
 FAKE = Path(__file__).with_name("fake_vllm.py")
@@ -172,6 +177,33 @@ def test_a_run_whose_servers_die_is_saved_and_resumes(model_dir, config_of) -> N
     run = read_run(train(resumed, resume=True))
     assert [(step.step, step.extra["staleness"]) for step in run.steps] == [(1, 0), (2, 0), (3, 1)]
     assert len({(r.step, r.uid) for r in run.rollouts()}) == len(list(run.rollouts()))
+
+
+def test_a_run_that_ends_does_not_wait_for_what_is_scored_ahead(model_dir, config_of) -> None:
+    table = {"addresses": [FakeVllm(model_dir).url], "staleness": 2}
+    scoring, gate = threading.Event(), threading.Event()
+
+    def press(event) -> None:
+        if type(event).__name__ == "StepEnd":
+            assert scoring.wait(25)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def waits(task: Task, completion: Completion) -> float:
+        if completion.uid.startswith("2-"):
+            scoring.set()
+            gate.wait(25)
+        return 0.0
+
+    config = config_of(steps=9, tasks_per_step=1, evaluation={"every": 0, "tasks": 1}, scale={"sampler": table})
+    env = as_environment(waits, tasks=config.make_env().tasks("train"))
+    before = {*threading.enumerate()}
+    with pytest.raises(Interrupted):
+        train(replace(config, values=Values(env=env)), press)
+    until = time.monotonic() + 5.0
+    while left := [one for one in {*threading.enumerate()} - before if not one.daemon]:
+        assert time.monotonic() < until, left  # this process would wait for them at its end
+        time.sleep(0.05)
+    gate.set()
 
 
 def test_ctrl_c_ends_a_run_that_samples_ahead(model_dir, config_of) -> None:

@@ -227,7 +227,12 @@ class Servers:
             finally:
                 del self._running[task]
 
-        return self._threads.submit(asyncio.run, tracked()).result()
+        try:
+            found = self._threads.submit(lambda: asyncio.run(tracked()))
+        except RuntimeError:  # the run has ended
+            work.close()
+            raise
+        return found.result()
 
     async def _unloaded(self) -> None:
         """The servers of others give the last adapter back."""

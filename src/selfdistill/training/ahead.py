@@ -11,15 +11,16 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 from selfdistill.config import RunConfig
-from selfdistill.envs.base import ConversationEnvironment
+from selfdistill.envs.base import ConversationEnvironment, started
 from selfdistill.errors import ConfigError
 from selfdistill.models.policy import ALONE
 from selfdistill.models.sampler import Sampler
@@ -28,6 +29,8 @@ from selfdistill.runs.events import Callback, Note, Phase
 from selfdistill.scale.sampler import open_samplers
 from selfdistill.training.session import Session, Totals
 from selfdistill.training.steps import GenerationBatch, sample_batch
+
+END_S = 2.0  # for a batch that is being scored as the run ends
 
 
 @dataclass
@@ -41,7 +44,6 @@ class Ahead:
     renderer: Renderer
     numbers: dict[str, float] = field(default_factory=dict)
     batches: deque[Future[GenerationBatch]] = field(default_factory=deque)  # of other ranks: without results
-    pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
 
     def next(self, totals: Totals) -> GenerationBatch:
         """The batch of the next step; begins those behind it. Raises `EndpointError`."""
@@ -72,14 +74,14 @@ class Ahead:
         before: Future[GenerationBatch] | None = None
         for number in range(first, min(first + count, self.session.config.steps)):
             here = not self.session.policy.ranks.rank
-            before = self.pool.submit(self._sampled, number, drawn, solved, before) if here else Future()
+            before = started(partial(self._sampled, number, drawn, solved, before)) if here else Future()
             self.batches.append(before)
 
     def _sampled(
         self, step: int, drawn: Mapping[str, int], solved: Mapping[str, int], before: Future[GenerationBatch] | None
     ) -> GenerationBatch:
-        """A batch, whose tasks follow from those `before` it. In this thread nothing is exchanged with other ranks, and
-        the tokenizer is another: each belongs to one thread."""
+        """A batch, whose tasks follow from those `before` it, in a thread for which a run that ends does not wait.
+        Nothing is exchanged with other ranks here, and the tokenizer is another: each belongs to one thread."""
         if before is not None:
             drawn, solved = before.result().drawn, before.result().solved
         alone = replace(self.session, policy=replace(self.session.policy, ranks=ALONE), renderer=self.renderer)
@@ -115,12 +117,14 @@ def sampled_ahead(session: Session, out: Path, step: int, callback: Callback) ->
     tokens, probe = min(most, session.policy.context_length), session.renderer.prompt(session.tasks[0].messages)
     folder = Path(options.folder or out.parent) / f"{out.name}.samplers"
     note, ranks = (lambda text: callback(Note(text))), session.policy.ranks
-    with open_samplers(config, folder, probe, tokens, note, ranks) as sampler:
-        session.sampler = sampler
-        own = replace(session.renderer, tokenizer=deepcopy(session.renderer.tokenizer))
-        ahead = Ahead(session, sampler, callback, own)
-        try:
+    batches: deque[Future[GenerationBatch]] = deque()
+    try:
+        with open_samplers(config, folder, probe, tokens, note, ranks) as sampler:
+            session.sampler = sampler
+            own = replace(session.renderer, tokenizer=deepcopy(session.renderer.tokenizer))
+            ahead = Ahead(session, sampler, callback, own, batches=batches)
             ahead.load(step)
             yield ahead
-        finally:
-            ahead.pool.shutdown(wait=False, cancel_futures=True)
+    finally:
+        if not ranks.rank:
+            wait(batches, END_S)  # what is quickly scored ends before Python does
