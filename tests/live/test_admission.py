@@ -7,6 +7,8 @@ import pytest
 
 from selfdistill.live.admission import Admission, Answers, Compared, Trained, after_training, before_training, relief
 from selfdistill.live.learning import LiveLearning
+from selfdistill.live.probe import changes
+from selfdistill.types import Completion, StopReason
 
 OPTIONS = LiveLearning()
 FORM = Answers((20,) * 24)
@@ -74,6 +76,8 @@ def test_no_gain_is_admitted_by_chance_in_more_than_one_case_of_twenty() -> None
         ({"moved": (3.0,) * 24}, "kl_cap"),
         ({"follows": pairs_of(-2.0)}, "follows"),
         ({"follows": [*pairs_of(3.0), *pairs_of(-2.0, session="other")]}, "sessions"),
+        ({"beside": pairs_of(-2.0, session="other")}, "sessions"),
+        ({"cut": (0, 30)}, "tasks"),
         ({"probe": (0.4, 0.5, 0.3) * 10}, "probe"),
         ({"tasks": (-1.0,) * 12 + (0.0,) * 20}, "tasks"),
         ({"answers": Answers((1,) * 24)}, "length"),
@@ -106,6 +110,19 @@ def test_a_probe_set_that_cannot_decide_says_how_many_prompts_would() -> None:
     assert finding(found, "probe") == finding(found, "tasks") == "undecided"
     assert "too few prompts to exclude a harm of 0.1, about" in found.reason
     assert finding(decided(trained(probe=(), tasks=())), "probe") == "undecided"
+
+
+def test_exact_answers_that_were_cut_are_none_that_were_lost() -> None:
+    found = decided(trained(cut=(2, 4)))
+    assert found.admitted
+    (tasks,) = (criterion for criterion in found.criteria if criterion.name == "tasks")
+    assert "exact answers to 60 probe prompts" in tasks.reason
+    assert "4 others were cut before (2 of the served weights)" in tasks.reason
+    whole = Completion("a", "It is Paris.", (1, 2))
+    cut, right = replace(whole, text="To begin", stop=StopReason.LENGTH), replace(whole, stop=StopReason.LENGTH)
+    wrong = replace(whole, text="Rome.")
+    both = [("Paris", *pair) for pair in ((whole, cut), (cut, whole), (whole, right), (whole, wrong), (wrong, whole))]
+    assert changes(both) == ([0.0, -1.0, 1.0], (1, 1))
 
 
 def test_too_few_questions_for_an_interval_are_said() -> None:

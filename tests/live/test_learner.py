@@ -94,6 +94,25 @@ def test_rounds_take_turns_over_the_questions(monkeypatch: pytest.MonkeyPatch) -
     assert len(set[TokenIds]().union(*rounds)) > 4  # two lessons may have a question in common
 
 
+def test_a_candidate_is_compared_with_fresh_answers_and_lessons_without_a_gain_are_watched() -> None:
+    """The student's answers of before training chose the lessons: against them, a candidate that answers like the
+    student would seem to follow these."""
+    learner, _ = opened("instruction")
+    situations = learner.situations(LESSONS, ASKED)
+    served, candidate = learner._both(situations, "instruction")
+    assert served.answers != candidate.answers
+    for one, two in zip(served.scores["turns"], candidate.scores["turns"], strict=True):
+        assert len(one) == len(two) == max(OPTIONS.completions, -(-16 // len(situations)))
+    liked = replace(LESSONS[1], context=Context("liked"), words="no")  # the teacher reads nothing, and gains nothing
+    found = learner.update([LESSONS[0], liked], ASKED)
+    assert found.numbers["without_gain"] == ["1.x"]
+    (sessions,) = (each for each in found.admission.criteria if each.name == "sessions")
+    assert sessions.reason.startswith("of 2 conversations")
+    held = opened(options=replace(OPTIONS, learned_tokens=1))[0]
+    held.probe = [(replace(held.probe[0][0], answer="no"), held.measuring.prompt(ASKED[1]))]
+    assert [len(done.token_ids) > 1 for done in held._solutions()] == [True]  # the whole answer is looked at
+
+
 def test_a_wording_that_does_not_help_the_teacher_is_refused_before_training() -> None:
     learner, policy = opened("section")
     weights = {name: value.clone() for name, value in policy.trainable().items()}

@@ -21,10 +21,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import ceil, sqrt
 from statistics import fmean, median, variance
-from typing import Any, Literal
+from typing import Literal
 
 from selfdistill.live.learning import LiveLearning
 from selfdistill.runs import Estimate
@@ -114,9 +114,11 @@ class Answers:
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """What is measured after training. `moved` are KLs per answer, in nats a token. `probe` are losses of likelihood
-    of the served answers, in nats a token, one for each prompt; `tasks` differences of exact answers, 1 for one that
-    was gained and −1 for one that was lost. `skipped` updates were not finite."""
+    """What is measured after training. `follows` are the lessons that were learned, `beside` the other new ones.
+    `moved` are KLs per answer, in nats a token. `probe` are losses of likelihood of the served answers, in nats a
+    token, one for each prompt; `tasks` differences of exact answers, 1 for one that was gained and −1 for one that was
+    lost; `cut` are how many of the served weights and of the candidate were cut at the limit before they were given.
+    `skipped` updates were not finite."""
 
     follows: Sequence[Compared]
     moved: Sequence[float]
@@ -124,7 +126,8 @@ class Trained:
     probe: Sequence[float] = ()
     tasks: Sequence[float] = ()
     skipped: int = 0
-    numbers: dict[str, Any] = field(default_factory=dict)
+    beside: Sequence[Compared] = ()
+    cut: tuple[int, int] = (0, 0)
 
 
 def relief(pairs: Sequence[Compared]) -> Estimate | None:
@@ -171,7 +174,7 @@ def after_training(
             _gain(gain),
             *_movement(trained, options),
             _follows(trained.follows),
-            *_sessions(trained.follows),
+            *_sessions((*trained.follows, *trained.beside)),
             *_probe(trained, options),
             *_form(student, teacher, trained.answers),
         )
@@ -259,12 +262,17 @@ def _probe(trained: Trained, options: LiveLearning) -> Iterator[Criterion]:
                 f": too few prompts to exclude a harm of {options.harm:g}, about {_needed(found, options.harm)} would"
             )
         yield Criterion("probe", found.value, options.harm, finding, about, found.low, found.high, blocks=False)
-    elif not trained.tasks:
+    elif not trained.tasks and not any(trained.cut):
         reason = f"{len(trained.probe)} probe prompts cannot show harm; name a set of 20 or more with probe=FILE"
         yield Criterion("probe", 0.0, options.harm, "undecided", reason, blocks=False)
-    if trained.tasks:
+    served, cut = trained.cut
+    if cut - served > MORE * (len(trained.tasks) + max(trained.cut)):
+        about = f"{cut} exact answers to probe prompts were cut before they were given, {served} of the served weights"
+        yield Criterion("tasks", float(served - cut), 0.0, "fail", about)
+    elif trained.tasks:
         found = paired_difference(trained.tasks)
         about = f"exact answers to {found.n} probe prompts changed by {_shown(found)}"
+        about += f", {cut} others were cut before ({served} of the served weights)" if any(trained.cut) else ""
         finding = "fail" if found.high < 0 else "pass"
         if finding == "pass" and found.low < -TASK_MARGIN:
             finding = "undecided"

@@ -44,7 +44,7 @@ from selfdistill.live.measuring import (
     teacher_reads,
     worded,
 )
-from selfdistill.live.probe import ProbePrompt, solved
+from selfdistill.live.probe import ProbePrompt, changes
 from selfdistill.methods.opcd import OPCD
 from selfdistill.models.policy import Policy
 from selfdistill.models.sampler import SamplingOptions
@@ -162,7 +162,7 @@ class LiveLearner:
                 teachers[name] += self._round(situations, read, (name,))
             frame, kept, gain = with_gain(situations, student, teachers)
         teacher = teachers[frame]
-        chosen, before_it = [situations[place] for place in kept], student.at(kept)
+        chosen = [situations[place] for place in kept]
         forms = form_of(student.answers), form_of(teacher.answers)
         before = before_training(gain, *forms)
         learned = tuple(dict.fromkeys(situation.lesson for situation in chosen))
@@ -178,16 +178,18 @@ class LiveLearner:
         }
         if not before.admitted:
             return UpdateResult(before, tuple(lessons), False, {**numbers, **_criteria(before)})
-        reference = self._train(chosen, frame, before_it.answers, numbers)
-        (own,) = self._sampled(chosen, (None,), label="candidate")
-        candidate = self._round(chosen, own, (frame,))
-        while undecided(compared(chosen, before_it, candidate, frame)) and self._may_add(candidate):
-            (own,) = self._sampled(chosen, (None,), label="candidate", beside=candidate.count)
-            candidate += self._round(chosen, own, (frame,))
+        reference = self._train(chosen, frame, student.at(kept).answers, numbers)
+        served, candidate = self._both(chosen, frame)
+        while undecided(compared(chosen, served, candidate, frame)) and self._may_add(candidate):
+            again = self._both(chosen, frame, beside=candidate.count)
+            served, candidate = served + again[0], candidate + again[1]
+        aside = [each for each in situations if each.lesson not in learned and not each.lesson.older]
+        beside = compared(aside, *self._both(aside, frame), frame) if aside else ()
         prompts = [self.measuring.prompt(situation.question) for situation in chosen]
-        lost, tasks = self._probed(reference)
+        lost, tasks, cut = self._probed(reference)
         form, moved = form_of(candidate.answers), self.measuring.kl(prompts, candidate.answers)
-        trained = Trained(compared(chosen, before_it, candidate, frame), moved, form, lost, tasks, numbers["skipped"])
+        follows, skipped = compared(chosen, served, candidate, frame), numbers["skipped"]
+        trained = Trained(follows, moved, form, lost, tasks, skipped, beside=beside, cut=cut)
         after = after_training(gain, *forms, trained, self.options)
         return UpdateResult(after, learned, True, {**numbers, **_form_numbers(candidate=form), **_criteria(after)})
 
@@ -234,7 +236,7 @@ class LiveLearner:
     ) -> list[list[list[Completion]]]:
         """Fresh answers of the teacher that reads the lessons in each frame (None: without them), sampled side by side,
         as many as there are `beside`."""
-        self.progress(f"sampling answers of the {'candidate' if label == 'candidate' else 'student and the teacher'}")
+        self.progress(f"sampling answers of the {'student and the teacher' if label == 'before' else label}")
         prompts = list[TokenIds]()
         for frame in readers:
             read = [teacher_reads(each, frame) if frame else each.question for each in situations]
@@ -257,6 +259,14 @@ class LiveLearner:
         with self.measuring.served():
             judge = partial(self.measuring.disregard, situations, answers, recorded=student)
             return Round(answers, {frame: judge(frame) for frame in judging})
+
+    def _both(self, situations: Sequence[Situation], frame: Frame, *, beside: int = 0) -> tuple[Round, Round]:
+        """Fresh answers of the served weights and of the candidate. (The student's of before training would not do: the
+        lessons were chosen by them, so that a candidate that answers as the student does would seem better.)"""
+        with self.measuring.served():
+            (old,) = self._sampled(situations, (None,), label="served weights", beside=beside)
+        (new,) = self._sampled(situations, (None,), label="candidate", beside=beside)
+        return self._round(situations, old, (frame,), student=True), self._round(situations, new, (frame,))
 
     def _answers(self, questions: int) -> int:
         """How many answers are sampled to each of so many questions: of few questions more, so that the first reply of
@@ -310,23 +320,22 @@ class LiveLearner:
         return reference
 
     def _solutions(self) -> list[Completion]:
-        """The likeliest answers to the probe set."""
-        most = self.options.learned_tokens
-        found = self.measuring.sampled([ids for _, ids in self.probe], "probe", temperature=0.0, most=most)
-        return [own for own, *_ in found]
+        """The likeliest answers to the probe set, as long as any where an exact one is to be found in them."""
+        exact, free = ([ids for prompt, ids in self.probe if bool(prompt.answer) == named] for named in (True, False))
+        whole = self.measuring.sampled(exact, "probe", temperature=0.0)
+        begun = self.measuring.sampled(free, "probe", temperature=0.0, most=self.options.learned_tokens)
+        answers = iter(whole), iter(begun)
+        return [next(answers[not prompt.answer])[0] for prompt, _ in self.probe]
 
-    def _probed(self, reference: Sequence[Completion]) -> tuple[list[float], list[float]]:
+    def _probed(self, reference: Sequence[Completion]) -> tuple[list[float], list[float], tuple[int, int]]:
         """Of prompts without an exact answer, the nats a token that the served answers lost; of the others, the changes
-        of right ones. (A user may want another form of every answer, which is no harm.)"""
+        of right ones, and how many were cut before. (A user may want another form of every answer, which is no harm.)
+        """
         pairs = [(prompt, ids, old) for (prompt, ids), old in zip(self.probe, reference, strict=True)]
         free = [(ids, old) for prompt, ids, old in pairs if not prompt.answer]
         lost = self.measuring.likelihood_lost([ids for ids, _ in free], [old for _, old in free])
-        tasks = [
-            float(solved(prompt.answer, new.text)) - float(solved(prompt.answer, old.text))
-            for (prompt, _, old), new in zip(pairs, self._solutions(), strict=True)
-            if prompt.answer
-        ]
-        return lost, tasks
+        both = [(prompt.answer, old, new) for (prompt, _, old), new in zip(pairs, self._solutions(), strict=True)]
+        return lost, *changes([each for each in both if each[0]])
 
 
 def run_settings(options: LiveLearning, model: str, device: str, dtype: str) -> RunConfig:
