@@ -16,7 +16,7 @@ from selfdistill.cli.on_ray import scored_on_ray
 from selfdistill.config import Values, load_config, resolved
 from selfdistill.envs.base import Fault, score_all
 from selfdistill.envs.turns import RepeatedAttempts
-from selfdistill.errors import INTERRUPTED, ConfigError, EnvError, RunError
+from selfdistill.errors import INTERRUPTED, CollapseError, ConfigError, EnvError, RunError
 from selfdistill.runs import no_callback
 from selfdistill.runs.scale import SamplerOptions
 from selfdistill.scale import placement
@@ -201,6 +201,17 @@ def test_a_group_that_is_lost_again_and_again_ends(tmp_path: Path, monkeypatch) 
     with pytest.raises(RunError, match="lost 4 times"):
         progress.run(lambda: 0)
     assert len(notes) == 3 + 7
+
+
+def test_what_cannot_be_ended_any_more_hides_no_error(tmp_path: Path, monkeypatch) -> None:
+    def gone(actor) -> None:
+        raise RayError("the head of the cluster is gone")
+
+    collapsed = "import sys; sys.stderr.write('CollapseError: guards stopped the run'); sys.exit(3)"
+    ended = group(collapsed, tmp_path, monkeypatch, [], learners=2)
+    ended.ray.kill = ended.ray.util.remove_placement_group = gone
+    with pytest.raises(CollapseError, match=r"the run failed on .*\n  got  CollapseError: guards stopped the run"):
+        ended.run(lambda: 0)
 
 
 def test_an_error_of_a_learner_is_not_tried_again(tmp_path: Path, monkeypatch) -> None:

@@ -21,7 +21,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Any
 
-from selfdistill.errors import INTERRUPTED, RunError, SelfDistillError
+from selfdistill.errors import COLLAPSED, INTERRUPTED, CollapseError, RunError, SelfDistillError
 
 RAY = "SELFDISTILL_RAY"  # environment variable of a learner: the address of the cluster that placed it
 PLACE_S = 60.0  # for the cluster to find room for all learners
@@ -193,7 +193,8 @@ class Group:
         failed = next((rank for rank, code in enumerate(codes) if code not in (0, INTERRUPTED, -signal.SIGINT)), None)
         if failed is not None:
             text = _error(self._asked(self.seats[failed].errors.remote()))
-            raise RunError(f"the run failed on {self.hosts[failed]}", got=text)
+            kind = CollapseError if codes[failed] == COLLAPSED else RunError
+            raise kind(f"the run failed on {self.hosts[failed]}", got=text)
         return INTERRUPTED if codes[0] == -signal.SIGINT else codes[0]
 
     def _asked(self, call: Any, limit_s: float = CALL_S) -> Any:
@@ -208,11 +209,14 @@ class Group:
 
     def _clear(self) -> None:
         """Ends what is left, and gives the room back."""
+        gone = suppress(self.ray.exceptions.RayError)  # with the head of the cluster, which ends all that it placed
         for seat in self.seats:
-            self.ray.kill(seat)
+            with gone:
+                self.ray.kill(seat)
         self.seats = []
         if self.room is not None:
-            self.ray.util.remove_placement_group(self.room)
+            with gone:
+                self.ray.util.remove_placement_group(self.room)
             self.room = None
 
 
