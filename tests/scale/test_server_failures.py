@@ -21,6 +21,7 @@ from selfdistill.models.sampler import SamplingOptions
 from selfdistill.runs.events import Phase
 from selfdistill.scale.sampler import Servers, open_samplers
 from selfdistill.training.loop import train
+from selfdistill.types import StopReason
 
 OPTIONS = SamplingOptions(max_new_tokens=3, temperature=0.7)
 
@@ -49,6 +50,15 @@ def test_an_answer_that_cannot_be_learned_from_is_refused(model_dir, tiny_policy
     fake.edit = edit
     with pytest.raises(EndpointError, match=words):
         sampler.generate(policy, [PROMPT], OPTIONS, seed=1, uids=["a"])
+
+
+def test_an_answer_is_cut_where_the_server_reads_no_further(model_dir, tiny_policy, opened) -> None:
+    policy, fake = tiny_policy(), FakeVllm(model_dir)
+    sampler = opened(fake)
+    sampler.load(policy, 0)
+    fake.edit = edited(token_ids=[9], logprobs=numbers(-1), finish_reason="length")
+    [done] = sampler.generate(policy, [PROMPT], OPTIONS, seed=1, uids=["a"])
+    assert (done.token_ids, done.stop) == ((9,), StopReason.LENGTH)
 
 
 def test_an_answer_that_a_server_gives_up_is_sampled_by_another(model_dir, tiny_policy, opened) -> None:

@@ -55,7 +55,7 @@ def completion(
         wrong = f"the token {beyond[0]} of a vocabulary of {policy.vocabulary}"
     elif any(token in policy.end_ids for token in ids[:-1]):
         wrong = "it sampled on behind an end token"
-    elif len(ids) < most and ids[-1] not in policy.end_ids:
+    elif len(ids) < most and ids[-1] not in policy.end_ids and choice.get("finish_reason") != "length":
         wrong = f"it ended after {len(ids)} tokens of {most}, without an end token"
     if wrong:
         raise EndpointError(
