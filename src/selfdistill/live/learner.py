@@ -32,7 +32,7 @@ from selfdistill.live.admission import (
 )
 from selfdistill.live.gain import Round, best_of_halves, compared, mean_gain, measured, with_gain
 from selfdistill.live.learning import LiveLearning
-from selfdistill.live.lessons import LiveLesson, related, said_elsewhere
+from selfdistill.live.lessons import LiveLesson, related, replies_elsewhere
 from selfdistill.live.measuring import (
     FRAMES,
     READ_TOKENS,
@@ -128,8 +128,8 @@ class LiveLearner:
 
     def reads(self, lesson: LiveLesson) -> bool:
         """Whether what came back can be read with its question."""
-        said = dict.fromkeys((lesson.words, lesson.context.demonstration, lesson.context.feedback))
-        came = WholePrompt((Message("user", "\n\n".join(filter(None, said))),))
+        texts = dict.fromkeys((lesson.words, lesson.context.demonstration, lesson.context.feedback))
+        came = WholePrompt((Message("user", "\n\n".join(filter(None, texts))),))
         return self.fits(came) and self.measuring.reads(Situation(lesson, lesson.question, True))
 
     def update(self, lessons: Sequence[LiveLesson], past: Sequence[WholePrompt]) -> UpdateResult:
@@ -215,7 +215,7 @@ class LiveLearner:
         replies = len(spoken)
         for lesson in lessons:
             last, own = lesson.context.reply, [Situation(lesson, lesson.question, True)]
-            known = "\n".join([*said_elsewhere(lesson, spoken), last])
+            known = "\n".join([*replies_elsewhere(lesson, spoken), last])
             if lesson.context.kind == "reply":
                 count = -(-left // replies)
                 left, replies = left - count, replies - 1

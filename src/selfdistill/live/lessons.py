@@ -29,7 +29,7 @@ TOO_LONG = "a question that is too long"
 REPLY_TOO_LONG = "a reply that is too long"
 RIGHT = "Thank you, that is just what I needed."  # for a user who gave no words
 WRONG = "No, that is not what I wanted."
-HEARD = 400  # letters of a reply at most, for the teachers of other conversations: a longer one would drown theirs
+SHARED_LETTERS = 400  # of a reply at most, for the teachers of other conversations: a longer one would drown theirs
 PAST = 200  # of the newest exchanges, in which related questions are sought
 CameBack = Sequence[tuple[Origin, Sequence[Message]]]
 Fits = Callable[[WholePrompt], bool]
@@ -205,14 +205,14 @@ def context_of(came: CameBack, answer: str) -> tuple[Context, str] | str:
     return "nothing in words came back"
 
 
-def said_elsewhere(lesson: LiveLesson, spoken: Sequence[LiveLesson]) -> list[str]:
+def replies_elsewhere(lesson: LiveLesson, spoken: Sequence[LiveLesson]) -> list[str]:
     """The newest reply of every other conversation, without what the lesson's own says too, and without long ones."""
     newest: dict[str, LiveLesson] = {}
     for each in spoken:
         if each.session != lesson.session and each.seq >= newest.get(each.session, each).seq:
             newest[each.session] = each
-    said = dict.fromkeys(each.context.reply for each in newest.values())
-    return [reply for reply in said if reply != lesson.context.reply and len(reply) <= HEARD]
+    replies = dict.fromkeys(each.context.reply for each in newest.values())
+    return [reply for reply in replies if reply != lesson.context.reply and len(reply) <= SHARED_LETTERS]
 
 
 def past_questions(journal: Journal, fits: Fits, without: Collection[int] = ()) -> list[WholePrompt]:

@@ -41,8 +41,8 @@ class LostError(EndpointError):
 @dataclass(slots=True)
 class Engine:
     """One server. `lost` is why it gets no more requests, "" while it does; `model` is what requests name: its base,
-    or the adapter that it loaded last. `group` is the number of its GPUs. After a load it `said` these tokens, with
-    their log-probabilities, to the request `probe`; `answered` is when it last answered anything."""
+    or the adapter that it loaded last. `group` is the number of its GPUs. After a load it answered the
+    request `probe` with the tokens `probed`, each with its log-probability; `answered` is when it last answered."""
 
     url: str
     base: str = ""
@@ -50,7 +50,7 @@ class Engine:
     lost: str = ""
     group: int = 1
     probe: Mapping[str, Any] = field(default_factory=dict)
-    said: Sequence[tuple[int, float]] = ()
+    probed: Sequence[tuple[int, float]] = ()
     answered: float = 0.0
 
     async def call(
@@ -88,12 +88,12 @@ class Engine:
         return reply
 
     async def kept(self, client: httpx.AsyncClient, bound: float, timeout_s: float) -> bool:
-        """Whether it has the weights of its last load: it says again what it said then."""
+        """Whether it has the weights of its last load: it answers `probe` as it did then."""
         reply = await self.complete(client, self.probe, timeout_s)
         try:
             [choice] = reply["choices"]
             now = zip(choice["token_ids"], choice["logprobs"]["token_logprobs"], strict=True)
-            equal = takewhile(lambda both: both[0][0] == both[1][0], zip(self.said, now, strict=False))
+            equal = takewhile(lambda both: both[0][0] == both[1][0], zip(self.probed, now, strict=False))
             apart = [abs(before[1] - after[1]) for before, after in equal]
         except (KeyError, TypeError, ValueError):
             return False

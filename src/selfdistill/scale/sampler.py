@@ -163,7 +163,7 @@ class Servers:
             body = request(policy, self.probe, f"probe-{version}", options, self.config.seed)
             reply = await engine.complete(client, body, self.options.timeout_s)
             done = completion(policy, self.probe, "", body, engine.url, reply, version)
-            engine.probe, engine.said = body, tuple(zip(done.token_ids, done.logprobs, strict=True))
+            engine.probe, engine.probed = body, tuple(zip(done.token_ids, done.logprobs, strict=True))
             probes.append((engine.url, done))
 
         self._run(self._each(probed))
