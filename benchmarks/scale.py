@@ -18,6 +18,8 @@ from benchmarks.against_trl.__main__ import wide_console
 from benchmarks.against_trl.board import GENERATE, OURS, Board, Entry
 from benchmarks.real_model import questions
 from selfdistill.config import from_settings
+from selfdistill.models.checkpoint import save_weights
+from selfdistill.models.load import load_policy
 from selfdistill.models.planning import model_shape
 from selfdistill.scale.costs import step_costs
 
@@ -50,7 +52,8 @@ def step_entries(model: str, vllm_python: str | None, *, tiny: bool, gpus: int =
     costs = step_costs(config, model_shape(model, None), prompt=150)
     label = f"SDPO, {costs.answers} answers of at most {new_tokens} tokens"
     flops = sum(costs.flops.values())
-    sampler = {"command": str(Path(vllm_python).with_name("vllm")) if vllm_python else "vllm"}
+    command = str(Path(vllm_python).absolute().with_name("vllm")) if vllm_python else "vllm"
+    sampler = {"command": command, "arguments": ["--enforce-eager"] if tiny else []}
     two = "" if gpus != 1 else "one GPU"
     cases = (
         ("one learner", {}, ""),
@@ -67,8 +70,9 @@ def step_entries(model: str, vllm_python: str | None, *, tiny: bool, gpus: int =
 def rollout_entries(model: str, vllm_python: str | None, *, tiny: bool) -> list[Entry]:
     """Answers to questions of different lengths: this library, `generate`, and vLLM without us."""
     rows, new_tokens = (8, 16) if tiny else (64, 128)
-    case = {"kind": "rollouts", "model": model, "dtype": "float32" if tiny else "bfloat16", "repeats": 1}
+    case = {"kind": "rollouts", "model": model, "dtype": "float32" if tiny else "bfloat16", "repeats": 1, "eager": tiny}
     case |= questions(model, rows) | {"new_tokens": new_tokens}
+    case["longest"] = max(map(len, case["prompts"])) + new_tokens
     label, python = f"{rows} questions, up to {new_tokens} tokens", vllm_python or "python"
     return [
         Entry("Rollouts", label, OURS, "sampling", case | {"sampler": "ours"}),
@@ -82,7 +86,9 @@ def main() -> None:
     chosen, console = arguments(), wide_console()
     if not chosen.tiny and not chosen.model:
         raise SystemExit(NO_MODEL)
-    model = "sapling-small" if chosen.tiny else str(Path(chosen.model).expanduser().resolve())
+    model = str(Path(chosen.model).expanduser().resolve()) if chosen.model else str((chosen.out / "model").resolve())
+    if chosen.tiny:
+        save_weights(Path(model), load_policy("sapling-small", device="cpu", dtype="float32"))
     found: list[Entry] = []
     if "step" in (chosen.only or ["step"]):
         found += step_entries(model, chosen.vllm_python, tiny=chosen.tiny)

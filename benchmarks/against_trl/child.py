@@ -64,6 +64,7 @@ def run_case(
     python: str, module: str, case: Mapping[str, Any], limit_s: float, sources: Path = ROOT
 ) -> Result | Skipped:
     """What the worker `module` measured of `case` with this library of `sources`, or why there is nothing."""
+    python = str(Path(python).absolute()) if os.sep in python else python  # the worker runs in a folder of its own
     command = [python, "-m", f"benchmarks.against_trl.{module}", json.dumps(case)]
     with tempfile.TemporaryDirectory(prefix="against-trl-") as folder:
         try:

@@ -15,7 +15,10 @@ Case = dict[str, Any]
 
 def rollout_case(case: Case) -> dict[str, Any]:
     """Seconds, and tokens as the value."""
-    engine = LLM(case["model"], dtype=case["dtype"], generation_config="vllm", max_model_len=4096, seed=0)
+    engine = LLM(
+        case["model"], dtype=case["dtype"], generation_config="vllm", max_model_len=case["longest"], seed=0,
+        enforce_eager=case["eager"],
+    )  # fmt: skip
     options = SamplingParams(temperature=1.0, max_tokens=case["new_tokens"], stop_token_ids=case["ends"], logprobs=0)
     prompts = [{"prompt_token_ids": list(prompt)} for prompt in case["prompts"]]
 
