@@ -269,6 +269,7 @@ def test_an_own_server_runs_on_and_ends_with_what_it_started(tmp_path, opened) -
         ({"addresses": ["localhost:8000"]}, "http://HOST:PORT"),
         ({"addresses": ["http://localhost:80000"]}, "http://HOST:PORT"),
         ({"addresses": ["http://[::1"]}, "http://HOST:PORT"),
+        ({"addresses": ["http://a:1", "http://b:1", "http://a:1/"]}, r"named twice\n  got  http://a:1"),
         ({"addresses": ["http://a:1"], "port": 8000}, "servers that run already cannot be configured"),
         ({"servers": 2, "devices": ["1"]}, "1 devices, 2 servers"),
         ({"colocate": {"memory": 0.3}, "staleness": 1}, "sleep while it learns"),

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from local_ray import LocalRay, RayError
 
-from selfdistill.cli.on_ray import scored_on_ray
+from selfdistill.cli.on_ray import scored_on_ray, train_on_ray
 from selfdistill.config import Values, load_config, resolved
 from selfdistill.envs.base import Fault, score_all
 from selfdistill.envs.turns import RepeatedAttempts
@@ -137,6 +137,9 @@ def test_a_cluster_that_cannot_be_had_is_refused(monkeypatch) -> None:
     many = load_config(None, ["scale.env_workers=2"])
     with pytest.raises(ConfigError, match=r"scale\.env_workers=0"), scored_on_ray(many, no_callback):
         pass
+    beside = load_config(None, [("scale.sampler.colocate", {"memory": 0.3})])
+    with pytest.raises(ConfigError, match="servers on the learner's GPU are none that Ray places"):
+        train_on_ray(beside, "10.0.0.1:6379", no_callback, resume=False)
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ConfigError, match=r"selfdistill\[ray\]"):
         connected("10.0.0.1:6379")

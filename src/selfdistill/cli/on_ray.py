@@ -27,6 +27,10 @@ from selfdistill.training.stopping import handled
 
 def train_on_ray(config: RunConfig, address: str, callback: Callback, *, resume: bool) -> Path:
     """Trains on a cluster as `training.loop.train` does in this process, with the same records and errors."""
+    if config.scale.sampler and config.scale.sampler.colocate:
+        what, why = "servers on the learner's GPU are none that Ray places", "it gives each server GPUs of its own"
+        do = "leave out scale.sampler.colocate, or --ray"
+        raise ConfigError(what, got="scale.sampler.colocate with --ray", why=why, do=do)
     ray = connected(address)
     out = run_directory(config)
     if not resume:

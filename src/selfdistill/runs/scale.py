@@ -64,6 +64,10 @@ class SamplerOptions(Ranged):
         wrong = [one for one in self.addresses if not _is_address(one)]
         if wrong:
             raise ConfigError("an address of a server is none", got=wrong[0], do="write it as http://HOST:PORT")
+        bare = [one.rstrip("/") for one in self.addresses]
+        if twice := [one for one in bare if bare.count(one) > 1]:
+            why = "each is loaded, and given requests, once"
+            raise ConfigError("a server is named twice", got=twice[0], why=why, do="name it once")
         if self.devices and len(self.devices) != self.servers:
             got = f"{len(self.devices)} devices, {self.servers} servers"
             raise ConfigError("each server needs its devices", got=got, do='name one for each: devices=["1", "2,3"]')
