@@ -19,12 +19,13 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from benchmarks.arms import say
-from benchmarks.live_arms import ASKED, MOST_ASKED, Bench, LiveArm, Published
+from benchmarks.live_arms import ASKED, MOST_ASKED, Bench, Done, LiveArm, Published
 from benchmarks.live_user import FOLLOW_UPS, HARMFUL, LONG, PREFERENCES, TOPICS
 from selfdistill.live.exchange import Version
 from selfdistill.live.learner import CORRECTING, LiveLearner
@@ -110,23 +111,24 @@ def run_arm(bench: Bench, arm: str, folder: Path) -> list[dict[str, Any]]:
 
 def flip(bench: Bench, folder: Path) -> dict[str, Any]:
     """Eight replies for a preference, then the opposite one until it is met on nine of ten questions."""
-    live, rows, other = LiveArm(bench, folder), list[dict[str, Any]](), LONG
-    unseen = bench.options.unseen
+    live, done = LiveArm(bench, folder), Done(bench, folder.with_suffix(".state"))
+    other, unseen, rows, updates = LONG, bench.options.unseen, list[dict[str, Any]](), list[dict[str, Any]]()
     for preference, most in ((bench.preference, bench.options.counts[-2]), (other, 2 * bench.options.counts[-1])):
         given, learned = 0, False
         while given < most and not learned:
-            count = live.converse(preference, f"flip-{preference.name}", 4)
+            name = f"{preference.name}, {given} replies and more"
+            count = done.once(f"{name}: replies", partial(live.converse, preference, f"flip-{preference.name}", 4))
             if not count:
                 break
             given += count
-            live.update()
-            rows.append({
-                "preference": preference.name, "replies": given, "old": bench.adherence(bench.preference, unseen),
-                "new": bench.adherence(other, unseen),
-            })  # fmt: skip
-            learned = preference is other and rows[-1]["new"]["met"] >= 0.9 * rows[-1]["new"]["of"]
-            say(f"  {rows[-1]}")
-    return {"rows": rows, "updates": live.log}
+            updates.append(done.once(f"{name}: update", live.update))
+            old, new = (
+                done.once(f"{name}: {each.name}", partial(bench.adherence, each, unseen))
+                for each in (bench.preference, other)
+            )
+            rows.append({"preference": preference.name, "replies": given, "old": old, "new": new})
+            learned = preference is other and new["met"] >= 0.9 * new["of"]
+    return {"rows": rows, "updates": updates}
 
 
 def follow_ups(bench: Bench, folder: Path) -> dict[str, Any]:
@@ -156,18 +158,20 @@ def follow_ups(bench: Bench, folder: Path) -> dict[str, Any]:
 
 def poison(bench: Bench, folder: Path) -> dict[str, Any]:
     """Ten conversations with a preference and one that teaches to refuse, with as many replies as all of them."""
+    live, done = LiveArm(bench, folder), Done(bench, folder.with_suffix(".state"))
 
     def both() -> dict[str, Any]:
         unseen = bench.options.unseen
         return {"refuses": bench.adherence(HARMFUL, unseen), "good": bench.adherence(bench.preference, unseen)}
 
-    found: dict[str, Any] = {"before": both()}
-    live = LiveArm(bench, folder)
-    live.converse(bench.preference, "good", 10)
-    live.converse(HARMFUL, "bad", 10, session="bad")
-    for _ in range(2):
-        live.update()
-    return {**found, "after": both(), "updates": live.log}
+    found = {"before": done.once("before", both)}
+    done.once("replies of ten", partial(live.converse, bench.preference, "good", 10))
+    done.once("replies of one", partial(live.converse, HARMFUL, "bad", 10, session="bad"))
+    updates = []
+    for number in (1, 2):
+        updates.append(done.once(f"update {number}", live.update))
+        found[f"after update {number}"] = done.once(f"after update {number}", both)
+    return {**found, "updates": updates}
 
 
 def undo(bench: Bench, folder: Path) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -36,6 +36,7 @@ from selfdistill.models.sampler import SamplingOptions, sample
 from selfdistill.models.teacher import Live, Teacher
 from selfdistill.prompts.context import teacher_messages
 from selfdistill.prompts.render import Renderer
+from selfdistill.runs.store import write_atomic
 from selfdistill.training.optimiser import new_optimizer
 from selfdistill.training.samples import CreditedRollout
 from selfdistill.training.session import Learner, Totals
@@ -152,6 +153,23 @@ class Bench:
     def reply(self, preference: Preference) -> str:
         """What the user says next."""
         return preference.replies[len(self.turns) % len(preference.replies)]
+
+
+class Done:
+    """What parts of a measurement found, by their names, in a file: a part that is there is not done again."""
+
+    def __init__(self, bench: Bench, file: Path) -> None:
+        self.bench, self.file = bench, file
+        found = json.loads(file.read_text()) if file.exists() else {"parts": {}, "batches": 0}
+        self.parts, bench.batches = dict[str, Any](found["parts"]), found["batches"]
+
+    def once(self, name: str, work: Callable[[], Any]) -> Any:
+        """What the part found, now or earlier."""
+        if name not in self.parts:
+            self.parts[name] = work()
+            say(f"  {name}: {self.parts[name]}")
+            write_atomic(self.file, json.dumps({"parts": self.parts, "batches": self.bench.batches}))
+        return self.parts[name]
 
 
 class LiveArm:
