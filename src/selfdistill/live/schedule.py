@@ -85,7 +85,7 @@ class Schedule:
         return ""
 
     def approve(self, number: int) -> UpdateRecord:
-        """Serves a candidate that waits for approval; while a version is pinned it goes on waiting. Raises
+        """Serves a candidate that waits for approval; while a version is pinned it keeps waiting. Raises
         `JournalError`, `ModelError`."""
         record = self._reviewed(number)
         if (served := self.service.version).pinned:

@@ -115,11 +115,10 @@ def _performed(
     learner = LiveLearner(policy, renderer, probe_set(options.probe), options, seed=number, progress=progress)
     lessons = choose(journal, history, options, learner.fits, learner.reads, seed=number)
     if not lessons.new:
-        left_out = {"left_out": dict(lessons.left_out)}
-        long = [f"{lessons.left_out.get(name, 0)} times {name}" for name in (TOO_LONG, REPLY_TOO_LONG)]
-        long = [text for text in long if not text.startswith("0 ")]
+        left_out = dict(lessons.left_out)
+        long = [f"{left_out[name]} times {name}" for name in (TOO_LONG, REPLY_TOO_LONG) if name in left_out]
         reason = f"{NO_LESSON}; {', '.join(long)} (max_prompt_tokens)" if long else NO_LESSON
-        return updates.change(number, "rejected", only_from=["training"], reason=reason, numbers=left_out)
+        return updates.change(number, "rejected", only_from=["training"], reason=reason, numbers={"left_out": left_out})
     past = past_questions(journal, learner.fits)
     found = learner.update(lessons.all, past)
     numbers = {

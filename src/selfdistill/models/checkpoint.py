@@ -142,7 +142,7 @@ def load_newest(directory: Path, note: Callable[[str], None], state: Resumable) 
             extra = load_checkpoint(path, state)
         except RunError as error:
             if state.policy.ranks.size > 1 and not error.everywhere:
-                raise  # other ranks may have read it, and would go on with it
+                raise  # other ranks may have read it, and would continue from it
             passed.append(f"{path.name}: {error.what}{f' ({error.why})' if error.why else ''}")
             continue
         for line in passed:
