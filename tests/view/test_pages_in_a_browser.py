@@ -180,6 +180,17 @@ def test_keys_lead_through_the_pages(page: Any) -> None:
     page.wait_for_selector("h1:has-text('Runs')")
 
 
+def test_a_key_counts_as_soon_as_its_page_is_seen(page: Any) -> None:
+    show(page, "step")
+    page.evaluate("""() => new MutationObserver((_, observer) => {
+        if (!document.querySelector("h1")?.textContent.startsWith("Step 3 of new")) return;
+        observer.disconnect();
+        dispatchEvent(new KeyboardEvent("keydown", {key: "n"}));
+    }).observe(document.body, {childList: true, subtree: true, characterData: true})""")
+    page.keyboard.press("n")
+    page.wait_for_selector("h1:has-text('Step 4 of new')")
+
+
 def test_a_run_that_is_written_is_followed(page: Any, site: Path) -> None:
     run = make_run(site / "growing", 1, finished=False)
     show(page, "run/growing")

@@ -20,7 +20,7 @@ function App() {
   const only = exported ? [...embedded.keys()].find((key) => key.startsWith("run\n")).split("\n")[1] : null;
   const [page, way] = pageAt(exported && !place.parts.length ? { parts: ["run", only], query: place.query } : place);
   const above = way && (exported ? way : [["Runs", []], ...way]), up = above?.length ? to(above.at(-1)[1]) : null;
-  useEffect(() => { const pressed = (event) => onKey(event, up, setHelp); addEventListener("keydown", pressed); return () => removeEventListener("keydown", pressed); }, [up]);
+  useLayoutEffect(() => { const pressed = (event) => onKey(event, up, setHelp); addEventListener("keydown", pressed); return () => removeEventListener("keydown", pressed); }, [up]);
   useEffect(() => { document.title = [place.parts.slice(1).join(" · "), "selfdistill view"].filter(Boolean).join(" – "); }, [place]);
   return html`<header class="bar"><nav aria-label="where this is">${(above ?? []).map(([text, parts]) => html`<a href=${to(parts)}>${text}</a> / `)}${!above?.length && html`<b>selfdistill view</b>`}</nav>
     <span><button onClick=${turnTheme} title="dark, light, as the system (d)">◐ theme</button> <button onClick=${() => setHelp(!help)} aria-expanded=${help} title="keys (?)">? keys</button></span></header>

@@ -156,8 +156,9 @@ function Pages({ data, count }) {
 
 // Keys
 let pageKeys = {};
+/** The keys of a page. They are there as soon as the page is: an ordinary effect waits for a frame, in which a key would be lost. */
 function useKeys(keys) {
-  useEffect(() => { pageKeys = keys; return () => { if (pageKeys === keys) pageKeys = {}; }; });
+  useLayoutEffect(() => { pageKeys = keys; return () => { if (pageKeys === keys) pageKeys = {}; }; });
 }
 const KEYS = [
   ["j, k", "next and previous row of a table, Enter opens it"], ["/", "text filter"], ["u", "one level up"], ["n, p", "next and previous step, or rollout"],
