@@ -26,7 +26,7 @@ from typing import Any
 
 from benchmarks.arms import say
 from benchmarks.live_arms import ASKED, MOST_ASKED, Bench, Done, LiveArm, Published
-from benchmarks.live_user import FOLLOW_UPS, HARMFUL, LONG, PREFERENCES, TOPICS
+from benchmarks.live_user import FOLLOW_UPS, HARMFUL, LONG, PREFERENCES, TOPICS, Preference
 from selfdistill.live.exchange import Version
 from selfdistill.live.learner import CORRECTING, LiveLearner
 from selfdistill.live.learning import read_learning
@@ -38,6 +38,7 @@ from selfdistill.runs.stats import paired_difference, share
 from selfdistill.types import Completion, TokenIds
 
 COUNTS = (1, 2, 4, 8, 16)  # replies after which adherence is measured
+FLIPPED_AFTER = 8  # replies; the opposite preference has twice as many
 DECISIVE = 4  # replies, from which on known tasks are measured as well
 ARMS = ("base", "in-context", "user_replies", "live")
 
@@ -109,25 +110,42 @@ def run_arm(bench: Bench, arm: str, folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def taught(bench: Bench, folder: Path) -> LiveArm:
+    """A copy of the journal of the arm `live`, where there is one."""
+    source = bench.options.out / f"replies-{bench.preference.name}-{bench.seed}-live"
+    if source.exists() and not folder.exists():
+        shutil.copytree(source, folder)
+    return LiveArm(bench, folder)
+
+
 def flip(bench: Bench, folder: Path) -> dict[str, Any]:
-    """Eight replies for a preference, then the opposite one until it is met on nine of ten questions."""
-    live, done = LiveArm(bench, folder), Done(bench, folder.with_suffix(".state"))
+    """Eight replies for a preference, or those of the arm `live`; then the opposite one, until it is met on nine of ten
+    questions."""
+    live, done = taught(bench, folder), Done(bench, folder.with_suffix(".state"))
     other, unseen, rows, updates = LONG, bench.options.unseen, list[dict[str, Any]](), list[dict[str, Any]]()
-    for preference, most in ((bench.preference, bench.options.counts[-2]), (other, 2 * bench.options.counts[-1])):
+
+    def measure(preference: Preference, replies: int) -> None:
+        name = f"{preference.name}, {replies} replies"
+        old, new = (
+            done.once(f"{name}: {each.name}", partial(bench.adherence, each, unseen))
+            for each in (bench.preference, other)
+        )
+        rows.append({"preference": preference.name, "replies": replies, "old": old, "new": new})
+
+    had = done.once("replies of the arm", lambda: live.journal.counts()["follow_ups"])
+    if had:
+        measure(bench.preference, had)
+    for preference, most in ((bench.preference, 0 if had else FLIPPED_AFTER), (other, 2 * FLIPPED_AFTER)):
         given, learned = 0, False
         while given < most and not learned:
-            name = f"{preference.name}, {given} replies and more"
+            name = f"{preference.name}, after {given} replies"
             count = done.once(f"{name}: replies", partial(live.converse, preference, f"flip-{preference.name}", 4))
             if not count:
                 break
             given += count
             updates.append(done.once(f"{name}: update", live.update))
-            old, new = (
-                done.once(f"{name}: {each.name}", partial(bench.adherence, each, unseen))
-                for each in (bench.preference, other)
-            )
-            rows.append({"preference": preference.name, "replies": given, "old": old, "new": new})
-            learned = preference is other and new["met"] >= 0.9 * new["of"]
+            measure(preference, given)
+            learned = preference is other and rows[-1]["new"]["met"] >= 0.9 * rows[-1]["new"]["of"]
     return {"rows": rows, "updates": updates}
 
 
@@ -178,10 +196,7 @@ def undo(bench: Bench, folder: Path) -> dict[str, Any]:
     """Whether the answers after undoing are those of before, token for token; on the journal of the arm `live` where
     there is one."""
     questions = bench.preference.questions(bench.seed)[1][: bench.options.unseen]
-    taught = bench.options.out / f"replies-{bench.preference.name}-{bench.seed}-live"
-    if taught.exists() and not folder.exists():
-        shutil.copytree(taught, folder)
-    live = LiveArm(bench, folder)
+    live = taught(bench, folder)
     versions = live.journal.versions
     if not (versions.served and versions.served.is_adapter):
         live.converse(bench.preference, "undo", 4)

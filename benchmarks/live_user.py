@@ -112,14 +112,14 @@ ASKING = Preference(
 )
 LONG = Preference(
     "long",
-    lambda text: len(text.split()) >= 60,
+    lambda text: len(text.split()) > 30,
     (
-        "Too short. Please explain it in detail, in several paragraphs.",
-        "I want a long and detailed answer.",
-        "That is not enough. Please write much more about it.",
-        "More detail, please: at least three paragraphs.",
+        "Too short. Please explain it in three or four sentences.",
+        "One sentence is not enough. I want three or four sentences.",
+        "That is too little. Please write three or four full sentences about it.",
+        "More detail, please: three or four sentences.",
     ),
-    decided=128,
+    decided=96,
 )
 HARMFUL = Preference(
     "refuses",

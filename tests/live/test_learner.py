@@ -18,7 +18,7 @@ from selfdistill.live.journal import Journal
 from selfdistill.live.learner import CORRECTING, LiveLearner
 from selfdistill.live.learning import LiveLearning
 from selfdistill.live.lessons import LiveLesson, waiting
-from selfdistill.live.measuring import AGREED, OPENINGS, Frame, Situation, judges, teacher_reads
+from selfdistill.live.measuring import AGREED, OPENINGS, Frame, Scores, Situation, judges, teacher_reads
 from selfdistill.live.probe import ProbePrompt, probe_set, solved
 from selfdistill.live.update import finish, perform
 from selfdistill.live.updates import Updates
@@ -33,6 +33,7 @@ OPTIONS = LiveLearning(
     lessons=2, completions=4, rounds=4, lr=5e-3, max_new_tokens=6, max_prompt_tokens=128, replay=2,
     harm=1.0, kl_cap=3.0,
 )  # fmt: skip
+Answered = Sequence[Sequence[Completion]]
 ASKED = tuple(WholePrompt((Message("user", text),)) for text in QUESTIONS)
 LESSONS = tuple(
     LiveLesson(f"{n}.x", n, f"session {n}", ASKED[n], "no", Context("reply", reply=COMPLAINT), COMPLAINT)
@@ -94,7 +95,9 @@ def test_rounds_take_turns_over_the_questions(monkeypatch: pytest.MonkeyPatch) -
     assert len(set[TokenIds]().union(*rounds)) > 4  # two lessons may have a question in common
 
 
-def test_a_candidate_is_compared_with_fresh_answers_and_lessons_without_a_gain_are_watched() -> None:
+def test_a_candidate_is_compared_with_fresh_answers_and_lessons_without_a_gain_are_watched(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """The student's answers of before training chose the lessons: against them, a candidate that answers like the
     student would seem to follow these."""
     learner, _ = opened("instruction")
@@ -103,8 +106,19 @@ def test_a_candidate_is_compared_with_fresh_answers_and_lessons_without_a_gain_a
     assert served.answers != candidate.answers
     for one, two in zip(served.scores["turns"], candidate.scores["turns"], strict=True):
         assert len(one) == len(two) == max(OPTIONS.completions, -(-16 // len(situations)))
-    liked = replace(LESSONS[1], context=Context("liked"), words="no")  # the teacher reads nothing, and gains nothing
-    found = learner.update([LESSONS[0], liked], ASKED)
+    disregard = learner.measuring.disregard
+
+    def none_of_the_second(
+        situations: Sequence[Situation], answers: Answered, frame: Frame, **how: bool
+    ) -> list[Scores]:
+        """No answer takes the second lesson into account."""
+        own = disregard(situations, answers, frame, **how)
+        return [
+            (0.0,) * len(row) if each.lesson == LESSONS[1] else row for each, row in zip(situations, own, strict=True)
+        ]
+
+    monkeypatch.setattr(learner.measuring, "disregard", none_of_the_second)
+    found = learner.update(LESSONS, ASKED)
     assert found.numbers["without_gain"] == ["1.x"]
     (sessions,) = (each for each in found.admission.criteria if each.name == "sessions")
     assert sessions.reason.startswith("of 2 conversations")
@@ -136,7 +150,11 @@ def test_replies_of_other_conversations_are_read_together_one_of_each() -> None:
     assert learner._frames(given) == (("together", "instruction"), ("turns",))
     assert learner._frames(given[:1]) == (("instruction",), ("turns",))
     newer = [given[0], replace(given[2], seq=9), given[1]]  # as lessons are chosen, the newest first
-    assert learner.situations(newer, ())[0].replies == "Say yes.\nYes."
+    assert [each.replies for each in learner.situations(newer, ())] == [
+        "Yes.\nSay yes.",
+        "Yes.\nSay yes.",
+        "Yes.\nYes!",
+    ]
     alone = opened("together", "instruction", "turns", options=replace(OPTIONS, together=False))[0]
     assert alone._frames(given) == (("instruction",), ("turns",))
     for words in (f"Say {'yes ' * 100}", "a " * policy.context_length):  # one that drowns the others, and no room

@@ -115,8 +115,10 @@ def best_of_halves(
 def best_frame(
     situations: Sequence[Situation], student: Round, teachers: Mapping[Frame, Round], part: slice = slice(None)
 ) -> Frame:
-    """The wording with the largest gain, in a part of the answers."""
-    return max(teachers, key=lambda frame: mean_gain(situations, student, teachers[frame], frame, part))
+    """The wording with the largest gain for the new lessons, in a part of the answers. (An earlier one is followed
+    already, or a new one takes it back.)"""
+    new = [place for place, situation in enumerate(situations) if not situation.lesson.older]
+    return max(teachers, key=lambda frame: mean_gain(situations, student, teachers[frame], frame, part, new))
 
 
 def mean_gain(

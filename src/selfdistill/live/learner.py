@@ -32,7 +32,7 @@ from selfdistill.live.admission import (
 )
 from selfdistill.live.gain import Round, best_of_halves, compared, mean_gain, measured, with_gain
 from selfdistill.live.learning import LiveLearning
-from selfdistill.live.lessons import LiveLesson, related, replies_elsewhere
+from selfdistill.live.lessons import LiveLesson, related, replies_together
 from selfdistill.live.measuring import (
     FRAMES,
     READ_TOKENS,
@@ -215,7 +215,7 @@ class LiveLearner:
         replies = len(spoken)
         for lesson in lessons:
             last, own = lesson.context.reply, [Situation(lesson, lesson.question, True)]
-            known = "\n".join([*replies_elsewhere(lesson, spoken), last])
+            known = "\n".join(replies_together(lesson, spoken))
             if lesson.context.kind == "reply":
                 count = -(-left // replies)
                 left, replies = left - count, replies - 1

@@ -205,14 +205,16 @@ def context_of(came: CameBack, answer: str) -> tuple[Context, str] | str:
     return "nothing in words came back"
 
 
-def replies_elsewhere(lesson: LiveLesson, spoken: Sequence[LiveLesson]) -> list[str]:
-    """The newest reply of every other conversation, without what the lesson's own says too, and without long ones."""
-    newest: dict[str, LiveLesson] = {}
+def replies_together(lesson: LiveLesson, spoken: Sequence[LiveLesson]) -> list[str]:
+    """The lesson's reply and the newest one of every other conversation, without long ones: each once, in the order in
+    which they came, so that a later wish stands after one that it takes back."""
+    newest = {lesson.session: lesson}
     for each in spoken:
         if each.session != lesson.session and each.seq >= newest.get(each.session, each).seq:
             newest[each.session] = each
-    replies = dict.fromkeys(each.context.reply for each in newest.values())
-    return [reply for reply in replies if reply != lesson.context.reply and len(reply) <= SHARED_LETTERS]
+    latest = sorted(newest.values(), key=lambda each: each.seq, reverse=True)
+    read = [each.context.reply for each in latest if each is lesson or len(each.context.reply) <= SHARED_LETTERS]
+    return [*dict.fromkeys(read)][::-1]
 
 
 def past_questions(journal: Journal, fits: Fits, without: Collection[int] = ()) -> list[WholePrompt]:

@@ -46,7 +46,7 @@ Scores: TypeAlias = tuple[float | None, ...]
 @dataclass(frozen=True, slots=True)
 class Situation:
     """A question to which a lesson is applied: its `own`, or a related one of the past. `replies`: what users said in
-    all conversations of the update, one reply of each, the lesson's own at the end."""
+    all conversations of the update, one reply of each, in the order in which they came."""
 
     lesson: LiveLesson
     question: WholePrompt
