@@ -33,7 +33,6 @@ OPTIONS = LiveLearning(
     lessons=2, completions=4, rounds=4, lr=5e-3, max_new_tokens=6, max_prompt_tokens=128, replay=2,
     harm=1.0, kl_cap=3.0,
 )  # fmt: skip
-Answered = Sequence[Sequence[Completion]]
 ASKED = tuple(WholePrompt((Message("user", text),)) for text in QUESTIONS)
 LESSONS = tuple(
     LiveLesson(f"{n}.x", n, f"session {n}", ASKED[n], "no", Context("reply", reply=COMPLAINT), COMPLAINT)
@@ -109,13 +108,11 @@ def test_a_candidate_is_compared_with_fresh_answers_and_lessons_without_a_gain_a
     disregard = learner.measuring.disregard
 
     def none_of_the_second(
-        situations: Sequence[Situation], answers: Answered, frame: Frame, **how: bool
+        situations: Sequence[Situation], answers: Sequence[Sequence[Completion]], frame: Frame, **how: bool
     ) -> list[Scores]:
         """No answer takes the second lesson into account."""
-        own = disregard(situations, answers, frame, **how)
-        return [
-            (0.0,) * len(row) if each.lesson == LESSONS[1] else row for each, row in zip(situations, own, strict=True)
-        ]
+        pairs = zip(situations, disregard(situations, answers, frame, **how), strict=True)
+        return [(0.0,) * len(row) if each.lesson == LESSONS[1] else row for each, row in pairs]
 
     monkeypatch.setattr(learner.measuring, "disregard", none_of_the_second)
     found = learner.update(LESSONS, ASKED)
