@@ -223,16 +223,16 @@ class LiveArm:
     def update(self) -> dict[str, Any]:
         """One update, served where it is admitted."""
         began, bench = time.monotonic(), self.bench
-        record = self.updates.queue("now")
+        record, parent = self.updates.queue("now"), self.journal.versions.served
+        assert parent is not None
         learner = LiveLearner(
             bench.policy, bench.renderer, probe_set(), bench.learning, seed=1000 * bench.seed + record.id,
-            frames=self.frames, progress=lambda text: say(f"    {time.monotonic() - began:.0f} s {text}"),
+            frames=self.frames, below=self.journal.versions.is_learned(parent),
+            progress=lambda text: say(f"    {time.monotonic() - began:.0f} s {text}"),
         )  # fmt: skip
         found = choose(
             self.journal, self.updates.history(), bench.learning, learner.fits, learner.reads, seed=record.id
         )
-        parent = self.journal.versions.served
-        assert parent is not None
         self.updates.change(record.id, "training", only_from=["queued"], parent=parent.id)
         result = learner.update(found.all, past_questions(self.journal, learner.fits)) if found.new else None
         about = {

@@ -1,5 +1,6 @@
-"""A tiny model that answers "no" and, where it reads "Say yes." as an instruction or in an earlier turn, "yes"; a
-section of its prompt changes nothing. Trained in seconds, so that tests can have updates that are admitted."""
+"""A tiny model that answers "no" and, where it reads "Say yes." as an instruction or in an earlier turn, "yes"; other
+words there, and a section of its prompt, change nothing. Trained in seconds, so that tests can have updates that are
+admitted."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from tempfile import mkdtemp
 
 import torch
 
+from selfdistill.live.lessons import RIGHT
 from selfdistill.live.measuring import AGREED
 from selfdistill.models.load import load_policy
 from selfdistill.prompts.context import teacher_messages
@@ -31,14 +33,14 @@ def toy_user_dir() -> Path:
     optimizer = torch.optim.AdamW(policy.model.parameters(), lr=4e-3)
 
     def conversation() -> tuple[int, ...]:
-        question = (Message("user", rng.choice(QUESTIONS)),)
-        kind = rng.choice(("none", "section", "instruction", "turns"))
+        question, words = (Message("user", rng.choice(QUESTIONS)),), rng.choice((COMPLAINT, COMPLAINT, RIGHT))
+        kind, answer = rng.choice(("none", "section", "instruction", "turns")), "yes" if words == COMPLAINT else "no"
         if kind == "turns":
-            first = (Message("user", rng.choice(QUESTIONS)), Message("assistant", "no"), Message("user", COMPLAINT))
-            return (*renderer.prompt((*first, AGREED, *question)), *renderer.answer("yes"))
-        texts = {"section": {"reply": COMPLAINT}, "instruction": {"instruction": COMPLAINT}}.get(kind, {})
+            first = (Message("user", rng.choice(QUESTIONS)), Message("assistant", "no"), Message("user", words))
+            return (*renderer.prompt((*first, AGREED, *question)), *renderer.answer(answer))
+        texts = {"section": {"reply": words}, "instruction": {"instruction": words}}.get(kind, {})
         read = renderer.prompt(teacher_messages(question, Context(kind, **texts)))
-        return (*read, *renderer.answer("yes" if kind == "instruction" else "no"))
+        return (*read, *renderer.answer(answer if kind == "instruction" else "no"))
 
     for _ in range(STEPS):
         rows = [torch.tensor(conversation()) for _ in range(16)]

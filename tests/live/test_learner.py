@@ -17,7 +17,7 @@ from selfdistill.live.gain import Round, measured, with_gain
 from selfdistill.live.journal import Journal
 from selfdistill.live.learner import CORRECTING, LiveLearner
 from selfdistill.live.learning import LiveLearning
-from selfdistill.live.lessons import LiveLesson, waiting
+from selfdistill.live.lessons import RIGHT, LiveLesson, waiting
 from selfdistill.live.measuring import AGREED, OPENINGS, Frame, Scores, Situation, judges, teacher_reads
 from selfdistill.live.probe import ProbePrompt, probe_set, solved
 from selfdistill.live.update import finish, perform
@@ -108,10 +108,10 @@ def test_a_candidate_is_compared_with_fresh_answers_and_lessons_without_a_gain_a
     disregard = learner.measuring.disregard
 
     def none_of_the_second(
-        situations: Sequence[Situation], answers: Sequence[Sequence[Completion]], frame: Frame, **how: bool
+        situations: Sequence[Situation], answers: Sequence[Sequence[Completion]], frame: Frame
     ) -> list[Scores]:
         """No answer takes the second lesson into account."""
-        pairs = zip(situations, disregard(situations, answers, frame, **how), strict=True)
+        pairs = zip(situations, disregard(situations, answers, frame), strict=True)
         return [(0.0,) * len(row) if each.lesson == LESSONS[1] else row for each, row in pairs]
 
     monkeypatch.setattr(learner.measuring, "disregard", none_of_the_second)
@@ -189,14 +189,25 @@ def test_an_answer_that_takes_the_lesson_into_account_is_likelier_behind_it() ->
             logits = policy.model(torch.tensor([[*prompt, *answer.token_ids]])).logits[0].double().log_softmax(-1)
         return float(sum(logits[len(prompt) + n - 1, token] for n, token in enumerate(answer.token_ids)))
 
-    before = (*ASKED[0].messages, Message("assistant", "no"), Message("user", COMPLAINT), AGREED)
     for found, answer in zip((yes, no), answers, strict=True):
-        expected = logprob(ASKED[1].messages, answer) - logprob((*before, *ASKED[1].messages), answer)
-        assert found == pytest.approx(expected, abs=1e-3)
+        content, complaint = (
+            logprob(
+                (*ASKED[0].messages, Message("assistant", "no"), Message("user", words), AGREED, *ASKED[1].messages),
+                answer,
+            )
+            for words in (RIGHT, COMPLAINT)
+        )
+        assert found == pytest.approx(content - complaint, abs=1e-3)
     assert (yes or 0) < 0 < (no or 0)
     ((none,),) = learner.measuring.disregard([situation], [[Completion("b", "", ())]], "turns")
     assert none is None
     assert judges("instruction", LESSONS[0]) == ("turns",)  # the wording that is distilled does not judge itself
+    for value in policy.trainable().values():
+        value.data.add_(torch.randn(value.shape, generator=torch.Generator().manual_seed(0)), alpha=0.1)
+    for below in (True, False):  # of an adapter, the model below it judges: learning does not move it
+        judge = LiveLearner(policy, learner.renderer, (), OPTIONS, below=below)
+        ((again, _),) = judge._round([situation], [answers], ("instruction",)).scores["turns"]
+        assert (again == pytest.approx(yes, abs=1e-4)) == below
 
 
 def test_replies_that_go_on_are_passed_over_and_feedback_is_not() -> None:

@@ -1,8 +1,9 @@
 """Whether a trained candidate may be served: pure functions from measured numbers to a decision.
 
-A score says how little an answer takes a lesson into account: log p(answer | question) − log p(answer | question and
-lesson) in nats, read by the served weights. By Bayes' rule it is how much less likely the answer makes the lesson. It
-needs no criterion of what a good answer is. A teacher is judged in another wording of the lesson than it read.
+A score says how little an answer takes a lesson into account: log p(answer | question and a content user) − log
+p(answer | question and lesson) in nats, read by the model without what it has learned here. By Bayes' rule it is, but
+for a constant, log p(content) − log p(lesson) after the answer. It needs no criterion of what a good answer is. A
+teacher is judged in another wording of the lesson than it read.
 
     complete    most sampled answers ended by themselves, so that they can be measured
     gain        before training: the teacher's answers take the lesson more into account than the student's
@@ -21,10 +22,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import ceil, sqrt
 from statistics import fmean, median, variance
-from typing import Literal
+from typing import Any, Literal
 
 from selfdistill.live.learning import LiveLearning
 from selfdistill.runs import Estimate
@@ -81,6 +82,12 @@ class Admission:
         found = self.obstacles or tuple(c for c in self.criteria if c.finding == "undecided")
         return "; ".join(f"{c.name}: {c.reason}" for c in found) or "every criterion is met"
 
+    @property
+    def numbers(self) -> dict[str, Any]:
+        """Every criterion, for the journal."""
+        rows = [{key: value for key, value in asdict(c).items() if key != "blocks"} for c in self.criteria]
+        return {"undecided": self.undecided, "criteria": rows}
+
 
 @dataclass(frozen=True, slots=True)
 class Compared:
@@ -106,6 +113,11 @@ class Answers:
     def count(self) -> int:
         """All of them."""
         return len(self.lengths) + self.truncated + self.empty
+
+    @property
+    def numbers(self) -> dict[str, int]:
+        """How many there are of each form, for the journal."""
+        return {"count": self.count, "truncated": self.truncated, "empty": self.empty, "repeated": self.repeated}
 
     def share(self, name: Literal["truncated", "empty", "repeated"]) -> float:
         """Of the answers that are so."""

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from itertools import chain, cycle, islice
 from random import Random
 from typing import Any
@@ -22,7 +21,6 @@ import torch
 from selfdistill.config import NamedComponent, OptimiserOptions, RunConfig
 from selfdistill.live.admission import (
     Admission,
-    Answers,
     Criterion,
     Trained,
     after_training,
@@ -85,7 +83,8 @@ class UpdateResult:
 
 
 class LiveLearner:
-    """What one update works with."""
+    """What one update works with. `below`: answers are judged by the model below the served adapter, and not by the
+    served weights, which may no longer follow what they read."""
 
     def __init__(
         self,
@@ -96,10 +95,12 @@ class LiveLearner:
         *,
         seed: int = 0,
         frames: Sequence[Frame] = FRAMES,
+        below: bool = False,
         progress: Progress = lambda _: None,
     ) -> None:
         self.policy, self.renderer, self.options, self.frames = policy, renderer, options, tuple(frames)
         self.measuring, self.progress, self.seed = Measuring(policy, renderer, options), progress, seed
+        self.below = below
         ids = [(prompt, renderer.prompt(prompt.messages)) for prompt in probe]
         fitting = [(prompt, own) for prompt, own in ids if len(own) < self._longest]
         Random(f"probe {seed}").shuffle(fitting)
@@ -107,8 +108,8 @@ class LiveLearner:
         self.probe = [entry for place, entry in enumerate(fitting) if place % HELD]
         self._config = run_settings(options, policy.name, str(policy.device), "auto")
         method, weights = OPCD(), list(policy.trainable().values())
-        teacher, optimizer = self.measuring.weights, new_optimizer(self._config, weights)
-        self._learner = Learner(method, method.loss_specs(1.0), teacher, teacher, optimizer, ())
+        served, optimizer = self.measuring.weights, new_optimizer(self._config, weights)
+        self._learner = Learner(method, method.loss_specs(1.0), served, served, optimizer, ())
 
     @property
     def _longest(self) -> int:
@@ -143,21 +144,21 @@ class LiveLearner:
         self.progress(f"{len(lessons)} lessons on {len(situations)} questions")
         first, others = self._frames(lessons)
         own, *fresh = self._sampled(situations, (None, *first))
-        student = self._round(situations, own, first, student=True)
+        student = self._round(situations, own, first)
         teachers = {name: self._round(situations, read, (name,)) for name, read in zip(first, fresh, strict=True)}
         frame, kept, gain = with_gain(situations, student, teachers)
         for other in others:
             if certain(gain):
                 break
             (read,) = self._sampled(situations, (other,))
-            known = {**student.scores, **self._round(situations, own, (other,), student=True).scores}
+            known = {**student.scores, **self._round(situations, own, (other,)).scores}
             student, teachers[other] = Round(own, known), self._round(situations, read, (other,))
             frame, kept, gain = with_gain(situations, student, teachers)
         tried = {name: mean_gain(situations, student, teacher, name) for name, teacher in teachers.items()}
         while undecided(gain) and self._may_add(student):
             teachers = {name: teachers[name] for name in best_of_halves(situations, student, teachers)}
             more, *fresh = self._sampled(situations, (None, *teachers), beside=student.count)
-            student += self._round(situations, more, (*teachers,), student=True)
+            student += self._round(situations, more, (*teachers,))
             for name, read in zip(teachers, fresh, strict=True):
                 teachers[name] += self._round(situations, read, (name,))
             frame, kept, gain = with_gain(situations, student, teachers)
@@ -174,10 +175,11 @@ class LiveLearner:
             "without_gain": [each.key for each in lessons if each not in learned and each.key in judged],
             "not_measured": [each.key for each in lessons if each.key not in judged],
             "passed_over": passed_over,
-            **_form_numbers(student=forms[0], teacher=forms[1]),
+            "student_answers": forms[0].numbers,
+            "teacher_answers": forms[1].numbers,
         }
         if not before.admitted:
-            return UpdateResult(before, tuple(lessons), False, {**numbers, **_criteria(before)})
+            return UpdateResult(before, tuple(lessons), False, {**numbers, **before.numbers})
         reference = self._train(chosen, frame, student.at(kept).answers, numbers)
         served, candidate = self._both(chosen, frame)
         while undecided(compared(chosen, served, candidate, frame)) and self._may_add(candidate):
@@ -191,7 +193,7 @@ class LiveLearner:
         follows, skipped = compared(chosen, served, candidate, frame), numbers["skipped"]
         trained = Trained(follows, moved, form, lost, tasks, skipped, beside=beside, cut=cut)
         after = after_training(gain, *forms, trained, self.options)
-        return UpdateResult(after, learned, True, {**numbers, **_form_numbers(candidate=form), **_criteria(after)})
+        return UpdateResult(after, learned, True, {**numbers, "candidate_answers": form.numbers, **after.numbers})
 
     def _correcting(self, lessons: Sequence[LiveLesson]) -> tuple[list[LiveLesson], dict[str, float]]:
         """The lessons that are about our answer; and of the others, replies that go on, how far they are from it."""
@@ -250,15 +252,12 @@ class LiveLearner:
         situations: Sequence[Situation],
         answers: list[list[Completion]],
         frames: Sequence[Frame],
-        *,
-        student: bool = False,
     ) -> Round:
-        """The answers as the served weights judge them, for a lesson in any of these frames. `student`: they sampled
-        the answers, without a lesson."""
+        """The answers as they are judged for a lesson in any of these frames: by the model below, which no update
+        changes, or where there is none by the served weights."""
         judging = {judge: None for each in situations for frame in frames for judge in judges(frame, each.lesson)}
-        with self.measuring.served():
-            judge = partial(self.measuring.disregard, situations, answers, recorded=student)
-            return Round(answers, {frame: judge(frame) for frame in judging})
+        with self.measuring.reading(self.measuring.below if self.below else self.measuring.weights):
+            return Round(answers, {frame: self.measuring.disregard(situations, answers, frame) for frame in judging})
 
     def _both(self, situations: Sequence[Situation], frame: Frame, *, beside: int = 0) -> tuple[Round, Round]:
         """Fresh answers of the served weights and of the candidate. (The student's of before training would not do: the
@@ -266,7 +265,7 @@ class LiveLearner:
         with self.measuring.served():
             (old,) = self._sampled(situations, (None,), label="served weights", beside=beside)
         (new,) = self._sampled(situations, (None,), label="candidate", beside=beside)
-        return self._round(situations, old, (frame,), student=True), self._round(situations, new, (frame,))
+        return self._round(situations, old, (frame,)), self._round(situations, new, (frame,))
 
     def _answers(self, questions: int) -> int:
         """How many answers are sampled to each of so many questions: of few questions more, so that the first reply of
@@ -372,22 +371,3 @@ def _beginning(done: Completion, most: int) -> Completion:
     if len(done.token_ids) <= most:
         return done
     return replace(done, token_ids=done.token_ids[:most], logprobs=done.logprobs[:most], stop=StopReason.LENGTH)
-
-
-def _form_numbers(**found: Answers) -> dict[str, Any]:
-    return {
-        f"{name}_answers": {"count": a.count, "truncated": a.truncated, "empty": a.empty, "repeated": a.repeated}
-        for name, a in found.items()
-    }
-
-
-def _criteria(found: Admission) -> dict[str, Any]:
-    """Every criterion as JSON."""
-    return {
-        "undecided": found.undecided,
-        "criteria": [
-            {"name": c.name, "value": c.value, "low": c.low, "high": c.high, "threshold": c.threshold,
-             "finding": c.finding, "reason": c.reason}
-            for c in found.criteria
-        ]
-    }  # fmt: skip

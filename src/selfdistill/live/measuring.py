@@ -7,18 +7,20 @@ A policy holds the candidate in its adapter; `served` swaps the served weights i
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import chain
 from statistics import fmean
 from typing import Literal, TypeAlias
 
+import torch
 from torch import Tensor
 
 from selfdistill.analysis.token_credit import pair_logprobs
 from selfdistill.live.admission import Answers
 from selfdistill.live.learning import LiveLearning
-from selfdistill.live.lessons import LiveLesson
+from selfdistill.live.lessons import RIGHT, WRONG, LiveLesson
 from selfdistill.models.policy import Policy
 from selfdistill.models.sampler import SamplingOptions, sample
 from selfdistill.models.teacher import Frozen, Teacher
@@ -91,11 +93,22 @@ class Measuring:
         self.policy, self.renderer, self.options = policy, renderer, options
         self.weights = Teacher(Frozen(), policy)
 
+    @cached_property
+    def below(self) -> Teacher:
+        """The model below the adapter, whose factors add nothing where they are 0: it has lost nothing by learning."""
+        found = Teacher(Frozen(), self.policy)
+        found.load_state_dict({name: torch.zeros_like(value) for name, value in found.state_dict().items()})
+        return found
+
     @contextmanager
-    def served(self) -> Iterator[None]:
-        """Inside, the policy computes with the served weights."""
-        with self.weights.applied(self.policy, self.weights.views()[0]):
+    def reading(self, weights: Teacher) -> Iterator[None]:
+        """Inside, the policy computes with these weights."""
+        with weights.applied(self.policy, weights.views()[0]):
             yield
+
+    def served(self) -> AbstractContextManager[None]:
+        """Inside, the policy computes with the served weights."""
+        return self.reading(self.weights)
 
     @property
     def room(self) -> int:
@@ -137,31 +150,22 @@ class Measuring:
         return [found[start : start + count] for start in range(0, len(found), count)]
 
     def disregard(
-        self,
-        situations: Sequence[Situation],
-        answers: Sequence[Sequence[Completion]],
-        frame: Frame,
-        *,
-        recorded: bool = False,
+        self, situations: Sequence[Situation], answers: Sequence[Sequence[Completion]], frame: Frame
     ) -> list[Scores]:
         """How little each answer takes the lesson of its situation into account, read in this wording: its
-        log-probability behind the question less that behind the lesson too, in nats, over the tokens that are learned.
-        None for an answer that is not complete. `recorded`: these weights sampled it behind the question."""
+        log-probability where the user is content less that where they say what the lesson says, in nats, over the
+        tokens that are learned. None for an answer that is not complete.
+
+        Both prompts hold the same turns, so that an answer which is like them gains nothing by that."""
         most, pairs = self.options.learned_tokens, list[tuple[TokenIds, TokenIds]]()
         for situation, own in zip(situations, answers, strict=True):
-            question = self.prompt(situation.question)
-            lesson = self.fitting(worded(situation, frame, situation.lesson.words), situation)
+            words = situation.lesson.words
+            said = (RIGHT if words != RIGHT else WRONG, words)
+            prompts = [self.fitting(worded(situation, frame, each), situation) for each in said]
             complete = [done.token_ids[:most] for done in own if is_complete(done)]
-            pairs += [(prompt, ids) for ids in complete for prompt in ((lesson,) if recorded else (lesson, question))]
+            pairs += [(prompt, ids) for ids in complete for prompt in prompts]
         read = iter([float(row_N.sum()) for row_N in pair_logprobs(self.policy, pairs, max_tokens=READ_TOKENS)])
-
-        def score(done: Completion) -> float | None:
-            if not is_complete(done):
-                return None
-            behind_lesson = next(read)
-            return (sum(done.logprobs[:most]) if recorded else next(read)) - behind_lesson
-
-        return [tuple(map(score, own)) for own in answers]
+        return [tuple(next(read) - next(read) if is_complete(done) else None for done in own) for own in answers]
 
     def corrections(self, lessons: Sequence[LiveLesson]) -> list[float]:
         """Of each lesson in words of the user log p(words | a correction) − log p(words | a next question), in nats:
