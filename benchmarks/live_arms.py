@@ -227,8 +227,7 @@ class LiveArm:
         assert parent is not None
         learner = LiveLearner(
             bench.policy, bench.renderer, probe_set(), bench.learning, seed=1000 * bench.seed + record.id,
-            frames=self.frames, below=self.journal.versions.is_learned(parent),
-            progress=lambda text: say(f"    {time.monotonic() - began:.0f} s {text}"),
+            frames=self.frames, progress=lambda text: say(f"    {time.monotonic() - began:.0f} s {text}"),
         )  # fmt: skip
         found = choose(
             self.journal, self.updates.history(), bench.learning, learner.fits, learner.reads, seed=record.id

@@ -133,11 +133,12 @@ def kills(model: str, folder: Path, settings: list[str]) -> None:
             served.wait_for("update ", point)
             with Journal.open(journal) as opened:
                 (*_, row) = Updates(opened.database).all
-            if row.state == "training" and row.process:
+            if row.state == "training" and row.process:  # it may have ended meanwhile
                 number = int(row.process.split()[0]) if victim == "child" else served.process.pid
                 os.kill(number, signal.SIGKILL)
-            if victim == "server" and served.process.wait(60) is not None:
-                served = Served(model, journal, settings, 6)
+                if victim == "server":
+                    served.process.wait(60)
+                    served = Served(model, journal, settings, 6)
             while (state := served.state()[0]) in ("queued", "training"):
                 time.sleep(0.2)
             with Journal.open(journal) as opened:

@@ -1,9 +1,9 @@
 """Whether a trained candidate may be served: pure functions from measured numbers to a decision.
 
 A score says how little an answer takes a lesson into account: log p(answer | question and a content user) − log
-p(answer | question and lesson) in nats, read by the model without what it has learned here. By Bayes' rule it is, but
-for a constant, log p(content) − log p(lesson) after the answer. It needs no criterion of what a good answer is. A
-teacher is judged in another wording of the lesson than it read.
+p(answer | question and lesson) in nats, read by the served weights. By Bayes' rule it is, but for a constant, log
+p(content) − log p(lesson) after the answer. It needs no criterion of what a good answer is. A teacher is judged in
+another wording of the lesson than it read.
 
     complete    most sampled answers ended by themselves, so that they can be measured
     gain        before training: the teacher's answers take the lesson more into account than the student's

@@ -83,8 +83,7 @@ class UpdateResult:
 
 
 class LiveLearner:
-    """What one update works with. `below`: answers are judged by the model below the served adapter, and not by the
-    served weights, which may no longer follow what they read."""
+    """What one update works with."""
 
     def __init__(
         self,
@@ -95,12 +94,10 @@ class LiveLearner:
         *,
         seed: int = 0,
         frames: Sequence[Frame] = FRAMES,
-        below: bool = False,
         progress: Progress = lambda _: None,
     ) -> None:
         self.policy, self.renderer, self.options, self.frames = policy, renderer, options, tuple(frames)
         self.measuring, self.progress, self.seed = Measuring(policy, renderer, options), progress, seed
-        self.below = below
         ids = [(prompt, renderer.prompt(prompt.messages)) for prompt in probe]
         fitting = [(prompt, own) for prompt, own in ids if len(own) < self._longest]
         Random(f"probe {seed}").shuffle(fitting)
@@ -253,10 +250,9 @@ class LiveLearner:
         answers: list[list[Completion]],
         frames: Sequence[Frame],
     ) -> Round:
-        """The answers as they are judged for a lesson in any of these frames: by the model below, which no update
-        changes, or where there is none by the served weights."""
+        """The answers as the served weights judge them, for a lesson in any of these frames."""
         judging = {judge: None for each in situations for frame in frames for judge in judges(frame, each.lesson)}
-        with self.measuring.reading(self.measuring.below if self.below else self.measuring.weights):
+        with self.measuring.served():
             return Round(answers, {frame: self.measuring.disregard(situations, answers, frame) for frame in judging})
 
     def _both(self, situations: Sequence[Situation], frame: Frame, *, beside: int = 0) -> tuple[Round, Round]:

@@ -7,14 +7,12 @@ A policy holds the candidate in its adapter; `served` swaps the served weights i
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
 from itertools import chain
 from statistics import fmean
 from typing import Literal, TypeAlias
 
-import torch
 from torch import Tensor
 
 from selfdistill.analysis.token_credit import pair_logprobs
@@ -93,22 +91,11 @@ class Measuring:
         self.policy, self.renderer, self.options = policy, renderer, options
         self.weights = Teacher(Frozen(), policy)
 
-    @cached_property
-    def below(self) -> Teacher:
-        """The model below the adapter, whose factors add nothing where they are 0: it has lost nothing by learning."""
-        found = Teacher(Frozen(), self.policy)
-        found.load_state_dict({name: torch.zeros_like(value) for name, value in found.state_dict().items()})
-        return found
-
     @contextmanager
-    def reading(self, weights: Teacher) -> Iterator[None]:
-        """Inside, the policy computes with these weights."""
-        with weights.applied(self.policy, weights.views()[0]):
-            yield
-
-    def served(self) -> AbstractContextManager[None]:
+    def served(self) -> Iterator[None]:
         """Inside, the policy computes with the served weights."""
-        return self.reading(self.weights)
+        with self.weights.applied(self.policy, self.weights.views()[0]):
+            yield
 
     @property
     def room(self) -> int:

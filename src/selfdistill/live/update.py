@@ -112,10 +112,7 @@ def _performed(
     lora, name = None if served.is_adapter else options.lora, served.path or served.model
     policy = load_policy(name, device=device, dtype=dtype, lora=lora, progress=progress)
     renderer = Renderer(policy.tokenizer, policy.context_length, policy.context_length, thinking=thinking)
-    learner = LiveLearner(
-        policy, renderer, probe_set(options.probe), options, seed=number, progress=progress,
-        below=journal.versions.is_learned(served),
-    )  # fmt: skip
+    learner = LiveLearner(policy, renderer, probe_set(options.probe), options, seed=number, progress=progress)
     lessons = choose(journal, history, options, learner.fits, learner.reads, seed=number)
     if not lessons.new:
         left_out = dict(lessons.left_out)

@@ -54,10 +54,6 @@ class Versions:
             found.append(known[parent])
         return found
 
-    def is_learned(self, version: Version) -> bool:
-        """Whether a version is an adapter that was learned on a whole model."""
-        return version.is_adapter and not self.line(version)[-1].is_adapter
-
     def before(self, count: int = 1) -> Version:
         """The version that is served once `count` are undone. Raises `VersionError` where there are not so many, and
         while one is pinned."""
