@@ -62,11 +62,16 @@ def cut(name: str, share: float) -> Callable[[Path], None]:
 
 
 def hole(name: str) -> Callable[[Path], None]:
-    """Takes some bytes out of the middle of a file."""
+    """Takes some bytes out of the middle of a file: from within one key to behind another, so that the seam is no JSON.
+
+    Where a hole begins and ends at any byte, its seam is JSON by chance: the file's length is that of measured seconds.
+    """
 
     def edit(path: Path) -> None:
         data = (path / name).read_bytes()
-        (path / name).write_bytes(data[: len(data) // 3] + data[len(data) // 2 :])
+        first, last = data.index(b'{"', len(data) // 3) + len(b'{"'), data.index(b'":', len(data) // 2) + len(b'":')
+        assert first < last
+        (path / name).write_bytes(data[:first] + data[last:])
 
     return edit
 
