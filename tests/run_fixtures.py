@@ -33,8 +33,7 @@ SearchOf = Callable[..., SolveConfig]
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
-    """Sums are made in the same order in every process, and in the runs of a module's own fixtures; two cores are enough
-    for all."""
+    """Sums are made in the same order in every process and in a module's own fixtures; two cores are enough for all."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -18,7 +18,7 @@ from selfdistill.live.journal import Journal
 from selfdistill.live.learner import CORRECTING, LiveLearner
 from selfdistill.live.learning import LiveLearning
 from selfdistill.live.lessons import RIGHT, LiveLesson, waiting
-from selfdistill.live.measuring import AGREED, OPENINGS, Frame, Scores, Situation, judges, teacher_reads
+from selfdistill.live.measuring import AGREED, OPENINGS, Frame, Scores, Situation, judges, teacher_reads, worded
 from selfdistill.live.probe import ProbePrompt, probe_set, solved
 from selfdistill.live.update import finish, perform
 from selfdistill.live.updates import Updates
@@ -175,6 +175,22 @@ def test_a_reply_that_does_not_fit_is_left_out_and_said(tmp_path: Path) -> None:
         assert (found.state, found.lessons) == ("rejected", ())
         assert "1 times a reply that is too long (max_prompt_tokens)" in found.reason
         assert found.numbers["left_out"]["a reply that is too long"] == 1
+
+
+def test_a_lesson_that_is_read_fits_behind_the_words_of_a_content_user_too() -> None:
+    """They are compared; where one of both prompts fell back to the bare question, they would not be alike."""
+    learner, _ = opened()
+    measuring = learner.measuring
+
+    def length(answer: str, words: str) -> int:
+        situation = Situation(replace(LESSONS[0], answer=answer), ASKED[0], True)
+        return len(measuring.prompt(worded(situation, "turns", words)))
+
+    answers = ["no " * count for count in range(1, measuring.room)]
+    fits_alone = [each for each in answers if length(each, COMPLAINT) < measuring.room]
+    fits_both = [each for each in fits_alone if length(each, RIGHT) < measuring.room]
+    assert len(fits_both) < len(fits_alone)
+    assert [each for each in answers if learner.reads(replace(LESSONS[0], answer=each))] == fits_both
 
 
 def test_an_answer_that_takes_the_lesson_into_account_is_likelier_behind_it() -> None:

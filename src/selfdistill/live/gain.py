@@ -115,10 +115,17 @@ def best_of_halves(
 def best_frame(
     situations: Sequence[Situation], student: Round, teachers: Mapping[Frame, Round], part: slice = slice(None)
 ) -> Frame:
-    """The wording with the largest gain for the new lessons, in a part of the answers. (An earlier one is followed
-    already, or a new one takes it back.)"""
+    """The wording with the largest gain for the new lessons, in a part of the answers."""
+    return max(teachers, key=lambda frame: gain_of_new(situations, student, teachers[frame], frame, part))
+
+
+def gain_of_new(
+    situations: Sequence[Situation], student: Round, teacher: Round, frame: Frame, part: slice = slice(None)
+) -> float:
+    """The mean gain for the new lessons, by which a wording is chosen: an earlier lesson is followed already, or a new
+    one takes it back."""
     new = [place for place, situation in enumerate(situations) if not situation.lesson.older]
-    return max(teachers, key=lambda frame: mean_gain(situations, student, teachers[frame], frame, part, new))
+    return mean_gain(situations, student, teacher, frame, part, new)
 
 
 def mean_gain(

@@ -28,7 +28,7 @@ from selfdistill.live.admission import (
     certain,
     undecided,
 )
-from selfdistill.live.gain import Round, best_of_halves, compared, mean_gain, measured, with_gain
+from selfdistill.live.gain import Round, best_of_halves, compared, gain_of_new, measured, with_gain
 from selfdistill.live.learning import LiveLearning
 from selfdistill.live.lessons import LiveLesson, related, replies_together
 from selfdistill.live.measuring import (
@@ -151,7 +151,7 @@ class LiveLearner:
             known = {**student.scores, **self._round(situations, own, (other,)).scores}
             student, teachers[other] = Round(own, known), self._round(situations, read, (other,))
             frame, kept, gain = with_gain(situations, student, teachers)
-        tried = {name: mean_gain(situations, student, teacher, name) for name, teacher in teachers.items()}
+        tried = {name: gain_of_new(situations, student, teacher, name) for name, teacher in teachers.items()}
         while undecided(gain) and self._may_add(student):
             teachers = {name: teachers[name] for name in best_of_halves(situations, student, teachers)}
             more, *fresh = self._sampled(situations, (None, *teachers), beside=student.count)

@@ -77,6 +77,12 @@ def worded(situation: Situation, frame: Frame, words: str) -> WholePrompt:
     return replace(question, messages=teacher_messages(question.messages, Context(frame, **text)))
 
 
+def opposite_words(lesson: LiveLesson) -> tuple[str, str]:
+    """What a user who is content with the answer would say, or one who is not where the lesson says just that; and what
+    the lesson says."""
+    return (RIGHT if lesson.words != RIGHT else WRONG), lesson.words
+
+
 def judges(frame: Frame, lesson: LiveLesson) -> tuple[Frame, ...]:
     """The wordings in which the answers of the teacher that reads a lesson in this frame are judged: others than its
     own, which would always find that they follow it."""
@@ -109,8 +115,9 @@ class Measuring:
     def reads(self, situation: Situation) -> bool:
         """Whether a lesson can be read at its question in every wording, alone and as a judge, with room for an
         answer."""
-        wordings = teacher_reads(situation, "instruction"), worded(situation, "turns", situation.lesson.words)
-        return all(len(self.prompt(each)) < self.room for each in wordings)
+        said = opposite_words(situation.lesson)
+        judged = [worded(situation, judge, words) for judge in JUDGES for words in said]
+        return all(len(self.prompt(each)) < self.room for each in (teacher_reads(situation, "instruction"), *judged))
 
     def fitting(self, question: WholePrompt, situation: Situation) -> TokenIds:
         """The ids of a prompt with a lesson, or the bare question where the context leaves no room for an answer."""
@@ -146,9 +153,8 @@ class Measuring:
         Both prompts hold the same turns, so that an answer which is like them gains nothing by that."""
         most, pairs = self.options.learned_tokens, list[tuple[TokenIds, TokenIds]]()
         for situation, own in zip(situations, answers, strict=True):
-            words = situation.lesson.words
-            said = (RIGHT if words != RIGHT else WRONG, words)
-            prompts = [self.fitting(worded(situation, frame, each), situation) for each in said]
+            said = opposite_words(situation.lesson)
+            prompts = [self.fitting(worded(situation, frame, words), situation) for words in said]
             complete = [done.token_ids[:most] for done in own if is_complete(done)]
             pairs += [(prompt, ids) for ids in complete for prompt in prompts]
         read = iter([float(row_N.sum()) for row_N in pair_logprobs(self.policy, pairs, max_tokens=READ_TOKENS)])
