@@ -4,6 +4,8 @@ import importlib.util
 import json
 import re
 import shlex
+import subprocess
+import sys
 import tomllib
 from collections.abc import Callable
 from dataclasses import fields
@@ -126,6 +128,17 @@ def test_tests_and_files_that_are_named_exist():
         assert (ROOT / path).exists(), path
     for path in re.findall(r"`((?:[a-z_]+/)*[a-z_]+\.py|(?:[a-z_]+/)+)`", text):
         assert any((base / path).exists() for base in (ROOT / "src" / "selfdistill", ROOT)), path
+
+
+def test_modules_that_are_run_by_name_start():
+    """From the root of a clone, as one types the command: without the paths that pytest adds."""
+    texts = [page.read_text() for page in (*PAGES, ROOT / "EXPERIMENTS.md", *(ROOT / "tests" / "live").glob("*.py"))]
+    names = {name for text in texts for name in re.findall(r"python -m ((?:tests|benchmarks)\.[\w.]*\w)", text)}
+    assert not [name for name in names if importlib.util.find_spec(name) is None]
+    run = sorted(name for name in names if name.startswith("tests."))
+    assert run
+    subprocess.run([sys.executable, "-c", f"import {', '.join(run)}"], cwd=ROOT, check=True)
+    assert not [text for text in texts if "python tests/" in text]
 
 
 def test_no_unfinished_words():

@@ -1,8 +1,6 @@
 """Agents that people use, end to end against the server: HTTP, protocol, tools, journal. Only what the model writes is
 planned, for no model that runs here can be relied on to call a tool.
 
-python tests/live/agents.py [mini | opencode]...        all that are installed
-
 `make agents` installs them, and lets them reach nothing but the server. An agent is asked to make a file; the first
 answer calls its shell, the next one reads what came back. The journal then holds both, and the result of the call as
 the reply to the first.

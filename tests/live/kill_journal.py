@@ -1,6 +1,6 @@
 """Kills a process that records exchanges, again and again, and compares what it acknowledged with what is there.
 
-python tests/live/kill_journal.py [KILLS]       in a directory of its own; 100 unless given
+python -m tests.live.kill_journal [KILLS]       in a directory of its own; 100 unless given
 """
 
 from __future__ import annotations

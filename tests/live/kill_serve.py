@@ -1,6 +1,6 @@
 """Kills `selfdistill serve` under load, again and again, and compares what its clients got with what is there.
 
-python tests/live/kill_serve.py [KILLS]         in a directory of its own; 100 unless given
+python -m tests.live.kill_serve [KILLS]         in a directory of its own; 100 unless given
 
 Clients ask, whole and as streams, give feedback, and change the served version. What one of them had whole was
 acknowledged: an answer with its receipt, `[DONE]` of a stream, the count of feedback.

@@ -1,6 +1,6 @@
 """Kills an update at every line of its progress, and checks the journal after each; then one ends and is served.
 
-python tests/live/kill_update.py          # minutes: every update is a process of its own
+python -m tests.live.kill_update          # minutes: every update is a process of its own
 """
 
 import json

@@ -1,8 +1,8 @@
 """A server that learns in a child process of its own, seen by a client: latency beside an update, the swap, undo; then
 the child, and the server, are killed at every line of progress of an update, and what is served and waits is compared.
 
-python tests/live/swap_update.py                                   # a toy model, minutes
-python tests/live/swap_update.py --model DIR --no-kills --beside 12          # latency of another model
+python -m tests.live.swap_update                                   # a toy model, minutes
+python -m tests.live.swap_update --model DIR --no-kills --beside 12          # latency of another model
 """
 
 import argparse
