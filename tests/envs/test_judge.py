@@ -189,14 +189,14 @@ def test_a_slow_reply_drops_the_answer_in_time(server: Server, drips: bool) -> N
     def slow(request: dict[str, Any]) -> tuple[int, str]:
         if drips:
             return 200, "\x00".join(chat(GOOD))
-        time.sleep(2)
+        time.sleep(10)
         return 200, chat(GOOD)
 
     server.reply = slow
     began = time.monotonic()
     found = judged(server, time_limit_s=0.5)
     assert found == Fault(DropReason.ENV_TIMEOUT, "no reply of the judge in 0.5 s")
-    assert time.monotonic() - began < 1.8
+    assert time.monotonic() - began < 8
 
 
 def test_nobody_listening_drops_the_answer(server: Server) -> None:
@@ -282,8 +282,8 @@ def test_an_endpoint_that_hangs_costs_two_time_limits(server: Server, concurrenc
     server.reply = lambda request: (time.sleep(1), (200, chat(GOOD)))[1]
     env = sd.Judge("Short.", url=server.url, model="grader", concurrency=concurrency, time_limit_s=0.2)
     began = time.monotonic()
-    found = score_all(env, [(TASK, Completion(str(n), "Grey.")) for n in range(40)])
-    assert time.monotonic() - began < 0.9
+    found = score_all(env, [(TASK, Completion(str(n), "Grey.")) for n in range(400)])
+    assert time.monotonic() - began < 10  # one time limit for each of them takes 20 s and more
     assert {entry.drop for entry in found if isinstance(entry, Fault)} == {DropReason.ENV_TIMEOUT}
     assert found[-1] == Fault(DropReason.ENV_TIMEOUT, f"not tried: {server.url} answered no call for 0.4 s")
     assert env.spent["judge_calls"] == 2 * concurrency
