@@ -14,6 +14,7 @@ from typing import IO
 
 from selfdistill.envs.sandbox.lockdown import die_with_parent
 from selfdistill.errors import EndpointError
+from selfdistill.training.stopping import end_process
 
 _ADDRESS = re.compile(r"^serving .* at (http://\S+/v1)", re.MULTILINE)
 END_S = 15.0  # for the answers in progress and the journal
@@ -40,12 +41,7 @@ def own_server(model: str, options: Sequence[str], note: Callable[[str], None], 
         try:
             yield _address(child, log, note)
         finally:
-            child.terminate()
-            try:
-                child.wait(END_S)
-            except subprocess.TimeoutExpired:
-                child.kill()
-                child.wait()
+            end_process(child, END_S)
 
 
 def _address(child: subprocess.Popen[bytes], log: IO[bytes], note: Callable[[str], None]) -> str:

@@ -27,7 +27,7 @@ from selfdistill.live.updates import UpdateRecord, Updates
 from selfdistill.options import plain
 from selfdistill.prompts.render import Thinking
 from selfdistill.protocol.chat import ChatError
-from selfdistill.training.stopping import PARENT
+from selfdistill.training.stopping import PARENT, end_process
 
 TICK_S = 0.5
 GRACE_S = 5.0  # for a process that is to end
@@ -181,7 +181,7 @@ class Schedule:
             while child.poll() is None and not (stopped := self._stopped(version)):
                 time.sleep(0.05)
         finally:
-            _end(child)
+            end_process(child, GRACE_S)
         stopped = stopped or self._stopped(version)
         done = self.updates.get(record.id)
         if done.state in ("queued", "training") and (stopped or not done.path or child.returncode):
@@ -201,14 +201,3 @@ class Schedule:
             return "the server ended"
         served = self.service.version.id
         return self.obstacle().partition(":")[0] or (f"version {served} is served now" if served != version else "")
-
-
-def _end(child: subprocess.Popen[bytes]) -> None:
-    """Ends a process, and waits for it."""
-    if child.poll() is None:
-        child.terminate()
-        try:
-            child.wait(GRACE_S)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()

@@ -1,10 +1,11 @@
-"""Ctrl-C in a loop that saves: the first one ends it after the step, a second one interrupts at once. And the end of a
-parent process."""
+"""Ctrl-C in a loop that saves: the first one ends it after the step, a second one interrupts at once. And the ends of
+parent and child processes."""
 
 from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -50,6 +51,16 @@ def handled(numbers: Iterable[int], handler: Callable[..., None]) -> Iterator[No
     finally:
         for number, before in previous.items():
             signal.signal(number, before)
+
+
+def end_process(child: subprocess.Popen[bytes], seconds: float) -> None:
+    """Asks a process to end, waits for it, and kills it after so many seconds."""
+    child.terminate()
+    try:
+        child.wait(seconds)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()
 
 
 def watch_parent(then: Callable[[], object]) -> bool:
