@@ -5,7 +5,17 @@ from dataclasses import replace
 
 import pytest
 
-from selfdistill.live.admission import Admission, Answers, Compared, Trained, after_training, before_training, relief
+from selfdistill.live.admission import (
+    Admission,
+    Answers,
+    Compared,
+    Criterion,
+    Finding,
+    Trained,
+    after_training,
+    before_training,
+    relief,
+)
 from selfdistill.live.learning import LiveLearning
 from selfdistill.live.probe import changes
 from selfdistill.types import Completion, StopReason
@@ -142,3 +152,14 @@ def test_the_interval_is_students_over_questions() -> None:
     assert found is not None
     assert found.value == pytest.approx(3.5)
     assert found.high - found.value == pytest.approx(2.571 * (3.5 / 6) ** 0.5, rel=1e-3)  # t(5) · s / √6, s² = 3.5
+
+
+def test_only_what_goes_too_far_is_taken_back_half_of_the_way() -> None:
+    def decided(**findings: Finding) -> Admission:
+        return Admission(tuple(Criterion(name, 0.0, 0.0, finding, "why") for name, finding in findings.items()))
+
+    assert decided(tasks="fail", follows="pass").too_far
+    assert decided(kl_cap="fail", probe="fail").too_far
+    assert not decided(tasks="fail", follows="fail").too_far
+    assert not decided(gain="undecided").too_far
+    assert not decided(tasks="pass").too_far

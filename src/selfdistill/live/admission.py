@@ -37,6 +37,8 @@ TASK_MARGIN = 0.1  # of a change of accuracy that a probe set should be able to 
 MORE = 0.25  # of the answers, by which repetition or emptiness may not grow
 LONGER = 3.0  # times: a median length outside of those of student and teacher by more is not theirs
 
+TOO_FAR = frozenset({"kl_cap", "probe", "tasks"})  # a candidate that goes less far may meet them
+
 Finding = Literal["pass", "fail", "undecided"]
 
 
@@ -70,6 +72,11 @@ class Admission:
     def admitted(self) -> bool:
         """Whether nothing does."""
         return not self.obstacles
+
+    @property
+    def too_far(self) -> bool:
+        """Whether nothing speaks against the candidate but what comes of going too far."""
+        return not self.admitted and all(criterion.name in TOO_FAR for criterion in self.obstacles)
 
     @property
     def undecided(self) -> bool:

@@ -3,7 +3,8 @@
     situations      each lesson with its own question and, of a user's reply, past questions that are near to it
     teacher         the served weights, which read the lesson, in the wording under which their answers are best
     training        the divergence from that teacher on fresh answers of the candidate, in a few rounds
-    admission       before training, whether there is anything to distil; after it, whether the candidate may be served
+    admission       before training, whether there is anything to distil; after it, whether the candidate may be served,
+                    or one that goes half as far
 
 The policy's adapter is trained in place: it begins as the served one.
 """
@@ -113,12 +114,12 @@ class LiveLearner:
         return min(self.options.max_prompt_tokens, self.measuring.room)
 
     @torch.no_grad()
-    def restore(self) -> None:
-        """Gives the policy the served weights back."""
+    def restore(self, share: float = 1.0) -> None:
+        """Takes the policy back to the served weights, or a share of the way."""
         with self.measuring.served():
             served = {name: value.data.clone() for name, value in self.policy.trainable().items()}
         for name, value in self.policy.trainable().items():
-            value.copy_(served[name])
+            value.lerp_(served[name], share)
 
     def fits(self, question: WholePrompt) -> bool:
         """Whether a conversation can be read, with room for an answer."""
@@ -178,19 +179,17 @@ class LiveLearner:
         if not before.admitted:
             return UpdateResult(before, tuple(lessons), False, {**numbers, **before.numbers})
         reference = self._train(chosen, frame, student.at(kept).answers, numbers)
-        served, candidate = self._both(chosen, frame)
-        while undecided(compared(chosen, served, candidate, frame)) and self._may_add(candidate):
-            again = self._both(chosen, frame, beside=candidate.count)
-            served, candidate = served + again[0], candidate + again[1]
         aside = [each for each in situations if each.lesson not in learned and not each.lesson.older]
-        beside = compared(aside, *self._both(aside, frame), frame) if aside else ()
-        prompts = [self.measuring.prompt(situation.question) for situation in chosen]
-        lost, tasks, cut = self._probed(reference)
-        form, moved = form_of(candidate.answers), self.measuring.kl(prompts, candidate.answers)
-        follows, skipped = compared(chosen, served, candidate, frame), numbers["skipped"]
-        trained = Trained(follows, moved, form, lost, tasks, skipped, beside=beside, cut=cut)
+        trained = self._trained(chosen, aside, frame, reference, numbers["skipped"])
         after = after_training(gain, *forms, trained, self.options)
-        return UpdateResult(after, learned, True, {**numbers, "candidate_answers": form.numbers, **after.numbers})
+        if after.too_far:
+            self.progress(f"half of the way back: {after.reason}")
+            numbers["too_far"] = after.numbers["criteria"]
+            self.restore(0.5)
+            trained = self._trained(chosen, aside, frame, reference, numbers["skipped"])
+            after = after_training(gain, *forms, trained, self.options)
+        numbers["candidate_answers"] = trained.answers.numbers
+        return UpdateResult(after, learned, True, {**numbers, **after.numbers})
 
     def _correcting(self, lessons: Sequence[LiveLesson]) -> tuple[list[LiveLesson], dict[str, float]]:
         """The lessons that are about our answer; and of the others, replies that go on, how far they are from it."""
@@ -262,6 +261,26 @@ class LiveLearner:
             (old,) = self._sampled(situations, (None,), label="served weights", beside=beside)
         (new,) = self._sampled(situations, (None,), label="candidate", beside=beside)
         return self._round(situations, old, (frame,)), self._round(situations, new, (frame,))
+
+    def _trained(
+        self,
+        chosen: Sequence[Situation],
+        aside: Sequence[Situation],
+        frame: Frame,
+        reference: Sequence[Completion],
+        skipped: int,
+    ) -> Trained:
+        """The candidate measured: in the situations that were learned, in those of other new lessons, and by the served
+        weights' answers to the probe set."""
+        served, candidate = self._both(chosen, frame)
+        while undecided(compared(chosen, served, candidate, frame)) and self._may_add(candidate):
+            again = self._both(chosen, frame, beside=candidate.count)
+            served, candidate = served + again[0], candidate + again[1]
+        beside = compared(aside, *self._both(aside, frame), frame) if aside else ()
+        prompts = [self.measuring.prompt(situation.question) for situation in chosen]
+        lost, tasks, cut = self._probed(reference)
+        follows, moved = compared(chosen, served, candidate, frame), self.measuring.kl(prompts, candidate.answers)
+        return Trained(follows, moved, form_of(candidate.answers), lost, tasks, skipped, beside=beside, cut=cut)
 
     def _answers(self, questions: int) -> int:
         """How many answers are sampled to each of so many questions: of few questions more, so that the first reply of
