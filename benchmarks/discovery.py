@@ -75,7 +75,7 @@ def arms_for(texts: Mapping[str, str]) -> list[str]:
 
 def settings_of(chosen: argparse.Namespace) -> dict[str, Any]:
     """The settings of every run: the environment, from which every candidate is drawn, and the model."""
-    own = {name: value for name, value in (("model", chosen.model), ("device", chosen.device)) if value}
+    own = {name: value for name in ("model", "device", "dtype") if (value := getattr(chosen, name))}
     if chosen.data is not None:
         own |= {"data": str(chosen.out / "candidates.jsonl"), "sampling.max_new_tokens": chosen.new_tokens}
         return {"env": "code", **own}
@@ -225,6 +225,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="MBPP as JSONL, in place of coined verbs")
     parser.add_argument("--model", default="", help="directory or hub name (default: the sapling)")
     parser.add_argument("--device", default="", help="cpu, cuda, … (default: what there is)")
+    parser.add_argument("--dtype", default="", help="float32 or bfloat16 (default: by the device)")
     parser.add_argument("--new-tokens", type=int, default=256, help="of an answer, with --data")
     parser.add_argument("--tasks", type=int, default=20, help="tasks of each set, at most")
     parser.add_argument("--seeds", type=int, default=3)
