@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -48,6 +48,15 @@ def tiny_policy(model_shelf: Path) -> PolicyOf:
         return load_policy(str(directory), device="cpu", dtype=dtype, lora=lora)
 
     return build
+
+
+@pytest.fixture
+def unhurried() -> Iterator[None]:
+    """Calls of an environment are made one at a time, on which what they draw depends, however busy the machine is."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("QUICK_S", "QUICK_TOTAL_S"):
+            patch.setattr(f"selfdistill.envs.base.{name}", 60.0)
+        yield
 
 
 @pytest.fixture

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from selfdistill.types import Completion, DropReason, Message, Outcome, Rollout, RolloutGroup, Task, TrainingSample
 
@@ -49,3 +51,19 @@ def sample_of(
     told = tuple(logprobs) if logprobs is not None else (0.0,) * len(answer)
     read = () if teacher is None else (tuple(teacher),)
     return TrainingSample(uid, tuple(prompt), read, tuple(answer), told, **weights)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs: one that has ended and was not waited for does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def gone(pids: Sequence[int], patience_s: float = 20.0) -> bool:
+    """Whether all of these processes have ended, now or soon."""
+    deadline = time.monotonic() + patience_s
+    while any(map(alive, pids)) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return not any(map(alive, pids))

@@ -38,7 +38,7 @@ def judged(function: Callable[[Task, Completion], Outcome], count: int = 24, **o
     return score_all(FunctionEnvironment(function, "own"), pairs, **options)
 
 
-def test_what_a_quick_world_draws_follows_from_the_seed_and_the_completion() -> None:
+def test_what_a_quick_world_draws_follows_from_the_seed_and_the_completion(unhurried: None) -> None:
     first = judged(dice, seed=3)
     random.random()
     assert judged(dice, seed=3) == first

@@ -189,10 +189,10 @@ def test_conversations_go_side_by_side_and_an_agent_that_fails_costs_its_own_alo
         if number == 1:
             raise RuntimeError("no more")
         if number == 2:
-            time.sleep(5)
+            time.sleep(10)
         return Outcome(float(number))
 
-    env = Agents(script, limit_s=0.6)
+    env = Agents(script, limit_s=3)
     states = env.start_batch([TASK] * 4)
     found = env.step_batch([(state, done(str(number), f"1-{number}")) for number, state in enumerate(states)])
     assert (found[0], found[3]) == (Outcome(0.0), Outcome(3.0))
@@ -201,17 +201,17 @@ def test_conversations_go_side_by_side_and_an_agent_that_fails_costs_its_own_alo
     assert (found[1].drop, in_short(found[1].text)) == (DropReason.ENV_RAISED, "RuntimeError: no more")
     assert (found[2].drop, found[2].text) == (
         DropReason.ENV_TIMEOUT,
-        "neither a request of the agent nor its end after 0.6 s",
+        "neither a request of the agent nor its end after 3 s",
     )
 
 
 def test_an_agent_without_a_request_has_no_conversation() -> None:
-    for script, reason, says in (
-        (lambda chat: Outcome(1.0), DropReason.ENV_RAISED, "ended without a request, with the reward 1"),
-        (lambda chat: 1 / 0, DropReason.ENV_RAISED, "ZeroDivisionError"),
-        (lambda chat: time.sleep(5), DropReason.ENV_TIMEOUT, "no request of the agent after 0.2 s"),
+    for script, limit_s, reason, says in (
+        (lambda chat: Outcome(1.0), 10, DropReason.ENV_RAISED, "ended without a request, with the reward 1"),
+        (lambda chat: 1 / 0, 10, DropReason.ENV_RAISED, "ZeroDivisionError"),
+        (lambda chat: time.sleep(5), 0.2, DropReason.ENV_TIMEOUT, "no request of the agent after 0.2 s"),
     ):
-        found = Agents(script, limit_s=0.2).start(TASK)
+        found = Agents(script, limit_s=limit_s).start(TASK)
         assert isinstance(found, Fault)
         assert found.drop is reason
         assert says in found.text

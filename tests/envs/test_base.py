@@ -72,9 +72,9 @@ def test_a_call_that_hangs_is_given_up_and_the_others_count() -> None:
             released.wait(30)
         return Outcome(1.0)
 
-    first, second = scored_by(env, ["hang", "x"], time_limit_s=0.1)
+    first, second = scored_by(env, ["hang", "x"], time_limit_s=1)
     released.set()
-    assert first == Fault(DropReason.ENV_TIMEOUT, "no outcome after 0.1 s")
+    assert first == Fault(DropReason.ENV_TIMEOUT, "no outcome after 1 s")
     assert second == Outcome(1.0)
 
 

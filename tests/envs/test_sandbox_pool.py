@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from core_parts import gone
 from sandbox_parts import needs_isolation
 from selfdistill.envs.sandbox import pool
 from selfdistill.envs.sandbox.limits import SandboxLimits
@@ -23,18 +24,6 @@ from selfdistill.errors import SandboxError
 SOURCE = Path(__file__).parents[2] / "src"
 DOUBLE = Program("def f(x): return 2 * x", Mode.CALL, ([1], [2]), "f")
 LOOP = "Program('while True: pass', Mode.CALL, ([],), 'f')"
-
-
-def alive(pid: int) -> bool:
-    stat = Path(f"/proc/{pid}/stat")
-    return stat.exists() and stat.read_text().rsplit(")", 1)[1].split()[0] != "Z"
-
-
-def gone(pids: list[int], patience_s: float = 10.0) -> bool:
-    deadline = time.monotonic() + patience_s
-    while any(map(alive, pids)) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return not any(map(alive, pids))
 
 
 def start(code: str, **variables: str) -> subprocess.Popen[str]:

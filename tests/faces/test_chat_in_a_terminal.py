@@ -37,8 +37,8 @@ def test_a_conversation_in_a_terminal(tmp_path: Path):
         person = Session("chat", "--url", server.url, cwd=tmp_path)
         person.say("> ", "Hello")
         assert "Say ␛[31mred␛[0m" in person.say("> ", "/learn")
-        assert "why: the context gained nothing" in person.say("> ", "Two \\", "lines")
         server.pause_s = 0.05
+        assert "why: the context gained nothing" in person.say("> ", "Two \\", "lines")
         person.until("A long answer. ")
         person.type("\x03")
         person.until("stopped")

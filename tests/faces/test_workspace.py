@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from core_parts import gone
 from selfdistill.envs.sandbox.lockdown import landlock_abi
 from selfdistill.errors import ConfigError
 from selfdistill.faces import workspace as module
@@ -122,16 +123,12 @@ def test_commands_end(space: Workspace, monkeypatch: pytest.MonkeyPatch):
     output, status = space.run("cat; pwd; env; exit 3", limit_s=20)
     assert (status, f"{space.root}\n" in output, SECRET in output) == (3, True, False)
     began = time.monotonic()
-    output, status = space.run("(sleep 60; echo late) & echo begun; trap '' TERM INT; sleep 60", limit_s=0.3)
+    output, status = space.run("(sleep 60; echo late) & echo begun; trap '' TERM INT; sleep 60", limit_s=2)
     assert (output, status) == ("begun\n", None)
     output, status = space.run("sleep 60 & echo $!", limit_s=20)
     assert status == 0
     assert time.monotonic() - began < 15
-    deadline = time.monotonic() + 5
-    while Path(f"/proc/{int(output)}").exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    state = Path(f"/proc/{int(output)}/stat")
-    assert not state.exists() or state.read_text().rpartition(")")[2].split()[0] in "ZX"
+    assert gone([int(output)])
     output, status = space.run("seq 100000", limit_s=20)
     assert output.startswith("1\n2\n")
     assert output.endswith("99999\n100000\n")

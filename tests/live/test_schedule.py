@@ -166,13 +166,17 @@ def test_an_update_that_would_not_be_served_any_more_ends_at_once(
 ) -> None:
     if path == "undo":
         learning.service.publish(str(toy_user_dir()), parent=1)
-    (tmp_path / "child").write_text("#!/bin/sh\nexec sleep 60\n")
+    begun = tmp_path / "begun"
+    (tmp_path / "child").write_text(f"#!/bin/sh\ntouch {begun}\nexec sleep 60\n")
     (tmp_path / "child").chmod(0o755)
     monkeypatch.setattr("sys.executable", str(tmp_path / "child"))
     learning.schedule.options = replace(OPTIONS, trigger="now")
     number = learning.schedule.request().id
     learning.schedule.start()
-    time.sleep(0.3)
+    until = time.monotonic() + 30
+    while not begun.exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    time.sleep(0.3)  # the version from which it trains is read after its process has begun
     assert learning.call("POST", f"selfdistill/{path}", **body)[0] == 200
     found = learning.ended(number, "failed", seconds=20)
     assert found["reason"] == f"{why}; its lessons wait for the next update"
@@ -240,6 +244,9 @@ def test_a_process_that_ends_fails_its_update_and_leaves_the_lessons(
     found = learning.ended(1, "failed")
     assert found["reason"] == "its process ended with status 1; its lessons wait for the next update"
     assert found["lessons"] == 0
+    until = time.monotonic() + 20
+    while not learning.lines and time.monotonic() < until:  # the journal is written first
+        time.sleep(0.05)
     assert learning.lines == [f"update 1 failed: {found['reason']}"]
 
 

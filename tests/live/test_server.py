@@ -19,6 +19,7 @@ import pytest
 from live_parts import assistant, user
 from selfdistill.errors import ConfigError
 from selfdistill.live.engine import Engine
+from selfdistill.live.exchange import Exchange
 from selfdistill.live.journal import Journal
 from selfdistill.live.server import CONVERSATION, MOST_BODY, RECEIPT, Server, check_exposed, run
 from selfdistill.live.service import Service
@@ -265,8 +266,10 @@ def test_a_client_that_goes_stops_its_answer(http: Any, service: Service):
     limit = time.monotonic() + 20
     while service.engine.load != (0, 0) and time.monotonic() < limit:
         time.sleep(0.01)
-    time.sleep(0.1)
-    recorded = [each for each in service.journal.exchanges() if each.receipt == receipt]
+    limit, recorded = time.monotonic() + 2, list[Exchange]()
+    while not recorded and time.monotonic() < limit:  # one that had not begun never is
+        recorded = [each for each in service.journal.exchanges() if each.receipt == receipt]
+        time.sleep(0.05)
     assert not recorded or recorded[0].status in ("cancelled", "complete")
 
 

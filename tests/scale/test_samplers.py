@@ -14,6 +14,7 @@ import pytest
 import torch
 from fake_vllm import PROMPT, ROUTES, FakeVllm, edited
 
+from core_parts import gone
 from selfdistill.analysis.context_gain import measure_context_gain
 from selfdistill.config import Values
 from selfdistill.envs.rewards import as_environment
@@ -254,13 +255,7 @@ def test_an_own_server_runs_on_and_ends_with_what_it_started(tmp_path, opened) -
     assert not process.ended
     process.end()
     assert "signal 15 ended it" in process.ended
-    for _ in range(100):
-        state = Path(f"/proc/{child}/stat")
-        if not state.exists() or " Z " in state.read_text():
-            break
-        time.sleep(0.02)
-    else:
-        raise AssertionError("the server's child runs on")
+    assert gone([child])
 
 
 @pytest.mark.parametrize(

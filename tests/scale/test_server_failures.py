@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +76,9 @@ def test_an_answer_that_a_server_gives_up_is_sampled_by_another(model_dir, tiny_
 
 def test_a_server_that_goes_on_and_on_is_lost_in_time(model_dir, tiny_policy, opened) -> None:
     policy, fake = tiny_policy(), FakeVllm(model_dir)
-    sampler = opened(fake, timeout_s=1.0)
+    sampler = opened(fake)
     sampler.load(policy, 0)
+    sampler.options = replace(sampler.options, timeout_s=1.0)
     fake.trickles_s = 0.3
     began = time.monotonic()
     with pytest.raises(EndpointError, match="no answer to /v1/completions in 1 s"):

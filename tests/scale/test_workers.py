@@ -25,6 +25,7 @@ from selfdistill.scale.placement import Group
 from selfdistill.scale.workers import RemoteEnvironment, connected, workers
 from selfdistill.types import Completion, Message, Task
 
+pytestmark = pytest.mark.usefixtures("unhurried")
 ENV = """
 import random
 

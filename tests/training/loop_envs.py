@@ -52,7 +52,7 @@ class Moody:
     """Fails in four ways on some answers of every step: about half of each batch stays."""
 
     name = "moody"
-    time_limit_s = 0.2
+    time_limit_s = 1.0
 
     def score(self, task: Task, completion: Completion) -> Outcome:
         number = int(completion.uid.rpartition("-")[2])
@@ -64,7 +64,7 @@ class Moody:
             return Outcome(float("nan"))
         if number % 8 == 2:
             return "well done"
-        threading.Event().wait(2.0)
+        threading.Event().wait(5.0)
         return Outcome(1.0)
 
     def tasks(self, split: str) -> list[Task]:

@@ -61,7 +61,7 @@ class Talk:
     """Answers each turn with its number; after `turns` of them the conversation has the reward of its task's place."""
 
     name = "talk"
-    time_limit_s = 0.5
+    time_limit_s = 2.0
 
     def __init__(self, turns: int = 3, failing: dict[str, Any] | None = None) -> None:
         self.turns, self.failing = turns, failing or {}

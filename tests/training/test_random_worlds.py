@@ -13,6 +13,7 @@ from selfdistill.training import loop as training
 from selfdistill.training.evaluation import measure
 from selfdistill.training.loop import train
 
+pytestmark = pytest.mark.usefixtures("unhurried")
 STEPS = {"steps": 3, "evaluation": {"every": 1, "tasks": 2}, "checkpoint_every": 1}
 
 

@@ -13,6 +13,7 @@ PAGES = {
     "compare": "compare?runs=new%7Cold", "search": "search/search", "attempts": "attempts/search%2F000-task-0",
     "journal": "journal/journal.db", "exchanges": "journal/journal.db/c-hostile",
 }  # fmt: skip
+PATIENCE_MS = 20_000
 WALK = """hash => new Promise(done => {
   const drawn = () => requestAnimationFrame(() => requestAnimationFrame(done));
   if (location.hash === hash) return drawn();
@@ -27,14 +28,14 @@ def show(page: Any, name: str) -> None:
 
     page.evaluate(WALK, f"#/{PAGES.get(name, name)}")
     page.wait_for_selector("main h1")
-    expect(page.locator("main")).not_to_contain_text("Loading…")
+    expect(page.locator("main")).not_to_contain_text("Loading…", timeout=PATIENCE_MS)
 
 
 def counted(page: Any, selector: str, count: int) -> None:
     """Waits until so many elements are there."""
     from playwright.sync_api import expect
 
-    expect(page.locator(selector)).to_have_count(count)
+    expect(page.locator(selector)).to_have_count(count, timeout=PATIENCE_MS)
 
 
 def rows(page: Any) -> list[str]:

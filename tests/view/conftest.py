@@ -37,19 +37,25 @@ def url(site: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def shared_page(url: str) -> Iterator[Any]:
-    """One page of one browser, at the table of runs."""
+def browser() -> Iterator[Any]:
+    """A browser without a window."""
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if browser is None:
+    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if program is None:
         pytest.skip("there is no Chromium (Debian: apt install chromium)")
     with sync_api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=browser, args=list(FLAGS))
-        page = opened.new_context(viewport={"width": 1280, "height": 900}).new_page()
-        page.set_default_timeout(20_000)
-        page.goto(url)
-        yield page
+        opened = playwright.chromium.launch(executable_path=program, args=list(FLAGS))
+        yield opened
         opened.close()
+
+
+@pytest.fixture(scope="module")
+def shared_page(browser: Any, url: str) -> Any:
+    """One page of one browser, at the table of runs."""
+    page = browser.new_context(viewport={"width": 1280, "height": 900}).new_page()
+    page.set_default_timeout(20_000)
+    page.goto(url)
+    return page
 
 
 @pytest.fixture

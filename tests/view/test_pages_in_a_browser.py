@@ -194,7 +194,7 @@ def test_a_key_counts_as_soon_as_its_page_is_seen(page: Any) -> None:
 def test_a_run_that_is_written_is_followed(page: Any, site: Path) -> None:
     run = make_run(site / "growing", 1, finished=False)
     show(page, "run/growing")
-    assert "being written" in page.locator("#complete").inner_text()
+    page.wait_for_selector("#complete:has-text('being written')")
     with RunDir.resume(run, 1) as again:
         add_step(again, 2)
     page.wait_for_selector("a[data-row]:has-text('2')")
