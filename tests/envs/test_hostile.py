@@ -14,7 +14,7 @@ from selfdistill.envs.sandbox.pool import Sandbox
 from selfdistill.envs.sandbox.program import Ending, Mode, Program, Result
 
 pytestmark = needs_isolation
-QUICK = SandboxLimits(time_limit_s=1.0, memory_mb=128, output_kb=1024)
+QUICK = SandboxLimits(time_limit_s=10.0, memory_mb=128, output_kb=1024)
 NEXT = Program("def f(x): return x + 1", Mode.CALL, ([1], [2]), "f")
 
 # Finds the channel and the nonce of its own run, as a program that searches the interpreter can.

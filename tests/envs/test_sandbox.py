@@ -14,7 +14,7 @@ from selfdistill.envs.sandbox.pool import Sandbox
 from selfdistill.envs.sandbox.program import Ending, Mode, Program, Result
 
 pytestmark = needs_isolation
-QUICK = SandboxLimits(time_limit_s=1.0, memory_mb=128, output_kb=1024)
+QUICK = SandboxLimits(time_limit_s=10.0, memory_mb=128, output_kb=1024)
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +111,7 @@ def test_after_an_exception_the_next_input_is_run(sandbox):
 def test_an_endless_loop_is_timed_out_and_ends_the_run(sandbox):
     began = time.monotonic()
     results = sandbox.run(
-        Program("def f(x):\n    while x: pass", Mode.CALL, ([0], [1], [0]), "f"), SandboxLimits(time_limit_s=0.5)
+        Program("def f(x):\n    while x: pass", Mode.CALL, ([0], [1], [0]), "f"), SandboxLimits(time_limit_s=2.0)
     )
     assert [result.ending for result in results] == [Ending.DONE, Ending.TIMED_OUT]
     assert time.monotonic() - began < 5
