@@ -180,13 +180,13 @@ class LiveLearner:
             return UpdateResult(before, tuple(lessons), False, {**numbers, **before.numbers})
         reference = self._train(chosen, frame, student.at(kept).answers, numbers)
         aside = [each for each in situations if each.lesson not in learned and not each.lesson.older]
-        trained = self._trained(chosen, aside, frame, reference, numbers["skipped"])
+        trained = self._measure_candidate(chosen, aside, frame, reference, numbers["skipped"])
         after = after_training(gain, *forms, trained, self.options)
         if after.too_far:
             self.progress(f"half of the way back: {after.reason}")
             numbers["too_far"] = after.numbers["criteria"]
             self.restore(0.5)
-            trained = self._trained(chosen, aside, frame, reference, numbers["skipped"])
+            trained = self._measure_candidate(chosen, aside, frame, reference, numbers["skipped"])
             after = after_training(gain, *forms, trained, self.options)
         numbers["candidate_answers"] = trained.answers.numbers
         return UpdateResult(after, learned, True, {**numbers, **after.numbers})
@@ -262,7 +262,7 @@ class LiveLearner:
         (new,) = self._sampled(situations, (None,), label="candidate", beside=beside)
         return self._round(situations, old, (frame,)), self._round(situations, new, (frame,))
 
-    def _trained(
+    def _measure_candidate(
         self,
         chosen: Sequence[Situation],
         aside: Sequence[Situation],

@@ -115,8 +115,8 @@ class Measuring:
     def reads(self, situation: Situation) -> bool:
         """Whether a lesson can be read at its question in every wording, alone and as a judge, with room for an
         answer."""
-        said = opposite_words(situation.lesson)
-        judged = [worded(situation, judge, words) for judge in JUDGES for words in said]
+        opposite = opposite_words(situation.lesson)
+        judged = [worded(situation, judge, words) for judge in JUDGES for words in opposite]
         return all(len(self.prompt(each)) < self.room for each in (teacher_reads(situation, "instruction"), *judged))
 
     def fitting(self, question: WholePrompt, situation: Situation) -> TokenIds:
@@ -153,8 +153,8 @@ class Measuring:
         Both prompts hold the same turns, so that an answer which is like them gains nothing by that."""
         most, pairs = self.options.learned_tokens, list[tuple[TokenIds, TokenIds]]()
         for situation, own in zip(situations, answers, strict=True):
-            said = opposite_words(situation.lesson)
-            prompts = [self.fitting(worded(situation, frame, words), situation) for words in said]
+            opposite = opposite_words(situation.lesson)
+            prompts = [self.fitting(worded(situation, frame, words), situation) for words in opposite]
             complete = [done.token_ids[:most] for done in own if is_complete(done)]
             pairs += [(prompt, ids) for ids in complete for prompt in prompts]
         read = iter([float(row_N.sum()) for row_N in pair_logprobs(self.policy, pairs, max_tokens=READ_TOKENS)])

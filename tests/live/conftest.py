@@ -1,0 +1,1 @@
+from run_fixtures import one_thread  # noqa: F401
