@@ -81,15 +81,20 @@ def test_an_update_teaches_answers_that_nobody_complains_about_and_keeps_the_ser
 
 def test_a_candidate_that_goes_too_far_goes_back_half_of_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
     """Once: where that is too far as well, nothing is served."""
-    whole, half, refused = opened(), opened(), opened()
-    whole[0].update(LESSONS, ASKED)
+    half, refused = opened(), opened()
+    measured = list[dict[str, torch.Tensor]]()
 
     def probed(learner: LiveLearner, *found: list[float]) -> None:
         changes = iter(found)
-        monkeypatch.setattr(learner, "_probed", lambda _: ([], next(changes), (0, 0)))
 
-    lost, kept = [-1.0] * 5 + [0.0] * 5, [0.0] * 10
-    probed(half[0], lost, kept)
+        def kept(_: Sequence[Completion]) -> tuple[list[float], list[float], tuple[int, int]]:
+            measured.append({name: value.data.clone() for name, value in learner.policy.trainable().items()})
+            return [], next(changes), (0, 0)
+
+        monkeypatch.setattr(learner, "_probed", kept)
+
+    lost, same = [-1.0] * 5 + [0.0] * 5, [0.0] * 10
+    probed(half[0], lost, same)
     probed(refused[0], lost, lost)
     found = half[0].update(LESSONS, ASKED)
     assert found.admission.admitted, found.admission.reason
@@ -97,7 +102,7 @@ def test_a_candidate_that_goes_too_far_goes_back_half_of_the_way(monkeypatch: py
     with half[0].measuring.served():
         served = {name: value.data.clone() for name, value in half[1].trainable().items()}
     for name, value in half[1].trainable().items():
-        assert torch.equal(value, whole[1].trainable()[name].lerp(served[name], 0.5))
+        assert torch.equal(value, measured[0][name].lerp(served[name], 0.5))
     assert agreeing(half[0]) > agreeing(opened()[0])
     found = refused[0].update(LESSONS, ASKED)
     assert [each.name for each in found.admission.obstacles] == ["tasks"]
