@@ -62,15 +62,16 @@ LEARNING = (
     "hybrid: hybrid {window} {lora}",
     "read-first: read-first {window} {lora}",
 )
-# The sapling met contexts of up to 288 tokens while it grew: a longer window is no favour to who reads it.
-VERBS = {"window": "strategy.window=288", "lora": ""}
-PROGRAMS = {"window": "", "lora": "lora.rank=16 optimiser.lr=2e-4"}
+VERBS_WINDOW = 288  # the sapling met contexts of up to so many tokens while it grew: a longer window is no favour to it
+PROGRAMS_LORA = "lora.rank=16 optimiser.lr=2e-4"
 TINY_ROWS = [{"task_id": n, "text": f"Write f{n}.", "test_list": [f"assert f{n}(1) == {n}"]} for n in range(4)]
 
 
-def arms_for(texts: Mapping[str, str]) -> list[str]:
-    """The arms as `selfdistill compare --arm` takes them; the last one is what others are divided by."""
-    return ["best-of-k", *(arm.format_map(texts) for arm in (*READING, *LEARNING))]
+def arms_for(window: int, lora: str = "") -> list[str]:
+    """The arms as `selfdistill compare --arm` takes them, with at most `window` tokens of a prompt (0: as many as the
+    model reads)."""
+    texts = {"window": f"strategy.window={window}" if window else "", "lora": lora}
+    return ["best-of-k", *(arm.format_map(texts).rstrip() for arm in (*READING, *LEARNING))]
 
 
 def settings_of(chosen: argparse.Namespace) -> dict[str, Any]:
@@ -235,6 +236,9 @@ def main() -> None:
     parser.add_argument("--k", type=int, default=K, help="k of pass@k, at most --samples")
     parser.add_argument("--draw", type=int, default=4000, help="decides which verbs are drawn")
     parser.add_argument("--arms", nargs="*", help="as `selfdistill compare --arm` takes them")
+    parser.add_argument(
+        "--window", type=int, default=0, help="most tokens of a prompt (default: 288, or with --data all)"
+    )
     parser.add_argument("--unique", action="store_true", help="also without attempts that equal a failed one")
     parser.add_argument("--tiny", action="store_true", help="a small random model and two programs")
     chosen = parser.parse_args()
@@ -245,7 +249,8 @@ def main() -> None:
         chosen.seeds, chosen.budget, chosen.candidates, chosen.samples, chosen.tasks = 1, 4, 2, 4, 2
         chosen.k, chosen.new_tokens, chosen.unique = 2, 8, True
     if chosen.arms is None:
-        chosen.arms = arms_for(VERBS if chosen.data is None else PROGRAMS)
+        window, lora = (VERBS_WINDOW, "") if chosen.data is None else (0, PROGRAMS_LORA)
+        chosen.arms = arms_for(chosen.window or window, lora)
     if chosen.data is not None:
         lines = chosen.data.read_text(encoding="utf-8").splitlines(keepends=True)[: chosen.candidates]
         (chosen.out / "candidates.jsonl").write_text("".join(lines), encoding="utf-8")

@@ -52,11 +52,15 @@ def test_arms_are_compared_with_the_form_of_multi_turn_that_needs_the_fewest_att
 
 
 def test_every_way_is_a_strategy_with_settings_it_has(benchmark: ModuleType) -> None:
-    for texts in (benchmark.VERBS, benchmark.PROGRAMS):
-        arms = tuple(benchmark.parse_arm(arm) for arm in benchmark.arms_for(texts))
+    for window, lora in ((benchmark.VERBS_WINDOW, ""), (0, benchmark.PROGRAMS_LORA), (512, benchmark.PROGRAMS_LORA)):
+        arms = tuple(benchmark.parse_arm(arm) for arm in benchmark.arms_for(window, lora))
         strategy_comparison = benchmark.StrategyComparison(arms, ("verb",))
-        names = [strategy_comparison.config(arm).strategy.name for arm in strategy_comparison.arms]
-        assert sorted(set(names)) == ["best-of-k", "hybrid", "multi-turn", "read-first", "self-distill"]
+        configs = [strategy_comparison.config(arm) for arm in strategy_comparison.arms]
+        names = {config.strategy.name for config in configs}
+        assert names == {"best-of-k", "hybrid", "multi-turn", "read-first", "self-distill"}
+        reading = [config.strategy for config in configs if config.strategy.name in ("multi-turn", "read-first")]
+        assert {strategy.window for strategy in reading} == {window or 32_000}
+        assert {config.run.lora is not None for config in configs if config.strategy.learns} == {bool(lora)}
 
 
 def test_a_line_that_a_kill_cut_short_is_measured_again(benchmark: ModuleType, tmp_path: Path) -> None:
