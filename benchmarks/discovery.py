@@ -71,7 +71,7 @@ def arms_for(window: int, lora: str = "") -> list[str]:
     """The arms as `selfdistill compare --arm` takes them, with at most `window` tokens of a prompt (0: as many as the
     model reads)."""
     texts = {"window": f"strategy.window={window}" if window else "", "lora": lora}
-    return ["best-of-k", *(arm.format_map(texts).rstrip() for arm in (*READING, *LEARNING))]
+    return ["best-of-k", *(arm.format_map(texts) for arm in (*READING, *LEARNING))]
 
 
 def settings_of(chosen: argparse.Namespace) -> dict[str, Any]:

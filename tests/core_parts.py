@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from selfdistill.types import Completion, DropReason, Message, Outcome, Rollout, RolloutGroup, Task, TrainingSample
@@ -61,9 +61,14 @@ def alive(pid: int) -> bool:
         return False
 
 
-def gone(pids: Sequence[int], patience_s: float = 20.0) -> bool:
-    """Whether all of these processes have ended, now or soon."""
+def soon(holds: Callable[[], object], patience_s: float = 20.0) -> bool:
+    """Whether a condition holds, now or soon."""
     deadline = time.monotonic() + patience_s
-    while any(map(alive, pids)) and time.monotonic() < deadline:
+    while not (found := holds()) and time.monotonic() < deadline:
         time.sleep(0.02)
-    return not any(map(alive, pids))
+    return bool(found)
+
+
+def gone(pids: Sequence[int]) -> bool:
+    """Whether all of these processes have ended, now or soon."""
+    return soon(lambda: not any(map(alive, pids)))

@@ -1,11 +1,11 @@
 """Answers that share a batch are those that are sampled alone, whenever they come and go."""
 
-import time
 from collections.abc import Iterator
 from queue import SimpleQueue
 
 import pytest
 
+from core_parts import soon
 from selfdistill.errors import ModelError
 from selfdistill.live.batch import Batch, Generation, Piece
 from selfdistill.live.engine import Engine
@@ -68,10 +68,7 @@ def test_an_answer_does_not_depend_on_who_shares_the_batch(policy: Policy, engin
             list(alone.logprobs[-len(pieces) :][-3:]), abs=1e-4
         )
         assert pieces[-1].ended == alone.stop, place
-    until = time.monotonic() + 20
-    while engine.load != (0, 0) and time.monotonic() < until:  # an answer leaves the batch after its last piece
-        time.sleep(0.01)
-    assert engine.load == (0, 0)
+    assert soon(lambda: engine.load == (0, 0))  # an answer leaves the batch after its last piece
     again = Client(policy, texts[2], kinds[2], "2")  # from what was kept of its first time
     engine.submit(again.generation)
     again.pieces()

@@ -25,6 +25,7 @@ from selfdistill.live.update import check_learning_fits, finish, perform
 from selfdistill.live.updates import Updates
 from selfdistill.live.weights import Weights
 from selfdistill.training.stopping import PARENT, watch_parent
+from tests.core_parts import soon
 from tests.live.test_learner import OPTIONS, journal_of
 from tests.live_parts import answered, request, user
 from tests.toy_user import COMPLAINT, QUESTIONS, toy_user_dir
@@ -173,17 +174,12 @@ def test_an_update_that_would_not_be_served_any_more_ends_at_once(
     learning.schedule.options = replace(OPTIONS, trigger="now")
     number = learning.schedule.request().id
     learning.schedule.start()
-    until = time.monotonic() + 30
-    while not begun.exists() and time.monotonic() < until:
-        time.sleep(0.05)
+    assert soon(begun.exists, 30)
     time.sleep(0.3)  # the version from which it trains is read after its process has begun
     assert learning.call("POST", f"selfdistill/{path}", **body)[0] == 200
     found = learning.ended(number, "failed", seconds=20)
     assert found["reason"] == f"{why}; its lessons wait for the next update"
-    until = time.monotonic() + 20
-    while learning.schedule._tried and time.monotonic() < until:
-        time.sleep(0.05)
-    assert not learning.schedule._tried  # so that they are learned once nothing stands in the way
+    assert soon(lambda: not learning.schedule._tried)  # so that they are learned once nothing stands in the way
 
 
 def test_a_process_that_cannot_begin_or_a_candidate_that_does_not_fit_ends_the_update_alone(
@@ -244,9 +240,7 @@ def test_a_process_that_ends_fails_its_update_and_leaves_the_lessons(
     found = learning.ended(1, "failed")
     assert found["reason"] == "its process ended with status 1; its lessons wait for the next update"
     assert found["lessons"] == 0
-    until = time.monotonic() + 20
-    while not learning.lines and time.monotonic() < until:  # the journal is written first
-        time.sleep(0.05)
+    assert soon(lambda: learning.lines)  # the journal is written first
     assert learning.lines == [f"update 1 failed: {found['reason']}"]
 
 

@@ -8,7 +8,6 @@ import os
 import signal
 import sqlite3
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from core_parts import soon
 from live_parts import assistant, user
 from selfdistill.errors import ConfigError
 from selfdistill.live.engine import Engine
@@ -263,14 +263,14 @@ def test_a_client_that_goes_stops_its_answer(http: Any, service: Service):
     with http.stream("POST", "/chat/completions", json={"messages": [QUESTION], "temperature": 2, "stream": True}) as r:
         receipt = r.headers[RECEIPT]
         next(r.iter_raw())
-    limit = time.monotonic() + 20
-    while service.engine.load != (0, 0) and time.monotonic() < limit:
-        time.sleep(0.01)
-    limit, recorded = time.monotonic() + 2, list[Exchange]()
-    while not recorded and time.monotonic() < limit:  # one that had not begun never is
-        recorded = [each for each in service.journal.exchanges() if each.receipt == receipt]
-        time.sleep(0.05)
-    assert not recorded or recorded[0].status in ("cancelled", "complete")
+    soon(lambda: service.engine.load == (0, 0))
+
+    def recorded() -> list[Exchange]:
+        return [each for each in service.journal.exchanges() if each.receipt == receipt]
+
+    soon(recorded, 2)  # one that had not begun never is
+    found = recorded()
+    assert not found or found[0].status in ("cancelled", "complete")
 
 
 def test_nothing_is_answered_that_is_not_recorded(http: Any, service: Service, monkeypatch: pytest.MonkeyPatch):

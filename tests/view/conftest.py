@@ -52,8 +52,10 @@ def browser() -> Iterator[Any]:
 @pytest.fixture(scope="module")
 def shared_page(browser: Any, url: str) -> Any:
     """One page of one browser, at the table of runs."""
+    from browser_parts import PATIENCE_MS
+
     page = browser.new_context(viewport={"width": 1280, "height": 900}).new_page()
-    page.set_default_timeout(20_000)
+    page.set_default_timeout(PATIENCE_MS)
     page.goto(url)
     return page
 
