@@ -62,7 +62,7 @@ def test_a_model_is_measured_on_tasks_in_memory_by_a_function(model: str, tmp_pa
     assert 0 <= found.accuracy.low < found.accuracy.value < found.accuracy.high <= 1
     records = list(sd.read_run(tmp_path / "run").rollouts())
     assert found.accuracy.value == sum(record.reward or 0.0 for record in records) / 12
-    with pytest.raises(ConfigError, match=r"no tasks of this split(.|\n)*held_out"):
+    with pytest.raises(ConfigError, match=r"nothing to measure(.|\n)*held_out"):
         sd.evaluate(model, env=even, data=tasks, split="held_out", **SMALL)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from typer.testing import CliRunner
 
 import selfdistill as sd
 from selfdistill.cli import app
+from selfdistill.envs.chats import ChatsEnvironment
 from selfdistill.errors import ConfigError, DataError
 from selfdistill.runs import read_run
 from selfdistill.types import Message
@@ -153,6 +155,33 @@ def test_a_log_is_learned_from_by_its_file_alone(tmp_path: Path) -> None:
     assert [(rollout.stage, rollout.completion) for rollout in rollouts] == [("logged", ANSWERS[0])] * 2
     assert [rollout.context["reply"] for rollout in rollouts if rollout.context] == [FORMAL, SUM]
     assert (run.steps[0].samples, run.steps[0].completions_sampled, run.steps[0].grad_norm > 0) == (2, 0, True)
+
+
+def test_known_questions_are_measured_beside_a_log(tmp_path: Path) -> None:
+    asked = file_of(tmp_path / "asked.jsonl", {"prompt": "What is 1 + 1?", "answer": "2"}, LOG[0])
+    options = ("method.logged=true", "evaluation.tasks=3")
+    result, out = ran(tmp_path, "--method", "user_replies", "--eval-data", asked, *options)
+    assert result.exit_code == 0, result.output
+    output = " ".join(result.output.split())
+    assert "1 of 2 tasks of held_out are not measured: no reward" in output
+    assert "get no reward: accuracy is measured on held_out and forgetting" in output
+    assert [(one.step, one.split, one.accuracy.n) for one in read_run(out).evals] == [
+        *((0, "held_out", 1), (0, "forgetting", 3)),
+        *((1, "held_out", 1), (1, "forgetting", 3)),
+    ]
+    log, model = file_of(tmp_path / "log.jsonl", *LOG), str(tiny_policy_dir(tmp_path / "other"))
+    result = CliRunner().invoke(app, ["eval", "--teacher", "--env", "chats", "--data", log, "--model", model])
+    assert (result.exit_code, "get no reward" in result.output) == (2, True), result.output
+    with pytest.raises(ConfigError, match="nothing to measure"):
+        sd.evaluate(model, env="chats", data=log, split="train", progress=False)
+
+
+def test_a_question_beside_a_log_is_right_if_it_holds_the_answer() -> None:
+    env, question = ChatsEnvironment(), sd.Task("a", (sd.Message("user", "?"),), {"answer": "Paris"})
+    turn = replace(question, user_reply="Shorter!")
+    assert [env.has_reward(task) for task in (question, turn, replace(question, spec={}))] == [True, False, False]
+    assert [env.score(question, sd.Completion("", text)).reward for text in ("It is paris.", "Parisian")] == [1, 0]
+    assert env.score(turn, sd.Completion("", "Paris")) == sd.Outcome(0.0, reply="Shorter!")
 
 
 def test_answers_are_sampled_anew_and_a_bad_option_is_refused(tmp_path: Path) -> None:

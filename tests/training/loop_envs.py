@@ -9,6 +9,7 @@ import resource
 import signal
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from zlib import crc32
 
 import numpy
@@ -156,6 +157,28 @@ class Remembered(Splits):
 
     def tasks(self, split: str) -> list[Task]:
         return tasks() if split == "train" else []
+
+
+class Log:
+    """Four turns of a log, to which no answer is right. Sixteen known questions, whose first answers are the right
+    ones."""
+
+    name, row_kind = "log", "conversations"
+
+    def __init__(self) -> None:
+        self.first: dict[str, str] = {}
+
+    def tasks(self, split: str) -> list[Task]:
+        if split == "forgetting":
+            return [Task(f"known-{n}", (Message("user", f"What is {n} + 1?"),)) for n in range(16)]
+        said = [replace(task, logged_answer=f"No. {task.id}", user_reply="Please say yes.") for task in tasks()]
+        return said if split == "train" else []
+
+    def has_reward(self, task: Task) -> bool:
+        return not task.user_reply
+
+    def score(self, task: Task, completion: Completion) -> Outcome:
+        return Outcome(float(self.first.setdefault(task.id, completion.text) == completion.text))
 
 
 def broken(task: Task, completion: Completion) -> Outcome:

@@ -26,7 +26,14 @@ from selfdistill.runs import (
 from selfdistill.runs.guards import GuardOptions
 from selfdistill.runs.records import EvalSplit
 from selfdistill.runs.stats import share, share_error
-from selfdistill.training.guards import check_probe, decide, evaluation_due, needed_tasks, reading_due
+from selfdistill.training.guards import (
+    check_probe,
+    decide,
+    evaluation_due,
+    needed_tasks,
+    probe_split,
+    reading_due,
+)
 from selfdistill.training.loop import train
 from selfdistill.training.preflight import preflight, recorded_preflight
 from selfdistill.training.signals import PrivateWords, measure_signals, repeats
@@ -337,6 +344,34 @@ def test_a_stopped_run_has_its_last_good_checkpoint_back_and_resumes_from_there(
     assert found["threshold"] > 0.5
     path = train(replace(config, guards=replace(config.guards, action="warn")), resume=True)
     assert [record.step for record in read_run(path).steps] == [1, 2, 3, 4, 5, 6]
+
+
+def test_the_forgetting_set_decides_where_nothing_else_is_measured() -> None:
+    steps, evals = run_of((10, {})), [eval_of(0, 95, "forgetting"), eval_of(10, 60, "forgetting")]
+    found = decide(steps, evals, GuardOptions())
+    assert (found.action, signals_of(found)) == ("stop", ["forgetting"])
+    assert decide(steps, [eval_of(0, 0, "held_out"), *evals], GuardOptions()).action == "warn"
+    assert probe_split(evals, GuardOptions()) == "forgetting"
+    assert probe_split([*evals, eval_of(0, 0)], GuardOptions()) == "train"
+
+
+def test_a_rate_that_destroys_the_model_ends_a_run_on_logs_that_samples_nothing(config_of) -> None:
+    settings = {
+        "method": {"name": "user_replies", "logged": True},
+        "guards": {"action": "stop"},
+        "evaluation": {"every": 0, "tasks": 16},
+        "optimiser": {"lr": 0.05, "warmup_steps": 0},
+        "steps": 40,
+    }
+    config = config_of("Log", **settings)
+    with pytest.raises(CollapseError, match="forgetting"):
+        train(config)
+    run = read_run(config.out)
+    assert {record.split for record in run.evals} == {"forgetting"}, "a log has no right answers"
+    assert (run.evals[0].accuracy.value, run.steps[0].completions_sampled) == (1.0, 0)
+    assert run.guards[-1].step == len(run.steps) <= 4, "it is seen between evaluations"
+    gentle = replace(config, out=f"{config.out}-gentle", steps=4, optimiser=replace(config.optimiser, lr=1e-6))
+    assert read_run(train(gentle)).summary is not None
 
 
 def test_a_context_that_does_not_help_is_refused_before_the_first_step(config_of, monkeypatch) -> None:

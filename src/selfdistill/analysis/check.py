@@ -19,8 +19,17 @@ from selfdistill.data.load import AS_NAMED, RowOptions
 from selfdistill.data.reading import read_rows
 from selfdistill.data.row import Row
 from selfdistill.data.tasks import QUESTIONS, row_converter, row_kind, training_tasks
-from selfdistill.envs.base import SOLVED, Fault, Pair, Scored, ScoringEnvironment, prepared, score_all, why_unusable
-from selfdistill.envs.chats import ChatsEnvironment
+from selfdistill.envs.base import (
+    SOLVED,
+    Fault,
+    Pair,
+    Scored,
+    ScoringEnvironment,
+    has_reward,
+    prepared,
+    score_all,
+    why_unusable,
+)
 from selfdistill.envs.code import CodeEnvironment
 from selfdistill.envs.scoring import MODES, entry_of
 from selfdistill.errors import DataError, SelfDistillError
@@ -142,9 +151,9 @@ def check_rows(
         _find_duplicates(tasks, seen, report)
         if renderer is not None and report.limit is not None:
             _measure_prompts(tasks, renderer, report.limit, report, callback)
-        if not isinstance(env, ChatsEnvironment):  # it gives no reward
-            _score_references(env, tasks, report, callback)
-            _score_wrong_answers(env, tasks, report, callback)
+        rewarded = [(place, task) for place, task in tasks if has_reward(env, task)]
+        _score_references(env, rewarded, report, callback)
+        _score_wrong_answers(env, rewarded, report, callback)
     if 0 < report.references < report.usable:
         without = report.usable - report.references
         report.notes.append(f"{without} of {report.usable} rows have no reference solution")

@@ -18,10 +18,10 @@ from typing import NamedTuple
 from selfdistill.analysis.control_contexts import SHUFFLED
 from selfdistill.config import RunConfig, resolved
 from selfdistill.data.lines import CHECKED_ROWS
-from selfdistill.data.reading import first_tasks
 from selfdistill.data.tasks import usable_tasks
 from selfdistill.envs.base import SOLVED
 from selfdistill.envs.scoring import extract_code
+from selfdistill.errors import DataError
 from selfdistill.prompts.context import Demonstration, Document, SolutionOrFeedback, UserReply, without_thinking
 from selfdistill.prompts.stages import PrivilegedRollouts, failures
 from selfdistill.runs import Estimate, EvalRecord, RunDir
@@ -180,7 +180,9 @@ def measure_context_gain(config: RunConfig, callback: Callback) -> ContextGainRe
         run = session.new_run(Path(config.out), resolved(config))
     with run or nullcontext():
         bench = _Bench(session, callback, run)
-        first = first_tasks(session.tasks, config.evaluation.tasks)
+        if not (first := session.measured_tasks):
+            why = "without a reward nothing shows whether a context helps"
+            raise DataError("answers to these tasks get no reward", got=config.env.name, why=why)
         tasks = usable_tasks(first, session.bad_rows(first), callback)
         questions = [_Prompt(task, session.renderer.prompt(task.messages)) for task in tasks]
         attempts = bench.answers("attempt", questions, config.rollouts_per_task, attempts=True)

@@ -11,6 +11,8 @@ or an `Outcome`. (`rewards.py` makes one of a function.) It may also have
                                            of docs/data.md, or "conversations" of a log
     prepare(task) -> Task                  the task of a row, with the form of an answer in its prompt
     reference(task) -> str                 a right answer, for `selfdistill check`; "" where none is known
+    has_reward(task) -> bool               whether answers to a task get a reward (without it: all do); accuracy is
+                                           measured on such tasks alone
     unusable(task) -> str                  why no answer to a task can be scored, or ""; it is then not sampled from
     isolation: str                         how untrusted programs are isolated
     tools: Sequence[Mapping]               schemas of the functions that the model may call, for the chat template
@@ -175,6 +177,11 @@ def prepared(env: Environment, task: Task) -> Task:
 def spent_by(env: Environment) -> Counter[str]:
     """What the environment counts as its cost so far."""
     return Counter(getattr(env, "spent", {}))
+
+
+def has_reward(env: Environment, task: Task) -> bool:
+    """Whether answers to this task get a reward. Raises `EnvError` for an error of the environment's."""
+    return not hasattr(env, "has_reward") or bool(required(guarded(lambda: env.has_reward(task)), "a task was refused"))
 
 
 def why_unusable(env: Environment, task: Task) -> str:

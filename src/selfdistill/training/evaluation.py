@@ -12,9 +12,9 @@ from statistics import fmean
 from typing import NamedTuple
 
 from selfdistill.config import RunConfig, resolved
-from selfdistill.data.reading import first_tasks
 from selfdistill.data.tasks import usable_tasks
 from selfdistill.envs.base import ConversationEnvironment, in_short, spent_by
+from selfdistill.errors import ConfigError
 from selfdistill.losses.shaping import Attract
 from selfdistill.runs import Estimate, EvalRecord, EvalSplit
 from selfdistill.runs.events import Callback, EvalEnd, Note, Phase, no_callback
@@ -70,6 +70,11 @@ def measure(
             if run:
                 run.append(*answers, record)
             check_environment(answers)
+    if not records:
+        got = f"{config.env.name}, {' and '.join(splits)}"
+        raise ConfigError(
+            "there is nothing to measure", got=got, why="it has no tasks there whose answers get a reward"
+        )
     return records
 
 
@@ -77,7 +82,7 @@ def measure_splits(
     session: Session, totals: Totals, callback: Callback, splits: Sequence[EvalSplit]
 ) -> Iterator[tuple[EvalRecord, list[RolloutGroup]]]:
     """Evaluates the splits that have tasks; "teacher" needs a session that learns. Yields records and answers."""
-    first = first_tasks(session.tasks, session.config.evaluation.tasks)
+    first = session.measured_tasks
     for split in splits:
         before = spent_by(session.env)
         extra: dict[str, float] = {}
@@ -119,7 +124,7 @@ def _teacher(
     """
     config, learner = session.config, session.learner
     assert learner is not None
-    if learner.method.teacher is None:
+    if learner.method.teacher is None or not tasks:
         return [], {}
     callback(Phase("measuring: teacher"))
     attempts = session_groups(

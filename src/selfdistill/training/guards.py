@@ -15,7 +15,7 @@ A run is stopped by signals of two families, or by a probe that fell below its i
 (length, entropy, teacher) counts only where the answers did not get better meanwhile: a change that solves more tasks
 is learning. A fall of the held-out set, which may measure what the run does not train, is a warning alone while the
 run's own tasks improve and its rollouts do not fall, until it is beyond `max_forgetting`; a fall of the forgetting set
-is a warning alone, unless that set is the chosen probe.
+is a warning alone, unless that set is the chosen probe, or nothing else is measured.
 
 Between evaluations a few answers that were right at the last one are read again. The accuracy of that evaluation times
 the share of those that are about as likely as they were bounds the accuracy from below. Where this bound falls too far
@@ -194,7 +194,7 @@ def _probes(
         best = max(records[:-1], key=lambda record: record.accuracy.low)
         now, limit = records[-1].accuracy.value, best.accuracy.low
         tolerated = improves and best.accuracy.value - now <= options.max_forgetting * best.accuracy.value
-        warns = split != "train" and (tolerated or (split == "forgetting" and options.probe == "auto"))
+        warns = tolerated or (split == "forgetting" and split != probe_split(evals, options))
         family = "forgetting" if warns else "probe"
         reason = f"accuracy on {split} fell from {best.accuracy.value:.2f} at step {best.step}, below its interval"
         if family == "forgetting":
@@ -232,10 +232,12 @@ def _best(records: Sequence[EvalRecord]) -> Estimate:
 
 
 def probe_split(evals: Sequence[EvalRecord], options: GuardOptions) -> EvalSplit:
-    """The tasks whose right answers are read again: the chosen probe, else held-out ones where there are any."""
+    """The tasks whose right answers are read again: the chosen probe, else held-out ones where there are any, else
+    those of the training set; where no answer to these gets a reward, the forgetting set."""
     if options.probe != "auto":
         return options.probe
-    return "held_out" if any(record.split == "held_out" for record in evals) else "train"
+    measured, order = {record.split for record in evals}, ("held_out", "train", "forgetting")
+    return next((split for split in order if split in measured), "train")
 
 
 def reading_due(steps: Sequence[StepRecord], evals: Sequence[EvalRecord], options: GuardOptions, step: int) -> bool:

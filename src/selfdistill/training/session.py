@@ -16,7 +16,7 @@ from torch import Tensor
 from selfdistill.config import RunConfig
 from selfdistill.data.load import question_rows
 from selfdistill.data.mixing import MixedTasks
-from selfdistill.data.reading import Drawn
+from selfdistill.data.reading import Drawn, first_tasks
 from selfdistill.data.tasks import (
     all_usable,
     bad_rows,
@@ -26,7 +26,7 @@ from selfdistill.data.tasks import (
     note_shared,
     too_long,
 )
-from selfdistill.envs.base import ConversationEnvironment, Environment, tasks_of
+from selfdistill.envs.base import ConversationEnvironment, Environment, has_reward, tasks_of
 from selfdistill.errors import ConfigError, ModelError, RunError
 from selfdistill.files import read_text
 from selfdistill.losses import LossSpec
@@ -42,7 +42,7 @@ from selfdistill.plugins import seed_global
 from selfdistill.prompts.context import Instruction, teacher_messages
 from selfdistill.prompts.render import Renderer
 from selfdistill.prompts.stages import examples
-from selfdistill.runs import RunDir
+from selfdistill.runs import EvalSplit, RunDir
 from selfdistill.runs.environment import describe_environment
 from selfdistill.runs.events import Callback, Note, Phase
 from selfdistill.scale.launch import check_ranks
@@ -127,6 +127,12 @@ class Session:
     learner: Learner | None = None
     all_usable: bool = False  # else tasks are checked when they are drawn
     sampler: Sampler | None = None
+
+    @property
+    def measured_tasks(self) -> list[Task]:
+        """The first training tasks, of those whose answers get a reward: accuracy is measured on them."""
+        first = first_tasks(self.tasks, self.config.evaluation.tasks)
+        return [task for task in first if has_reward(self.env, task)]
 
     @property
     def evaluation_env(self) -> Environment:
@@ -256,16 +262,17 @@ def open_session(
         read = max(len(renderer.prompt(task.messages)) for task in tasks[:MEASURED])
         with suppress(ModelError):
             callback(Note(planned(config, replace(needs, prompt_tokens=read))))
-    limit, rollouts = config.evaluation.tasks, config.evaluation.rollouts
+    rollouts = config.evaluation.rollouts
     if config.evaluation.answers < rollouts:
         callback(Note(f"greedy answers repeat: evaluations sample 1 per task, not {rollouts}"))
-    held_out = {
-        split: fitting_tasks(found[:limit], renderer, longest, callback)
-        for split in ("held_out", "forgetting")
-        if (found := config.tasks_of(env, split))
-    }
+    splits: tuple[EvalSplit, ...] = ("held_out", "forgetting")
+    found = {split: _measured(config, env, split, callback) for split in splits}
+    held_out: dict[str, Sequence[Task]] = {split: fitting(own) for split, own in found.items() if own}
     note_shared(tasks, held_out.get("held_out", ()), callback)
     session = Session(config, env, policy, renderer, tasks, held_out, all_usable=usable)
+    if not session.measured_tasks:
+        others = " and ".join(held_out) or "nothing"
+        callback(Note(f"answers to the training tasks get no reward: accuracy is measured on {others}"))
     if method is not None and rule is not None:
         session.learner = _open_learner(session, method, rule, callback)
     judge: Any = env
@@ -275,6 +282,15 @@ def open_session(
             initial = initial_weights(policy, [learner.teacher, learner.reference_policy])
         judge.use_policy(PolicyReplies(policy, renderer, config.seed, initial))
     return session
+
+
+def _measured(config: RunConfig, env: Environment, split: EvalSplit, callback: Callback) -> list[Task]:
+    """The tasks of a split, up to the limit, whose answers get a reward; a note counts the others."""
+    found = config.tasks_of(env, split)[: config.evaluation.tasks]
+    measured = [task for task in found if has_reward(env, task)]
+    if len(measured) < len(found):
+        callback(Note(f"{len(found) - len(measured)} of {len(found)} tasks of {split} are not measured: no reward"))
+    return measured
 
 
 def _open_learner(session: Session, method: Method, rule: TeacherRule, callback: Callback) -> Learner:

@@ -118,6 +118,6 @@ def _logprobs(session: Session, answers: Sequence[tuple[TokenIds, TokenIds]]) ->
 def check_guards(session: Session) -> None:
     """Raises `ConfigError` for a probe that cannot decide."""
     config = session.config
-    tasks = {"train": len(session.tasks[: config.evaluation.tasks])}
+    tasks = {"train": len(session.measured_tasks)}
     tasks |= {split: len(found) for split, found in session.held_out.items()}
     check_probe(config.guards, tasks, config.evaluation.every)
