@@ -7,7 +7,7 @@ answers, lower case, or a question at the end. A user whose wish is not met says
 else. The log is read by the importer of chat logs (`method.logged=true`). Beside it the online form: as many answers of
 the model itself to the same questions, and the replies of the same users to them. Measured before and after: how many
 of 60 answers to unseen questions each kind of user likes; known tasks with exact answers, paired; and how far the two
-kinds of next turn move the answers of the log, in the mean |log q − log p| of a token.
+kinds of next turn move the answers of the log, in the mean |log q − log p| of a token. Guards only warn.
 
 A run that was killed goes on, a finished one is not repeated. `--tiny` runs all of it on a small random model. With a
 model of 0.5 B and --dtype bfloat16 the arm of the log takes half an hour of one core; the online arm also samples.
@@ -29,6 +29,7 @@ from selfdistill.runs.stats import Estimate, mean
 from selfdistill.types import Completion, Outcome, Task
 
 WISHES = ("short", "lower-case", "question")
+NEXT = ("complaints", "next questions")  # what a user writes behind an answer
 SENTENCES = (
     "{} is easier to understand with an example.", "It has several parts, and each of them has a purpose.",
     "Many people first meet it at school or at work.", "Its history is longer than one would expect.",
@@ -110,39 +111,44 @@ def measured(chosen: argparse.Namespace, out: Path, model: str | Path) -> dict[s
     return {**by_wish, "known": arms.right(arms.measured(model, out / "known", known | greedy | shared(chosen)))}
 
 
-def run_arm(chosen: argparse.Namespace, arm: str, seed: int) -> tuple[dict[str, arms.Scores], dict[str, list[float]]]:
-    """What a model is after it has learned from the log or online; and by kind of next turn how far answers moved."""
-    folder, path = chosen.out / f"data-seed{seed}", chosen.out / f"{arm}-seed{seed}"
+def run_arm(
+    chosen: argparse.Namespace, arm: str, seed: int
+) -> tuple[dict[str, arms.Scores], dict[str, list[float]], str]:
+    """What a model is after it has learned from the log or online; by kind of next turn how far answers moved; and the
+    first warning of the guards."""
+    folder, path, log = chosen.out / f"data-seed{seed}", chosen.out / f"{arm}-seed{seed}", arm == "log"
     settings: dict[str, Any] = {
-        "model": chosen.model, "method": {"name": "user_replies", "logged": arm == "log"}, "seed": seed,
-        "data": folder / ("log.jsonl" if arm == "log" else "online.jsonl"), "tasks_per_step": chosen.tasks,
-        "env": "chats" if arm == "log" else f"{Path(__file__).resolve()}:USER", "lora": chosen.lora or None,
-        "optimiser": {"lr": chosen.lr, "warmup_steps": 1}, "evaluation": {"every": 0, "tasks": 2},
-        "guards": {"action": "warn", "preflight": "off"}, "checkpoint_every": 5, **shared(chosen),
+        "model": chosen.model, "method": {"name": "user_replies", "logged": log}, "seed": seed,
+        "data": folder / ("log.jsonl" if log else "online.jsonl"), "tasks_per_step": chosen.tasks,
+        "env": "chats" if log else f"{Path(__file__).resolve()}:USER", "lora": chosen.lora or None,
+        "optimiser": {"lr": chosen.lr, "warmup_steps": 1}, "guards": {"action": "warn", "preflight": "off"},
+        "evaluation": {"every": 0, "tasks": chosen.watched if log else 2}, "checkpoint_every": 5, **shared(chosen),
     }  # fmt: skip
     run = arms.train_to(path, -(-chosen.conversations // chosen.tasks), settings)
     complaints = {text for wish in WISHES for text in PREFERENCES[wish].replies}
-    moved: dict[str, list[float]] = {"complaints": [], "next questions": []}
+    moved: dict[str, list[float]] = {kind: [] for kind in NEXT}
     for one in run.rollouts():
         if one.log_ratio:
             kind = "complaints" if one.context.get("reply", "") in complaints else "next questions"
             moved[kind].append(fmean(map(abs, one.log_ratio)))
-    return measured(chosen, chosen.out / f"{arm}-seed{seed}-measured", run.model_dir), moved
+    warned = next((f"{found.findings[0].signal} at {found.step}" for found in run.guards if found.findings), "–")
+    return measured(chosen, chosen.out / f"{arm}-seed{seed}-measured", run.model_dir), moved, warned
 
 
 def report(base: Mapping[str, arms.Scores], found: Mapping[str, Sequence[Any]]) -> str:
-    """What each user likes, the change of the known tasks, and how far next turns of both kinds moved the answers."""
+    """What each user likes, the change of the known tasks, how far next turns of both kinds moved the answers, and
+    warnings of the guards."""
     names = [*WISHES, "known"]
-    rows = [["before", "", *(arms.shown(arms.accuracy(base[name])) for name in names), "", ""]]
+    rows = [["before", "", *(arms.shown(arms.accuracy(base[name])) for name in names), "", "", ""]]
     for arm, seeds in found.items():
-        cells = [arms.shown(arms.accuracy(arms.pooled([scores[wish] for scores, _ in seeds]))) for wish in WISHES]
-        change: Estimate = arms.change([scores["known"] for scores, _ in seeds], [base["known"]] * len(seeds))
-        moved = {kind: [value for _, own in seeds for value in own[kind]] for kind in ("complaints", "next questions")}
+        cells = [arms.shown(arms.accuracy(arms.pooled([scores[wish] for scores, *_ in seeds]))) for wish in WISHES]
+        change: Estimate = arms.change([scores["known"] for scores, *_ in seeds], [base["known"]] * len(seeds))
+        moved = {kind: [value for _, own, _ in seeds for value in own[kind]] for kind in NEXT}
         shown = [arms.shown(mean(values)) if values else "–" for values in moved.values()]
-        rows.append([arm, str(len(seeds)), *cells, arms.shown(change, sign=True), *shown])
-    return arms.table(
-        ["arm", "seeds", *WISHES, "known tasks (change)", "moved by complaints, nats", "by next questions"], rows
-    )
+        warned = ", ".join(found for *_, found in seeds)
+        rows.append([arm, str(len(seeds)), *cells, arms.shown(change, sign=True), *shown, warned])
+    head = ["arm", "seeds", *WISHES, "known tasks (change)", "moved by complaints, nats", "by next questions"]
+    return arms.table([*head, "first warning"], rows)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -153,10 +159,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--tasks", type=int, default=20, help="conversations of a step")
     parser.add_argument("--unseen", type=int, default=60, help="unseen questions of each kind of user")
     parser.add_argument("--known", type=int, default=150)
+    parser.add_argument("--watched", type=int, default=84, help="known questions that guards watch (log)")
     chosen = parser.parse_args(arguments)
     if chosen.tiny:
         chosen.model = str(write_model(chosen.out / "model", SIZES["tiny"]))
-        chosen.conversations, chosen.tasks, chosen.unseen, chosen.known, chosen.new_tokens = 8, 4, 2, 2, 4
+        chosen.conversations, chosen.tasks, chosen.new_tokens = 8, 4, 4
+        chosen.unseen, chosen.known, chosen.watched = 2, 2, 2
     elif not chosen.model:
         parser.error("--model is needed (or --tiny)")
     write_data(chosen, 0)
