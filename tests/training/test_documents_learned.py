@@ -129,6 +129,9 @@ def test_a_learning_goes_on_where_it_was_and_reports_before_and_after(model_dir:
     run = read_run(out / "run")
     assert [step.samples for step in run.steps] == [4, 4]
     assert run.config["settings"]["method"]["name"] == "sdft"
+    assert run.config["settings"]["context"]["templates"]["message"].endswith(
+        "mentioning a text or passage: {question}"
+    )
     record = next(run.rollouts())
     assert record.context["document"].startswith("# Tor")
     assert "questions that were not trained" in output

@@ -41,8 +41,15 @@ from selfdistill.training.loop import train
 from selfdistill.training.session import open_policy, open_renderer
 from selfdistill.types import Context, Message, TokenIds
 
+PROMPT = (
+    "{context}\n\nAnswer this question in one sentence, from memory, without mentioning a text or passage: {question}"
+)
+"""What the teacher reads. With the published prompt, in which the question comes first, it mentions a passage, and so
+does the student, who reads none."""
+
 SETTINGS: Mapping[str, Any] = {
     "method": {"name": "sdft", "context": {"kind": "document"}, "skip_first": 0},
+    "context": {"templates": {"message": PROMPT}},
     "teacher": {"kind": "frozen"},
     "env": {"name": "text", "compare": "words"},
     "lora": {"rank": 32},
