@@ -31,17 +31,19 @@ def say(text: str) -> None:
     sys.stderr.flush()
 
 
-def parser(about: str | None, out: str) -> argparse.ArgumentParser:
-    """A command line with the options that every benchmark of a real model has; `out` names its folder in `runs`."""
+def parser(about: str | None, out: str, *, trains: bool = True) -> argparse.ArgumentParser:
+    """A command line with the options that every benchmark of a real model has, and those of training; `out` names its
+    folder in `runs`."""
     found = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     found.add_argument("--model", default="", help="directory or hub name; left out with --tiny")
     found.add_argument("--out", type=Path, default=Path("runs", out), help="folder of runs and results")
-    found.add_argument("--seeds", type=int, default=1)
     found.add_argument("--device", default="auto")
     found.add_argument("--dtype", default="auto")
     found.add_argument("--new-tokens", type=int, default=128, help="most tokens of an answer")
-    found.add_argument("--lr", type=float, default=1e-4)
-    found.add_argument("--lora", type=int, default=16, help="rank; 0: all weights")
+    if trains:
+        found.add_argument("--seeds", type=int, default=1)
+        found.add_argument("--lr", type=float, default=1e-4)
+        found.add_argument("--lora", type=int, default=16, help="rank; 0: all weights")
     found.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings of every run")
     found.add_argument("--tiny", action="store_true", help="a small random model, to see that it runs")
     return found

@@ -54,5 +54,6 @@ experiment discovery benchmarks.discovery "${real[@]}" --data "$data/mbpp/mbpp.j
 experiment kinds benchmarks.feedback_kinds --seeds "$seeds" --steps 40
 experiment teachers benchmarks.teachers --seeds "$seeds" --steps 800
 experiment logged benchmarks.logged "${real[@]}"
+experiment prompts benchmarks.feedback_prompts --model "$model" --data "$data/mbpp/mbpp.jsonl" --tasks 256 --answers 4
 experiment credit benchmarks.credit_picture --model "$model" --controls 19
 exit $failed

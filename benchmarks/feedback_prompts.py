@@ -104,7 +104,7 @@ def report(found: Mapping[str, Mapping[str, Sequence[Sequence[float]]]]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measures the prompts that are missing, and writes the table after each."""
-    parser = arms.parser(__doc__, "feedback-prompts")
+    parser = arms.parser(__doc__, "feedback-prompts", trains=False)
     parser.add_argument("--data", type=Path, help="MBPP as JSONL; left out with --tiny")
     parser.add_argument("--tasks", type=int, default=64, help="tasks that are attempted")
     parser.add_argument("--answers", type=int, default=2, help="answers to each under each prompt")

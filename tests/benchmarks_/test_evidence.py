@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from benchmarks import arms, credit_picture, feedback_kinds, logged, mbpp, skills
+from benchmarks import arms, credit_picture, feedback_kinds, feedback_prompts, logged, mbpp, skills
 from benchmarks.live_user import PREFERENCES
 from selfdistill.runs.stats import Estimate
-from selfdistill.types import Completion, Task
+from selfdistill.types import Completion, Outcome, Rollout, RolloutGroup, Task
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "evidence.sh"
 
@@ -116,6 +116,27 @@ def test_a_share_is_clustered_by_the_tasks_of_each_seed() -> None:
     assert found is not None
     assert found.value == pytest.approx(2 / 3)
     assert feedback_kinds.shares([[]], 1) is None
+
+
+def test_prompts_are_compared_on_the_first_failed_attempt_at_each_task() -> None:
+    def attempt(uid: str, reward: float, feedback: str = "wrong") -> Rollout:
+        return Rollout(Task(uid[0], ()), (), Completion(uid, ""), Outcome(reward, feedback))
+
+    groups = [
+        RolloutGroup(Task(name, ()), tuple(own))
+        for name, own in (
+            ("a", [attempt("a0", 1.0), attempt("a1", 0.0), attempt("a2", 0.0)]),
+            ("b", [attempt("b0", 1.0), attempt("b1", 0.0, "")]),
+        )
+    ]
+    assert [one.completion.uid for one in feedback_prompts.failures(groups)] == ["a1"]
+    rest: Any = {"cut": [[1, 0], [0, 0]], "repeats": [[0, 0], [0, 0]], "tokens": [[4, 6], [5, 5]]}
+    found = {feedback_prompts.BARE: {"right": [[0, 0], [1, 0]], **rest}, "other": {"right": [[1, 1], [1, 0]], **rest}}
+    text = feedback_prompts.report(found)
+    assert "| no context | .25 [" in text
+    assert "| other | .75 [" in text
+    assert "| +.50 [" in text
+    assert text.count("| 0.25 | 0.00 | 5 |") == 2
 
 
 def test_blame_is_that_of_the_tokens_of_plus_one() -> None:
