@@ -169,6 +169,8 @@ def test_known_questions_are_measured_beside_a_log(tmp_path: Path) -> None:
         *((0, "held_out", 1), (0, "forgetting", 3)),
         *((1, "held_out", 1), (1, "forgetting", 3)),
     ]
+    table = CliRunner().invoke(app, ["compare", str(out)]).output
+    assert "no evaluation of training tasks" in " ".join(table.split())
     log, model = file_of(tmp_path / "log.jsonl", *LOG), str(tiny_policy_dir(tmp_path / "other"))
     result = CliRunner().invoke(app, ["eval", "--teacher", "--env", "chats", "--data", log, "--model", model])
     assert (result.exit_code, "get no reward" in result.output) == (2, True), result.output

@@ -132,5 +132,5 @@ def _caption(runs: Sequence[Run]) -> str:
     sizes = {record.accuracy.n for run in runs for record in run.evals_of("train")}
     several = any(len(group.runs) > 1 for group in grouped(runs))
     interval = "over seeds" if several else "over tasks, Wilson"
-    n = f"n = {span(sizes)}" if sizes else ""
-    return f"bands and bars: 95 % intervals {interval}; {n} answers an evaluation; hollow: before training"
+    n = f"n = {span(sizes)} answers an evaluation" if sizes else "no evaluation of training tasks"
+    return f"bands and bars: 95 % intervals {interval}; {n}; hollow: before training"

@@ -100,7 +100,7 @@ def _wall_s(run: Run) -> float:
 def _note(groups: Sequence[Group], runs: Sequence[Run]) -> str:
     seeds = max(len(group.runs) for group in groups)
     sizes = {record.accuracy.n for run in runs if (record := last(run.evals_of("train")))}
-    n = f"n = {span(sizes)}" if sizes else "no evaluation yet"
+    n = f"n = {span(sizes)} answers an evaluation" if sizes else "no evaluation of training tasks"
     one = "one seed, 95 % by Wilson's interval over tasks"
     interval = f"mean of {seeds} seeds, 95 % over seeds" if seeds > 1 else one
-    return f"Accuracy ({interval}); {n} answers an evaluation."
+    return f"Accuracy ({interval}); {n}."
