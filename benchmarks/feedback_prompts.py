@@ -19,7 +19,8 @@ from typing import Any
 
 from benchmarks import arms
 from benchmarks.against_trl.work import SIZES, write_model
-from benchmarks.mbpp import TINY_ROWS, TRAINED
+from benchmarks.credit_picture import PROMPTS as WORDINGS
+from benchmarks.mbpp import TINY_ROWS, trained_rows
 from selfdistill.analysis.context_gain import same_text
 from selfdistill.config import load_config
 from selfdistill.prompts.context import Templates
@@ -28,13 +29,12 @@ from selfdistill.training.samples import session_groups, solved
 from selfdistill.training.session import Session, open_session
 from selfdistill.types import Context, DropReason, Rollout, RolloutGroup, StopReason, TokenIds
 
-BARE, PUBLISHED = "no context", "published"
-CORRECT = "{question}\n\n{context}\n\nAnswer the question again. Change the earlier answer as the feedback says."
+BARE = "no context"
 LAST = "{context}\n\nAnswer this question, without the mistake above: {question}"
 PROMPTS: Mapping[str, tuple[str, bool]] = {  # last message, and whether the attempt is in it
-    PUBLISHED: (Templates().message, False),
-    "published, and the attempt": (Templates().message, True),
-    "correct the attempt": (CORRECT, True),
+    "published": (WORDINGS["published"].message, False),
+    "published, and the attempt": (WORDINGS["published"].message, True),
+    "correct the attempt": (WORDINGS["correction"].message, True),
     "question behind the feedback": (LAST, False),
     "question behind feedback and attempt": (LAST, True),
 }
@@ -43,9 +43,7 @@ PROMPTS: Mapping[str, tuple[str, bool]] = {  # last message, and whether the att
 def opened(chosen: argparse.Namespace) -> Session:
     """The model, and the tasks without their solutions."""
     rows = TINY_ROWS if chosen.tiny else arms.read_rows(chosen.data)
-    low, high = TRAINED
-    rows = [{key: row[key] for key in row if key != "code"} for row in rows if low <= row["task_id"] <= high]
-    data = arms.write_rows(chosen.out / "train.jsonl", rows[: chosen.tasks])
+    data = arms.write_rows(chosen.out / "train.jsonl", trained_rows(rows)[: chosen.tasks])
     own = {"model": chosen.model, "env": "code", "data": str(data), "device": chosen.device, "dtype": chosen.dtype}
     sampling = {"sampling.max_new_tokens": chosen.new_tokens, "evaluation.temperature": 1.0}
     return open_session(load_config(None, [*{**own, **sampling, **arms.pairs(chosen.set)}.items()]), no_callback)

@@ -56,14 +56,20 @@ def options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return chosen
 
 
+def trained_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The rows that are trained on, without their solutions."""
+    low, high = TRAINED
+    return [{key: row[key] for key in row if key != "code"} for row in rows if low <= row["task_id"] <= high]
+
+
 def data_files(chosen: argparse.Namespace) -> tuple[Path, Path]:
     """The rows that are trained on, without their solutions, and those that are not; the same ones for every seed."""
     rows = TINY_ROWS if chosen.tiny else arms.read_rows(chosen.data)
-    trained, held_out = ([row for row in rows if low <= row["task_id"] <= high] for low, high in (TRAINED, HELD_OUT))
-    trained = [{key: value for key, value in row.items() if key != "code"} for row in trained]
+    low, high = HELD_OUT
+    held_out = [row for row in rows if low <= row["task_id"] <= high]
     held_out = random.Random("held out").sample(held_out, len(held_out))[: chosen.held_out]
     out = chosen.out
-    return arms.write_rows(out / "train.jsonl", trained), arms.write_rows(out / "held_out.jsonl", held_out)
+    return arms.write_rows(out / "train.jsonl", trained_rows(rows)), arms.write_rows(out / "held_out.jsonl", held_out)
 
 
 def shared(chosen: argparse.Namespace) -> dict[str, Any]:
