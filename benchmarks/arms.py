@@ -17,7 +17,7 @@ from typing import Any
 
 import selfdistill as sd
 from selfdistill.config import parse_override
-from selfdistill.runs import RolloutRecord
+from selfdistill.runs import Event, Note, RolloutRecord, StepEnd
 from selfdistill.runs.stats import Estimate, clustered_share, paired_difference
 from selfdistill.runs.store import CONFIG, write_atomic
 
@@ -88,12 +88,12 @@ def train_to(path: Path, steps: int, settings: Mapping[str, Any]) -> sd.Run:
     return sd.train(out=path, steps=steps, progress=False, callbacks=_shown, **settings)
 
 
-def _shown(event: Any) -> None:
+def _shown(event: Event) -> None:
     """The step and what was measured in it, one line each."""
-    record = getattr(event, "record", None)
-    if event.__class__.__name__ == "StepEnd":
+    if isinstance(event, StepEnd):
+        record = event.record
         say(f"  step {record.step}: right {record.accuracy:.2f}, {record.wall_s:.0f} s, dropped {dict(record.dropped)}")
-    elif event.__class__.__name__ == "Note":
+    elif isinstance(event, Note):
         say(f"  {event.text}")
 
 

@@ -58,7 +58,7 @@ def best_rate(runs: list[Run]) -> list[Run]:
     """SDPO's runs, and of GRPO's those at the rate whose last accuracy, over all seeds, is the highest."""
     groups = grouped(runs)
     grpo = [group for group in groups if group.label.startswith("GRPO")]
-    best = max(grpo, key=lambda group: group.curve("train")[-1][1].value, default=None)
+    best = max(grpo, key=lambda group: [*group.curve("train").values()][-1].value, default=None)
     return [run for group in groups if group not in grpo or group is best for run in group.runs]
 
 

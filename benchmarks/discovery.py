@@ -32,6 +32,7 @@ from benchmarks.against_trl.work import SIZES, write_model
 from selfdistill.cli.compare import arms_of
 from selfdistill.cli.output import print_notes
 from selfdistill.config import from_settings, load_config, resolved
+from selfdistill.envs.turns import single_turn
 from selfdistill.prompts.context import teacher_messages
 from selfdistill.runs.discovery import mean_log, paired_ratio, pass_at_k
 from selfdistill.runs.events import Note, RunStart
@@ -134,7 +135,8 @@ def bare(session: Session, task: Task, count: int, start: int) -> tuple[int, lis
         rollouts=count, seed=SELECTION_SEED, label=f"bare-{task.id}-{start}",
     )  # fmt: skip
     passed = [(r.task, r.completion) for r in made.rollouts if solved(r)]
-    outcomes = [session.evaluation_env.score(*pair) for pair in passed]
+    env = single_turn(session.evaluation_env, "discovery")
+    outcomes = [env.score(*pair) for pair in passed]
     return sum(outcome.reward == 1 for outcome in outcomes), [r.outcome.feedback for r in made.rollouts if r.outcome]
 
 

@@ -83,8 +83,8 @@ def before(chosen: argparse.Namespace, seed: int) -> dict[str, list[tuple[str, f
 
 def shares(seeds: Sequence[Sequence[tuple[str, float, float]]], which: int) -> Estimate | None:
     """A share over the teacher's answers, clustered by the tasks of each seed; none where no attempt has a context."""
-    by_task = {
-        f"{seed} {task}": [entry[which] for entry in own if entry[0] == task]
+    by_task: dict[str, list[float]] = {
+        f"{seed} {task}": [float(entry[which]) for entry in own if entry[0] == task]
         for seed, own in enumerate(seeds)
         for task in {entry[0] for entry in own}
     }

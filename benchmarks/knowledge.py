@@ -94,7 +94,8 @@ class Bench:
 
     def own_folder(self) -> Path:
         """What `selfdistill learn` makes of the articles; its directory."""
-        path, notes = self.folder / "ours-own" / "learn", self.folder / "ours-own" / "articles"
+        own: Path = self.folder / "ours-own"
+        path, notes = own / "learn", own / "articles"
         notes.mkdir(parents=True, exist_ok=True)
         for number, text in enumerate(self.texts.values()):
             (notes / f"{number:03}.md").write_text(text)

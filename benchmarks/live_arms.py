@@ -160,7 +160,7 @@ class Done:
 
     def __init__(self, bench: Bench, file: Path) -> None:
         self.bench, self.file = bench, file
-        found = json.loads(file.read_text()) if file.exists() else {"parts": {}, "batches": 0}
+        found: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {"parts": {}, "batches": 0}
         self.parts, bench.batches = dict[str, Any](found["parts"]), found["batches"]
 
     def once(self, name: str, work: Callable[[], Any]) -> Any:
@@ -234,7 +234,7 @@ class LiveArm:
         )
         self.updates.change(record.id, "training", only_from=["queued"], parent=parent.id)
         result = learner.update(found.all, past_questions(self.journal, learner.fits)) if found.new else None
-        about = {
+        about: dict[str, Any] = {
             "admitted": bool(result and result.admission.admitted), "new": len(found.new), "older": len(found.older),
             "reason": result.admission.reason if result else "no lesson", "seconds": time.monotonic() - began,
             "numbers": dict(result.numbers) if result else {},

@@ -157,9 +157,9 @@ def report(chosen: argparse.Namespace, found: Mapping[str, list[list[dict[str, A
     text = arms.table(head, rows)
     if len(found) == 2:
         (one, first), (other, second) = found.items()
-        seeds = min(len(first), len(second))
+        count = min(len(first), len(second))
         for kind in kinds:
-            sides = ([own[-1][kind] for own in side[:seeds]] for side in (first, second))
+            sides = ([own[-1][kind] for own in side[:count]] for side in (first, second))
             difference = arms.change(*sides)
             text += f"\n{one} − {other} at the end, {names[kind]}: {arms.shown(difference, sign=True)}\n"
     if gains:

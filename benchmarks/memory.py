@@ -52,8 +52,8 @@ def main(model: str, *given: str) -> None:
         made(policy)
         policy.end_ids = frozenset()
 
-    Policy.__post_init__ = endless  # type: ignore[method-assign]
-    Session.save = lambda *_, **__: None  # type: ignore[method-assign,assignment]
+    Policy.__post_init__ = endless  # type: ignore[method-assign, assignment]
+    Session.save = lambda *_, **__: None  # type: ignore[method-assign]
     with tempfile.TemporaryDirectory() as folder:
         run_config = with_values(config, tasks, folder)
         longest = prompt_tokens(model, tasks)
@@ -66,7 +66,10 @@ def main(model: str, *given: str) -> None:
         else:
             loop.train(run_config, lambda event: notes.append(str(event)))
         measured = resident("VmHWM") - before
-    found = {"model": Path(model).name, "settings": " ".join([*overrides, *(["eval"] if evaluates else [])])}
+    found: dict[str, str | float] = {
+        "model": Path(model).name,
+        "settings": " ".join([*overrides, *(["eval"] if evaluates else [])]),
+    }
     found |= {"planned": plan.peak / 2**20, "measured": measured / 2**20, "ratio": plan.peak / measured}
     found |= {"phase": plan.phase, "before": before / 2**20}
     sys.stdout.write(json.dumps({k: round(v, 3) if isinstance(v, float) else v for k, v in found.items()}) + "\n")
@@ -89,8 +92,8 @@ def prompt_tokens(model: str, tasks: list[sd.Task]) -> int:
 
     tokenizer, _ = load_tokenizer(model)
     messages = [[{"role": m.role, "content": m.content} for m in task.messages] for task in tasks]
-    read = [tokenizer.apply_chat_template(each, add_generation_prompt=True, return_dict=True) for each in messages]
-    return max(len(each["input_ids"]) for each in read)
+    read = [str(tokenizer.apply_chat_template(each, add_generation_prompt=True, tokenize=False)) for each in messages]
+    return max(len(tokenizer.encode(text, add_special_tokens=False)) for text in read)
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ def generate(policy: Policy, prompts: list[TokenIds], temperature: float, seed: 
         options["do_sample"] = False
     ends = sorted(policy.end_ids)
     torch.manual_seed(seed)
-    written = policy.base.generate(
+    written = policy.base.generate(  # type: ignore[operator]
         ids_BL,
         attention_mask=mask_BL,
         max_new_tokens=MAX_NEW_TOKENS,

@@ -55,7 +55,7 @@ def step_entries(model: str, vllm_python: str | None, *, tiny: bool, gpus: int =
     command = str(Path(vllm_python).absolute().with_name("vllm")) if vllm_python else "vllm"
     sampler = {"command": command, "arguments": ["--enforce-eager"] if tiny else []}
     two = "" if gpus != 1 else "one GPU"
-    cases = (
+    cases: tuple[tuple[str, dict[str, Any], str], ...] = (
         ("one learner", {}, ""),
         ("two learners", {"scale": {"learners": 2}}, two),
         ("vLLM samples", {"scale": {"sampler": sampler}}, "" if vllm_python else NO_VLLM),
@@ -70,7 +70,13 @@ def step_entries(model: str, vllm_python: str | None, *, tiny: bool, gpus: int =
 def rollout_entries(model: str, vllm_python: str | None, *, tiny: bool) -> list[Entry]:
     """Answers to questions of different lengths: this library, `generate`, and vLLM without us."""
     rows, new_tokens = (8, 16) if tiny else (64, 128)
-    case = {"kind": "rollouts", "model": model, "dtype": "float32" if tiny else "bfloat16", "repeats": 1, "eager": tiny}
+    case: dict[str, Any] = {
+        "kind": "rollouts",
+        "model": model,
+        "dtype": "float32" if tiny else "bfloat16",
+        "repeats": 1,
+        "eager": tiny,
+    }
     case |= questions(model, rows) | {"new_tokens": new_tokens}
     case["longest"] = max(map(len, case["prompts"])) + new_tokens
     label, python = f"{rows} questions, up to {new_tokens} tokens", vllm_python or "python"

@@ -128,7 +128,7 @@ def run_arm(chosen: argparse.Namespace, method: str, replay: bool, seed: int) ->
 
 def measured(chosen: argparse.Namespace, out: Path, model: Path) -> dict[str, arms.Scores]:
     """Which tasks of every set a model solves."""
-    found = {}
+    found = dict[str, arms.Scores]()
     for name in (*SKILLS, *ABILITIES):
         settings = {"data": chosen.out / f"{name}-test.jsonl", "tasks": chosen.measured, **READ[name], **shared(chosen)}
         found[name] = arms.right(arms.measured(model, out / name, settings))

@@ -60,14 +60,14 @@ def loss_case(case: Case) -> dict[str, Any]:
     teacher = Teacher(Frozen(), policy)
     with teacher.applied(policy, teacher.views()[0]) as reader:
         view = TeacherStates(teacher_TD, reader.head().detached())
-    said_T = torch.arange(tokens, device=policy.device) % head.vocabulary
+    token_T = torch.arange(tokens, device=policy.device) % head.vocabulary
     weight_T = torch.full((tokens,), 1.0 / tokens, device=policy.device)
     loss_spec = signal_of(case)
 
     def work() -> dict[str, float]:
         student_TD.grad = head.weight_VD.grad = None
-        result = fused_loss(loss_spec, student_TD, head, said_T, TokenWeights(distil_N=weight_T), teacher=[view])
-        result.loss.backward()
+        result = fused_loss(loss_spec, student_TD, head, token_T, TokenWeights(distil_N=weight_T), teacher=[view])
+        result.loss.backward()  # type: ignore[no-untyped-call]
         assert student_TD.grad is not None
         assert head.weight_VD.grad is not None
         return norms(result.loss, student_TD.grad, head.weight_VD.grad)

@@ -62,7 +62,7 @@ def rollout_case(case: Case) -> dict[str, Any]:
 
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         dtype = pick_dtype(case["dtype"], device)
-        model = AutoModelForCausalLM.from_pretrained(case["model"], dtype=dtype).to(device).eval()
+        model = AutoModelForCausalLM.from_pretrained(case["model"], dtype=dtype).to(device).eval()  # type: ignore[arg-type]
         work = lambda: generate(model, case)  # noqa: E731
     found = measure(work, warm=0, repeats=case["repeats"])
     return found | {"value": {"tokens": found["value"]}}

@@ -159,7 +159,7 @@ def ragged_lengths(count: int, longest: int, ratio: float) -> list[int]:
 
 
 def _mean_share(count: int, power: float) -> float:
-    return sum(((rank + 1) / count) ** power for rank in range(count)) / count
+    return sum(math.pow((rank + 1) / count, power) for rank in range(count)) / count
 
 
 def silent_ranks(count: int, share: float) -> set[int]:
@@ -245,7 +245,7 @@ def _tokenizer(vocabulary: int) -> Any:
     words |= {f"<{place}>": place for place in range(len(words), vocabulary)}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    fast = PreTrainedTokenizerFast(
+    fast = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<|end|>", additional_special_tokens=special
     )
     fast.chat_template = CHAT

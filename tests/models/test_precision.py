@@ -20,15 +20,16 @@ PROMPTS = [(5, 6, 7), (9, 10, 11, 12, 13), (5, 6, 7)]
 def test_a_head_of_rounded_products_sums_and_learns_in_float32() -> None:
     """Value and gradients are those of rounded factors, in float64; the master weight stays what is trained."""
     generator = torch.Generator().manual_seed(0)
-    hidden_ND, weight_VD, told_ND = (torch.randn(*shape, generator=generator) for shape in ((6, 16), (40, 16), (6, 16)))
+    shapes = ((6, 16), (40, 16), (6, 16))
+    hidden_ND, weight_VD, teacher_ND = (torch.randn(*shape, generator=generator) for shape in shapes)
     hidden_ND, weight_VD = hidden_ND.requires_grad_(), weight_VD.requires_grad_()
     head = Head(weight_VD, products=BF16)
-    teacher = [TeacherStates(told_ND, head.detached())]
+    teacher = [TeacherStates(teacher_ND, head.detached())]
     weights = TokenWeights(torch.full((6,), 1 / 6))
     result = fused_loss(LossSpec(), hidden_ND, head, torch.arange(6), weights, teacher=teacher, chunk=4)
     result.loss.backward()
-    h, w, told = (value.detach().to(BF16).double().requires_grad_() for value in (hidden_ND, weight_VD, told_ND))
-    p, q = (h @ w.T).softmax(-1), (told @ w.T).softmax(-1).detach()
+    h, w, t = (value.detach().to(BF16).double().requires_grad_() for value in (hidden_ND, weight_VD, teacher_ND))
+    p, q = (h @ w.T).softmax(-1), (t @ w.T).softmax(-1).detach()
     m = (p + q) / 2
     loss = ((p * (p / m).log()).sum(-1) + (q * (q / m).log()).sum(-1)).mean() / 2
     loss.backward()

@@ -89,13 +89,13 @@ class Chat:
 
     def _say(self, text: str) -> None:
         """Sends a message and writes the answer. Ctrl-C stops it; what came of it stays in the conversation."""
-        answer, asked = Answer(), {"role": "user", "content": text}
+        answer, question = Answer(), {"role": "user", "content": text}
         try:
-            self._write(answer, [*self.messages, asked])
+            self._write(answer, [*self.messages, question])
         finally:
             if answer.text:
                 self.replied = self.receipt or self.replied
-                self.messages += [asked, answer.message]
+                self.messages += [question, answer.message]
                 self.receipt = answer.receipt
 
     def _write(self, answer: Answer, messages: Sequence[MessageBody]) -> None:

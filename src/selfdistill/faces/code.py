@@ -198,7 +198,7 @@ class Coder(Chat):
         def show(text: str) -> None:
             self.terminal.show(*(f"│ {line}" for line in text.split("\n")), style="bold")
 
-        given, always = self._approved("run_command", {"command": command}, show, asked=not known)
+        given, always = self._approved("run_command", {"command": command}, show, ask=not known)
         if always:
             self.approvals.commands.add(given["command"])
             self.approvals.unseen = False
@@ -226,15 +226,15 @@ class Coder(Chat):
 
         if after(arguments) == before:
             return f"{path} holds that already."
-        asked = not self.approvals.changes
-        given, always = self._approved(name, arguments, show, asked=asked)
-        self.approvals.changes, self.approvals.unseen = always or not asked, self.approvals.unseen or not asked
+        ask = not self.approvals.changes
+        given, always = self._approved(name, arguments, show, ask=ask)
+        self.approvals.changes, self.approvals.unseen = always or not ask, self.approvals.unseen or not ask
         self.workspace.write(path, after(given), before=before)
         self._to_test, self._did = self.receipt, True
         return f"{path} is {'written' if before is None else 'changed'}."
 
     def _approved(
-        self, name: str, arguments: dict[str, str], show: Callable[[str], None], *, asked: bool
+        self, name: str, arguments: dict[str, str], show: Callable[[str], None], *, ask: bool
     ) -> tuple[dict[str, str], bool]:
         """The arguments as a person approves them, and whether such calls are always approved. Raises `Denied`."""
         key, argument = f"{name} {json.dumps(arguments)}", EDITABLE[name]
@@ -246,7 +246,7 @@ class Coder(Chat):
                 self.terminal.note("this was denied just now")
                 self._deny(*self._retried)
             try:
-                word, _, words = self.terminal.decide(PROMPT).partition(" ") if asked else ("y", "", "")
+                word, _, words = self.terminal.decide(PROMPT).partition(" ") if ask else ("y", "", "")
                 decision = word.lower()
                 if decision in ("n", "no"):
                     self._deny(key, words.strip() or self.terminal.decide("why? (empty: nothing is learned from it) "))

@@ -162,8 +162,8 @@ def reply_hash(key: Key) -> str:
     """By what an answer is known again: its text without thinking and without regard to white space, and its calls.
     Empty for an empty answer."""
     _, text, calls = key
-    said = _words(without_thinking(text))
-    return hashlib.sha256(json.dumps([said, calls]).encode()).hexdigest() if said or calls else ""
+    words = _words(without_thinking(text))
+    return hashlib.sha256(json.dumps([words, calls]).encode()).hexdigest() if words or calls else ""
 
 
 def _words(text: str) -> str:
@@ -176,13 +176,13 @@ def _ours(journal: Journal, request: ChatRequest, place: int, conversation: str)
     hashed = reply_hash(request.keys[place])
     rows: Sequence[sqlite3.Row] = journal.replied(hashed, conversation) if hashed else ()
     before = next((text for role, text, _ in reversed(request.keys[:place]) if role in ("user", "tool")), "")
-    asked, said = _words(before), _words(request.keys[place][1])
+    question, answer = _words(before), _words(request.keys[place][1])
 
     def shared(row: sqlite3.Row) -> bool:
         earlier = _words(row["new_text"])  # with what a client adds to a user's turn while it is the newest
-        return bool(asked) and (asked in earlier or earlier in asked)
+        return bool(question) and (question in earlier or earlier in question)
 
-    known = [row for row in rows if row["conversation"] == conversation or shared(row) or len(said) >= DISTINCT]
+    known = [row for row in rows if row["conversation"] == conversation or shared(row) or len(answer) >= DISTINCT]
     return max(
         known,
         key=lambda row: (

@@ -40,8 +40,8 @@ class TrainingRows:
 
 def _rows(lessons: Sequence[Lesson]) -> list[dict[str, Any]]:
     """The rows of one exchange: one for each text that came back, or one for a solution alone."""
-    exchange, said = lessons[0].exchange, [(lesson.origin, _text(lesson)) for lesson in lessons]
-    last = dict(said)  # the newest of each
+    exchange, texts = lessons[0].exchange, [(lesson.origin, _text(lesson)) for lesson in lessons]
+    last = dict(texts)  # the newest of each
     prompt = _prompt(exchange)
     if not prompt or prompt[-1]["role"] != "user" or not exchange.text.strip():
         return []
@@ -49,7 +49,7 @@ def _rows(lessons: Sequence[Lesson]) -> list[dict[str, Any]]:
     row |= {"demonstration": last["solution"]} if "solution" in last else {}
     row |= {"rating": float(last["rating"])} if "rating" in last else {}
     row |= {"conversation_id": exchange.conversation, "version": exchange.version, "created": exchange.created}
-    replies = [(origin, text) for origin, text in said if origin not in ("solution", "rating")]
+    replies = [(origin, text) for origin, text in texts if origin not in ("solution", "rating")]
     if not replies and "solution" in last:
         return [{"id": exchange.receipt, **row}]
     return [

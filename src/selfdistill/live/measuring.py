@@ -165,10 +165,11 @@ class Measuring:
         the higher, the rather they want another answer. The words are the same: neither length nor topic counts."""
         pairs = []
         for lesson in lessons:
-            asked, answer = lesson.question.messages[-1].content, without_thinking(lesson.answer)
+            question, answer = lesson.question.messages[-1].content, without_thinking(lesson.answer)
+            exchange = f"A user asked: {question}\n\nThe assistant answered: {answer}\n\n"
             words = self.renderer.encode(lesson.words)
             for opening in chain(*OPENINGS):
-                before = self.renderer.encode(f"A user asked: {asked}\n\nThe assistant answered: {answer}\n\n{opening}")
+                before = self.renderer.encode(exchange + opening)
                 pairs.append((before[-(self.policy.context_length - len(words)) :], words))
         read = [float(row_N.sum()) for row_N in pair_logprobs(self.policy, pairs, max_tokens=READ_TOKENS)]
         size = 2 * len(OPENINGS)

@@ -31,9 +31,9 @@ class Retention:
         while not self._ended.is_set():
             try:
                 gone = self._journal.expire(self._days).exchanges
-                said = f"{gone} exchanges are older than {self._days:g} days: deleted" if gone else ""
+                news = f"{gone} exchanges are older than {self._days:g} days: deleted" if gone else ""
             except JournalError as error:
-                said = " ".join(str(error).split())
-            if said:
-                self._say(said)
+                news = " ".join(str(error).split())
+            if news:
+                self._say(news)
             self._ended.wait(PERIOD_S)

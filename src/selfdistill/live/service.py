@@ -264,8 +264,8 @@ class Service:
         why = self.learning.obstacle() if self.learning else "this server does not learn"
         if not why and (kind := self.journal.unlearnable(feedback.receipt)):
             why = f"nothing is learned from this answer: it is {kind}"
-        said = {"learned": False, "why": why} if why else {"learned": True}
-        return {"receipt": feedback.receipt.removeprefix(RECEIPT_PREFIX), "new": new, "total": total, **said}
+        learned = {"learned": False, "why": why} if why else {"learned": True}
+        return {"receipt": feedback.receipt.removeprefix(RECEIPT_PREFIX), "new": new, "total": total, **learned}
 
     def status(self) -> dict[str, Any]:
         """The server in numbers."""

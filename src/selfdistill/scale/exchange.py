@@ -35,10 +35,10 @@ def request(policy: Policy, prompt: TokenIds, uid: str, options: SamplingOptions
 
 
 def completion(
-    policy: Policy, prompt: TokenIds, uid: str, asked: Mapping[str, Any], url: str, reply: Any, version: int
+    policy: Policy, prompt: TokenIds, uid: str, body: Mapping[str, Any], url: str, reply: Any, version: int
 ) -> Completion:
     """What a server sampled. Raises `EndpointError` where that cannot belong to the request."""
-    most, wrong = asked["max_tokens"], ""
+    most, wrong = body["max_tokens"], ""
     try:
         [choice] = reply["choices"]
         read, ids = tuple(choice["prompt_token_ids"]), tuple(map(index, choice["token_ids"]))

@@ -119,11 +119,11 @@ class Servers:
             self._run(self._wake(policy))
         elif not policy.has_adapter and any(time.monotonic() - one.answered > RESTART_S for one in self.live):
             self._run(self._each(self._refreshed))
-        asked = [request(policy, *named, options, seed) for named in zip(prompts, uids, strict=True)]
-        found = self._run(self._spread(asked)) if asked else []
+        bodies = [request(policy, *named, options, seed) for named in zip(prompts, uids, strict=True)]
+        found = self._run(self._spread(bodies)) if bodies else []
         return [
             completion(policy, prompt, uid, body, *answer, self.version)
-            for prompt, uid, body, answer in zip(prompts, uids, asked, found, strict=True)
+            for prompt, uid, body, answer in zip(prompts, uids, bodies, found, strict=True)
         ]
 
     def load(self, policy: Policy, version: int) -> dict[str, float]:

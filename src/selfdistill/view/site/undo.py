@@ -44,8 +44,8 @@ def _asked(url: str, token: str, body: bytes | None = None) -> dict[str, Any]:
         with urlopen(Request(url, body, headers), timeout=WAIT_S) as reply:
             found: dict[str, Any] = json.load(reply)
     except HTTPError as error:
-        said = error.read(10_000).decode(errors="replace")
-        raise RunError("the server refuses", got=f"{error.code}: {_message(said)}") from error
+        answer = error.read(10_000).decode(errors="replace")
+        raise RunError("the server refuses", got=f"{error.code}: {_message(answer)}") from error
     except (URLError, OSError, ValueError) as error:
         do = "start it, or check its address"
         raise RunError("the server does not answer", got=f"{url}: {error}", do=do) from error
