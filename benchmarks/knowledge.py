@@ -34,6 +34,7 @@ from selfdistill.runs import Event, Note, StepEnd, read_run
 from selfdistill.runs.stats import clustered_share, paired_difference
 from selfdistill.runs.store import CONFIG, SUMMARY, write_atomic
 from selfdistill.training import documents
+from selfdistill.training.document_questions import DocumentOptions
 from selfdistill.training.loop import train
 
 ARMS = ("base", "rag", "cpt", "sft", "sft-own", "ours", "ours-own")
@@ -100,7 +101,7 @@ class Bench:
         for number, text in enumerate(self.texts.values()):
             (notes / f"{number:03}.md").write_text(text)
         if not (path / documents.LEARN).exists():
-            options = documents.DocumentOptions(**json.loads(self.options.documents))
+            options = DocumentOptions(**json.loads(self.options.documents))
             documents.prepare([str(notes)], self.config("ours-own"), options, path, steps=True)
         return path
 

@@ -26,7 +26,7 @@ from selfdistill.runs import EvalRecord, RolloutRecord, StepRecord, Summary
 from selfdistill.runs.records import Accuracies, Finding, GuardRecord, PreflightRecord, ResumedRecord, TurnRecord
 from selfdistill.runs.stats import Estimate
 from selfdistill.test_time.comparison import StrategyComparison, parse_arm
-from selfdistill.training.documents import DocumentOptions
+from selfdistill.training.document_questions import DocumentOptions
 from selfdistill.types import DropReason, Outcome, Task
 from tiny_models import tiny_policy_dir
 

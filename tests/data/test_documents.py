@@ -54,6 +54,12 @@ def test_a_long_document_is_cut_between_paragraphs_then_sentences_then_words() -
     assert max(map(words, found)) <= 8
 
 
+def test_sentences_stand_behind_the_title_of_their_passage() -> None:
+    (only,) = passages({"reeds.md": "# Reeds\n\nOne two. Three?\n\n## Part\n\n- four\n- five six"}, words, 50)
+    assert only.title == "Reeds"
+    assert only.sentences == [f"# Reeds\n\n{text}" for text in ("One two.", "Three?", "- four", "- five six")]
+
+
 def test_a_document_that_fits_is_one_passage_and_a_file_name_is_a_title() -> None:
     (only,) = passages({"docs/river.txt": "It is long.\n\n## Mouth\n\nIt is wide."}, words, 50)
     assert (only.id, only.text) == ("0001-001", "# Mouth\n\nIt is long.\n\n## Mouth\n\nIt is wide.")

@@ -4,7 +4,24 @@ from __future__ import annotations
 
 import pytest
 
-from selfdistill.prompts.questions import Question, bare, folded, holds, why_not, written_questions
+from selfdistill.prompts.questions import (
+    EXAMPLE_NAMES,
+    REWORDED,
+    WRITTEN,
+    Question,
+    bare,
+    folded,
+    holds,
+    request,
+    request_wordings,
+    why_not,
+    with_subject,
+    without_its_words,
+    written_questions,
+)
+from selfdistill.prompts.questions import (
+    TEXT as EXAMPLE,
+)
 
 TEXT = "Orvenholm was founded in 1687 by Mara Ellquist. Every March it holds the Lantern Race."
 
@@ -40,7 +57,7 @@ def test_questions_without_an_answer_have_an_empty_one() -> None:
         ("In which year was Orvenholm founded?", "168", "answer not in the text"),
         ("Who lives in Orvenholm?", "Nobody", "answer not in the text"),
         ("Who founded Orvenholm in this text?", "Mara Ellquist", "refers to the text"),
-        ("Who founded the town?", "Mara Ellquist", "names nothing"),
+        ("Who led the rescue on Mount Keldra?", "Mara Ellquist", "is about the example"),
         ("Did Mara Ellquist found Orvenholm?", "Mara Ellquist", "holds its answer"),
         ("What happens in Orvenholm?", TEXT, "answer not in the text"),
         ("what is the race, in Orvenholm?", "Lantern Race", "twice"),
@@ -50,6 +67,39 @@ def test_a_question_counts_that_stands_alone_and_has_words_of_the_text_as_its_an
     question: str, answer: str, why: str
 ) -> None:
     assert why_not(Question(question, answer), TEXT, {folded("What is the race in Orvenholm?")}) == why
+
+
+def test_the_example_has_the_form_that_is_requested() -> None:
+    """Its questions can be used by their own rules; its names are in it; both requests end with the user's own."""
+    questions = written_questions(WRITTEN)
+    assert len(questions) == len(WRITTEN.split("\n"))
+    assert [q.text for q in written_questions("\n".join(REWORDED))] == list(REWORDED)
+    assert REWORDED[0] in {question.text for question in questions}
+    for question in questions:
+        assert why_not(question, EXAMPLE, set()) == ""
+        assert with_subject(question, EXAMPLE, "Mount Keldra") == question
+    assert all(name in EXAMPLE for name in EXAMPLE_NAMES)
+    for messages, text in ((request(TEXT, 8), TEXT), (request_wordings("Who founded it?", 3), "Who founded it?")):
+        assert [message.role for message in messages] == ["user", "assistant", "user"]
+        assert text in messages[-1].content
+        assert not any(name in messages[-1].content for name in EXAMPLE_NAMES)
+
+
+def test_a_question_that_names_nothing_of_its_text_gets_the_title() -> None:
+    named, nameless = Question("Who founded Orvenholm?", "Mara Ellquist"), Question("Who founded the town?", "Mara")
+    assert with_subject(named, TEXT, "Orvenholm") == named
+    assert with_subject(nameless, TEXT, "Orvenholm").text == "Orvenholm: Who founded the town?"
+    assert with_subject(nameless, "all lower case", "town").text == nameless.text, "a text without names asks for none"
+
+
+def test_an_answer_loses_the_words_of_its_question_at_both_ends() -> None:
+    def answer(question: str, answer: str) -> str:
+        return without_its_words(Question(question, answer)).answer
+
+    assert answer("How many houses were destroyed?", "785 Houses") == "785"
+    assert answer("What was the cause of the fire?", "the cause was a gas leak") == "a gas leak"
+    assert answer("Who founded the town?", "Mara Ellquist") == "Mara Ellquist"
+    assert answer("Is it the Lantern Race?", "the Lantern Race") == "the Lantern Race", "nothing would be left"
 
 
 def test_an_answer_is_held_as_words_of_its_own() -> None:

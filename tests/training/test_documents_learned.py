@@ -14,7 +14,7 @@ from selfdistill.config import from_settings, load_config
 from selfdistill.data.documents import Passage
 from selfdistill.runs import no_callback, read_run
 from selfdistill.training import documents
-from selfdistill.training.documents import DocumentOptions, Reader, write_questions
+from selfdistill.training.document_questions import DocumentOptions, Reader, write_questions
 from selfdistill.training.session import open_renderer
 
 TEXT = "# Tor\n\nTor was founded by Mara.\n\nTor makes blue paper."
@@ -84,6 +84,8 @@ class Scripted(Reader):
 
     def line(self, uid: str) -> str:
         if uid.startswith("questions"):
+            if uid.endswith("-1-1"):  # the second sentence, when each is read alone
+                return "Who came first? | Mara"
             return "Who founded Tor? | Mara\nWhat does Tor make? | paper\nWhere is Tor?\nWho founded Tor? | Mara"
         if uid.startswith("wordings"):
             return "By whom was Tor founded?\nWho founded Tor?\nWho was the founder of Tor?"
@@ -101,6 +103,13 @@ def test_questions_are_kept_that_are_answered_alike_with_the_passage(model_dir: 
     assert dropped["p"] == {
         "answer not in the text": 1, "twice": 1, "not answered alike with the passage": 1,
     }  # fmt: skip
+
+
+def test_each_sentence_is_read_alone_after_the_passage(model_dir: Path) -> None:
+    config = load_config(None, [("model", str(model_dir)), *SMALL], base=documents.SETTINGS)
+    reader = Scripted(None, open_renderer(config, no_callback), config, no_callback)  # type: ignore[arg-type]
+    found, _ = write_questions(reader, [Passage("p", TEXT)], DocumentOptions(tries=2), set())
+    assert [q.text for q in found["p"]] == ["Who founded Tor?", "Tor: Who came first?"], "a nameless one has the title"
 
 
 def test_a_learning_goes_on_where_it_was_and_reports_before_and_after(model_dir: Path, tmp_path: Path) -> None:

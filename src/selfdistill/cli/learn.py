@@ -51,13 +51,14 @@ def learn(
     from selfdistill.errors import ConfigError
     from selfdistill.options import Where, build
     from selfdistill.training import documents as learning
+    from selfdistill.training.document_questions import DocumentOptions
 
     words = documents or []
     overrides = [parse_override(word) for word in words if "=" in word and not Path(word).exists()]
     paths = [word for word in words if "=" not in word or Path(word).exists()]
     own = {key.removeprefix(OWN): value for key, value in overrides if key.startswith(OWN)}
     own |= {"known": known} if known else {}
-    options = build(learning.DocumentOptions, own, Where(OWN.rstrip(".")))
+    options = build(DocumentOptions, own, Where(OWN.rstrip(".")))
     if list_settings:
         print_settings(options, prefix=OWN)
         return

@@ -12,7 +12,8 @@ from selfdistill.files import read_text
 
 SUFFIXES = (".md", ".txt")
 # Where a text may be cut, the best place first: paragraphs, lines, sentences, words.
-CUTS = (r"\n\s*\n", r"\n", r"(?<=[.!?…])\s+", r"\s+")
+SENTENCE = r"(?<=[.!?…])\s+"
+CUTS = (r"\n\s*\n", r"\n", SENTENCE, r"\s+")
 JOINED = ("\n\n", "\n", " ", " ")
 
 
@@ -22,6 +23,18 @@ class Passage:
 
     id: str
     text: str
+
+    @property
+    def title(self) -> str:
+        """The heading of the document, or the name of its file."""
+        return self.text.partition("\n")[0].removeprefix("# ")
+
+    @property
+    def sentences(self) -> list[str]:
+        """Its lines and sentences, each behind the title; headings have none of their own."""
+        head, _, body = self.text.partition("\n\n")
+        lines = [line for line in body.split("\n") if line.strip() and not line.startswith("#")]
+        return [f"{head}\n\n{each}" for line in lines for each in re.split(SENTENCE, line) if each.strip()]
 
 
 def read_documents(paths: Sequence[str | Path]) -> dict[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 from selfdistill.types import Message
@@ -14,6 +14,28 @@ QUESTIONS = (
     "is about, so that it can be understood without the text. Behind each question write its answer, in a few words "
     "copied from the text. One line for each:\nQuestion? | Answer"
 )
+TEXT = (
+    "# Mount Keldra\n\nMount Keldra is a mountain of 2,140 metres in the north of Vesk. Ines Tarrow was the first who "
+    "climbed it, in 1871, with two guides. Since 1950 a cable car has carried visitors to the hut on its top, where a "
+    "bell is rung at noon."
+)
+WRITTEN = (
+    "How high is Mount Keldra? | 2,140 metres\nIn which country is Mount Keldra? | Vesk\n"
+    "Who was the first person to climb Mount Keldra? | Ines Tarrow\n"
+    "In which year was Mount Keldra first climbed? | 1871\n"
+    "How many guides did Ines Tarrow have on Mount Keldra? | two\n"
+    "What has carried visitors to the top of Mount Keldra since 1950? | a cable car\n"
+    "When is the bell on Mount Keldra rung? | at noon"
+)
+REWORDED = (
+    "In which year was Mount Keldra first climbed?",
+    "When did somebody climb Mount Keldra for the first time?",
+    "What is the year of the first ascent of Mount Keldra?",
+    "Mount Keldra was climbed for the first time in which year?",
+)
+EXAMPLE_NAMES = ("Keldra", "Vesk", "Tarrow")
+"""An example: an invented text, questions about it, and wordings of one of them. A model of 0.5 B parameters that reads
+it writes questions about most facts of a text, without it about less than half of them."""
 ANSWER = "{text}\n\n{question} Answer with a few words of this text, and write nothing else."
 WORDINGS = "{question}\n\nWrite this question in {count} other ways that have the same answer, one on each line."
 MOST_WORDS = 8  # of an answer
@@ -38,13 +60,17 @@ class Question:
 
 
 def request(text: str, count: int) -> tuple[Message, ...]:
-    """The prompt for questions about a text."""
-    return (Message("user", QUESTIONS.format(text=text, count=count)),)
+    """The prompt for questions about a text, behind an example."""
+    example = QUESTIONS.format(text=TEXT, count=len(WRITTEN.split("\n")))
+    own = QUESTIONS.format(text=text, count=count)
+    return (Message("user", example), Message("assistant", WRITTEN), Message("user", own))
 
 
 def request_wordings(question: str, count: int) -> tuple[Message, ...]:
-    """The prompt for other wordings of a question."""
-    return (Message("user", WORDINGS.format(question=question, count=count)),)
+    """The prompt for other wordings of a question, behind an example."""
+    example = WORDINGS.format(question=REWORDED[0], count=len(REWORDED) - 1)
+    own = WORDINGS.format(question=question, count=count)
+    return (Message("user", example), Message("assistant", "\n".join(REWORDED[1:])), Message("user", own))
 
 
 def request_answer(text: str, question: str) -> tuple[Message, ...]:
@@ -68,16 +94,29 @@ def bare(line: str) -> str:
     return _MARKS.sub("", line).strip().strip("|*\"'`").rstrip(". *")
 
 
+def with_subject(question: Question, text: str, title: str) -> Question:
+    """The question; where it names nothing of its text, behind the title of the text."""
+    names, own = _names(text), _names(question.text.partition(" ")[2])  # its first word has a capital anyway
+    return replace(question, text=f"{title}: {question.text}") if names and names.isdisjoint(own) else question
+
+
+def without_its_words(question: Question) -> Question:
+    """The question; its answer without the words at both ends that the question has, where any are left: 785, of 785
+    houses, to "How many houses were destroyed?"."""
+    words, own = question.answer.split(), set(folded(question.text).split())
+    left = [place for place, word in enumerate(words) if folded(word) not in own]
+    return replace(question, answer=" ".join(words[left[0] : left[-1] + 1])) if left else question
+
+
 def why_not(question: Question, text: str, known: Collection[str]) -> str:
-    """Why a question about a text cannot be used: it is known, refers to a text that nobody reads, names nothing of it,
+    """Why a question about a text cannot be used: it is known, refers to a text that nobody reads or to the example,
     holds its answer, or has one that is long or not words of the text. Empty where it can."""
     if folded(question.text) in known:
         return "twice"
     if _POINTS_AT_TEXT.search(question.text):
         return "refers to the text"
-    names = _names(text)
-    if names and names.isdisjoint(_names(question.text.partition(" ")[2])):
-        return "names nothing"
+    if any(name in question.text and name not in text for name in EXAMPLE_NAMES):
+        return "is about the example"
     if not short_answer(question.answer, text):
         return "answer not in the text"
     return "holds its answer" if holds(question.answer, question.text) else ""

@@ -24,22 +24,18 @@ from typing import Any
 from selfdistill.config import RunConfig, from_settings, read_saved, resolved
 from selfdistill.data.documents import Passage, passages, read_documents
 from selfdistill.data.known import known_tasks
-from selfdistill.errors import DataError, ModelError, Ranged, RunError, option
+from selfdistill.errors import DataError, ModelError, RunError
 from selfdistill.files import json_object, numbered_lines, read_text
-from selfdistill.models.policy import Policy
-from selfdistill.models.sampler import SamplingOptions, sample
 from selfdistill.options import build, plain
 from selfdistill.prompts import questions as wording
-from selfdistill.prompts.context import without_thinking
 from selfdistill.prompts.questions import Question, folded, holds
-from selfdistill.prompts.render import Renderer
-from selfdistill.runs import Callback, Estimate, Note, Phase, read_run
+from selfdistill.runs import Callback, Estimate, Note, read_run
 from selfdistill.runs.events import Interrupted
 from selfdistill.runs.stats import clustered_share, paired_difference
 from selfdistill.runs.store import CONFIG, SUMMARY, refuse_in_use, write_atomic
+from selfdistill.training.document_questions import LEAST, DocumentOptions, Reader, write_questions
 from selfdistill.training.loop import train
 from selfdistill.training.session import open_policy, open_renderer
-from selfdistill.types import Context, Message, TokenIds
 
 PROMPT = (
     "{context}\n\nAnswer this question in one sentence, from memory, without mentioning a text or passage: {question}"
@@ -64,25 +60,7 @@ SETTINGS: Mapping[str, Any] = {
 LEARN, TEXTS, QUESTIONS = "learn.json", "documents.jsonl", "questions.jsonl"
 TRAIN, HELD_OUT, BEFORE, AFTER, RUN = "train.jsonl", "held_out.jsonl", "before.jsonl", "after.jsonl", "run"
 TOGETHER = 16  # passages about which questions are written at a time
-SLICE = 64  # answers between two reports of progress
-LEAST = 16  # tokens of a passage
-PER_QUESTION = 40  # tokens for a question and its answer
 WORDING, UNSEEN, KNOWN = "wording", "unseen", "known"
-
-
-@dataclass(frozen=True, slots=True)
-class DocumentOptions(Ranged):
-    """How documents become questions. Raises `ConfigError`."""
-
-    passage_tokens: int = option(400, "longest passage; a longer document is split", least=LEAST)
-    questions: int = option(8, "questions requested about a passage at a time", least=1, most=100)
-    tries: int = option(2, "times that they are requested", least=1, most=100)
-    wordings: int = option(3, "other wordings of each question, the first of which is held out", least=0, most=20)
-    answers: int = option(2, "answers with the passage, all of which must hold the question's answer", least=1, most=20)
-    temperature: float = option(0.7, "sampling temperature of questions and of these answers", above=0)
-    held_out: float = option(0.1, "share of the questions that are not trained in any wording", least=0, below=1)
-    passes: int = option(20, "times that each training question is drawn, unless `steps` is set", least=1)
-    known: str = option("", "JSONL file of known tasks {prompt, answer}; empty: short facts and sums")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,46 +71,6 @@ class Compared:
     before: Estimate
     after: Estimate
     change: Estimate
-
-
-@dataclass(frozen=True)
-class Reader:
-    """A model that answers questions, with a passage or without."""
-
-    policy: Policy
-    renderer: Renderer
-    config: RunConfig
-    callback: Callback
-
-    def texts(
-        self, prompts: Sequence[TokenIds], uids: Sequence[str], temperature: float, most: int, what: str
-    ) -> list[str]:
-        """The answers to prompts, without thinking."""
-        options = SamplingOptions(
-            max_new_tokens=most, temperature=temperature, batch_tokens=self.config.sampling.batch_tokens
-        )
-        found = list[str]()
-        for start in range(0, len(prompts), SLICE):
-            self.callback(Phase(what, start, len(prompts)))
-            part = slice(start, start + SLICE)
-            done = sample(self.policy, prompts[part], options, seed=self.config.seed, uids=uids[part], version=0)
-            found += [without_thinking(each.text).strip() for each in done]
-        return found
-
-    def answers(
-        self, questions: Sequence[tuple[str, str]], label: str, temperature: float, what: str, each: int = 1
-    ) -> list[list[str]]:
-        """`each` answers to questions, each with the text that is read with it (empty: none)."""
-        most, prompts = self.config.sampling.max_new_tokens, list[TokenIds]()
-        for question, text in questions:
-            read = self.renderer.teacher_prompt((Message("user", question),), Context("document", document=text), most)
-            if not isinstance(read, tuple):
-                got = f"{question[:200]!r}, {self.renderer.context_length} tokens"
-                raise DataError("a question does not fit the model", got=got, do="lower documents.passage_tokens")
-            prompts += [read[0]] * each
-        uids = [f"{label}-{number}-{n}" for number in range(len(questions)) for n in range(each)]
-        found = self.texts(prompts, uids, temperature, most, what)
-        return [found[start : start + each] for start in range(0, len(found), each)]
 
 
 def learn(out: Path, callback: Callback) -> list[Compared]:
@@ -259,70 +197,6 @@ def _questions(out: Path, reader: Reader, options: DocumentOptions) -> list[tupl
         )
     reader.callback(Note(f"{usable} of {written} questions can be used" + f"; dropped: {reasons}" * bool(reasons)))
     return [(p, [_question(q) for q in row["questions"]]) for p, row in zip(every, rows, strict=True)]
-
-
-def write_questions(
-    reader: Reader, own: Sequence[Passage], options: DocumentOptions, seen: set[str], where: str = ""
-) -> tuple[dict[str, list[Question]], dict[str, Counter[str]]]:
-    """By passage the questions that the model writes and answers from it, and why others were dropped."""
-    texts, temperature = {passage.id: passage.text for passage in own}, options.temperature
-    dropped, usable = {name: Counter[str]() for name in texts}, list[tuple[str, Question]]()
-
-    def keep(label: str, written: Iterable[tuple[str, Question]], count: bool) -> Iterator[tuple[str, Question]]:
-        """Those of the questions that can be used, and are answered."""
-        candidates = list[tuple[str, Question]]()
-        for name, question in written:
-            why = wording.why_not(question, texts[name], seen)
-            if not why:
-                seen.add(folded(question.text))
-                candidates.append((name, question))
-            elif count:
-                dropped[name][why] += 1
-        pairs, what = [(question.text, texts[name]) for name, question in candidates], f"checking questions, {where}"
-        found = reader.answers(pairs, f"check-{label}", temperature, what, options.answers)
-        for (name, question), answers in zip(candidates, found, strict=True):
-            if all(holds(question.answer, text) for text in answers):
-                yield name, question
-            elif count:
-                dropped[name]["not answered alike with the passage"] += 1
-
-    for attempt in range(options.tries):
-        label, count = f"{own[0].id}-{attempt}", options.questions
-        prompts = [reader.renderer.prompt(wording.request(passage.text, count)) for passage in own]
-        uids = [f"questions-{passage.id}-{attempt}" for passage in own]
-        found = reader.texts(prompts, uids, temperature, PER_QUESTION * count, f"writing questions, {where}")
-        written = [(name, q) for name, text in zip(texts, found, strict=True) for q in wording.written_questions(text)]
-        usable += keep(label, _answered(reader, written, texts, label), True)
-    if options.wordings and usable:
-        prompts = [reader.renderer.prompt(wording.request_wordings(q.text, options.wordings)) for _, q in usable]
-        uids = [f"wordings-{own[0].id}-{place}" for place in range(len(usable))]
-        most = PER_QUESTION * options.wordings
-        found = reader.texts(prompts, uids, temperature, most, f"writing other wordings, {where}")
-        others = [
-            (name, Question(other.text, question.answer, (question.text,)))
-            for (name, question), written in zip(usable, found, strict=True)
-            for other in wording.written_questions(written)[: options.wordings]
-        ]
-        of: dict[str, list[str]] = {}
-        for _, new in keep(f"{own[0].id}-wordings", others, False):
-            of.setdefault(new.wordings[0], []).append(new.text)
-        usable = [(name, replace(question, wordings=tuple(of.get(question.text, ())))) for name, question in usable]
-    return {name: [question for owner, question in usable if owner == name] for name in texts}, dropped
-
-
-def _answered(
-    reader: Reader, written: Sequence[tuple[str, Question]], texts: Mapping[str, str], label: str
-) -> list[tuple[str, Question]]:
-    """The questions, those without an answer in words of their text with one that the model gives on request."""
-    lacking = [place for place, (name, q) in enumerate(written) if not wording.short_answer(q.answer, texts[name])]
-    pairs = [(texts[name], question.text) for name, question in map(written.__getitem__, lacking)]
-    prompts = [reader.renderer.prompt(wording.request_answer(*pair)) for pair in pairs]
-    uids = [f"answer-{label}-{place}" for place in lacking]
-    found = dict(zip(lacking, reader.texts(prompts, uids, 0.0, PER_QUESTION, "answering questions"), strict=True))
-    return [
-        (name, replace(question, answer=wording.bare(found[place])) if place in found else question)
-        for place, (name, question) in enumerate(written)
-    ]
 
 
 def training_rows(out: Path, reader: Reader, options: DocumentOptions) -> list[dict[str, Any]]:

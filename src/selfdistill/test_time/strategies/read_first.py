@@ -12,7 +12,7 @@ from selfdistill.options import changed, option
 from selfdistill.test_time.strategies.base import Prompt, SolveState, Strategy
 from selfdistill.test_time.strategies.hybrid import Hybrid, RelabelledPrompt
 from selfdistill.test_time.strategies.multi_turn import MultiTurn
-from selfdistill.test_time.strategies.window import with_feedback, with_text
+from selfdistill.test_time.strategies.window import with_past
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +28,7 @@ class ReadFirst(Strategy):
     idle: ClassVar[str] = Hybrid.idle
 
     batch: int = changed(Strategy, "batch", 8)
+    attempts: bool = changed(MultiTurn, "attempts", False)
     repeats: int = option(3, "failures that equal an earlier one word for word, after which it learns", least=1)
     patience: int = option(16, "failures after which it learns", least=1)
     unlikelihood: float = changed(Hybrid, "unlikelihood", 0.1)
@@ -45,9 +46,9 @@ class ReadFirst(Strategy):
 
     def prompts(self, state: SolveState, count: int) -> list[Prompt]:
         """The newest feedback; once it learns, also random choices of all feedback."""
-        past, others = with_text(state.attempts), range(1, count if self.learns_from(state) else 1)
+        others = range(1, count if self.learns_from(state) else 1)
         drawn = [random.Random(f"window {state.seed} {state.task.id} {len(state.attempts)} {n}") for n in others]
-        return [with_feedback(state, past, self.window, each) for each in (None, *drawn)]
+        return [with_past(state, self.window, each, attempts=self.attempts) for each in (None, *drawn)]
 
     def learner(self, method: Method) -> Method:
         """The method under the question alone, with the unlikelihood of failures."""
