@@ -99,6 +99,7 @@ def test_an_answer_loses_the_words_of_its_question_at_both_ends() -> None:
     assert answer("How many houses were destroyed?", "785 Houses") == "785"
     assert answer("What was the cause of the fire?", "the cause was a gas leak") == "a gas leak"
     assert answer("Who founded the town?", "Mara Ellquist") == "Mara Ellquist"
+    assert answer("At which market is it sold?", "a market") == "a market", "an article alone is no answer"
     assert answer("Is it the Lantern Race?", "the Lantern Race") == "the Lantern Race", "nothing would be left"
 
 

@@ -101,11 +101,12 @@ def with_subject(question: Question, text: str, title: str) -> Question:
 
 
 def without_its_words(question: Question) -> Question:
-    """The question; its answer without the words at both ends that the question has, where any are left: 785, of 785
-    houses, to "How many houses were destroyed?"."""
+    """The question; its answer without the words at both ends that the question has: 785, of 785 houses, to "How many
+    houses were destroyed?". What is left has a number or a word of three letters; else the answer stays as it is."""
     words, own = question.answer.split(), set(folded(question.text).split())
     left = [place for place, word in enumerate(words) if folded(word) not in own]
-    return replace(question, answer=" ".join(words[left[0] : left[-1] + 1])) if left else question
+    answer = " ".join(words[left[0] : left[-1] + 1]) if left else ""
+    return replace(question, answer=answer) if re.search(r"\d|\w{3}", answer) else question
 
 
 def why_not(question: Question, text: str, known: Collection[str]) -> str:
