@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from selfdistill.methods import Method
 from selfdistill.options import changed, option
-from selfdistill.test_time.strategies.base import Prompt, SolveState, Strategy
+from selfdistill.test_time.strategies.base import Attempt, Prompt, SolveState, Strategy
 from selfdistill.test_time.strategies.hybrid import Hybrid, RelabelledPrompt
 from selfdistill.test_time.strategies.multi_turn import MultiTurn
 from selfdistill.test_time.strategies.window import with_past
@@ -20,6 +20,9 @@ class ReadFirst(Strategy):
     """One attempt after the other reads all feedback that fits, as in multi-turn. When failures repeat or go on, rounds
     of several attempts are also distilled into the question alone, as in hybrid; all but the first of a round read a
     random choice of the feedback.
+
+    Feedback that is the same for most failures says nothing of them: attempts then read the failures before it, and
+    nothing is learned.
     """
 
     name: ClassVar[str] = "read-first"
@@ -28,28 +31,34 @@ class ReadFirst(Strategy):
     idle: ClassVar[str] = Hybrid.idle
 
     batch: int = changed(Strategy, "batch", 8)
-    attempts: bool = changed(MultiTurn, "attempts", False)
     repeats: int = option(3, "failures that equal an earlier one word for word, after which it learns", least=1)
     patience: int = option(16, "failures after which it learns", least=1)
     unlikelihood: float = changed(Hybrid, "unlikelihood", 0.1)
     window: int = changed(MultiTurn, "window", 32_000)
 
     def most_rounds(self, attempts: int) -> int:
-        """With rounds of one attempt as long as possible."""
-        alone = min(attempts, self.patience)
-        return alone + -(-(attempts - alone) // self.batch)
+        """One each, where it never learns."""
+        return attempts
 
     def learns_from(self, state: SolveState) -> bool:
-        """Whether failures have repeated or gone on."""
+        """Whether failures have repeated or gone on, and feedback tells them apart."""
         failures = [past.text for past in state.attempts if past.failed]
-        return len(failures) >= self.patience or len(failures) - len(set(failures)) >= self.repeats
+        long = len(failures) >= self.patience or len(failures) - len(set(failures)) >= self.repeats
+        return long and tells_apart(state.attempts)
 
     def prompts(self, state: SolveState, count: int) -> list[Prompt]:
-        """The newest feedback; once it learns, also random choices of all feedback."""
+        """The newest feedback, or failures; once it learns, also random choices of all feedback."""
+        attempts = not tells_apart(state.attempts)
         others = range(1, count if self.learns_from(state) else 1)
         drawn = [random.Random(f"window {state.seed} {state.task.id} {len(state.attempts)} {n}") for n in others]
-        return [with_past(state, self.window, each, attempts=self.attempts) for each in (None, *drawn)]
+        return [with_past(state, self.window, each, attempts=attempts) for each in (None, *drawn)]
 
     def learner(self, method: Method) -> Method:
         """The method under the question alone, with the unlikelihood of failures."""
         return RelabelledPrompt(method.reduction, method.count_dropped, inner=method, unlikelihood=self.unlikelihood)
+
+
+def tells_apart(attempts: Sequence[Attempt]) -> bool:
+    """Whether different failures have more than half as many different feedbacks; also where there are none."""
+    failures = {past.text: past.feedback for past in attempts if past.failed}
+    return not failures or 2 * len(set(failures.values())) > len(failures)
