@@ -192,12 +192,12 @@ def test_read_first_is_multi_turn_until_failures_repeat_or_go_on(renderer: Rende
     assert reading.most_rounds(26) == 26
 
 
-def test_read_first_reads_failures_and_does_not_learn_where_feedback_is_the_same(renderer: Renderer) -> None:
+def test_read_first_does_not_learn_where_feedback_is_the_same(renderer: Renderer) -> None:
     blind = [replace(past, text=f"answer {n}") for n, past in enumerate(failures(*["Wrong answer."] * 5))]
     reading = ReadFirst(patience=2)
     state = SolveState(TASK, renderer, ANSWER, 0, blind)
     assert not reading.learns_from(state)
-    assert reading.prompts(state, 8) == MultiTurn(attempts=True).prompts(state, 1)
+    assert reading.prompts(state, 8) == MultiTurn().prompts(state, 1)
     half = [replace(past, feedback=f"case {n}") if n > 2 else past for n, past in enumerate(blind)]
     assert tells_apart(half), "three different ones on five failures"
     assert reading.learns_from(SolveState(TASK, renderer, ANSWER, 0, half))

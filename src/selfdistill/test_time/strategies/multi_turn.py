@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 from selfdistill.options import changed, option
 from selfdistill.test_time.strategies.base import Prompt, SolveState, Strategy
-from selfdistill.test_time.strategies.window import with_past
+from selfdistill.test_time.strategies.window import with_attempts, with_feedback, with_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,11 @@ class MultiTurn(Strategy):
     def prompts(self, state: SolveState, count: int) -> list[Prompt]:
         """Equal prompts, unless `keep` is random."""
         if self.keep == "newest":
-            return [with_past(state, self.window, attempts=self.attempts)] * count
+            return [self._prompt(state, None)] * count
         key = f"window {state.seed} {state.task.id} {len(state.attempts)}"
-        drawn = [random.Random(f"{key} {number}") for number in range(count)]
-        return [with_past(state, self.window, each, attempts=self.attempts) for each in drawn]
+        return [self._prompt(state, random.Random(f"{key} {number}")) for number in range(count)]
+
+    def _prompt(self, state: SolveState, drawn: random.Random | None) -> Prompt:
+        if self.attempts:
+            return with_attempts(state, [past for past in state.attempts if past.failed], self.window, drawn)
+        return with_feedback(state, with_text(state.attempts), self.window, drawn)

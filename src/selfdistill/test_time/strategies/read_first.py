@@ -12,17 +12,14 @@ from selfdistill.options import changed, option
 from selfdistill.test_time.strategies.base import Attempt, Prompt, SolveState, Strategy
 from selfdistill.test_time.strategies.hybrid import Hybrid, RelabelledPrompt
 from selfdistill.test_time.strategies.multi_turn import MultiTurn
-from selfdistill.test_time.strategies.window import with_past
+from selfdistill.test_time.strategies.window import with_feedback, with_text
 
 
 @dataclass(frozen=True, slots=True)
 class ReadFirst(Strategy):
     """One attempt after the other reads all feedback that fits, as in multi-turn. When failures repeat or go on, rounds
     of several attempts are also distilled into the question alone, as in hybrid; all but the first of a round read a
-    random choice of the feedback.
-
-    Feedback that is the same for most failures says nothing of them: attempts then read the failures before it, and
-    nothing is learned.
+    random choice of the feedback. Nothing is learned while most failures have the same feedback.
     """
 
     name: ClassVar[str] = "read-first"
@@ -47,11 +44,10 @@ class ReadFirst(Strategy):
         return long and tells_apart(state.attempts)
 
     def prompts(self, state: SolveState, count: int) -> list[Prompt]:
-        """The newest feedback, or failures; once it learns, also random choices of all feedback."""
-        attempts = not tells_apart(state.attempts)
-        others = range(1, count if self.learns_from(state) else 1)
+        """The newest feedback; once it learns, also random choices of all feedback."""
+        past, others = with_text(state.attempts), range(1, count if self.learns_from(state) else 1)
         drawn = [random.Random(f"window {state.seed} {state.task.id} {len(state.attempts)} {n}") for n in others]
-        return [with_past(state, self.window, each, attempts=attempts) for each in (None, *drawn)]
+        return [with_feedback(state, past, self.window, each) for each in (None, *drawn)]
 
     def learner(self, method: Method) -> Method:
         """The method under the question alone, with the unlikelihood of failures."""
@@ -59,6 +55,7 @@ class ReadFirst(Strategy):
 
 
 def tells_apart(attempts: Sequence[Attempt]) -> bool:
-    """Whether different failures have more than half as many different feedbacks; also where there are none."""
+    """Whether different failures have more than half as many different feedbacks; also where there are none. Feedback
+    that most of them share says nothing of an answer, and learning from it costs attempts."""
     failures = {past.text: past.feedback for past in attempts if past.failed}
     return not failures or 2 * len(set(failures.values())) > len(failures)

@@ -19,13 +19,6 @@ def with_text(attempts: Sequence[Attempt]) -> list[Attempt]:
     return [attempt for attempt in attempts if attempt.failed and attempt.feedback.strip()]
 
 
-def with_past(state: SolveState, window: int, drawn: random.Random | None = None, *, attempts: bool) -> Prompt:
-    """The question with as much of the past as fits: the feedback, or the failed attempts before theirs."""
-    if attempts:
-        return with_attempts(state, [past for past in state.attempts if past.failed], window, drawn)
-    return with_feedback(state, with_text(state.attempts), window, drawn)
-
-
 def with_feedback(
     state: SolveState, attempts: Sequence[Attempt], window: int, drawn: random.Random | None = None
 ) -> Prompt:
