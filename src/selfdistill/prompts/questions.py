@@ -97,7 +97,9 @@ def bare(line: str) -> str:
 def with_subject(question: Question, text: str, title: str) -> Question:
     """The question; where it names nothing of its text, behind the title of the text."""
     names, own = _names(text), _names(question.text.partition(" ")[2])  # its first word has a capital anyway
-    return replace(question, text=f"{title}: {question.text}") if names and names.isdisjoint(own) else question
+    if not names or not names.isdisjoint(own) or holds(title, question.text):
+        return question
+    return replace(question, text=f"{title}: {question.text}")
 
 
 def without_its_words(question: Question) -> Question:

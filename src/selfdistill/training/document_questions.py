@@ -30,12 +30,7 @@ class DocumentOptions(Ranged):
 
     passage_tokens: int = option(400, "longest passage; a longer document is split", least=LEAST)
     questions: int = option(8, "questions requested about the whole passage", least=1, most=100)
-    tries: int = option(
-        3,
-        "times that questions are requested: about the passage first, then about each of its sentences",
-        least=1,
-        most=100,
-    )
+    tries: int = option(3, "requests: the first about the passage, the others about its sentences", least=1, most=100)
     wordings: int = option(3, "other wordings of each question, the first of which is held out", least=0, most=20)
     answers: int = option(2, "answers with the passage, all of which must hold the question's answer", least=1, most=20)
     temperature: float = option(0.7, "sampling temperature of questions and of these answers", above=0)
