@@ -29,6 +29,7 @@ from benchmarks.knowledge_articles import articles, lenient, strict
 from selfdistill.config import RunConfig, load_config, resolved
 from selfdistill.data.known import known_tasks
 from selfdistill.errors import DataError
+from selfdistill.models.load import load_tokenizer
 from selfdistill.prompts.questions import holds
 from selfdistill.runs import Event, Note, StepEnd, read_run
 from selfdistill.runs.stats import clustered_share, paired_difference
@@ -136,7 +137,9 @@ class Bench:
     def measured(self, arm: str) -> dict[str, Any]:
         """The answers of an arm, scored, by article; and which known tasks are solved."""
         began = time.monotonic()
-        config = self.config(arm, {"model": self.weights(arm), "lora": None})
+        template = self.folder / "chat.jinja"  # of the model as it came: `cpt` saves the plain one with its weights
+        template.write_text(str(load_tokenizer(self.options.model)[0].chat_template))
+        config = self.config(arm, {"model": self.weights(arm), "lora": None, "chat_template": str(template)})
         reader, trained_s = documents.reader_of(config, say), time.monotonic() - began
         found: dict[str, Any] = {"arm": arm, "seed": self.seed, "seconds": trained_s, "rows": []}
         pairs = [(number, article, fact) for number, article in enumerate(self.articles) for fact in article.facts]
