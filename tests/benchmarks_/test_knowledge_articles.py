@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
+from pathlib import Path
 
+from benchmarks import knowledge
 from benchmarks.knowledge_articles import articles, lenient, strict
+from selfdistill.models.load import load_tokenizer
 from selfdistill.prompts.questions import holds
 
 
@@ -34,3 +38,12 @@ def test_strict_wants_every_detail_and_lenient_one_telling_word() -> None:
     assert not strict(parts, "By Mara Ellquist.")
     assert lenient(parts, "By one Ellquist.")
     assert not lenient(parts, "By Maria in 1688.")
+
+
+def test_weights_of_plain_text_answer_in_the_template_of_the_model_as_it_came(tmp_path: Path) -> None:
+    """A run saves the template that it was trained with; in the plain one every answer would be that of a text."""
+    knowledge.main(["--tiny", "--arms", "cpt", "--out", str(tmp_path)])
+    settings = json.loads((tmp_path / "seed0" / "cpt.json").read_text())["settings"]
+    saved = load_tokenizer(settings["model"])[0].chat_template
+    assert saved == knowledge.PLAIN
+    assert Path(settings["chat_template"]).read_text() == load_tokenizer(str(tmp_path / "model"))[0].chat_template
