@@ -15,9 +15,10 @@ from pathlib import Path
 import selfdistill as sd
 from selfdistill.config import RunConfig, load_config
 from selfdistill.models.policy import Policy
+from selfdistill.runs import no_callback
 from selfdistill.training import evaluation, loop
 from selfdistill.training.planner import plan_memory
-from selfdistill.training.session import Session
+from selfdistill.training.session import Session, open_renderer
 
 WORDS = "seven plus five and nine less two times three over four"
 
@@ -56,7 +57,8 @@ def main(model: str, *given: str) -> None:
     Session.save = lambda *_, **__: None  # type: ignore[method-assign]
     with tempfile.TemporaryDirectory() as folder:
         run_config = with_values(config, tasks, folder)
-        longest = prompt_tokens(model, tasks)
+        renderer = open_renderer(run_config, no_callback)
+        longest = max(len(renderer.prompt(task.messages)) for task in tasks)
         plan = plan_memory(run_config, prompt_tokens=longest, learns=not evaluates)
         Path("/proc/self/clear_refs").write_text("5")  # the peak from here on
         before = resident("VmRSS")
@@ -84,16 +86,6 @@ def with_values(config: RunConfig, tasks: list[sd.Task], folder: str) -> RunConf
     from selfdistill.envs.rewards import as_environment
 
     return replace(config, out=f"{folder}/run", values=Values(env=as_environment(reward), tasks=tasks))
-
-
-def prompt_tokens(model: str, tasks: list[sd.Task]) -> int:
-    """Tokens of the longest prompt."""
-    from selfdistill.models.load import load_tokenizer
-
-    tokenizer, _ = load_tokenizer(model)
-    messages = [[{"role": m.role, "content": m.content} for m in task.messages] for task in tasks]
-    read = [str(tokenizer.apply_chat_template(each, add_generation_prompt=True, tokenize=False)) for each in messages]
-    return max(len(tokenizer.encode(text, add_special_tokens=False)) for text in read)
 
 
 if __name__ == "__main__":

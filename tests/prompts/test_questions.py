@@ -6,8 +6,9 @@ import pytest
 
 from selfdistill.prompts.questions import (
     EXAMPLE_NAMES,
-    REWORDED,
-    WRITTEN,
+    EXAMPLE_QUESTIONS,
+    EXAMPLE_TEXT,
+    EXAMPLE_WORDINGS,
     Question,
     bare,
     folded,
@@ -16,11 +17,8 @@ from selfdistill.prompts.questions import (
     request_wordings,
     why_not,
     with_subject,
-    without_its_words,
+    with_trimmed_answer,
     written_questions,
-)
-from selfdistill.prompts.questions import (
-    TEXT as EXAMPLE,
 )
 
 TEXT = "Orvenholm was founded in 1687 by Mara Ellquist. Every March it holds the Lantern Race."
@@ -71,14 +69,14 @@ def test_a_question_counts_that_stands_alone_and_has_words_of_the_text_as_its_an
 
 def test_the_example_has_the_form_that_is_requested() -> None:
     """Its questions can be used by their own rules; its names are in it; both requests end with the user's own."""
-    questions = written_questions(WRITTEN)
-    assert len(questions) == len(WRITTEN.split("\n"))
-    assert [q.text for q in written_questions("\n".join(REWORDED))] == list(REWORDED)
-    assert REWORDED[0] in {question.text for question in questions}
+    questions = written_questions(EXAMPLE_QUESTIONS)
+    assert len(questions) == len(EXAMPLE_QUESTIONS.split("\n"))
+    assert [q.text for q in written_questions("\n".join(EXAMPLE_WORDINGS))] == list(EXAMPLE_WORDINGS)
+    assert EXAMPLE_WORDINGS[0] in {question.text for question in questions}
     for question in questions:
-        assert why_not(question, EXAMPLE, set()) == ""
-        assert with_subject(question, EXAMPLE, "Mount Keldra") == question
-    assert all(name in EXAMPLE for name in EXAMPLE_NAMES)
+        assert why_not(question, EXAMPLE_TEXT, set()) == ""
+        assert with_subject(question, EXAMPLE_TEXT, "Mount Keldra") == question
+    assert all(name in EXAMPLE_TEXT for name in EXAMPLE_NAMES)
     for messages, text in ((request(TEXT, 8), TEXT), (request_wordings("Who founded it?", 3), "Who founded it?")):
         assert [message.role for message in messages] == ["user", "assistant", "user"]
         assert text in messages[-1].content
@@ -95,7 +93,7 @@ def test_a_question_that_names_nothing_of_its_text_gets_the_title() -> None:
 
 def test_an_answer_loses_the_words_of_its_question_at_both_ends() -> None:
     def answer(question: str, answer: str) -> str:
-        return without_its_words(Question(question, answer)).answer
+        return with_trimmed_answer(Question(question, answer)).answer
 
     assert answer("How many houses were destroyed?", "785 Houses") == "785"
     assert answer("What was the cause of the fire?", "the cause was a gas leak") == "a gas leak"

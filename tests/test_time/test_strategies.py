@@ -22,7 +22,7 @@ from selfdistill.test_time.strategies.bare import SelfDistill
 from selfdistill.test_time.strategies.base import Attempt, Prompt, SolveState, Strategy, learner_of, prompts_of
 from selfdistill.test_time.strategies.hybrid import Hybrid, unlikelihood_weight
 from selfdistill.test_time.strategies.multi_turn import MultiTurn
-from selfdistill.test_time.strategies.read_first import ReadFirst, tells_apart
+from selfdistill.test_time.strategies.read_first import ReadFirst, feedback_differs
 from selfdistill.test_time.strategies.window import most
 from selfdistill.training.samples import credit_rollouts
 from selfdistill.types import DropReason, Message, RolloutGroup, Task
@@ -199,11 +199,11 @@ def test_read_first_does_not_learn_where_feedback_is_the_same(renderer: Renderer
     assert not reading.learns_from(state)
     assert reading.prompts(state, 8) == MultiTurn().prompts(state, 1)
     half = [replace(past, feedback=f"case {n}") if n > 2 else past for n, past in enumerate(blind)]
-    assert tells_apart(half), "three different ones on five failures"
+    assert feedback_differs(half), "three different ones on five failures"
     assert reading.learns_from(SolveState(TASK, renderer, ANSWER, 0, half))
     again = [*blind[:1], *[replace(past, text="answer 0", feedback="other") for past in blind[1:]]]
-    assert tells_apart(again), "the same failure again is no other one"
-    assert tells_apart([])
+    assert feedback_differs(again), "the same failure again is no other one"
+    assert feedback_differs([])
 
 
 def test_a_hybrid_is_learned_under_the_bare_question(renderer: Renderer) -> None:

@@ -11,8 +11,8 @@ from selfdistill.errors import DataError
 from selfdistill.files import read_text
 
 SUFFIXES = (".md", ".txt")
+SENTENCE = r"(?<=[.!?…])\s+"  # between two sentences
 # Where a text may be cut, the best place first: paragraphs, lines, sentences, words.
-SENTENCE = r"(?<=[.!?…])\s+"
 CUTS = (r"\n\s*\n", r"\n", SENTENCE, r"\s+")
 JOINED = ("\n\n", "\n", " ", " ")
 

@@ -31,9 +31,9 @@ class Retention:
         while not self._ended.is_set():
             try:
                 gone = self._journal.expire(self._days).exchanges
-                news = f"{gone} exchanges are older than {self._days:g} days: deleted" if gone else ""
+                message = f"{gone} exchanges are older than {self._days:g} days: deleted" if gone else ""
             except JournalError as error:
-                news = " ".join(str(error).split())
-            if news:
-                self._say(news)
+                message = " ".join(str(error).split())
+            if message:
+                self._say(message)
             self._ended.wait(PERIOD_S)

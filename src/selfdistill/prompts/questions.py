@@ -14,12 +14,12 @@ QUESTIONS = (
     "is about, so that it can be understood without the text. Behind each question write its answer, in a few words "
     "copied from the text. One line for each:\nQuestion? | Answer"
 )
-TEXT = (
+EXAMPLE_TEXT = (
     "# Mount Keldra\n\nMount Keldra is a mountain of 2,140 metres in the north of Vesk. Ines Tarrow was the first who "
     "climbed it, in 1871, with two guides. Since 1950 a cable car has carried visitors to the hut on its top, where a "
     "bell is rung at noon."
 )
-WRITTEN = (
+EXAMPLE_QUESTIONS = (
     "How high is Mount Keldra? | 2,140 metres\nIn which country is Mount Keldra? | Vesk\n"
     "Who was the first person to climb Mount Keldra? | Ines Tarrow\n"
     "In which year was Mount Keldra first climbed? | 1871\n"
@@ -27,7 +27,7 @@ WRITTEN = (
     "What has carried visitors to the top of Mount Keldra since 1950? | a cable car\n"
     "When is the bell on Mount Keldra rung? | at noon"
 )
-REWORDED = (
+EXAMPLE_WORDINGS = (
     "In which year was Mount Keldra first climbed?",
     "When did somebody climb Mount Keldra for the first time?",
     "What is the year of the first ascent of Mount Keldra?",
@@ -61,16 +61,16 @@ class Question:
 
 def request(text: str, count: int) -> tuple[Message, ...]:
     """The prompt for questions about a text, behind an example."""
-    example = QUESTIONS.format(text=TEXT, count=len(WRITTEN.split("\n")))
+    example = QUESTIONS.format(text=EXAMPLE_TEXT, count=len(EXAMPLE_QUESTIONS.split("\n")))
     own = QUESTIONS.format(text=text, count=count)
-    return (Message("user", example), Message("assistant", WRITTEN), Message("user", own))
+    return (Message("user", example), Message("assistant", EXAMPLE_QUESTIONS), Message("user", own))
 
 
 def request_wordings(question: str, count: int) -> tuple[Message, ...]:
     """The prompt for other wordings of a question, behind an example."""
-    example = WORDINGS.format(question=REWORDED[0], count=len(REWORDED) - 1)
+    example = WORDINGS.format(question=EXAMPLE_WORDINGS[0], count=len(EXAMPLE_WORDINGS) - 1)
     own = WORDINGS.format(question=question, count=count)
-    return (Message("user", example), Message("assistant", "\n".join(REWORDED[1:])), Message("user", own))
+    return (Message("user", example), Message("assistant", "\n".join(EXAMPLE_WORDINGS[1:])), Message("user", own))
 
 
 def request_answer(text: str, question: str) -> tuple[Message, ...]:
@@ -102,7 +102,7 @@ def with_subject(question: Question, text: str, title: str) -> Question:
     return replace(question, text=f"{title}: {question.text}")
 
 
-def without_its_words(question: Question) -> Question:
+def with_trimmed_answer(question: Question) -> Question:
     """The question; its answer without the words at both ends that the question has: 785, of 785 houses, to "How many
     houses were destroyed?". What is left has a number or a word of three letters; else the answer stays as it is."""
     words, own = question.answer.split(), set(folded(question.text).split())

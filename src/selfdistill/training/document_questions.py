@@ -91,7 +91,7 @@ def write_questions(
         """Those of the questions that can be used, and are answered."""
         candidates = list[tuple[str, Question]]()
         for name, each in written:
-            question = wording.without_its_words(wording.with_subject(each, texts[name], titles[name]))
+            question = wording.with_trimmed_answer(wording.with_subject(each, texts[name], titles[name]))
             why = wording.why_not(question, texts[name], seen)
             if not why:
                 seen.add(folded(question.text))

@@ -76,8 +76,8 @@ class PrivateWords:
     def shares(self, sampled: Sequence[RolloutRecord]) -> dict[str, float]:
         """The share of answers that refer to a context or hold private words, and of unsolved ones with sought words.
         Words of an answer's own prompt do not count."""
-        own = {record.prompt: runs_of(record.prompt) for record in sampled}
-        found = [runs_of(record.completion) - own[record.prompt] for record in sampled]
+        in_prompt = {record.prompt: runs_of(record.prompt) for record in sampled}
+        found = [runs_of(record.completion) - in_prompt[record.prompt] for record in sampled]
         leaked = [
             not runs.isdisjoint(self.private) or bool(REFERRING.search(record.completion))
             for record, runs in zip(sampled, found, strict=True)

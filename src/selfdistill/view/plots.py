@@ -20,7 +20,7 @@ from matplotlib.ticker import PercentFormatter, StrMethodFormatter
 from selfdistill.errors import ConfigError, RunError
 from selfdistill.runs import Estimate, EvalSplit, Run
 from selfdistill.view.groups import Group, grouped, split_name
-from selfdistill.view.tables import span
+from selfdistill.view.tables import sample_size
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
@@ -132,5 +132,4 @@ def _caption(runs: Sequence[Run]) -> str:
     sizes = {record.accuracy.n for run in runs for record in run.evals_of("train")}
     several = any(len(group.runs) > 1 for group in grouped(runs))
     interval = "over seeds" if several else "over tasks, Wilson"
-    n = f"n = {span(sizes)} answers an evaluation" if sizes else "no evaluation of training tasks"
-    return f"bands and bars: 95 % intervals {interval}; {n}; hollow: before training"
+    return f"bands and bars: 95 % intervals {interval}; {sample_size(sizes)}; hollow: before training"

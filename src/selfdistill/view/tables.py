@@ -87,6 +87,11 @@ def span(values: Collection[int]) -> str:
     return f"{low:,}" if low == high else f"{low:,}–{high:,}"
 
 
+def sample_size(answers: Collection[int]) -> str:
+    """How many answers the evaluations of training tasks have, for a caption; `answers` is empty without any."""
+    return f"n = {span(answers)} answers an evaluation" if answers else "no evaluation of training tasks"
+
+
 def _completions(run: Run) -> int:
     return run.steps[-1].completions_sampled if run.steps else 0
 
@@ -100,7 +105,6 @@ def _wall_s(run: Run) -> float:
 def _note(groups: Sequence[Group], runs: Sequence[Run]) -> str:
     seeds = max(len(group.runs) for group in groups)
     sizes = {record.accuracy.n for run in runs if (record := last(run.evals_of("train")))}
-    n = f"n = {span(sizes)} answers an evaluation" if sizes else "no evaluation of training tasks"
     one = "one seed, 95 % by Wilson's interval over tasks"
     interval = f"mean of {seeds} seeds, 95 % over seeds" if seeds > 1 else one
-    return f"Accuracy ({interval}); {n}."
+    return f"Accuracy ({interval}); {sample_size(sizes)}."

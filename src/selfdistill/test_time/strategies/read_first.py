@@ -38,10 +38,10 @@ class ReadFirst(Strategy):
         return attempts
 
     def learns_from(self, state: SolveState) -> bool:
-        """Whether failures have repeated or gone on, and feedback tells them apart."""
+        """Whether `repeats` or `patience` is reached, and feedback differs between failures."""
         failures = [past.text for past in state.attempts if past.failed]
         long = len(failures) >= self.patience or len(failures) - len(set(failures)) >= self.repeats
-        return long and tells_apart(state.attempts)
+        return long and feedback_differs(state.attempts)
 
     def prompts(self, state: SolveState, count: int) -> list[Prompt]:
         """The newest feedback; once it learns, also random choices of all feedback."""
@@ -54,8 +54,8 @@ class ReadFirst(Strategy):
         return RelabelledPrompt(method.reduction, method.count_dropped, inner=method, unlikelihood=self.unlikelihood)
 
 
-def tells_apart(attempts: Sequence[Attempt]) -> bool:
-    """Whether different failures have more than half as many different feedbacks; also where there are none. Feedback
-    that most of them share says nothing of an answer, and learning from it costs attempts."""
+def feedback_differs(attempts: Sequence[Attempt]) -> bool:
+    """Whether different failures have more than half as many different feedback texts; True without failures. Feedback
+    that most failures share carries no information about an answer, and learning from it costs attempts."""
     failures = {past.text: past.feedback for past in attempts if past.failed}
     return not failures or 2 * len(set(failures.values())) > len(failures)
