@@ -65,12 +65,12 @@ def run_case(
 ) -> Result | Skipped:
     """What the worker `module` measured of `case` with this library of `sources`, or why there is nothing."""
     python = str(Path(python).absolute()) if os.sep in python else python  # the worker runs in a folder of its own
-    command = [python, "-m", f"benchmarks.against_trl.{module}", json.dumps(case)]
+    command = [python, "-m", f"benchmarks.against_trl.{module}"]
     with tempfile.TemporaryDirectory(prefix="against-trl-") as folder:
         try:
             done = subprocess.run(
-                command, capture_output=True, text=True, cwd=folder, env=environment(sources), timeout=limit_s,
-                check=False,
+                command, input=json.dumps(case), capture_output=True, text=True, cwd=folder, env=environment(sources),
+                timeout=limit_s, check=False,
             )  # fmt: skip
         except subprocess.TimeoutExpired:
             return Skipped(f"not done in {limit_s:.0f} s")

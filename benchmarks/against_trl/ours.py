@@ -170,5 +170,5 @@ CASES = {"loss": loss_case, "update": update_case, "learn": learn_case}
 
 
 if __name__ == "__main__":
-    asked = json.loads(sys.argv[1])
-    give(CASES[asked["kind"]](asked))
+    given = json.load(sys.stdin)
+    give(CASES[given["kind"]](given))

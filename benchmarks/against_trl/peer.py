@@ -309,5 +309,5 @@ CASES = {"loss": loss_case, "chunked": chunked_case, "update": update_case, "lea
 
 
 if __name__ == "__main__":
-    asked_case = json.loads(sys.argv[1])
-    give(CASES[asked_case["kind"]](asked_case))
+    given = json.load(sys.stdin)
+    give(CASES[given["kind"]](given))

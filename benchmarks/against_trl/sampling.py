@@ -109,5 +109,5 @@ CASES = {"rollouts": rollout_case, "evaluation": evaluation_case, "train": train
 
 
 if __name__ == "__main__":
-    given = json.loads(sys.argv[1])
+    given = json.load(sys.stdin)
     give(CASES[given["kind"]](given))

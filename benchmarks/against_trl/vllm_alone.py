@@ -30,4 +30,4 @@ def rollout_case(case: Case) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    give(rollout_case(json.loads(sys.argv[1])))
+    give(rollout_case(json.load(sys.stdin)))

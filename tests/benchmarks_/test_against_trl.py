@@ -15,7 +15,14 @@ sys.path.insert(0, str(ROOT))  # benchmarks are run from here, and are no part o
 
 from benchmarks.against_trl import board  # noqa: E402
 from benchmarks.against_trl.board import Board, Entry  # noqa: E402
-from benchmarks.against_trl.child import TRL_VERSION, Skipped, failure, memory_refusal, trl_refusal  # noqa: E402
+from benchmarks.against_trl.child import (  # noqa: E402
+    TRL_VERSION,
+    Skipped,
+    failure,
+    memory_refusal,
+    run_case,
+    trl_refusal,
+)
 from benchmarks.against_trl.ratios import (  # noqa: E402
     Measurement,
     Sheet,
@@ -130,6 +137,12 @@ def test_a_worker_that_died_says_why() -> None:
     assert failure(-9, "") == "does not fit: out of memory"
     assert failure(1, "Traceback\ntorch.OutOfMemoryError: CUDA out of memory") == "does not fit: out of memory"
     assert failure(1, "Traceback\nValueError: nonsense") == "failed (1): ValueError: nonsense"
+
+
+def test_a_case_may_be_larger_than_an_argument_of_a_command() -> None:
+    """64 prompts as token ids are."""
+    found = run_case(sys.executable, "sampling", {"kind": "none", "prompts": [[123_456] * 100_000]}, 100.0)
+    assert found == Skipped("failed (1): KeyError: 'none'")
 
 
 def test_trl_that_is_missing_is_refused_with_the_line_that_installs_it(tmp_path: Path) -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from selfdistill.losses import LossSpec, TokenWeights, fused_loss
 from selfdistill.losses.head import Head
 from selfdistill.losses.teacher_mixture import TeacherStates
 from selfdistill.models import precision, sampler
 from selfdistill.models.kv_cache import PreallocatedCache
+from selfdistill.models.load import load_policy
+from selfdistill.models.precision import without_cudnn_attention
 from selfdistill.models.sampler import SamplingOptions, sample
 from selfdistill.models.teacher import Ema, Frozen, Teacher
 
@@ -71,6 +74,28 @@ def test_under_bfloat16_keys_and_values_take_half_the_memory_and_nothing_changes
 def test_attention_is_a_fused_kernel(policy) -> None:
     assert policy.base.config._attn_implementation == "sdpa"
     assert sampler.cache_dtype(policy.dtype) is None
+
+
+def test_a_loaded_model_does_not_compute_attention_by_cudnn(model_dir) -> None:
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    load_policy(str(model_dir), device="cpu")
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="a kernel of CUDA")
+@pytest.mark.parametrize("length", [64, 192, 704])
+def test_attention_on_cuda_has_a_finite_gradient_where_a_row_scores_low_or_sees_nothing(length) -> None:
+    """Keys 64 beyond a multiple of 128; scores of -120, and rows of padding, which see nothing."""
+    without_cudnn_attention()
+    generator = torch.Generator("cuda").manual_seed(0)
+    shape = (2, 1, length, 64)
+    query, key, value = (torch.randn(shape, generator=generator, device="cuda", dtype=BF16) / 10 for _ in range(3))
+    query[..., 0], key[..., 0] = 1.0, -120 * 8.0
+    mask = torch.ones(length, length, dtype=torch.bool, device="cuda").tril().repeat(2, 1, 1, 1)
+    mask[1, :, :, :20] = False
+    inputs = [each.requires_grad_() for each in (query, key, value)]
+    F.scaled_dot_product_attention(*inputs, attn_mask=mask).square().sum().backward()
+    assert all(each.grad.isfinite().all() for each in inputs)
 
 
 def test_a_shadow_that_never_moves_is_stored_in_bfloat16_where_that_is_exact(policy_of) -> None:

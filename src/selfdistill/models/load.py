@@ -18,7 +18,14 @@ from selfdistill.models.adapter import RESIZED, LoraOptions, base_of, fresh_adap
 from selfdistill.models.checkpoint import latest_checkpoint
 from selfdistill.models.narrow import multiplies_bfloat16, multiply_in_float32
 from selfdistill.models.policy import Policy, context_length
-from selfdistill.models.precision import MASTER, logit_tolerance, pick_device, pick_dtype, quiet
+from selfdistill.models.precision import (
+    MASTER,
+    logit_tolerance,
+    pick_device,
+    pick_dtype,
+    quiet,
+    without_cudnn_attention,
+)
 from selfdistill.prompts.render import ChatTemplate
 from selfdistill.runs.store import CHECKPOINTS, METRICS
 
@@ -60,6 +67,7 @@ def load_policy(
 
     place = pick_device(device)
     precision = pick_dtype(dtype, place)
+    without_cudnn_attention()
     source, root = places_of(name_or_dir, progress)
     adapter = source != root
     if adapter and lora is not None:

@@ -66,6 +66,13 @@ def compact(value: Tensor, dtype: torch.dtype) -> Tensor:
     return rounded if torch.equal(rounded.to(value.dtype), value) else value
 
 
+def without_cudnn_attention() -> None:
+    """Leaves attention on CUDA to torch's other kernels, in this whole process. On an H100 torch 2.11 to 2.13 prefer
+    cuDNN's, whose gradient of the queries is NaN where there is a mask, the keys are 64 more than a multiple of 128,
+    and a row's log-sum-exp is below −88.7, as it is of padding (github.com/pytorch/pytorch/issues/196678)."""
+    torch.backends.cuda.enable_cudnn_sdp(False)
+
+
 def logit_tolerance(dtype: torch.dtype) -> float:
     """How far two ways to compute a logit may differ, relative to the largest."""
     return 1e-4 if dtype == MASTER else 3e-2
