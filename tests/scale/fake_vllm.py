@@ -5,6 +5,7 @@ As a script it takes the arguments of `vllm`: fake_vllm.py serve MODEL --port P 
 
 from __future__ import annotations
 
+import atexit
 import json
 import sys
 import threading
@@ -31,6 +32,7 @@ class Refusal(Exception):
 
 PROMPT = (5, 6, 7, 8)
 LOCK = threading.Lock()  # transformers loads one model at a time
+atexit.register(LOCK.acquire)  # a thread that computes in torch as Python ends would abort the process
 ROUTES = (
     "/v1/completions", "/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/collective_rpc",
     "/reset_prefix_cache", "/sleep", "/wake_up",
