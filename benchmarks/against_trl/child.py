@@ -49,15 +49,16 @@ def trl_refusal(python: str | None) -> str:
 
 
 def environment(sources: Path = ROOT) -> dict[str, str]:
-    """The workers' environment: the library's sources, nothing from the network, no warnings about experiments."""
+    """The workers' environment: the library's sources first, nothing from the network, no warnings of experiments."""
     quiet = {
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",
         "TRL_EXPERIMENTAL_SILENCE": "1",
         "WANDB_MODE": "disabled",
+        "TOKENIZERS_PARALLELISM": "false",
     }
-    paths = f"{sources / 'src'}{os.pathsep}{ROOT}"
-    return {**os.environ, **quiet, "PYTHONPATH": paths, "TOKENIZERS_PARALLELISM": "false"}
+    paths = filter(None, (str(sources / "src"), str(ROOT), os.environ.get("PYTHONPATH")))
+    return {**os.environ, **quiet, "PYTHONPATH": os.pathsep.join(paths)}
 
 
 def run_case(
