@@ -1,6 +1,6 @@
 """Rich feedback on real programs: SDPO (its preset for feedback, frozen teacher) against GRPO on MBPP, with LoRA.
 
-    python -m benchmarks.mbpp --model DIR --data ../shared/data/mbpp/mbpp.jsonl --out runs/mbpp
+    python -m benchmarks.mbpp --model DIR --data mbpp.jsonl --out runs/mbpp
     python -m benchmarks.mbpp … --turns 3            conversations: does what later turns teach reach the first turn?
 
 Trained on the tasks 601–974, as many answers for each method; accuracy on 150 tasks of 11–510 at temperature 0, before,

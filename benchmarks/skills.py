@@ -1,6 +1,6 @@
 """Two skills in a row: chemistry (multiple choice), then tool use; what is gained, what is lost, what else is kept.
 
-    python -m benchmarks.skills --model DIR --data ../shared/data --out runs/skills
+    python -m benchmarks.skills --model DIR --data DIR --out runs/skills
 
 For each method (SDFT, SFT, SDPO, GRPO), with and without replay, and each seed: the model as it is, after the first
 skill, after the second one, each measured on both skills and on GSM8K and MBPP, of which nothing is trained. Accuracies

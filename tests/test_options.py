@@ -175,6 +175,11 @@ def test_settings_are_listed_with_what_they_take_and_mean():
     listed = {setting.key: setting for setting in settings_of(Options(3, teacher=TrustRegion()))}
     assert listed["lr"].text == "learning rate"
     assert listed["lr"].expected == "a number"
+    assert (listed["teacher.kind"].value, listed["teacher.kind"].expected) == (
+        "trust_region",
+        "one of frozen, trust_region",
+    )
+    assert "rule.kind" not in listed, "any class may be given"
     assert listed["teacher.rate"].value == 0.05
     assert listed["teacher.rate"].expected == "a number"
     assert listed["extra"].expected == 'a table or "none"'

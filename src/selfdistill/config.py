@@ -111,7 +111,7 @@ class ReplayOptions(Ranged):
     A step without updates samples none.
     """
 
-    prompts: str = option("env", 'JSONL file of prompts, or "environment": the environment\'s own replay tasks')
+    prompts: str = option("env", 'JSONL file of prompts, or "env": the environment\'s own replay tasks')
     per_step: int = option(64, "prompts answered per step, divided among its updates", least=1, most=100_000)
     weight: float = option(0.5, "weight of an answer relative to a trained one, in an update of mean size", above=0)
 

@@ -34,6 +34,7 @@ _adapter, _hints = cache(TypeAdapter), cache(get_type_hints)
 
 SEED = 2**63 - 1  # the largest that every generator of random numbers takes
 
+KIND = "the kind of this table, which decides its other settings"
 EXPECTED = {bool: "true or false", int: "a whole number", float: "a number", str: "text", NoneType: '"none"'}
 
 
@@ -131,6 +132,8 @@ def settings_of(value: Any, prefix: str = "") -> Iterator[Setting]:
     for item in _fields(cls):
         current, key = getattr(value, item.name), f"{prefix}{item.name}"
         if is_dataclass(current) and not isinstance(current, type):
+            if len(kinds := [tag(kind) for kind in _dataclasses(hints[item.name])]) > 1:
+                yield Setting(f"{key}.kind", tag(type(current)), f"one of {', '.join(kinds)}", KIND)
             yield from settings_of(current, f"{key}.")
         elif not isinstance(current, Mapping) or "text" in item.metadata:
             numeric = type(current) in (int, float)

@@ -174,7 +174,7 @@ def measure_context_gain(config: RunConfig, callback: Callback) -> ContextGainRe
     evaluation. With `config.out`, all answers are kept there, and the report as context_gain.json. Raises as opening a
     run does, and `EnvError` when most answers could not be scored.
     """
-    refuse_servers(config, "context-gain")
+    refuse_servers(config, "eval --teacher")
     session, run = open_session(config, callback), None
     if config.out:
         run = session.new_run(Path(config.out), resolved(config))

@@ -50,7 +50,7 @@ def solve(
     ] = False,
     resume: Annotated[
         Path | None,
-        optional("Directory of a search to resume; --keep, checkpoint_every and micro_batch_tokens may change."),
+        optional("Directory of a search to resume; --keep, checkpoint_every and what bounds memory may change."),
     ] = None,
     list_settings: Annotated[bool, flag("--list-settings", "Print the strategy's settings and exit.")] = False,
 ) -> None:
@@ -77,7 +77,7 @@ def solve(
             [*arg.given(options), *fixed],
             "a resumed search keeps its settings",
             why="its records would mix two experiments",
-            do="leave these out; --keep, checkpoint_every and micro_batch_tokens may change",
+            do="leave these out; --keep, checkpoint_every, micro_batch_tokens, activation_checkpointing and offload may change",
         )
         saved = read_saved(resume, config_from)
         chosen = replace(saved, run=load_config(None, written, resolved(saved.run)))

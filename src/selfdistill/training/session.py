@@ -385,7 +385,7 @@ def _replay_tasks(config: RunConfig, env: Environment) -> Sequence[Task]:
     if not tasks:
         raise ConfigError(
             f"the environment {env.name!r} has no tasks for replay",
-            got="replay.prompts = environment",
+            got="replay.prompts = env",
             do='name a file of prompts: replay.prompts=prompts.jsonl, each line {"prompt": "…"}',
         )
     return tasks
