@@ -126,7 +126,8 @@ class UnknownReceiptError(JournalError):
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error means that a device or the host has no memory left, of whatever library it is."""
     text = str(error)
-    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
+    signs = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    return isinstance(error, MemoryError) or any(sign in text for sign in signs)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -27,7 +27,8 @@ from selfdistill.envs.rewards import as_environment
 from selfdistill.errors import ConfigError
 from selfdistill.losses import Head
 from selfdistill.methods import Method
-from selfdistill.models.policy import ALONE, Policy, Ranks, TokenPair
+from selfdistill.models.batching import TokenPair
+from selfdistill.models.policy import ALONE, Policy, Ranks
 from selfdistill.models.sampler import SamplingOptions
 from selfdistill.models.teacher import Frozen, Live, Other, Teacher, TeacherRule
 from selfdistill.prompts.render import Renderer

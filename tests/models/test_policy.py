@@ -11,16 +11,9 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
+from selfdistill.models.batching import SharedBatch, length_buckets, plan_sharing, tokens_read
 from selfdistill.models.load import Policy
-from selfdistill.models.policy import (
-    SharedBatch,
-    length_buckets,
-    padded,
-    plan_sharing,
-    read_shared,
-    read_unshared,
-    tokens_read,
-)
+from selfdistill.models.policy import padded, read_shared, read_unshared
 from selfdistill.types import TokenIds
 from tiny_models import FAMILIES
 
@@ -76,6 +69,8 @@ def test_sharing_gives_the_states_of_every_pair_read_whole(policy_of, family: st
     ]
     assert plan_sharing(pairs, max_tokens)
     torch.testing.assert_close(policy.answer_hidden(pairs, max_tokens), alone(policy, pairs), atol=1e-5, rtol=1e-5)
+    policy.launched = 10_000  # as on an accelerator, where short and long ones are read together
+    torch.testing.assert_close(policy.answer_hidden(pairs, max_tokens), alone(policy, pairs), atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
@@ -101,6 +96,17 @@ def test_sharing_in_bfloat16_stays_within_its_precision(policy_of) -> None:
     differences = (policy.answer_hidden(pairs) - alone(policy, pairs)).float().abs()
     assert differences.max() < 0.5
     assert differences.mean() < 0.02
+
+
+@torch.no_grad()
+def test_an_accelerator_reads_long_and_short_rows_together(policy, monkeypatch) -> None:
+    pairs = [pair for seed in range(6) for pair in group_members(10 + 20 * seed, [4], seed=seed)]
+    counted = Counted(policy, monkeypatch)
+    policy.answer_hidden(pairs)
+    assert counted.batches == [(1, 13), (2, 53), (2, 93), (1, 113)]
+    policy.launched = 6 * 113
+    policy.answer_hidden(pairs)
+    assert counted.batches[4:] == [(6, 113)]
 
 
 @torch.no_grad()
@@ -265,6 +271,12 @@ def test_a_sequence_over_the_budget_still_gets_a_bucket() -> None:
 
 def test_no_sequences_no_buckets() -> None:
     assert length_buckets([]) == []
+
+
+def test_a_batch_that_costs_no_more_than_its_launch_takes_any_length() -> None:
+    assert length_buckets([5, 90, 5, 6], launched=360) == [[0, 2, 3, 1]]
+    assert length_buckets([5, 90, 5, 6], launched=359) == [[0, 2, 3], [1]]
+    assert length_buckets([5, 90, 5, 6], max_tokens=100, launched=360) == [[0, 2, 3], [1]], "memory bounds it"
 
 
 def test_padding_is_added_on_either_side(policy) -> None:

@@ -64,7 +64,7 @@ def test_under_bfloat16_keys_and_values_take_half_the_memory_and_nothing_changes
     assert sampled(BF16) == sampled(None)
     assert [{layer.keys.dtype for layer in cache.layers} for cache in caches] == [{BF16}, {torch.float32}]
     pairs = [((5, 6, 7, 8), (9, 10)), ((5, 6, 7, 8), (11, 12, 13))]
-    monkeypatch.setattr("selfdistill.models.policy.PAYS_FROM", -10.0)
+    monkeypatch.setattr("selfdistill.models.batching.PAYS_FROM", -10.0)
     with torch.no_grad():
         found = policy.answer_hidden(pairs)
         monkeypatch.setattr(precision, "cache_dtype", lambda dtype: None)

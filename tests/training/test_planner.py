@@ -12,9 +12,9 @@ import selfdistill as sd
 from selfdistill.cli.app import app
 from selfdistill.config import RunConfig, load_config
 from selfdistill.errors import OutOfMemoryError
+from selfdistill.models.batching import tokens_read
 from selfdistill.models.load import LoraOptions
 from selfdistill.models.planning import model_shape
-from selfdistill.models.policy import tokens_read
 from selfdistill.training import planner, session
 from selfdistill.training.loop import train
 from selfdistill.training.planner import Needs, check_memory, memory_plan, needs_of, planned

@@ -16,7 +16,7 @@ from selfdistill.losses import (
     TokenMask,
     denominators,
 )
-from selfdistill.models.policy import tokens_read
+from selfdistill.models.batching import tokens_read
 from selfdistill.models.teacher import Frozen, Teacher
 from selfdistill.training.forward import behaviour_pass, reference_pass
 from selfdistill.training.update import micro_batches, update_policy

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from selfdistill.live.written import Written
+from selfdistill.models.batching import common_length
 from selfdistill.models.kept_states import ReadState
 from selfdistill.models.kv_cache import PreallocatedCache, restored
-from selfdistill.models.policy import Policy, common_length, padded
+from selfdistill.models.policy import Policy, padded
 from selfdistill.models.precision import cache_dtype
 from selfdistill.models.sampler import SamplingOptions, draw, normalised, nucleus
 from selfdistill.types import TokenIds

@@ -95,6 +95,8 @@ class Engine:
             with self._wake:
                 while not (self._waiting or sum(self.load) or self._deadline < float("inf")):
                     self._batches = [batch for batch in self._batches if batch.policy is self.policy]
+                    if self.policy.device.type == "cuda":
+                        torch.cuda.empty_cache()  # an update in another process needs it
                     self._wake.wait()
                 if self._deadline < float("inf"):
                     self._drain()

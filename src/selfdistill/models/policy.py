@@ -12,8 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import pairwise
-from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +21,7 @@ from torch.nn.utils.rnn import pad_sequence
 from selfdistill.errors import ModelError
 from selfdistill.losses.head import Head, widened
 from selfdistill.models import precision
+from selfdistill.models.batching import SharedBatch, TokenPair, length_buckets, plan_sharing
 from selfdistill.prompts.render import ChatTemplate
 from selfdistill.types import TokenIds, TrainingSample
 
@@ -30,9 +30,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 R = TypeVar("R")
-TokenPair: TypeAlias = tuple[TokenIds, TokenIds]  # prompt and completion
 
-PAYS_FROM = 0.25  # share of the tokens, padding included, that sharing must save
+LAUNCHED = (
+    4e11  # floating-point operations of an accelerator while the operations of one layer are launched, about 1 ms
+)
 
 
 class Ranks:
@@ -77,7 +78,8 @@ class Policy:
     `dtype` is the precision of forward passes; trained parameters are float32 (see `models.precision`). `end_ids` end
     the model's turn. `context_length` bounds prompt and answer together. Rows of the head from `vocabulary` on are
     padding: they are neither sampled nor compared. `recomputes`: see `models.activations`. `body` is `base` without its
-    head. `ranks` are the processes that read and learn together with this one.
+    head. A batch of up to `launched` tokens takes an accelerator as long as one of a single token; on a CPU none does.
+    `ranks` are the processes that read and learn together with this one.
     """
 
     model: nn.Module
@@ -92,6 +94,7 @@ class Policy:
     vocabulary: int = field(init=False)
     recomputes: bool = field(init=False, default=False)
     body: nn.Module = field(init=False)
+    launched: int = field(init=False, default=0)
     ranks: Ranks = ALONE
 
     def __post_init__(self) -> None:
@@ -104,6 +107,10 @@ class Policy:
         self.context_length = context_length(self.base.config, self.tokenizer)
         self.vocabulary = 1 + max(self.tokenizer.get_vocab().values())
         self.body = getattr(self.base, self.base.base_model_prefix)
+        if self.device.type != "cpu":
+            layers = max(1, self.base.config.get_text_config().num_hidden_layers)
+            counted = sum(value.numel() for value in self.body.parameters()) - self.output.weight.numel()
+            self.launched = int(LAUNCHED * layers / (2 * max(1, counted)))
 
     @property
     def has_adapter(self) -> bool:
@@ -210,7 +217,7 @@ class Policy:
                 what, got = "the model cannot read that much", f"{len(prompt)} + {len(completion)} tokens"
                 do = "shorten the prompt, or sample fewer tokens"
                 raise ModelError(what, got=got, why=f"{self.name} reads at most {self.context_length}", do=do)
-        plan = plan_sharing(pairs, max_tokens) if self.shares_prompts else []
+        plan = plan_sharing(pairs, max_tokens, self.launched) if self.shares_prompts else []
         states: dict[int, Tensor] = {}
         with self.autocast():
             for batch in plan:
@@ -228,27 +235,6 @@ def context_length(config: object, tokenizer: PreTrainedTokenizerBase) -> int:
     return int(getattr(text, "max_position_embeddings", None) or tokenizer.model_max_length)
 
 
-def length_buckets(lengths: Sequence[int], max_tokens: int | None = None, *, behind: int = 0) -> list[list[int]]:
-    """Indices into `lengths`, cut into buckets of similar length, shortest first, for batches with little padding.
-
-    In a bucket the longest is at most a quarter and 16 tokens longer than the shortest, and `size · (behind + longest)`
-    stays within `max_tokens` (a single longer sequence gets its own bucket); `behind` counts tokens that every row has
-    in a cache. Equal lengths keep their order:
-
-    >>> length_buckets([5, 90, 5, 6])
-    [[0, 2, 3], [1]]
-    """
-    buckets: list[list[int]] = []
-    for index in sorted(range(len(lengths)), key=lengths.__getitem__):
-        bucket = buckets[-1] if buckets else []
-        near = bool(bucket) and lengths[index] <= 1.25 * lengths[bucket[0]] + 16
-        if near and (max_tokens is None or (len(bucket) + 1) * (behind + lengths[index]) <= max_tokens):
-            bucket.append(index)
-        else:
-            buckets.append([index])
-    return buckets
-
-
 def padded(policy: Policy, rows: Sequence[TokenIds], side: Literal["left", "right"]) -> tuple[Tensor, Tensor | None]:
     """ids_BL, and mask_BL with 0 for padding, or None where all rows are equally long. A causal model never looks at
     padding on the right."""
@@ -261,100 +247,13 @@ def padded(policy: Policy, rows: Sequence[TokenIds], side: Literal["left", "righ
     return ids_BL.to(policy.device), mask_BL.to(policy.device)
 
 
-@dataclass(frozen=True, slots=True)
-class SharedBatch:
-    """Different beginnings of prompts that are read side by side, and the indices of the pairs behind them, cut into
-    batches. A pair that nothing is left of is in no batch: the beginning alone predicts it."""
-
-    beginnings: tuple[TokenIds, ...]
-    buckets: tuple[tuple[int, ...], ...]
-    places: Mapping[int, int]
-    """The place of a pair's beginning, by index."""
-    tokens: int
-    """All that are read, padding included."""
-
-
-def plan_sharing(pairs: Sequence[TokenPair], max_tokens: int | None = None) -> list[SharedBatch]:
-    """How to read the pairs whose prompts begin alike; [] where reading every pair whole costs about as much.
-
-    It pays when it saves at least a quarter of the tokens of these pairs, padding included: batches are then smaller
-    and more, and attention behind a cache takes a mask. No batch with its cache holds more than `max_tokens`, unless a
-    single pair does.
-    """
-    shared = shared_beginnings(pairs)
-    beginnings, plan = list(shared), list[SharedBatch]()
-    for bucket in length_buckets([len(beginning) for beginning in beginnings], max_tokens):
-        batch = tuple(beginnings[place] for place in bucket)
-        places = {index: place for place, beginning in enumerate(batch) for index in shared[beginning]}
-        left = {index: _left(pairs[index], batch[place]) for index, place in places.items()}
-        longer = [index for index, count in left.items() if count]
-        lengths = [left[index] for index in longer]
-        cuts = length_buckets(lengths, max_tokens, behind=len(batch[-1]))
-        buckets = tuple(tuple(longer[place] for place in cut) for cut in cuts)
-        tokens = len(batch) * len(batch[-1]) + sum(len(cut) * lengths[cut[-1]] for cut in cuts)
-        plan.append(SharedBatch(batch, buckets, places, tokens))
-    cost = sum(batch.tokens for batch in plan)
-    whole = _padded_tokens([_left(pairs[index], ()) for rows in shared.values() for index in rows], max_tokens)
-    return plan if whole - cost >= PAYS_FROM * whole else []
-
-
-def tokens_read(pairs: Sequence[TokenPair], *, shares: bool) -> int:
-    """How many tokens `Policy.answer_hidden` reads, padding included, of a model that shares or of one that cannot."""
-    plan = plan_sharing(pairs) if shares else []
-    planned = {index for batch in plan for index in batch.places}
-    rest = [_left(pair, ()) for index, pair in enumerate(pairs) if index not in planned]
-    return sum(batch.tokens for batch in plan) + _padded_tokens(rest, None)
-
-
-def _padded_tokens(lengths: Sequence[int], max_tokens: int | None) -> int:
-    return sum(len(bucket) * lengths[bucket[-1]] for bucket in length_buckets(lengths, max_tokens))
-
-
-def shared_beginnings(pairs: Sequence[TokenPair]) -> dict[TokenIds, list[int]]:
-    """Indices of pairs by what their prompts begin with, where reading it once saves a quarter of their tokens.
-
-    Prompts are sorted, and cut apart where neighbours share less than half of what one of them shares with its other
-    neighbour: questions that have a system message in common are read apart, contexts behind one question together.
-    """
-    order = sorted(range(len(pairs)), key=lambda index: pairs[index][0])
-    common = [common_length(pairs[one][0], pairs[other][0]) for one, other in pairwise(order)]
-    around = [0, *common, 0]
-    groups: list[list[int]] = []
-    for place, index in enumerate(order):
-        if place and 2 * around[place] >= max(around[place - 1], around[place + 1]):
-            groups[-1].append(index)
-        else:
-            groups.append([index])
-    shared: dict[TokenIds, list[int]] = {}
-    for group in groups:
-        first, last = pairs[group[0]][0], pairs[group[-1]][0]  # sorted: all begin as these two do
-        saved, whole = (len(group) - 1) * common_length(first, last), sum(_left(pairs[index], ()) for index in group)
-        if saved and saved >= PAYS_FROM * whole:
-            shared[first[: common_length(first, last)]] = sorted(group)
-    return dict(sorted(shared.items(), key=lambda item: item[1][0]))
-
-
-def common_length(one: TokenIds, other: TokenIds) -> int:
-    """How many tokens both begin with."""
-    low, high = 0, min(len(one), len(other))
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if one[low:middle] == other[low:middle] else (low, middle - 1)
-    return low
-
-
-def _left(pair: TokenPair, beginning: TokenIds) -> int:
-    """Tokens of a pair to be read behind its beginning; the last of a completion predicts nothing."""
-    return len(pair[0]) - len(beginning) + len(pair[1]) - 1
-
-
 def read_unshared(
     policy: Policy, pairs: Sequence[TokenPair], rows: Sequence[int], max_tokens: int | None
 ) -> dict[int, Tensor]:
     """hidden_TD by index into `pairs`, of the pairs in `rows`: the states that predict their completions."""
     read = [pairs[index][0] + pairs[index][1][:-1] for index in rows]
     states: dict[int, Tensor] = {}
-    for bucket in length_buckets([len(row) for row in read], max_tokens):
+    for bucket in length_buckets([len(row) for row in read], max_tokens, launched=policy.launched):
         ids_BL, _ = padded(policy, [read[place] for place in bucket], "right")
         hidden_BLD = policy.backbone(ids_BL)
         for row, place in enumerate(bucket):

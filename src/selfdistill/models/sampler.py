@@ -21,14 +21,16 @@ from torch.nn import functional as F
 
 from selfdistill.errors import ModelError, Ranged, option
 from selfdistill.losses.head import Head
+from selfdistill.models.batching import length_buckets
 from selfdistill.models.kept_states import KeptStates, ReadState
-from selfdistill.models.policy import Policy, length_buckets, padded
+from selfdistill.models.policy import Policy, padded
 from selfdistill.models.precision import cache_dtype
 from selfdistill.types import Completion, StopReason, TokenIds
 
 # Numbers that a CPU works on at a time after the head. Arrays of megabytes leave its cache, and the operating system
 # maps and clears their memory anew for every operation, which takes longer than the operation.
 CACHED_LOGITS = 2**16
+DRAWN_LOGITS = 2**25  # of an accelerator at a time: drawing holds seven arrays of them in float32
 BLOCK = 512  # tokens whose probabilities are summed before one is drawn
 
 
@@ -110,7 +112,9 @@ def sample(
     completions: dict[int, Completion] = {}
     head = policy.head(sampling=True)
     budget = [min(len(prompt) + options.max_new_tokens, context) for prompt in prompts]
-    for bucket in length_buckets(budget, options.batch_tokens):
+    # A token of one row takes an accelerator as long as one of every row.
+    launched = 0 if policy.device.type == "cpu" else options.batch_tokens
+    for bucket in length_buckets(budget, options.batch_tokens, launched=launched):
         # Equal prompts side by side: they are read once.
         bucket.sort(key=lambda index: (len(prompts[index]), prompts[index], index))
         drawn = options.max_new_tokens if options.temperature else 0
@@ -172,6 +176,7 @@ def _sampled(
         branch_R = torch.tensor([places[prompt] for prompt in prompts], device=device)
         cache = PreallocatedCache(policy.base.config, cache_dtype(policy.dtype))
         ids_BL, mask_BL = padded(policy, list(places), "left")
+    in_order = len(ids_BL) == rows  # row r is branch r
     for step in range(steps):
         hidden_BD = policy.backbone(ids_BL, cache, mask_BL)[:, -1]
         noise_R1 = noise_RT[live_R.to(noise_RT.device), step : step + 1]
@@ -187,12 +192,21 @@ def _sampled(
         going = (~last_R).nonzero().squeeze(1)
         if not len(going):
             break
+        parted = len(hidden_BD) == len(live_R)
         live_R = live_R[going]
-        # Each branch is followed once for every different token that its rows drew; one without rows is dropped.
-        pairs_B, branch_R = torch.unique(branch_R[going] * vocabulary + tokens_R[going], return_inverse=True)
-        parents_B, ids_BL = pairs_B // vocabulary, (pairs_B % vocabulary)[:, None]
-        if not torch.equal(parents_B, torch.arange(len(hidden_BD), device=device)):
-            cache.reorder_cache(parents_B)
+        if parted:  # for good: every row is a branch of its own, and no device is asked which
+            parents_B, ids_BL, branch_R = (
+                branch_R[going],
+                tokens_R[going][:, None],
+                torch.arange(len(going), device=device),
+            )
+            unmoved, in_order = in_order and len(going) == len(hidden_BD), True
+        else:  # each branch is followed once for every different token that its rows drew; one without rows is dropped
+            pairs_B, branch_R = torch.unique(branch_R[going] * vocabulary + tokens_R[going], return_inverse=True)
+            parents_B, ids_BL = pairs_B // vocabulary, (pairs_B % vocabulary)[:, None]
+            unmoved = torch.equal(parents_B, torch.arange(len(hidden_BD), device=device))
+        if not unmoved:
+            cache.reorder_cache(parents_B)  # type: ignore[arg-type]
         if mask_BL is not None:
             mask_BL = torch.cat([mask_BL[parents_B], torch.ones_like(ids_BL)], dim=1)
     results = zip(tokens_RT.tolist(), logprobs_RT.tolist(), length_R.tolist(), strict=True)
@@ -205,7 +219,8 @@ def draw(
     """Next tokens and their log-probabilities, from logits in float32 as the losses compute them."""
     with torch.autocast(hidden_BD.device.type, enabled=False):
         logits_BV = head.logits(hidden_BD)
-    rows = max(1, CACHED_LOGITS // head.vocabulary) if branch_R.device.type == "cpu" else len(branch_R)
+    most = CACHED_LOGITS if branch_R.device.type == "cpu" else DRAWN_LOGITS
+    rows = max(1, most // head.vocabulary)
     tokens, logprobs = list[Tensor](), list[Tensor]()
     for branch, noise_B1 in zip(torch.split(branch_R, rows), torch.split(noise_R1, rows), strict=True):
         rows_BV = logits_BV[branch].to(noise_R1.device)

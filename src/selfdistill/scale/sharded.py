@@ -21,7 +21,8 @@ from torch.distributed.tensor import DTensor
 
 from selfdistill.errors import ModelError
 from selfdistill.losses import Head
-from selfdistill.models.policy import Policy, Ranks, TokenPair
+from selfdistill.models.batching import TokenPair
+from selfdistill.models.policy import Policy, Ranks
 from selfdistill.models.precision import MASTER
 from selfdistill.models.shards import local
 

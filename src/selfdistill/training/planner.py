@@ -23,6 +23,7 @@ from selfdistill.models.load import LoraOptions
 from selfdistill.models.narrow import multiplies_bfloat16
 from selfdistill.models.planning import ModelShape, device_memory, model_shape
 from selfdistill.models.precision import pick_device, pick_dtype
+from selfdistill.models.sampler import DRAWN_LOGITS
 from selfdistill.models.teacher import Frozen, Live, Other, TrustRegion
 
 GIB, CPU = 2**30, torch.device("cpu")
@@ -163,6 +164,8 @@ def memory_plan(config: RunConfig, shape: ModelShape, needs: Needs) -> MemoryPla
     residual = 4 if full or not narrow else 2  # bytes of a number between layers
     rows = max(64, (2**22 if on_cpu else 2**26) // shape.vocabulary)
     logits = 4.0 * shape.vocabulary * min(rows, updated) * (3 if on_cpu else 8)
+    at_once = -(-sampled // length)
+    drawn = 0 if on_cpu else 6 * min(at_once, DRAWN_LOGITS // shape.vocabulary)
     widened = head if dtype == torch.bfloat16 and on_cpu and not full else 0.0
     rounded = 2.0 * (trained - shape.head * full) * narrow
     moments = trained * (2.1 if config.optimiser.states == "8bit" else 8.0)
@@ -186,7 +189,7 @@ def memory_plan(config: RunConfig, shape: ModelShape, needs: Needs) -> MemoryPla
         "rounded weights": (rounded, sampling | forward | updating),
         "keys and values": (2.5 * sampled * shape.layers * shape.key_value * wide, sampling),
         "reading prompts": (live * min(answers * needs.prompt_tokens, sampled), sampling),
-        "logits of the sampler": (4.0 * shape.vocabulary * -(-sampled // length) + widened, sampling),
+        "logits of the sampler": (4.0 * shape.vocabulary * (at_once + drawn) + widened, sampling),
     }
     if needs.learns:
         parts |= {

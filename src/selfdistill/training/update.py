@@ -27,7 +27,8 @@ from selfdistill.losses.reduction import Denominators, Reduction, denominators, 
 from selfdistill.losses.shaping import TokenTable
 from selfdistill.losses.spec import LOSS_TERMS, LossSpec, LossTerm, TokenStats, TokenWeights
 from selfdistill.losses.token_weights import weigh_tokens
-from selfdistill.models.policy import Policy, tokens_read
+from selfdistill.models.batching import tokens_read
+from selfdistill.models.policy import Policy
 from selfdistill.training import forward
 from selfdistill.training.forward import ForwardPass, by_uid, per_token
 from selfdistill.training.out_of_memory import Attempt
@@ -254,8 +255,9 @@ def update_policy(
         started_N = found.stats.logprobs_N
         if batch.old_logprobs is not None and part:
             started_N = torch.cat([batch.old_logprobs[s.uid] for s in part])
-        rows = by_uid(part, found.stats.teacher_logprobs_N - started_N)
-        known = _known({s.uid: rows[s.uid] for s in part if s.distil}), _known(by_uid(part, found.stats.entropy_N))
+        rows = by_uid(part, (found.stats.teacher_logprobs_N - started_N).cpu())  # one transfer for all samples
+        entropies_T = by_uid(part, found.stats.entropy_N.cpu())
+        known = _known({s.uid: rows[s.uid] for s in part if s.distil}), _known(entropies_T)
         terms_T = torch.stack([found.terms[name] for name in LOSS_TERMS]).cpu()
         numbers_MN = torch.stack([getattr(found.stats, f"{name}_N") * 1.0 for name in MEANS]).cpu()
         measured.append((known, terms_T, numbers_MN))
@@ -288,18 +290,22 @@ def _accumulate(
 ) -> list[tuple[list[TrainingSample], FusedResult]]:
     """Sums the gradient over micro-batches of so many tokens, from zero; their samples and results."""
     optimizer.zero_grad(set_to_none=True)  # of an attempt that ran out of memory
-    parts = policy.ranks.even(micro_batches(batch.samples, tokens, shares=policy.shares_prompts))
+    found = micro_batches(batch.samples, tokens, shares=policy.shares_prompts, launched=policy.launched)
+    parts = policy.ranks.even(found)
     return [(part, _backward(policy, loss_specs[part[0].spec_index if part else 0], batch, part)) for part in parts]
 
 
-def micro_batches(samples: Sequence[TrainingSample], tokens: int, *, shares: bool = True) -> list[list[TrainingSample]]:
+def micro_batches(
+    samples: Sequence[TrainingSample], tokens: int, *, shares: bool = True, launched: int = 0
+) -> list[list[TrainingSample]]:
     """Samples of one loss and of similar length together, those of one prompt side by side, since a model that `shares`
     reads it once. Reading a batch takes at most `tokens` tokens, unless it is a single sample."""
 
     def fits(part: Sequence[TrainingSample]) -> bool:
         pairs = [(s.student_prompt_ids, s.continuation()[0] if s.observed else s.completion_ids) for s in part]
         most = sum(len(prompt) + len(ids) for prompt, ids in pairs)  # without padding
-        return 1.25 * most + 16 * len(pairs) <= tokens or tokens_read(pairs, shares=shares) <= tokens
+        near = not launched and 1.25 * most + 16 * len(pairs) <= tokens
+        return near or tokens_read(pairs, shares=shares, launched=launched) <= tokens
 
     groups: dict[tuple[int, int, TokenIds], list[TrainingSample]] = {}
     for s in sorted(samples, key=lambda s: len(s.completion_ids)):
