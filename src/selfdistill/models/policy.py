@@ -31,9 +31,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 R = TypeVar("R")
 
-LAUNCHED = (
-    4e11  # floating-point operations of an accelerator while the operations of one layer are launched, about 1 ms
-)
+LAUNCHED = 4e11  # floating-point operations of an H100 in the millisecond that launching those of a layer takes
 
 
 class Ranks:
@@ -78,7 +76,7 @@ class Policy:
     `dtype` is the precision of forward passes; trained parameters are float32 (see `models.precision`). `end_ids` end
     the model's turn. `context_length` bounds prompt and answer together. Rows of the head from `vocabulary` on are
     padding: they are neither sampled nor compared. `recomputes`: see `models.activations`. `body` is `base` without its
-    head. A batch of up to `launched` tokens takes an accelerator as long as one of a single token; on a CPU none does.
+    head. A batch of up to `launched` tokens takes a GPU about as long as one of a single token; 0 on a CPU.
     `ranks` are the processes that read and learn together with this one.
     """
 
@@ -107,7 +105,7 @@ class Policy:
         self.context_length = context_length(self.base.config, self.tokenizer)
         self.vocabulary = 1 + max(self.tokenizer.get_vocab().values())
         self.body = getattr(self.base, self.base.base_model_prefix)
-        if self.device.type != "cpu":
+        if self.device.type == "cuda":
             layers = max(1, self.base.config.get_text_config().num_hidden_layers)
             counted = sum(value.numel() for value in self.body.parameters()) - self.output.weight.numel()
             self.launched = int(LAUNCHED * layers / (2 * max(1, counted)))

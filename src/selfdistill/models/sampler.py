@@ -112,8 +112,8 @@ def sample(
     completions: dict[int, Completion] = {}
     head = policy.head(sampling=True)
     budget = [min(len(prompt) + options.max_new_tokens, context) for prompt in prompts]
-    # A token of one row takes an accelerator as long as one of every row.
-    launched = 0 if policy.device.type == "cpu" else options.batch_tokens
+    # A token of one row takes a GPU as long as one of every row.
+    launched = options.batch_tokens if policy.launched else 0
     for bucket in length_buckets(budget, options.batch_tokens, launched=launched):
         # Equal prompts side by side: they are read once.
         bucket.sort(key=lambda index: (len(prompts[index]), prompts[index], index))
@@ -194,12 +194,9 @@ def _sampled(
             break
         parted = len(hidden_BD) == len(live_R)
         live_R = live_R[going]
-        if parted:  # for good: every row is a branch of its own, and no device is asked which
-            parents_B, ids_BL, branch_R = (
-                branch_R[going],
-                tokens_R[going][:, None],
-                torch.arange(len(going), device=device),
-            )
+        if parted:  # for good: every row is a branch of its own, and the host need not wait to know which
+            parents_B, ids_BL = branch_R[going], tokens_R[going][:, None]
+            branch_R = torch.arange(len(going), device=device)
             unmoved, in_order = in_order and len(going) == len(hidden_BD), True
         else:  # each branch is followed once for every different token that its rows drew; one without rows is dropped
             pairs_B, branch_R = torch.unique(branch_R[going] * vocabulary + tokens_R[going], return_inverse=True)

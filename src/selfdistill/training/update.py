@@ -256,8 +256,8 @@ def update_policy(
         if batch.old_logprobs is not None and part:
             started_N = torch.cat([batch.old_logprobs[s.uid] for s in part])
         rows = by_uid(part, (found.stats.teacher_logprobs_N - started_N).cpu())  # one transfer for all samples
-        entropies_T = by_uid(part, found.stats.entropy_N.cpu())
-        known = _known({s.uid: rows[s.uid] for s in part if s.distil}), _known(entropies_T)
+        entropy = by_uid(part, found.stats.entropy_N.cpu())
+        known = _known({s.uid: rows[s.uid] for s in part if s.distil}), _known(entropy)
         terms_T = torch.stack([found.terms[name] for name in LOSS_TERMS]).cpu()
         numbers_MN = torch.stack([getattr(found.stats, f"{name}_N") * 1.0 for name in MEANS]).cpu()
         measured.append((known, terms_T, numbers_MN))
@@ -303,9 +303,9 @@ def micro_batches(
 
     def fits(part: Sequence[TrainingSample]) -> bool:
         pairs = [(s.student_prompt_ids, s.continuation()[0] if s.observed else s.completion_ids) for s in part]
-        most = sum(len(prompt) + len(ids) for prompt, ids in pairs)  # without padding
-        near = not launched and 1.25 * most + 16 * len(pairs) <= tokens
-        return near or tokens_read(pairs, shares=shares, launched=launched) <= tokens
+        lengths = [len(prompt) + len(ids) for prompt, ids in pairs]
+        most = len(pairs) * max(lengths) if launched else 1.25 * sum(lengths) + 16 * len(pairs)
+        return most <= tokens or tokens_read(pairs, shares=shares, launched=launched) <= tokens
 
     groups: dict[tuple[int, int, TokenIds], list[TrainingSample]] = {}
     for s in sorted(samples, key=lambda s: len(s.completion_ids)):
