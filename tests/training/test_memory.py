@@ -87,6 +87,20 @@ def test_what_waits_on_the_host_gives_the_same_bits(tiny_policy) -> None:
     assert all(torch.equal(there[name], value) for name, value in here.items())
 
 
+def test_states_on_the_host_are_restored_without_the_device() -> None:
+    """A device that holds no numbers loses what is moved there."""
+    saved = new_optimizer(RunConfig(), [torch.nn.Parameter(torch.ones(3)) for _ in range(2)])
+    for weight in saved.param_groups[0]["params"]:
+        weight.grad = torch.ones(3)
+    saved.step()
+    elsewhere = [torch.nn.Parameter(torch.empty(3, device="meta")) for _ in range(2)]
+    restored = new_optimizer(RunConfig(offload="optimiser"), elsewhere)
+    restored.load_state_dict(saved.state_dict())
+    for weight, like in zip(elsewhere, saved.state.values(), strict=True):
+        own = restored.state[weight]
+        assert all(torch.equal(own[name], like[name]) for name in ("step", "exp_avg", "exp_avg_sq"))
+
+
 def test_states_in_8_bits_need_their_extra(tiny_policy, monkeypatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "torchao.optim", None)
     config = replace(RunConfig(), optimiser=replace(RunConfig().optimiser, states="8bit"))

@@ -30,10 +30,16 @@ class OnHost(torch.optim.Optimizer):
             self.param_groups = groups
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Restores the states, on the host."""
-        super().load_state_dict(dict(state_dict))
-        for weight in self.state:
-            self._move(weight, torch.device("cpu"))
+        """Restores the states, on the host. torch's own would have all of them on the device first, which may hold one
+        parameter's at a time."""
+        super().load_state_dict({**state_dict, "state": {}})
+        for saved, group in zip(state_dict["param_groups"], self.param_groups, strict=True):
+            for number, weight in zip(saved["params"], group["params"], strict=True):
+                if number in state_dict["state"]:
+                    self.state[weight] = dict(state_dict["state"][number])
+                    self._move(weight, torch.device("cpu"))
+                    if group.get("fused"):  # which counts steps on the device
+                        self.state[weight]["step"] = self.state[weight]["step"].to(weight.device)
 
     def _move(self, weight: Tensor, device: torch.device) -> None:
         state = self.state[weight]
