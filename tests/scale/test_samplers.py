@@ -281,6 +281,6 @@ def test_what_servers_cannot_do_is_refused_before_anything_is_written(config_of)
     with pytest.raises(ConfigError, match="staleness needs top_p=1"):
         train(config_of(scale={"sampler": table}, sampling={"max_new_tokens": 8, "top_p": 0.9}))
     config = config_of(scale={"sampler": {"addresses": table["addresses"]}})
-    with pytest.raises(ConfigError, match="context-gain samples in its own process"):
+    with pytest.raises(ConfigError, match="eval --teacher samples in its own process"):
         measure_context_gain(config, no_callback)
     assert not Path(config.out).exists()
