@@ -174,6 +174,7 @@ class ThreeTokenPolicy:
     dtype: ClassVar[torch.dtype] = torch.float32
     has_adapter: ClassVar[bool] = False
     shares_prompts: ClassVar[bool] = False
+    launched: ClassVar[int] = 0
     ranks: ClassVar[Ranks] = ALONE
 
     def __post_init__(self) -> None:
