@@ -137,6 +137,7 @@ def test_a_server_deletes_what_is_older_than_it_keeps(path: Path):
     lines: list[str] = []
     with served(path) as journal:
         ask(journal, user("Hello"))
+        time.sleep(0.005)  # times are kept in milliseconds
         with Retention(journal, 1e-9, lines.append):
             limit = time.monotonic() + 10
             while not lines and time.monotonic() < limit:
