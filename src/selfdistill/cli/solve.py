@@ -77,7 +77,7 @@ def solve(
             [*arg.given(options), *fixed],
             "a resumed search keeps its settings",
             why="its records would mix two experiments",
-            do=f"leave these out; what may change: {', '.join(['--keep', *MAY_CHANGE[:-1]])}",
+            do=f"leave these out; what may change: {', '.join(MAY_CHANGE).replace('solve.keep', '--keep')}",
         )
         saved = read_saved(resume, config_from)
         chosen = replace(saved, run=load_config(None, written, resolved(saved.run)))

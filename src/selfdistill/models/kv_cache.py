@@ -102,9 +102,11 @@ class PreallocatedCache(DynamicCache):
         layers = [layer for layer in self.layers if isinstance(layer, PreallocatedLayer)]
         if len(layers) < len(self.layers):
             return None
-        keys = layers[0].keys
-        every_L = torch.arange(keys.shape[2], device=keys.device)
-        places_L = every_L if mask_BL is None else mask_BL[row].nonzero().squeeze(1)
+        if mask_BL is None:
+            keys = layers[0].keys
+            places_L = torch.arange(keys.shape[2], device=keys.device)
+        else:
+            places_L = mask_BL[row].nonzero().squeeze(1)
         return [(layer.keys[row][:, places_L], layer.values[row][:, places_L]) for layer in layers]
 
 

@@ -35,7 +35,7 @@ from selfdistill.types import Completion, Outcome, Rollout, RolloutGroup, Task, 
 
 REDRAWS = (1, 2, 4, 8, 16, 32)  # draws at a time in place of a repeated failure
 WINDOW = 16  # attempts, at least, on more than half of which an environment must fail before a search stops
-MAY_CHANGE = ("checkpoint_every", "micro_batch_tokens", "activation_checkpointing", "offload", "solve.keep")
+MAY_CHANGE = ("solve.keep", "checkpoint_every", "micro_batch_tokens", "activation_checkpointing", "offload")
 COUNTS = ("contexts_cut", "prompts_cut", "left_out", "redrawn")  # of a result, summed over steps
 
 
